@@ -1,0 +1,1 @@
+//! AArch64 at EL2, and nothing else.

@@ -1,0 +1,1 @@
+//! The UART, the log, and who gets what is typed.

@@ -1,0 +1,35 @@
+//! Doorward: a type-1 hypervisor for AArch64 whose guests take device interrupts without it.
+//!
+//! The map of the house. Imports point one way, from the top of this list to the bottom; a test checks it.
+//!
+//! | room | what it is |
+//! |---|---|
+//! | `main.rs` | the image: the order in which the machine comes up |
+//! | [`vm`] | domains: build, run loop, exits, interrupt dispatch, teardown, emulated devices |
+//! | [`vits`] | the ITS that a guest sees |
+//! | [`sched`] | which vCPU runs where; knows vCPUs by its own trait |
+//! | [`vgic`] | the GIC that a guest sees |
+//! | [`gic`] | the physical GIC: distributor, redistributors, ITSs, and the verbs of GICv4 |
+//! | [`console`], [`trace`], [`platform`], [`mm`] | the UART and log; counters; what machine this is; memory |
+//! | [`sync`], [`mmio`] | locks; the seam between drivers and hardware |
+//! | [`arch`] | AArch64 EL2 |
+//! | [`ids`] | every number, as its own type |
+#![cfg_attr(target_os = "none", no_std)]
+
+extern crate alloc;
+#[cfg(not(target_os = "none"))]
+extern crate std;
+
+pub mod arch;
+pub mod console;
+pub mod gic;
+pub mod ids;
+pub mod mm;
+pub mod mmio;
+pub mod platform;
+pub mod sched;
+pub mod sync;
+pub mod trace;
+pub mod vgic;
+pub mod vits;
+pub mod vm;

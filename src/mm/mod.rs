@@ -1,0 +1,1 @@
+//! Memory: frames, heap, EL2 stage 1, guest stage 2.

@@ -1,0 +1,1 @@
+//! Counters; takes no lock.

@@ -1,0 +1,1 @@
+//! The GIC that a guest sees.

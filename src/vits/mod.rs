@@ -1,0 +1,1 @@
+//! The ITS that a guest sees.
