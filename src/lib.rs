@@ -8,6 +8,7 @@
 //! | [`vm`] | domains: build, run loop, exits, interrupt dispatch, teardown, emulated devices |
 //! | [`vits`] | the ITS that a guest sees |
 //! | [`sched`] | which vCPU runs where; knows vCPUs by its own trait |
+//! | [`smmu`] | SMMUs, put into bypass |
 //! | [`vgic`] | the GIC that a guest sees |
 //! | [`gic`] | the physical GIC: distributor, redistributors, ITSs, and the verbs of GICv4 |
 //! | [`console`], [`trace`], [`platform`], [`mm`] | the UART and log; counters; what machine this is; memory |
@@ -28,6 +29,7 @@ pub mod mm;
 pub mod mmio;
 pub mod platform;
 pub mod sched;
+pub mod smmu;
 pub mod sync;
 pub mod trace;
 pub mod vgic;
