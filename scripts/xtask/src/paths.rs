@@ -1,0 +1,47 @@
+//! Where things are: the checkout, its `target/`, and the cache of what setup fetched.
+
+use std::path::{Path, PathBuf};
+
+/// The root of the checkout that this binary was built from.
+pub fn root() -> PathBuf {
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.ancestors().nth(2).expect("scripts/xtask is two below the root").to_owned()
+}
+
+/// The build folder, next to the sources.
+pub fn target() -> PathBuf {
+    root().join("target")
+}
+
+/// Where setup keeps what it fetched and made. Checkouts may share one by naming it in `DOORWARD_CACHE`.
+pub fn cache() -> PathBuf {
+    match std::env::var_os("DOORWARD_CACHE") {
+        Some(path) if !path.is_empty() => PathBuf::from(path),
+        _ => root().join(".cache"),
+    }
+}
+
+/// The raw arm64 Image that `build` makes.
+pub fn image() -> PathBuf {
+    target().join("doorward.img")
+}
+
+/// The same with symbols.
+pub fn elf() -> PathBuf {
+    target().join("doorward.elf")
+}
+
+/// The Linux kernel that setup fetched.
+pub fn linux() -> PathBuf {
+    cache().join("linux/Image")
+}
+
+/// The initramfs that setup made.
+pub fn initramfs() -> PathBuf {
+    target().join("guest/initramfs.cpio")
+}
+
+/// The NVMe disk of known content that setup made.
+pub fn disk() -> PathBuf {
+    cache().join("nvme.img")
+}

@@ -1,0 +1,211 @@
+//! The initramfs: busybox, fio with its libraries, our own small tools and the test scripts, as an uncompressed newc archive.
+//!
+//! The same inputs give the same bytes: entries are sorted, times, owners and inode numbers are fixed. It lies in `target/`
+//! because it depends on this checkout's `tests/guest`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::{Stamp, disk, packages};
+use crate::fail::{Doing, Outcome};
+use crate::{paths, sh};
+
+/// Changes when this file arranges things differently.
+const RECIPE: &[u8] = b"1";
+
+const LIBRARIES: &str = "lib/aarch64-linux-gnu";
+const LOADER: &str = "ld-linux-aarch64.so.1";
+
+/// Makes it where an input changed.
+pub fn ensure() -> Outcome {
+    let archive = paths::initramfs();
+    let sources = sources()?;
+    let mut inputs: Vec<&[u8]> = vec![RECIPE];
+    for (name, bytes) in &sources {
+        inputs.push(name.as_bytes());
+        inputs.push(bytes);
+    }
+    let checksums = read(&disk::manifest())?;
+    inputs.push(&checksums);
+    let rustc = sh::quiet(Command::new("rustc").arg("--version").current_dir(paths::root()))?;
+    inputs.push(rustc.as_bytes());
+    let packages = packages::versions()?;
+    inputs.push(packages.as_bytes());
+    let stamp = Stamp::new(&archive, &inputs);
+    if stamp.fresh() && archive.is_file() {
+        return Ok(());
+    }
+
+    sh::say("making the initramfs");
+    let folder = archive.with_file_name("");
+    std::fs::create_dir_all(&folder).doing(format_args!("creating {}", folder.display()))?;
+    let mut tree = Tree::default();
+    for name in ["proc", "sys", "dev", "tmp", "root", "usr/sbin", "sbin", "etc"] {
+        tree.folder(name);
+    }
+    tree.device("dev/console", 5, 1);
+    tree.program("bin/busybox", read(&packages::program("busybox-static", "bin/busybox")?)?);
+    tree.program("usr/bin/fio", read(&packages::program("fio", "usr/bin/fio")?)?);
+    for library in packages::libraries()? {
+        let folder = if library.soname == LOADER { "lib" } else { LIBRARIES };
+        tree.program(&format!("{folder}/{}", library.soname), read(&library.file)?);
+    }
+    tree.file("etc/nvme.sha256", checksums.clone());
+    for (name, bytes) in &sources {
+        match name.strip_suffix(".rs") {
+            Some(tool) => {
+                let tool = tool.rsplit('/').next().unwrap_or(tool);
+                tree.program(
+                    &format!("bin/{tool}"),
+                    compile(&paths::root().join("tests/guest").join(name), &folder, tool)?,
+                );
+            }
+            None => tree.program(name, bytes.clone()),
+        }
+    }
+    let partial = archive.with_extension("partial");
+    std::fs::write(&partial, tree.pack()).doing(format_args!("writing {}", partial.display()))?;
+    std::fs::rename(&partial, &archive).doing("placing the initramfs")?;
+    stamp.set()
+}
+
+/// Everything under `tests/guest`, by path.
+fn sources() -> Outcome<BTreeMap<String, Vec<u8>>> {
+    let root = paths::root().join("tests/guest");
+    let mut found = BTreeMap::new();
+    let mut open = vec![root.clone()];
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(&folder).doing(format_args!("listing {}", folder.display()))?.flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                open.push(path);
+            } else if let Ok(name) = path.strip_prefix(&root) {
+                found.insert(name.to_string_lossy().into_owned(), read(&path)?);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// One small static program for Linux in the guest.
+fn compile(source: &Path, folder: &Path, name: &str) -> Outcome<Vec<u8>> {
+    let output = folder.join(name);
+    let mut command = Command::new("rustc");
+    command.args([
+        "--edition=2024",
+        "--target=aarch64-unknown-linux-musl",
+        "-Copt-level=s",
+        "-Cpanic=abort",
+        "-Cstrip=symbols",
+    ]);
+    command
+        .args(["-Clinker=rust-lld", "-Clink-self-contained=yes", "--crate-name", name, "-o"])
+        .arg(&output)
+        .arg(source);
+    command.arg(format!("--remap-path-prefix={}=.", paths::root().display())).current_dir(paths::root());
+    sh::quiet(&mut command)?;
+    read(&output)
+}
+
+fn read(path: &Path) -> Outcome<Vec<u8>> {
+    std::fs::read(path).doing(format_args!("reading {}", path.display()))
+}
+
+/// A file tree on its way into an archive.
+#[derive(Default)]
+struct Tree {
+    entries: BTreeMap<PathBuf, Entry>,
+}
+
+/// One entry: its mode with type, device numbers for a character device, content.
+struct Entry {
+    mode: u32,
+    device: (u32, u32),
+    bytes: Vec<u8>,
+}
+
+impl Tree {
+    fn folder(&mut self, name: &str) {
+        for folder in Path::new(name).ancestors().filter(|folder| !folder.as_os_str().is_empty()) {
+            self.entries.insert(folder.to_owned(), Entry { mode: 0o040_755, device: (0, 0), bytes: Vec::new() });
+        }
+    }
+
+    fn add(&mut self, name: &str, entry: Entry) {
+        if let Some(parent) = Path::new(name).parent().and_then(Path::to_str).filter(|parent| !parent.is_empty()) {
+            self.folder(parent);
+        }
+        self.entries.insert(name.into(), entry);
+    }
+
+    fn file(&mut self, name: &str, bytes: Vec<u8>) {
+        self.add(name, Entry { mode: 0o100_644, device: (0, 0), bytes });
+    }
+
+    fn program(&mut self, name: &str, bytes: Vec<u8>) {
+        self.add(name, Entry { mode: 0o100_755, device: (0, 0), bytes });
+    }
+
+    fn device(&mut self, name: &str, major: u32, minor: u32) {
+        self.add(name, Entry { mode: 0o020_600, device: (major, minor), bytes: Vec::new() });
+    }
+
+    /// The archive: `newc`, as the kernel's Documentation/driver-api/early-userspace/buffer-format.rst describes it.
+    fn pack(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        for (inode, (name, entry)) in (1..).zip(&self.entries) {
+            pack_entry(&mut out, inode, &name.to_string_lossy(), entry);
+        }
+        let end = Entry { mode: 0, device: (0, 0), bytes: Vec::new() };
+        pack_entry(&mut out, 0, "TRAILER!!!", &end);
+        out
+    }
+}
+
+fn pack_entry(out: &mut Vec<u8>, inode: u32, name: &str, entry: &Entry) {
+    let links = if entry.mode & 0o170_000 == 0o040_000 { 2 } else { 1 };
+    let size = u32::try_from(entry.bytes.len()).expect("no file of the guest reaches 4 GiB");
+    let name_size = name.len() as u32 + 1;
+    let (major, minor) = entry.device;
+    out.extend_from_slice(b"070701");
+    for field in [inode, entry.mode, 0, 0, links, 0, size, 0, 0, major, minor, name_size, 0] {
+        out.extend_from_slice(format!("{field:08x}").as_bytes());
+    }
+    out.extend_from_slice(name.as_bytes());
+    out.push(0);
+    pad(out);
+    out.extend_from_slice(&entry.bytes);
+    pad(out);
+}
+
+/// Headers and contents start at multiples of 4.
+fn pad(out: &mut Vec<u8>) {
+    out.resize(out.len().next_multiple_of(4), 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_entry_has_the_fields_of_newc_in_their_order() {
+        let mut tree = Tree::default();
+        tree.file("a", b"hi".to_vec());
+        let bytes = tree.pack();
+        let header = std::str::from_utf8(&bytes[..110]).unwrap();
+        assert_eq!(&header[..6], "070701");
+        assert_eq!(&header[14..22], "000081a4", "regular file, 644");
+        assert_eq!(&header[54..62], "00000002", "two bytes of content");
+        assert_eq!(&header[94..102], "00000002", "name with its NUL");
+        assert_eq!(&bytes[110..116], b"a\0hi\0\0");
+    }
+
+    #[test]
+    fn folders_come_before_what_they_hold() {
+        let mut tree = Tree::default();
+        tree.program("usr/bin/x", Vec::new());
+        let names: Vec<_> = tree.entries.keys().map(|name| name.to_str().unwrap()).collect();
+        assert_eq!(names, ["usr", "usr/bin", "usr/bin/x"]);
+    }
+}
