@@ -1,0 +1,405 @@
+//! Walking a device tree: nodes with the way to them, cells, address translation, interrupt specifiers.
+//!
+//! The tree is input from outside, so every number in it is an allegation: reads past the end of a property, cell
+//! counts that make no sense and arithmetic that wraps all end in "not there". The depth of nesting is bounded,
+//! because this runs on a boot stack. Devicetree Specification 0.4, chapters 2.3 (standard properties) and 2.4
+//! (interrupts); the GIC's specifier is in Linux' binding `arm,gic-v3.yaml`.
+
+use crate::ids::{Intid, Pa};
+use crate::platform::{MachineError, Range, What};
+use dtoolkit::fdt::{Fdt, FdtNode};
+use dtoolkit::{Node, Property};
+
+/// How deep nodes may nest.
+pub(super) const MAX_DEPTH: usize = 24;
+
+/// How an interrupt line signals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// On a rising edge.
+    Edge,
+    /// While the line is high.
+    Level,
+}
+
+/// A run of big-endian 32-bit cells.
+#[derive(Clone, Copy)]
+pub(super) struct Cells<'a>(pub &'a [u8]);
+
+impl<'a> Cells<'a> {
+    pub fn is_empty(self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Takes `count` cells off the front; `None` when there are not so many.
+    pub fn take(&mut self, count: u32) -> Option<Cells<'a>> {
+        let bytes = usize::try_from(count).ok()?.checked_mul(4)?;
+        let (front, rest) = self.0.split_at_checked(bytes)?;
+        self.0 = rest;
+        Some(Cells(front))
+    }
+
+    /// Takes one number of `count` cells; `None` when there are not so many or the number exceeds 64 bits.
+    pub fn number(&mut self, count: u32) -> Option<u64> {
+        self.take(count)?.value()
+    }
+
+    /// Takes one cell.
+    pub fn one(&mut self) -> Option<u32> {
+        self.number(1).map(|value| value as u32)
+    }
+
+    /// All cells as one number.
+    pub fn value(self) -> Option<u64> {
+        let mut value = 0u64;
+        for byte in self.0 {
+            if value >> 56 != 0 {
+                return None;
+            }
+            value = value << 8 | u64::from(*byte);
+        }
+        Some(value)
+    }
+}
+
+/// What a visitor wants next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Go {
+    /// The node's children.
+    In,
+    /// The node's next sibling.
+    Over,
+}
+
+/// A node and the way to it.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'p, 'a> {
+    pub node: FdtNode<'a>,
+    pub parent: Option<&'p Place<'p, 'a>>,
+    pub depth: usize,
+}
+
+impl<'a> Place<'_, 'a> {
+    pub fn name(&self) -> &'a str {
+        self.node.name()
+    }
+
+    pub fn value(&self, name: &str) -> Option<&'a [u8]> {
+        value(self.node, name)
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.value(name).is_some()
+    }
+
+    pub fn u32(&self, name: &str) -> Option<u32> {
+        u32_value(self.node, name)
+    }
+
+    pub fn phandle(&self) -> Option<u32> {
+        self.u32("phandle").or_else(|| self.u32("linux,phandle"))
+    }
+
+    pub fn is_compatible(&self, with: &str) -> bool {
+        strings(self.value("compatible").unwrap_or(&[])).any(|word| word == with)
+    }
+
+    /// No `status`, or one that says "okay".
+    pub fn is_available(&self) -> bool {
+        match self.value("status") {
+            None => true,
+            Some(status) => matches!(strings(status).next(), Some("okay" | "ok")),
+        }
+    }
+
+    /// Entry `index` of `reg` as the CPU sees it; `None` when there is none or no bus on the way leads there.
+    pub fn reg(&self, index: usize) -> Option<Range> {
+        self.regs().nth(index).flatten()
+    }
+
+    /// All entries of `reg`; one that the CPU cannot reach is `None`.
+    pub fn regs(&self) -> impl Iterator<Item = Option<Range>> + use<'_, 'a> {
+        let mut reg = Cells(self.value("reg").unwrap_or(&[]));
+        let bus = self.parent;
+        core::iter::from_fn(move || {
+            let bus = bus?;
+            if reg.is_empty() {
+                return None;
+            }
+            let before = reg.0.len();
+            let (address, size) = (reg.take(bus.address_cells())?, reg.take(bus.size_cells())?);
+            if reg.0.len() == before {
+                return None; // entries of no cells would never end
+            }
+            Some(match (address.value(), size.value()) {
+                (Some(address), Some(size)) => bus.cpu_address(address, size).map(|base| Range::new(Pa(base), size)),
+                _ => None,
+            })
+        })
+    }
+
+    pub fn address_cells(&self) -> u32 {
+        cell_count(self.node, "#address-cells", 2)
+    }
+
+    pub fn size_cells(&self) -> u32 {
+        cell_count(self.node, "#size-cells", 1)
+    }
+
+    /// Translates `size` bytes at `address` on this node's bus into CPU addresses. The root's bus is the CPU's; every
+    /// other one needs a `ranges`, and all of the bytes in one of its entries.
+    pub fn cpu_address(&self, address: u64, size: u64) -> Option<u64> {
+        let mut address = address;
+        let mut bus = self;
+        while let Some(parent) = bus.parent {
+            let mut ranges = Cells(bus.value("ranges")?);
+            if !ranges.is_empty() {
+                address = loop {
+                    let before = ranges.0.len();
+                    let child = ranges.take(bus.address_cells())?;
+                    let up = ranges.take(parent.address_cells())?;
+                    let length = ranges.take(bus.size_cells())?;
+                    if ranges.0.len() == before {
+                        return None;
+                    }
+                    // A PCI host's child addresses have three cells and are matched in `pci`, not here.
+                    let (Some(child), Some(up), Some(length)) = (child.value(), up.value(), length.value()) else {
+                        continue;
+                    };
+                    let Some(offset) = address.checked_sub(child) else { continue };
+                    if offset < length && size <= length - offset {
+                        break up.checked_add(offset)?;
+                    }
+                };
+            }
+            bus = parent;
+        }
+        Some(address)
+    }
+
+    /// The phandle of the controller that this node's `interrupts` are for (2.4.1: the nearest `interrupt-parent`, or
+    /// the nearest ancestor that is a controller).
+    pub fn interrupt_parent(&self) -> Option<u32> {
+        let mut place = self;
+        loop {
+            if let Some(phandle) = place.u32("interrupt-parent") {
+                return Some(phandle);
+            }
+            place = place.parent?;
+            if place.has("#interrupt-cells") {
+                return place.phandle();
+            }
+        }
+    }
+}
+
+/// A device tree and what is needed to read interrupts in it.
+#[derive(Clone, Copy)]
+pub(super) struct Tree<'a> {
+    pub fdt: Fdt<'a>,
+    /// The GIC's phandle and its `#interrupt-cells`.
+    pub gic: Option<(u32, u32)>,
+}
+
+impl<'a> Tree<'a> {
+    /// Visits every node, parents first.
+    pub fn walk(self, visit: &mut dyn FnMut(&Place<'_, 'a>) -> Result<Go, MachineError>) -> Result<(), MachineError> {
+        descend(&Place { node: self.fdt.root(), parent: None, depth: 0 }, visit)
+    }
+
+    /// Visits every node that is available and whose ancestors all are.
+    pub fn walk_available(
+        self,
+        visit: &mut dyn FnMut(&Place<'_, 'a>) -> Result<Go, MachineError>,
+    ) -> Result<(), MachineError> {
+        self.walk(&mut |place| if place.is_available() { visit(place) } else { Ok(Go::Over) })
+    }
+
+    /// The node with a phandle.
+    pub fn by_phandle(self, phandle: u32) -> Option<FdtNode<'a>> {
+        let mut found = None;
+        self.walk(&mut |place| {
+            if found.is_none() && place.phandle() == Some(phandle) {
+                found = Some(place.node);
+            }
+            Ok(if found.is_none() { Go::In } else { Go::Over })
+        })
+        .ok()?;
+        found
+    }
+
+    /// Calls `each` with every GIC interrupt of a node's `interrupts`, `interrupts-extended` and `interrupt-map`.
+    ///
+    /// Interrupts of other controllers are passed over: to the GIC those are the controllers' own.
+    pub fn interrupts(
+        self,
+        place: &Place<'_, 'a>,
+        each: &mut dyn FnMut(Intid, Trigger) -> Result<(), MachineError>,
+    ) -> Result<(), MachineError> {
+        let Some((gic, gic_cells)) = self.gic else { return Ok(()) };
+        let mut deliver = |spec: Cells<'a>| match specifier(spec) {
+            Some((intid, trigger)) => each(intid, trigger),
+            None => Ok(()),
+        };
+        if let Some(extended) = place.value("interrupts-extended") {
+            let mut cells = Cells(extended);
+            let mut controller = Controllers::default();
+            while let Some(phandle) = cells.one() {
+                let Some((width, _)) = controller.of(self, phandle) else { break };
+                let Some(spec) = cells.take(width) else { break };
+                if phandle == gic {
+                    deliver(spec)?;
+                }
+            }
+        } else if place.interrupt_parent() == Some(gic)
+            && let Some(interrupts) = place.value("interrupts")
+        {
+            let mut cells = Cells(interrupts);
+            while let Some(spec) = cells.take(gic_cells).filter(|spec| !spec.is_empty()) {
+                deliver(spec)?;
+            }
+        }
+        // A nexus (2.4.3), such as a PCI host's INTx.
+        if let Some(map) = place.value("interrupt-map") {
+            let mut cells = Cells(map);
+            let child = place.address_cells().saturating_add(cell_count(place.node, "#interrupt-cells", 1));
+            let mut controller = Controllers::default();
+            while cells.take(child).is_some() {
+                let Some(phandle) = cells.one() else { break };
+                let Some((width, address)) = controller.of(self, phandle) else { break };
+                let (Some(_), Some(spec)) = (cells.take(address), cells.take(width)) else { break };
+                if phandle == gic {
+                    deliver(spec)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Remembers the last controller, since nearly all entries name the same one and finding it is a walk of the tree.
+#[derive(Default)]
+struct Controllers {
+    last: Option<(u32, Option<(u32, u32)>)>,
+    walks: u32,
+}
+
+impl Controllers {
+    /// A tree that makes one property walk it more often than this is not worth reading on.
+    const MAX_WALKS: u32 = 64;
+
+    /// A controller's `#interrupt-cells` and (here absent means 0) `#address-cells`.
+    fn of(&mut self, tree: Tree<'_>, phandle: u32) -> Option<(u32, u32)> {
+        match self.last {
+            Some((last, cells)) if last == phandle => cells,
+            _ if self.walks == Self::MAX_WALKS => None,
+            _ => {
+                self.walks += 1;
+                let cells = tree.by_phandle(phandle).and_then(|node| {
+                    Some((u32_value(node, "#interrupt-cells")?, cell_count(node, "#address-cells", 0)))
+                });
+                self.last = Some((phandle, cells));
+                cells
+            }
+        }
+    }
+}
+
+/// A GIC interrupt specifier: type, number, flags.
+fn specifier(mut spec: Cells<'_>) -> Option<(Intid, Trigger)> {
+    let (kind, number, flags) = (spec.one()?, spec.one()?, spec.one()?);
+    let (first, count) = match kind {
+        0 => (32, 988),
+        1 => (16, 16),
+        2 => (4096, 1024),
+        3 => (1056, 64),
+        _ => return None,
+    };
+    let trigger = if flags & 0b0011 != 0 { Trigger::Edge } else { Trigger::Level };
+    (number < count).then(|| (Intid(first + number), trigger))
+}
+
+fn descend<'a>(
+    place: &Place<'_, 'a>,
+    visit: &mut dyn FnMut(&Place<'_, 'a>) -> Result<Go, MachineError>,
+) -> Result<(), MachineError> {
+    if place.depth > MAX_DEPTH {
+        return Err(MachineError::TooMany { what: What::Depth, limit: MAX_DEPTH });
+    }
+    if visit(place)? == Go::In {
+        for child in place.node.children() {
+            descend(&Place { node: child, parent: Some(place), depth: place.depth + 1 }, visit)?;
+        }
+    }
+    Ok(())
+}
+
+/// A property's bytes.
+pub(super) fn value<'a>(node: FdtNode<'a>, name: &str) -> Option<&'a [u8]> {
+    node.property(name)?.value_as::<&'a [u8]>().ok()
+}
+
+/// A property of one cell.
+pub(super) fn u32_value(node: FdtNode<'_>, name: &str) -> Option<u32> {
+    value(node, name)?.try_into().ok().map(u32::from_be_bytes)
+}
+
+/// A `#…-cells` property; more than four cells make no sense, and then neither does what is measured in them.
+pub(super) fn cell_count(node: FdtNode<'_>, name: &str, default: u32) -> u32 {
+    match u32_value(node, name) {
+        None => default,
+        Some(count) if count <= 4 => count,
+        Some(_) => u32::MAX,
+    }
+}
+
+/// The strings of a string list, up to the first that is not text.
+pub(super) fn strings(list: &[u8]) -> impl Iterator<Item = &str> {
+    list.strip_suffix(b"\0")
+        .map(|list| list.split(|&byte| byte == 0))
+        .into_iter()
+        .flatten()
+        .map_while(|word| core::str::from_utf8(word).ok())
+}
+
+/// A property that is one string.
+pub(super) fn text(bytes: &[u8]) -> Option<&str> {
+    strings(bytes).next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_are_big_endian_and_never_read_past_the_end() {
+        let mut cells = Cells(&[0, 0, 0, 1, 0x23, 0x45, 0x67, 0x89, 0xff]);
+        assert_eq!(cells.number(2), Some(0x1_2345_6789));
+        assert_eq!(cells.number(1), None);
+        assert_eq!(cells.number(0), Some(0));
+        assert_eq!(cells.take(u32::MAX).map(|c| c.0.len()), None);
+        assert_eq!(Cells(&[0, 0, 0, 0, 0x80, 0, 0, 0, 0, 0, 0, 1]).value(), Some(0x8000_0000_0000_0001));
+        assert_eq!(Cells(&[0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]).value(), None);
+    }
+
+    #[test]
+    fn a_gic_specifier_names_all_four_kinds_of_interrupt() {
+        let spec =
+            |kind: u8, number: u8, flags: u8| specifier(Cells(&[0, 0, 0, kind, 0, 0, 0, number, 0, 0, 0, flags]));
+        assert_eq!(spec(0, 1, 4), Some((Intid(33), Trigger::Level)));
+        assert_eq!(spec(0, 1, 1), Some((Intid(33), Trigger::Edge)));
+        assert_eq!(spec(1, 11, 8), Some((Intid(27), Trigger::Level)));
+        assert_eq!(spec(1, 16, 4), None);
+        assert_eq!(spec(2, 0, 1), Some((Intid(4096), Trigger::Edge)));
+        assert_eq!(spec(3, 63, 1), Some((Intid(1119), Trigger::Edge)));
+        assert_eq!(spec(4, 0, 1), None);
+        assert_eq!(specifier(Cells(&[0, 0, 0, 0, 0, 0, 0, 1])), None);
+    }
+
+    #[test]
+    fn a_string_list_without_its_terminator_has_no_strings() {
+        assert!(strings(b"abc\0def\0").eq(["abc", "def"]));
+        assert_eq!(strings(b"abc").count(), 0);
+        assert!(strings(b"a\0\xff\0b\0").eq(["a"]));
+    }
+}
