@@ -6,4 +6,8 @@
 #![allow(unsafe_code, reason = "a lock hands out its contents")]
 
 mod lock;
+mod once;
+mod owned;
 pub use lock::{Guard, Lock, Rank};
+pub use once::Once;
+pub use owned::{Owned, Ownership};

@@ -1,1 +1,4 @@
-//! Domains.
+//! Domains: how one is built, how its vCPUs run, what happens when one leaves the guest, and who gets an
+//! interrupt.
+
+pub mod options;

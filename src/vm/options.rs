@@ -1,0 +1,203 @@
+//! The hypervisor's command line.
+//!
+//! Words are separated by blanks; names are Xen's where Xen has one. A value that makes no sense stops the
+//! boot with a sentence: a machine that quietly runs with another setting than the one asked for is worse
+//! than one that does not start. A word that nobody knows is reported and skipped, so that a boot entry
+//! written for a later version still boots.
+
+use core::fmt;
+
+/// What to do with a guest's WFI and WFE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vwfi {
+    /// They run natively: the CPU waits in the guest.
+    Native,
+    /// WFI blocks the vCPU, WFE yields.
+    Trap,
+}
+
+/// Whether device interrupts go to the guest directly where the hardware can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direct {
+    /// As vLPIs.
+    On,
+    /// As physical LPIs that EL2 takes and injects by list register.
+    Off,
+}
+
+/// What happens after a fatal error or a panic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnPanic {
+    /// All CPUs stop; the message stays on the screen.
+    Park,
+    /// The machine is powered off.
+    Off,
+}
+
+/// The words, read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// `direct=on|off`.
+    pub direct: Direct,
+    /// `vwfi=native|trap`.
+    pub vwfi: Vwfi,
+    /// `onpanic=park|off`.
+    pub on_panic: OnPanic,
+    /// `dom0_mem=SIZE`, in bytes; all that is free without the word.
+    pub dom0_mem: Option<u64>,
+    /// `dom0_max_vcpus=N`; one for each CPU without the word.
+    pub dom0_max_vcpus: Option<u16>,
+    /// `loglvl=error|warn|info|debug|trace`.
+    pub loglvl: log::LevelFilter,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            direct: Direct::On,
+            vwfi: Vwfi::Native,
+            on_panic: OnPanic::Park,
+            dom0_mem: None,
+            dom0_max_vcpus: None,
+            loglvl: log::LevelFilter::Info,
+        }
+    }
+}
+
+/// A word whose value makes no sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadWord<'a> {
+    /// The word as it was given.
+    pub word: &'a str,
+    /// What it takes.
+    pub takes: &'static str,
+}
+
+impl fmt::Display for BadWord<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the command line word `{}` is not understood: it takes {}", self.word, self.takes)
+    }
+}
+
+/// Reads `line`. Words that nobody knows are handed to `unknown`.
+pub fn parse<'a>(line: &'a str, mut unknown: impl FnMut(&'a str)) -> Result<Options, BadWord<'a>> {
+    let mut options = Options::default();
+    for word in line.split_ascii_whitespace() {
+        let (name, value) = word.split_once('=').unwrap_or((word, ""));
+        let bad = |takes| BadWord { word, takes };
+        match name {
+            "direct" => {
+                options.direct = match value {
+                    "on" => Direct::On,
+                    "off" => Direct::Off,
+                    _ => return Err(bad("`on` or `off`")),
+                }
+            }
+            "vwfi" => {
+                options.vwfi = match value {
+                    "native" => Vwfi::Native,
+                    "trap" => Vwfi::Trap,
+                    _ => return Err(bad("`native` or `trap`")),
+                }
+            }
+            "onpanic" => {
+                options.on_panic = match value {
+                    "park" => OnPanic::Park,
+                    "off" => OnPanic::Off,
+                    _ => return Err(bad("`park` or `off`")),
+                }
+            }
+            "sched" if value == "null" => {}
+            "sched" => return Err(bad("`null`")),
+            "dom0_mem" => {
+                let size = size(value).filter(|&bytes| bytes >= 32 << 20);
+                options.dom0_mem = Some(size.ok_or(bad("a size of 32M or more, in bytes or with K, M or G"))?);
+            }
+            "dom0_max_vcpus" => {
+                let count = value.parse().ok().filter(|&n: &u16| n > 0);
+                options.dom0_max_vcpus = Some(count.ok_or(bad("a number from 1 on"))?);
+            }
+            "loglvl" => {
+                options.loglvl = match value {
+                    "error" => log::LevelFilter::Error,
+                    "warn" | "warning" => log::LevelFilter::Warn,
+                    "info" => log::LevelFilter::Info,
+                    "debug" => log::LevelFilter::Debug,
+                    "trace" | "all" => log::LevelFilter::Trace,
+                    _ => return Err(bad("`error`, `warn`, `info`, `debug` or `trace`")),
+                }
+            }
+            _ => unknown(word),
+        }
+    }
+    Ok(options)
+}
+
+/// Whether `line` asks for power off after a fatal error; usable before anything else works.
+#[must_use]
+pub fn powers_off_on_panic(line: &str) -> bool {
+    line.split_ascii_whitespace().any(|word| word == "onpanic=off")
+}
+
+/// A size in bytes, or with one of the suffixes K, M and G.
+fn size(text: &str) -> Option<u64> {
+    let (digits, shift) = match text.char_indices().next_back()? {
+        (at, 'k' | 'K') => (&text[..at], 10),
+        (at, 'm' | 'M') => (&text[..at], 20),
+        (at, 'g' | 'G') => (&text[..at], 30),
+        _ => (text, 0),
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Options {
+        parse(line, |word| panic!("unknown {word}")).unwrap()
+    }
+
+    #[test]
+    fn no_words_mean_the_defaults() {
+        assert_eq!(read("  "), Options::default());
+    }
+
+    #[test]
+    fn each_word_sets_its_option() {
+        let o = read("direct=off vwfi=trap onpanic=off dom0_mem=1536M dom0_max_vcpus=3 loglvl=debug sched=null");
+        assert_eq!((o.direct, o.vwfi, o.on_panic), (Direct::Off, Vwfi::Trap, OnPanic::Off));
+        assert_eq!((o.dom0_mem, o.dom0_max_vcpus), (Some(1536 << 20), Some(3)));
+        assert_eq!(o.loglvl, log::LevelFilter::Debug);
+    }
+
+    #[test]
+    fn a_value_that_makes_no_sense_is_named_with_what_the_word_takes() {
+        for line in ["direct=maybe", "vwfi=", "dom0_mem=1T", "dom0_mem=1M", "dom0_max_vcpus=0", "sched=cfs", "loglvl=9"]
+        {
+            let bad = parse(line, |_| {}).unwrap_err();
+            assert_eq!(bad.word, line);
+            assert!(!bad.takes.is_empty());
+        }
+        assert_eq!(
+            std::format!("{}", parse("direct=maybe", |_| {}).unwrap_err()),
+            "the command line word `direct=maybe` is not understood: it takes `on` or `off`"
+        );
+    }
+
+    #[test]
+    fn a_size_that_overflows_is_refused() {
+        assert_eq!(size("18446744073709551615"), Some(u64::MAX));
+        assert_eq!(size("17179869184G"), None);
+        assert_eq!(size(""), None);
+        assert_eq!(size("M"), None);
+    }
+
+    #[test]
+    fn an_unknown_word_is_reported_and_skipped() {
+        let mut seen = std::vec::Vec::new();
+        let o = parse("quiet direct=off x=1", |word| seen.push(word)).unwrap();
+        assert_eq!(seen, ["quiet", "x=1"]);
+        assert_eq!(o.direct, Direct::Off);
+    }
+}
