@@ -1,0 +1,301 @@
+//! What a guest has of the CPU: one table, from which come the ID registers it reads and the controls of EL2.
+//!
+//! [`table::TABLE`] lists each feature as exposed or hidden and says why. [`Features::decide`] applies it to
+//! the ID registers of the CPU, once; `program` writes the controls on every CPU before its first guest.
+//! What traps because of them is answered in `vm::trap`.
+//!
+//! The rule that keeps this honest: an ID field that no row names is hidden, and a feature is exposed only if
+//! its state is in the vCPU's context or it has none.
+//!
+//! Arm ARM (DDI 0487), D24.2: HCR_EL2, HCRX_EL2, CPTR_EL2, MDCR_EL2, CNTHCTL_EL2 (all in the layout for
+//! HCR_EL2.E2H = 0), HFG*_EL2 and the ID registers.
+
+pub mod ids;
+pub mod table;
+
+use crate::ids::Mpidr;
+use ids::{COUNT, reg};
+pub use ids::{IdRegs, Reg};
+use table::{Exposure, TABLE};
+
+/// ID_AA64MMFR0_EL1.PARange for 48 bits, the most that our stage 2 maps.
+const PA_RANGE_48: u8 = 5;
+
+/// Bits of HCR_EL2.
+///
+/// The register is the vCPU's: its value is [`Controls::hcr`], plus [`TWI`](hcr::TWI) and [`TWE`](hcr::TWE) as
+/// the scheduler wants them, plus [`VSE`](hcr::VSE) while an SError waits for the guest.
+#[allow(missing_docs, reason = "the names are the manual's")]
+pub mod hcr {
+    pub const VM: u64 = 1 << 0;
+    pub const SWIO: u64 = 1 << 1;
+    pub const PTW: u64 = 1 << 2;
+    pub const FMO: u64 = 1 << 3;
+    pub const IMO: u64 = 1 << 4;
+    pub const AMO: u64 = 1 << 5;
+    pub const VF: u64 = 1 << 6;
+    pub const VI: u64 = 1 << 7;
+    pub const VSE: u64 = 1 << 8;
+    pub const FB: u64 = 1 << 9;
+    pub const BSU_IS: u64 = 1 << 10;
+    pub const TWI: u64 = 1 << 13;
+    pub const TWE: u64 = 1 << 14;
+    pub const TID1: u64 = 1 << 16;
+    pub const TID3: u64 = 1 << 18;
+    pub const TSC: u64 = 1 << 19;
+    pub const TIDCP: u64 = 1 << 20;
+    pub const TACR: u64 = 1 << 21;
+    pub const TSW: u64 = 1 << 22;
+    pub const RW: u64 = 1 << 31;
+    pub const TLOR: u64 = 1 << 35;
+    pub const TERR: u64 = 1 << 36;
+    pub const APK: u64 = 1 << 40;
+    pub const API: u64 = 1 << 41;
+    pub const FWB: u64 = 1 << 46;
+    pub const TID5: u64 = 1 << 58;
+
+    /// What every guest runs under: stage 2, interrupts and SErrors to EL2, barriers and TLB maintenance
+    /// widened to the inner shareable domain, and the traps that need no feature.
+    pub const BASE: u64 = VM | SWIO | PTW | FMO | IMO | AMO | FB | BSU_IS | TID1 | TID3 | TSC | TIDCP | TACR | TSW | RW;
+}
+
+/// Bits of HCRX_EL2.
+#[allow(missing_docs, reason = "the names are the manual's")]
+pub mod hcrx {
+    pub const TALLINT: u64 = 1 << 6;
+    pub const MSCEN: u64 = 1 << 11;
+}
+
+/// Bits of CPTR_EL2.
+#[allow(missing_docs, reason = "the names are the manual's")]
+pub mod cptr {
+    pub const TTA: u64 = 1 << 20;
+    pub const TAM: u64 = 1 << 30;
+    /// The bits that are RES1, with TZ (8) and TSM (12), which are RES1 on a CPU without SVE or SME. TFP is 0.
+    pub const BASE: u64 = 0x33ff;
+}
+
+/// Bits of MDCR_EL2. E2PB and E2TB stay 0: the profiling and trace buffers are EL2's and their registers trap.
+#[allow(missing_docs, reason = "the names are the manual's")]
+pub mod mdcr {
+    pub const TPMCR: u64 = 1 << 5;
+    pub const TPM: u64 = 1 << 6;
+    pub const TDA: u64 = 1 << 9;
+    pub const TDOSA: u64 = 1 << 10;
+    pub const TDRA: u64 = 1 << 11;
+    pub const TPMS: u64 = 1 << 14;
+    pub const HPMD: u64 = 1 << 17;
+    pub const TTRF: u64 = 1 << 19;
+    pub const TDCC: u64 = 1 << 27;
+}
+
+/// Bits of CNTHCTL_EL2. EL1PCEN stays 0: CNTP_* traps.
+#[allow(missing_docs, reason = "the names are the manual's")]
+pub mod cnthctl {
+    pub const EL1PCTEN: u64 = 1 << 0;
+}
+
+/// Bits of MPAM2_EL2.
+#[allow(missing_docs, reason = "the names are the manual's")]
+pub mod mpam2 {
+    pub const TRAP_EL1: u64 = 1 << 48;
+    pub const TRAP_EL0: u64 = 1 << 49;
+}
+
+/// The controls of EL2 that keep a guest to what the table says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Controls {
+    /// HCR_EL2, without what is the vCPU's own; see [`hcr`].
+    pub hcr: u64,
+    /// HCRX_EL2, where there is one.
+    pub hcrx: Option<u64>,
+    /// CPTR_EL2.
+    pub cptr: u64,
+    /// MDCR_EL2.
+    pub mdcr: u64,
+    /// HSTR_EL2.
+    pub hstr: u64,
+    /// CNTHCTL_EL2.
+    pub cnthctl: u64,
+    /// VPIDR_EL2: a guest sees the CPU's own MIDR.
+    pub vpidr: u64,
+    /// HFGRTR_EL2 and its kin exist; all are written 0.
+    pub fine_grained: bool,
+    /// HFGRTR2_EL2 and its kin exist; all are written 0.
+    pub fine_grained2: bool,
+    /// MPAM2_EL2, where there is one.
+    pub mpam2: Option<u64>,
+    /// VSESR_EL2 and VDISR_EL2 exist; both are written 0.
+    pub ras: bool,
+    /// TRFCR_EL2 exists; it is written 0.
+    pub trace_filter: bool,
+    /// CNTPOFF_EL2 exists; it is written 0.
+    pub counter_offset: bool,
+}
+
+impl Controls {
+    /// For one CPU.
+    #[must_use]
+    pub fn decide(host: &IdRegs) -> Controls {
+        let mut controls = table::base(host);
+        for row in TABLE {
+            if row.on(host) {
+                (row.control)(host, &mut controls);
+            }
+        }
+        if host.field(reg::MMFR2, 40) >= 1 {
+            controls.hcr |= hcr::FWB;
+        }
+        controls
+    }
+}
+
+/// What the CPU allows stage 2 to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stage2Params {
+    /// Bits of output address, 32 to 48; an IPA space may be as large.
+    pub pa_bits: u8,
+    /// The same as VTCR_EL2.PS wants it, 0 to 5.
+    pub pa_range: u8,
+    /// HCR_EL2.FWB is on: stage 2's memory type wins over stage 1's.
+    pub fwb: bool,
+    /// VMIDs have 16 bits rather than 8.
+    pub vmid16: bool,
+    /// Execute-never can tell EL0 from EL1.
+    pub xnx: bool,
+}
+
+/// What guests have: decided once, the same on every CPU.
+#[derive(Clone, Copy, Debug)]
+pub struct Features {
+    host: IdRegs,
+    guest: [u64; COUNT],
+    controls: Controls,
+}
+
+impl Features {
+    /// Applies the table to what the CPU says of itself.
+    #[must_use]
+    pub fn decide(host: &IdRegs) -> Features {
+        let mut guest = [0u64; COUNT];
+        for row in TABLE {
+            for field in row.fields {
+                if let Some(register) = guest.get_mut(field.reg.index()) {
+                    *register |= field.shown(host) << field.lsb;
+                }
+            }
+        }
+        if host.field(reg::PFR0, 0) < 2 {
+            // Without AArch32 its ID registers (CRm 1 to 3) are UNKNOWN.
+            guest[..reg::PFR0.index()].fill(0);
+        }
+        Features { host: *host, guest, controls: Controls::decide(host) }
+    }
+
+    /// Takes another kind of CPU into account: guests then have what both have. EL2's traps stay those of each
+    /// CPU; `program` looks for itself.
+    pub fn restrict(&mut self, other: &IdRegs) {
+        *self = Features::decide(&self.host.common(other));
+    }
+
+    /// Why this CPU cannot run Doorward at all, as a sentence; `None` if it can.
+    #[must_use]
+    pub fn refusal(host: &IdRegs) -> Option<&'static str> {
+        if host.field(reg::MMFR4, 24) >= 8 {
+            return Some("this CPU has HCR_EL2.E2H fixed at 1; doorward needs E2H = 0");
+        }
+        let tgran4_2 = host.field(reg::MMFR0, 40);
+        let tgran4 = host.field(reg::MMFR0, 28);
+        if tgran4 == 0xf || tgran4_2 == 1 {
+            return Some("this CPU has no 4 KiB translation granule");
+        }
+        if host.field(reg::PFR0, 24) == 0 {
+            return Some("this CPU has no system registers for a GICv3");
+        }
+        None
+    }
+
+    /// What a guest reads from the ID register S3_`op1`_C`crn`_C`crm`_`op2`. The feature space reads as zero
+    /// where nothing is allocated. `None`: no register that a guest has; the access is UNDEFINED.
+    #[must_use]
+    pub fn guest_id(&self, op1: u8, crn: u8, crm: u8, op2: u8) -> Option<u64> {
+        match (op1, crn, crm, op2) {
+            (0, 0, 0, 6) => Some(self.host.revidr),
+            (1, 0, 0, 7) => Some(self.host.aidr),
+            (0, 0, ..) => self.guest.get(Reg::new(crm, op2)?.index()).copied(),
+            _ => None,
+        }
+    }
+
+    /// The controls of EL2, on the CPU that the decision was made from.
+    #[must_use]
+    pub const fn controls(&self) -> &Controls {
+        &self.controls
+    }
+
+    /// What stage 2 may do.
+    #[must_use]
+    pub const fn stage2(&self) -> Stage2Params {
+        let host_range = self.host.field(reg::MMFR0, 0);
+        let pa_range = if host_range > PA_RANGE_48 { PA_RANGE_48 } else { host_range };
+        let pa_bits = match pa_range {
+            0 => 32,
+            1 => 36,
+            2 => 40,
+            3 => 42,
+            4 => 44,
+            _ => 48,
+        };
+        Stage2Params {
+            pa_bits,
+            pa_range,
+            fwb: self.host.field(reg::MMFR2, 40) >= 1,
+            vmid16: self.host.field(reg::MMFR1, 4) == 2,
+            xnx: self.host.field(reg::MMFR1, 28) >= 1,
+        }
+    }
+
+    /// Whether the five pointer authentication keys exist and are to be switched.
+    #[must_use]
+    pub const fn pauth(&self) -> bool {
+        self.controls.hcr & hcr::APK != 0
+    }
+
+    /// The table with what the CPU makes of it, for a human reader.
+    pub fn report(&self) -> impl Iterator<Item = Report> + '_ {
+        TABLE.iter().map(|row| Report {
+            name: row.name,
+            exposed: row.exposure == Exposure::Exposed,
+            on_host: row.on(&self.host),
+            why: row.why,
+        })
+    }
+}
+
+/// One line of [`Features::report`].
+#[derive(Clone, Copy, Debug)]
+pub struct Report {
+    /// The feature.
+    pub name: &'static str,
+    /// Guests have it where the CPU has it.
+    pub exposed: bool,
+    /// The CPU has it.
+    pub on_host: bool,
+    /// Why it is exposed or hidden.
+    pub why: &'static str,
+}
+
+/// VMPIDR_EL2 for a vCPU: its affinity, with the RES1 bit.
+#[must_use]
+pub const fn vmpidr(affinity: Mpidr) -> u64 {
+    affinity.0 | 1 << 31
+}
+
+#[cfg(target_os = "none")]
+pub use target::program;
+
+#[cfg(target_os = "none")]
+mod target;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,265 @@
+//! The ID registers: what the CPU says of itself, and the fields that the table shows to a guest.
+//!
+//! The feature space is S3_0_C0_C1_0 to S3_0_C0_C7_7: AArch32 registers in CRm 1 to 3, AArch64 ones in CRm 4
+//! to 7, and everything unallocated among them reads as zero. HCR_EL2.TID3 traps all of it.
+//!
+//! Arm ARM (DDI 0487), D24.2 (the ID_AA64* registers) and K1 "unallocated feature ID registers".
+
+/// Number of registers in the feature space: CRm 1 to 7, op2 0 to 7.
+pub const COUNT: usize = 7 * 8;
+
+/// A register of the feature space, S3_0_C0_C`crm`_`op2`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Reg {
+    /// 1 to 7.
+    pub crm: u8,
+    /// 0 to 7.
+    pub op2: u8,
+}
+
+impl Reg {
+    /// The register, if it is in the feature space.
+    #[must_use]
+    pub const fn new(crm: u8, op2: u8) -> Option<Reg> {
+        if crm >= 1 && crm <= 7 && op2 <= 7 { Some(Reg { crm, op2 }) } else { None }
+    }
+
+    const fn at(crm: u8, op2: u8) -> Reg {
+        Reg { crm, op2 }
+    }
+
+    pub(super) const fn index(self) -> usize {
+        (self.crm as usize - 1) * 8 + self.op2 as usize
+    }
+}
+
+/// The registers by the manual's names.
+#[allow(missing_docs, reason = "the names are the manual's")]
+pub mod reg {
+    use super::Reg;
+    pub const ID_PFR0: Reg = Reg::at(1, 0);
+    pub const ID_PFR1: Reg = Reg::at(1, 1);
+    pub const ID_DFR0: Reg = Reg::at(1, 2);
+    pub const ID_MMFR0: Reg = Reg::at(1, 4);
+    pub const ID_MMFR1: Reg = Reg::at(1, 5);
+    pub const ID_MMFR2: Reg = Reg::at(1, 6);
+    pub const ID_MMFR3: Reg = Reg::at(1, 7);
+    pub const ID_ISAR0: Reg = Reg::at(2, 0);
+    pub const ID_ISAR1: Reg = Reg::at(2, 1);
+    pub const ID_ISAR2: Reg = Reg::at(2, 2);
+    pub const ID_ISAR3: Reg = Reg::at(2, 3);
+    pub const ID_ISAR4: Reg = Reg::at(2, 4);
+    pub const ID_ISAR5: Reg = Reg::at(2, 5);
+    pub const ID_MMFR4: Reg = Reg::at(2, 6);
+    pub const ID_ISAR6: Reg = Reg::at(2, 7);
+    pub const MVFR0: Reg = Reg::at(3, 0);
+    pub const MVFR1: Reg = Reg::at(3, 1);
+    pub const MVFR2: Reg = Reg::at(3, 2);
+    pub const ID_PFR2: Reg = Reg::at(3, 4);
+    pub const ID_MMFR5: Reg = Reg::at(3, 6);
+    pub const PFR0: Reg = Reg::at(4, 0);
+    pub const PFR1: Reg = Reg::at(4, 1);
+    pub const PFR2: Reg = Reg::at(4, 2);
+    pub const ZFR0: Reg = Reg::at(4, 4);
+    pub const SMFR0: Reg = Reg::at(4, 5);
+    pub const DFR0: Reg = Reg::at(5, 0);
+    pub const DFR1: Reg = Reg::at(5, 1);
+    pub const ISAR0: Reg = Reg::at(6, 0);
+    pub const ISAR1: Reg = Reg::at(6, 1);
+    pub const ISAR2: Reg = Reg::at(6, 2);
+    pub const MMFR0: Reg = Reg::at(7, 0);
+    pub const MMFR1: Reg = Reg::at(7, 1);
+    pub const MMFR2: Reg = Reg::at(7, 2);
+    pub const MMFR3: Reg = Reg::at(7, 3);
+    pub const MMFR4: Reg = Reg::at(7, 4);
+}
+
+/// What a CPU says of itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct IdRegs {
+    /// MIDR_EL1.
+    pub midr: u64,
+    /// REVIDR_EL1.
+    pub revidr: u64,
+    /// AIDR_EL1.
+    pub aidr: u64,
+    /// PMCR_EL0.N: event counters; 0 without a PMU.
+    pub event_counters: u8,
+    pub(super) space: [u64; COUNT],
+}
+
+impl IdRegs {
+    /// A CPU without features: where a test starts from.
+    #[must_use]
+    pub const fn zero() -> IdRegs {
+        IdRegs { midr: 0, revidr: 0, aidr: 0, event_counters: 0, space: [0; COUNT] }
+    }
+
+    /// One register of the feature space.
+    #[must_use]
+    pub const fn get(&self, reg: Reg) -> u64 {
+        self.space[reg.index()]
+    }
+
+    /// The same CPU with one register changed.
+    #[must_use]
+    pub const fn with(mut self, reg: Reg, value: u64) -> IdRegs {
+        self.space[reg.index()] = value;
+        self
+    }
+
+    /// A four-bit field.
+    #[must_use]
+    pub const fn field(&self, reg: Reg, lsb: u8) -> u8 {
+        (self.get(reg) >> lsb & 0xf) as u8
+    }
+
+    /// What two CPUs have in common, field by field.
+    #[must_use]
+    pub fn common(&self, other: &IdRegs) -> IdRegs {
+        let mut both = *self;
+        for (index, (mine, theirs)) in self.space.iter().zip(&other.space).enumerate() {
+            let mut value = 0;
+            for lsb in (0..64).step_by(4) {
+                let (a, b) = ((mine >> lsb & 0xf) as u8, (theirs >> lsb & 0xf) as u8);
+                let least = if is_signed(index, lsb as u8) {
+                    // 0xf is "not there", less than 0.
+                    if signed(a) < signed(b) { a } else { b }
+                } else {
+                    a.min(b)
+                };
+                value |= u64::from(least) << lsb;
+            }
+            both.space[index] = value;
+        }
+        both.event_counters = self.event_counters.min(other.event_counters);
+        both
+    }
+}
+
+const fn signed(field: u8) -> i8 {
+    ((field << 4) as i8) >> 4
+}
+
+/// Whether 0xf in this field means "less than 0": the fields whose absence is not 0.
+pub(super) const fn is_signed(index: usize, lsb: u8) -> bool {
+    const PFR0: usize = reg::PFR0.index();
+    const DFR0: usize = reg::DFR0.index();
+    const MMFR0: usize = reg::MMFR0.index();
+    const MMFR4: usize = reg::MMFR4.index();
+    matches!((index, lsb), (PFR0, 16 | 20) | (DFR0, 36 | 48) | (MMFR0, 24 | 28) | (MMFR4, 24 | 36))
+}
+
+/// How a guest sees a field.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Show {
+    /// As the CPU has it.
+    Same,
+    /// As the CPU has it, up to this value.
+    AtMost(u8),
+    /// Always this value.
+    Is(u8),
+    /// As on a CPU without the feature.
+    Absent,
+    /// The whole register as the CPU has it.
+    Register,
+}
+
+/// A field of an ID register.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Field {
+    /// The register.
+    pub reg: Reg,
+    /// The lowest bit; fields are four bits wide.
+    pub lsb: u8,
+    /// How a guest sees it.
+    pub show: Show,
+}
+
+impl Field {
+    /// The bits of the register that this field is.
+    #[must_use]
+    pub const fn mask(self) -> u64 {
+        match self.show {
+            Show::Register => u64::MAX,
+            _ => 0xf << self.lsb,
+        }
+    }
+
+    /// The field's value on a CPU without it.
+    #[must_use]
+    pub const fn absent(self) -> u64 {
+        if is_signed(self.reg.index(), self.lsb) { 0xf } else { 0 }
+    }
+
+    /// What a guest reads in this field on `host`; not shifted.
+    #[must_use]
+    pub const fn shown(self, host: &IdRegs) -> u64 {
+        let value = host.field(self.reg, self.lsb) as u64;
+        match self.show {
+            Show::Register => host.get(self.reg),
+            Show::Same => value,
+            Show::AtMost(limit) => {
+                if value > limit as u64 && value != self.absent() {
+                    limit as u64
+                } else {
+                    value
+                }
+            }
+            Show::Is(value) => value as u64,
+            Show::Absent => self.absent(),
+        }
+    }
+
+    /// Whether `host` has more here than a guest is shown.
+    #[must_use]
+    pub const fn withheld(self, host: &IdRegs) -> bool {
+        match self.show {
+            Show::Register | Show::Same => false,
+            _ => self.shown(host) != host.field(self.reg, self.lsb) as u64,
+        }
+    }
+
+    /// Whether a guest is shown anything here.
+    #[must_use]
+    pub const fn visible(self, host: &IdRegs) -> bool {
+        self.shown(host) != self.absent()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_kinds_of_cpu_share_the_lesser_field_and_an_absent_signed_field_wins() {
+        // FP absent (0xf) on one CPU; the timer field ECV 2 against 1.
+        let big = IdRegs::zero().with(reg::PFR0, 0x0011_0011).with(reg::MMFR0, 0x2000_0000_0000_0000);
+        let little = IdRegs::zero().with(reg::PFR0, 0x00ff_0012).with(reg::MMFR0, 0x1000_0000_0000_0000);
+        let both = big.common(&little);
+        assert_eq!(both.get(reg::PFR0), 0x00ff_0011);
+        assert_eq!(both.get(reg::MMFR0), 0x1000_0000_0000_0000);
+    }
+
+    #[test]
+    fn a_field_is_shown_as_its_rule_says() {
+        let host = IdRegs::zero().with(reg::PFR0, 0x3 << 56 | 0xf << 16);
+        let csv2 = |show| Field { reg: reg::PFR0, lsb: 56, show };
+        assert_eq!(csv2(Show::Same).shown(&host), 3);
+        assert_eq!(csv2(Show::AtMost(1)).shown(&host), 1);
+        assert_eq!(csv2(Show::Is(2)).shown(&host), 2);
+        assert_eq!(csv2(Show::Absent).shown(&host), 0);
+        assert!(csv2(Show::AtMost(1)).withheld(&host) && !csv2(Show::Same).withheld(&host));
+        let fp = |show| Field { reg: reg::PFR0, lsb: 16, show };
+        assert_eq!(fp(Show::AtMost(1)).shown(&host), 0xf, "no FP is not more than FP");
+        assert!(!fp(Show::Same).visible(&host));
+    }
+
+    #[test]
+    fn registers_outside_the_space_have_no_name() {
+        assert_eq!(Reg::new(0, 0), None);
+        assert_eq!(Reg::new(8, 0), None);
+        assert_eq!(Reg::new(7, 8), None);
+        assert_eq!(Reg::new(7, 7).map(Reg::index), Some(COUNT - 1));
+    }
+}
