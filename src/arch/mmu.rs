@@ -1,0 +1,86 @@
+//! Turning EL2's stage 1 on, and changing over to another one.
+
+use super::barrier;
+use super::sysreg::{ID_AA64MMFR0_EL1, MAIR_EL2, SCTLR_EL2, TCR_EL2, TTBR0_EL2};
+use crate::ids::Pa;
+use core::arch::global_asm;
+
+/// MAIR_EL2: index 0 Device-nGnRE, 1 Normal write-back, 2 Normal non-cacheable (see `mm::stage1::Kind`).
+pub const MAIR: u64 = 0x0044_ff04;
+
+/// SCTLR_EL2: RES1 bits, I, C, M, SA (stack alignment) and WXN (nothing writable is executable). A is clear:
+/// unaligned accesses to Normal memory are fine from here on.
+pub const SCTLR: u64 = 0x30c5_0830 | 1 << 19 | 1 << 12 | 1 << 3 | 1 << 2 | 1;
+
+/// TCR_EL2 for 48-bit addresses, 4 KiB pages, cacheable inner-shareable walks, and this CPU's physical address size.
+#[must_use]
+pub fn tcr() -> u64 {
+    let size = (ID_AA64MMFR0_EL1.get() & 0xf).min(5); // 48 bits at most: larger ones want LPA2 tables
+    (1 << 31) | (1 << 23) | (size << 16) | (3 << 12) | (1 << 10) | (1 << 8) | 16
+}
+
+/// Physical address bits that EL2 can map: what the CPU has, 48 at most.
+#[must_use]
+pub fn address_bits() -> u32 {
+    match ID_AA64MMFR0_EL1.get() & 0xf {
+        0 => 32,
+        1 => 36,
+        2 => 40,
+        3 => 42,
+        4 => 44,
+        _ => 48,
+    }
+}
+
+unsafe extern "C" {
+    fn doorward_switch_stage1(root: u64, sctlr: u64);
+}
+
+global_asm!(
+    r#"
+.section .text.doorward_switch_stage1, "ax"
+.global doorward_switch_stage1
+doorward_switch_stage1:
+    // No memory access from here to the ISB behind the last SCTLR write: in between there is no stage 1.
+    mrs     x2, sctlr_el2
+    bic     x3, x2, #1
+    dsb     sy
+    msr     sctlr_el2, x3
+    isb
+    msr     ttbr0_el2, x0
+    isb
+    tlbi    alle2
+    ic      iallu
+    dsb     nsh
+    isb
+    msr     sctlr_el2, x1
+    isb
+    ret
+"#
+);
+
+/// Makes the tables at `root` this CPU's stage 1.
+///
+/// # Safety
+///
+/// They map the running code, its stack and all it uses at their own addresses; they have been written back to where
+/// this CPU's walker looks; and they stay.
+pub unsafe fn switch_to(root: Pa) {
+    MAIR_EL2.set(MAIR);
+    TCR_EL2.set(tcr());
+    barrier::isb();
+    // SAFETY: by this function's contract; on an identity map the code runs on across the gap.
+    unsafe { doorward_switch_stage1(root.0, SCTLR) };
+}
+
+/// Whether stage 1 is on.
+#[must_use]
+pub fn is_on() -> bool {
+    SCTLR_EL2.get() & 1 != 0
+}
+
+/// The root in use.
+#[must_use]
+pub fn root() -> Pa {
+    Pa(TTBR0_EL2.get() & 0xffff_ffff_fffe)
+}

@@ -1,0 +1,88 @@
+//! The first instructions, on the boot CPU and on each secondary.
+//!
+//! The boot CPU arrives as Linux would (Documentation/arch/arm64/booting.rst): MMU off, x0 = device tree, image clean
+//! to the point of coherency. Its caches are unknown. So everything written here before stage 1 is on goes to memory
+//! behind the caches' back, and the lines it lies in are invalidated before anybody reads them through a cache.
+//!
+//! A secondary arrives through PSCI CPU_ON with x0 = its [`doorward::arch::smp::Start`].
+
+use core::arch::global_asm;
+
+global_asm!(
+    r#"
+.section .head.code, "ax"
+    ccmp    x18, #0, #0xd, pl           // "MZ"; changes flags only
+    b       boot_start
+
+.section .head.uart, "a"
+    // The early UART, for whoever patches the image for a board: a tag to find it by, the kind
+    // (1: PL011, 2: 16550 with 8-bit registers, 3: 16550 with 32-bit registers, 0: none), its address.
+    .ascii  "DWRDUART"
+.global early_uart_kind
+early_uart_kind:
+    .quad   1
+.global early_uart_base
+early_uart_base:
+    .quad   0x09000000
+
+.section .text.boot, "ax"
+boot_start:
+    msr     daifset, #0xf
+    mov     x20, x0
+
+    // Own relocations: the image is linked at 0, so each addend wants the load address added.
+    adrp    x19, __image_start
+    adrp    x1, __rela_start
+    add     x1, x1, :lo12:__rela_start
+    adrp    x2, __rela_end
+    add     x2, x2, :lo12:__rela_end
+1:  cmp     x1, x2
+    b.hs    2f
+    ldp     x3, x4, [x1], #16           // r_offset, r_info
+    ldr     x5, [x1], #8                // r_addend
+    cmp     x4, #1027                   // R_AARCH64_RELATIVE: the only kind a static PIE has
+    b.ne    1b
+    add     x5, x5, x19
+    str     x5, [x19, x3]
+    b       1b
+
+2:  adrp    x1, __bss_start
+    adrp    x2, __bss_end
+3:  cmp     x1, x2
+    b.hs    4f
+    stp     xzr, xzr, [x1], #16
+    b       3b
+
+    // All that was written lies between the constants (relocated) and the end of the image. Stale lines of it must
+    // not be hit once the caches are on.
+4:  dsb     sy
+    adrp    x1, __rodata_start
+    adrp    x2, __image_end
+    mrs     x3, ctr_el0
+    ubfx    x3, x3, #16, #4
+    mov     x4, #4
+    lsl     x4, x4, x3                  // bytes in the smallest data cache line
+5:  dc      ivac, x1
+    add     x1, x1, x4
+    cmp     x1, x2
+    b.lo    5b
+    dsb     sy
+
+    adrp    x1, __stack_top
+    mov     sp, x1
+    mov     x29, xzr
+    mov     x30, xzr
+    mrs     x1, CurrentEL
+    ubfx    x1, x1, #2, #2
+    cmp     x1, #2
+    b.ne    6f
+    // What a loader may have left set: HCR_EL2.E2H above all, which changes what half the registers mean.
+    mov     x2, #(1 << 31)
+    msr     hcr_el2, x2
+    ldr     x2, =0x30c50830             // SCTLR_EL2: the RES1 bits, no MMU, no caches
+    msr     sctlr_el2, x2
+    isb
+6:  mov     x0, x20
+    b       boot_cpu
+"#
+);

@@ -1,0 +1,150 @@
+//! What becomes of a machine that cannot go on: it parks, or with `onpanic=off` it is switched off.
+//!
+//! That has to be known before the device tree has been read properly, because an unreadable one is among the reasons
+//! to stop, and where stage 1 is still off. So this looks through the flattened tree for two properties and trusts
+//! nothing else in it: `/chosen/bootargs`, and how `/psci` is called. (Devicetree Specification 0.4, chapter 5.)
+
+/// The two facts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The hypervisor's command line has the word `onpanic=off`.
+    pub off: bool,
+    /// `/psci`'s method; `true` for `hvc`.
+    pub psci_by_hvc: Option<bool>,
+}
+
+const MAGIC: u32 = 0xd00d_feed;
+const BEGIN_NODE: u32 = 1;
+const END_NODE: u32 = 2;
+const PROP: u32 = 3;
+const NOP: u32 = 4;
+
+fn word(blob: &[u8], at: usize) -> Option<u32> {
+    let bytes = blob.get(at..at.checked_add(4)?)?;
+    Some(u32::from_be_bytes(bytes.try_into().ok()?))
+}
+
+fn text(blob: &[u8], at: usize) -> Option<&[u8]> {
+    blob.get(at..)?.split(|&byte| byte == 0).next()
+}
+
+/// The size that a blob's header claims, if it is a device tree at all.
+#[must_use]
+pub fn size_of(header: &[u8]) -> Option<usize> {
+    (word(header, 0)? == MAGIC).then(|| word(header, 4).map(|size| size as usize)).flatten()
+}
+
+/// Looks through `blob`. What cannot be read is as if it were not there.
+#[must_use]
+pub fn scan(blob: &[u8]) -> Facts {
+    let mut facts = Facts::default();
+    let _ = walk(blob, &mut facts);
+    facts
+}
+
+fn walk(blob: &[u8], facts: &mut Facts) -> Option<()> {
+    size_of(blob)?;
+    let mut at = word(blob, 8)? as usize;
+    let strings = word(blob, 12)? as usize;
+    let (mut depth, mut chosen, mut psci) = (0u32, false, false);
+    loop {
+        let token = word(blob, at)?;
+        at += 4;
+        match token {
+            BEGIN_NODE => {
+                depth += 1;
+                let name = text(blob, at)?;
+                if depth == 2 {
+                    chosen = name == b"chosen";
+                    psci = name == b"psci" || name.starts_with(b"psci@");
+                }
+                at += (name.len() + 4) & !3;
+            }
+            END_NODE => depth = depth.checked_sub(1)?,
+            PROP => {
+                let (length, name) = (word(blob, at)? as usize, word(blob, at + 4)? as usize);
+                let value = blob.get(at + 8..(at + 8).checked_add(length)?)?;
+                let name = text(blob, strings.checked_add(name)?)?;
+                if depth == 2 && chosen && name == b"bootargs" {
+                    let words = value.split(|byte| *byte == 0 || byte.is_ascii_whitespace());
+                    facts.off = words.fold(facts.off, |off, word| match word {
+                        b"onpanic=off" => true,
+                        b"onpanic=park" => false,
+                        _ => off,
+                    });
+                } else if depth == 2 && psci && name == b"method" {
+                    facts.psci_by_hvc = Some(value.starts_with(b"hvc"));
+                }
+                at = (at + 8 + length).checked_add(3)? & !3;
+            }
+            NOP => {}
+            _ => return None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    /// A tree written by hand: header, structure, strings.
+    fn tree(bootargs: &str, method: &str) -> Vec<u8> {
+        let strings = b"bootargs\0method\0";
+        let mut s: Vec<u8> = Vec::new();
+        let put = |s: &mut Vec<u8>, w: u32| s.extend(w.to_be_bytes());
+        let pad = |s: &mut Vec<u8>| s.resize(s.len().next_multiple_of(4), 0);
+        put(&mut s, BEGIN_NODE);
+        put(&mut s, 0);
+        for (node, offset, value) in [("psci", 9, method), ("chosen", 0, bootargs), ("other", 0, "onpanic=off")] {
+            put(&mut s, BEGIN_NODE);
+            s.extend(node.as_bytes());
+            s.push(0);
+            pad(&mut s);
+            put(&mut s, PROP);
+            put(&mut s, value.len() as u32 + 1);
+            put(&mut s, offset);
+            s.extend(value.as_bytes());
+            s.push(0);
+            pad(&mut s);
+            put(&mut s, END_NODE);
+            put(&mut s, NOP);
+        }
+        put(&mut s, END_NODE);
+        put(&mut s, 9);
+        let mut blob = Vec::new();
+        let total = (40 + s.len() + strings.len()) as u32;
+        for w in [MAGIC, total, 40, 40 + s.len() as u32, 40, 17, 16, 0, strings.len() as u32, s.len() as u32] {
+            put(&mut blob, w);
+        }
+        blob.extend(&s);
+        blob.extend(strings);
+        blob
+    }
+
+    #[test]
+    fn the_word_is_found_on_the_command_line_only() {
+        assert_eq!(scan(&tree("loglvl=debug onpanic=off", "smc")), Facts { off: true, psci_by_hvc: Some(false) });
+        assert_eq!(scan(&tree("", "hvc")), Facts { off: false, psci_by_hvc: Some(true) });
+        assert!(!scan(&tree("xonpanic=off onpanic=offx", "smc")).off);
+    }
+
+    #[test]
+    fn a_tree_cut_off_or_spoilt_anywhere_does_no_harm() {
+        let whole = tree("onpanic=off", "smc");
+        for end in 0..whole.len() {
+            let _ = scan(&whole[..end]);
+        }
+        for at in 0..whole.len() {
+            let mut spoilt = whole.clone();
+            spoilt[at] ^= 0xff;
+            let _ = scan(&spoilt);
+        }
+    }
+
+    #[test]
+    fn what_is_no_tree_has_no_size() {
+        assert_eq!(size_of(&[0; 40]), None);
+        assert_eq!(size_of(&tree("", "smc")), Some(tree("", "smc").len()));
+    }
+}

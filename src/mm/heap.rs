@@ -1,0 +1,50 @@
+//! The heap: small objects, in chunks taken from [`frames`](super::frames) as they are needed.
+//!
+//! A chunk is never given back: what EL2 holds is bounded by domains' quotas, and settles.
+
+use super::frames;
+use crate::sync::{Lock, Rank};
+use buddy_system_allocator::Heap;
+use core::alloc::{GlobalAlloc, Layout};
+use core::ptr::{self, NonNull};
+
+/// The least that is taken from the frames at a time.
+const CHUNK: usize = 1 << 20;
+
+struct Allocator(Lock<Heap<32>>);
+
+#[global_allocator]
+static HEAP: Allocator = Allocator(Lock::new(Rank::Memory, Heap::empty()));
+
+// SAFETY: the buddy allocator hands out each block once, and the lock keeps it consistent. The frames' lock is taken
+// only while this one is not held.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        for _ in 0..2 {
+            if let Ok(block) = self.0.lock().alloc(layout) {
+                return block.as_ptr();
+            }
+            // A buddy block is a power of two and aligned to itself.
+            let size = layout.size().max(layout.align()).next_power_of_two().max(CHUNK);
+            let Some(chunk) = frames::alloc(size, size) else { break };
+            let start = chunk.0 as usize;
+            // SAFETY: fresh from the frames, for good.
+            unsafe { self.0.lock().add_to_heap(start, start + size) };
+        }
+        ptr::null_mut()
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        if let Some(block) = NonNull::new(block) {
+            // SAFETY: by the contract of `GlobalAlloc`, this came from `alloc` with this layout.
+            unsafe { self.0.lock().dealloc(block, layout) };
+        }
+    }
+}
+
+/// Bytes that objects take, and bytes that the heap holds.
+#[must_use]
+pub fn usage() -> (usize, usize) {
+    let heap = HEAP.0.lock();
+    (heap.stats_alloc_actual(), heap.stats_total_bytes())
+}
