@@ -6,3 +6,4 @@ pub mod frames;
 #[cfg(target_os = "none")]
 pub mod heap;
 pub mod stage1;
+pub mod stage2;
