@@ -1,4 +1,6 @@
 //! Domains: how one is built, how its vCPUs run, what happens when one leaves the guest, and who gets an
 //! interrupt.
 
+pub mod dev;
 pub mod options;
+pub mod trap;

@@ -16,7 +16,7 @@ macro_rules! read {
 }
 
 macro_rules! write {
-    ($name:literal, $value:expr) => {{
+    ($name:expr, $value:expr) => {{
         let value: u64 = $value;
         // SAFETY: the register says what a guest may do and has no effect on EL2 itself. It exists: either on
         // every CPU with EL2, or the ID registers of this CPU were asked.
@@ -104,6 +104,27 @@ pub fn program(_features: &Features) {
     if c.counter_offset {
         write!("s3_4_c14_c0_6", 0); // CNTPOFF_EL2
     }
+    quiet_debug(&host);
     // SAFETY: a barrier.
     unsafe { asm!("isb", options(nostack, preserves_flags)) };
+}
+
+/// Opens the OS lock, without which a guest's single step would not step, and switches off every breakpoint and
+/// watchpoint: guests cannot reach them, and what a reset or firmware left in them is unknown.
+fn quiet_debug(host: &IdRegs) {
+    macro_rules! off {
+        ($count:expr, $op2:literal: $($n:literal)*) => {
+            $(if $n <= $count {
+                write!(concat!("s2_0_c0_c", $n, "_", $op2), 0);
+            })*
+        };
+    }
+    write!("mdscr_el1", 0);
+    write!("oslar_el1", 0);
+    // SAFETY: a barrier, so that the lock is open before the registers behind it are written.
+    unsafe { asm!("isb", options(nostack, preserves_flags)) };
+    let breakpoints = host.field(reg::DFR0, 12);
+    let watchpoints = host.field(reg::DFR0, 20);
+    off!(breakpoints, 5: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+    off!(watchpoints, 7: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
 }

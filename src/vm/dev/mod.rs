@@ -1,0 +1,6 @@
+//! The devices that a domain sees and that are not there.
+//!
+//! Each is a state machine: a guest's access or a call goes in, a value or an action comes out. Where its
+//! interrupt line stands is asked after each step; who pends it is the domain's business.
+
+pub mod vtimer;
