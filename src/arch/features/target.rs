@@ -125,6 +125,8 @@ fn quiet_debug(host: &IdRegs) {
     unsafe { asm!("isb", options(nostack, preserves_flags)) };
     let breakpoints = host.field(reg::DFR0, 12);
     let watchpoints = host.field(reg::DFR0, 20);
-    off!(breakpoints, 5: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
-    off!(watchpoints, 7: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+    write!("s2_0_c0_c0_5", 0);
+    off!(breakpoints, 5: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+    write!("s2_0_c0_c0_7", 0);
+    off!(watchpoints, 7: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
 }
