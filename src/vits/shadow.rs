@@ -1,0 +1,329 @@
+//! What the guest has mapped, in EL2's memory: devices, their events, and collections.
+//!
+//! The guest's own tables are never read: it could change them under us. Everything here was checked when the command
+//! was executed, and everything is reserved when the vITS is made, so a guest can neither make EL2 allocate nor take
+//! more than its quota.
+//!
+//! Events live in one pool of [`Quota::itt_entries`] slots. A device has a run of 2^n of them, aligned to its own
+//! size, so that an event is found by addition and the pool does not crumble: the same rule as a buddy allocator's,
+//! with a list of runs in place of the free lists (a domain has hundreds of devices, not millions).
+
+use super::refusal::Refusal;
+use super::{ConfigError, Quota, VitsConfig};
+use crate::ids::{CollectionId, DeviceId, EventId, VIntid, VcpuId};
+use alloc::vec::Vec;
+
+/// A mapped event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Event {
+    pub vintid: VIntid,
+    pub collection: CollectionId,
+    /// The vCPU for which the host has it mapped, if it has.
+    pub at: Option<VcpuId>,
+}
+
+/// A mapped device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Device {
+    pub id: DeviceId,
+    /// EventID bits, as the guest's MAPD said.
+    pub guest_bits: u8,
+    /// EventID bits, as the quota allows: this many have slots here and an ITT on the host.
+    pub bits: u8,
+    /// Whether the host has it mapped; its events can be at the host only then.
+    pub at_host: bool,
+    base: u32,
+}
+
+impl Device {
+    /// How many events have a slot.
+    pub fn entries(&self) -> u32 {
+        entries(self.bits)
+    }
+}
+
+/// A place in a walk over all events: the device's place in the order of DeviceIDs, and the event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Cursor {
+    device: usize,
+    event: u32,
+}
+
+/// One stop of a walk.
+pub(super) struct Stop<'a> {
+    pub device: Device,
+    pub id: EventId,
+    pub event: Option<&'a mut Event>,
+    pub collections: &'a Collections,
+}
+
+/// Where each collection points.
+pub(super) struct Collections(Vec<Option<VcpuId>>);
+
+impl Collections {
+    /// The vCPU of a collection, if it is mapped.
+    pub fn target(&self, id: CollectionId) -> Option<VcpuId> {
+        self.0.get(usize::from(id.0)).copied().flatten()
+    }
+
+    /// Whether there is such a collection.
+    pub fn check(&self, id: CollectionId) -> Result<(), Refusal> {
+        if usize::from(id.0) < self.0.len() { Ok(()) } else { Err(Refusal::CollectionRange) }
+    }
+
+    /// Points a collection elsewhere. The events in it are the caller's business.
+    pub fn set(&mut self, id: CollectionId, target: Option<VcpuId>) -> Result<(), Refusal> {
+        let slot = self.0.get_mut(usize::from(id.0)).ok_or(Refusal::CollectionRange)?;
+        *slot = target;
+        Ok(())
+    }
+
+    /// Unmaps all.
+    pub fn clear(&mut self) {
+        self.0.fill(None);
+    }
+}
+
+/// The mappings of one vITS.
+pub(super) struct Shadow {
+    quota: Quota,
+    /// By DeviceID.
+    devices: Vec<Device>,
+    /// The runs that devices have in `slots`, by base: (base, length).
+    runs: Vec<(u32, u32)>,
+    slots: Vec<Option<Event>>,
+    mapped: u32,
+    pub collections: Collections,
+}
+
+fn entries(bits: u8) -> u32 {
+    1u32.checked_shl(u32::from(bits)).unwrap_or(u32::MAX)
+}
+
+fn reserve<T: Clone>(length: usize, value: Option<T>) -> Result<Vec<T>, ConfigError> {
+    let mut vec = Vec::new();
+    vec.try_reserve_exact(length).map_err(|_| ConfigError::NoMemory)?;
+    if let Some(value) = value {
+        vec.resize(length, value);
+    }
+    Ok(vec)
+}
+
+impl Shadow {
+    /// Nothing mapped, and the memory for all that the quota allows.
+    pub fn new(config: &VitsConfig) -> Result<Shadow, ConfigError> {
+        let too_large = ConfigError::OutOfRange("quota");
+        let devices = usize::from(config.quota.devices);
+        let slots = usize::try_from(config.quota.itt_entries).map_err(|_| too_large)?;
+        let collections = usize::try_from(entries(config.collection_bits)).map_err(|_| too_large)?;
+        Ok(Shadow {
+            quota: config.quota,
+            devices: reserve(devices, None)?,
+            runs: reserve(devices, None)?,
+            slots: reserve(slots, Some(None))?,
+            mapped: 0,
+            collections: Collections(reserve(collections, Some(None))?),
+        })
+    }
+
+    fn place(&self, id: DeviceId) -> Result<usize, usize> {
+        self.devices.binary_search_by_key(&id, |d| d.id)
+    }
+
+    /// A mapped device.
+    pub fn device(&self, id: DeviceId) -> Option<Device> {
+        self.devices.get(self.place(id).ok()?).copied()
+    }
+
+    /// The device with the lowest DeviceID.
+    pub fn first_device(&self) -> Option<DeviceId> {
+        self.devices.first().map(|d| d.id)
+    }
+
+    /// Devices mapped.
+    pub fn devices(&self) -> usize {
+        self.devices.len()
+    }
+
+    /// Events mapped, over all devices.
+    pub fn mapped(&self) -> u32 {
+        self.mapped
+    }
+
+    /// The lowest place for a run of `length`, a power of two, aligned to itself.
+    fn find_run(&self, length: u32) -> Option<(usize, u32)> {
+        let mut base = 0u32;
+        let mut index = 0;
+        for (n, &(taken, size)) in self.runs.iter().enumerate() {
+            if base.checked_add(length)? <= taken {
+                break;
+            }
+            base = taken.checked_add(size)?.checked_next_multiple_of(length)?;
+            index = n.saturating_add(1);
+        }
+        (base.checked_add(length)? <= self.quota.itt_entries).then_some((index, base))
+    }
+
+    /// Adds a device that is not mapped, with empty slots for as many events as one device may have.
+    pub fn add_device(&mut self, id: DeviceId, guest_bits: u8) -> Result<Device, Refusal> {
+        let Err(place) = self.place(id) else { return Err(Refusal::DeviceQuota) };
+        if self.devices.len() >= usize::from(self.quota.devices) {
+            return Err(Refusal::DeviceQuota);
+        }
+        let bits = guest_bits.min(self.quota.device_event_bits);
+        let length = entries(bits);
+        let (run, base) = self.find_run(length).ok_or(Refusal::IttQuota)?;
+        let device = Device { id, guest_bits, bits, at_host: false, base };
+        // Both indices come from a search of the same list, and both lists have room for every device of the quota.
+        self.runs.insert(run, (base, length));
+        self.devices.insert(place, device);
+        Ok(device)
+    }
+
+    /// Notes whether the host has the device.
+    pub fn set_at_host(&mut self, id: DeviceId, at_host: bool) {
+        if let Ok(place) = self.place(id)
+            && let Some(device) = self.devices.get_mut(place)
+        {
+            device.at_host = at_host;
+        }
+    }
+
+    /// Forgets a device whose slots are all empty.
+    pub fn remove_device(&mut self, id: DeviceId) {
+        let Ok(place) = self.place(id) else { return };
+        let device = self.devices.remove(place);
+        self.runs.retain(|&(base, _)| base != device.base);
+    }
+
+    fn slot(&mut self, device: &Device, event: EventId) -> Option<&mut Option<Event>> {
+        if event.0 >= device.entries() {
+            return None;
+        }
+        let index = usize::try_from(device.base.checked_add(event.0)?).ok()?;
+        self.slots.get_mut(index)
+    }
+
+    /// A mapped event.
+    pub fn event(&self, device: &Device, event: EventId) -> Option<Event> {
+        if event.0 >= device.entries() {
+            return None;
+        }
+        let index = usize::try_from(device.base.checked_add(event.0)?).ok()?;
+        self.slots.get(index).copied().flatten()
+    }
+
+    /// Maps an event, or replaces the mapping it has.
+    pub fn set_event(&mut self, device: &Device, id: EventId, event: Event) -> Result<(), Refusal> {
+        let room = self.mapped < self.quota.events;
+        let slot = self.slot(device, id).ok_or(Refusal::EventQuota)?;
+        let fresh = slot.is_none();
+        if fresh && !room {
+            return Err(Refusal::EventQuota);
+        }
+        *slot = Some(event);
+        self.mapped = self.mapped.saturating_add(u32::from(fresh));
+        Ok(())
+    }
+
+    /// Whether one more event fits.
+    pub fn has_room(&self) -> bool {
+        self.mapped < self.quota.events
+    }
+
+    /// Unmaps an event and hands its last state back.
+    pub fn take_event(&mut self, device: &Device, id: EventId) -> Option<Event> {
+        let event = self.slot(device, id)?.take()?;
+        self.mapped = self.mapped.saturating_sub(1);
+        Some(event)
+    }
+
+    /// The stop at `cursor`, which then stands on the next one. `None` when the walk is over.
+    ///
+    /// Devices may not come or go during a walk; events may.
+    pub fn walk(&mut self, cursor: &mut Cursor) -> Option<Stop<'_>> {
+        let mut device = *self.devices.get(cursor.device)?;
+        if cursor.event >= device.entries() {
+            *cursor = Cursor { device: cursor.device.saturating_add(1), event: 0 };
+            device = *self.devices.get(cursor.device)?;
+        }
+        let id = EventId(cursor.event);
+        cursor.event = cursor.event.saturating_add(1);
+        let index = usize::try_from(device.base.checked_add(id.0)?).ok()?;
+        let event = self.slots.get_mut(index)?.as_mut();
+        Some(Stop { device, id, event, collections: &self.collections })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::config;
+    use super::*;
+
+    fn shadow(devices: u16, itt_entries: u32, device_event_bits: u8) -> Shadow {
+        let quota = Quota { devices, events: 8, itt_entries, device_event_bits };
+        Shadow::new(&VitsConfig { quota, ..config() }).unwrap()
+    }
+
+    fn event(vintid: u32) -> Event {
+        Event { vintid: VIntid(vintid), collection: CollectionId(0), at: None }
+    }
+
+    #[test]
+    fn runs_are_reused_and_never_overlap() {
+        let mut s = shadow(8, 32, 4);
+        assert_eq!(s.add_device(DeviceId(9), 3).unwrap().base, 0);
+        assert_eq!(s.add_device(DeviceId(1), 1).unwrap().base, 8);
+        assert_eq!(s.add_device(DeviceId(5), 4).unwrap().base, 16);
+        assert_eq!(s.add_device(DeviceId(6), 2).unwrap().base, 12);
+        assert_eq!(s.add_device(DeviceId(7), 2), Err(Refusal::IttQuota));
+        s.remove_device(DeviceId(9));
+        assert_eq!(s.add_device(DeviceId(7), 2).unwrap().base, 0);
+        assert_eq!(s.add_device(DeviceId(8), 2).unwrap().base, 4);
+        assert_eq!(s.runs, [(0, 4), (4, 4), (8, 2), (12, 4), (16, 16)]);
+        assert!(s.devices.is_sorted_by_key(|d| d.id));
+    }
+
+    #[test]
+    fn a_device_gets_no_more_than_its_share() {
+        let mut s = shadow(2, 64, 4);
+        let device = s.add_device(DeviceId(1), 16).unwrap();
+        assert_eq!((device.guest_bits, device.entries()), (16, 16));
+        assert_eq!(s.set_event(&device, EventId(16), event(8192)), Err(Refusal::EventQuota));
+        assert_eq!(s.set_event(&device, EventId(15), event(8192)), Ok(()));
+    }
+
+    #[test]
+    fn quotas_of_devices_and_events_hold_and_are_given_back() {
+        let mut s = shadow(1, 64, 5);
+        let device = s.add_device(DeviceId(1), 5).unwrap();
+        assert_eq!(s.add_device(DeviceId(2), 1), Err(Refusal::DeviceQuota));
+        for n in 0..8 {
+            assert_eq!(s.set_event(&device, EventId(n), event(8192 + n)), Ok(()));
+        }
+        assert_eq!(s.set_event(&device, EventId(8), event(9000)), Err(Refusal::EventQuota));
+        assert_eq!(s.set_event(&device, EventId(7), event(9000)), Ok(()));
+        assert_eq!(s.take_event(&device, EventId(0)), Some(event(8192)));
+        assert_eq!(s.set_event(&device, EventId(8), event(9000)), Ok(()));
+        assert_eq!(s.mapped(), 8);
+    }
+
+    #[test]
+    fn a_walk_stops_once_at_each_slot_of_each_device() {
+        let mut s = shadow(4, 64, 4);
+        let devices = [(3, 2), (1, 1), (2, 3)].map(|(id, bits)| s.add_device(DeviceId(id), bits).unwrap());
+        s.set_event(&devices[0], EventId(3), event(8200)).unwrap();
+        let mut cursor = Cursor::default();
+        let mut seen = Vec::new();
+        while let Some(stop) = s.walk(&mut cursor) {
+            seen.push((stop.device.id.0, stop.id.0, stop.event.is_some()));
+        }
+        let expected: Vec<_> = (0..2)
+            .map(|e| (1, e, false))
+            .chain((0..8).map(|e| (2, e, false)))
+            .chain((0..4).map(|e| (3, e, e == 3)))
+            .collect();
+        assert_eq!(seen, expected);
+        assert!(s.walk(&mut cursor).is_none());
+    }
+}
