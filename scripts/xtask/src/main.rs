@@ -4,13 +4,19 @@
 //! [`symbolize`] reads a panic log, [`bench`] measures. [`qemu`] is the machine they share and [`guest`] the Linux that runs in
 //! it. `cargo xtask help` prints the flags; other scripts rely on them and on the exit codes.
 
-#![allow(dead_code, reason = "build, run and test land next and use the rest")]
+#![allow(dead_code, reason = "the test harness lands next and uses the rest")]
 
 mod args;
 mod fail;
 mod paths;
 mod sh;
 
+mod count;
+mod image;
+mod qemu;
+mod qmp;
+mod run;
+mod session;
 mod setup;
 
 use std::process::ExitCode;
@@ -21,7 +27,26 @@ use fail::{Failure, Outcome};
 const HELP: &str = "\
 usage: cargo xtask VERB [FLAGS]
 
-  setup                           gets what is missing: targets, QEMU, a Linux to run, a disk; each step is said
+  setup                     gets what is missing: targets, QEMU, a Linux to run, a disk; each step is said
+  build                     target/doorward.img (raw arm64 Image) and target/doorward.elf
+      [--release|--debug]   optimised (the default), or with debug assertions
+  run                       boots dom0 under the hypervisor, on this terminal
+      [--kernel F]          dom0's kernel, a raw arm64 Image; `none` for no kernel module
+      [--initrd F]          dom0's initramfs, or `none`
+      [--append WORDS]      more words for dom0's command line (dw.test=NAME runs tests/guest/cases/NAME, then powers off)
+      [--hv WORDS]          the hypervisor's command line
+      [--disk F]            a raw image for the NVMe disk, which the guest may change; `null` for one without content,
+                            `none` for none. The default is the disk of known content, and writes to it are dropped
+      [--smp N] [--mem SIZE] [--cpu MODEL]
+      [--timeout SECONDS]   a batch run: exit code 0 when the machine powered off, 124 on time-out, 1 when the hypervisor
+                            panicked or refused to start. Also without this flag when standard input is no terminal
+      [--log F]             the console goes to F, too (batch)
+      [--qemu \"EXTRA ARGS\"] more flags for QEMU
+      [--count-exits F]     a batch run on a deterministic clock: counts what reaches EL2 while dw.test=count does its I/O
+                            (dw.arg=BS,IODEPTH,JOBS) and writes the table to F, QEMU's log to F.raw
+      [--bare]              the same Linux without the hypervisor, to compare with
+      [--release|--debug] [--gdb] [--dry-run]
+  help                      this
 
 The cache is .cache/ in this checkout, or the folder that DOORWARD_CACHE names.
 ";
@@ -46,6 +71,8 @@ fn dispatch(verb: &str, args: Args) -> Outcome {
             args.finish("setup")?;
             setup::everything()
         }
+        "build" => image::verb(args),
+        "run" => run::verb(args),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
             Ok(())

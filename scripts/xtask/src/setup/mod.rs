@@ -38,7 +38,7 @@ pub fn ensure() -> Outcome {
     let lock = File::create(cache.join("lock")).doing("creating the cache's lock")?;
     lock.lock().doing("locking the cache")?;
 
-    targets()?;
+    rust_targets()?;
     qemu::ensure()?;
     packages::ensure()?;
     disk::ensure()?;
@@ -46,7 +46,7 @@ pub fn ensure() -> Outcome {
 }
 
 /// Rust's target libraries. Without rustup they are the distribution's business, and the build will name what is missing.
-fn targets() -> Outcome {
+pub fn rust_targets() -> Outcome {
     if !sh::has("rustup") {
         return Ok(());
     }

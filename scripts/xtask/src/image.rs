@@ -1,0 +1,150 @@
+//! `build`: compiles the hypervisor and packs the ELF file into the raw image that boot loaders take.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use object::Endianness;
+use object::elf::{FileHeader64, PT_LOAD};
+use object::read::elf::{FileHeader as _, ProgramHeader as _};
+
+use crate::args::Args;
+use crate::fail::{Doing, Failure, Outcome};
+use crate::{paths, sh};
+
+const TRIPLE: &str = "aarch64-unknown-none-softfloat";
+
+/// Which of Cargo's profiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// Optimised; what tests and users run.
+    Release,
+    /// With debug assertions: lock ranks and the like are checked.
+    Debug,
+}
+
+impl Profile {
+    /// From `--release` (the default) or `--debug`.
+    pub fn from_args(args: &mut Args) -> Outcome<Self> {
+        match (args.flag("--release"), args.flag("--debug")) {
+            (true, true) => Err(Failure::usage("--release or --debug, not both")),
+            (_, false) => Ok(Self::Release),
+            (false, true) => Ok(Self::Debug),
+        }
+    }
+
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Debug => "debug",
+        }
+    }
+}
+
+/// The verb.
+pub fn verb(mut args: Args) -> Outcome {
+    let profile = Profile::from_args(&mut args)?;
+    args.finish("build")?;
+    crate::setup::rust_targets()?;
+    build(profile)?;
+    let size = std::fs::metadata(paths::image()).doing("reading the image's size")?.len();
+    println!("{} ({} KiB)", paths::image().display(), size.div_ceil(1024));
+    println!("{}", paths::elf().display());
+    Ok(())
+}
+
+/// Builds and packs.
+pub fn build(profile: Profile) -> Outcome {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--quiet", "--bin", "doorward", "--target", TRIPLE]).current_dir(paths::root());
+    if profile == Profile::Release {
+        cargo.arg("--release");
+    }
+    sh::shown_live(&mut cargo)?;
+    let built = target_folder().join(TRIPLE).join(profile.folder()).join("doorward");
+    let elf = std::fs::read(&built).doing(format_args!("reading {}", built.display()))?;
+    let image = flatten(&elf).map_err(|why| Failure::new(format!("packing {}: {why}", built.display())))?;
+    std::fs::create_dir_all(paths::target()).doing("creating target/")?;
+    std::fs::write(paths::elf(), &elf).doing(format_args!("writing {}", paths::elf().display()))?;
+    std::fs::write(paths::image(), image).doing(format_args!("writing {}", paths::image().display()))
+}
+
+/// Where Cargo builds: `CARGO_TARGET_DIR` moves that, while the packed image stays in the checkout.
+fn target_folder() -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(folder) if !folder.is_empty() => paths::root().join(folder),
+        _ => paths::target(),
+    }
+}
+
+/// What the loadable segments leave in memory, from the lowest address on, without the zeroes at the end: the arm64 Image
+/// header says how much memory the image wants beyond its file.
+fn flatten(elf: &[u8]) -> Result<Vec<u8>, String> {
+    let say = |error: object::Error| error.to_string();
+    let header = FileHeader64::<Endianness>::parse(elf).map_err(say)?;
+    let endian = header.endian().map_err(say)?;
+    let segments = header.program_headers(endian, elf).map_err(say)?;
+    let loads = segments.iter().filter(|segment| segment.p_type(endian) == PT_LOAD && segment.p_memsz(endian) > 0);
+    let mut image = Vec::new();
+    for segment in loads {
+        let at = usize::try_from(segment.p_paddr(endian)).map_err(|error| error.to_string())?;
+        let bytes = segment.data(endian, elf).map_err(|()| "a segment lies outside the file".to_owned())?;
+        let end =
+            at.checked_add(bytes.len()).filter(|end| *end < 64 << 20).ok_or("linked beyond 64 MiB: not linked at 0")?;
+        if image.len() < end {
+            image.resize(end, 0);
+        }
+        image[at..end].copy_from_slice(bytes);
+    }
+    if image.get(56..60) != Some(b"ARM\x64") {
+        return Err("no arm64 Image header at its start (magic at offset 56)".into());
+    }
+    let word = |at: usize| u64::from_le_bytes(image[at..at + 8].try_into().expect("eight bytes"));
+    if word(16) < image.len() as u64 {
+        return Err(format!("the header claims {:#x} bytes and the image has {:#x}", word(16), image.len()));
+    }
+    Ok(image)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A little-endian ELF64 with one PT_LOAD at physical address 0.
+    fn elf_with(segment: &[u8]) -> Vec<u8> {
+        let mut elf = vec![0; 64 + 56];
+        elf[..8].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1, 0]);
+        elf[16..20].copy_from_slice(&[3, 0, 183, 0]);
+        elf[20] = 1;
+        elf[32..40].copy_from_slice(&64u64.to_le_bytes());
+        elf[52..60].copy_from_slice(&[64, 0, 56, 0, 1, 0, 64, 0]);
+        elf[64] = 1;
+        elf[72..80].copy_from_slice(&120u64.to_le_bytes());
+        elf[96..104].copy_from_slice(&(segment.len() as u64).to_le_bytes());
+        elf[104..112].copy_from_slice(&(segment.len() as u64).to_le_bytes());
+        elf.extend_from_slice(segment);
+        elf
+    }
+
+    fn segment(size: u64) -> Vec<u8> {
+        let mut bytes = vec![0x55; 80];
+        bytes[16..24].copy_from_slice(&size.to_le_bytes());
+        bytes[56..60].copy_from_slice(b"ARM\x64");
+        bytes
+    }
+
+    #[test]
+    fn a_flattened_image_is_what_its_segments_say() {
+        let bytes = segment(0x1000);
+        assert_eq!(flatten(&elf_with(&bytes)).unwrap(), bytes);
+    }
+
+    #[test]
+    fn an_image_without_its_header_is_refused() {
+        assert!(flatten(&elf_with(&[0; 80])).unwrap_err().contains("header"));
+    }
+
+    #[test]
+    fn a_header_that_claims_less_than_the_file_is_refused() {
+        assert!(flatten(&elf_with(&segment(16))).unwrap_err().contains("claims"));
+    }
+}

@@ -1,0 +1,225 @@
+//! The machine that everything here runs on: QEMU's `virt` with GICv4, an SMMU and one NVMe disk, as a command line.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::fail::{Failure, Outcome};
+use crate::{paths, sh};
+
+/// Where RAM starts on `virt`.
+pub const RAM: u64 = 0x4000_0000;
+
+/// QEMU puts our image 2 MiB into RAM and the device tree at 128 MiB; the modules follow it.
+const MODULES: u64 = RAM + (160 << 20);
+
+/// The initramfs follows the kernel's file; what the kernel clears behind it does not matter, it is moved before it runs.
+const KERNEL_ROOM: u64 = 64 << 20;
+
+/// What is started first, at the highest exception level there is.
+#[derive(Clone, Debug)]
+pub enum Boot {
+    /// Our image, with the guest's kernel and initramfs beside it in memory as boot modules.
+    Doorward,
+    /// The guest's kernel itself: what we are compared with.
+    Bare,
+    /// Nothing: the flags in `extra` load something.
+    Loader,
+}
+
+/// What is behind the NVMe controller.
+#[derive(Clone, Debug)]
+pub enum Disk {
+    /// A file that the guest may change.
+    File(PathBuf),
+    /// A file whose content stays: writes go to a scratch file that vanishes.
+    Scratch(PathBuf),
+    /// A disk without content that completes at once: for counting.
+    Null,
+    /// No controller.
+    None,
+}
+
+/// One machine.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// What starts.
+    pub boot: Boot,
+    /// The hypervisor's image.
+    pub image: PathBuf,
+    /// The guest's kernel.
+    pub kernel: Option<PathBuf>,
+    /// The guest's initramfs.
+    pub initrd: Option<PathBuf>,
+    /// The guest's command line.
+    pub append: String,
+    /// The hypervisor's command line.
+    pub hv: String,
+    /// The NVMe disk.
+    pub disk: Disk,
+    /// CPUs.
+    pub smp: u32,
+    /// RAM, as QEMU's `-m` takes it.
+    pub mem: String,
+    /// CPU model.
+    pub cpu: String,
+    /// Properties of the machine after `virt`.
+    pub properties: String,
+    /// Where guest errors (and what else is logged) go.
+    pub log: Option<PathBuf>,
+    /// A control socket.
+    pub qmp: Option<PathBuf>,
+    /// Wait for a debugger on port 1234.
+    pub gdb: bool,
+    /// More flags.
+    pub extra: Vec<String>,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            boot: Boot::Doorward,
+            image: paths::image(),
+            kernel: Some(paths::linux()),
+            initrd: Some(paths::initramfs()),
+            append: "console=ttyAMA0".into(),
+            hv: String::new(),
+            disk: Disk::Scratch(paths::disk()),
+            smp: 4,
+            mem: "2G".into(),
+            cpu: "max".into(),
+            properties: "virtualization=on,gic-version=4,iommu=smmuv3,dtb-randomness=off".into(),
+            log: None,
+            qmp: None,
+            gdb: false,
+            extra: Vec::new(),
+        }
+    }
+}
+
+impl Machine {
+    /// The command, without a console: see [`Machine::batch`] and [`Machine::interactive`].
+    pub fn command(&self) -> Outcome<Command> {
+        let mut qemu = Command::new("qemu-system-aarch64");
+        qemu.args(["-M", &format!("virt,{}", self.properties), "-cpu", &self.cpu]);
+        qemu.args(["-smp", &self.smp.to_string(), "-m", &self.mem, "-nodefaults", "-display", "none"]);
+        match self.boot {
+            Boot::Doorward => {
+                qemu.arg("-kernel").arg(&self.image).args(["-append", &self.hv]);
+                qemu.args(self.modules(MODULES));
+            }
+            Boot::Bare => {
+                let kernel = self.kernel.as_ref().ok_or_else(|| Failure::usage("--bare needs a kernel"))?;
+                qemu.arg("-kernel").arg(kernel).args(["-append", &self.append]);
+                if let Some(initrd) = &self.initrd {
+                    qemu.arg("-initrd").arg(initrd);
+                }
+            }
+            Boot::Loader => {}
+        }
+        let drive = match &self.disk {
+            Disk::File(path) => Some(format!("file={},format=raw", escaped(path))),
+            Disk::Scratch(path) => Some(format!("file={},format=raw,snapshot=on", escaped(path))),
+            Disk::Null => Some("driver=null-co,size=256M,read-zeroes=on".to_owned()),
+            Disk::None => None,
+        };
+        if let Some(drive) = drive {
+            qemu.args(["-drive", &format!("if=none,id=nvm,{drive}"), "-device", "nvme,serial=doorward,drive=nvm"]);
+        }
+        if let Some(log) = &self.log {
+            qemu.args(["-d", "guest_errors,unimp", "-D"]).arg(log);
+        }
+        if let Some(socket) = &self.qmp {
+            qemu.args(["-qmp", &format!("unix:{},server=on,wait=off", socket.display())]);
+        }
+        if self.gdb {
+            qemu.args(["-s", "-S"]);
+        }
+        qemu.args(&self.extra);
+        Ok(qemu)
+    }
+
+    /// For a batch run: the console on standard streams, and a machine that resets is a machine that ends.
+    pub fn batch(&self) -> Outcome<Command> {
+        let mut qemu = self.command()?;
+        qemu.args(["-serial", "stdio", "-no-reboot"]);
+        Ok(qemu)
+    }
+
+    /// For a terminal. QEMU's own escape moves to Ctrl-], because Ctrl-A is ours.
+    pub fn interactive(&self) -> Outcome<Command> {
+        let mut qemu = self.command()?;
+        qemu.args(["-serial", "mon:stdio", "-echr", "0x1d"]);
+        Ok(qemu)
+    }
+
+    /// The flags that lay kernel and initramfs into memory at `start` and describe them under `/chosen`.
+    pub fn modules(&self, start: u64) -> Vec<String> {
+        let mut flags = Vec::new();
+        if let Some(kernel) = &self.kernel {
+            let words = self.append.replace(',', ",,");
+            flags.push("-device".to_owned());
+            flags.push(format!("guest-loader,addr={start:#x},kernel={},bootargs={words}", escaped(kernel)));
+        }
+        if let Some(initrd) = &self.initrd {
+            flags.push("-device".to_owned());
+            flags.push(format!("guest-loader,addr={:#x},initrd={}", start + KERNEL_ROOM, escaped(initrd)));
+        }
+        flags
+    }
+}
+
+/// A path inside one of QEMU's comma-separated values.
+fn escaped(path: &Path) -> String {
+    path.to_string_lossy().replace(',', ",,")
+}
+
+/// Splits EXTRA ARGS as a shell would: blanks separate, quotes keep together.
+pub fn split_words(text: &str) -> Outcome<Vec<String>> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut quote = None;
+    for c in text.chars() {
+        match quote {
+            Some(end) if c == end => quote = None,
+            Some(_) => word.get_or_insert_default().push(c),
+            None if c == '\'' || c == '"' => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            None if c.is_whitespace() => words.extend(word.take()),
+            None => word.get_or_insert_default().push(c),
+        }
+    }
+    if quote.is_some() {
+        return Err(Failure::usage(format!("a quote is not closed in `{text}`")));
+    }
+    words.extend(word);
+    Ok(words)
+}
+
+/// The command as one line that can be pasted.
+pub fn shown(command: &Command) -> String {
+    sh::shown(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_split_at_blanks_outside_quotes() {
+        assert_eq!(split_words("-d int  -D 'a b.log' \"\"").unwrap(), ["-d", "int", "-D", "a b.log", ""]);
+        assert!(split_words("'open").is_err());
+    }
+
+    #[test]
+    fn commas_in_the_guests_words_reach_the_guest() {
+        let machine = Machine {
+            append: "console=ttyAMA0,115200".into(),
+            kernel: Some("/dev/null".into()),
+            initrd: None,
+            ..Machine::default()
+        };
+        assert!(machine.modules(0)[1].ends_with("bootargs=console=ttyAMA0,,115200"));
+    }
+}
