@@ -1,0 +1,552 @@
+//! Which machine the model is.
+//!
+//! A [`Config`] is plain data: take one that stands for a real machine and change what the test is about.
+
+/// Which architecture the GIC as a whole has. Single redistributors and ITSs can have less; see their fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    /// GICv3: physical LPIs only.
+    V3,
+    /// GICv4.0: virtual LPIs, one doorbell per event, VPTs named by address.
+    V4_0,
+    /// GICv4.1: vPEs named by id, default doorbells, virtual SGIs.
+    V4_1,
+}
+
+/// What a MSI, a guest or a doorbell meets between a command and its (V)SYNC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Staleness {
+    /// Commands take effect everywhere as they are consumed (QEMU).
+    Immediate,
+    /// Translations, collections, vPE homes and cached configuration are the old ones until the right SYNC,
+    /// VSYNC or GICR_SYNCR, and configuration is cached as early as the architecture allows.
+    Worst,
+    /// As `Worst`, but each single change may also be seen early; a pseudo-random choice from this seed.
+    Random(u64),
+}
+
+/// How long things take, in nanoseconds of the machine's own clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// One register access.
+    pub access: u64,
+    /// One `relax`.
+    pub relax: u64,
+    /// One ITS command.
+    pub command: u64,
+    /// GICR_VPENDBASER.Dirty after Valid was set.
+    pub dirty_in: u64,
+    /// GICR_VPENDBASER.Dirty after Valid was cleared.
+    pub dirty_out: u64,
+    /// GICR_SYNCR.Busy and GICR_VSGIPENDR.Busy.
+    pub busy: u64,
+    /// From GITS_CTLR.Enabled = 0 to GITS_CTLR.Quiescent = 1.
+    pub quiesce: u64,
+    /// GICR_CTLR.RWP and GICD_CTLR.RWP.
+    pub rwp: u64,
+}
+
+impl Timing {
+    /// Everything is done when the access returns (QEMU).
+    pub const INSTANT: Timing =
+        Timing { access: 50, relax: 500, command: 0, dirty_in: 0, dirty_out: 0, busy: 0, quiesce: 0, rwp: 0 };
+    /// In the order of what has been measured on servers: a scan of the VPT takes 0.1 to 2 us.
+    pub const SERVER: Timing = Timing {
+        access: 100,
+        relax: 200,
+        command: 150,
+        dirty_in: 1500,
+        dirty_out: 1000,
+        busy: 400,
+        quiesce: 2000,
+        rwp: 300,
+    };
+}
+
+/// What GICR_PROPBASER and GICR_PENDBASER hold on a CPU that an earlier stage left with LPIs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LpisAtReset {
+    /// GICR_PROPBASER. The model allocates nothing: [`claim`](crate::Machine::claim) the memory if it is RAM.
+    pub propbaser: u64,
+    /// GICR_PENDBASER.
+    pub pendbaser: u64,
+}
+
+/// One CPU and its redistributor.
+#[derive(Clone, Debug)]
+pub struct Cpu {
+    /// Aff3.Aff2.Aff1.Aff0, as in GICR_TYPER\[63:32\].
+    pub affinity: u32,
+    /// Address of its RD frame.
+    pub gicr: u64,
+    /// GICR_TYPER.Processor_Number.
+    pub processor_number: u16,
+    /// GICR_TYPER.Last.
+    pub last: bool,
+    /// GICR_TYPER.VLPIS: four frames instead of two.
+    pub vlpis: bool,
+    /// GICR_TYPER.RVPEID: GICv4.1.
+    pub rvpeid: bool,
+    /// GICR_TYPER.Dirty: Dirty is shown after Valid is set, too.
+    pub dirty: bool,
+    /// GICR_TYPER.DirectLPI.
+    pub direct_lpi: bool,
+    /// GICR_CTLR.IR: INVLPIR, INVALLR and SYNCR work without DirectLPI.
+    pub ir: bool,
+    /// GICR_CTLR.CES: EnableLPIs can be cleared.
+    pub ces: bool,
+    /// GICR_TYPER.CommonLPIAff.
+    pub common_lpi_aff: u8,
+    /// GICR_TYPER.VSGI (with `rvpeid`).
+    pub vsgi: bool,
+    /// GICR_TYPER.MPAM.
+    pub mpam: bool,
+    /// Whether this redistributor accepts shareable attributes.
+    pub shareable: bool,
+    /// LPIs are on when software first looks.
+    pub lpis_at_reset: Option<LpisAtReset>,
+    /// GICR_VPENDBASER (and GICR_VPROPBASER) as an earlier stage left them.
+    pub residency_at_reset: Option<(u64, u64)>,
+}
+
+/// What one GITS_BASER is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableKind {
+    /// GITS_BASER.Type 1.
+    Device,
+    /// GITS_BASER.Type 2.
+    Vpe,
+    /// GITS_BASER.Type 4.
+    Collection,
+}
+
+/// One GITS_BASER that is implemented.
+#[derive(Clone, Debug)]
+pub struct Baser {
+    /// GITS_BASER.Type.
+    pub kind: TableKind,
+    /// Bytes of an entry.
+    pub entry_size: u32,
+    /// Page sizes that can be written, in KiB (4, 16, 64). Another one reads back as the first of these.
+    pub pages: Vec<u32>,
+    /// Whether Indirect can be set.
+    pub indirect: bool,
+}
+
+/// How GITS_CTLR.ITS_Number behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ItsNumber {
+    /// RES0: GITS_TYPER.VMOVP is 1.
+    None,
+    /// Software sets it.
+    Writable,
+    /// Fixed by the hardware.
+    Fixed(u8),
+}
+
+/// One ITS.
+#[derive(Clone, Debug)]
+pub struct Its {
+    /// Address of its control frame. The translation frame follows, and with `vsgi` the virtual frame.
+    pub base: u64,
+    /// GITS_IIDR.
+    pub iidr: u32,
+    /// GITS_TYPER.Virtual.
+    pub virtual_lpis: bool,
+    /// Bytes of an ITT entry.
+    pub itt_entry_size: u32,
+    /// Bits of an EventID.
+    pub event_bits: u32,
+    /// Bits of a DeviceID.
+    pub device_bits: u32,
+    /// Bits of an ICID. 16 with GITS_TYPER.CIL = 0 if `cil` is not set.
+    pub collection_bits: u32,
+    /// GITS_TYPER.CIL.
+    pub cil: bool,
+    /// GITS_TYPER.PTA: RDbase is an address.
+    pub pta: bool,
+    /// GITS_TYPER.HCC: collections held in the ITS itself.
+    pub hcc: u8,
+    /// GITS_TYPER.VMOVP: one VMOVP on one ITS moves the vPE for all.
+    pub vmovp: bool,
+    /// GITS_TYPER.MPAM.
+    pub mpam: bool,
+    /// GITS_TYPER.VSGI.
+    pub vsgi: bool,
+    /// GITS_TYPER.VMAPP: GICv4.1 commands.
+    pub vmapp: bool,
+    /// GITS_TYPER.SVPET.
+    pub svpet: u8,
+    /// GITS_TYPER.nID: an individual doorbell per event is not supported.
+    pub nid: bool,
+    /// GITS_MPIDR.
+    pub mpidr: u32,
+    /// GITS_CTLR.ITS_Number.
+    pub number: ItsNumber,
+    /// GITS_BASER0 to 7.
+    pub basers: Vec<Option<Baser>>,
+    /// Whether the ITS accepts shareable attributes.
+    pub shareable: bool,
+    /// After a stall, only a GITS_CWRITER write with Retry set goes on.
+    pub retry_needed: bool,
+    /// GITS_CTLR as software first finds it, without Quiescent.
+    pub enabled_at_reset: bool,
+    /// A CPU's store to GITS_TRANSLATER is an MSI with this DeviceID; `None`: it is a violation.
+    pub cpu_device: Option<u32>,
+}
+
+/// A machine.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The architecture.
+    pub version: Version,
+    /// Address of the Distributor.
+    pub gicd: u64,
+    /// GICD_IIDR and GICR_IIDR.
+    pub iidr: u32,
+    /// GICD_CTLR.DS. Without it, software is Non-secure: bit 0 of GICD_CTLR is EnableGrp1 (write-ignored, as on
+    /// Graviton, when affinity routing is on) and bit 1 EnableGrp1A.
+    pub ds: bool,
+    /// GICD_TYPER.ITLinesNumber.
+    pub it_lines: u32,
+    /// Bits of an INTID.
+    pub intid_bits: u32,
+    /// GICD_TYPER.num_LPIs; 0: all that `intid_bits` allows.
+    pub num_lpis: u32,
+    /// Bits of a vPEID if GICD_TYPER2.VIL is set.
+    pub vpeid_bits: Option<u32>,
+    /// GICD_TYPER2.nASSGIcap.
+    pub nassgicap: bool,
+    /// The CPUs, by number.
+    pub cpus: Vec<Cpu>,
+    /// The ITSs.
+    pub its: Vec<Its>,
+    /// Address and size of the memory that `alloc` takes from.
+    pub ram: (u64, u64),
+    /// How long things take.
+    pub timing: Timing,
+    /// What is seen before it has to be.
+    pub staleness: Staleness,
+    /// Pending bits are in the tables at all times (QEMU); otherwise only when the GIC had to write them.
+    pub write_through: bool,
+    /// 4.0: a doorbell rings for an event that was pending already (QEMU); otherwise only when it becomes pending.
+    pub ring_when_pending: bool,
+    /// 4.0: a redistributor drops virtual LPIs beyond its GICR_VPROPBASER.IDbits also while nothing is resident.
+    pub drops_beyond_idbits: bool,
+    /// 4.0: the value that IDAI takes at each end of a residency; `None`: 0 and 1 in turn.
+    pub idai: Option<bool>,
+}
+
+impl Config {
+    /// QEMU's `virt,virtualization=on,gic-version=4`: GICv4.0, no lag of any kind.
+    #[must_use]
+    pub fn qemu(cpus: usize) -> Config {
+        let mut c = Config::base(Version::V4_0, 0x0800_0000, 0x080a_0000, cpus);
+        c.iidr = 0x43b;
+        c.ds = true;
+        c.it_lines = 8;
+        c.cpus.iter_mut().enumerate().for_each(|(n, p)| {
+            p.affinity = ((n as u32 / 16) << 8) | (n as u32 % 16);
+            p.direct_lpi = false;
+            p.dirty = false;
+            p.common_lpi_aff = 1;
+        });
+        c.its = vec![Its {
+            iidr: 0x43b,
+            itt_entry_size: 12,
+            event_bits: 16,
+            device_bits: 16,
+            collection_bits: 16,
+            cil: true,
+            pta: false,
+            cpu_device: Some(0),
+            ..Its::v4_0(0x0808_0000)
+        }];
+        c.timing = Timing::INSTANT;
+        c.staleness = Staleness::Immediate;
+        c.write_through = true;
+        c.ring_when_pending = true;
+        c.drops_beyond_idbits = false;
+        c.idai = Some(false);
+        c
+    }
+
+    /// A plain GICv3 server: LPIs, DirectLPI, nothing virtual.
+    #[must_use]
+    pub fn gicv3(cpus: usize) -> Config {
+        let mut c = Config::base(Version::V3, 0x2f00_0000, 0x2f10_0000, cpus);
+        let mut its = Its::v4_0(0x2f02_0000);
+        its.virtual_lpis = false;
+        its.vmovp = false;
+        its.basers[2] = None;
+        c.its = vec![its];
+        c
+    }
+
+    /// A strict GICv4.0 with one ITS: everything takes time and stays stale as long as it may.
+    #[must_use]
+    pub fn v4_0(cpus: usize) -> Config {
+        let mut c = Config::base(Version::V4_0, 0x2f00_0000, 0x2f10_0000, cpus);
+        c.its = vec![Its::v4_0(0x2f02_0000)];
+        c
+    }
+
+    /// GICv4.0 with several ITSs that need VMOVP on each of them (GITS_TYPER.VMOVP = 0), as Hisilicon's.
+    #[must_use]
+    pub fn its_list(cpus: usize, count: usize) -> Config {
+        let mut c = Config::v4_0(cpus);
+        c.its = (0..count as u64)
+            .map(|n| Its { vmovp: false, number: ItsNumber::Writable, ..Its::v4_0(0x2d00_0000 + n * 0x10_0000) })
+            .collect();
+        c
+    }
+
+    /// A strict GICv4.1 with `its` ITSs, all redistributors and ITSs in one affinity group.
+    #[must_use]
+    pub fn v4_1(cpus: usize, its: usize) -> Config {
+        let mut c = Config::base(Version::V4_1, 0x2f00_0000, 0x2f10_0000, cpus);
+        c.vpeid_bits = Some(16);
+        c.nassgicap = true;
+        c.cpus.iter_mut().for_each(|p| {
+            p.rvpeid = true;
+            p.vsgi = true;
+            p.common_lpi_aff = 1;
+        });
+        c.its = (0..its as u64).map(|n| Its::v4_1(0x2d00_0000 + n * 0x10_0000)).collect();
+        c
+    }
+
+    /// Graviton3 as c7g.metal shows it: GICv4.1, one ITS, two runs of redistributors 16 GiB apart, the second
+    /// with Aff3 = 1, SVPET = 1 (so the second half needs a vPE table of its own), no GICR_TYPER.Last.
+    #[must_use]
+    pub fn graviton3(cpus: usize) -> Config {
+        let mut c = Config::v4_1(cpus, 1);
+        c.gicd = 0xb8_0000_0000;
+        c.it_lines = 30;
+        let half = cpus.div_ceil(2);
+        for (n, p) in c.cpus.iter_mut().enumerate() {
+            let (run, k) = if n < half { (0, n) } else { (1, n - half) };
+            p.gicr = if run == 0 { 0xb8_0014_0000 } else { 0xbc_0014_0000 } + k as u64 * 0x4_0000;
+            p.affinity = (run << 24) | ((k as u32) << 8);
+            p.last = false;
+        }
+        c.its = vec![Its {
+            itt_entry_size: 4,
+            device_bits: 18,
+            event_bits: 16,
+            collection_bits: 8,
+            cil: true,
+            mpam: true,
+            nid: true,
+            pta: false,
+            ..Its::v4_1(0xbc_0010_0000)
+        }];
+        c
+    }
+
+    fn base(version: Version, gicd: u64, gicr: u64, cpus: usize) -> Config {
+        let frames = if version == Version::V3 { 2 } else { 4 };
+        Config {
+            version,
+            gicd,
+            iidr: 0x0300_043b,
+            ds: false,
+            it_lines: 30,
+            intid_bits: 16,
+            num_lpis: 0,
+            vpeid_bits: None,
+            nassgicap: false,
+            cpus: (0..cpus)
+                .map(|n| Cpu {
+                    affinity: ((n as u32 / 4) << 8) | (n as u32 % 4),
+                    gicr: gicr + n as u64 * frames * 0x1_0000,
+                    processor_number: n as u16,
+                    last: n + 1 == cpus,
+                    vlpis: version != Version::V3,
+                    rvpeid: false,
+                    dirty: version != Version::V3,
+                    direct_lpi: true,
+                    ir: false,
+                    ces: true,
+                    common_lpi_aff: 0,
+                    vsgi: false,
+                    mpam: false,
+                    shareable: true,
+                    lpis_at_reset: None,
+                    residency_at_reset: None,
+                })
+                .collect(),
+            its: Vec::new(),
+            ram: (0x40_0000_0000, 0x4000_0000),
+            timing: Timing::SERVER,
+            staleness: Staleness::Worst,
+            write_through: false,
+            ring_when_pending: false,
+            drops_beyond_idbits: true,
+            idai: None,
+        }
+    }
+
+    /// The same machine with something changed on each CPU.
+    #[must_use]
+    pub fn each_cpu(mut self, mut change: impl FnMut(usize, &mut Cpu)) -> Config {
+        self.cpus.iter_mut().enumerate().for_each(|(n, p)| change(n, p));
+        self
+    }
+
+    /// The same machine with something changed on each ITS.
+    #[must_use]
+    pub fn each_its(mut self, mut change: impl FnMut(usize, &mut Its)) -> Config {
+        self.its.iter_mut().enumerate().for_each(|(n, i)| change(n, i));
+        self
+    }
+
+    /// The same machine, where no observer but the CPUs snoops: shareable attributes do not stick.
+    #[must_use]
+    pub fn noncoherent(self) -> Config {
+        self.each_cpu(|_, p| p.shareable = false).each_its(|_, i| i.shareable = false)
+    }
+
+    /// The same machine, but nothing is ever stale or late.
+    #[must_use]
+    pub fn instant(mut self) -> Config {
+        self.timing = Timing::INSTANT;
+        self.staleness = Staleness::Immediate;
+        self
+    }
+
+    /// The same machine with other staleness.
+    #[must_use]
+    pub fn stale(mut self, staleness: Staleness) -> Config {
+        self.staleness = staleness;
+        self
+    }
+
+    /// The same machine with the redistributors spread out: `hole` bytes of nothing after each.
+    #[must_use]
+    pub fn with_holes(self, hole: u64) -> Config {
+        self.each_cpu(|n, p| p.gicr += n as u64 * hole)
+    }
+}
+
+impl Its {
+    fn v4_0(base: u64) -> Its {
+        let table = |kind, indirect| Some(Baser { kind, entry_size: 8, pages: vec![4, 16, 64], indirect });
+        Its {
+            base,
+            iidr: 0x0201_743b,
+            virtual_lpis: true,
+            itt_entry_size: 8,
+            event_bits: 16,
+            device_bits: 16,
+            collection_bits: 16,
+            cil: false,
+            pta: true,
+            hcc: 0,
+            vmovp: true,
+            mpam: false,
+            vsgi: false,
+            vmapp: false,
+            svpet: 0,
+            nid: false,
+            mpidr: 0,
+            number: ItsNumber::None,
+            basers: vec![
+                table(TableKind::Device, true),
+                table(TableKind::Collection, false),
+                table(TableKind::Vpe, true),
+                None,
+                None,
+                None,
+                None,
+                None,
+            ],
+            shareable: true,
+            retry_needed: true,
+            enabled_at_reset: false,
+            cpu_device: None,
+        }
+    }
+
+    fn v4_1(base: u64) -> Its {
+        Its { vsgi: true, vmapp: true, svpet: 1, nid: true, ..Its::v4_0(base) }
+    }
+
+    /// GITS_TYPER (IHI 0069, 12.19).
+    #[must_use]
+    pub fn typer(&self) -> u64 {
+        let bit = |b: bool, at: u32| u64::from(b) << at;
+        1 | bit(self.virtual_lpis, 1)
+            | u64::from(self.itt_entry_size - 1) << 4
+            | u64::from(self.event_bits - 1) << 8
+            | u64::from(self.device_bits - 1) << 13
+            | bit(self.pta, 19)
+            | u64::from(self.hcc) << 24
+            | if self.cil { u64::from(self.collection_bits - 1) << 32 | 1 << 36 } else { 0 }
+            | bit(self.vmovp, 37)
+            | bit(self.mpam, 38)
+            | bit(self.vsgi, 39)
+            | bit(self.vmapp, 40)
+            | u64::from(self.svpet) << 41
+            | bit(self.nid, 43)
+    }
+}
+
+impl Cpu {
+    /// GICR_TYPER (IHI 0069, 12.11).
+    #[must_use]
+    pub fn typer(&self) -> u64 {
+        let bit = |b: bool, at: u32| u64::from(b) << at;
+        1 | bit(self.vlpis, 1)
+            | bit(self.vlpis && self.dirty, 2)
+            | bit(self.direct_lpi, 3)
+            | bit(self.last, 4)
+            | bit(self.mpam, 6)
+            | bit(self.rvpeid, 7)
+            | u64::from(self.processor_number) << 8
+            | u64::from(self.common_lpi_aff) << 24
+            | bit(self.vsgi, 26)
+            | u64::from(self.affinity) << 32
+    }
+
+    /// Bytes of its frames.
+    #[must_use]
+    pub fn frames_size(&self) -> u64 {
+        if self.vlpis { 0x4_0000 } else { 0x2_0000 }
+    }
+
+    /// Which redistributors it must share LPI and vPE tables with: equal values share.
+    #[must_use]
+    pub fn group(&self) -> u32 {
+        affinity_prefix(self.affinity, self.common_lpi_aff)
+    }
+}
+
+/// The affinity levels that CommonLPIAff or SVPET names, the others zero. 0: none, so all are alike.
+pub(crate) fn affinity_prefix(affinity: u32, levels: u8) -> u32 {
+    match levels {
+        0 => 0,
+        n => affinity & !(u32::MAX.checked_shr(8 * u32::from(n)).unwrap_or(0)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn qemu_and_graviton3_identify_themselves_as_the_real_ones_do() {
+        assert_eq!(Config::qemu(1).its[0].typer(), 0x3f_0001_efb3);
+        assert_eq!(Config::qemu(1).cpus[0].typer(), 0x0100_0013);
+        assert_eq!(Config::qemu(2).cpus[1].typer(), 0x1_0100_0113);
+        assert_eq!(Config::graviton3(4).its[0].typer(), 0x0bf7_0002_2f33);
+    }
+
+    #[test]
+    fn groups_follow_the_affinity_levels() {
+        assert_eq!(affinity_prefix(0x0102_0304, 0), 0);
+        assert_eq!(affinity_prefix(0x0102_0304, 1), 0x0100_0000);
+        assert_eq!(affinity_prefix(0x0102_0304, 2), 0x0102_0000);
+        assert_eq!(affinity_prefix(0x0102_0304, 3), 0x0102_0300);
+    }
+}

@@ -1,0 +1,210 @@
+//! Consuming the command queue.
+//!
+//! A command is executed when its time has come (`Timing::command` after the one before it), and CREADR moves past
+//! it then. A fault that was armed for it comes first. Where GITS_TYPER.VMOVP is 0, a VMOVP is executed when every
+//! ITS that it lists has come to the same VMOVP; ITSs that come to different ones wait for each other for ever.
+
+use super::command::{Command, Dialect};
+use crate::faults::CommandFault;
+use crate::machine::State;
+use crate::memory::Use;
+
+/// What became of a command.
+pub(crate) enum Outcome {
+    Done,
+    Stall,
+}
+
+impl State {
+    /// Sets the clock for the command at CREADR, if there is one and it is not running yet.
+    pub(crate) fn start(&mut self, its: usize) {
+        let i = &mut self.its[its];
+        if i.enabled && !i.stalled && i.creadr != i.cwriter && i.due.is_none() {
+            i.due = Some(self.now + self.cfg.timing.command);
+        }
+    }
+
+    /// Executes what has become due on every ITS.
+    pub(crate) fn pump(&mut self) {
+        loop {
+            let mut progress = false;
+            for its in 0..self.its.len() {
+                progress |= self.step(its);
+            }
+            if !progress {
+                break;
+            }
+        }
+    }
+
+    pub(crate) fn dialect(&self, its: usize) -> Dialect {
+        let c = &self.cfg.its[its];
+        match (c.virtual_lpis, c.vmapp) {
+            (false, _) => Dialect::V3,
+            (true, false) => Dialect::V4_0,
+            (true, true) => Dialect::V4_1,
+        }
+    }
+
+    /// The four words at CREADR, as the ITS reads them.
+    fn fetch(&mut self, its: usize, flag: bool) -> [u64; 4] {
+        let i = &self.its[its];
+        let (at, how) = (i.queue_base() + i.creadr, i.queue_snoop());
+        let mut words = [0; 4];
+        for (n, word) in words.iter_mut().enumerate() {
+            let (value, trouble) = self.mem.device_read64(at + 8 * n as u64, how);
+            *word = value;
+            if flag && trouble.is_some() {
+                self.flag_memory("5.3 the command queue", &format!("a command of ITS{its}"), at, trouble);
+                return words;
+            }
+        }
+        words
+    }
+
+    fn ready(&self, its: usize) -> bool {
+        let i = &self.its[its];
+        i.enabled
+            && !i.stalled
+            && !i.deaf
+            && i.due.is_some_and(|t| self.now >= t)
+            && self.now >= i.late_until
+            && i.creadr != i.cwriter
+    }
+
+    /// Executes one command, if one is due. Whether anything moved.
+    fn step(&mut self, its: usize) -> bool {
+        if !self.ready(its) {
+            return false;
+        }
+        let k = self.its[its].history.len();
+        match self.its[its].plan.get(&k).copied() {
+            Some(CommandFault::Stall) => {
+                self.its[its].plan.remove(&k);
+                self.its[its].stalled = true;
+                return true;
+            }
+            Some(CommandFault::Hang) => return false,
+            Some(CommandFault::Late { us }) => {
+                self.its[its].plan.remove(&k);
+                self.its[its].late_until = self.now + us * 1000;
+                return us == 0;
+            }
+            None => {}
+        }
+        let words = self.fetch(its, false);
+        let (command, _) = Command::decode(words, self.dialect(its));
+        if let Command::Vmovp { .. } = command {
+            if self.its[its].deaf_at_vmovp {
+                self.its[its].deaf = true;
+                return false;
+            }
+            if !self.cfg.its[its].vmovp {
+                return self.meet(its, words, command);
+            }
+        }
+        self.execute(its);
+        true
+    }
+
+    /// Executes the command at CREADR and moves on.
+    fn execute(&mut self, its: usize) {
+        let words = self.fetch(its, true);
+        let (command, reserved) = Command::decode(words, self.dialect(its));
+        if reserved.iter().any(|r| *r != 0) {
+            let [a, b, c, d] = reserved;
+            self.flag(
+                command.section(),
+                format!("ITS{its}: RES0 bits set: {a:#x} {b:#x} {c:#x} {d:#x} in {command:?}"),
+            );
+        }
+        let outcome = match self.physical(its, command) {
+            Some(outcome) => outcome,
+            None => self.virtual_command(its, command),
+        };
+        match outcome {
+            Outcome::Done => {
+                let i = &mut self.its[its];
+                i.history.push(command);
+                i.creadr = (i.creadr + 32) % i.queue_size();
+                i.due = (i.creadr != i.cwriter).then(|| i.due.unwrap_or(self.now) + self.cfg.timing.command);
+            }
+            Outcome::Stall => self.its[its].stalled = true,
+        }
+    }
+
+    /// A VMOVP that other ITSs must see too. Whether it could be executed.
+    fn meet(&mut self, its: usize, words: [u64; 4], command: Command) -> bool {
+        let Command::Vmovp { sequence, list, .. } = command else { return false };
+        let number = self.its[its].number;
+        if list >> number & 1 == 0 {
+            self.report_vmovp(
+                its,
+                format!("ITS{its} (ITS_Number {number}) got a VMOVP that does not list it: {command:?}"),
+            );
+        }
+        let mut party = vec![its];
+        for n in (0..16).filter(|n| list >> n & 1 == 1 && *n != number) {
+            match (0..self.its.len()).find(|o| *o != its && self.its[*o].number == n && !self.cfg.its[*o].vmovp) {
+                Some(other) => party.push(other),
+                None => {
+                    self.report_vmovp(
+                        its,
+                        format!("ITSList {list:#x} names ITS_Number {n}, which is no ITS: {command:?}"),
+                    );
+                    return false;
+                }
+            }
+        }
+        for other in party.iter().copied().skip(1) {
+            if !self.ready(other) {
+                return false;
+            }
+            let there = self.fetch(other, false);
+            let (theirs, _) = Command::decode(there, self.dialect(other));
+            match theirs {
+                Command::Vmovp { .. } if there == words => {}
+                Command::Vmovp { sequence: s, list: l, .. } if s == sequence || l >> number & 1 == 1 => {
+                    // Neither can go on.
+                    self.report_vmovp(
+                        its,
+                        format!("ITS{its} and ITS{other} have come to different VMOVPs: {command:?} and {theirs:?}"),
+                    );
+                    return false;
+                }
+                // The other one has commands of its own to do first; if it never gets here, we hang.
+                _ => return false,
+            }
+        }
+        for member in party {
+            self.execute(member);
+        }
+        true
+    }
+
+    fn report_vmovp(&mut self, its: usize, what: String) {
+        let here = self.its[its].history.len() as u64;
+        if self.its[its].reported != Some(here) {
+            self.its[its].reported = Some(here);
+            self.flag("5.3 VMOVP", what);
+        }
+    }
+
+    /// Whether a store just changed a command that the ITS has been given and has not consumed.
+    pub(crate) fn check_queue_store(&mut self, at: u64, len: u64) {
+        for its in 0..self.its.len() {
+            let i = &self.its[its];
+            let (base, size) = (i.queue_base(), i.queue_size());
+            if !i.enabled || at + len <= base || at >= base + size {
+                continue;
+            }
+            let slot = (at - base) / 32 * 32;
+            let ahead = (slot + size - i.creadr) % size;
+            let given = (i.cwriter + size - i.creadr) % size;
+            if ahead < given {
+                let what = format!("store to {at:#x}, a command in {} that is not consumed yet", Use::Queue(its));
+                self.flag("5.3 the command queue", what);
+            }
+        }
+    }
+}

@@ -1,0 +1,518 @@
+//! The machine: what a test and a driver hold in their hands.
+//!
+//! [`Machine`] is a handle; clones of it are the same machine. Every call takes the one lock, lets the clock
+//! move by what such an access costs, lets the GIC do all that has become due, and then does the access.
+
+use crate::config::{Config, Staleness};
+use crate::dist::Dist;
+use crate::faults::Fault;
+use crate::its::Its;
+use crate::its::command::Command;
+use crate::memory::{Allocation, Memory, Trouble};
+use crate::redist::Redist;
+use crate::violation::Violation;
+use crate::vpe::{Vpe, Vpt};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// An interrupt that was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// The hypervisor acknowledged a physical LPI.
+    Host {
+        /// On which CPU.
+        cpu: usize,
+        /// Which.
+        intid: u32,
+    },
+    /// A guest acknowledged a virtual LPI or SGI; no code of the hypervisor ran.
+    Guest {
+        /// On which CPU.
+        cpu: usize,
+        /// The resident vPE, if any ITS knows it.
+        vpe: Option<u16>,
+        /// The address of its VPT.
+        vpt: u64,
+        /// The vINTID.
+        intid: u32,
+    },
+}
+
+/// An interrupt that the hardware dropped, as it is entitled to. Not a violation in itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drop {
+    /// What arrived.
+    pub what: String,
+    /// Why nothing came of it.
+    pub why: &'static str,
+}
+
+/// A machine. See the crate's preface.
+#[derive(Clone)]
+pub struct Machine {
+    state: Arc<Mutex<State>>,
+}
+
+pub(crate) struct State {
+    pub(crate) cfg: Config,
+    pub(crate) mem: Memory,
+    /// Nanoseconds.
+    pub(crate) now: u64,
+    pub(crate) dist: Dist,
+    pub(crate) rds: Vec<Redist>,
+    pub(crate) its: Vec<Its>,
+    pub(crate) vpts: BTreeMap<u64, Vpt>,
+    /// GICv4.1: what the redistributors know of each vPE.
+    pub(crate) vpes: BTreeMap<u16, Vpe>,
+    pub(crate) violations: Vec<Violation>,
+    pub(crate) deliveries: Vec<Delivery>,
+    pub(crate) drops: Vec<Drop>,
+    seed: u64,
+}
+
+impl State {
+    fn new(cfg: Config) -> State {
+        let mut state = State {
+            mem: Memory::new(cfg.ram.0, cfg.ram.1),
+            now: 0,
+            dist: Dist::default(),
+            rds: cfg.cpus.iter().map(Redist::new).collect(),
+            its: cfg.its.iter().map(Its::new).collect(),
+            vpts: BTreeMap::new(),
+            vpes: BTreeMap::new(),
+            violations: Vec::new(),
+            deliveries: Vec::new(),
+            drops: Vec::new(),
+            seed: match cfg.staleness {
+                Staleness::Random(seed) => seed | 1,
+                _ => 1,
+            },
+            cfg,
+        };
+        for rd in 0..state.rds.len() {
+            state.reset_redist(rd);
+        }
+        state
+    }
+
+    pub(crate) fn flag(&mut self, section: &'static str, what: impl Into<String>) {
+        self.violations.push(Violation { section, what: what.into() });
+    }
+
+    /// Flags memory that is not as the GIC needs it.
+    pub(crate) fn flag_memory(&mut self, section: &'static str, name: &str, at: u64, trouble: Option<Trouble>) -> bool {
+        match trouble {
+            Some(t) => {
+                self.flag(section, format!("{name} at {at:#x} {t}"));
+                true
+            }
+            None => false,
+        }
+    }
+
+    pub(crate) fn drop_interrupt(&mut self, what: String, why: &'static str) {
+        self.drops.push(Drop { what, why });
+    }
+
+    /// Whether a change is to be seen before its synchronisation.
+    pub(crate) fn seen_early(&mut self) -> bool {
+        match self.cfg.staleness {
+            Staleness::Immediate => true,
+            Staleness::Worst => false,
+            Staleness::Random(_) => {
+                self.seed ^= self.seed << 13;
+                self.seed ^= self.seed >> 7;
+                self.seed ^= self.seed << 17;
+                self.seed & 0x100 != 0
+            }
+        }
+    }
+
+    /// Whether the GIC caches configuration as early as it may.
+    pub(crate) fn eager_cache(&self) -> bool {
+        self.cfg.staleness != Staleness::Immediate
+    }
+
+    fn tick(&mut self, ns: u64) {
+        self.now += ns;
+        self.settle();
+    }
+
+    /// Does everything that has become due.
+    pub(crate) fn settle(&mut self) {
+        for rd in 0..self.rds.len() {
+            self.settle_redist(rd);
+        }
+        self.pump();
+    }
+
+    fn read(&mut self, at: u64, wide: bool) -> u64 {
+        self.tick(self.cfg.timing.access);
+        let value = if let Some(offset) = self.dist_offset(at) {
+            self.dist_read(offset, wide)
+        } else if let Some((rd, offset)) = self.redist_offset(at) {
+            self.redist_read(rd, offset, wide)
+        } else if let Some((its, offset)) = self.its_offset(at) {
+            self.its_read(its, offset, wide)
+        } else {
+            self.flag("memory", format!("register read at {at:#x}, where nothing is (external abort)"));
+            0
+        };
+        if wide { value } else { value & 0xffff_ffff }
+    }
+
+    fn write(&mut self, at: u64, value: u64, wide: bool) {
+        self.tick(self.cfg.timing.access);
+        if let Some(offset) = self.dist_offset(at) {
+            self.dist_write(offset, value, wide);
+        } else if let Some((rd, offset)) = self.redist_offset(at) {
+            self.redist_write(rd, offset, value, wide);
+        } else if let Some((its, offset)) = self.its_offset(at) {
+            self.its_write(its, offset, value, wide);
+        } else {
+            self.flag("memory", format!("register write of {value:#x} at {at:#x}, where nothing is (external abort)"));
+        }
+        self.settle();
+    }
+
+    /// Merges a 32-bit write into a 64-bit register whose halves can be accessed alone.
+    pub(crate) fn merge(old: u64, offset: u64, value: u64, wide: bool) -> u64 {
+        match (wide, offset & 4) {
+            (true, _) => value,
+            (false, 0) => (old & !0xffff_ffff) | (value & 0xffff_ffff),
+            (false, _) => (old & 0xffff_ffff) | (value << 32),
+        }
+    }
+
+    /// The half of a 64-bit register that an access at `offset` asks for.
+    pub(crate) fn half(value: u64, offset: u64) -> u64 {
+        if offset & 4 == 0 { value } else { value >> 32 }
+    }
+
+    /// Checks the width and alignment of an access to a 32-bit register.
+    pub(crate) fn narrow_only(&mut self, section: &'static str, offset: u64, wide: bool) -> bool {
+        if wide {
+            self.flag(section, format!("64-bit access to the 32-bit register at offset {offset:#x}"));
+        }
+        !wide
+    }
+}
+
+impl Machine {
+    /// A machine as it comes out of reset.
+    #[must_use]
+    pub fn new(config: Config) -> Machine {
+        Machine { state: Arc::new(Mutex::new(State::new(config))) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A test that panicked with the lock held has failed already; its violations are still worth reading.
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// What machine this is.
+    #[must_use]
+    pub fn config(&self) -> Config {
+        self.lock().cfg.clone()
+    }
+
+    // ---- what a driver needs
+
+    /// Reads a 32-bit register.
+    #[must_use]
+    pub fn read32(&self, at: u64) -> u32 {
+        let mut s = self.lock();
+        if !at.is_multiple_of(4) {
+            s.flag("memory", format!("32-bit read at {at:#x}"));
+            return 0;
+        }
+        s.read(at, false) as u32
+    }
+
+    /// Writes a 32-bit register.
+    pub fn write32(&self, at: u64, value: u32) {
+        let mut s = self.lock();
+        if !at.is_multiple_of(4) {
+            return s.flag("memory", format!("32-bit write at {at:#x}"));
+        }
+        s.write(at, value.into(), false);
+    }
+
+    /// Reads a 64-bit register in one access.
+    #[must_use]
+    pub fn read64(&self, at: u64) -> u64 {
+        let mut s = self.lock();
+        if !at.is_multiple_of(8) {
+            s.flag("memory", format!("64-bit read at {at:#x}"));
+            return 0;
+        }
+        s.read(at, true)
+    }
+
+    /// Writes a 64-bit register in one access.
+    pub fn write64(&self, at: u64, value: u64) {
+        let mut s = self.lock();
+        if !at.is_multiple_of(8) {
+            return s.flag("memory", format!("64-bit write at {at:#x}"));
+        }
+        s.write(at, value, true);
+    }
+
+    /// Takes memory that reads as zero to the CPU. The zeros are not published.
+    #[must_use]
+    pub fn alloc(&self, size: usize, align: usize) -> Option<u64> {
+        self.lock().mem.alloc(size as u64, align as u64)
+    }
+
+    /// Takes memory at a given 4K-aligned address; `false` if it is not free.
+    #[must_use]
+    pub fn claim(&self, at: u64, size: usize) -> bool {
+        self.lock().mem.claim(at, size as u64)
+    }
+
+    /// Gives memory back.
+    pub fn free(&self, at: u64, size: usize, align: usize) {
+        let mut s = self.lock();
+        s.settle();
+        if let Err(e) = s.mem.free(at, size as u64, align as u64) {
+            s.flag("memory", e);
+        }
+        s.forget_vpts(at, size as u64);
+    }
+
+    /// Loads a byte of shared memory.
+    #[must_use]
+    pub fn load8(&self, at: u64) -> u8 {
+        let mut byte = [0];
+        self.load(at, &mut byte);
+        byte[0]
+    }
+
+    /// Loads an aligned little-endian word of shared memory.
+    #[must_use]
+    pub fn load64(&self, at: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.load(at, &mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+
+    fn load(&self, at: u64, out: &mut [u8]) {
+        let mut s = self.lock();
+        if !at.is_multiple_of(out.len() as u64) {
+            s.flag("memory", format!("unaligned load of {} bytes at {at:#x}", out.len()));
+        }
+        if let Err(e) = s.mem.load(at, out) {
+            s.flag("memory", e);
+        }
+    }
+
+    /// Stores a byte to shared memory.
+    pub fn store8(&self, at: u64, value: u8) {
+        self.store(at, &[value]);
+    }
+
+    /// Stores an aligned little-endian word to shared memory.
+    pub fn store64(&self, at: u64, value: u64) {
+        self.store(at, &value.to_le_bytes());
+    }
+
+    fn store(&self, at: u64, data: &[u8]) {
+        let mut s = self.lock();
+        if !at.is_multiple_of(data.len() as u64) {
+            s.flag("memory", format!("unaligned store of {} bytes at {at:#x}", data.len()));
+        }
+        if let Err(e) = s.mem.store(at, data) {
+            s.flag("memory", e);
+        }
+        s.check_queue_store(at, data.len() as u64);
+    }
+
+    /// Makes stores visible to devices: to those that snoop, or with `noncoherent` to all.
+    pub fn publish(&self, at: u64, size: usize, noncoherent: bool) {
+        let mut s = self.lock();
+        if !s.mem.is_allocated(at, size as u64) {
+            s.flag("memory", format!("publish of {size:#x} bytes at {at:#x}, which are not allocated"));
+        }
+        s.mem.publish(at, size as u64, noncoherent);
+    }
+
+    /// Makes what devices wrote visible to loads.
+    pub fn acquire(&self, at: u64, size: usize, noncoherent: bool) {
+        let mut s = self.lock();
+        if !s.mem.is_allocated(at, size as u64) {
+            s.flag("memory", format!("acquire of {size:#x} bytes at {at:#x}, which are not allocated"));
+        }
+        s.mem.acquire(at, size as u64, noncoherent);
+    }
+
+    /// Microseconds since reset. Asking costs as much as a register access.
+    #[must_use]
+    pub fn now_us(&self) -> u64 {
+        let mut s = self.lock();
+        let ns = s.cfg.timing.access;
+        s.tick(ns);
+        s.now / 1000
+    }
+
+    /// One turn of a polling loop.
+    pub fn relax(&self) {
+        let mut s = self.lock();
+        let ns = s.cfg.timing.relax;
+        s.tick(ns);
+    }
+
+    // ---- what a test needs
+
+    /// Lets time pass.
+    pub fn advance_us(&self, us: u64) {
+        let mut s = self.lock();
+        // In small steps: what becomes due may start something else that becomes due within the same span.
+        for _ in 0..us.min(1000) {
+            s.tick(1000);
+        }
+        s.tick(us.saturating_sub(1000) * 1000);
+    }
+
+    /// A device writes an MSI to ITS 0.
+    pub fn msi(&self, device: u32, event: u32) {
+        self.msi_at(0, device, event);
+    }
+
+    /// A device writes an MSI to an ITS.
+    pub fn msi_at(&self, its: usize, device: u32, event: u32) {
+        let mut s = self.lock();
+        s.settle();
+        s.translate(its, device, event);
+    }
+
+    /// The hypervisor reads ICC_IAR1_EL1 on this CPU: takes the best pending physical LPI.
+    pub fn host_ack(&self, cpu: usize) -> Option<u32> {
+        let mut s = self.lock();
+        s.settle();
+        s.host_ack(cpu)
+    }
+
+    /// Whether a physical LPI would interrupt this CPU now.
+    #[must_use]
+    pub fn host_irq(&self, cpu: usize) -> bool {
+        let mut s = self.lock();
+        s.settle();
+        s.host_best(cpu).is_some()
+    }
+
+    /// The guest on this CPU reads ICC_IAR1_EL1 and finds an interrupt that the GIC injected itself: takes the best
+    /// pending one of the resident vPE.
+    pub fn guest_ack(&self, cpu: usize) -> Option<u32> {
+        let mut s = self.lock();
+        s.settle();
+        s.guest_ack(cpu)
+    }
+
+    /// Whether the GIC signals a virtual interrupt of the resident vPE to this CPU now.
+    #[must_use]
+    pub fn guest_irq(&self, cpu: usize) -> bool {
+        let mut s = self.lock();
+        s.settle();
+        s.guest_best(cpu).is_some()
+    }
+
+    /// Whether the virtual CPU interface takes interrupts: ICH_HCR_EL2.En and ICH_VMCR_EL2.VENG1. On at reset.
+    pub fn set_virtual_interface(&self, cpu: usize, on: bool) {
+        self.lock().rds[cpu].virtual_interface = on;
+    }
+
+    /// The physical LPIs pending on a CPU's redistributor, enabled or not.
+    #[must_use]
+    pub fn host_pending(&self, cpu: usize) -> Vec<u32> {
+        let mut s = self.lock();
+        s.settle();
+        s.rds[cpu].pending.iter().copied().collect()
+    }
+
+    /// The virtual LPIs pending for the vPE whose pending table is at this address, wherever the GIC keeps them
+    /// at present.
+    #[must_use]
+    pub fn vpt_pending(&self, vpt: u64) -> Vec<u32> {
+        let mut s = self.lock();
+        s.settle();
+        s.vpt_pending(vpt)
+    }
+
+    /// The VPT (4.0) of what is resident on a CPU, and its vPEID as far as an ITS (or the vPE table) knows it.
+    #[must_use]
+    pub fn resident(&self, cpu: usize) -> Option<(u64, Option<u16>)> {
+        let s = self.lock();
+        s.rds[cpu].resident.as_ref().map(|r| (r.vpt, s.name_vpe(r)))
+    }
+
+    /// What was delivered, in order.
+    #[must_use]
+    pub fn deliveries(&self) -> Vec<Delivery> {
+        self.lock().deliveries.clone()
+    }
+
+    /// What was delivered since the last call of this.
+    #[must_use]
+    pub fn take_deliveries(&self) -> Vec<Delivery> {
+        std::mem::take(&mut self.lock().deliveries)
+    }
+
+    /// What was dropped since the last call of this.
+    #[must_use]
+    pub fn take_drops(&self) -> Vec<Drop> {
+        std::mem::take(&mut self.lock().drops)
+    }
+
+    /// What was done wrong so far.
+    #[must_use]
+    pub fn violations(&self) -> Vec<Violation> {
+        self.lock().violations.clone()
+    }
+
+    /// What was done wrong since the last call of this.
+    #[must_use]
+    pub fn take_violations(&self) -> Vec<Violation> {
+        std::mem::take(&mut self.lock().violations)
+    }
+
+    /// Fails the test unless nothing was done wrong since the last `take_violations`.
+    ///
+    /// # Panics
+    /// If there is a violation; the message has them all.
+    #[track_caller]
+    pub fn assert_clean(&self) {
+        let found = self.violations();
+        assert!(found.is_empty(), "{} violation(s): {found:#?}", found.len());
+    }
+
+    /// The commands that an ITS has consumed, in order.
+    #[must_use]
+    pub fn commands(&self, its: usize) -> Vec<Command> {
+        let mut s = self.lock();
+        s.settle();
+        s.its[its].history.clone()
+    }
+
+    /// Memory that has not been given back.
+    #[must_use]
+    pub fn allocations(&self) -> Vec<Allocation> {
+        self.lock().mem.allocations()
+    }
+
+    /// Arms a fault.
+    pub fn inject(&self, fault: Fault) {
+        self.lock().inject(fault);
+    }
+
+    /// Takes all faults away. What hangs because of one goes on.
+    pub fn heal(&self) {
+        let mut s = self.lock();
+        s.heal();
+        s.settle();
+    }
+}
+
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<Machine>();
+};

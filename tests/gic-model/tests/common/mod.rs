@@ -1,0 +1,200 @@
+//! A small driver, written in hex from the manual, to put the model through its paces.
+
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use gic_model::{Config, Machine};
+
+pub const LPI: u32 = 8192;
+pub const VALID: u64 = 1 << 63;
+/// Inner shareable, inner RaWaWb.
+pub const SHARED: u64 = 1 << 10;
+/// 16-bit INTIDs.
+pub const ID_BITS: u64 = 16;
+
+pub struct Bench {
+    pub m: Machine,
+    pub c: Config,
+    pub propbase: u64,
+}
+
+pub fn rd_base(c: &Config, cpu: usize) -> u64 {
+    c.cpus[cpu].gicr
+}
+
+impl Bench {
+    /// A machine, nothing programmed.
+    pub fn raw(config: Config) -> Bench {
+        let m = Machine::new(config);
+        let c = m.config();
+        Bench { m, c, propbase: 0 }
+    }
+
+    /// A machine with the Distributor, LPIs of all CPUs and all ITSs running, and collection n on CPU n.
+    pub fn up(config: Config) -> Bench {
+        let mut b = Bench::raw(config);
+        b.m.write32(b.c.gicd, 0x12);
+        b.propbase = b.memory(0x1_0000, 0x1_0000);
+        for cpu in 0..b.c.cpus.len() {
+            b.lpis_on(cpu);
+        }
+        for its in 0..b.c.its.len() {
+            b.its_on(its);
+        }
+        b
+    }
+
+    /// Published zeros.
+    pub fn memory(&self, size: usize, align: usize) -> u64 {
+        let at = self.m.alloc(size, align).expect("memory");
+        self.m.publish(at, size, true);
+        at
+    }
+
+    pub fn lpis_on(&self, cpu: usize) {
+        let rd = rd_base(&self.c, cpu);
+        self.m.write32(rd + 0x14, 0);
+        self.m.write64(rd + 0x70, self.propbase | SHARED | 7 << 7 | (ID_BITS - 1));
+        let pend = self.memory(0x1_0000, 0x1_0000);
+        self.m.write64(rd + 0x78, pend | SHARED | 7 << 7);
+        self.m.write32(rd, 1);
+    }
+
+    /// One 64K page for each table, so 8192 entries each; a 64K queue.
+    pub fn its_on(&self, its: usize) {
+        let base = self.c.its[its].base;
+        for n in 0..8u64 {
+            let reg = base + 0x100 + 8 * n;
+            let kind = self.m.read64(reg) >> 56 & 7;
+            if kind == 0 || (kind == 2 && self.c.its[its].vmapp) {
+                continue;
+            }
+            let table = self.memory(0x1_0000, 0x1_0000);
+            self.m.write64(reg, VALID | table | SHARED | 7 << 59 | 2 << 8);
+        }
+        self.its_go(its);
+    }
+
+    pub fn its_go(&self, its: usize) {
+        let base = self.c.its[its].base;
+        let queue = self.memory(0x1_0000, 0x1_0000);
+        self.m.write64(base + 0x80, VALID | queue | SHARED | 7 << 59 | 0xf);
+        self.m.write64(base + 0x88, 0);
+        let number = self.m.read32(base) & 0xf0;
+        self.m.write32(base, number | 1);
+        for cpu in 0..self.c.cpus.len() {
+            self.run(its, &[mapc(cpu as u16, self.rdbase(its, cpu)), sync(self.rdbase(its, cpu))]);
+        }
+    }
+
+    pub fn rdbase(&self, its: usize, cpu: usize) -> u64 {
+        if self.c.its[its].pta { rd_base(&self.c, cpu) } else { u64::from(self.c.cpus[cpu].processor_number) << 16 }
+    }
+
+    /// Posts commands and does not wait.
+    pub fn post(&self, its: usize, commands: &[[u64; 4]]) {
+        let base = self.c.its[its].base;
+        let queue = self.m.read64(base + 0x80) & 0x000f_ffff_ffff_f000;
+        let mut at = self.m.read64(base + 0x88);
+        for words in commands {
+            for (n, word) in words.iter().enumerate() {
+                self.m.store64(queue + at + 8 * n as u64, *word);
+            }
+            self.m.publish(queue + at, 32, true);
+            at = (at + 32) % 0x1_0000;
+        }
+        self.m.write64(base + 0x88, at);
+    }
+
+    /// Whether all posted commands are consumed within a millisecond.
+    pub fn drained(&self, its: usize) -> bool {
+        let base = self.c.its[its].base;
+        let start = self.m.now_us();
+        while self.m.now_us() - start < 1000 {
+            if self.m.read64(base + 0x90) == self.m.read64(base + 0x88) {
+                return true;
+            }
+            self.m.relax();
+        }
+        false
+    }
+
+    /// Posts commands and waits for them.
+    pub fn run(&self, its: usize, commands: &[[u64; 4]]) {
+        self.post(its, commands);
+        assert!(self.drained(its), "ITS{its} hangs: {:?}", self.m.violations());
+    }
+
+    pub fn set_config(&self, lpi: u32, byte: u8) {
+        let at = self.propbase + u64::from(lpi - LPI);
+        self.m.store8(at, byte);
+        self.m.publish(at, 1, true);
+    }
+
+    /// A device with 32 events on an ITS.
+    pub fn device(&self, its: usize, device: u32) -> u64 {
+        let itt = self.memory(4096, 4096);
+        self.run(its, &[mapd(device, 4, itt)]);
+        itt
+    }
+
+    /// Fails unless exactly one violation was recorded, in this section.
+    #[track_caller]
+    pub fn expect(&self, section: &str) {
+        let found = self.m.take_violations();
+        assert!(found.len() == 1 && found[0].section == section, "expected one of [{section}], found {found:#?}");
+    }
+
+    /// Fails unless at least one violation was recorded, the first in this section.
+    #[track_caller]
+    pub fn expect_first(&self, section: &str) {
+        let found = self.m.take_violations();
+        assert!(found.first().is_some_and(|v| v.section == section), "expected [{section}], found {found:#?}");
+    }
+}
+
+fn dev(device: u32, opcode: u64) -> u64 {
+    u64::from(device) << 32 | opcode
+}
+
+pub fn mapd(device: u32, size: u64, itt: u64) -> [u64; 4] {
+    [dev(device, 0x08), size, VALID | itt, 0]
+}
+pub fn unmapd(device: u32) -> [u64; 4] {
+    [dev(device, 0x08), 0, 0, 0]
+}
+pub fn mapc(icid: u16, rdbase: u64) -> [u64; 4] {
+    [0x09, 0, VALID | rdbase | u64::from(icid), 0]
+}
+pub fn unmapc(icid: u16) -> [u64; 4] {
+    [0x09, 0, u64::from(icid), 0]
+}
+pub fn mapti(device: u32, event: u32, lpi: u32, icid: u16) -> [u64; 4] {
+    [dev(device, 0x0a), u64::from(lpi) << 32 | u64::from(event), icid.into(), 0]
+}
+pub fn mapi(device: u32, event: u32, icid: u16) -> [u64; 4] {
+    [dev(device, 0x0b), event.into(), icid.into(), 0]
+}
+pub fn movi(device: u32, event: u32, icid: u16) -> [u64; 4] {
+    [dev(device, 0x01), event.into(), icid.into(), 0]
+}
+pub fn int(device: u32, event: u32) -> [u64; 4] {
+    [dev(device, 0x03), event.into(), 0, 0]
+}
+pub fn clear(device: u32, event: u32) -> [u64; 4] {
+    [dev(device, 0x04), event.into(), 0, 0]
+}
+pub fn inv(device: u32, event: u32) -> [u64; 4] {
+    [dev(device, 0x0c), event.into(), 0, 0]
+}
+pub fn invall(icid: u16) -> [u64; 4] {
+    [0x0d, 0, icid.into(), 0]
+}
+pub fn discard(device: u32, event: u32) -> [u64; 4] {
+    [dev(device, 0x0f), event.into(), 0, 0]
+}
+pub fn movall(from: u64, to: u64) -> [u64; 4] {
+    [0x0e, 0, from, to]
+}
+pub fn sync(rdbase: u64) -> [u64; 4] {
+    [0x05, 0, rdbase, 0]
+}
