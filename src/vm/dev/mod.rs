@@ -3,4 +3,6 @@
 //! Each is a state machine: a guest's access or a call goes in, a value or an action comes out. Where its
 //! interrupt line stands is asked after each step; who pends it is the domain's business.
 
+pub mod psci;
+pub mod vpl011;
 pub mod vtimer;

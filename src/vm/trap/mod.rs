@@ -4,4 +4,5 @@
 //! the vCPU and does what comes out.
 
 pub mod inject;
+pub mod mmio;
 pub mod sysreg;
