@@ -2,5 +2,8 @@
 //! interrupt.
 
 pub mod dev;
+pub mod dom0_fdt;
+pub mod dom0_plan;
+pub mod image;
 pub mod options;
 pub mod trap;

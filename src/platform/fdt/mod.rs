@@ -89,7 +89,16 @@ pub fn trim(blob: &[u8]) -> Result<&[u8], MachineError> {
         .ok_or(MachineError::Truncated { promised: size, present: blob.len() as u64 })
 }
 
-/// Checks header and structure, and finds the GIC.
+/// The tree with its header, structure and depth checked, for those who edit it.
+///
+/// # Errors
+///
+/// As for [`read`] where the tree itself is damaged.
+pub fn parse(blob: &[u8]) -> Result<Fdt<'_>, MachineError> {
+    open(blob).map(|tree| tree.fdt)
+}
+
+/// Checks header, structure and depth, and finds the GIC.
 fn open(blob: &[u8]) -> Result<Tree<'_>, MachineError> {
     let fdt = Fdt::new(trim(blob)?).map_err(|error| match error.kind {
         FdtErrorKind::InvalidMagic => MachineError::NotATree,
@@ -97,6 +106,7 @@ fn open(blob: &[u8]) -> Result<Tree<'_>, MachineError> {
         _ => MachineError::Malformed,
     })?;
     let mut tree = Tree { fdt, gic: None };
+    tree.walk(&mut |_| Ok(Go::In))?;
     tree.gic = gic::find(tree)?;
     Ok(tree)
 }
@@ -115,7 +125,8 @@ fn read_memory(tree: Tree<'_>, machine: &mut Machine) -> Result<(), MachineError
         }
     }
     tree.walk_available(&mut |place| {
-        let is_memory = place.value("device_type").is_some_and(|kind| strings(kind).next() == Some("memory"));
+        let kind = place.value("device_type").and_then(|kind| strings(kind).next());
+        let is_memory = place.depth == 1 && kind == Some("memory");
         let is_reserved = place.parent.is_some_and(|parent| parent.depth == 1 && parent.name() == "reserved-memory");
         if is_memory || is_reserved {
             for range in place.regs() {
