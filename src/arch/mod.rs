@@ -4,17 +4,30 @@
 //! EL2 exists on the target only.
 #![allow(unsafe_code, reason = "this room is the instructions that Rust has no words for")]
 
+pub mod el1;
+pub mod esr;
+pub mod features;
+pub mod vcpu;
+
 #[cfg(target_os = "none")]
 pub mod barrier;
 #[cfg(target_os = "none")]
 pub mod cache;
-pub mod esr;
-pub mod features;
+#[cfg(target_os = "none")]
+pub mod ich;
 #[cfg(target_os = "none")]
 pub mod mmu;
 #[cfg(target_os = "none")]
 pub mod percpu;
 #[cfg(target_os = "none")]
+pub mod power;
+#[cfg(target_os = "none")]
 pub mod psci;
 #[cfg(target_os = "none")]
+pub mod smp;
+#[cfg(target_os = "none")]
 pub mod sysreg;
+#[cfg(target_os = "none")]
+pub mod timer;
+#[cfg(target_os = "none")]
+pub mod vectors;

@@ -103,7 +103,6 @@ pub fn map_fdt(at: Pa) -> Option<&'static [u8]> {
 }
 
 /// Maps more memory or registers for the boot CPU, until the map that stays is installed.
-#[allow(dead_code, reason = "the map that stays comes next")]
 pub fn map(base: Pa, size: u64, kind: Kind) {
     // SAFETY: only the boot CPU runs.
     if let Some(map) = unsafe { (*ptr::addr_of_mut!(MAP)).as_mut() } {

@@ -1,16 +1,26 @@
 //! Entry and relocation: from the loader's first instruction to a CPU that runs ordinary Rust.
 //!
-//! [`head`] is the assembly. [`boot_cpu`] is the first Rust. Until it has switched stage 1 on there are no atomics
-//! (beyond plain loads and stores), no locks and no log, and memory is Device: code is built strict-align.
+//! `head` is the assembly. [`boot_cpu`] is the first Rust. Until it has switched stage 1 on there are no atomics
+//! (beyond plain loads and stores), no locks and no log, and memory is Device: code is built strict-align. It ends in
+//! [`crate::start`] with the machine read, the map that stays, frames, heap and log.
 #![allow(unsafe_code, reason = "this room is where there is no ground to stand on yet")]
 
 mod early;
 mod head;
 mod panic;
 
-use doorward::arch::{barrier, percpu};
-use doorward::console::{self, onpanic, uart::Uart};
-use doorward::ids::Pa;
+use core::ptr;
+use doorward::arch::smp::{self, StartError};
+use doorward::arch::{barrier, mmu, percpu, psci, sysreg, vectors};
+use doorward::console::uart::{Kind as UartKind, Uart};
+use doorward::console::{self, onpanic};
+use doorward::fatal;
+use doorward::ids::{CpuId, Mpidr, Pa};
+use doorward::mm::live::{self, Stacks};
+use doorward::mm::stage1::Kind;
+use doorward::mm::{frames, pool};
+use doorward::platform::{self, Machine, Range, fdt as platform_fdt};
+use doorward::sync::Once;
 
 unsafe extern "C" {
     static early_uart_kind: u64;
@@ -19,35 +29,138 @@ unsafe extern "C" {
     static __text_start: u8;
     static __text_end: u8;
     static __rodata_start: u8;
-    static __rodata_end: u8;
     static __data_start: u8;
     static __stack_guard: u8;
     static __stack_bottom: u8;
     static __image_end: u8;
 }
 
+/// What boot leaves behind: the machine, and what of its memory is not for domains.
+pub struct Own {
+    /// What machine this is.
+    pub machine: &'static Machine,
+    /// Its device tree.
+    pub fdt: &'static [u8],
+    /// Where the image lies.
+    pub image: Range,
+    /// Where EL2's frames, heap and stacks come from.
+    pub pool: Range,
+}
+
+static STACKS: Once<Stacks> = Once::new();
+static MACHINE: Once<&'static Machine> = Once::new();
+
 /// The first Rust on the boot CPU.
 ///
-/// `fdt` is what the loader left in x0, `el` the exception level.
+/// `at` is what the loader left in x0 (the device tree), `el` the exception level.
 #[unsafe(no_mangle)]
-extern "C" fn boot_cpu(fdt: u64, el: u64) -> ! {
+extern "C" fn boot_cpu(at: Pa, el: u64) -> ! {
     // SAFETY: constants in the image. Volatile, as somebody may have patched them after the compiler looked.
-    let uart = unsafe {
-        Uart::from_words((&raw const early_uart_kind).read_volatile(), (&raw const early_uart_base).read_volatile())
-    };
+    let words = unsafe { ((&raw const early_uart_kind).read_volatile(), (&raw const early_uart_base).read_volatile()) };
+    let uart = Uart::from_words(words.0, words.1);
     console::set_uart(uart);
     if el != 2 {
-        console::set_onpanic(early::peek(Pa(fdt)));
-        console::fatal(format_args!(
-            "entered at EL{el}, but a hypervisor has to be entered at EL2 (on QEMU: -M virt,virtualization=on)"
-        ));
+        console::set_onpanic(early::peek(at));
+        fatal!("entered at EL{el}, but a hypervisor has to be entered at EL2 (on QEMU: -M virt,virtualization=on)");
     }
     percpu::init_boot();
+    vectors::install();
     early::map_image(uart);
-    let Some(fdt) = early::map_fdt(Pa(fdt)) else {
-        console::fatal(format_args!("no device tree at {fdt:#x}, where x0 points"));
+    if sysreg::HCR_EL2.get() & 1 << 34 != 0 {
+        fatal!("this CPU cannot leave VHE mode (HCR_EL2.E2H stays 1)");
+    }
+    let Some(fdt) = early::map_fdt(at) else {
+        fatal!("there is no device tree at {at}, where x0 points");
     };
     console::set_onpanic(onpanic::scan(fdt));
-    barrier::isb();
-    crate::start(fdt)
+    let machine = read_machine(fdt);
+    let image = image();
+    let pool = take_memory(machine, image, range_of(fdt));
+    console::unlock();
+    crate::start(Own { machine, fdt, image, pool })
+}
+
+fn range_of(bytes: &[u8]) -> Range {
+    Range::new(Pa(bytes.as_ptr() as u64), bytes.len() as u64)
+}
+
+fn image() -> Range {
+    Range::between(Pa(&raw const __image_start as u64), Pa(&raw const __image_end as u64))
+}
+
+/// Reads the machine, and moves the console to where the machine says it is.
+fn read_machine(fdt: &[u8]) -> &'static Machine {
+    static mut PLACE: Machine = Machine::new();
+    // SAFETY: this function is called once, by the boot CPU alone.
+    let place: &'static mut Machine = unsafe { &mut *ptr::addr_of_mut!(PLACE) };
+    if let Err(error) = platform_fdt::read_into(place, fdt) {
+        fatal!("{error}");
+    }
+    let machine: &'static Machine = place;
+    let _ = MACHINE.set(machine);
+    let here = Mpidr::from_register(sysreg::MPIDR_EL1.get());
+    match machine.cpus.iter().position(|cpu| cpu.mpidr == here) {
+        Some(index) => percpu::set_cpu(CpuId(u16::try_from(index).unwrap_or(u16::MAX))),
+        None => fatal!("the device tree does not list the CPU it was given to (MPIDR {here})"),
+    }
+    if let Some(conduit) = machine.psci {
+        psci::set_conduit(match conduit {
+            platform::Conduit::Smc => psci::Conduit::Smc,
+            platform::Conduit::Hvc => psci::Conduit::Hvc,
+        });
+    }
+    if let Some(uart) = &machine.uart {
+        let regs = pool::pages_around(uart.regs);
+        early::map(regs.base, regs.size, Kind::Device);
+        console::set_uart(Some(Uart { kind: uart_kind(uart.kind), base: uart.regs.base }));
+    }
+    machine
+}
+
+fn uart_kind(kind: platform::UartKind) -> UartKind {
+    match kind {
+        platform::UartKind::Pl011 => UartKind::Pl011,
+        platform::UartKind::Ns16550 { reg_shift, io_width } => {
+            let shift = u8::try_from(reg_shift).unwrap_or(0);
+            if io_width == 1 { UartKind::Ns16550Byte { shift } } else { UartKind::Ns16550Word { shift } }
+        }
+    }
+}
+
+/// Takes EL2's memory, brings frames and heap up, and changes over to the map that stays.
+fn take_memory(machine: &Machine, image: Range, fdt: Range) -> Range {
+    let mut avoid = [Range::default(); 192];
+    let taken = machine.reserved.iter().copied().chain(machine.modules.iter().map(|module| module.range));
+    let mut count = 0;
+    for range in taken.chain([image, fdt]) {
+        avoid[count] = range;
+        count += 1;
+    }
+    let stacks = Stacks::size(machine.cpus.len());
+    let size = pool::wanted(machine.memory_size()) + stacks.next_multiple_of(pool::GRAIN);
+    let Some(pool) = pool::choose(&machine.memory, &avoid[..count], size) else {
+        fatal!("there are no {} MiB of free memory in one piece for the hypervisor itself", size >> 20);
+    };
+    early::map(pool.base, pool.size, Kind::Data);
+    // SAFETY: RAM that nobody has, mapped.
+    unsafe { frames::init(pool.base, pool.size) };
+    let Some(stacks) = Stacks::new(machine.cpus.len()) else { fatal!("there is no memory for stacks") };
+    let _ = STACKS.set(stacks);
+    match live::build(machine, image, &early::image_sections(), fdt, &stacks) {
+        // SAFETY: the map holds the image with this CPU's stack, the device tree and all memory that EL2 has taken.
+        // It was written with caches on, through which this CPU's walker looks as well.
+        Ok(root) => unsafe { mmu::switch_to(root) },
+        Err(error) => fatal!("{error}"),
+    }
+    pool
+}
+
+/// Starts a CPU of the machine in `entry`; returns once it is there. Not for the boot CPU, and once for each.
+pub fn start_cpu(cpu: CpuId, entry: extern "C" fn(CpuId) -> !) -> Result<(), StartError> {
+    let unknown = StartError::Firmware(psci::PsciError::InvalidParameters);
+    let (Some(machine), Some(stacks)) = (MACHINE.get(), STACKS.get()) else { return Err(unknown) };
+    let (Some(listed), Some(stack)) = (machine.cpus.get(cpu.index()), stacks.top(cpu.index())) else {
+        return Err(unknown);
+    };
+    smp::start(cpu, listed.mpidr, stack, entry)
 }

@@ -1,10 +1,73 @@
-//! The panic handler.
+//! The last words: of a fixed size, to the UART directly, whoever holds the console.
+//!
+//! ```text
+//! doorward: panic: message at src/file.rs:12
+//!   CPU2, image base 0x40201000, ESR 0x96000045, FAR 0x10, ELR 0x40203a10
+//!   at 0x4020545c
+//! ```
+//!
+//! `cargo xtask symbolize` turns the addresses into functions and lines.
 
+use core::arch::asm;
 use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicBool, Ordering};
+use doorward::arch::sysreg::{ELR_EL2, ESR_EL2, FAR_EL2};
+use doorward::arch::{barrier, percpu};
 use doorward::console;
+use doorward::gic::cpuif;
+
+/// Frames of a backtrace at most.
+const DEPTH: usize = 24;
+
+/// The first CPU to panic speaks; what the others have to say is most likely a consequence.
+static SPOKEN: AtomicBool = AtomicBool::new(false);
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    console::line(format_args!("doorward: panic: {}", info.message()));
+    let this = percpu::this();
+    if this.panicking.replace(true) || SPOKEN.swap(true, Ordering::Relaxed) {
+        barrier::park();
+    }
+    cpuif::stop_others();
+    console::seize();
+    match info.location() {
+        Some(at) => console::line(format_args!("doorward: panic: {} at {}:{}", info.message(), at.file(), at.line())),
+        None => console::line(format_args!("doorward: panic: {}", info.message())),
+    }
+    console::line(format_args!(
+        "  {}, image base {:#x}, ESR {:#x}, FAR {:#x}, ELR {:#x}",
+        percpu::cpu(),
+        super::image().base.0,
+        ESR_EL2.get(),
+        FAR_EL2.get(),
+        ELR_EL2.get(),
+    ));
+    if let Some(fault) = this.fault.get() {
+        for (index, four) in fault.x.chunks(4).enumerate() {
+            console::line(format_args!("  x{:<2} {four:#018x?}", 4 * index));
+        }
+        console::line(format_args!("  sp  {:#018x}", fault.sp));
+    }
+    backtrace();
     console::stop()
+}
+
+/// Prints the return addresses on this CPU's stack. A broken chain ends it; a wild one takes an exception, which
+/// parks a CPU that is panicking already.
+fn backtrace() {
+    let mut frame: *const [u64; 2];
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, x29", out(reg) frame, options(nomem, nostack, preserves_flags)) };
+    for _ in 0..DEPTH {
+        if frame.is_null() || !frame.cast::<u128>().is_aligned() {
+            break;
+        }
+        // SAFETY: all of EL2 is built with frame pointers, so this is a frame record; if not, see above.
+        let [next, back] = unsafe { frame.read_volatile() };
+        if back == 0 {
+            break;
+        }
+        console::line(format_args!("  at {back:#x}"));
+        frame = next as *const [u64; 2];
+    }
 }

@@ -4,12 +4,25 @@
 //! is only ever tried: a CPU that cannot get it within a tenth of a second prints anyhow, since garbled text is better
 //! than none. Before stage 1 is on there are no locks, and the same functions write straight to the UART.
 //!
-//! * [`uart`]: the drivers. [`onpanic`]: park or switch off.
+//! * [`uart`]: the drivers. [`mux`]: Ctrl-A. [`lines`]: domains' output by the line. [`keys`]: debug keys.
+//! * [`stamp`]: how a line of the log starts. [`onpanic`]: park or switch off.
+//! * `target`: the console of the running image, which joins them.
 
+pub mod keys;
+pub mod lines;
+pub mod mux;
 pub mod onpanic;
+pub mod stamp;
 pub mod uart;
 
 #[cfg(target_os = "none")]
 mod target;
 #[cfg(target_os = "none")]
 pub use target::*;
+
+/// Ends the start-up with a sentence: `doorward: fatal: ...`, then parks, or switches off with `onpanic=off`.
+#[macro_export]
+#[cfg(target_os = "none")]
+macro_rules! fatal {
+    ($($sentence:tt)*) => { $crate::console::fatal(format_args!($($sentence)*)) };
+}

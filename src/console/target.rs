@@ -1,17 +1,41 @@
 //! The console of the running image.
 
+use super::keys;
+use super::lines::Line;
+use super::mux::{Focus, Mux, Typed};
 use super::onpanic::Facts;
+use super::stamp::Stamp;
 use super::uart::{Kind, Registers, Uart};
-use crate::arch::{barrier, psci};
-use crate::ids::Pa;
+use crate::arch::{barrier, psci, timer};
+use crate::ids::{DomId, Pa};
+use crate::sync::{Lock, Rank};
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use log::{LevelFilter, Log, Metadata, Record};
 
 /// The UART, as plain words: they are set before stage 1 is on, when a store is all there is.
 static KIND: AtomicU64 = AtomicU64::new(0);
 static BASE: AtomicU64 = AtomicU64::new(0);
 /// `onpanic=off`
 static OFF: AtomicBool = AtomicBool::new(false);
+/// Locks work, and no CPU has taken the console for its last words.
+static SHARED: AtomicBool = AtomicBool::new(false);
+
+/// How long a line waits for its turn.
+const PATIENCE_US: u64 = 100_000;
+
+/// Domains whose output is put together by the line; a domain beyond them shares the last one.
+const DOMAINS: usize = 16;
+
+struct State {
+    mux: Mux,
+    lines: [Line; DOMAINS],
+    /// The last thing sent was an end of line.
+    at_margin: bool,
+}
+
+static STATE: Lock<State> =
+    Lock::new(Rank::Console, State { mux: Mux::new(), lines: [const { Line::new() }; DOMAINS], at_margin: true });
 
 /// Makes `uart` the console; `None` for silence.
 pub fn set_uart(uart: Option<Uart>) {
@@ -29,7 +53,7 @@ pub fn set_uart(uart: Option<Uart>) {
 #[must_use]
 pub fn uart() -> Option<Uart> {
     let (kind, base) = (KIND.load(Ordering::Relaxed), Pa(BASE.load(Ordering::Relaxed)));
-    let shift = (kind >> 8) as u8;
+    let shift = (kind >> 8 & 0xff) as u8;
     let kind = match kind & 0xff {
         1 => Kind::Pl011,
         2 => Kind::Ns16550Byte { shift },
@@ -39,21 +63,162 @@ pub fn uart() -> Option<Uart> {
     Some(Uart { kind, base })
 }
 
+fn put(byte: u8) {
+    if let Some(uart) = uart() {
+        uart.put(&Registers, byte);
+    }
+}
+
 /// Writes to the UART without asking anybody.
 struct Raw;
 
 impl Write for Raw {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        if let Some(uart) = uart() {
-            for byte in text.bytes() {
-                if byte == b'\n' {
-                    uart.put(&Registers, b'\r');
-                }
-                uart.put(&Registers, byte);
+        for byte in text.bytes() {
+            if byte == b'\n' {
+                put(b'\r');
             }
+            put(byte);
         }
         Ok(())
     }
+}
+
+/// Runs `print` with the console to itself if that can be had in time, and with whatever happens if not.
+fn with_state<R>(print: impl FnOnce(Option<&mut State>) -> R) -> R {
+    if SHARED.load(Ordering::Relaxed) {
+        let begin = timer::now_us();
+        loop {
+            if let Some(mut state) = STATE.try_lock() {
+                return print(Some(&mut state));
+            }
+            if timer::now_us() - begin > PATIENCE_US {
+                break;
+            }
+            barrier::yield_cpu();
+        }
+    }
+    print(None)
+}
+
+/// Prints one line, on a line of its own.
+pub fn line(text: fmt::Arguments<'_>) {
+    with_state(|state| {
+        if let Some(state) = state
+            && !core::mem::replace(&mut state.at_margin, true)
+        {
+            let _ = Raw.write_str("\n");
+        }
+        let _ = Raw.write_fmt(text);
+        let _ = Raw.write_str("\n");
+    });
+}
+
+/// Locks work from now on, so lines of several CPUs are kept apart; and the log begins.
+pub fn unlock() {
+    SHARED.store(true, Ordering::Relaxed);
+    if log::set_logger(&Sink).is_ok() {
+        log::set_max_level(LevelFilter::Info);
+    }
+}
+
+/// Takes the console for last words: nobody is waited for any more.
+pub fn seize() {
+    SHARED.store(false, Ordering::Relaxed);
+    let _ = Raw.write_str("\n");
+}
+
+/// What is logged from now on.
+pub fn set_level(level: LevelFilter) {
+    log::set_max_level(level);
+}
+
+struct Sink;
+
+impl Log for Sink {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let stamp = Stamp { us: timer::now_us(), level: record.level(), target: record.target() };
+        line(format_args!("{stamp}{}", record.args()));
+    }
+
+    fn flush(&self) {}
+}
+
+/// Sends a byte that a domain has written to its console: at once if the domain has the focus, else with its line.
+pub fn guest_write(domain: DomId, byte: u8) {
+    with_state(|state| {
+        let Some(state) = state else { return put(byte) };
+        let slot = usize::from(domain.0).min(DOMAINS - 1);
+        if state.mux.focus() == Focus::Domain(domain) {
+            put(byte);
+            state.at_margin = byte == b'\n';
+        } else if state.lines[slot].push(byte) {
+            print_line(state, domain, slot);
+        }
+    });
+}
+
+fn print_line(state: &mut State, domain: DomId, slot: usize) {
+    if !core::mem::replace(&mut state.at_margin, true) {
+        let _ = Raw.write_str("\n");
+    }
+    let _ = write!(Raw, "({domain}) ");
+    state.lines[slot].take().iter().for_each(|&byte| put(byte));
+    let _ = Raw.write_str("\n");
+}
+
+/// Lets the UART interrupt when something is typed; see [`irq`].
+pub fn listen() {
+    if let Some(uart) = uart() {
+        uart.listen(&Registers);
+    }
+}
+
+/// Takes all that has been typed. What is for a domain goes to `to_domain`; debug keys run in here, so no lock is held.
+pub fn irq(to_domain: &mut dyn FnMut(DomId, u8)) {
+    let Some(uart) = uart() else { return };
+    uart.acknowledge(&Registers);
+    while let Some(byte) = uart.get(&Registers) {
+        let typed = with_state(|state| state.map(|state| key(state, byte)));
+        match typed {
+            None | Some(Typed::Held) => {}
+            Some(Typed::Domain { to, held, byte }) => {
+                (0..held).for_each(|_| to_domain(to, 1));
+                to_domain(to, byte);
+            }
+            Some(Typed::Debug(key)) => {
+                if !keys::run(key) {
+                    line(format_args!("(`h` lists the debug keys; Ctrl-A three times goes back to dom0)"));
+                }
+            }
+            Some(Typed::Moved(Focus::Hypervisor)) => {
+                line(format_args!("(the hypervisor has the keyboard; `h` for help, Ctrl-A three times to go back)"));
+            }
+            Some(Typed::Moved(Focus::Domain(domain))) => line(format_args!("({domain} has the keyboard)")),
+        }
+    }
+}
+
+/// Passes a key through the multiplexer. A domain that gets the focus back first has its unfinished line printed, and
+/// one that loses it goes on by the line.
+fn key(state: &mut State, byte: u8) -> Typed {
+    let typed = state.mux.key(byte);
+    if let Typed::Moved(Focus::Domain(domain)) = typed {
+        let slot = usize::from(domain.0).min(DOMAINS - 1);
+        if !state.lines[slot].is_empty() {
+            print_line(state, domain, slot);
+        }
+    }
+    typed
+}
+
+/// Prints the list of debug keys.
+pub fn help() {
+    keys::for_each(|key, help| line(format_args!("  {key}  {help}")));
 }
 
 /// Says what the device tree asks for when the machine cannot go on.
@@ -62,12 +227,6 @@ pub fn set_onpanic(facts: Facts) {
     if let Some(hvc) = facts.psci_by_hvc {
         psci::set_conduit(if hvc { psci::Conduit::Hvc } else { psci::Conduit::Smc });
     }
-}
-
-/// Prints one line.
-pub fn line(text: fmt::Arguments<'_>) {
-    let _ = Raw.write_fmt(text);
-    let _ = Raw.write_str("\n");
 }
 
 /// Ends the start-up with a sentence: `doorward: fatal: ...`, then parks, or switches off with `onpanic=off`.

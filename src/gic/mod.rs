@@ -1,1 +1,4 @@
 //! The physical GIC.
+
+#[cfg(target_os = "none")]
+pub mod cpuif;

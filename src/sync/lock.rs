@@ -33,6 +33,8 @@ pub enum Rank {
     Redist,
     /// A run queue; taken with none of the above held.
     RunQueue,
+    /// EL2's own stage 1.
+    Stage1,
     /// Frames and heap.
     Memory,
     /// The console: a leaf, and only ever tried.

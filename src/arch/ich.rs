@@ -1,0 +1,110 @@
+//! The controls of the virtual CPU interface: list registers and what goes with them (IHI 0069, 12.4).
+//!
+//! Raw words: what they mean is the business of `vgic`, which keeps them in its own types.
+
+use super::sysreg::*;
+
+/// How many list registers this CPU has.
+#[must_use]
+pub fn count() -> usize {
+    (ICH_VTR_EL2.get() & 0x1f) as usize + 1
+}
+
+/// Active-priority registers per group, by the number of preemption bits: 1, 2 or 4.
+fn apr_count() -> u32 {
+    match (ICH_VTR_EL2.get() >> 26) & 7 {
+        0..=4 => 1,
+        5 => 2,
+        _ => 4,
+    }
+}
+
+macro_rules! list_registers {
+    ($($index:literal $register:ident)*) => {
+        /// List register `index`; zero beyond the sixteen there can be.
+        #[inline]
+        #[must_use]
+        pub fn read_lr(index: usize) -> u64 {
+            match index { $($index => $register.get(),)* _ => 0 }
+        }
+
+        /// Writes list register `index`, which this CPU has (see [`count`]).
+        #[inline]
+        pub fn write_lr(index: usize, value: u64) {
+            match index { $($index => $register.set(value),)* _ => {} }
+        }
+    };
+}
+
+list_registers! {
+    0 ICH_LR0_EL2 1 ICH_LR1_EL2 2 ICH_LR2_EL2 3 ICH_LR3_EL2 4 ICH_LR4_EL2 5 ICH_LR5_EL2 6 ICH_LR6_EL2 7 ICH_LR7_EL2
+    8 ICH_LR8_EL2 9 ICH_LR9_EL2 10 ICH_LR10_EL2 11 ICH_LR11_EL2 12 ICH_LR12_EL2 13 ICH_LR13_EL2 14 ICH_LR14_EL2
+    15 ICH_LR15_EL2
+}
+
+/// List registers that hold nothing, one bit each (ICH_ELRSR_EL2).
+#[inline]
+#[must_use]
+pub fn free() -> u64 {
+    ICH_ELRSR_EL2.get()
+}
+
+/// List registers whose end of interrupt wants attention, one bit each (ICH_EISR_EL2).
+#[inline]
+#[must_use]
+pub fn eoi() -> u64 {
+    ICH_EISR_EL2.get()
+}
+
+/// Why the maintenance interrupt is raised (ICH_MISR_EL2).
+#[inline]
+#[must_use]
+pub fn misr() -> u64 {
+    ICH_MISR_EL2.get()
+}
+
+/// What a guest's CPU interface holds besides list registers and ICH_HCR_EL2.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// ICH_VMCR_EL2.
+    pub vmcr: u64,
+    /// ICH_AP0R<n>_EL2.
+    pub ap0r: [u64; 4],
+    /// ICH_AP1R<n>_EL2.
+    pub ap1r: [u64; 4],
+}
+
+impl State {
+    /// Reads what this CPU holds.
+    pub fn save(&mut self) {
+        let count = apr_count();
+        self.vmcr = ICH_VMCR_EL2.get();
+        (self.ap0r[0], self.ap1r[0]) = (ICH_AP0R0_EL2.get(), ICH_AP1R0_EL2.get());
+        if count > 1 {
+            (self.ap0r[1], self.ap1r[1]) = (ICH_AP0R1_EL2.get(), ICH_AP1R1_EL2.get());
+        }
+        if count > 2 {
+            (self.ap0r[2], self.ap1r[2]) = (ICH_AP0R2_EL2.get(), ICH_AP1R2_EL2.get());
+            (self.ap0r[3], self.ap1r[3]) = (ICH_AP0R3_EL2.get(), ICH_AP1R3_EL2.get());
+        }
+    }
+
+    /// Makes this CPU hold it.
+    pub fn restore(&self) {
+        let count = apr_count();
+        ICH_VMCR_EL2.set(self.vmcr);
+        ICH_AP0R0_EL2.set(self.ap0r[0]);
+        ICH_AP1R0_EL2.set(self.ap1r[0]);
+        if count > 1 {
+            ICH_AP0R1_EL2.set(self.ap0r[1]);
+            ICH_AP1R1_EL2.set(self.ap1r[1]);
+        }
+        if count > 2 {
+            ICH_AP0R2_EL2.set(self.ap0r[2]);
+            ICH_AP1R2_EL2.set(self.ap1r[2]);
+            ICH_AP0R3_EL2.set(self.ap0r[3]);
+            ICH_AP1R3_EL2.set(self.ap1r[3]);
+        }
+        super::barrier::isb();
+    }
+}

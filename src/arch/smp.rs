@@ -1,0 +1,127 @@
+//! The other CPUs: from PSCI CPU_ON to a function of one's choice.
+//!
+//! A CPU arrives with its MMU off and x0 = its [`Start`], which has been cleaned to memory for it. Everything else it
+//! finds once it has switched on the stage 1 that the boot CPU runs on.
+
+use super::percpu::{self, PerCpu};
+use super::psci::{self, PsciError};
+use super::sysreg::MAIR_EL2;
+use super::{cache, mmu, timer, vectors};
+use crate::ids::{CpuId, Mpidr, Pa};
+use alloc::boxed::Box;
+use core::arch::global_asm;
+use core::fmt;
+use core::mem::{offset_of, size_of};
+use core::ptr;
+
+/// How long a CPU may take from CPU_ON to its entry. Firmware may have to train it first.
+const LIMIT_US: u64 = 1_000_000;
+
+/// What a CPU needs to know before it can see memory as the others do.
+#[repr(C)]
+struct Start {
+    root: u64,
+    mair: u64,
+    tcr: u64,
+    sctlr: u64,
+    stack: u64,
+    percpu: &'static PerCpu,
+    cpu: CpuId,
+    entry: extern "C" fn(CpuId) -> !,
+}
+
+const _: () = assert!(offset_of!(Start, root) == 0 && offset_of!(Start, tcr) == 16 && offset_of!(Start, stack) == 32);
+
+/// Why a CPU did not come up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartError {
+    /// The firmware refused.
+    Firmware(PsciError),
+    /// The firmware agreed, and the CPU was not heard of.
+    Silent,
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartError::Firmware(error) => error.fmt(f),
+            StartError::Silent => write!(f, "the firmware started it, but it did not arrive within {LIMIT_US} us"),
+        }
+    }
+}
+
+unsafe extern "C" {
+    static doorward_secondary: u8;
+}
+
+global_asm!(
+    r#"
+.section .text.boot, "ax"
+.global doorward_secondary
+doorward_secondary:
+    msr     daifset, #0xf
+    mov     x20, x0
+    mrs     x1, CurrentEL
+    cmp     x1, #(2 << 2)
+1:  b.ne    1b                          // not EL2: nothing can be done, and nobody can be told
+    mov     x2, #(1 << 31)
+    msr     hcr_el2, x2
+    ldr     x2, =0x30c50830
+    msr     sctlr_el2, x2
+    isb
+    ldp     x1, x2, [x20]
+    ldp     x3, x4, [x20, #16]
+    msr     ttbr0_el2, x1
+    msr     mair_el2, x2
+    msr     tcr_el2, x3
+    isb
+    tlbi    alle2
+    ic      iallu
+    dsb     nsh
+    isb
+    msr     sctlr_el2, x4
+    isb
+    ldr     x5, [x20, #32]
+    mov     sp, x5
+    mov     x29, xzr
+    mov     x30, xzr
+    mov     x0, x20
+    b       doorward_secondary_main
+"#
+);
+
+#[unsafe(no_mangle)]
+extern "C" fn doorward_secondary_main(start: &'static Start) -> ! {
+    percpu::install(start.percpu);
+    vectors::install();
+    start.percpu.set_online();
+    (start.entry)(start.cpu)
+}
+
+/// Starts the CPU at `mpidr` as `cpu`, on the stack that ends at `stack`, in `entry`. Returns once it is there.
+///
+/// Each CPU is started once; `stack` is its own.
+pub fn start(cpu: CpuId, mpidr: Mpidr, stack: Pa, entry: extern "C" fn(CpuId) -> !) -> Result<(), StartError> {
+    let percpu: &'static PerCpu = Box::leak(Box::new(PerCpu::new(cpu)));
+    let start: &'static Start = Box::leak(Box::new(Start {
+        root: mmu::root().0,
+        mair: MAIR_EL2.get(),
+        tcr: mmu::tcr(),
+        sctlr: mmu::SCTLR,
+        stack: stack.0,
+        percpu,
+        cpu,
+        entry,
+    }));
+    let context = ptr::from_ref(start) as u64;
+    cache::clean(Pa(context), size_of::<Start>() as u64);
+    psci::cpu_on(mpidr, Pa(&raw const doorward_secondary as u64), context).map_err(StartError::Firmware)?;
+    let begin = timer::now_us();
+    while !percpu.is_online() {
+        if timer::now_us() - begin > LIMIT_US {
+            return Err(StartError::Silent);
+        }
+        super::barrier::yield_cpu();
+    }
+    Ok(())
+}

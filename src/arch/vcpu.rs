@@ -1,0 +1,110 @@
+//! The world switch: a guest's general registers, and entering it.
+
+/// What every exit saves and every entry restores. The FP registers are not here: EL2 does not use them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct GuestRegs {
+    /// X0 to X30.
+    pub x: [u64; 31],
+    /// Where it goes on.
+    pub pc: u64,
+    /// Its PSTATE, as in SPSR_EL2.
+    pub pstate: u64,
+}
+
+impl GuestRegs {
+    /// PSTATE at a CPU's reset and at PSCI CPU_ON: EL1 with SP_EL1, all interrupts masked.
+    pub const PSTATE_EL1H_MASKED: u64 = 0x3c5;
+
+    /// Register `index` as an instruction names it: 31 reads as zero.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, index: u8) -> u64 {
+        self.x.get(usize::from(index)).copied().unwrap_or(0)
+    }
+
+    /// Sets register `index`; writes to 31 are dropped.
+    #[inline]
+    pub fn set(&mut self, index: u8, value: u64) {
+        if let Some(register) = self.x.get_mut(usize::from(index)) {
+            *register = value;
+        }
+    }
+}
+
+/// Why a guest was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// It trapped, called or faulted: the syndrome says which.
+    Sync,
+    /// A physical IRQ is pending.
+    Irq,
+    /// A physical FIQ is pending.
+    Fiq,
+    /// An SError.
+    SError,
+}
+
+/// What the hardware says about an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RawExit {
+    /// Why.
+    pub reason: Reason,
+    /// The guest was in AArch32 state, which no domain is allowed: EL1 of another width cannot be.
+    pub aarch32: bool,
+    /// ESR_EL2; zero for an interrupt.
+    pub esr: u64,
+    /// FAR_EL2; zero unless synchronous.
+    pub far: u64,
+    /// HPFAR_EL2; zero unless synchronous.
+    pub hpfar: u64,
+}
+
+#[cfg(target_os = "none")]
+mod target {
+    use super::{GuestRegs, RawExit, Reason};
+    use crate::arch::sysreg::{ESR_EL2, FAR_EL2, HPFAR_EL2};
+    use crate::arch::vectors;
+
+    /// Runs the guest until it exits.
+    ///
+    /// The caller has programmed what the guest may do and see: HCR_EL2, stage 2, EL1's registers. Safe, as what a
+    /// guest can reach is decided there and not here; whatever it does, it comes back through EL2's vectors.
+    #[inline]
+    pub fn enter(regs: &mut GuestRegs) -> RawExit {
+        // SAFETY: `regs` is borrowed exclusively until the guest exits. The callee keeps what the ABI says.
+        let code = unsafe { vectors::doorward_enter(regs) };
+        let mut exit = RawExit { reason: Reason::Irq, aarch32: code & 4 != 0, esr: 0, far: 0, hpfar: 0 };
+        match code & 3 {
+            0 => {
+                exit.reason = Reason::Sync;
+                exit.esr = ESR_EL2.get();
+                exit.far = FAR_EL2.get();
+                exit.hpfar = HPFAR_EL2.get();
+            }
+            1 => {}
+            2 => exit.reason = Reason::Fiq,
+            _ => {
+                exit.reason = Reason::SError;
+                exit.esr = ESR_EL2.get();
+            }
+        }
+        exit
+    }
+}
+#[cfg(target_os = "none")]
+pub use target::enter;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn register_31_is_zero() {
+        let mut regs = GuestRegs::default();
+        regs.set(31, 7);
+        regs.set(30, 9);
+        assert_eq!((regs.get(31), regs.get(30)), (0, 9));
+        assert_eq!(regs.pc, 0);
+    }
+}

@@ -1,0 +1,207 @@
+//! EL2's vectors, the way into a guest, and what an exception of EL2 itself comes to.
+//!
+//! `doorward_enter` leaves its caller's registers and a pointer to the guest's on the stack and goes to the guest by
+//! ERET. SP_EL2 keeps its value meanwhile, so an exception from the guest finds them, stores the guest's registers,
+//! restores the caller's and returns: entering a guest is a function call. FP registers stay the guest's throughout;
+//! EL2 is built without them.
+//!
+//! EL2 takes no interrupt at EL2 and makes no exception on purpose. If one happens anyway it is fatal. It is taken on
+//! the CPU's emergency stack, as the cause may be a stack that ran into its guard page.
+
+use super::percpu;
+use super::sysreg::VBAR_EL2;
+use super::vcpu::GuestRegs;
+use core::arch::global_asm;
+use core::mem::offset_of;
+
+unsafe extern "C" {
+    static doorward_vectors: u8;
+    pub(super) fn doorward_enter(regs: *mut GuestRegs) -> u64;
+}
+
+const _: () = assert!(offset_of!(GuestRegs, x) == 0 && offset_of!(GuestRegs, pc) == 248);
+
+global_asm!(
+    r#"
+.macro from_el2 kind
+    .balign 0x80
+    msr     sp_el0, x0                  // the guest's are lost: nobody returns from here
+    msr     tpidr_el0, x1
+    mov     x0, #\kind
+    b       doorward_el2_fatal
+.endm
+
+.macro from_guest reason
+    .balign 0x80
+    stp     x0, x1, [sp, #-16]!
+    mov     x1, #\reason
+    b       doorward_exit
+.endm
+
+.section .text.doorward_vectors, "ax"
+.balign 0x800
+.global doorward_vectors
+doorward_vectors:
+    from_el2 0                          // with SP_EL0: never used
+    from_el2 1
+    from_el2 2
+    from_el2 3
+    from_el2 4                          // with SP_EL2: EL2's own
+    from_el2 5
+    from_el2 6
+    from_el2 7
+    from_guest 0                        // from AArch64
+    from_guest 1
+    from_guest 2
+    from_guest 3
+    from_guest 4                        // from AArch32
+    from_guest 5
+    from_guest 6
+    from_guest 7
+    .balign 0x80
+
+.global doorward_enter
+doorward_enter:
+    sub     sp, sp, #112
+    stp     x29, x30, [sp]
+    mov     x29, sp
+    stp     x19, x20, [sp, #16]
+    stp     x21, x22, [sp, #32]
+    stp     x23, x24, [sp, #48]
+    stp     x25, x26, [sp, #64]
+    stp     x27, x28, [sp, #80]
+    str     x0, [sp, #96]
+    ldp     x2, x3, [x0, #248]
+    msr     elr_el2, x2
+    msr     spsr_el2, x3
+    ldp     x2, x3, [x0, #16]
+    ldp     x4, x5, [x0, #32]
+    ldp     x6, x7, [x0, #48]
+    ldp     x8, x9, [x0, #64]
+    ldp     x10, x11, [x0, #80]
+    ldp     x12, x13, [x0, #96]
+    ldp     x14, x15, [x0, #112]
+    ldp     x16, x17, [x0, #128]
+    ldp     x18, x19, [x0, #144]
+    ldp     x20, x21, [x0, #160]
+    ldp     x22, x23, [x0, #176]
+    ldp     x24, x25, [x0, #192]
+    ldp     x26, x27, [x0, #208]
+    ldp     x28, x29, [x0, #224]
+    ldr     x30, [x0, #240]
+    ldp     x0, x1, [x0]
+    eret
+    dsb     nsh                         // nothing is speculated past an ERET
+    isb
+
+doorward_exit:
+    ldr     x0, [sp, #(16 + 96)]
+    stp     x2, x3, [x0, #16]
+    stp     x4, x5, [x0, #32]
+    stp     x6, x7, [x0, #48]
+    stp     x8, x9, [x0, #64]
+    stp     x10, x11, [x0, #80]
+    stp     x12, x13, [x0, #96]
+    stp     x14, x15, [x0, #112]
+    stp     x16, x17, [x0, #128]
+    stp     x18, x19, [x0, #144]
+    stp     x20, x21, [x0, #160]
+    stp     x22, x23, [x0, #176]
+    stp     x24, x25, [x0, #192]
+    stp     x26, x27, [x0, #208]
+    stp     x28, x29, [x0, #224]
+    str     x30, [x0, #240]
+    ldp     x2, x3, [sp], #16
+    stp     x2, x3, [x0]
+    mrs     x2, elr_el2
+    mrs     x3, spsr_el2
+    stp     x2, x3, [x0, #248]
+    mov     x0, x1
+    ldp     x19, x20, [sp, #16]
+    ldp     x21, x22, [sp, #32]
+    ldp     x23, x24, [sp, #48]
+    ldp     x25, x26, [sp, #64]
+    ldp     x27, x28, [sp, #80]
+    ldp     x29, x30, [sp]
+    add     sp, sp, #112
+    ret
+
+doorward_el2_fatal:
+    mrs     x1, tpidr_el2
+    ldr     x1, [x1, #{emergency}]
+    sub     x1, x1, #320
+    stp     x2, x3, [x1, #16]
+    mov     x2, sp
+    mov     sp, x1
+    stp     x4, x5, [sp, #32]
+    stp     x6, x7, [sp, #48]
+    stp     x8, x9, [sp, #64]
+    stp     x10, x11, [sp, #80]
+    stp     x12, x13, [sp, #96]
+    stp     x14, x15, [sp, #112]
+    stp     x16, x17, [sp, #128]
+    stp     x18, x19, [sp, #144]
+    stp     x20, x21, [sp, #160]
+    stp     x22, x23, [sp, #176]
+    stp     x24, x25, [sp, #192]
+    stp     x26, x27, [sp, #208]
+    stp     x28, x29, [sp, #224]
+    stp     x30, x2, [sp, #240]
+    mrs     x2, sp_el0
+    mrs     x3, tpidr_el0
+    stp     x2, x3, [sp]
+    mrs     x2, elr_el2
+    mrs     x3, esr_el2
+    stp     x2, x3, [sp, #256]
+    mrs     x3, far_el2
+    stp     x3, x0, [sp, #272]
+    stp     x29, x2, [sp, #304]         // a frame record: the backtrace goes on where it happened
+    add     x29, sp, #304
+    mov     x0, sp
+    bl      doorward_el2_exception
+    b       .
+"#,
+    emergency = const percpu::EMERGENCY_OFFSET,
+);
+
+/// What the CPU held when EL2 took an exception of its own.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Fault {
+    /// X0 to X30.
+    pub x: [u64; 31],
+    /// The stack pointer.
+    pub sp: u64,
+    /// Where it happened.
+    pub elr: u64,
+    /// The syndrome.
+    pub esr: u64,
+    /// The address, if there is one to it.
+    pub far: u64,
+    kind: u64,
+}
+
+impl Fault {
+    /// What kind of exception.
+    #[must_use]
+    pub fn what(&self) -> &'static str {
+        ["synchronous exception", "IRQ", "FIQ", "SError"][(self.kind & 3) as usize]
+    }
+}
+
+/// Makes them this CPU's vectors.
+pub fn install() {
+    VBAR_EL2.set(&raw const doorward_vectors as u64);
+    super::barrier::isb();
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn doorward_el2_exception(fault: &'static Fault) -> ! {
+    let this = percpu::this();
+    if this.panicking.get() {
+        // The panic itself has failed. What it has said so far has to do.
+        super::barrier::park();
+    }
+    this.fault.set(Some(fault));
+    panic!("{} of EL2's own, from {:#x}", fault.what(), fault.elr)
+}

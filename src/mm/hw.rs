@@ -1,0 +1,91 @@
+//! The machine as drivers see it: [`Hw`] on the running image.
+
+use super::frames;
+use crate::arch::{barrier, cache, timer};
+use crate::ids::Pa;
+use crate::mmio::{Coherence, Device, Hw};
+
+/// The hardware under EL2. Copies are the same thing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct El2;
+
+impl Hw for El2 {
+    #[inline(always)]
+    fn read32(&self, register: Pa) -> u32 {
+        Device::read32(register)
+    }
+
+    #[inline(always)]
+    fn write32(&self, register: Pa, value: u32) {
+        Device::write32(register, value);
+    }
+
+    #[inline(always)]
+    fn read64(&self, register: Pa) -> u64 {
+        Device::read64(register)
+    }
+
+    #[inline(always)]
+    fn write64(&self, register: Pa, value: u64) {
+        Device::write64(register, value);
+    }
+
+    fn alloc(&self, size: usize, align: usize) -> Option<Pa> {
+        let memory = frames::alloc(size, align)?;
+        // Whoever is not coherent has to see the zeroes, and no dirty line may be written back over its own stores.
+        cache::clean_invalidate(memory, size as u64);
+        Some(memory)
+    }
+
+    fn free(&self, memory: Pa, size: usize, _align: usize) {
+        frames::free(memory, size);
+    }
+
+    // Shared memory is read and written with the instructions for registers: one access each, none torn or invented.
+
+    #[inline(always)]
+    fn load8(&self, at: Pa) -> u8 {
+        Device::read8(at)
+    }
+
+    #[inline(always)]
+    fn store8(&self, at: Pa, value: u8) {
+        Device::write8(at, value);
+    }
+
+    #[inline(always)]
+    fn load64(&self, at: Pa) -> u64 {
+        Device::read64(at)
+    }
+
+    #[inline(always)]
+    fn store64(&self, at: Pa, value: u64) {
+        Device::write64(at, value);
+    }
+
+    #[inline]
+    fn publish(&self, memory: Pa, size: usize, coherence: Coherence) {
+        match coherence {
+            // For all observers, as it need not be a CPU's inner shareable domain that the device is in.
+            Coherence::Coherent => barrier::dsb_st(),
+            Coherence::NonCoherent => cache::clean(memory, size as u64),
+        }
+    }
+
+    #[inline]
+    fn acquire(&self, memory: Pa, size: usize, coherence: Coherence) {
+        match coherence {
+            Coherence::Coherent => barrier::dmb_ld(),
+            Coherence::NonCoherent => cache::clean_invalidate(memory, size as u64),
+        }
+    }
+
+    fn now_us(&self) -> u64 {
+        timer::now_us()
+    }
+
+    #[inline]
+    fn relax(&self) {
+        barrier::yield_cpu();
+    }
+}
