@@ -30,4 +30,6 @@ pub mod sysreg;
 #[cfg(target_os = "none")]
 pub mod timer;
 #[cfg(target_os = "none")]
+pub mod tlb;
+#[cfg(target_os = "none")]
 pub mod vectors;

@@ -14,6 +14,10 @@ use core::sync::atomic::{AtomicBool, Ordering};
 /// Enough for a panic to format its message.
 const EMERGENCY_SIZE: usize = 16 << 10;
 
+/// A stack: SP is a multiple of 16 (DDI 0487, D1.3.10).
+#[repr(C, align(16))]
+struct Emergency(UnsafeCell<[u64; EMERGENCY_SIZE / 8]>);
+
 /// One CPU's own state.
 #[repr(C, align(64))]
 pub struct PerCpu {
@@ -31,7 +35,7 @@ pub struct PerCpu {
     /// It has reached its entry.
     online: AtomicBool,
     /// The stack for exceptions of EL2 itself.
-    emergency: UnsafeCell<[u64; EMERGENCY_SIZE / 8]>,
+    emergency: Emergency,
 }
 
 /// Where the vectors find the emergency stack.
@@ -53,7 +57,7 @@ impl PerCpu {
             vcpu: Cell::new(ptr::null_mut()),
             resident: Cell::new(ptr::null_mut()),
             online: AtomicBool::new(false),
-            emergency: UnsafeCell::new([0; EMERGENCY_SIZE / 8]),
+            emergency: Emergency(UnsafeCell::new([0; EMERGENCY_SIZE / 8])),
         }
     }
 
@@ -75,7 +79,7 @@ pub fn init_boot() {
 
 /// Makes `block` this CPU's own; nobody else has it.
 pub(super) fn install(block: &'static PerCpu) {
-    block.emergency_top.set(block.emergency.get() as u64 + EMERGENCY_SIZE as u64);
+    block.emergency_top.set(block.emergency.0.get() as u64 + EMERGENCY_SIZE as u64);
     TPIDR_EL2.set(ptr::from_ref(block) as u64);
 }
 

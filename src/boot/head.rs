@@ -53,10 +53,10 @@ boot_start:
     stp     xzr, xzr, [x1], #16
     b       3b
 
-    // All that was written lies between the constants (relocated) and the end of the image. Stale lines of it must
-    // not be hit once the caches are on.
+    // What was written must not be hidden by stale lines once the caches are on. The loader has cleaned the image and
+    // the room behind it, so there is nothing in them to be lost.
 4:  dsb     sy
-    adrp    x1, __rodata_start
+    adrp    x1, __image_start
     adrp    x2, __image_end
     mrs     x3, ctr_el0
     ubfx    x3, x3, #16, #4

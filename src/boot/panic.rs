@@ -43,10 +43,14 @@ fn panic(info: &PanicInfo<'_>) -> ! {
         ELR_EL2.get(),
     ));
     if let Some(fault) = this.fault.get() {
-        for (index, four) in fault.x.chunks(4).enumerate() {
-            console::line(format_args!("  x{:<2} {four:#018x?}", 4 * index));
+        for (index, pair) in fault.x.chunks(2).enumerate() {
+            let (first, second) = (2 * index, 2 * index + 1);
+            match *pair {
+                [a, b] => console::line(format_args!("  x{first:<2} {a:#018x}  x{second:<2} {b:#018x}")),
+                [a] => console::line(format_args!("  x{first:<2} {a:#018x}  sp  {:#018x}", fault.sp)),
+                _ => {}
+            }
         }
-        console::line(format_args!("  sp  {:#018x}", fault.sp));
     }
     backtrace();
     console::stop()

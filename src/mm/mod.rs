@@ -16,3 +16,5 @@ pub mod heap;
 pub mod hw;
 #[cfg(target_os = "none")]
 pub mod live;
+#[cfg(target_os = "none")]
+pub mod tlb;
