@@ -4,7 +4,7 @@
 //! EnableLPIs is set, and the pending bits are written back when it is cleared (or at once, if the machine is
 //! configured so). A cached configuration byte stays as it is until an INV, INVALL, INVLPIR or INVALLR is complete.
 
-use crate::config::{Cpu, Version};
+use crate::config::Cpu;
 use crate::dist::{Cell, cell, cell_write};
 use crate::its::Item;
 use crate::machine::{Delivery, State};
@@ -360,13 +360,16 @@ impl State {
                 if value & reserved != 0 {
                     self.flag(name, format!("RES0 bits set in {value:#x}"));
                 }
-                let item = if v || vpe != 0 {
-                    if !self.cfg.cpus[rd].rvpeid {
-                        return self
-                            .flag(name, format!("V or vPEID used on CPU{rd}, which is not GICv4.1 ({value:#x})"));
-                    }
-                    self.direct_invalidate_virtual(name, rd, vpe, v, one.then_some(intid))
+                if (v || vpe != 0) && !self.cfg.cpus[rd].rvpeid {
+                    return self.flag(name, format!("V or vPEID set on CPU{rd}, which is not GICv4.1 ({value:#x})"));
+                }
+                let item = if v {
+                    self.direct_invalidate_virtual(name, rd, vpe, one.then_some(intid))
                 } else if one {
+                    if self.unfit(rd, intid).is_some() {
+                        return self.flag(name, format!("{intid} is not an LPI of CPU{rd}"));
+                    }
+                    self.check_config_published(name, rd, intid);
                     Some(Item::InvLpi { rd, intid })
                 } else {
                     Some(Item::InvLpis { rd })
@@ -411,6 +414,10 @@ impl State {
             return self.drop_interrupt(format!("LPI {intid} for CPU{rd} from {source}"), why);
         }
         self.rds[rd].pending.insert(intid);
+        if !self.eager_cache() {
+            // QEMU reads the byte again for each arrival.
+            self.rds[rd].config.remove(&intid);
+        }
         self.lpi_config(rd, intid);
         self.show_pending(rd, intid);
     }
@@ -469,11 +476,6 @@ impl State {
         } else {
             self.cfg.cpus.iter().position(|c| u64::from(c.processor_number) == field)
         }
-    }
-
-    /// Whether the whole machine is at least this version.
-    pub(crate) fn is(&self, version: Version) -> bool {
-        self.cfg.version >= version
     }
 }
 

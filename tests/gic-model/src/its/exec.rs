@@ -347,7 +347,7 @@ impl State {
     }
 
     /// An INV says that software has changed the byte; the store must have been published.
-    fn check_config_published(&mut self, section: &'static str, rd: usize, intid: u32) {
+    pub(crate) fn check_config_published(&mut self, section: &'static str, rd: usize, intid: u32) {
         let prop = self.rds[rd].propbaser;
         let at = (prop & 0x000f_ffff_ffff_f000) + u64::from(intid - LPI);
         if self.rds[rd].enable_lpis {

@@ -21,6 +21,8 @@ mod regs;
 mod tables;
 mod vexec;
 
+pub(crate) use tables::{Geometry, Slot};
+
 use crate::config;
 use crate::machine::State;
 use command::Command;

@@ -198,3 +198,129 @@ pub fn movall(from: u64, to: u64) -> [u64; 4] {
 pub fn sync(rdbase: u64) -> [u64; 4] {
     [0x05, 0, rdbase, 0]
 }
+
+// ---- virtual commands
+
+fn vpe_word(vpe: u16, low: u32) -> u64 {
+    u64::from(vpe) << 32 | u64::from(low)
+}
+
+/// GICv4.0; 14-bit INTIDs.
+pub fn vmapp(vpe: u16, rdbase: u64, vpt: u64) -> [u64; 4] {
+    [0x29, vpe_word(vpe, 0), VALID | rdbase, vpt | 13]
+}
+pub fn vunmapp(vpe: u16) -> [u64; 4] {
+    [0x29, vpe_word(vpe, 0), 0, 0]
+}
+/// GICv4.1; `flags`: Alloc 0x100, PTZ 0x200.
+pub fn vmapp41(vpe: u16, rdbase: u64, vpt: u64, vconf: u64, doorbell: u32, flags: u64) -> [u64; 4] {
+    [0x29 | flags | vconf, vpe_word(vpe, doorbell), VALID | rdbase, vpt | 13]
+}
+pub fn vunmapp41(vpe: u16, flags: u64) -> [u64; 4] {
+    [0x29 | flags, vpe_word(vpe, 0), 0, 0]
+}
+pub fn vmapti(device: u32, event: u32, vpe: u16, vintid: u32, doorbell: u32) -> [u64; 4] {
+    [dev(device, 0x2a), vpe_word(vpe, event), u64::from(doorbell) << 32 | u64::from(vintid), 0]
+}
+pub fn vmapi(device: u32, event: u32, vpe: u16, doorbell: u32) -> [u64; 4] {
+    [dev(device, 0x2b), vpe_word(vpe, event), u64::from(doorbell) << 32, 0]
+}
+pub fn vmovi(device: u32, event: u32, vpe: u16, doorbell: Option<u32>) -> [u64; 4] {
+    let low = doorbell.map_or(0, |d| u64::from(d) << 32 | 1);
+    [dev(device, 0x21), vpe_word(vpe, event), low, 0]
+}
+pub fn vmovp(sequence: u16, list: u16, vpe: u16, rdbase: u64) -> [u64; 4] {
+    [u64::from(sequence) << 32 | 0x22, vpe_word(vpe, list.into()), rdbase, 0]
+}
+/// GICv4.1 with DB = 1.
+pub fn vmovp41(vpe: u16, rdbase: u64, doorbell: u32) -> [u64; 4] {
+    [0x22, vpe_word(vpe, 0), VALID | rdbase, doorbell.into()]
+}
+pub fn vsync(vpe: u16) -> [u64; 4] {
+    [0x25, vpe_word(vpe, 0), 0, 0]
+}
+pub fn vinvall(vpe: u16) -> [u64; 4] {
+    [0x2d, vpe_word(vpe, 0), 0, 0]
+}
+pub fn invdb(vpe: u16) -> [u64; 4] {
+    [0x2e, vpe_word(vpe, 0), 0, 0]
+}
+/// Enabled, group 1, priority 0x80.
+pub fn vsgi(vpe: u16, sgi: u64) -> [u64; 4] {
+    [0x0080_0523 | sgi << 32, vpe_word(vpe, 0), 0, 0]
+}
+pub fn vsgi_clear(vpe: u16, sgi: u64) -> [u64; 4] {
+    [0x0223 | sgi << 32, vpe_word(vpe, 0), 0, 0]
+}
+
+pub const DIRTY: u64 = 1 << 60;
+pub const PENDING_LAST: u64 = 1 << 61;
+pub const IDAI: u64 = 1 << 62;
+pub const DOORBELL: u64 = 1 << 62;
+pub const GROUP1: u64 = 1 << 58;
+
+impl Bench {
+    /// A virtual configuration table for 14-bit INTIDs, all disabled.
+    pub fn vconf(&self) -> u64 {
+        self.memory(0x2000, 0x1_0000)
+    }
+
+    /// A virtual pending table for 14-bit INTIDs.
+    pub fn vpt(&self) -> u64 {
+        self.memory(0x1_0000, 0x1_0000)
+    }
+
+    pub fn set_vconfig(&self, vconf: u64, vintid: u32, byte: u8) {
+        let at = vconf + u64::from(vintid - LPI);
+        self.m.store8(at, byte);
+        self.m.publish(at, 1, true);
+    }
+
+    pub fn vlpi(&self, cpu: usize) -> u64 {
+        rd_base(&self.c, cpu) + 0x2_0000
+    }
+
+    pub fn vpendbaser(&self, cpu: usize) -> u64 {
+        self.m.read64(self.vlpi(cpu) + 0x78)
+    }
+
+    pub fn wait_dirty(&self, cpu: usize) {
+        let start = self.m.now_us();
+        while self.vpendbaser(cpu) & DIRTY != 0 {
+            assert!(self.m.now_us() - start < 1000, "Dirty stays: {:?}", self.m.violations());
+            self.m.relax();
+        }
+    }
+
+    /// GICv4.0: makes a VPT resident and waits.
+    pub fn enter(&self, cpu: usize, vpt: u64, vconf: u64) {
+        self.enter_with(cpu, vpt, vconf, PENDING_LAST | IDAI);
+    }
+
+    pub fn enter_with(&self, cpu: usize, vpt: u64, vconf: u64, flags: u64) {
+        self.m.write64(self.vlpi(cpu) + 0x70, vconf | SHARED | 7 << 7 | 13);
+        self.m.write64(self.vlpi(cpu) + 0x78, VALID | flags | vpt | SHARED | 7 << 7);
+        self.wait_dirty(cpu);
+        // Where Dirty is not shown at this point, the scan still takes its time.
+        self.m.advance_us(3);
+    }
+
+    /// Ends a residency and returns the register.
+    pub fn leave(&self, cpu: usize) -> u64 {
+        self.leave_with(cpu, 0)
+    }
+
+    pub fn leave_with(&self, cpu: usize, flags: u64) -> u64 {
+        self.wait_dirty(cpu);
+        let value = self.vpendbaser(cpu) & !(VALID | PENDING_LAST | DOORBELL);
+        self.m.write64(self.vlpi(cpu) + 0x78, value | flags);
+        self.wait_dirty(cpu);
+        self.vpendbaser(cpu)
+    }
+
+    /// GICv4.1: makes a vPE resident and waits.
+    pub fn enter41(&self, cpu: usize, vpe: u16) {
+        self.m.write64(self.vlpi(cpu) + 0x78, VALID | GROUP1 | u64::from(vpe));
+        self.wait_dirty(cpu);
+    }
+}

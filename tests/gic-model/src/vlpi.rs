@@ -1,0 +1,267 @@
+//! Virtual LPIs on their way: configuration, arrival, doorbells, acknowledgement (IHI 0069, chapters 5 and 6).
+//!
+//! In GICv4.0 nothing knows the configuration of a vPE that is not resident, so a doorbell rings for disabled
+//! interrupts too. In GICv4.1 the default doorbell rings once for each time it was asked for, and only for an
+//! enabled interrupt.
+
+use crate::its::{Ite, Item, Vte};
+use crate::machine::{Delivery, State};
+use crate::memory::Snoop;
+use crate::redist::{LPI, snoop};
+
+/// "No doorbell."
+pub(crate) const NONE: u32 = 1023;
+
+impl State {
+    // ---- configuration
+
+    /// Where the configuration table of a vPE is, as far as the GIC knows at this time.
+    fn vconfig_table(&self, vpt: u64) -> Option<(u64, Snoop)> {
+        if let Some(vpe) = self.vpes.values().find(|v| v.vpt == vpt) {
+            let how = if self.cfg.cpus[vpe.rd].shareable { Snoop::Yes } else { Snoop::No };
+            return Some((vpe.vconf, how));
+        }
+        let holder = self.holder(vpt).filter(|rd| !self.cfg.cpus[*rd].rvpeid)?;
+        let r = &self.rds[holder];
+        Some((r.vpropbaser & 0x000f_ffff_ffff_f000, snoop(r.vpropbaser >> 10)))
+    }
+
+    /// The configuration byte as the GIC knows it; 0 if it knows none.
+    pub(crate) fn vlpi_config(&mut self, vpt: u64, intid: u32) -> u8 {
+        if let Some(byte) = self.vpts.get(&vpt).and_then(|v| v.config.get(&intid)) {
+            return *byte;
+        }
+        let Some((table, how)) = self.vconfig_table(vpt) else { return 0 };
+        let at = table + u64::from(intid - LPI);
+        let (byte, trouble) = self.mem.device_read8(at, how);
+        self.flag_memory("5.1 virtual LPI configuration tables", "the configuration byte", at, trouble);
+        self.vpts.entry(vpt).or_default().config.insert(intid, byte);
+        byte
+    }
+
+    /// An INV says that software has changed the byte; the store must have been published.
+    pub(crate) fn check_vconfig_published(&mut self, section: &'static str, vpt: u64, intid: u32) {
+        if let Some((table, how)) = self.vconfig_table(vpt) {
+            let at = table + u64::from(intid - LPI);
+            let (_, trouble) = self.mem.device_read8(at, how);
+            self.flag_memory(section, &format!("the configuration byte of vLPI {intid}"), at, trouble);
+        }
+    }
+
+    pub(crate) fn invalidate_vlpi(&mut self, vpt: u64, intid: Option<u32>) {
+        if let Some(v) = self.vpts.get_mut(&vpt) {
+            match intid {
+                Some(intid) => {
+                    v.config.remove(&intid);
+                }
+                None => v.config.clear(),
+            }
+        }
+        if self.eager_cache() {
+            for mapped in self.vlpis_mapped(vpt) {
+                self.vlpi_config(vpt, mapped);
+            }
+        }
+        // An interrupt that was pending and disabled may be what a doorbell was asked for.
+        if let Some(id) = self.vpes.iter().find(|(_, v)| v.vpt == vpt).map(|(id, _)| *id) {
+            self.ring_default(id);
+        }
+    }
+
+    /// The vINTIDs that some event is mapped to for this VPT.
+    pub(crate) fn vlpis_mapped(&self, vpt: u64) -> Vec<u32> {
+        let mut found = Vec::new();
+        for i in &self.its {
+            let Some(id) = i.vpes.iter().find(|(_, v)| v.vpt == vpt).map(|(n, _)| *n) else { continue };
+            found.extend(i.devices.values().flat_map(|d| d.events.values()).filter_map(|e| match e {
+                Ite::Virtual { vpe, vintid, .. } if *vpe == id => Some(*vintid),
+                _ => None,
+            }));
+        }
+        found
+    }
+
+    pub(crate) fn vlpi_mapped(&self, vpt: u64, intid: u32) -> bool {
+        self.vlpis_mapped(vpt).contains(&intid)
+    }
+
+    // ---- arrival
+
+    pub(crate) fn set_vlpi(&mut self, vpe: u16, vte: Vte, intid: u32, doorbell: u32) {
+        let what = || format!("vLPI {intid} for vPE {vpe}");
+        if intid < LPI || u64::from(intid) >> vte.bits != 0 {
+            return self.drop_interrupt(what(), "beyond the VPT");
+        }
+        let holder = self.where_resident(vpe, vte);
+        if !self.cfg.cpus[vte.rd].rvpeid && (self.cfg.drops_beyond_idbits || holder.is_some()) {
+            let bits = (self.rds[vte.rd].vpropbaser & 0x1f) + 1;
+            if u64::from(intid) >> bits != 0 {
+                return self.drop_interrupt(what(), "beyond GICR_VPROPBASER.IDbits");
+            }
+        }
+        let Some(v) = self.vpts.get_mut(&vte.vpt).filter(|v| v.loaded) else {
+            return self.drop_interrupt(what(), "its VPT is not the GIC's");
+        };
+        let newly = v.pending.insert(intid);
+        self.show_vlpi(vte.vpt, intid);
+        if holder.is_none() {
+            self.overlook(vte.vpt, intid);
+        }
+        match holder {
+            Some(rd) => {
+                self.noticed(rd, intid);
+                if !self.eager_cache()
+                    && let Some(v) = self.vpts.get_mut(&vte.vpt)
+                {
+                    // QEMU reads the byte again for each arrival.
+                    v.config.remove(&intid);
+                }
+                self.vlpi_config(vte.vpt, intid);
+            }
+            // It is on its way out: PendingLast will tell.
+            None if self.rds.iter().any(|r| r.leaving.as_ref().is_some_and(|l| l.vpt == vte.vpt)) => {}
+            None if self.vpes.contains_key(&vpe) => self.ring_default(vpe),
+            None => {
+                if doorbell != NONE && (newly || self.cfg.ring_when_pending) {
+                    self.set_lpi(vte.rd, doorbell, "a doorbell");
+                }
+            }
+        }
+    }
+
+    /// Where messages for this vPE find it resident: on its own redistributor only (4.0), or on any that shares
+    /// the vPE table with it (4.1).
+    fn where_resident(&self, vpe: u16, vte: Vte) -> Option<usize> {
+        if !self.cfg.cpus[vte.rd].rvpeid {
+            return self.rds[vte.rd].resident.as_ref().filter(|s| s.vpt == vte.vpt).map(|_| vte.rd);
+        }
+        let group = self.cfg.cpus[vte.rd].group();
+        (0..self.rds.len()).find(|n| {
+            self.cfg.cpus[*n].group() == group && self.rds[*n].resident.as_ref().is_some_and(|s| s.vpe == Some(vpe))
+        })
+    }
+
+    pub(crate) fn clear_vlpi(&mut self, vpt: u64, intid: u32) -> bool {
+        let was = self.vpts.get_mut(&vpt).is_some_and(|v| v.loaded && v.pending.remove(&intid));
+        if was {
+            self.show_vlpi(vpt, intid);
+        }
+        was
+    }
+
+    /// Writes the pending bit to memory, on machines that always do.
+    fn show_vlpi(&mut self, vpt: u64, intid: u32) {
+        if self.cfg.write_through {
+            let set = self.vpts.get(&vpt).is_some_and(|v| v.pending.contains(&intid));
+            self.write_pending_bit(vpt, intid, set, Snoop::Yes);
+        }
+    }
+
+    /// Whether an enabled interrupt is pending: what PendingLast shows and a default doorbell rings for.
+    pub(crate) fn wants_attention(&mut self, vpt: u64, vpe: Option<u16>) -> bool {
+        let pending: Vec<u32> = self.vpts.get(&vpt).map_or(Vec::new(), |v| v.pending.iter().copied().collect());
+        let sgi = vpe.and_then(|id| self.vpes.get(&id)).is_some_and(|v| v.sgis.iter().any(|s| s.pending && s.enable));
+        sgi || pending.into_iter().any(|intid| self.vlpi_config(vpt, intid) & 1 != 0)
+    }
+
+    /// GICv4.1: rings the default doorbell if it was asked for and there is reason to.
+    pub(crate) fn ring_default(&mut self, id: u16) {
+        let Some((vpt, rd, doorbell, armed)) = self.vpes.get(&id).map(|v| (v.vpt, v.rd, v.doorbell, v.armed)) else {
+            return;
+        };
+        if armed && doorbell != NONE && self.wants_attention(vpt, Some(id)) {
+            if let Some(v) = self.vpes.get_mut(&id) {
+                v.armed = false;
+            }
+            self.set_lpi(rd, doorbell, "a default doorbell");
+        }
+    }
+
+    pub(crate) fn invalidate_doorbell(&mut self, id: u16) {
+        if let Some(doorbell) = self.vpes.get(&id).map(|v| v.doorbell) {
+            for r in &mut self.rds {
+                r.config.remove(&doorbell);
+            }
+        }
+    }
+
+    // ---- what the guest sees
+
+    pub(crate) fn guest_best(&mut self, rd: usize) -> Option<u32> {
+        if !self.signalling(rd) {
+            return None;
+        }
+        let (vpt, vpe) = self.rds[rd].resident.as_ref().map(|s| (s.vpt, s.vpe))?;
+        let register = self.rds[rd].vpendbaser;
+        let group1 = vpe.is_none() || register & 1 << 58 != 0;
+        let group0 = vpe.is_some() && register & 1 << 59 != 0;
+        let limit = if vpe.is_none() { (self.rds[rd].vpropbaser & 0x1f) + 1 } else { 32 };
+        let mut best: Option<(u8, u32)> = None;
+        let pending: Vec<u32> = self.vpts.get(&vpt).map_or(Vec::new(), |v| v.pending.iter().copied().collect());
+        for intid in pending.into_iter().filter(|n| group1 && u64::from(*n) >> limit == 0) {
+            if self.overlooked(rd, intid) {
+                continue;
+            }
+            let byte = self.vlpi_config(vpt, intid);
+            if byte & 1 != 0 {
+                let candidate = (byte & 0xfc, intid);
+                best = Some(best.map_or(candidate, |b| b.min(candidate)));
+            }
+        }
+        if let Some(v) = vpe.and_then(|id| self.vpes.get(&id)) {
+            for (n, s) in v.sgis.iter().enumerate() {
+                if s.pending && s.enable && (if s.group { group1 } else { group0 }) {
+                    let candidate = (s.priority, n as u32);
+                    best = Some(best.map_or(candidate, |b| b.min(candidate)));
+                }
+            }
+        }
+        best.map(|(_, intid)| intid)
+    }
+
+    pub(crate) fn guest_ack(&mut self, cpu: usize) -> Option<u32> {
+        let intid = self.guest_best(cpu)?;
+        let resident = self.rds[cpu].resident.as_ref()?;
+        let (vpt, vpe) = (resident.vpt, self.name_vpe(resident));
+        if intid < 16 {
+            if let Some(v) = vpe.and_then(|id| self.vpes.get_mut(&id)) {
+                v.sgis[intid as usize].pending = false;
+            }
+        } else {
+            self.clear_vlpi(vpt, intid);
+        }
+        self.deliveries.push(Delivery::Guest { cpu, vpe, vpt, intid });
+        Some(intid)
+    }
+
+    // ---- GICR_INVLPIR and GICR_INVALLR with V = 1
+
+    /// `one`: the vINTID; `None`: all.
+    pub(crate) fn direct_invalidate_virtual(
+        &mut self,
+        section: &'static str,
+        rd: usize,
+        vpe: u16,
+        one: Option<u32>,
+    ) -> Option<Item> {
+        let Some((vpt, home)) = self.vpes.get(&vpe).map(|v| (v.vpt, v.rd)) else {
+            self.flag(section, format!("vPE {vpe} on CPU{rd} is not mapped"));
+            return None;
+        };
+        if self.cfg.cpus[rd].group() != self.cfg.cpus[home].group() {
+            self.flag(section, format!("vPE {vpe} is on CPU{home}; CPU{rd} shares no vPE table with it"));
+            return None;
+        }
+        Some(match one {
+            Some(intid) if intid < LPI => {
+                self.flag(section, format!("{intid} of vPE {vpe} is not a vLPI"));
+                return None;
+            }
+            Some(intid) => {
+                self.check_vconfig_published(section, vpt, intid);
+                Item::InvVlpi { vpt, intid }
+            }
+            None => Item::InvVlpis { vpt },
+        })
+    }
+}

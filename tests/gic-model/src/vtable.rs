@@ -1,0 +1,182 @@
+//! GICv4.1: vPE configuration tables of redistributors, and who must share them (GICR_VPROPBASER, 12.11).
+//!
+//! Redistributors of one CommonLPIAff group have one table; an ITS whose SVPET affinity covers them has the same
+//! one behind GITS_BASER2. Only who brings a fresh table may say that it is zero (Z).
+
+use crate::config::{TableKind, affinity_prefix};
+use crate::its::{Geometry, Slot};
+use crate::machine::State;
+use crate::memory::Use;
+use crate::redist::snoop;
+
+const SECTION: &str = "12.11 GICR_VPROPBASER";
+const VALID: u64 = 1 << 63;
+const ZERO: u64 = 1 << 52;
+
+/// Bytes of an entry (GICR_VPROPBASER.Entry_Size reads as one 8-byte unit).
+const ENTRY: u64 = 8;
+
+/// What must agree between sharers.
+const SHAPE: u64 = 1 << 55 | 3 << 53 | 0x000f_ffff_ffff_f000 | 0x7f;
+
+fn geometry(value: u64) -> Geometry {
+    let page = Geometry::page_size(value >> 53 & 3);
+    Geometry {
+        base: value & 0x000f_ffff_ffff_f000,
+        bytes: ((value & 0x7f) + 1) * page,
+        page,
+        entry: ENTRY,
+        indirect: value >> 55 & 1 == 1,
+        how: snoop(value >> 10),
+    }
+}
+
+impl State {
+    pub(crate) fn write_vpropbaser_v4_1(&mut self, rd: usize, value: u64) {
+        let old = self.rds[rd].vpropbaser;
+        if self.rds[rd].resident.is_some() || self.rds[rd].leaving.is_some() {
+            return self.flag(SECTION, format!("written on CPU{rd} while a vPE is resident there"));
+        }
+        if old & value & VALID != 0 {
+            return self.flag(SECTION, format!("written with Valid = 1 on CPU{rd} while Valid is 1"));
+        }
+        let writable = VALID | 7 << 56 | SHAPE | 3 << 10 | 7 << 7;
+        let stored = self.refuse_sharing(rd, value & writable);
+        if old & VALID != 0 {
+            let base = old & 0x000f_ffff_ffff_f000;
+            self.mem.detach(base, Use::VpeTable);
+            if !self.vpe_table_in_use_but(base, Some(rd)) {
+                self.mem.detach_all(|u| u == Use::VpeLevel2);
+            }
+        }
+        if stored & VALID != 0 {
+            self.check_vpe_table(rd, stored, value & ZERO != 0);
+            let g = geometry(stored);
+            self.mem.attach(g.base, g.bytes, Use::VpeTable);
+        }
+        self.rds[rd].vpropbaser = stored;
+    }
+
+    fn check_vpe_table(&mut self, rd: usize, value: u64, zero: bool) {
+        let g = geometry(value);
+        if !g.base.is_multiple_of(g.page) {
+            self.flag(SECTION, format!("the vPE table of CPU{rd} at {:#x} is not aligned to its page size", g.base));
+        }
+        let group = self.cfg.cpus[rd].group();
+        for other in 0..self.rds.len() {
+            let theirs = self.rds[other].vpropbaser;
+            let mates = other != rd && self.cfg.cpus[other].rvpeid && self.cfg.cpus[other].group() == group;
+            if mates && theirs & VALID != 0 && (theirs ^ value) & SHAPE != 0 {
+                self.flag(
+                    SECTION,
+                    format!("CPU{rd} and CPU{other} are in one CommonLPIAff group with different vPE tables"),
+                );
+            }
+        }
+        for its in 0..self.its.len() {
+            if self.covers(its, rd)
+                && let Some((_, theirs)) = self.geometry(its, TableKind::Vpe)
+                && theirs.base != g.base
+            {
+                self.flag(
+                    SECTION,
+                    format!(
+                        "CPU{rd} has its vPE table at {:#x}; ITS{its}, which shares it (SVPET), at {:#x}",
+                        g.base, theirs.base
+                    ),
+                );
+            }
+        }
+        if self.vpe_table_in_use_but(g.base, Some(rd)) {
+            if zero {
+                self.flag(SECTION, format!("Z = 1 on CPU{rd} for the vPE table at {:#x}, which is in use", g.base));
+            }
+        } else {
+            let trouble = self.mem.device_zero(g.base, g.bytes, g.how);
+            self.flag_memory(SECTION, &format!("the vPE table of CPU{rd}"), g.base, trouble);
+        }
+    }
+
+    /// Whether an ITS shares its vPE table with a redistributor.
+    fn covers(&self, its: usize, rd: usize) -> bool {
+        let (i, c) = (&self.cfg.its[its], &self.cfg.cpus[rd]);
+        i.vmapp && i.svpet != 0 && affinity_prefix(i.mpidr, i.svpet) == affinity_prefix(c.affinity, i.svpet)
+    }
+
+    /// Whether a redistributor or an enabled ITS has its vPE table here.
+    pub(crate) fn vpe_table_in_use(&self, base: u64) -> bool {
+        self.vpe_table_in_use_but(base, None)
+    }
+
+    fn vpe_table_in_use_but(&self, base: u64, except: Option<usize>) -> bool {
+        let by_rd = (0..self.rds.len()).any(|n| {
+            let v = self.rds[n].vpropbaser;
+            Some(n) != except && self.cfg.cpus[n].rvpeid && v & VALID != 0 && v & 0x000f_ffff_ffff_f000 == base
+        });
+        by_rd
+            || (0..self.its.len())
+                .any(|i| self.its[i].enabled && self.geometry(i, TableKind::Vpe).is_some_and(|(_, g)| g.base == base))
+    }
+
+    /// An ITS is enabled: its vPE table must be that of the ITSs and redistributors it shares with.
+    pub(crate) fn check_shared_vpe_table(&mut self, its: usize) {
+        const BASER: &str = "12.19 GITS_BASER<n>";
+        let Some((n, g)) = self.geometry(its, TableKind::Vpe) else { return };
+        let mine = &self.cfg.its[its];
+        if !mine.vmapp {
+            return;
+        }
+        let (svpet, prefix) = (mine.svpet, affinity_prefix(mine.mpidr, mine.svpet));
+        if n != 2 {
+            self.flag(BASER, format!("ITS{its} is GICv4.1 and has its vPE table behind GITS_BASER{n}"));
+        }
+
+        for other in 0..self.its.len() {
+            let theirs = &self.cfg.its[other];
+            let shares = other != its
+                && self.its[other].enabled
+                && svpet != 0
+                && theirs.svpet == svpet
+                && affinity_prefix(theirs.mpidr, svpet) == prefix;
+            if shares && self.geometry(other, TableKind::Vpe).is_some_and(|(_, t)| t.base != g.base) {
+                self.flag(BASER, format!("ITS{its} and ITS{other} share vPE tables (SVPET) but have different ones"));
+            }
+        }
+        for rd in 0..self.rds.len() {
+            let v = self.rds[rd].vpropbaser;
+            if self.cfg.cpus[rd].rvpeid && self.covers(its, rd) && v & VALID != 0 && v & 0x000f_ffff_ffff_f000 != g.base
+            {
+                self.flag(BASER, format!("ITS{its} and CPU{rd} share vPE tables (SVPET) but have different ones"));
+            }
+        }
+    }
+
+    /// Whether the table of a redistributor has room for a vPEID; flags it if not.
+    pub(crate) fn reaches_vpe(&mut self, section: &'static str, rd: usize, vpe: u16) -> bool {
+        let value = self.rds[rd].vpropbaser;
+        if value & VALID == 0 {
+            self.flag(section, format!("vPE {vpe}: CPU{rd} has no valid vPE table"));
+            return false;
+        }
+        let g = geometry(value);
+        match self.slot(g, vpe.into()) {
+            Slot::At { level2: Some(page), .. } => {
+                self.use_level2(section, page, g, Use::VpeLevel2);
+                true
+            }
+            Slot::At { level2: None, .. } => true,
+            Slot::Beyond => {
+                self.flag(section, format!("vPE {vpe} is beyond the vPE table of CPU{rd}"));
+                false
+            }
+            Slot::NoLevel2 { level1 } => {
+                self.flag(section, format!("vPE {vpe}: no second-level page at {level1:#x} of CPU{rd}'s vPE table"));
+                false
+            }
+            Slot::Broken { level1, trouble } => {
+                self.flag_memory(section, "the first-level entry", level1, Some(trouble));
+                false
+            }
+        }
+    }
+}
