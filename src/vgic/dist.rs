@@ -1,0 +1,600 @@
+//! The distributor: SPIs, and where they are to be looked at.
+//!
+//! IHI 0069, 12.9. An SPI that is pending and enabled, or active, stands in the queue of one vCPU, its *home*: where its
+//! route leads, or, while it is active or listed, where it was taken. Queues are bitmaps and stand under the same lock.
+
+use super::irq::{Irq, Trigger};
+use super::regs::{BitReg, DistReg, IrqReg, Part, SPI_END, SPI_FIRST, decode_dist};
+use super::vcpu_set::VcpuSet;
+use super::{Port, Vgic, Work, bits};
+use crate::ids::{Intid, Mpidr, VcpuId};
+use alloc::boxed::Box;
+use core::sync::atomic::Ordering;
+
+/// GICD_CTLR.EnableGrp0 with DS = 1.
+pub(super) const ENABLE_GROUP0: u32 = 1 << 0;
+/// GICD_CTLR.EnableGrp1 with DS = 1.
+pub(super) const ENABLE_GROUP1: u32 = 1 << 1;
+const ENABLES: u32 = ENABLE_GROUP0 | ENABLE_GROUP1;
+/// ARE and DS: always 1.
+const CTLR_FIXED: u32 = 1 << 4 | 1 << 6;
+
+const TYPER_LPIS: u32 = 1 << 17;
+const TYPER_A3V: u32 = 1 << 24;
+const TYPER_NO_1_OF_N: u32 = 1 << 25;
+const TYPER_RSS: u32 = 1 << 26;
+const TYPER_IDBITS_SHIFT: u32 = 19;
+
+/// Product 'D' under Arm's JEP106 code: a zero implementer is what some real parts report, and matches their errata.
+pub(super) const IIDR: u64 = 0x4400_043b;
+/// ArchRev 3: a GICv3.
+pub(super) const PIDR2: u64 = 0x3b;
+
+/// Aff3 and Aff2 to Aff0; Interrupt_Routing_Mode reads as zero (No1N).
+const ROUTE_MASK: u64 = 0xff_00ff_ffff;
+
+const NOBODY: u16 = u16::MAX;
+
+#[derive(Clone, Copy)]
+struct Spi {
+    irq: Irq,
+    /// GICD_IROUTER.
+    route: u64,
+    /// Whom the route leads to.
+    target: u16,
+    /// In whose queue it stands.
+    home: u16,
+}
+
+/// SPIs by INTID, a bit for each.
+type Queue = [u64; 16];
+
+fn someone(vcpu: u16) -> Option<VcpuId> {
+    (vcpu != NOBODY).then_some(VcpuId(vcpu))
+}
+
+/// What the distributor's lock guards.
+pub(super) struct Dist {
+    spis: Box<[Spi]>,
+    queues: Box<[Queue]>,
+}
+
+impl Dist {
+    /// `default` is the vCPU of affinity 0.0.0.0, where routes lead at reset.
+    pub fn new(spis: u32, vcpus: usize, default: Option<VcpuId>) -> Dist {
+        let target = default.map_or(NOBODY, |v| v.0);
+        let spi = Spi { irq: Irq::new(Trigger::Level), route: 0, target, home: NOBODY };
+        Dist {
+            spis: core::iter::repeat_n(spi, spis as usize).collect(),
+            queues: core::iter::repeat_n([0; 16], vcpus).collect(),
+        }
+    }
+
+    fn spi(&self, intid: u32) -> Option<&Spi> {
+        self.spis.get(intid.checked_sub(SPI_FIRST)? as usize)
+    }
+
+    fn spi_mut(&mut self, intid: u32) -> Option<&mut Spi> {
+        self.spis.get_mut(intid.checked_sub(SPI_FIRST)? as usize)
+    }
+
+    pub fn irq(&self, intid: u32) -> Option<&Irq> {
+        self.spi(intid).map(|spi| &spi.irq)
+    }
+
+    pub fn irq_mut(&mut self, intid: u32) -> Option<&mut Irq> {
+        self.spi_mut(intid).map(|spi| &mut spi.irq)
+    }
+
+    /// In whose queue, or list registers, it stands.
+    pub fn home(&self, intid: u32) -> Option<VcpuId> {
+        someone(self.spi(intid)?.home)
+    }
+
+    /// Whom its route leads to.
+    pub fn target(&self, intid: u32) -> Option<VcpuId> {
+        someone(self.spi(intid)?.target)
+    }
+
+    /// Puts an SPI whose state has changed into the queue where it belongs now, and says whose that is.
+    pub fn place(&mut self, intid: u32) -> Option<VcpuId> {
+        let spi = self.spi_mut(intid)?;
+        if spi.irq.is_listed() {
+            return None;
+        }
+        let old = spi.home;
+        let new = if spi.irq.is_active() && old != NOBODY {
+            old
+        } else if spi.irq.is_queued() {
+            spi.target
+        } else {
+            NOBODY
+        };
+        spi.home = new;
+        if old != new {
+            let (word, mask) = (intid as usize / 64, 1u64.wrapping_shl(intid));
+            if let Some(queue) = self.queues.get_mut(usize::from(old)).and_then(|q| q.get_mut(word)) {
+                *queue &= !mask;
+            }
+            if let Some(queue) = self.queues.get_mut(usize::from(new)).and_then(|q| q.get_mut(word)) {
+                *queue |= mask;
+            }
+        }
+        someone(new)
+    }
+
+    /// What stands in a vCPU's queue.
+    pub fn for_each_queued(&self, vcpu: VcpuId, mut visit: impl FnMut(u32, &Irq)) {
+        let Some(queue) = self.queues.get(vcpu.index()) else { return };
+        for (word, at) in queue.iter().zip(0u32..) {
+            for bit in bits(*word) {
+                let intid = at.wrapping_mul(64) | bit;
+                if let Some(irq) = self.irq(intid) {
+                    visit(intid, irq);
+                }
+            }
+        }
+    }
+
+    /// Whose list registers hold some of these 32 interrupts.
+    fn listed_at(&self, first: u32) -> VcpuSet {
+        let mut set = VcpuSet::new();
+        for intid in first..first.saturating_add(32) {
+            if let Some(spi) = self.spi(intid)
+                && spi.irq.is_listed()
+                && let Some(home) = someone(spi.home)
+            {
+                set.insert(home);
+            }
+        }
+        set
+    }
+}
+
+impl Vgic {
+    fn typer(&self) -> u64 {
+        let spis = self.dist.lock().spis.len() as u32;
+        let lines = spis.div_ceil(32);
+        let id_bits = if self.lpis.exist() { u32::from(self.lpis.id_bits()) } else { 10 };
+        let mut typer = lines | TYPER_A3V | TYPER_NO_1_OF_N;
+        typer |= id_bits.saturating_sub(1) << TYPER_IDBITS_SHIFT;
+        if self.lpis.exist() {
+            typer |= TYPER_LPIS;
+        }
+        if self.vcpus.iter().any(|cpu| cpu.affinity.aff(0) > 15) {
+            typer |= TYPER_RSS;
+        }
+        u64::from(typer)
+    }
+
+    /// A guest reads `size` bytes at `offset` of the distributor's frame.
+    #[must_use]
+    pub fn dist_read(&self, port: &dyn Port, from: VcpuId, offset: u64, size: u8) -> u64 {
+        match decode_dist(offset, size) {
+            DistReg::Ctlr => u64::from(self.ctlr.load(Ordering::SeqCst) | CTLR_FIXED),
+            DistReg::Typer => self.typer(),
+            DistReg::Iidr => IIDR,
+            DistReg::Pidr2 => PIDR2,
+            DistReg::Irq(IrqReg::Bits(register, first)) => self.read_spi_bits(port, from, register, first),
+            DistReg::Irq(IrqReg::Priority(first, count)) => {
+                let dist = self.dist.lock();
+                read_fields(first, count, 8, |intid| dist.irq(intid).map_or(0, |irq| irq.priority.into()))
+            }
+            DistReg::Irq(IrqReg::Config(first)) => {
+                let dist = self.dist.lock();
+                read_fields(first, 16, 2, |intid| dist.irq(intid).map_or(0, config_field))
+            }
+            DistReg::Route(intid, part) => part.read(self.dist.lock().spi(intid).map_or(0, |spi| spi.route)),
+            DistReg::None => 0,
+        }
+    }
+
+    /// A guest writes `size` bytes at `offset` of the distributor's frame.
+    pub fn dist_write(&self, port: &dyn Port, from: VcpuId, offset: u64, size: u8, value: u64) {
+        match decode_dist(offset, size) {
+            DistReg::Ctlr => self.write_ctlr(port, from, value as u32),
+            DistReg::Irq(IrqReg::Bits(register, first)) => {
+                self.write_spi_bits(port, from, register, first, value as u32);
+            }
+            DistReg::Irq(IrqReg::Priority(first, count)) => {
+                let mut dist = self.dist.lock();
+                write_fields(first, count, 8, value, |intid, field| {
+                    if let Some(irq) = dist.irq_mut(intid) {
+                        irq.priority = field as u8 & self.priority_mask;
+                    }
+                });
+            }
+            DistReg::Irq(IrqReg::Config(first)) => self.write_config(port, from, first, value),
+            DistReg::Route(intid, part) => self.write_route(port, from, intid, part, value),
+            DistReg::Typer | DistReg::Iidr | DistReg::Pidr2 | DistReg::None => {}
+        }
+    }
+
+    fn write_ctlr(&self, port: &dyn Port, from: VcpuId, value: u32) {
+        let new = value & ENABLES;
+        let old = {
+            let _dist = self.dist.lock();
+            self.ctlr.swap(new, Ordering::SeqCst)
+        };
+        if old == new {
+            return;
+        }
+        let mut others = VcpuSet::first(self.vcpus.len());
+        if new & !old != 0 {
+            self.notify(port, Some(from), &others, Work::all());
+        }
+        if old & !new != 0 {
+            others.remove(from);
+            self.recall(port, &others);
+        }
+        if (old ^ new) & ENABLE_GROUP1 != 0 {
+            settle(|| self.group1_on(), |on| port.group1_enabled(on));
+        }
+    }
+
+    fn read_spi_bits(&self, port: &dyn Port, from: VcpuId, register: BitReg, first: u32) -> u64 {
+        if !matches!(register, BitReg::Group | BitReg::SetEnable | BitReg::ClearEnable) {
+            let mut elsewhere = self.dist.lock().listed_at(first);
+            elsewhere.remove(from);
+            self.recall(port, &elsewhere);
+        }
+        let dist = self.dist.lock();
+        read_fields(first, 32, 1, |intid| dist.irq(intid).is_some_and(|irq| irq.read(register)).into())
+    }
+
+    fn write_spi_bits(&self, port: &dyn Port, from: VcpuId, register: BitReg, first: u32, value: u32) {
+        let mut news = VcpuSet::new();
+        let mut elsewhere = VcpuSet::new();
+        let (mut changed, mut orphans) = (0u32, 0u32);
+        {
+            let mut dist = self.dist.lock();
+            for bit in 0..32u32 {
+                let mask = 1u32.wrapping_shl(bit);
+                let intid = first.wrapping_add(bit);
+                let Some(irq) = dist.irq_mut(intid) else { continue };
+                let change = irq.write(register, value & mask != 0);
+                if change.deactivate {
+                    orphans |= mask;
+                }
+                if !change.changed {
+                    continue;
+                }
+                changed |= mask;
+                if irq.is_listed() {
+                    dist.home(intid).into_iter().for_each(|home| elsewhere.insert(home));
+                } else {
+                    dist.place(intid).into_iter().for_each(|home| news.insert(home));
+                }
+            }
+        }
+        elsewhere.remove(from);
+        self.notify(port, Some(from), &news, Work::SPI);
+        self.recall(port, &elsewhere);
+
+        for intid in intids(first, orphans) {
+            port.spi_deactivate(intid);
+        }
+        match register {
+            BitReg::SetEnable | BitReg::ClearEnable => {
+                for intid in intids(first, changed).filter(|i| port.owns_spi(*i)) {
+                    settle(
+                        || self.dist.lock().irq(intid.0).is_some_and(Irq::is_enabled),
+                        |on| port.spi_set_enabled(intid, on),
+                    );
+                }
+            }
+            // What was made pending by a write is pending in software alone; what is cleared may be pending in hardware.
+            BitReg::ClearPending => {
+                let exists = |i: &Intid| self.dist.lock().irq(i.0).is_some();
+                for intid in intids(first, value).filter(exists).filter(|i| port.owns_spi(*i)) {
+                    port.spi_set_pending(intid, false);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn write_config(&self, port: &dyn Port, from: VcpuId, first: u32, value: u64) {
+        let mut changed = 0u32;
+        let mut news = VcpuSet::new();
+        {
+            let mut dist = self.dist.lock();
+            write_fields(first, 16, 2, value, |intid, field| {
+                let trigger = if field & 2 != 0 { Trigger::Edge } else { Trigger::Level };
+                if dist.irq_mut(intid).is_some_and(|irq| irq.set_trigger(trigger)) {
+                    changed |= 1u32.wrapping_shl(intid.wrapping_sub(first));
+                    dist.place(intid).into_iter().for_each(|home| news.insert(home));
+                }
+            });
+        }
+        self.notify(port, Some(from), &news, Work::SPI);
+        for intid in intids(first, changed).filter(|i| port.owns_spi(*i)) {
+            settle(
+                || self.dist.lock().irq(intid.0).map_or(Trigger::Level, Irq::trigger),
+                |trigger| port.spi_set_trigger(intid, trigger),
+            );
+        }
+    }
+
+    fn write_route(&self, port: &dyn Port, from: VcpuId, intid: u32, part: Part, value: u64) {
+        if !(SPI_FIRST..SPI_END).contains(&intid) {
+            return;
+        }
+        let mut elsewhere = VcpuSet::new();
+        let mut news = VcpuSet::new();
+        {
+            let mut dist = self.dist.lock();
+            let Some(spi) = dist.spi_mut(intid) else { return };
+            let route = part.write(spi.route, value) & ROUTE_MASK;
+            if route == spi.route {
+                return;
+            }
+            spi.route = route;
+            spi.target = self.vcpu_by_affinity(Mpidr(route)).map_or(NOBODY, |v| v.0);
+            if spi.irq.is_listed() {
+                // If it is still pending there, its sync sends it on.
+                someone(spi.home).into_iter().for_each(|home| elsewhere.insert(home));
+            }
+            dist.place(intid).into_iter().for_each(|home| news.insert(home));
+        }
+        elsewhere.remove(from);
+        self.notify(port, Some(from), &news, Work::SPI);
+        self.recall(port, &elsewhere);
+        if port.owns_spi(Intid(intid)) {
+            settle(
+                || self.dist.lock().target(intid),
+                |target| target.into_iter().for_each(|vcpu| port.spi_route(Intid(intid), vcpu)),
+            );
+        }
+    }
+}
+
+/// Makes the hardware follow a state that others may change meanwhile: whoever acts last has looked last.
+fn settle<T: Copy + PartialEq>(state: impl Fn() -> T, act: impl Fn(T)) {
+    // Each further turn takes another write by the guest; a guest that races with itself for longer has no say.
+    for _ in 0..8 {
+        let now = state();
+        act(now);
+        if state() == now {
+            return;
+        }
+    }
+}
+
+fn intids(first: u32, mask: u32) -> impl Iterator<Item = Intid> {
+    bits(u64::from(mask)).map(move |bit| Intid(first.wrapping_add(bit)))
+}
+
+/// ICFGR's two bits.
+pub(super) fn config_field(irq: &Irq) -> u32 {
+    match irq.trigger() {
+        Trigger::Level => 0,
+        Trigger::Edge => 2,
+    }
+}
+
+/// Puts `count` fields of `width` bits together, the first interrupt's lowest.
+pub(super) fn read_fields(first: u32, count: u32, width: u32, field: impl Fn(u32) -> u32) -> u64 {
+    (0..count)
+        .fold(0u64, |value, at| value | u64::from(field(first.wrapping_add(at))).wrapping_shl(at.wrapping_mul(width)))
+}
+
+/// Takes `count` fields of `width` bits apart.
+pub(super) fn write_fields(first: u32, count: u32, width: u32, value: u64, mut each: impl FnMut(u32, u32)) {
+    let mask = 1u32.wrapping_shl(width).wrapping_sub(1);
+    for at in 0..count {
+        each(first.wrapping_add(at), value.wrapping_shr(at.wrapping_mul(width)) as u32 & mask);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Signal;
+    use super::super::testing::{Asked, BOOT, Machine};
+    use super::*;
+
+    const ONE: VcpuId = VcpuId(1);
+
+    fn owning(intids: &[u32]) -> Machine {
+        let mut machine = Machine::new(2);
+        machine.owned = intids.to_vec();
+        machine
+    }
+
+    #[test]
+    fn it_says_that_it_is_a_gicv3_with_one_security_state() {
+        let machine = Machine::blank(std::vec![Mpidr(0), Mpidr(1)]);
+        assert_eq!(machine.dist_read(0), 0x50);
+        // ITLinesNumber 2 (96 INTIDs), LPIS, 14 bits of INTID, A3V, No1N.
+        assert_eq!(machine.dist_read(4), 2 | 1 << 17 | 13 << 19 | 1 << 24 | 1 << 25);
+        assert_eq!(machine.dist_read(0xffe8), 0x3b);
+        assert_eq!(machine.dist_read(0xc), 0, "no GICD_TYPER2");
+    }
+
+    #[test]
+    fn a_range_selector_is_advertised_where_an_affinity_needs_it() {
+        let machine = Machine::with_affinities(std::vec![Mpidr(0), Mpidr(16)]);
+        assert_ne!(machine.dist_read(4) & 1 << 26, 0);
+    }
+
+    #[test]
+    fn only_the_group_enables_of_the_control_register_can_be_written() {
+        let machine = Machine::new(1);
+        machine.dist_write(0, 0xffff_ffff);
+        assert_eq!(machine.dist_read(0), 0x53);
+        machine.dist_write(0, 0);
+        assert_eq!(machine.dist_read(0), 0x50);
+    }
+
+    #[test]
+    fn the_domain_hears_of_group_1_when_it_changes() {
+        let machine = Machine::new(1);
+        machine.dist_write(0, 2);
+        assert!(machine.asked().is_empty());
+        machine.dist_write(0, 1);
+        machine.dist_write(0, 3);
+        assert_eq!(machine.asked(), [Asked::Group1(false), Asked::Group1(true)]);
+    }
+
+    #[test]
+    fn switching_a_group_off_takes_interrupts_out_of_list_registers() {
+        let machine = Machine::new(2);
+        machine.enable_spi(40, 0xa0, 1);
+        machine.vgic.inject_spi(&machine, Intid(40), Signal::Level(true));
+        assert_eq!(machine.enter(ONE).len(), 1);
+        machine.dist_write(0, 0);
+        assert_eq!(machine.vgic.missed_recalls(), 0);
+        assert!(machine.enter(ONE).is_empty());
+    }
+
+    #[test]
+    fn bits_are_set_and_cleared_by_their_own_registers() {
+        let machine = Machine::new(1);
+        for (set, clear) in [(0x104, 0x184), (0x204, 0x284), (0x304, 0x384)] {
+            machine.dist_write(set, 0xf0);
+            machine.dist_write(clear, 0x30);
+            assert_eq!((machine.dist_read(set), machine.dist_read(clear)), (0xc0, 0xc0));
+        }
+        machine.dist_write(0x84, 0x1234_5678);
+        assert_eq!(machine.dist_read(0x84), 0x1234_5678);
+    }
+
+    #[test]
+    fn interrupts_that_do_not_exist_read_as_zero() {
+        let machine = Machine::new(1);
+        for offset in [0x80, 0x100, 0x10c, 0x200, 0x400, 0x460, 0xc00, 0xc18, 0x6300, 0x7fd8] {
+            machine.dist_write(offset, 0xffff_ffff);
+            assert_eq!(machine.dist_read(offset), 0, "{offset:#x}");
+        }
+    }
+
+    #[test]
+    fn priorities_are_bytes() {
+        let machine = Machine::new(1);
+        machine.dist_write(0x420, 0x8040_20ff);
+        machine.vgic.dist_write(&machine, BOOT, 0x421, 1, 0x77);
+        assert_eq!(machine.dist_read(0x420), 0x8040_70f8);
+        assert_eq!(machine.vgic.dist_read(&machine, BOOT, 0x423, 1), 0x80);
+    }
+
+    #[test]
+    fn triggers_are_the_upper_of_two_bits() {
+        let machine = Machine::new(1);
+        machine.dist_write(0xc08, 0x0000_000f);
+        assert_eq!(machine.dist_read(0xc08), 0xa);
+        assert_eq!((machine.view(33).trigger, machine.view(34).trigger), (Trigger::Edge, Trigger::Level));
+    }
+
+    #[test]
+    fn a_route_has_all_four_levels_and_no_routing_mode() {
+        let machine = Machine::new(1);
+        machine.vgic.dist_write(&machine, BOOT, 0x6100, 8, u64::MAX);
+        assert_eq!(machine.vgic.dist_read(&machine, BOOT, 0x6100, 8), 0xff_00ff_ffff);
+        machine.dist_write(0x6104, 0);
+        assert_eq!(machine.vgic.dist_read(&machine, BOOT, 0x6100, 8), 0xff_ffff);
+        assert_eq!(machine.view(32).target, None);
+    }
+
+    #[test]
+    fn the_physical_spi_follows_the_virtual_one() {
+        let machine = owning(&[40]);
+        machine.dist_write(0x104, 0xffff_ffff);
+        assert_eq!(machine.asked(), [Asked::Enabled(40, true)]);
+        machine.dist_write(0x104, 1 << 8);
+        assert!(machine.asked().is_empty(), "already enabled");
+        machine.dist_write(0xc08, 0xffff_ffff);
+        machine.vgic.dist_write(&machine, BOOT, 0x6000 + 40 * 8, 8, 1);
+        machine.dist_write(0x284, 0xffff_ffff);
+        machine.dist_write(0x184, 0xffff_ffff);
+        let expected = [
+            Asked::Trigger(40, Trigger::Edge),
+            Asked::Route(40, 1),
+            Asked::Pending(40, false),
+            Asked::Enabled(40, false),
+        ];
+        assert_eq!(machine.asked(), expected);
+    }
+
+    #[test]
+    fn clearing_the_pending_state_of_a_taken_physical_interrupt_deactivates_it() {
+        let machine = owning(&[40]);
+        assert!(machine.vgic.inject_hw_spi(&machine, Intid(40)));
+        machine.dist_write(0x284, 1 << 8);
+        assert_eq!(machine.asked(), [Asked::Deactivate(40), Asked::Pending(40, false)]);
+        assert!(!machine.view(40).held);
+    }
+
+    #[test]
+    fn pending_and_active_states_in_another_vcpus_list_registers_are_read_after_a_recall() {
+        let machine = Machine::new(2);
+        machine.enable_spi(40, 0xa0, 1);
+        machine.make_edge(40);
+        machine.vgic.inject_spi(&machine, Intid(40), Signal::Edge);
+        machine.enter(ONE);
+        machine.acknowledge(ONE, 40);
+        machine.forget();
+        assert_eq!(machine.dist_read(0x304), 1 << 8, "acknowledged, as that vCPU knows");
+        assert_eq!(machine.kicked(), [ONE]);
+        assert_eq!(machine.dist_read(0x204), 0);
+    }
+
+    #[test]
+    fn reading_enables_disturbs_nobody() {
+        let machine = Machine::new(2);
+        machine.enable_spi(40, 0xa0, 1);
+        machine.vgic.inject_spi(&machine, Intid(40), Signal::Level(true));
+        machine.enter(ONE);
+        machine.forget();
+        assert_eq!(machine.dist_read(0x104), 1 << 8);
+        assert!(machine.kicked().is_empty());
+    }
+
+    #[test]
+    fn a_recall_that_is_not_obeyed_ends_and_is_counted() {
+        let machine = Machine::new(2);
+        machine.enable_spi(40, 0xa0, 1);
+        machine.vgic.inject_spi(&machine, Intid(40), Signal::Level(true));
+        machine.enter(ONE);
+        machine.obey_kicks.set(false);
+        assert_eq!(machine.dist_read(0x204), 1 << 8);
+        assert_eq!(machine.vgic.missed_recalls(), 1);
+    }
+
+    #[test]
+    fn disabling_takes_an_interrupt_out_of_another_vcpus_list_registers() {
+        let machine = Machine::new(2);
+        machine.enable_spi(40, 0xa0, 1);
+        machine.make_edge(40);
+        machine.vgic.inject_spi(&machine, Intid(40), Signal::Edge);
+        machine.enter(ONE);
+        machine.dist_write(0x184, 1 << 8);
+        assert!(machine.enter(ONE).is_empty());
+        assert!(machine.view(40).pending, "and it stays pending");
+    }
+
+    #[test]
+    fn clearing_pending_reaches_into_another_vcpus_list_registers() {
+        let machine = Machine::new(2);
+        machine.enable_spi(40, 0xa0, 1);
+        machine.make_edge(40);
+        machine.vgic.inject_spi(&machine, Intid(40), Signal::Edge);
+        machine.enter(ONE);
+        machine.dist_write(0x284, 1 << 8);
+        assert!(machine.enter(ONE).is_empty());
+        assert!(!machine.view(40).pending);
+    }
+
+    #[test]
+    fn the_physical_state_is_set_again_when_another_vcpu_has_changed_it_meanwhile() {
+        use std::cell::{Cell, RefCell};
+        let (state, acts) = (Cell::new(true), RefCell::new(std::vec::Vec::new()));
+        settle(
+            || state.get(),
+            |on| {
+                acts.borrow_mut().push(on);
+                state.set(false);
+            },
+        );
+        assert_eq!(acts.take(), [true, false]);
+    }
+}

@@ -1,0 +1,690 @@
+//! LPIs of a guest: configuration, pending state, and who delivers them.
+//!
+//! IHI 0069, 5.1. An LPI is owned by software, which puts it into a list register, or directly by the hardware, as a vLPI; the
+//! owner can change at run time. Configuration is read from the guest's table only when the architecture says that it
+//! may have been: at an INV or INVALL (MAPTI too, by the caller's choice) and when LPIs are enabled. Software never looks at the
+//! guest's memory to deliver one.
+//!
+//! Injection takes no lock: a bit in the vCPU's set, a bit in its work word, a kick. Taking one out again takes the vCPU's
+//! lock, since it may be in a list register; there it has a [`Fate`], which the next sync carries out if the guest has
+//! not acknowledged it by then. The callers of [`clear_lpi`](Vgic::clear_lpi) and [`move_lpi`](Vgic::move_lpi) wait for that
+//! sync, so that when a guest's CLEAR, DISCARD or MOVI completes, its effect is there.
+//!
+//! EnableLPIs 1→0 leaves the pending state in EL2 and does not write it to the guest's table; at 0→1 the table is added to it, or,
+//! with PTZ, replaces it by nothing.
+
+use super::redist::PENDBASER_PTZ;
+use super::vcpu_set::VcpuSet;
+use super::{Port, Vcpu, Vgic, Work};
+use crate::ids::{Ipa, Lpi, VIntid, VcpuId};
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+/// Who delivers an LPI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// EL2, by list register.
+    Soft,
+    /// The hardware: its pending state is in the vPE's table.
+    Direct,
+}
+
+/// What becomes of an LPI that comes back from a list register unacknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    Keep,
+    Drop,
+    Move(VcpuId),
+}
+
+/// Configuration byte: Enable. Bit 1 is RES1, bits [7:2] the priority.
+const CONFIG_ENABLE: u8 = 1 << 0;
+const CONFIG_PRIORITY: u8 = 0xfc;
+/// Where a pending table's bits for LPIs start: INTID / 8.
+const PENDING_TABLE_SKIP: u64 = Lpi::FIRST as u64 / 8;
+/// Bits 51 to 12.
+const PROPBASER_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// Bits 51 to 16.
+const PENDBASER_ADDRESS: u64 = 0x000f_ffff_ffff_0000;
+const PROPBASER_IDBITS: u64 = 0x1f;
+/// Words of 64 LPIs that one step of a resumable operation handles.
+const STEP_WORDS: u32 = 128;
+/// Bytes of the guest's memory read at once.
+const CHUNK: usize = 256;
+
+/// What LPIs of one domain have in common.
+pub(super) struct Lpis {
+    id_bits: u8,
+    config: Box<[AtomicU8]>,
+    direct: Box<[AtomicU64]>,
+}
+
+impl Lpis {
+    pub fn new(id_bits: u8, exist: bool) -> Lpis {
+        let count = if exist { 1usize.wrapping_shl(id_bits.into()).saturating_sub(Lpi::FIRST as usize) } else { 0 };
+        Lpis {
+            id_bits,
+            config: (0..count).map(|_| AtomicU8::new(0)).collect(),
+            direct: (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+
+    pub fn exist(&self) -> bool {
+        !self.config.is_empty()
+    }
+
+    pub fn id_bits(&self) -> u8 {
+        self.id_bits
+    }
+
+    pub fn count(&self) -> u32 {
+        self.config.len() as u32
+    }
+
+    /// Its distance from 8192, if it exists.
+    fn index(&self, vintid: VIntid) -> Option<u32> {
+        vintid.0.checked_sub(Lpi::FIRST).filter(|index| *index < self.count())
+    }
+
+    fn config(&self, index: u32) -> u8 {
+        self.config.get(index as usize).map_or(0, |byte| byte.load(Ordering::SeqCst))
+    }
+
+    fn is_direct(&self, index: u32) -> bool {
+        self.direct_word(index / 64) & 1u64.wrapping_shl(index) != 0
+    }
+
+    fn direct_word(&self, word: u32) -> u64 {
+        self.direct.get(word as usize).map_or(0, |word| word.load(Ordering::SeqCst))
+    }
+
+    /// Its priority, if it is enabled and software's to deliver.
+    pub fn deliverable(&self, index: u32) -> Option<u8> {
+        let config = self.config(index);
+        (config & CONFIG_ENABLE != 0 && !self.is_direct(index)).then_some(config & CONFIG_PRIORITY)
+    }
+}
+
+impl Vgic {
+    /// The first vINTID that does not exist.
+    #[must_use]
+    pub fn lpi_limit(&self) -> u32 {
+        Lpi::FIRST.saturating_add(self.lpis.count())
+    }
+
+    /// GICR_PROPBASER in force for the domain: that of the redistributor which enabled LPIs last.
+    #[must_use]
+    pub fn propbaser(&self) -> u64 {
+        self.propbaser.load(Ordering::SeqCst)
+    }
+
+    /// The configuration byte in force; 0 for what is no LPI.
+    #[must_use]
+    pub fn lpi_config(&self, vintid: VIntid) -> u8 {
+        self.lpis.index(vintid).map_or(0, |index| self.lpis.config(index))
+    }
+
+    /// Puts a configuration byte into force.
+    pub fn set_lpi_config(&self, port: &dyn Port, vintid: VIntid, byte: u8) {
+        let Some(index) = self.lpis.index(vintid) else { return };
+        let Some(config) = self.lpis.config.get(index as usize) else { return };
+        let old = config.swap(byte, Ordering::SeqCst);
+        if old == byte {
+            return;
+        }
+        for (cpu, at) in self.vcpus.iter().zip(0u16..) {
+            if byte & CONFIG_ENABLE != 0 {
+                if cpu.lpis.contains(index) {
+                    self.notify_one(port, None, VcpuId(at), Work::LPI);
+                }
+            } else if cpu.loaded() && cpu.state.lock().has_listed_lpi(index) {
+                self.recall_vcpu(port, VcpuId(at));
+            }
+        }
+    }
+
+    fn recall_vcpu(&self, port: &dyn Port, vcpu: VcpuId) {
+        let mut set = VcpuSet::new();
+        set.insert(vcpu);
+        self.recall(port, &set);
+    }
+
+    /// How many LPIs the guest's configuration table covers.
+    fn covered(&self) -> u32 {
+        let bits = (self.propbaser() & PROPBASER_IDBITS).saturating_add(1) as u32;
+        let limit = if bits >= 32 { u32::MAX } else { 1u32.wrapping_shl(bits) };
+        limit.saturating_sub(Lpi::FIRST).min(self.lpis.count())
+    }
+
+    fn config_address(&self, index: u32) -> Ipa {
+        Ipa((self.propbaser() & PROPBASER_ADDRESS).saturating_add(u64::from(index)))
+    }
+
+    /// Reads one LPI's byte from the guest's table and puts it into force. `None` when the table has none, or is not
+    /// in the domain's memory: nothing changes then.
+    pub fn reload_lpi_config(&self, port: &dyn Port, vintid: VIntid) -> Option<u8> {
+        let index = self.lpis.index(vintid).filter(|index| *index < self.covered())?;
+        let mut byte = [0u8];
+        if !port.read_guest(self.config_address(index), &mut byte) {
+            return None;
+        }
+        let [byte] = byte;
+        self.set_lpi_config(port, vintid, byte);
+        Some(byte)
+    }
+
+    /// The same for at most `max` LPIs from `from` on; `changed` hears of each that is another now. Gives where to go on.
+    pub fn reload_lpi_configs(
+        &self,
+        port: &dyn Port,
+        from: VIntid,
+        max: usize,
+        changed: &mut dyn FnMut(VIntid, u8),
+    ) -> Option<VIntid> {
+        let mut index = from.0.saturating_sub(Lpi::FIRST);
+        let covered = self.covered();
+        let end = covered.min(index.saturating_add(u32::try_from(max).unwrap_or(u32::MAX)));
+        let mut buffer = [0u8; CHUNK];
+        while index < end {
+            let length = (end.saturating_sub(index) as usize).min(CHUNK);
+            let bytes = buffer.get_mut(..length).unwrap_or_default();
+            if !port.read_guest(self.config_address(index), bytes) {
+                return None;
+            }
+            for byte in bytes.iter() {
+                if self.lpis.config(index) != *byte {
+                    let vintid = VIntid(index.saturating_add(Lpi::FIRST));
+                    self.set_lpi_config(port, vintid, *byte);
+                    changed(vintid, *byte);
+                }
+                index = index.saturating_add(1);
+            }
+        }
+        (index < covered).then_some(VIntid(index.saturating_add(Lpi::FIRST)))
+    }
+
+    /// EnableLPIs 0→1: configuration, and what the guest says is pending.
+    pub(super) fn start_lpis(&self, port: &dyn Port, vcpu: VcpuId, pendbaser: u64) {
+        let _ = self.reload_lpi_configs(port, VIntid(Lpi::FIRST), usize::MAX, &mut |_, _| {});
+        let Some(cpu) = self.vcpu(vcpu) else { return };
+        if pendbaser & PENDBASER_PTZ != 0 {
+            let _state = cpu.state.lock();
+            (0..cpu.lpis.words()).for_each(|word| {
+                let _ = cpu.lpis.take_word(word);
+            });
+            return;
+        }
+        let mut cursor = Some(0);
+        while let Some(at) = cursor {
+            cursor = self.load_pending_table(port, vcpu, at);
+        }
+    }
+
+    /// Adds what the guest's pending table holds to what is pending, a stretch from `cursor` on; gives where to go on.
+    /// LPIs that are the hardware's are kept for [`take_direct_pending`](Vgic::take_direct_pending).
+    pub fn load_pending_table(&self, port: &dyn Port, vcpu: VcpuId, cursor: u32) -> Option<u32> {
+        let cpu = self.vcpu(vcpu)?;
+        let table = cpu.state.lock().pendbaser() & PENDBASER_ADDRESS;
+        let covered = self.covered();
+        let mut word = cursor;
+        let end = cursor.saturating_add(STEP_WORDS).min(covered.div_ceil(64));
+        let mut buffer = [0u8; CHUNK];
+        while word < end {
+            let words = end.saturating_sub(word).min((CHUNK / 8) as u32);
+            let bytes = buffer.get_mut(..(words as usize).saturating_mul(8)).unwrap_or_default();
+            let offset = PENDING_TABLE_SKIP.saturating_add(u64::from(word).saturating_mul(8));
+            if !port.read_guest(Ipa(table.saturating_add(offset)), bytes) {
+                return None;
+            }
+            for bytes in bytes.as_chunks::<8>().0 {
+                let value = u64::from_le_bytes(*bytes) & valid_bits(word, covered);
+                if value != 0 {
+                    let _ = cpu.lpis.insert_word(word, value);
+                }
+                word = word.saturating_add(1);
+            }
+        }
+        self.notify_one(port, None, vcpu, Work::LPI);
+        (word < covered.div_ceil(64)).then_some(word)
+    }
+
+    /// One LPI that was found pending while it is the hardware's; its caller makes it pending there.
+    #[must_use]
+    pub fn take_direct_pending(&self, vcpu: VcpuId) -> Option<VIntid> {
+        let cpu = self.vcpu(vcpu)?;
+        let _state = cpu.state.lock();
+        let mut found = None;
+        cpu.lpis.for_each(|index| {
+            if self.lpis.is_direct(index) && cpu.lpis.remove(index) {
+                found = Some(VIntid(index.saturating_add(Lpi::FIRST)));
+            }
+            found.is_none()
+        });
+        found
+    }
+
+    /// Who delivers this LPI.
+    #[must_use]
+    pub fn lpi_owner(&self, vintid: VIntid) -> Owner {
+        match self.lpis.index(vintid) {
+            Some(index) if self.lpis.is_direct(index) => Owner::Direct,
+            _ => Owner::Soft,
+        }
+    }
+
+    /// Says who delivers this LPI from now on, to `vcpu`. True when it was pending in software and became the hardware's: the
+    /// caller makes it pending there.
+    #[must_use]
+    pub fn set_lpi_owner(&self, port: &dyn Port, vcpu: VcpuId, vintid: VIntid, owner: Owner) -> bool {
+        let Some(index) = self.lpis.index(vintid) else { return false };
+        let Some(word) = self.lpis.direct.get((index / 64) as usize) else { return false };
+        let mask = 1u64.wrapping_shl(index);
+        match owner {
+            Owner::Soft => {
+                word.fetch_and(!mask, Ordering::SeqCst);
+                if self.vcpu(vcpu).is_some_and(|cpu| cpu.lpis.contains(index)) {
+                    self.notify_one(port, None, vcpu, Work::LPI);
+                }
+                false
+            }
+            Owner::Direct => {
+                word.fetch_or(mask, Ordering::SeqCst);
+                self.clear_lpi(port, vcpu, vintid)
+            }
+        }
+    }
+
+    /// Makes an LPI pending on a vCPU. False when it was not software's to deliver, when LPIs are off there, or when there
+    /// is no such LPI.
+    pub fn inject_lpi(&self, port: &dyn Port, vcpu: VcpuId, vintid: VIntid) -> bool {
+        let (Some(cpu), Some(index)) = (self.vcpu(vcpu), self.lpis.index(vintid)) else { return false };
+        if !cpu.lpis_on.load(Ordering::SeqCst) || self.lpis.is_direct(index) {
+            return false;
+        }
+        self.pend_lpi(port, cpu, vcpu, index);
+        // It may have become the hardware's since we looked; whoever takes the bit out answers for it.
+        !(self.lpis.is_direct(index) && cpu.lpis.remove(index))
+    }
+
+    fn pend_lpi(&self, port: &dyn Port, cpu: &Vcpu, vcpu: VcpuId, index: u32) {
+        let _ = cpu.lpis.insert(index);
+        if self.lpis.deliverable(index).is_some() {
+            self.notify_one(port, None, vcpu, Work::LPI);
+        }
+    }
+
+    /// Takes an LPI's pending state away from a vCPU; whether it had one, as far as is known. When it is in a list
+    /// register, waits until that vCPU has left its guest.
+    pub fn clear_lpi(&self, port: &dyn Port, vcpu: VcpuId, vintid: VIntid) -> bool {
+        self.take_lpi(port, vcpu, vintid, Fate::Drop)
+    }
+
+    /// Moves an LPI's pending state, if it has one, to another vCPU.
+    pub fn move_lpi(&self, port: &dyn Port, from: VcpuId, to: VcpuId, vintid: VIntid) {
+        if from == to || self.vcpu(to).is_none() {
+            return;
+        }
+        let _ = self.take_lpi(port, from, vintid, Fate::Move(to));
+    }
+
+    fn take_lpi(&self, port: &dyn Port, vcpu: VcpuId, vintid: VIntid, fate: Fate) -> bool {
+        let (Some(cpu), Some(index)) = (self.vcpu(vcpu), self.lpis.index(vintid)) else { return false };
+        let (waiting, listed) = {
+            let mut state = cpu.state.lock();
+            (cpu.lpis.remove(index), state.set_fate(index, fate))
+        };
+        if let (true, Fate::Move(to)) = (waiting, fate)
+            && let Some(target) = self.vcpu(to)
+        {
+            self.pend_lpi(port, target, to, index);
+        }
+        if listed {
+            self.recall_vcpu(port, vcpu);
+        }
+        waiting || listed
+    }
+
+    /// Moves all pending LPIs that are software's from one vCPU to another, a stretch of them from `cursor` (0) on; gives where to
+    /// go on.
+    pub fn move_all_lpis(&self, port: &dyn Port, from: VcpuId, to: VcpuId, cursor: u32) -> Option<u32> {
+        let (source, target) = (self.vcpu(from)?, self.vcpu(to)?);
+        if from == to {
+            return None;
+        }
+        let end = cursor.saturating_add(STEP_WORDS).min(source.lpis.words());
+        let listed = {
+            let mut state = source.state.lock();
+            for word in cursor..end {
+                let some = source.lpis.take_word(word);
+                if some != 0 {
+                    let _ = target.lpis.insert_word(word, some);
+                }
+            }
+            cursor == 0 && state.set_all_fates(Fate::Move(to))
+        };
+        self.notify_one(port, None, to, Work::LPI);
+        if listed {
+            self.recall_vcpu(port, from);
+        }
+        (end < source.lpis.words()).then_some(end)
+    }
+
+    /// How many LPIs wait in software for a vCPU, enabled or not.
+    #[must_use]
+    pub fn pending_lpis(&self, vcpu: VcpuId) -> usize {
+        let mut count = 0usize;
+        if let Some(cpu) = self.vcpu(vcpu) {
+            cpu.lpis.for_each(|_| {
+                count = count.saturating_add(1);
+                true
+            });
+        }
+        count
+    }
+
+    /// Whether an LPI waits in software for a vCPU; one in a list register does not wait.
+    #[must_use]
+    pub fn is_lpi_pending(&self, vcpu: VcpuId, vintid: VIntid) -> bool {
+        self.vcpu(vcpu).zip(self.lpis.index(vintid)).is_some_and(|(cpu, index)| cpu.lpis.contains(index))
+    }
+}
+
+/// The bits of a pending table's word that stand for LPIs below `covered`.
+fn valid_bits(word: u32, covered: u32) -> u64 {
+    let left = covered.saturating_sub(word.saturating_mul(64));
+    if left >= 64 { u64::MAX } else { 1u64.wrapping_shl(left).wrapping_sub(1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Asked, BOOT, Machine};
+    use super::*;
+    use std::vec::Vec;
+
+    const ONE: VcpuId = VcpuId(1);
+    const CONFIG: u64 = 0x1_0000;
+    const PENDING: u64 = 0x2_0000;
+
+    fn enable_lpis_with_table(machine: &Machine, vcpu: VcpuId) {
+        machine.vgic.redist_write(machine, vcpu, vcpu, 0x70, 8, CONFIG | 13);
+        machine.vgic.redist_write(machine, vcpu, vcpu, 0x78, 8, PENDING);
+        machine.redist_write(vcpu, 0, 1);
+    }
+
+    fn pend(machine: &Machine, vcpu: VcpuId, vintid: u32) -> bool {
+        machine.vgic.inject_lpi(machine, vcpu, VIntid(vintid))
+    }
+
+    #[test]
+    fn nothing_is_taken_while_lpis_are_off() {
+        let machine = Machine::new(1);
+        assert!(!pend(&machine, BOOT, 8192));
+        machine.enable_lpis(BOOT, &[(8192, 0xa1)]);
+        assert!(pend(&machine, BOOT, 8192));
+        assert!(!pend(&machine, BOOT, 8191));
+        assert!(!pend(&machine, BOOT, 16384));
+    }
+
+    #[test]
+    fn configuration_is_read_when_lpis_are_enabled() {
+        let machine = Machine::new(1);
+        machine.poke(CONFIG, &[0xa3, 0x42]);
+        machine.poke(CONFIG + 8191, &[0xff]);
+        enable_lpis_with_table(&machine, BOOT);
+        assert_eq!(machine.vgic.lpi_config(VIntid(8192)), 0xa3);
+        assert_eq!(machine.vgic.lpi_config(VIntid(8193)), 0x42);
+        assert_eq!(machine.vgic.lpi_config(VIntid(16383)), 0xff);
+        assert_eq!(machine.vgic.lpi_config(VIntid(16384)), 0);
+    }
+
+    #[test]
+    fn a_change_of_the_table_counts_only_after_it_was_read_again() {
+        let machine = Machine::new(1);
+        enable_lpis_with_table(&machine, BOOT);
+        assert!(pend(&machine, BOOT, 8200));
+        machine.poke(CONFIG + 8, &[0xa1]);
+        assert!(machine.enter(BOOT).is_empty());
+        assert_eq!(machine.vgic.reload_lpi_config(&machine, VIntid(8200)), Some(0xa1));
+        assert_eq!(machine.enter(BOOT), [(8200, 1, 0xa0)]);
+    }
+
+    #[test]
+    fn all_configuration_is_read_in_stretches_and_only_changes_are_told() {
+        let machine = Machine::new(1);
+        enable_lpis_with_table(&machine, BOOT);
+        machine.poke(CONFIG + 5, &[1]);
+        machine.poke(CONFIG + 3000, &[0x81]);
+        let mut told = Vec::new();
+        let (mut at, mut stretches) = (Some(VIntid(8192)), 0);
+        while let Some(from) = at {
+            at = machine.vgic.reload_lpi_configs(&machine, from, 1000, &mut |v, b| told.push((v.0, b)));
+            stretches += 1;
+        }
+        assert_eq!(told, [(8197, 1), (11192, 0x81)]);
+        assert_eq!(stretches, 9);
+    }
+
+    #[test]
+    fn a_small_table_leaves_the_rest_without_configuration() {
+        let machine = Machine::new(1);
+        machine.poke(CONFIG, &[0xa1; 8]);
+        machine.vgic.redist_write(&machine, BOOT, BOOT, 0x70, 8, CONFIG | 12);
+        machine.redist_write(BOOT, 0, 1);
+        assert_eq!(machine.vgic.lpi_config(VIntid(8192)), 0, "13 bits hold no LPI");
+        assert_eq!(machine.vgic.reload_lpi_config(&machine, VIntid(8192)), None);
+    }
+
+    #[test]
+    fn the_largest_idbits_reads_no_further_than_the_guest_has_lpis() {
+        let machine = Machine::new(1);
+        machine.poke(CONFIG + 8192, &[0xa1]);
+        machine.vgic.redist_write(&machine, BOOT, BOOT, 0x70, 8, CONFIG | 31);
+        machine.redist_write(BOOT, 0, 1);
+        assert_eq!(machine.vgic.reload_lpi_config(&machine, VIntid(16384)), None);
+        assert_eq!(machine.vgic.reload_lpi_config(&machine, VIntid(u32::MAX)), None);
+    }
+
+    #[test]
+    fn a_table_outside_of_memory_changes_nothing() {
+        let machine = Machine::new(1);
+        machine.vgic.redist_write(&machine, BOOT, BOOT, 0x70, 8, 1 << 41 | 13);
+        machine.vgic.redist_write(&machine, BOOT, BOOT, 0x78, 8, 1 << 41);
+        machine.redist_write(BOOT, 0, 1);
+        assert!(machine.vgic.lpis_on(BOOT));
+        assert_eq!(machine.vgic.reload_lpi_config(&machine, VIntid(8192)), None);
+        assert_eq!(machine.vgic.pending_lpis(BOOT), 0);
+    }
+
+    #[test]
+    fn what_the_guests_table_holds_is_pending_unless_it_says_zero() {
+        let machine = Machine::new(2);
+        machine.poke(CONFIG, &[0xa1; 64]);
+        machine.poke(PENDING + 1024, &[0b101]);
+        machine.poke(PENDING + 2047, &[0x80]);
+        machine.poke(PENDING + 1000, &[0xff]); // below 8192: not LPIs
+        enable_lpis_with_table(&machine, BOOT);
+        assert_eq!(machine.vgic.pending_lpis(BOOT), 3);
+        assert_eq!(machine.enter(BOOT), [(8192, 1, 0xa0), (8194, 1, 0xa0)]);
+        machine.enable_lpis(ONE, &[]);
+        assert_eq!(machine.vgic.pending_lpis(ONE), 0);
+    }
+
+    #[test]
+    fn pending_lpis_outlive_a_pause_and_not_a_table_of_zeros() {
+        let machine = Machine::new(1);
+        machine.enable_lpis(BOOT, &[]);
+        machine.vgic.set_lpi_config(&machine, VIntid(8192), 0xa1);
+        assert!(pend(&machine, BOOT, 8192));
+        machine.redist_write(BOOT, 0, 0);
+        assert!(machine.enter(BOOT).is_empty());
+        assert!(!pend(&machine, BOOT, 8193));
+        assert_eq!(machine.vgic.pending_lpis(BOOT), 1);
+        machine.redist_write(BOOT, 0, 1);
+        assert_eq!(machine.vgic.pending_lpis(BOOT), 0, "PTZ was still set");
+    }
+
+    #[test]
+    fn enabling_tells_the_domain_where_the_tables_are() {
+        let machine = Machine::new(2);
+        enable_lpis_with_table(&machine, ONE);
+        // Non-cacheable, non-shareable as written; reads as what EL2 uses.
+        let (pendbaser, propbaser) = (PENDING | 3 << 7, CONFIG | 3 << 7 | 13);
+        assert_eq!(machine.asked(), [Asked::Lpis(1, true, pendbaser, propbaser)]);
+        machine.redist_write(ONE, 0, 1);
+        assert!(machine.asked().is_empty());
+        machine.redist_write(ONE, 0, 0);
+        assert_eq!(machine.asked(), [Asked::Lpis(1, false, pendbaser, propbaser)]);
+    }
+
+    #[test]
+    fn a_disabled_lpi_stays_pending_and_is_delivered_when_it_is_enabled() {
+        let machine = Machine::new(1);
+        machine.enable_lpis(BOOT, &[(8192, 0xa0)]);
+        assert!(pend(&machine, BOOT, 8192));
+        assert!(machine.kicked().is_empty());
+        assert!(!machine.vgic.has_pending(BOOT, Machine::OPEN));
+        machine.vgic.set_lpi_config(&machine, VIntid(8192), 0xa1);
+        assert_eq!(machine.kicked(), [BOOT]);
+        assert!(machine.vgic.has_pending(BOOT, Machine::OPEN));
+        assert_eq!(machine.enter(BOOT).len(), 1);
+        machine.vgic.set_lpi_config(&machine, VIntid(8192), 0xa0);
+        assert_eq!(machine.kicked(), [BOOT], "taken back out of its list register");
+        assert!(machine.enter(BOOT).is_empty());
+        assert!(machine.vgic.is_lpi_pending(BOOT, VIntid(8192)));
+    }
+
+    #[test]
+    fn clearing_takes_a_waiting_one_away_at_once_and_a_listed_one_at_the_sync() {
+        let machine = Machine::new(1);
+        machine.enable_lpis(BOOT, &[(8192, 0xa1)]);
+        assert!(!machine.vgic.clear_lpi(&machine, BOOT, VIntid(8192)));
+        assert!(pend(&machine, BOOT, 8192));
+        assert!(machine.vgic.clear_lpi(&machine, BOOT, VIntid(8192)));
+        assert!(machine.enter(BOOT).is_empty());
+        assert!(pend(&machine, BOOT, 8192));
+        assert_eq!(machine.enter(BOOT).len(), 1);
+        assert!(machine.vgic.clear_lpi(&machine, BOOT, VIntid(8192)));
+        assert!(machine.enter(BOOT).is_empty());
+    }
+
+    #[test]
+    fn an_lpi_that_comes_again_after_a_clear_is_not_cleared_with_it() {
+        let machine = Machine::new(1);
+        machine.enable_lpis(BOOT, &[(8192, 0xa1)]);
+        assert!(pend(&machine, BOOT, 8192));
+        machine.enter(BOOT);
+        machine.obey_kicks.set(false);
+        assert!(machine.vgic.clear_lpi(&machine, BOOT, VIntid(8192)));
+        assert_eq!(machine.vgic.missed_recalls(), 1);
+        assert!(pend(&machine, BOOT, 8192));
+        let _ = machine.exit(BOOT);
+        assert_eq!(machine.enter(BOOT), [(8192, 1, 0xa0)]);
+    }
+
+    #[test]
+    fn moving_carries_the_pending_state_from_wherever_it_is() {
+        let machine = Machine::new(2);
+        machine.enable_lpis(BOOT, &[(8192, 0xa1), (8193, 0xa1)]);
+        machine.enable_lpis(ONE, &[(8192, 0xa1), (8193, 0xa1)]);
+        assert!(pend(&machine, BOOT, 8192));
+        machine.enter(BOOT);
+        assert!(pend(&machine, BOOT, 8193));
+        machine.forget();
+        machine.vgic.move_lpi(&machine, BOOT, ONE, VIntid(8193));
+        machine.vgic.move_lpi(&machine, BOOT, ONE, VIntid(8192));
+        assert!(machine.kicked().contains(&ONE));
+        assert!(machine.enter(BOOT).is_empty());
+        assert_eq!(machine.enter(ONE).len(), 2);
+    }
+
+    #[test]
+    fn moving_an_acknowledged_or_idle_one_moves_nothing() {
+        let machine = Machine::new(2);
+        machine.enable_lpis(BOOT, &[(8192, 0xa1)]);
+        machine.enable_lpis(ONE, &[(8192, 0xa1)]);
+        machine.vgic.move_lpi(&machine, BOOT, ONE, VIntid(8192));
+        assert!(pend(&machine, BOOT, 8192));
+        machine.enter(BOOT);
+        machine.acknowledge(BOOT, 8192);
+        machine.vgic.move_lpi(&machine, BOOT, ONE, VIntid(8192));
+        assert!(machine.enter(ONE).is_empty());
+    }
+
+    #[test]
+    fn moving_all_takes_waiting_and_listed_ones() {
+        let machine = Machine::new(2);
+        let some: Vec<(u32, u8)> = (0..20).map(|i| (8192 + 400 * i, 0xa1)).collect();
+        machine.enable_lpis(BOOT, &some);
+        machine.enable_lpis(ONE, &some);
+        some.iter().for_each(|(v, _)| assert!(pend(&machine, BOOT, *v)));
+        assert_eq!(machine.enter(BOOT).len(), 4);
+        let mut cursor = Some(0);
+        while let Some(at) = cursor {
+            cursor = machine.vgic.move_all_lpis(&machine, BOOT, ONE, at);
+        }
+        assert_eq!((machine.vgic.pending_lpis(BOOT), machine.vgic.pending_lpis(ONE)), (0, 20));
+        assert!(machine.enter(BOOT).is_empty());
+    }
+
+    #[test]
+    fn the_hardwares_lpis_are_never_put_into_a_list_register() {
+        let machine = Machine::new(1);
+        machine.enable_lpis(BOOT, &[(8192, 0xa1)]);
+        assert!(!machine.vgic.set_lpi_owner(&machine, BOOT, VIntid(8192), Owner::Direct));
+        assert_eq!(machine.vgic.lpi_owner(VIntid(8192)), Owner::Direct);
+        assert!(!pend(&machine, BOOT, 8192));
+        assert!(machine.enter(BOOT).is_empty());
+        assert!(!machine.vgic.set_lpi_owner(&machine, BOOT, VIntid(8192), Owner::Soft));
+        assert!(pend(&machine, BOOT, 8192));
+        assert_eq!(machine.enter(BOOT).len(), 1);
+    }
+
+    #[test]
+    fn a_pending_lpi_is_handed_over_when_it_becomes_the_hardwares() {
+        let machine = Machine::new(1);
+        machine.enable_lpis(BOOT, &[(8192, 0xa1), (8193, 0xa1)]);
+        assert!(pend(&machine, BOOT, 8192));
+        machine.enter(BOOT);
+        assert!(pend(&machine, BOOT, 8193));
+        for vintid in [8192, 8193] {
+            assert!(machine.vgic.set_lpi_owner(&machine, BOOT, VIntid(vintid), Owner::Direct));
+        }
+        let _ = machine.exit(BOOT);
+        assert!(machine.enter(BOOT).is_empty());
+    }
+
+    #[test]
+    fn the_hardwares_lpis_in_the_guests_pending_table_are_handed_over_one_by_one() {
+        let machine = Machine::new(1);
+        machine.poke(CONFIG, &[0xa1; 64]);
+        machine.poke(PENDING + 1024, &[0b111]);
+        for vintid in [8192, 8194] {
+            let _ = machine.vgic.set_lpi_owner(&machine, BOOT, VIntid(vintid), Owner::Direct);
+        }
+        enable_lpis_with_table(&machine, BOOT);
+        assert_eq!(machine.enter(BOOT), [(8193, 1, 0xa0)]);
+        let _ = machine.exit(BOOT);
+        assert_eq!(machine.vgic.take_direct_pending(BOOT), Some(VIntid(8192)));
+        assert_eq!(machine.vgic.take_direct_pending(BOOT), Some(VIntid(8194)));
+        assert_eq!(machine.vgic.take_direct_pending(BOOT), None);
+    }
+
+    #[test]
+    fn without_lpis_there_are_none() {
+        let config = super::super::VgicConfig {
+            vcpus: std::vec![crate::ids::Mpidr(0)],
+            spis: 32,
+            id_bits: 14,
+            has_lpis: false,
+            list_registers: 4,
+            priority_bits: 5,
+        };
+        let vgic = Vgic::new(config).unwrap();
+        let machine = Machine::new(1);
+        assert_eq!(vgic.lpi_limit(), 8192);
+        vgic.redist_write(&machine, BOOT, BOOT, 0, 4, 1);
+        assert_eq!(vgic.redist_read(&machine, BOOT, BOOT, 0, 4), 0);
+        assert!(!vgic.inject_lpi(&machine, BOOT, VIntid(8192)));
+        assert_eq!(vgic.dist_read(&machine, BOOT, 4, 4) & 1 << 17, 0);
+    }
+}

@@ -1,0 +1,167 @@
+//! List registers as images: what `arch` loads before an entry and stores after an exit.
+//!
+//! ICH_LR<n>_EL2 and ICH_HCR_EL2 (IHI 0069, 12.4). A vCPU's image is owned by the CPU that runs it; no lock guards it.
+//!
+//! The registers are filled from scratch at each flush and emptied at each sync, so their contents are never a second
+//! copy of the truth while a vCPU is out of its guest. A register that was used and is no longer has to be written
+//! once more, as zero: an end-of-interrupt note (EOI=1, state invalid) would raise the maintenance interrupt for ever.
+
+/// The most list registers an implementation can have.
+pub const MAX_LIST_REGISTERS: usize = 16;
+
+/// State: pending.
+pub const PENDING: u64 = 1 << 62;
+/// State: active.
+pub const ACTIVE: u64 = 1 << 63;
+/// Both bits of the state.
+pub const STATE: u64 = PENDING | ACTIVE;
+/// Linked to the physical interrupt in pINTID.
+pub const HW: u64 = 1 << 61;
+/// Maintenance interrupt at the end of it; only where HW is 0.
+pub const EOI: u64 = 1 << 41;
+
+const GROUP1: u64 = 1 << 60;
+const PRIORITY_SHIFT: u32 = 48;
+const PHYSICAL_SHIFT: u32 = 32;
+const PHYSICAL_MASK: u64 = 0x1fff;
+
+/// ICH_HCR_EL2.En: the virtual CPU interface is on. Also without any list register in use: vLPIs need it.
+pub const HCR_EN: u64 = 1 << 0;
+/// ICH_HCR_EL2.LRENPIE: maintenance when an interrupt ended that was in no list register.
+pub const HCR_LRENPIE: u64 = 1 << 2;
+/// ICH_HCR_EL2.NPIE: maintenance when no list register is pending any more.
+pub const HCR_NPIE: u64 = 1 << 3;
+/// ICH_HCR_EL2.TDIR: writes to ICC_DIR_EL1 trap.
+pub const HCR_TDIR: u64 = 1 << 14;
+const HCR_EOICOUNT_SHIFT: u32 = 27;
+const HCR_EOICOUNT_MASK: u64 = 0x1f;
+
+/// Number, priority and group of an interrupt; state and link are added by the caller.
+pub const fn encode(intid: u32, priority: u8, group1: bool) -> u64 {
+    let group = if group1 { GROUP1 } else { 0 };
+    intid as u64 | (priority as u64) << PRIORITY_SHIFT | group
+}
+
+/// The link to a physical interrupt.
+pub const fn linked_to(physical: u32) -> u64 {
+    HW | (physical as u64 & PHYSICAL_MASK) << PHYSICAL_SHIFT
+}
+
+/// The number of the virtual interrupt in a list register.
+pub const fn intid(value: u64) -> u32 {
+    value as u32
+}
+
+/// The list registers and ICH_HCR_EL2 of one vCPU, between software and `arch`.
+///
+/// * Entry: write `lr[i]` to ICH_LR`i`_EL2 for `i` in `0..write` (mostly none), and `hcr` to ICH_HCR_EL2.
+/// * Exit: read ICH_LR`i`_EL2 into `lr[i]` for `i` in `0..used`; if `hcr` has [`HCR_LRENPIE`], read ICH_HCR_EL2 into `hcr`.
+#[derive(Clone, Debug)]
+#[repr(C)]
+pub struct LrImage {
+    /// One word for each list register.
+    pub lr: [u64; MAX_LIST_REGISTERS],
+    /// ICH_HCR_EL2.
+    pub hcr: u64,
+    /// How many list registers hold an interrupt: the first ones.
+    pub used: u8,
+    /// How many to write at the next entry.
+    pub write: u8,
+    /// How many may hold something old in the hardware, while `used` is 0.
+    pub(super) stale: u8,
+    /// How many the machine has.
+    count: u8,
+}
+
+impl LrImage {
+    /// An empty image for a machine with `list_registers` of them (ICH_VTR_EL2.ListRegs + 1). The hardware's are
+    /// taken to hold something old.
+    #[must_use]
+    pub fn new(list_registers: usize) -> LrImage {
+        let count = list_registers.min(MAX_LIST_REGISTERS) as u8;
+        LrImage { lr: [0; MAX_LIST_REGISTERS], hcr: HCR_EN, used: 0, write: 0, stale: count, count }
+    }
+
+    /// Says that the hardware's list registers may hold anything: the vCPU is on another CPU now, or another vCPU
+    /// ran on this one.
+    pub fn forget(&mut self) {
+        self.stale = self.count;
+    }
+
+    /// Starts over for a flush.
+    pub(super) fn clear(&mut self) {
+        self.lr = [0; MAX_LIST_REGISTERS];
+        self.hcr = HCR_EN;
+        self.used = 0;
+    }
+
+    /// Adds one interrupt.
+    pub(super) fn push(&mut self, value: u64) {
+        if let Some(slot) = self.lr.get_mut(usize::from(self.used)) {
+            *slot = value;
+            self.used = self.used.saturating_add(1);
+        }
+    }
+
+    /// Settles what `arch` has to write.
+    pub(super) fn seal(&mut self) {
+        self.write = self.used.max(self.stale);
+        self.stale = 0;
+    }
+
+    /// Hands out the used registers as the hardware left them, and the number of ends that matched none of them.
+    pub(super) fn take(&mut self) -> ([u64; MAX_LIST_REGISTERS], u8, u32) {
+        let ends =
+            if self.hcr & HCR_LRENPIE != 0 { ((self.hcr >> HCR_EOICOUNT_SHIFT) & HCR_EOICOUNT_MASK) as u32 } else { 0 };
+        let used = self.used;
+        self.stale = self.stale.max(used);
+        self.used = 0;
+        self.hcr = HCR_EN;
+        (self.lr, used, ends)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_register_is_laid_out_as_the_manual_says() {
+        // State 01, HW 1, Group 1, priority 0xa0, pINTID 27, vINTID 27.
+        let value = encode(27, 0xa0, true) | PENDING | linked_to(27);
+        assert_eq!(value, 0x70a0_001b_0000_001b);
+        // State 10, HW 0, group 0, priority 0x08, EOI, vINTID 33.
+        assert_eq!(encode(33, 0x08, false) | ACTIVE | EOI, 0x8008_0200_0000_0021);
+        // An LPI.
+        assert_eq!(encode(8192, 0xa0, true) | PENDING, 0x50a0_0000_0000_2000);
+        assert_eq!(intid(0x50a0_0000_0000_2000), 8192);
+    }
+
+    #[test]
+    fn a_register_that_was_used_is_written_once_more_as_zero() {
+        let mut image = LrImage::new(4);
+        image.clear();
+        image.seal();
+        assert_eq!(image.write, 4, "nothing is known about the hardware at first");
+        image.clear();
+        image.push(encode(33, 0, true) | PENDING);
+        image.seal();
+        assert_eq!((image.used, image.write), (1, 1));
+        let _ = image.take();
+        image.clear();
+        image.seal();
+        assert_eq!((image.used, image.write, image.lr[0]), (0, 1, 0));
+        image.clear();
+        image.seal();
+        assert_eq!(image.write, 0);
+    }
+
+    #[test]
+    fn ends_are_counted_only_when_they_were_asked_for() {
+        let mut image = LrImage::new(4);
+        image.hcr = HCR_EN | 3 << 27;
+        assert_eq!(image.take().2, 0);
+        image.hcr = HCR_EN | HCR_LRENPIE | 3 << 27;
+        assert_eq!(image.take().2, 3);
+    }
+}

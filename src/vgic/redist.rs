@@ -1,0 +1,438 @@
+//! A redistributor: SGIs, PPIs, and where its LPI tables are.
+//!
+//! IHI 0069, 12.10 and 12.11. Two frames of 64 KiB, as a GICv3 without virtual LPIs has them. GICR_CTLR.CES is 1: LPIs can be
+//! switched off again. Direct invalidation (INVLPIR and its kin) is not advertised.
+//!
+//! PPIs signal by level, and ICFGR1 is read-only, which the architecture leaves to the implementation: what stands behind
+//! them here (timers) is level-sensitive.
+
+use super::dist::{IIDR, PIDR2, config_field, read_fields, write_fields};
+use super::irq::{Irq, Trigger};
+use super::lpi::Fate;
+use super::regs::{BitReg, FRAME, IrqReg, RedistReg, SPI_FIRST, decode_redist};
+use super::vcpu_set::VcpuSet;
+use super::{Port, Vcpu, Vgic, Work, bits};
+use crate::ids::{Intid, VcpuId};
+use arrayvec::ArrayVec;
+use core::sync::atomic::Ordering;
+
+const CTLR_ENABLE_LPIS: u32 = 1 << 0;
+const CTLR_CES: u32 = 1 << 1;
+
+const TYPER_PLPIS: u64 = 1 << 0;
+const TYPER_LAST: u64 = 1 << 4;
+const TYPER_NUMBER_SHIFT: u32 = 8;
+const TYPER_AFFINITY_SHIFT: u32 = 32;
+
+const WAKER_PROCESSOR_SLEEP: u32 = 1 << 1;
+const WAKER_CHILDREN_ASLEEP: u32 = 1 << 2;
+
+/// GICR_PENDBASER.PTZ: the guest says that its table is zero. Reads as zero.
+pub(super) const PENDBASER_PTZ: u64 = 1 << 62;
+const PROPBASER_MASK: u64 = 7 << 56 | 0x000f_ffff_ffff_f000 | 3 << 10 | 7 << 7 | 0x1f;
+const PENDBASER_MASK: u64 = 7 << 56 | 0x000f_ffff_ffff_0000 | 3 << 10 | 7 << 7;
+const SHARE_SHIFT: u32 = 10;
+const INNER_SHIFT: u32 = 7;
+
+/// What the lock of one vCPU guards.
+pub(super) struct Private {
+    irqs: [Irq; SPI_FIRST as usize],
+    /// SGIs and PPIs that have to be looked at, a bit for each.
+    pub queued: u32,
+    /// LPIs in list registers, and what becomes of them if they come back unacknowledged.
+    listed: ArrayVec<(u32, Fate), { super::lr::MAX_LIST_REGISTERS }>,
+    /// GICR_CTLR.EnableLPIs.
+    pub lpis_on: bool,
+    /// GICR_WAKER.ProcessorSleep.
+    pub asleep: bool,
+    propbaser: u64,
+    pendbaser: u64,
+}
+
+impl Private {
+    pub fn new() -> Private {
+        let mut irqs = [Irq::new(Trigger::Level); SPI_FIRST as usize];
+        for sgi in irqs.iter_mut().take(16) {
+            *sgi = Irq::new(Trigger::Edge);
+        }
+        Private { irqs, queued: 0, listed: ArrayVec::new(), lpis_on: false, asleep: true, propbaser: 0, pendbaser: 0 }
+    }
+
+    pub fn irq(&self, intid: u32) -> Option<&Irq> {
+        self.irqs.get(intid as usize)
+    }
+
+    pub fn irq_mut(&mut self, intid: u32) -> Option<&mut Irq> {
+        self.irqs.get_mut(intid as usize)
+    }
+
+    /// Notes whether an interrupt that has changed has to be looked at.
+    pub fn requeue(&mut self, intid: u32) {
+        let Some(irq) = self.irq(intid) else { return };
+        let mask = 1u32.wrapping_shl(intid);
+        if irq.is_queued() {
+            self.queued |= mask;
+        } else {
+            self.queued &= !mask;
+        }
+    }
+
+    fn mask_of(&self, what: impl Fn(&Irq) -> bool) -> u32 {
+        self.irqs.iter().zip(0u32..).filter(|(irq, _)| what(irq)).fold(0, |m, (_, i)| m | 1u32.wrapping_shl(i))
+    }
+
+    /// Interrupts whose physical twin is active.
+    pub fn held(&self) -> u32 {
+        self.mask_of(Irq::is_held)
+    }
+
+    /// Those of them that the guest has not acknowledged.
+    pub fn held_pending(&self) -> u32 {
+        self.mask_of(Irq::is_held_pending)
+    }
+
+    fn any_listed(&self) -> bool {
+        self.irqs.iter().any(Irq::is_listed)
+    }
+
+    /// An LPI goes into a list register.
+    pub fn list_lpi(&mut self, index: u32) {
+        let _ = self.listed.try_push((index, Fate::Keep));
+    }
+
+    /// An LPI comes out of a list register.
+    pub fn unlist_lpi(&mut self, index: u32) -> Fate {
+        let Some(at) = self.listed.iter().position(|(i, _)| *i == index) else { return Fate::Keep };
+        self.listed.swap_pop(at).map_or(Fate::Keep, |(_, fate)| fate)
+    }
+
+    /// Decides what becomes of a listed LPI; whether it is listed.
+    pub fn set_fate(&mut self, index: u32, fate: Fate) -> bool {
+        let mut listed = false;
+        for (_, old) in self.listed.iter_mut().filter(|(i, _)| *i == index) {
+            *old = fate;
+            listed = true;
+        }
+        listed
+    }
+
+    /// The same for all that nothing has been decided about; whether there are any.
+    pub fn set_all_fates(&mut self, fate: Fate) -> bool {
+        for (_, old) in self.listed.iter_mut().filter(|(_, f)| *f == Fate::Keep) {
+            *old = fate;
+        }
+        !self.listed.is_empty()
+    }
+
+    /// Whether an LPI is in a list register.
+    pub fn has_listed_lpi(&self, index: u32) -> bool {
+        self.listed.iter().any(|(i, _)| *i == index)
+    }
+
+    /// GICR_PENDBASER as last written.
+    pub fn pendbaser(&self) -> u64 {
+        self.pendbaser
+    }
+}
+
+/// What a memory-attribute field reads as after a write: EL2 reads the tables through its own cacheable, inner-shareable
+/// mapping, and says so.
+fn sanitise(value: u64) -> u64 {
+    let share = (value >> SHARE_SHIFT) & 3;
+    let share = if share >= 2 { 1 } else { share };
+    let inner = (value >> INNER_SHIFT) & 7;
+    let inner = if inner < 2 { 3 } else { inner };
+    let cleared = value & !(3 << SHARE_SHIFT | 7 << INNER_SHIFT | 7 << 56);
+    cleared | share << SHARE_SHIFT | inner << INNER_SHIFT
+}
+
+impl Vgic {
+    fn redist_typer(&self, frame: VcpuId, cpu: &Vcpu) -> u64 {
+        let mut typer = u64::from(cpu.affinity.packed()) << TYPER_AFFINITY_SHIFT;
+        typer |= u64::from(frame.0) << TYPER_NUMBER_SHIFT;
+        if self.lpis.exist() {
+            typer |= TYPER_PLPIS;
+        }
+        if frame.index() >= self.vcpus.len().saturating_sub(1) {
+            typer |= TYPER_LAST;
+        }
+        typer
+    }
+
+    /// vCPU `from` reads `size` bytes at `offset` of the redistributor of `frame`.
+    #[must_use]
+    pub fn redist_read(&self, port: &dyn Port, from: VcpuId, frame: VcpuId, offset: u64, size: u8) -> u64 {
+        let Some(cpu) = self.vcpu(frame) else { return 0 };
+        match decode_redist(offset, size) {
+            RedistReg::Ctlr if !self.lpis.exist() => 0,
+            RedistReg::Ctlr => u64::from(CTLR_CES | u32::from(cpu.state.lock().lpis_on)),
+            RedistReg::Iidr => IIDR,
+            RedistReg::Typer(part) => part.read(self.redist_typer(frame, cpu)),
+            RedistReg::Waker => {
+                let asleep = WAKER_PROCESSOR_SLEEP | WAKER_CHILDREN_ASLEEP;
+                u64::from(if cpu.state.lock().asleep { asleep } else { 0 })
+            }
+            RedistReg::Propbaser(part) => part.read(cpu.state.lock().propbaser),
+            RedistReg::Pendbaser(part) => part.read(cpu.state.lock().pendbaser & !PENDBASER_PTZ),
+            RedistReg::Pidr2 => PIDR2,
+            RedistReg::Irq(IrqReg::Bits(register, _)) => {
+                let of_list = !matches!(register, BitReg::Group | BitReg::SetEnable | BitReg::ClearEnable);
+                if of_list && from != frame && cpu.state.lock().any_listed() {
+                    self.recall_one(port, frame);
+                }
+                let state = cpu.state.lock();
+                read_fields(0, 32, 1, |i| state.irq(i).is_some_and(|irq| irq.read(register)).into())
+            }
+            RedistReg::Irq(IrqReg::Priority(first, count)) => {
+                let state = cpu.state.lock();
+                read_fields(first, count, 8, |i| state.irq(i).map_or(0, |irq| irq.priority.into()))
+            }
+            RedistReg::Irq(IrqReg::Config(first)) => {
+                let state = cpu.state.lock();
+                read_fields(first, 16, 2, |i| state.irq(i).map_or(0, config_field))
+            }
+            RedistReg::None => 0,
+        }
+    }
+
+    /// vCPU `from` writes `size` bytes at `offset` of the redistributor of `frame`.
+    pub fn redist_write(&self, port: &dyn Port, from: VcpuId, frame: VcpuId, offset: u64, size: u8, value: u64) {
+        let Some(cpu) = self.vcpu(frame) else { return };
+        match decode_redist(offset, size) {
+            RedistReg::Ctlr => self.write_redist_ctlr(port, from, frame, value as u32),
+            RedistReg::Waker => cpu.state.lock().asleep = value as u32 & WAKER_PROCESSOR_SLEEP != 0,
+            RedistReg::Propbaser(part) => {
+                let mut state = cpu.state.lock();
+                if self.lpis.exist() && !state.lpis_on {
+                    state.propbaser = sanitise(part.write(state.propbaser, value) & PROPBASER_MASK);
+                }
+            }
+            RedistReg::Pendbaser(part) => {
+                let mut state = cpu.state.lock();
+                if self.lpis.exist() && !state.lpis_on {
+                    let new = part.write(state.pendbaser, value) & (PENDBASER_MASK | PENDBASER_PTZ);
+                    state.pendbaser = sanitise(new);
+                }
+            }
+            RedistReg::Irq(IrqReg::Bits(register, _)) => {
+                self.write_private_bits(port, from, frame, register, value as u32);
+            }
+            RedistReg::Irq(IrqReg::Priority(first, count)) => {
+                let mut state = cpu.state.lock();
+                write_fields(first, count, 8, value, |intid, field| {
+                    if let Some(irq) = state.irq_mut(intid) {
+                        irq.priority = field as u8 & self.priority_mask;
+                    }
+                });
+            }
+            RedistReg::Irq(IrqReg::Config(_))
+            | RedistReg::Iidr
+            | RedistReg::Typer(_)
+            | RedistReg::Pidr2
+            | RedistReg::None => {}
+        }
+    }
+
+    fn recall_one(&self, port: &dyn Port, vcpu: VcpuId) {
+        let mut set = VcpuSet::new();
+        set.insert(vcpu);
+        self.recall(port, &set);
+    }
+
+    fn write_private_bits(&self, port: &dyn Port, from: VcpuId, frame: VcpuId, register: BitReg, value: u32) {
+        let Some(cpu) = self.vcpu(frame) else { return };
+        let (mut orphans, mut listed, mut news) = (0u32, false, false);
+        {
+            let mut state = cpu.state.lock();
+            for intid in 0..SPI_FIRST {
+                let mask = 1u32.wrapping_shl(intid);
+                let Some(irq) = state.irq_mut(intid) else { continue };
+                let change = irq.write(register, value & mask != 0);
+                if change.deactivate {
+                    orphans |= mask;
+                }
+                if change.changed {
+                    listed |= irq.is_listed();
+                    news |= irq.is_queued();
+                    state.requeue(intid);
+                }
+            }
+        }
+        if news {
+            self.notify_one(port, Some(from), frame, Work::PRIVATE);
+        }
+        if listed && from != frame {
+            self.recall_one(port, frame);
+        }
+        for intid in bits(u64::from(orphans)) {
+            port.ppi_deactivate(frame, Intid(intid));
+        }
+    }
+
+    fn write_redist_ctlr(&self, port: &dyn Port, from: VcpuId, frame: VcpuId, value: u32) {
+        let Some(cpu) = self.vcpu(frame) else { return };
+        if !self.lpis.exist() {
+            return;
+        }
+        let on = value & CTLR_ENABLE_LPIS != 0;
+        let (pendbaser, propbaser) = {
+            let mut state = cpu.state.lock();
+            if state.lpis_on == on {
+                return;
+            }
+            state.lpis_on = on;
+            (state.pendbaser, state.propbaser)
+        };
+        if on {
+            self.propbaser.store(propbaser, Ordering::SeqCst);
+            self.start_lpis(port, frame, pendbaser);
+            cpu.lpis_on.store(true, Ordering::SeqCst);
+            self.notify_one(port, Some(from), frame, Work::LPI);
+        } else {
+            cpu.lpis_on.store(false, Ordering::SeqCst);
+            if from != frame {
+                self.recall_one(port, frame);
+            }
+        }
+        port.lpis_enabled(frame, on, pendbaser, propbaser);
+    }
+
+    /// GICR_CTLR.EnableLPIs of this vCPU.
+    #[must_use]
+    pub fn lpis_on(&self, vcpu: VcpuId) -> bool {
+        self.vcpu(vcpu).is_some_and(|cpu| cpu.lpis_on.load(Ordering::SeqCst))
+    }
+
+    /// Bytes of one redistributor in a guest's map.
+    pub const REDIST_STRIDE: u64 = 2 * FRAME;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Asked, BOOT, Machine, sgi1r};
+    use super::super::{SgiGroup, Synced};
+    use super::*;
+    use crate::ids::Mpidr;
+
+    const ONE: VcpuId = VcpuId(1);
+
+    #[test]
+    fn it_says_whose_it_is_and_that_it_has_no_virtual_lpis() {
+        let machine = Machine::with_affinities(std::vec![Mpidr(0), Mpidr(0x1_0002_0304)]);
+        let typer = |v| machine.vgic.redist_read(&machine, BOOT, v, 8, 8);
+        assert_eq!(typer(BOOT), 1);
+        assert_eq!(typer(ONE), 0x0102_0304_0000_0111);
+        assert_eq!(machine.redist_read(ONE, 0xc), 0x0102_0304);
+        assert_eq!(machine.redist_read(BOOT, 0xffe8), 0x3b);
+        assert_eq!(typer(VcpuId(2)), 0);
+    }
+
+    #[test]
+    fn waking_is_immediate() {
+        let machine = Machine::blank(std::vec![Mpidr(0)]);
+        assert_eq!(machine.redist_read(BOOT, 0x14), 6);
+        machine.redist_write(BOOT, 0x14, 0);
+        assert_eq!(machine.redist_read(BOOT, 0x14), 0);
+        machine.redist_write(BOOT, 0x14, 2);
+        assert_eq!(machine.redist_read(BOOT, 0x14), 6);
+    }
+
+    #[test]
+    fn sgis_are_edges_and_ppis_are_levels_for_good() {
+        let machine = Machine::new(1);
+        for (offset, value) in [(0x1_0c00, 0xaaaa_aaaa), (0x1_0c04, 0)] {
+            machine.redist_write(BOOT, offset, 0x5555_5555 ^ value);
+            assert_eq!(machine.redist_read(BOOT, offset), value);
+        }
+    }
+
+    #[test]
+    fn table_addresses_are_kept_while_lpis_are_on() {
+        let machine = Machine::new(1);
+        let write = |offset, value| machine.vgic.redist_write(&machine, BOOT, BOOT, offset, 8, value);
+        let read = |offset| machine.vgic.redist_read(&machine, BOOT, BOOT, offset, 8);
+        // Inner-shareable, RaWaWb, as Linux writes them.
+        write(0x70, 0x1234_5000 | 7 << 7 | 1 << 10 | 13);
+        write(0x78, 0x1_2345_0000 | 7 << 7 | 1 << 10 | 1 << 62);
+        assert_eq!(read(0x70), 0x1234_5000 | 7 << 7 | 1 << 10 | 13);
+        assert_eq!(read(0x78), 0x1_2345_0000 | 7 << 7 | 1 << 10, "PTZ reads as zero");
+        machine.redist_write(BOOT, 0, 1);
+        write(0x70, 0);
+        write(0x78, 0);
+        assert_eq!(read(0x70) & 0xffff_f000, 0x1234_5000);
+        assert_eq!(read(0x78) & 0x1_ffff_0000, 0x1_2345_0000);
+        assert_eq!(machine.redist_read(BOOT, 0), 3, "EnableLPIs, and it can be cleared");
+        machine.redist_write(BOOT, 0, 0);
+        write(0x70, 13);
+        assert_eq!(read(0x70) & 0xffff_f01f, 13);
+    }
+
+    #[test]
+    fn table_addresses_can_be_written_in_halves() {
+        let machine = Machine::new(1);
+        machine.redist_write(BOOT, 0x7c, 0x12);
+        machine.redist_write(BOOT, 0x78, 0x3456_0000);
+        assert_eq!(machine.vgic.redist_read(&machine, BOOT, BOOT, 0x78, 8), 0x12_3456_0000 | 3 << 7);
+        assert_eq!(machine.redist_read(BOOT, 0x7c), 0x12);
+    }
+
+    #[test]
+    fn memory_attributes_read_back_as_what_is_used() {
+        assert_eq!(sanitise(2 << 10 | 7 << 7), 1 << 10 | 7 << 7, "outer shareable is inner");
+        assert_eq!(sanitise(1 << 10 | 1 << 7), 1 << 10 | 3 << 7, "non-cacheable is cacheable");
+        assert_eq!(sanitise(5 << 56 | 3 << 7), 3 << 7, "outer cacheability is as inner");
+        assert_eq!(sanitise(3 << 10 | 3 << 7), 1 << 10 | 3 << 7, "a reserved shareability too");
+    }
+
+    #[test]
+    fn one_vcpu_sees_and_changes_the_private_interrupts_of_another() {
+        let machine = Machine::new(2);
+        machine.vgic.send_sgi(&machine, BOOT, sgi1r(4, Mpidr(1)), SgiGroup::One);
+        machine.enter(ONE);
+        machine.acknowledge(ONE, 4);
+        machine.forget();
+        assert_eq!(machine.vgic.redist_read(&machine, BOOT, ONE, 0x1_0300, 4), 1 << 4);
+        assert_eq!(machine.kicked(), [ONE]);
+        machine.enter(ONE);
+        machine.vgic.redist_write(&machine, BOOT, ONE, 0x1_0380, 4, 1 << 4);
+        assert!(machine.enter(ONE).is_empty());
+    }
+
+    #[test]
+    fn its_own_private_interrupts_need_no_recall() {
+        let machine = Machine::new(1);
+        machine.redist_write(BOOT, 0x1_0200, 1 << 3);
+        machine.enter(BOOT);
+        assert_eq!(machine.exit(BOOT), Synced::default());
+        machine.forget();
+        assert_eq!(machine.redist_read(BOOT, 0x1_0200), 1 << 3);
+        machine.redist_write(BOOT, 0x1_0280, 1 << 3);
+        assert!(machine.kicked().is_empty());
+        assert!(machine.enter(BOOT).is_empty());
+    }
+
+    #[test]
+    fn clearing_a_taken_timer_interrupt_deactivates_the_physical_one() {
+        let machine = Machine::new(1);
+        assert!(machine.vgic.inject_hw_ppi(&machine, BOOT, Intid(27)));
+        machine.redist_write(BOOT, 0x1_0280, 1 << 27);
+        assert_eq!(machine.asked(), [Asked::PpiDeactivate(0, 27)]);
+        assert!(machine.vgic.inject_hw_ppi(&machine, BOOT, Intid(27)));
+        machine.enter(BOOT);
+        machine.acknowledge(BOOT, 27);
+        let _ = machine.exit(BOOT);
+        machine.redist_write(BOOT, 0x1_0380, 1 << 27);
+        assert_eq!(machine.asked(), [Asked::PpiDeactivate(0, 27)]);
+    }
+
+    #[test]
+    fn a_disabled_timer_interrupt_waits_with_its_physical_twin_active() {
+        let machine = Machine::new(1);
+        machine.redist_write(BOOT, 0x1_0180, 1 << 27);
+        assert!(machine.vgic.inject_hw_ppi(&machine, BOOT, Intid(27)));
+        assert!(machine.enter(BOOT).is_empty());
+        assert_eq!(machine.vgic.held_ppis(BOOT), 1 << 27);
+        machine.redist_write(BOOT, 0x1_0100, 1 << 27);
+        assert_eq!(machine.enter(BOOT), [(27, 1, 0)]);
+    }
+}

@@ -1,0 +1,234 @@
+//! A machine of vCPUs for the tests of this room: a port that remembers, and guests that obey their list registers.
+
+use super::*;
+use crate::ids::VIntid;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::vec::Vec;
+
+/// What a virtual GIC asked of the domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    Enabled(u32, bool),
+    Trigger(u32, Trigger),
+    Route(u32, u16),
+    Pending(u32, bool),
+    Deactivate(u32),
+    PpiDeactivate(u16, u32),
+    Group1(bool),
+    Lpis(u16, bool, u64, u64),
+}
+
+/// A virtual GIC with all groups on and all private interrupts enabled, and vCPUs to run on it.
+pub struct Machine {
+    pub vgic: Vgic,
+    pub owned: Vec<u32>,
+    kicks: RefCell<Vec<VcpuId>>,
+    asked: RefCell<Vec<Asked>>,
+    pub images: Vec<RefCell<LrImage>>,
+    memory: RefCell<BTreeMap<u64, u8>>,
+    /// Whether a kick makes a vCPU that is in its guest leave it.
+    pub obey_kicks: Cell<bool>,
+}
+
+pub const BOOT: VcpuId = VcpuId(0);
+pub const REDIST: u64 = 0x1_0000;
+
+/// ICC_SGI1R_EL1 for one CPU.
+pub fn sgi1r(intid: u32, to: Mpidr) -> u64 {
+    let aff = |level: u32| u64::from(to.aff(level));
+    let range = aff(0) >> 4;
+    u64::from(intid) << 24 | aff(3) << 48 | aff(2) << 32 | aff(1) << 16 | range << 44 | 1 << (aff(0) & 15)
+}
+
+impl Machine {
+    /// ICH_VMCR_EL2 with both groups on and nothing masked.
+    pub const OPEN: u64 = 0xff00_0003;
+
+    pub fn new(vcpus: u64) -> Machine {
+        Machine::with_affinities((0..vcpus).map(Mpidr).collect())
+    }
+
+    pub fn with_affinities(vcpus: Vec<Mpidr>) -> Machine {
+        let machine = Machine::blank(vcpus);
+        let _: () = machine.vgic.dist_write(&machine, BOOT, 0, 4, 3);
+        for word in 1..3 {
+            machine.vgic.dist_write(&machine, BOOT, 0x80 + word * 4, 4, 0xffff_ffff);
+        }
+        for vcpu in 0..machine.vgic.vcpus() as u16 {
+            machine.redist_write(VcpuId(vcpu), REDIST + 0x80, 0xffff_ffff);
+            machine.redist_write(VcpuId(vcpu), REDIST + 0x100, 0xffff_ffff);
+        }
+        machine.forget();
+        machine
+    }
+
+    /// As at reset.
+    pub fn blank(vcpus: Vec<Mpidr>) -> Machine {
+        let images = vcpus.iter().map(|_| RefCell::new(LrImage::new(4))).collect();
+        let config = VgicConfig { vcpus, spis: 64, id_bits: 14, has_lpis: true, list_registers: 4, priority_bits: 5 };
+        Machine {
+            vgic: Vgic::new(config).unwrap(),
+            owned: Vec::new(),
+            kicks: RefCell::default(),
+            asked: RefCell::default(),
+            images,
+            memory: RefCell::default(),
+            obey_kicks: Cell::new(true),
+        }
+    }
+
+    pub fn forget(&self) {
+        self.kicks.borrow_mut().clear();
+        self.asked.borrow_mut().clear();
+    }
+
+    pub fn kicked(&self) -> Vec<VcpuId> {
+        self.kicks.take()
+    }
+
+    pub fn asked(&self) -> Vec<Asked> {
+        self.asked.take()
+    }
+
+    pub fn poke(&self, at: u64, bytes: &[u8]) {
+        for (i, byte) in bytes.iter().enumerate() {
+            self.memory.borrow_mut().insert(at + i as u64, *byte);
+        }
+    }
+
+    pub fn dist_write(&self, offset: u64, value: u64) {
+        self.vgic.dist_write(self, BOOT, offset, 4, value);
+    }
+
+    pub fn dist_read(&self, offset: u64) -> u64 {
+        self.vgic.dist_read(self, BOOT, offset, 4)
+    }
+
+    pub fn redist_write(&self, vcpu: VcpuId, offset: u64, value: u64) {
+        self.vgic.redist_write(self, vcpu, vcpu, offset, 4, value);
+    }
+
+    pub fn redist_read(&self, vcpu: VcpuId, offset: u64) -> u64 {
+        self.vgic.redist_read(self, vcpu, vcpu, offset, 4)
+    }
+
+    pub fn set_group(&self, vcpu: VcpuId, intid: u32, group1: bool) {
+        let old = self.redist_read(vcpu, REDIST + 0x80);
+        let mask = 1 << intid;
+        self.redist_write(vcpu, REDIST + 0x80, if group1 { old | mask } else { old & !mask });
+    }
+
+    /// Enables an SPI with a priority and routes it.
+    pub fn enable_spi(&self, intid: u32, priority: u8, to: u64) {
+        self.vgic.dist_write(self, BOOT, 0x400 + u64::from(intid), 1, priority.into());
+        self.vgic.dist_write(self, BOOT, 0x6000 + u64::from(intid) * 8, 8, to);
+        self.dist_write(0x100 + u64::from(intid / 32) * 4, 1 << (intid % 32));
+        self.forget();
+    }
+
+    pub fn make_edge(&self, intid: u32) {
+        let at = 0xc00 + u64::from(intid / 16) * 4;
+        self.dist_write(at, self.dist_read(at) | 2 << (intid % 16 * 2));
+    }
+
+    /// Enables LPIs of a vCPU with a zero pending table, and some LPIs.
+    pub fn enable_lpis(&self, vcpu: VcpuId, lpis: &[(u32, u8)]) {
+        self.vgic.redist_write(self, vcpu, vcpu, 0x70, 8, 0x1_0000 | 13);
+        self.vgic.redist_write(self, vcpu, vcpu, 0x78, 8, 0x2_0000 | 1 << 62);
+        self.redist_write(vcpu, 0, 1);
+        for (vintid, config) in lpis {
+            self.vgic.set_lpi_config(self, VIntid(*vintid), *config);
+        }
+        self.forget();
+    }
+
+    /// The vCPU is about to run; what it is given, as (INTID, state, priority).
+    pub fn enter(&self, vcpu: VcpuId) -> Vec<(u32, u64, u8)> {
+        let mut image = self.images[vcpu.index()].borrow_mut();
+        self.vgic.flush(vcpu, &mut image);
+        image.lr[..image.used.into()].iter().map(|v| (lr::intid(*v), (v & lr::STATE) >> 62, (v >> 48) as u8)).collect()
+    }
+
+    pub fn exit(&self, vcpu: VcpuId) -> Synced {
+        let mut image = self.images[vcpu.index()].borrow_mut();
+        self.vgic.sync(self, vcpu, &mut image)
+    }
+
+    fn change(&self, vcpu: VcpuId, intid: u32, change: impl Fn(&mut u64)) {
+        let mut image = self.images[vcpu.index()].borrow_mut();
+        let used = usize::from(image.used);
+        let found = image.lr[..used].iter_mut().find(|v| lr::intid(**v) == intid);
+        change(found.expect("the interrupt is in a list register"));
+    }
+
+    /// The guest acknowledges an interrupt that is listed.
+    pub fn acknowledge(&self, vcpu: VcpuId, intid: u32) {
+        self.change(vcpu, intid, |value| *value = *value & !lr::PENDING | lr::ACTIVE);
+    }
+
+    /// The guest ends an interrupt that is listed.
+    pub fn end(&self, vcpu: VcpuId, intid: u32) {
+        self.change(vcpu, intid, |value| *value &= !lr::ACTIVE);
+    }
+
+    pub fn hcr(&self, vcpu: VcpuId) -> u64 {
+        self.images[vcpu.index()].borrow().hcr
+    }
+
+    pub fn set_hcr(&self, vcpu: VcpuId, hcr: u64) {
+        self.images[vcpu.index()].borrow_mut().hcr = hcr;
+    }
+
+    pub fn view(&self, intid: u32) -> IrqView {
+        self.vgic.irq_state(BOOT, Intid(intid)).unwrap()
+    }
+}
+
+impl Port for Machine {
+    fn kick(&self, vcpu: VcpuId) {
+        self.kicks.borrow_mut().push(vcpu);
+        if self.obey_kicks.get()
+            && let Ok(mut image) = self.images[vcpu.index()].try_borrow_mut()
+        {
+            let _ = self.vgic.sync(self, vcpu, &mut image);
+        }
+    }
+    fn read_guest(&self, ipa: Ipa, buf: &mut [u8]) -> bool {
+        let memory = self.memory.borrow();
+        for (i, byte) in buf.iter_mut().enumerate() {
+            *byte = memory.get(&(ipa.0 + i as u64)).copied().unwrap_or(0);
+        }
+        ipa.0 < 1 << 40
+    }
+    fn owns_spi(&self, intid: Intid) -> bool {
+        self.owned.contains(&intid.0)
+    }
+    fn spi_set_enabled(&self, intid: Intid, on: bool) {
+        self.asked.borrow_mut().push(Asked::Enabled(intid.0, on));
+    }
+    fn spi_set_trigger(&self, intid: Intid, trigger: Trigger) {
+        self.asked.borrow_mut().push(Asked::Trigger(intid.0, trigger));
+    }
+    fn spi_route(&self, intid: Intid, vcpu: VcpuId) {
+        self.asked.borrow_mut().push(Asked::Route(intid.0, vcpu.0));
+    }
+    fn spi_set_pending(&self, intid: Intid, on: bool) {
+        self.asked.borrow_mut().push(Asked::Pending(intid.0, on));
+    }
+    fn spi_deactivate(&self, intid: Intid) {
+        self.asked.borrow_mut().push(Asked::Deactivate(intid.0));
+    }
+    fn ppi_deactivate(&self, vcpu: VcpuId, intid: Intid) {
+        self.asked.borrow_mut().push(Asked::PpiDeactivate(vcpu.0, intid.0));
+    }
+    fn group1_enabled(&self, on: bool) {
+        self.asked.borrow_mut().push(Asked::Group1(on));
+    }
+    fn lpis_enabled(&self, vcpu: VcpuId, on: bool, pendbaser: u64, propbaser: u64) {
+        self.asked.borrow_mut().push(Asked::Lpis(vcpu.0, on, pendbaser, propbaser));
+    }
+    fn wait(&self, done: &dyn Fn() -> bool) -> bool {
+        done()
+    }
+}

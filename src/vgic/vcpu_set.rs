@@ -1,0 +1,61 @@
+//! A set of vCPUs that fits on a stack.
+
+use super::{MAX_VCPUS, bits};
+use crate::ids::VcpuId;
+
+const WORDS: usize = MAX_VCPUS / 64;
+
+/// Some of a domain's vCPUs.
+#[derive(Clone, Default)]
+pub(super) struct VcpuSet([u64; WORDS]);
+
+impl VcpuSet {
+    pub fn new() -> VcpuSet {
+        VcpuSet::default()
+    }
+
+    /// The first `count` vCPUs.
+    pub fn first(count: usize) -> VcpuSet {
+        let mut set = VcpuSet::new();
+        for vcpu in 0..count.min(MAX_VCPUS) {
+            set.insert(VcpuId(vcpu as u16));
+        }
+        set
+    }
+
+    pub fn insert(&mut self, vcpu: VcpuId) {
+        if let Some(word) = self.0.get_mut(vcpu.index() / 64) {
+            *word |= 1u64.wrapping_shl(u32::from(vcpu.0));
+        }
+    }
+
+    pub fn remove(&mut self, vcpu: VcpuId) {
+        if let Some(word) = self.0.get_mut(vcpu.index() / 64) {
+            *word &= !1u64.wrapping_shl(u32::from(vcpu.0));
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = VcpuId> + '_ {
+        self.0
+            .iter()
+            .zip(0u32..)
+            .flat_map(|(word, at)| bits(*word).map(move |bit| VcpuId((at.wrapping_mul(64) | bit) as u16)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_in_comes_out_in_order() {
+        let mut set = VcpuSet::new();
+        for vcpu in [300, 0, 63, 64, 511, 512] {
+            set.insert(VcpuId(vcpu));
+        }
+        set.remove(VcpuId(64));
+        let all: std::vec::Vec<u16> = set.iter().map(|v| v.0).collect();
+        assert_eq!(all, [0, 63, 300, 511]);
+        assert_eq!(VcpuSet::first(3).iter().count(), 3);
+    }
+}
