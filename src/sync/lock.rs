@@ -21,6 +21,8 @@ pub enum Rank {
     VgicDist,
     /// A vCPU's part of the virtual GIC.
     VgicCpu,
+    /// What the events of one ITS are mapped to.
+    ItsEvents,
     /// Which ITSs a VM is mapped on.
     VmMap,
     /// One vPE.

@@ -1,0 +1,128 @@
+//! What this machine's GIC can do, established once at boot.
+//!
+//! The capabilities of redistributors are those that all of them have: a vCPU may run anywhere.
+
+use crate::ids::{DeviceId, ItsId};
+use alloc::vec::Vec;
+use core::fmt;
+
+/// What one ITS can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ItsFacts {
+    /// Which.
+    pub id: ItsId,
+    /// EventID bits.
+    pub event_bits: u8,
+    /// DeviceID bits that its device table has room for.
+    pub device_bits: u8,
+    /// It maps events to vLPIs, and we use that.
+    pub virtual_lpis: bool,
+    /// One VMOVP on any ITS is enough (GITS_TYPER.VMOVP).
+    pub single_vmovp: bool,
+    /// It speaks GICv4.1.
+    pub v41: bool,
+    /// It generates virtual SGIs (GICv4.1).
+    pub vsgi: bool,
+    /// How widely it shares its vPE table with redistributors (GITS_TYPER.SVPET).
+    pub svpet: u8,
+    /// Its name in ITSList mode.
+    pub number: u8,
+    /// It walks tables through the caches.
+    pub coherent: bool,
+}
+
+/// What the GIC can do as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// How many SPIs there are (without extended ones).
+    pub spis: u32,
+    /// INTID bits for LPIs; 0 without LPIs.
+    pub lpi_bits: u8,
+    /// How many LPIs can be given out.
+    pub lpis: u32,
+    /// How many CPUs it serves.
+    pub cpus: u16,
+    /// Virtual LPIs can be used: every redistributor and at least one ITS has them, and they are wanted.
+    pub virtual_lpis: bool,
+    /// ... in the ways of GICv4.1.
+    pub v41: bool,
+    /// Every redistributor has INVLPIR and SYNCR.
+    pub can_invlpi: bool,
+    /// Every redistributor has SETLPIR and CLRLPIR.
+    pub can_setclr: bool,
+    /// GICR_VPENDBASER.Dirty tells on every redistributor when a table has been parsed.
+    pub dirty: bool,
+    /// One VMOVP reaches all ITSs; else each is told (ITSList mode).
+    pub single_vmovp: bool,
+    /// Virtual SGIs can be used.
+    pub vsgi: bool,
+    /// The distributor offers SGIs without active state (GICD_TYPER2.nASSGIcap).
+    pub nassgicap: bool,
+    /// Bits of a vPEID.
+    pub vpe_bits: u8,
+    /// How many vPEs can exist.
+    pub vpes: u32,
+    /// The device through whose events doorbells are controlled, where redistributors cannot do it.
+    pub proxy: Option<(ItsId, DeviceId)>,
+    pub(super) itss: Vec<Option<ItsFacts>>,
+}
+
+impl Facts {
+    /// One ITS; `None` if there is none of that number or it could not be brought up.
+    #[must_use]
+    pub fn its(&self, id: ItsId) -> Option<&ItsFacts> {
+        self.itss.get(id.index())?.as_ref()
+    }
+
+    /// The ITSs that work.
+    pub fn itss(&self) -> impl Iterator<Item = &ItsFacts> {
+        self.itss.iter().flatten()
+    }
+}
+
+impl fmt::Display for Facts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GIC: {} SPIs, {} CPUs", self.spis, self.cpus)?;
+        match self.lpi_bits {
+            0 => writeln!(f, ", no LPIs")?,
+            bits => writeln!(f, ", {} LPIs ({bits} INTID bits)", self.lpis)?,
+        }
+        let yes = |flag: bool, name: &'static str| if flag { name } else { "" };
+        writeln!(
+            f,
+            "GIC: redistributors:{}{}{}{}",
+            yes(self.can_setclr, " DirectLPI"),
+            yes(self.can_invlpi, " INVLPIR"),
+            yes(self.dirty, " Valid+Dirty"),
+            yes(!(self.can_setclr || self.can_invlpi || self.dirty), " no direct LPI control"),
+        )?;
+        for its in self.itss() {
+            writeln!(
+                f,
+                "{}: {} DeviceID bits, {} EventID bits,{}{}{}{}{}",
+                its.id,
+                its.device_bits,
+                its.event_bits,
+                if its.virtual_lpis { " virtual LPIs" } else { " physical LPIs only" },
+                yes(its.v41, ", GICv4.1"),
+                yes(its.vsgi, ", virtual SGIs"),
+                yes(its.single_vmovp, ", single VMOVP"),
+                yes(!its.coherent, ", not cache-coherent"),
+            )?;
+        }
+        if !self.virtual_lpis {
+            return write!(f, "GIC: no direct injection: device interrupts are taken at EL2");
+        }
+        write!(
+            f,
+            "GIC: direct injection by GICv4.{}, {} vPEs{}",
+            u8::from(self.v41),
+            self.vpes,
+            if self.single_vmovp { "" } else { ", ITSList mode" },
+        )?;
+        match self.proxy {
+            Some((its, device)) => write!(f, ", doorbells through {device} of {its}"),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,503 @@
+//! Devices and their events: what each is mapped to, and the verbs that change it.
+//!
+//! EL2 knows the state of every event, and no command is built that this state says is an error: a VMAPTI over a
+//! valid entry is UNPREDICTABLE, and hardware need not report any error at all. Entries that are taken are never
+//! overwritten: a mapping is discarded first.
+//!
+//! The state kept here is the state after every command *posted*. The ring is executed in order, so a caller that
+//! could not wait for completion still finds the truth here; only memory and residency need proof of completion.
+//! When posting itself fails, the changes of that flush are undone.
+//!
+//! A [`Batch`] gathers commands and ends them with one SYNC for each redistributor and one VSYNC for each vPE
+//! that they touch. DISCARD loses a pending bit, and an MSI that arrives between a DISCARD and the new mapping is
+//! dropped by the hardware; so a swap between physical and virtual ends with an INT on the new mapping
+//! (at most one extra edge).
+
+use super::{Command, ITT_ALIGN, Its, ItsError, State, Synced, Ticket};
+use crate::gic::Gic;
+use crate::ids::{CollectionId, CpuId, DeviceId, EventId, ItsId, Lpi, Pa, VIntid, VpeId};
+use crate::mmio::{Coherence, Hw};
+use crate::sync::Guard;
+use alloc::vec::Vec;
+use arrayvec::ArrayVec;
+
+/// What an event is mapped to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Event {
+    /// Nothing: its MSIs are dropped.
+    #[default]
+    Unmapped,
+    /// An LPI that EL2 takes.
+    Physical {
+        /// Which.
+        lpi: Lpi,
+        /// Where.
+        cpu: CpuId,
+    },
+    /// A vLPI that a guest takes.
+    Virtual {
+        /// Whose.
+        vpe: VpeId,
+        /// Which.
+        vintid: VIntid,
+    },
+}
+
+/// A mapped device.
+pub(in crate::gic) struct Device {
+    itt: Pa,
+    itt_bytes: usize,
+    events: Vec<Event>,
+    /// The driver's own, not for callers.
+    reserved: bool,
+}
+
+/// Commands of one operation at most; of all operations of one flush; and of its ends.
+const OPERATION: usize = 6;
+const GATHERED: usize = 36;
+const TARGETS: usize = 8;
+const FLUSH: usize = GATHERED + 2 * TARGETS;
+const CHANGES: usize = 16;
+
+/// One event's change, to be settled when its commands are posted.
+#[derive(Clone, Copy)]
+struct Change {
+    dev: DeviceId,
+    ev: EventId,
+    old: Event,
+    new: Event,
+}
+
+/// Event verbs that share their SYNCs. Nothing waits before [`finish`](Batch::finish).
+///
+/// It holds the ITS's event lock: finish it soon, and call no single verb on the same ITS meanwhile.
+#[must_use = "a batch takes effect when it is finished"]
+pub struct Batch<'a, H: Hw + Clone> {
+    gic: &'a Gic<H>,
+    its: &'a Its<H>,
+    state: Guard<'a, State>,
+    commands: ArrayVec<Command, FLUSH>,
+    cpus: ArrayVec<CpuId, TARGETS>,
+    vpes: ArrayVec<VpeId, TARGETS>,
+    changes: ArrayVec<Change, CHANGES>,
+    last: Option<Ticket>,
+    open: bool,
+}
+
+impl<'a, H: Hw + Clone> Batch<'a, H> {
+    fn new(gic: &'a Gic<H>, its: &'a Its<H>) -> Self {
+        Batch {
+            gic,
+            its,
+            state: its.state.lock(),
+            commands: ArrayVec::new(),
+            cpus: ArrayVec::new(),
+            vpes: ArrayVec::new(),
+            changes: ArrayVec::new(),
+            last: None,
+            open: true,
+        }
+    }
+
+    /// What an event is mapped to.
+    pub fn event(&self, dev: DeviceId, ev: EventId) -> Result<Event, ItsError> {
+        self.state.event(dev, ev)
+    }
+
+    /// Maps an unmapped event to a physical LPI on a CPU. The LPI's configuration is read anew.
+    pub fn map_physical(&mut self, dev: DeviceId, ev: EventId, lpi: Lpi, cpu: CpuId) -> Result<(), ItsError> {
+        if self.event(dev, ev)? != Event::Unmapped {
+            return Err(ItsError::EventMapped(ev));
+        }
+        self.check_physical(lpi, cpu)?;
+        self.room()?;
+        self.push(Command::mapti(dev, ev, lpi, collection(cpu)));
+        self.push(Command::inv(dev, ev));
+        self.sync(cpu);
+        self.change(dev, ev, Event::Physical { lpi, cpu });
+        Ok(())
+    }
+
+    fn check_physical(&self, lpi: Lpi, cpu: CpuId) -> Result<(), ItsError> {
+        if !self.gic.lpis.as_ref().is_some_and(|l| l.contains(lpi)) {
+            return Err(ItsError::LpiRange(lpi));
+        }
+        self.gic.online(cpu).map(|_| ())
+    }
+
+    /// Moves a physical event to another CPU, its pending state too.
+    pub fn move_physical(&mut self, dev: DeviceId, ev: EventId, cpu: CpuId) -> Result<(), ItsError> {
+        let Event::Physical { lpi, cpu: old } = self.event(dev, ev)? else { return Err(ItsError::EventState(ev)) };
+        self.gic.online(cpu)?;
+        if old == cpu {
+            return Ok(());
+        }
+        self.room()?;
+        self.push(Command::movi(dev, ev, collection(cpu)));
+        self.sync(old);
+        self.sync(cpu);
+        self.change(dev, ev, Event::Physical { lpi, cpu });
+        Ok(())
+    }
+
+    /// Unmaps an event, whatever it is, and says what it was. Its pending state is lost.
+    pub fn unmap_event(&mut self, dev: DeviceId, ev: EventId) -> Result<Event, ItsError> {
+        let old = self.event(dev, ev)?;
+        if old == Event::Unmapped {
+            return Ok(old);
+        }
+        self.room()?;
+        self.push(Command::discard(dev, ev));
+        self.sync_event(old);
+        self.change(dev, ev, Event::Unmapped);
+        Ok(old)
+    }
+
+    /// Makes an event pending, as its device would.
+    pub fn set_pending(&mut self, dev: DeviceId, ev: EventId) -> Result<(), ItsError> {
+        self.on_event(dev, ev, Command::int(dev, ev))
+    }
+
+    /// Takes an event's pending state away.
+    pub fn clear_pending(&mut self, dev: DeviceId, ev: EventId) -> Result<(), ItsError> {
+        self.on_event(dev, ev, Command::clear(dev, ev))
+    }
+
+    /// Has an event's configuration byte read anew.
+    pub fn invalidate(&mut self, dev: DeviceId, ev: EventId) -> Result<(), ItsError> {
+        self.on_event(dev, ev, Command::inv(dev, ev))
+    }
+
+    fn on_event(&mut self, dev: DeviceId, ev: EventId, command: Command) -> Result<(), ItsError> {
+        let event = self.event(dev, ev)?;
+        if event == Event::Unmapped {
+            return Err(ItsError::EventState(ev));
+        }
+        self.room()?;
+        self.push(command);
+        self.sync_event(event);
+        Ok(())
+    }
+
+    /// Maps an event to a vLPI of a vPE. If it was physical, an interrupt that was pending or arrives meanwhile
+    /// is made up for by one INT; the LPI stays the caller's.
+    pub fn map_virtual(&mut self, dev: DeviceId, ev: EventId, vpe: VpeId, vintid: VIntid) -> Result<(), ItsError> {
+        let old = self.event(dev, ev)?;
+        if let Event::Virtual { .. } = old {
+            return Err(ItsError::EventMapped(ev));
+        }
+        let v4 = self.gic.v4_on(self.its)?;
+        self.room()?;
+        let doorbell = v4.hold(self.its, vpe, Some(vintid))?.doorbell;
+        if let Event::Physical { cpu, .. } = old {
+            self.push(Command::discard(dev, ev));
+            self.sync(cpu);
+        }
+        self.push(Command::vmapti(dev, ev, vpe, vintid, doorbell));
+        self.push(Command::inv(dev, ev));
+        if old != Event::Unmapped {
+            self.push(Command::int(dev, ev));
+        }
+        self.vsync(vpe);
+        self.change(dev, ev, Event::Virtual { vpe, vintid });
+        Ok(())
+    }
+
+    /// Moves a virtual event to another vPE of the same VM, its pending state too.
+    pub fn move_virtual(&mut self, dev: DeviceId, ev: EventId, vpe: VpeId) -> Result<(), ItsError> {
+        let Event::Virtual { vpe: old, vintid } = self.event(dev, ev)? else { return Err(ItsError::EventState(ev)) };
+        if old == vpe {
+            return Ok(());
+        }
+        let v4 = self.gic.v4_on(self.its)?;
+        if v4.vm_of(old).ok_or(ItsError::NoSuchVpe(old))? != v4.vm_of(vpe).ok_or(ItsError::NoSuchVpe(vpe))? {
+            return Err(ItsError::OtherVm(vpe));
+        }
+        self.room()?;
+        let doorbell = v4.hold(self.its, vpe, Some(vintid))?.doorbell;
+        self.push(Command::vmovi(dev, ev, vpe, doorbell));
+        self.vsync(old);
+        self.vsync(vpe);
+        self.change(dev, ev, Event::Virtual { vpe, vintid });
+        Ok(())
+    }
+
+    /// Maps a virtual event to a physical LPI; ends with one INT, since what was pending in the vPE cannot be read.
+    pub fn to_software(&mut self, dev: DeviceId, ev: EventId, lpi: Lpi, cpu: CpuId) -> Result<(), ItsError> {
+        let Event::Virtual { vpe, .. } = self.event(dev, ev)? else { return Err(ItsError::EventState(ev)) };
+        self.check_physical(lpi, cpu)?;
+        self.room()?;
+        self.push(Command::discard(dev, ev));
+        self.push(Command::vsync(vpe));
+        self.push(Command::mapti(dev, ev, lpi, collection(cpu)));
+        self.push(Command::inv(dev, ev));
+        self.push(Command::int(dev, ev));
+        self.sync(cpu);
+        self.change(dev, ev, Event::Physical { lpi, cpu });
+        Ok(())
+    }
+
+    /// Posts what is left and waits until all of the batch has taken effect.
+    pub fn finish(mut self) -> Result<(), ItsError> {
+        self.complete().map(|_| ())
+    }
+
+    fn complete(&mut self) -> Result<Option<Synced>, ItsError> {
+        self.open = false;
+        self.flush()?;
+        match self.last {
+            Some(ticket) => self.its.queue.wait(&self.gic.counters, ticket, super::COMMAND_LIMIT_US).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Makes room for one operation.
+    fn room(&mut self) -> Result<(), ItsError> {
+        let full = self.commands.len() + OPERATION > GATHERED
+            || self.changes.is_full()
+            || self.cpus.remaining_capacity() < 2
+            || self.vpes.remaining_capacity() < 2;
+        if full { self.flush() } else { Ok(()) }
+    }
+
+    fn push(&mut self, command: Command) {
+        self.commands.push(command);
+    }
+
+    fn sync(&mut self, cpu: CpuId) {
+        if !self.cpus.contains(&cpu) {
+            self.cpus.push(cpu);
+        }
+    }
+
+    fn vsync(&mut self, vpe: VpeId) {
+        if !self.vpes.contains(&vpe) {
+            self.vpes.push(vpe);
+        }
+    }
+
+    fn sync_event(&mut self, event: Event) {
+        match event {
+            Event::Unmapped => {}
+            Event::Physical { cpu, .. } => self.sync(cpu),
+            Event::Virtual { vpe, .. } => self.vsync(vpe),
+        }
+    }
+
+    fn change(&mut self, dev: DeviceId, ev: EventId, new: Event) {
+        if let Some(slot) = self.state.slot(dev, ev) {
+            let old = core::mem::replace(slot, new);
+            self.changes.push(Change { dev, ev, old, new });
+        }
+    }
+
+    /// Posts what was gathered. A vPE that an event has left stays mapped until the VSYNC that ends its going is posted.
+    fn flush(&mut self) -> Result<(), ItsError> {
+        if self.commands.is_empty() {
+            return Ok(());
+        }
+        for cpu in self.cpus.take() {
+            if let Some(redist) = self.gic.redists.get(cpu.index()) {
+                self.commands.push(Command::sync(self.its.target(redist)));
+            }
+        }
+        for vpe in self.vpes.take() {
+            self.commands.push(Command::vsync(vpe));
+        }
+        let posted = self.its.queue.post(&self.gic.counters, &self.commands);
+        self.commands.clear();
+        let changes = self.changes.take();
+        match posted {
+            Ok(ticket) => {
+                self.last = Some(ticket);
+                changes.iter().for_each(|c| self.let_go(c.old));
+                Ok(())
+            }
+            Err(e) => {
+                for c in changes.iter().rev() {
+                    if let Some(slot) = self.state.slot(c.dev, c.ev) {
+                        *slot = c.old;
+                    }
+                    self.let_go(c.new);
+                }
+                Err(e)
+            }
+        }
+    }
+
+    fn let_go(&self, event: Event) {
+        if let Event::Virtual { vpe, .. } = event
+            && let Ok(v4) = self.gic.v4_on(self.its)
+        {
+            v4.let_go(self.its, vpe);
+        }
+    }
+}
+
+impl<H: Hw + Clone> Drop for Batch<'_, H> {
+    fn drop(&mut self) {
+        if self.open && self.complete().is_err() {
+            self.gic.counters.batch_errors.bump();
+        }
+    }
+}
+
+/// Each CPU has the collection of its own number.
+pub(in crate::gic) const fn collection(cpu: CpuId) -> CollectionId {
+    CollectionId(cpu.0)
+}
+
+impl State {
+    fn event(&self, dev: DeviceId, ev: EventId) -> Result<Event, ItsError> {
+        let device = self.devices.get(&dev).ok_or(ItsError::NoSuchDevice(dev))?;
+        device.events.get(ev.0 as usize).copied().ok_or(ItsError::EventRange(ev))
+    }
+
+    fn slot(&mut self, dev: DeviceId, ev: EventId) -> Option<&mut Event> {
+        self.devices.get_mut(&dev)?.events.get_mut(ev.0 as usize)
+    }
+}
+
+impl<H: Hw + Clone> Its<H> {
+    /// Maps a device with room for 2^`event_bits` events, none of them mapped. A `reserved` one is not for callers.
+    pub fn map_device(&self, gic: &Gic<H>, dev: DeviceId, event_bits: u8, reserved: bool) -> Result<(), ItsError> {
+        if dev > self.last_device() {
+            return Err(ItsError::DeviceRange(dev));
+        }
+        if event_bits == 0 || event_bits > self.facts.event_bits {
+            return Err(ItsError::EventBits(event_bits));
+        }
+        let mut events = Vec::new();
+        if !reserved {
+            let count = 1usize << event_bits;
+            events.try_reserve_exact(count).map_err(|_| ItsError::NoMemory)?;
+            events.resize(count, Event::Unmapped);
+        }
+        let bytes = self.itt_bytes(event_bits);
+        let itt = self.hw.alloc(bytes, ITT_ALIGN).ok_or(ItsError::NoMemory)?;
+        self.hw.publish(itt, bytes, if self.facts.coherent { self.coherence } else { Coherence::NonCoherent });
+
+        let mut state = self.state.lock();
+        let ready = if state.devices.contains_key(&dev) {
+            Err(ItsError::DeviceMapped(dev))
+        } else {
+            let table = state.device_table.as_ref().ok_or(ItsError::DeviceRange(dev));
+            table.and_then(|t| t.ensure(&self.hw, u64::from(dev.0)).map_err(ItsError::from))
+        };
+        let posted = ready.and_then(|()| self.queue.post(&gic.counters, &[Command::mapd(dev, itt, event_bits)]));
+        match posted {
+            Ok(ticket) => {
+                state.devices.insert(dev, Device { itt, itt_bytes: bytes, events, reserved });
+                self.queue.wait(&gic.counters, ticket, super::COMMAND_LIMIT_US).map(|_| ())
+            }
+            Err(e) => {
+                // The ITS was never told of it.
+                self.hw.free(itt, bytes, ITT_ALIGN);
+                Err(e)
+            }
+        }
+    }
+
+    fn unmap_device(&self, gic: &Gic<H>, dev: DeviceId) -> Result<(), ItsError> {
+        let mut batch = Batch::new(gic, self);
+        let device = batch.state.devices.get(&dev).ok_or(ItsError::NoSuchDevice(dev))?;
+        if device.reserved {
+            return Err(ItsError::DeviceRange(dev));
+        }
+        let count = device.events.len() as u32;
+        let discarded = (0..count).try_for_each(|n| batch.unmap_event(dev, EventId(n)).map(|_| ()));
+        let gone = discarded.and_then(|()| batch.flush()).and_then(|()| {
+            let ticket = self.queue.post(&gic.counters, &[Command::mapd_unmap(dev)])?;
+            self.queue.wait(&gic.counters, ticket, super::COMMAND_LIMIT_US)
+        });
+        // Events that could not be discarded hold their vPEs no longer: the device is gone for EL2 in any case.
+        if let Some(device) = batch.state.devices.remove(&dev) {
+            device.events.iter().for_each(|e| batch.let_go(*e));
+            match &gone {
+                Ok(proof) => self.free_itt(&device, proof),
+                Err(_) => gic.counters.quarantined_bytes.add(device.itt_bytes as u64),
+            }
+        }
+        batch.open = false;
+        gone.map(|_| ())
+    }
+
+    fn free_itt(&self, device: &Device, _complete: &Synced) {
+        self.hw.free(device.itt, device.itt_bytes, ITT_ALIGN);
+    }
+}
+
+/// Devices and events, by ITS, DeviceID and EventID. Each call waits for its effect; see [`Batch`] for many.
+impl<H: Hw + Clone> Gic<H> {
+    /// Starts a batch on one ITS.
+    pub fn batch(&self, its: ItsId) -> Result<Batch<'_, H>, ItsError> {
+        Ok(Batch::new(self, self.its(its)?))
+    }
+
+    fn one<R>(&self, its: ItsId, op: impl FnOnce(&mut Batch<'_, H>) -> Result<R, ItsError>) -> Result<R, ItsError> {
+        let mut batch = self.batch(its)?;
+        let answer = op(&mut batch)?;
+        batch.finish()?;
+        Ok(answer)
+    }
+
+    /// Maps a device; its translation table has room for 2^`event_bits` events, none of them mapped.
+    pub fn map_device(&self, its: ItsId, dev: DeviceId, event_bits: u8) -> Result<(), ItsError> {
+        self.its(its)?.map_device(self, dev, event_bits, false)
+    }
+
+    /// Unmaps a device and its events. After an error the device is gone all the same, but its table's memory is
+    /// never used again.
+    pub fn unmap_device(&self, its: ItsId, dev: DeviceId) -> Result<(), ItsError> {
+        self.its(its)?.unmap_device(self, dev)
+    }
+
+    /// What an event is mapped to.
+    pub fn event(&self, its: ItsId, dev: DeviceId, ev: EventId) -> Result<Event, ItsError> {
+        self.its(its)?.state.lock().event(dev, ev)
+    }
+
+    /// [`Batch::map_physical`] by itself.
+    pub fn map_physical(&self, its: ItsId, dev: DeviceId, ev: EventId, lpi: Lpi, cpu: CpuId) -> Result<(), ItsError> {
+        self.one(its, |b| b.map_physical(dev, ev, lpi, cpu))
+    }
+
+    /// [`Batch::move_physical`] by itself.
+    pub fn move_physical(&self, its: ItsId, dev: DeviceId, ev: EventId, cpu: CpuId) -> Result<(), ItsError> {
+        self.one(its, |b| b.move_physical(dev, ev, cpu))
+    }
+
+    /// [`Batch::unmap_event`] by itself.
+    pub fn unmap_event(&self, its: ItsId, dev: DeviceId, ev: EventId) -> Result<Event, ItsError> {
+        self.one(its, |b| b.unmap_event(dev, ev))
+    }
+
+    /// [`Batch::set_pending`] by itself.
+    pub fn set_pending(&self, its: ItsId, dev: DeviceId, ev: EventId) -> Result<(), ItsError> {
+        self.one(its, |b| b.set_pending(dev, ev))
+    }
+
+    /// [`Batch::clear_pending`] by itself.
+    pub fn clear_pending(&self, its: ItsId, dev: DeviceId, ev: EventId) -> Result<(), ItsError> {
+        self.one(its, |b| b.clear_pending(dev, ev))
+    }
+
+    /// Has an event's configuration byte read anew: by INV, or on GICv4.1, for a virtual one, by the redistributor.
+    pub fn invalidate(&self, its: ItsId, dev: DeviceId, ev: EventId) -> Result<(), ItsError> {
+        if let Event::Virtual { vpe, vintid } = self.event(its, dev, ev)?
+            && let Some(v4) = self.v4()
+            && v4.invalidate_directly(vpe, vintid)
+        {
+            return Ok(());
+        }
+        self.one(its, |b| b.invalidate(dev, ev))
+    }
+
+    /// Has the configuration of all physical LPIs of a CPU read anew.
+    pub fn invalidate_cpu(&self, cpu: CpuId) -> Result<(), ItsError> {
+        let redist = self.online(cpu)?;
+        let its = self.itss.iter().flatten().find(|i| !i.queue.is_dead()).ok_or(ItsError::Dead)?;
+        let commands = [Command::invall(collection(cpu)), Command::sync(its.target(redist))];
+        its.run(&self.counters, &commands).map(|_| ())
+    }
+}

@@ -1,0 +1,267 @@
+//! The command ring of one ITS (IHI 0069, 5.2.3 and 12.19.1 to 12.19.3).
+//!
+//! Positions are counted from the day the ring was started and never wrap: a position names one command for
+//! ever, and "has it been consumed" is a comparison. GITS_CREADR only gives a position modulo the ring's size.
+//! [`Queue::consumed`] unfolds it from the last known position, which yields a lower bound when other CPUs
+//! have run ahead meanwhile; a lower bound never claims a completion too early.
+//!
+//! The lock covers the ring's contents and GITS_CWRITER. Waiting for completion is done without it.
+//! Every wait has a deadline. A missed one is an error to the caller and not yet the end of the ITS; an ITS
+//! that has stalled and does not recover from one retry, or has made no progress for [`DEAD_AFTER_US`], is
+//! declared dead: it is disabled, its commands are refused from then on, one line is logged.
+
+use super::ItsError;
+use super::command::{Command, Kind};
+use super::regs::{GITS_CREADR, GITS_CTLR, GITS_CWRITER, gits};
+use crate::gic::counters::Counters;
+use crate::ids::{ItsId, Pa};
+use crate::mmio::{Coherence, Hw};
+use crate::sync::{Lock, Rank};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use tock_registers::LocalRegisterCopy;
+
+/// Bytes of the ring; also its alignment, which CBASER wants.
+pub const RING_SIZE: u64 = 0x1_0000;
+const SLOTS: u64 = RING_SIZE / Command::SIZE;
+/// One slot stays free, so that a full ring is not an empty one.
+const ROOM: u64 = SLOTS - 1;
+
+/// How long a caller waits for commands that change a mapping.
+pub const COMMAND_LIMIT_US: u64 = 100_000;
+/// How long an ITS may stand still with work to do before it is given up.
+pub const DEAD_AFTER_US: u64 = 1_000_000;
+/// How long a retry after a stall may take to show progress, and a dead ITS to become quiescent.
+const RETRY_LIMIT_US: u64 = 1_000;
+
+/// That every command up to some position has been consumed and, where it ends in SYNC or VSYNC, taken effect.
+///
+/// Only a wait makes one. What frees memory that a table pointed at asks for it.
+#[derive(Debug)]
+pub struct Synced(());
+
+/// A position in a ring: just behind the commands that were posted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket(u64);
+
+/// What the lock covers.
+struct Ring {
+    base: Pa,
+    coherence: Coherence,
+    /// Position behind the last command written.
+    produced: u64,
+}
+
+/// The ring and what is known about its consumer.
+pub struct Queue<H> {
+    hw: H,
+    id: ItsId,
+    its: Pa,
+    ring: Lock<Ring>,
+    consumed: AtomicU64,
+    dead: AtomicBool,
+    /// Where the ring last stood still at a deadline (plus one; 0: nowhere), and since when.
+    stuck_at: AtomicU64,
+    stuck_since: AtomicU64,
+    retried_at: AtomicU64,
+}
+
+impl<H: Hw> Queue<H> {
+    /// A ring in zeroed memory that GITS_CBASER points at already; GITS_CREADR is 0.
+    pub fn new(hw: H, id: ItsId, its: Pa, base: Pa, coherence: Coherence) -> Self {
+        Queue {
+            hw,
+            id,
+            its,
+            ring: Lock::new(Rank::ItsQueue, Ring { base, coherence, produced: 0 }),
+            consumed: AtomicU64::new(0),
+            dead: AtomicBool::new(false),
+            stuck_at: AtomicU64::new(0),
+            stuck_since: AtomicU64::new(0),
+            retried_at: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether this ITS has been given up.
+    pub fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Relaxed)
+    }
+
+    /// Writes commands into the ring and lets the ITS see them. Waits, within bounds, while the ring is full.
+    pub fn post(&self, counters: &Counters, commands: &[Command]) -> Result<Ticket, ItsError> {
+        debug_assert!(commands.len() as u64 <= ROOM, "more commands than the ring holds");
+        let mut ring = self.ring.lock();
+        if self.is_dead() {
+            return Err(ItsError::Dead);
+        }
+        let end = ring.produced + commands.len() as u64;
+        if end - self.consumed.load(Ordering::Acquire) > ROOM {
+            let mut room = || end - self.consumed() <= ROOM || self.is_dead() || self.stalled_for_good(counters, &ring);
+            if !self.hw.wait(COMMAND_LIMIT_US, &mut room) {
+                self.miss(counters, ring.produced, &ring);
+                return Err(if self.is_dead() { ItsError::Dead } else { ItsError::Timeout });
+            }
+            if self.is_dead() {
+                return Err(ItsError::Dead);
+            }
+        }
+        for (position, command) in (ring.produced..end).zip(commands) {
+            let slot = ring.base.add(position % SLOTS * Command::SIZE);
+            for (at, word) in (0..).step_by(8).zip(command.words()) {
+                self.hw.store64(slot.add(at), word);
+            }
+            if let Some(kind) = command.kind() {
+                counters.command(kind);
+            }
+        }
+        let first = ring.produced % SLOTS;
+        let head = (commands.len() as u64).min(SLOTS - first);
+        self.publish(&ring, first, head);
+        self.publish(&ring, 0, commands.len() as u64 - head);
+        ring.produced = end;
+        self.hw.write64(self.its.add(gits::CWRITER), GITS_CWRITER::SLOT.val(end % SLOTS).value);
+        Ok(Ticket(end))
+    }
+
+    fn publish(&self, ring: &Ring, first: u64, slots: u64) {
+        if slots > 0 {
+            let bytes = (slots * Command::SIZE) as usize;
+            self.hw.publish(ring.base.add(first * Command::SIZE), bytes, ring.coherence);
+        }
+    }
+
+    /// Waits until the ITS has consumed everything up to `ticket`.
+    pub fn wait(&self, counters: &Counters, ticket: Ticket, limit_us: u64) -> Result<Synced, ItsError> {
+        if self.is_done(ticket) {
+            return Ok(Synced(()));
+        }
+        let mut stalled = false;
+        let mut done = || {
+            stalled = self.stalled();
+            self.consumed() >= ticket.0 || stalled || self.is_dead()
+        };
+        let in_time = self.hw.wait(limit_us, &mut done);
+        if self.is_done(ticket) {
+            return Ok(Synced(()));
+        }
+        if self.is_dead() {
+            return Err(ItsError::Dead);
+        }
+        let ring = self.ring.lock();
+        if stalled && in_time {
+            if !self.stalled_for_good(counters, &ring) {
+                drop(ring);
+                return self.wait(counters, ticket, limit_us);
+            }
+            return if self.is_done(ticket) { Ok(Synced(())) } else { Err(ItsError::Dead) };
+        }
+        self.miss(counters, ticket.0, &ring);
+        if self.is_done(ticket) {
+            return Ok(Synced(()));
+        }
+        Err(if self.is_dead() { ItsError::Dead } else { ItsError::Timeout })
+    }
+
+    /// Whether everything up to `ticket` has been consumed; does not wait.
+    pub fn is_done(&self, ticket: Ticket) -> bool {
+        self.consumed.load(Ordering::Acquire) >= ticket.0 || self.consumed() >= ticket.0
+    }
+
+    /// The position up to which the ITS has consumed, or an earlier one.
+    fn consumed(&self) -> u64 {
+        let seen = self.consumed.load(Ordering::Acquire);
+        let slot = self.creadr().read(GITS_CREADR::SLOT);
+        let ahead = (slot + SLOTS - seen % SLOTS) % SLOTS;
+        let now = seen + ahead;
+        self.consumed.fetch_max(now, Ordering::AcqRel);
+        now
+    }
+
+    fn creadr(&self) -> LocalRegisterCopy<u64, GITS_CREADR::Register> {
+        LocalRegisterCopy::new(self.hw.read64(self.its.add(gits::CREADR)))
+    }
+
+    fn stalled(&self) -> bool {
+        self.creadr().is_set(GITS_CREADR::STALLED)
+    }
+
+    /// Deals with a stall: one retry a position; when that does not help the ITS is dead. `true` when it is.
+    ///
+    /// STALLED may stay set after a recovery (QEMU clears it only with CBASER), so progress decides, not the bit.
+    fn stalled_for_good(&self, counters: &Counters, ring: &Ring) -> bool {
+        if !self.stalled() {
+            return false;
+        }
+        let at = self.consumed();
+        if at >= ring.produced {
+            return false;
+        }
+        if self.retried_at.swap(at + 1, Ordering::AcqRel) != at + 1 {
+            counters.stalls.bump();
+            log::error!(
+                "{}: stalled at command {} of {}: {}; retrying once",
+                self.id,
+                at,
+                ring.produced,
+                self.command_at(ring, at)
+            );
+            let retry = GITS_CWRITER::SLOT.val(ring.produced % SLOTS) + GITS_CWRITER::RETRY::SET;
+            self.hw.write64(self.its.add(gits::CWRITER), retry.value);
+            if self.hw.wait(RETRY_LIMIT_US, || self.consumed() > at) {
+                return false;
+            }
+        }
+        self.declare_dead(counters, ring, "stalled");
+        true
+    }
+
+    /// A deadline was missed: says so, and gives the ITS up when it has stood still for too long.
+    fn miss(&self, counters: &Counters, wanted: u64, ring: &Ring) {
+        counters.timeouts.bump();
+        let at = self.consumed();
+        if at >= ring.produced {
+            return;
+        }
+        let now = self.hw.now_us();
+        if self.stuck_at.swap(at + 1, Ordering::AcqRel) != at + 1 {
+            self.stuck_since.store(now, Ordering::Release);
+            log::error!(
+                "{}: no completion in time: waited for command {wanted}, stands before {at} of {}: {}",
+                self.id,
+                ring.produced,
+                self.command_at(ring, at)
+            );
+        } else if now.saturating_sub(self.stuck_since.load(Ordering::Acquire)) > DEAD_AFTER_US {
+            self.declare_dead(counters, ring, "stuck");
+        }
+    }
+
+    /// Gives the ITS up. It is disabled, so that what it has not consumed by now it never will.
+    fn declare_dead(&self, counters: &Counters, ring: &Ring, how: &str) {
+        if self.dead.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        counters.dead_itss.bump();
+        let ctlr = self.its.add(gits::CTLR);
+        let value = LocalRegisterCopy::<u32, GITS_CTLR::Register>::new(self.hw.read32(ctlr));
+        let mut off = value;
+        off.modify(GITS_CTLR::ENABLED::CLEAR);
+        self.hw.write32(ctlr, off.get());
+        let quiet = self.hw.wait(RETRY_LIMIT_US, || {
+            LocalRegisterCopy::<u32, GITS_CTLR::Register>::new(self.hw.read32(ctlr)).is_set(GITS_CTLR::QUIESCENT)
+        });
+        let at = self.consumed();
+        log::error!(
+            "{}: dead ({how}) before command {at} of {}: {}; its interrupts are lost, its memory stays with it{}",
+            self.id,
+            ring.produced,
+            if at < ring.produced { self.command_at(ring, at) } else { "none" },
+            if quiet { "" } else { "; it does not even become quiescent" },
+        );
+    }
+
+    fn command_at(&self, ring: &Ring, position: u64) -> &'static str {
+        let slot = ring.base.add(position % SLOTS * Command::SIZE);
+        let word = |n: u64| self.hw.load64(slot.add(8 * n));
+        Command::from_words([word(0), word(1), word(2), word(3)]).kind().map_or("unknown", Kind::name)
+    }
+}

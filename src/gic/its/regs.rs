@@ -1,0 +1,185 @@
+//! The registers of an ITS (IHI 0069, 12.18 and 12.19).
+#![allow(dead_code, reason = "layouts are kept whole")]
+
+use crate::ids::Pa;
+use tock_registers::register_bitfields;
+
+/// Offsets from the control frame.
+pub mod gits {
+    pub const CTLR: u64 = 0x0000;
+    pub const TYPER: u64 = 0x0008;
+    pub const MPIDR: u64 = 0x0018;
+    pub const CBASER: u64 = 0x0080;
+    pub const CWRITER: u64 = 0x0088;
+    pub const CREADR: u64 = 0x0090;
+    pub const TRANSLATER: u64 = 0x1_0040;
+    /// GICv4.1.
+    pub const SGIR: u64 = 0x2_0020;
+
+    const BASER: u64 = 0x0100;
+    /// How many GITS_BASER registers there are.
+    pub const BASERS: u64 = 8;
+
+    /// GITS_BASER`n`.
+    #[must_use]
+    pub const fn baser(n: u64) -> u64 {
+        BASER + 8 * n
+    }
+}
+
+register_bitfields! [u32,
+    pub GITS_CTLR [
+        ENABLED OFFSET(0) NUMBITS(1) [],
+        IMDE OFFSET(1) NUMBITS(1) [],
+        ITS_NUMBER OFFSET(4) NUMBITS(4) [],
+        QUIESCENT OFFSET(31) NUMBITS(1) []
+    ]
+];
+
+register_bitfields! [u64,
+    pub GITS_TYPER [
+        PHYSICAL OFFSET(0) NUMBITS(1) [],
+        VIRTUAL OFFSET(1) NUMBITS(1) [],
+        ITT_ENTRY_SIZE OFFSET(4) NUMBITS(4) [],
+        ID_BITS OFFSET(8) NUMBITS(5) [],
+        DEV_BITS OFFSET(13) NUMBITS(5) [],
+        PTA OFFSET(19) NUMBITS(1) [],
+        HCC OFFSET(24) NUMBITS(8) [],
+        CID_BITS OFFSET(32) NUMBITS(4) [],
+        CIL OFFSET(36) NUMBITS(1) [],
+        VMOVP OFFSET(37) NUMBITS(1) [],
+        VSGI OFFSET(39) NUMBITS(1) [],
+        VMAPP OFFSET(40) NUMBITS(1) [],
+        SVPET OFFSET(41) NUMBITS(2) [],
+        INV OFFSET(46) NUMBITS(1) []
+    ],
+    pub GITS_CBASER [
+        SIZE OFFSET(0) NUMBITS(8) [],
+        SHAREABILITY OFFSET(10) NUMBITS(2) [],
+        PA_4K OFFSET(12) NUMBITS(40) [],
+        OUTER_CACHE OFFSET(53) NUMBITS(3) [],
+        INNER_CACHE OFFSET(59) NUMBITS(3) [],
+        VALID OFFSET(63) NUMBITS(1) []
+    ],
+    pub GITS_CWRITER [
+        RETRY OFFSET(0) NUMBITS(1) [],
+        SLOT OFFSET(5) NUMBITS(15) []
+    ],
+    pub GITS_CREADR [
+        STALLED OFFSET(0) NUMBITS(1) [],
+        SLOT OFFSET(5) NUMBITS(15) []
+    ],
+    pub GITS_BASER [
+        SIZE OFFSET(0) NUMBITS(8) [],
+        PAGE_SIZE OFFSET(8) NUMBITS(2) [
+            Size4K = 0,
+            Size16K = 1,
+            Size64K = 2
+        ],
+        SHAREABILITY OFFSET(10) NUMBITS(2) [],
+        /// PA[47:12]; with 64 KiB pages, its low four bits are PA[51:48].
+        PA OFFSET(12) NUMBITS(36) [],
+        ENTRY_SIZE OFFSET(48) NUMBITS(5) [],
+        OUTER_CACHE OFFSET(53) NUMBITS(3) [],
+        TYPE OFFSET(56) NUMBITS(3) [
+            None = 0,
+            Devices = 1,
+            Vpes = 2,
+            Collections = 4
+        ],
+        INNER_CACHE OFFSET(59) NUMBITS(3) [],
+        INDIRECT OFFSET(62) NUMBITS(1) [],
+        VALID OFFSET(63) NUMBITS(1) []
+    ],
+    /// GICv4.1.
+    pub GITS_SGIR [
+        VINTID OFFSET(0) NUMBITS(4) [],
+        VPEID OFFSET(32) NUMBITS(16) []
+    ],
+    /// A first-level table entry in memory (IHI 0069, 5.2.1): not a register, but laid out like one.
+    pub LEVEL1 [
+        /// PA[51:12]; the bits below the page size are zero.
+        PA OFFSET(12) NUMBITS(40) [],
+        VALID OFFSET(63) NUMBITS(1) []
+    ]
+];
+
+/// A table's address as GITS_BASER.PA holds it: with 64 KiB pages the four bits that would be zero carry PA[51:48].
+#[must_use]
+pub const fn baser_pa(pa: Pa, page: u64) -> u64 {
+    if page == 0x1_0000 { ((pa.0 & 0xffff_ffff_0000) | (pa.0 >> 48 & 0xf) << 12) >> 12 } else { pa.0 >> 12 }
+}
+
+/// The address in GITS_BASER.PA.
+#[must_use]
+pub const fn pa_of_baser(field: u64, page: u64) -> Pa {
+    let raw = field << 12;
+    if page == 0x1_0000 { Pa((raw & 0xffff_ffff_0000) | (raw >> 12 & 0xf) << 48) } else { Pa(raw) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tock_registers::LocalRegisterCopy;
+
+    fn typer(v: u64) -> LocalRegisterCopy<u64, GITS_TYPER::Register> {
+        LocalRegisterCopy::new(v)
+    }
+
+    #[test]
+    fn the_its_of_qemu_reads_as_documented() {
+        let t = typer(0x3f_0001_efb3);
+        assert!(t.is_set(GITS_TYPER::PHYSICAL) && t.is_set(GITS_TYPER::VIRTUAL) && t.is_set(GITS_TYPER::VMOVP));
+        assert!(!t.is_set(GITS_TYPER::PTA) && !t.is_set(GITS_TYPER::VMAPP) && !t.is_set(GITS_TYPER::VSGI));
+        assert_eq!(t.read(GITS_TYPER::ITT_ENTRY_SIZE) + 1, 12);
+        assert_eq!(t.read(GITS_TYPER::ID_BITS) + 1, 16);
+        assert_eq!(t.read(GITS_TYPER::DEV_BITS) + 1, 16);
+        assert_eq!(t.read(GITS_TYPER::HCC), 0);
+        assert!(t.is_set(GITS_TYPER::CIL));
+        assert_eq!(t.read(GITS_TYPER::CID_BITS) + 1, 16);
+    }
+
+    #[test]
+    fn the_its_of_graviton3_reads_as_documented() {
+        let t = typer(0x0bf7_0002_2f33);
+        assert!(t.is_set(GITS_TYPER::VMOVP) && t.is_set(GITS_TYPER::VMAPP) && t.is_set(GITS_TYPER::VSGI));
+        assert_eq!(t.read(GITS_TYPER::SVPET), 1);
+        assert_eq!(t.read(GITS_TYPER::ITT_ENTRY_SIZE) + 1, 4);
+        assert_eq!(t.read(GITS_TYPER::ID_BITS) + 1, 16);
+        assert_eq!(t.read(GITS_TYPER::DEV_BITS) + 1, 18);
+        assert_eq!(t.read(GITS_TYPER::CID_BITS) + 1, 8);
+        assert!(t.is_set(GITS_TYPER::CIL));
+    }
+
+    #[test]
+    fn a_64k_page_table_above_48_bits_keeps_its_upper_address_in_the_low_field_bits() {
+        let pa = Pa(0x000a_1234_5678_0000);
+        let field = baser_pa(pa, 0x1_0000);
+        assert_eq!(field << 12, 0x1234_5678_a000);
+        assert_eq!(pa_of_baser(field, 0x1_0000), pa);
+        assert_eq!(pa_of_baser(baser_pa(Pa(0x4_5000), 0x1000), 0x1000), Pa(0x4_5000));
+    }
+
+    #[test]
+    fn each_field_stands_where_the_manual_puts_it() {
+        assert_eq!(GITS_CBASER::VALID::SET.value, 1 << 63);
+        assert_eq!(GITS_CBASER::INNER_CACHE.val(7).value, 7 << 59);
+        assert_eq!(GITS_CBASER::OUTER_CACHE.val(7).value, 7 << 53);
+        assert_eq!(GITS_BASER::TYPE.val(7).value, 7 << 56);
+        assert_eq!(GITS_BASER::ENTRY_SIZE.val(0x1f).value, 0x1f << 48);
+        assert_eq!(GITS_BASER::PAGE_SIZE.val(3).value, 3 << 8);
+        assert_eq!(GITS_BASER::INDIRECT::SET.value, 1 << 62);
+        assert_eq!(GITS_CREADR::SLOT.val(1).value, 32);
+        assert_eq!(GITS_CTLR::ITS_NUMBER.val(0xf).value, 0xf0);
+        assert_eq!(GITS_CTLR::QUIESCENT::SET.value, 1 << 31);
+        assert_eq!(GITS_SGIR::VPEID.val(0xffff).value, 0xffff << 32);
+    }
+
+    #[test]
+    fn the_vpe_table_register_of_qemu_reads_as_documented() {
+        let b = LocalRegisterCopy::<u64, GITS_BASER::Register>::new(0x0207_0000_0000_0200);
+        assert_eq!(b.read(GITS_BASER::TYPE), GITS_BASER::TYPE::Vpes.value >> 56);
+        assert_eq!(b.read(GITS_BASER::ENTRY_SIZE) + 1, 8);
+        assert_eq!(b.read(GITS_BASER::PAGE_SIZE), 2);
+    }
+}

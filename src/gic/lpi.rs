@@ -1,0 +1,161 @@
+//! LPIs: who has which number, and the configuration table that all redistributors read (IHI 0069, 5.1).
+//!
+//! Lock-free, because doorbells are looked up and numbers given back with locks of any rank held: a number's
+//! owner is an atomic bit, its doorbell an atomic word, its configuration a byte that one owner writes.
+
+use super::GicError;
+use super::regs::config;
+use crate::ids::{Lpi, Pa, VpeId};
+use crate::mmio::{Coherence, Hw};
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+
+/// INTID bits we use at most: 57344 LPIs, and a 64 KiB configuration table.
+pub const MAX_ID_BITS: u32 = 16;
+const NO_VPE: u16 = u16::MAX;
+const TABLE_ALIGN: usize = 0x1_0000;
+
+/// All physical LPIs.
+pub struct Lpis<H> {
+    hw: H,
+    table: Pa,
+    id_bits: u32,
+    count: u32,
+    shared: AtomicBool,
+    used: Box<[AtomicU64]>,
+    hint: AtomicU64,
+    doorbells: Box<[AtomicU16]>,
+}
+
+impl<H: Hw> Lpis<H> {
+    /// A table of `id_bits` INTID bits, all LPIs disabled; numbers from 8192 for `count` LPIs are given out.
+    pub fn new(hw: H, id_bits: u32, count: u32, coherent: bool) -> Result<Self, GicError> {
+        let bytes = table_bytes(id_bits);
+        let table = hw.alloc(bytes, TABLE_ALIGN).ok_or(GicError::NoMemory)?;
+        let word = u64::from_le_bytes([config::DEFAULT; 8]);
+        for at in (0..bytes as u64).step_by(8) {
+            hw.store64(table.add(at), word);
+        }
+        hw.publish(table, bytes, Coherence::NonCoherent);
+        let used: Box<[AtomicU64]> = (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        if !count.is_multiple_of(64)
+            && let Some(last) = used.last()
+        {
+            last.store(!0 << (count % 64), Ordering::Relaxed);
+        }
+        let doorbells = (0..count).map(|_| AtomicU16::new(NO_VPE)).collect();
+        Ok(Lpis {
+            hw,
+            table,
+            id_bits,
+            count,
+            shared: AtomicBool::new(coherent),
+            used,
+            hint: AtomicU64::new(0),
+            doorbells,
+        })
+    }
+
+    pub fn table(&self) -> Pa {
+        self.table
+    }
+
+    pub fn id_bits(&self) -> u32 {
+        self.id_bits
+    }
+
+    /// A redistributor refused to read the table through the caches: from now on it is cleaned.
+    pub fn not_shared(&self) {
+        if self.shared.swap(false, Ordering::AcqRel) {
+            self.hw.publish(self.table, table_bytes(self.id_bits), Coherence::NonCoherent);
+        }
+    }
+
+    fn coherence(&self) -> Coherence {
+        if self.shared.load(Ordering::Relaxed) { Coherence::Coherent } else { Coherence::NonCoherent }
+    }
+
+    pub fn contains(&self, lpi: Lpi) -> bool {
+        self.index(lpi).is_some()
+    }
+
+    fn index(&self, lpi: Lpi) -> Option<usize> {
+        lpi.0.checked_sub(Lpi::FIRST).filter(|i| *i < self.count).map(|i| i as usize)
+    }
+
+    /// A number of one's own; disabled at default priority.
+    pub fn alloc(&self) -> Option<Lpi> {
+        let words = self.used.len();
+        let start = self.hint.load(Ordering::Relaxed) as usize;
+        for n in 0..words {
+            let n = (start + n) % words;
+            let word = self.used.get(n)?;
+            loop {
+                let seen = word.load(Ordering::Relaxed);
+                let bit = seen.trailing_ones();
+                if bit == 64 {
+                    break;
+                }
+                if word.fetch_or(1 << bit, Ordering::AcqRel) & 1 << bit == 0 {
+                    self.hint.store(n as u64, Ordering::Relaxed);
+                    return Some(Lpi(Lpi::FIRST + n as u32 * 64 + bit));
+                }
+            }
+        }
+        None
+    }
+
+    /// Gives a number back. Its byte becomes the default; who gets the number next has it read anew.
+    pub fn free(&self, lpi: Lpi) {
+        let Some(i) = self.index(lpi) else { return };
+        self.write(lpi, config::DEFAULT);
+        if let Some(d) = self.doorbells.get(i) {
+            d.store(NO_VPE, Ordering::Release);
+        }
+        if let Some(word) = self.used.get(i / 64) {
+            let was = word.fetch_and(!(1 << (i % 64)), Ordering::AcqRel);
+            debug_assert!(was & 1 << (i % 64) != 0, "{lpi} was free already");
+        }
+        self.hint.store(i as u64 / 64, Ordering::Relaxed);
+    }
+
+    pub fn configure(&self, lpi: Lpi, priority: u8, enabled: bool) {
+        self.write(lpi, config::byte(priority, enabled));
+    }
+
+    fn write(&self, lpi: Lpi, byte: u8) {
+        if let Some(i) = self.index(lpi) {
+            let at = self.table.add(i as u64);
+            self.hw.store8(at, byte);
+            self.hw.publish(at, 1, self.coherence());
+        }
+    }
+
+    pub fn set_doorbell(&self, lpi: Lpi, vpe: Option<VpeId>) {
+        if let Some(d) = self.index(lpi).and_then(|i| self.doorbells.get(i)) {
+            d.store(vpe.map_or(NO_VPE, |v| v.0), Ordering::Release);
+        }
+    }
+
+    #[inline]
+    pub fn doorbell(&self, lpi: Lpi) -> Option<VpeId> {
+        let vpe = self.index(lpi).and_then(|i| self.doorbells.get(i))?.load(Ordering::Acquire);
+        (vpe != NO_VPE).then_some(VpeId(vpe))
+    }
+
+    /// How many numbers are given out.
+    pub fn in_use(&self) -> u32 {
+        let spare = (64 - self.count % 64) % 64;
+        self.used.iter().map(|w| w.load(Ordering::Relaxed).count_ones()).sum::<u32>() - spare
+    }
+}
+
+/// A byte for each INTID from 8192.
+const fn table_bytes(id_bits: u32) -> usize {
+    (1usize << id_bits) - Lpi::FIRST as usize
+}
+
+/// A bit for each INTID from 0, as much as a 64 KiB-aligned register can point at.
+pub const fn pending_bytes(id_bits: u32) -> usize {
+    (1usize << id_bits) / 8
+}

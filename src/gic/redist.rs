@@ -1,0 +1,422 @@
+//! Redistributors: finding each CPU's own, waking it, giving it its LPI tables (IHI 0069, 12.10 to 12.12).
+//!
+//! A redistributor is found by its affinity. How far it is to the next is what its own GICR_TYPER.VLPIS says
+//! (four frames or two) unless the platform states a stride. GICR_TYPER.Last alone is not trusted: on some
+//! machines it is not set at the end of a region, on others it is set before it.
+
+use super::GicError;
+use super::Layout;
+use super::dist::{Bank, RWP_LIMIT_US};
+use super::lpi::{Lpis, pending_bytes};
+use super::regs::{
+    GICR_CTLR, GICR_INVLPIR, GICR_PENDBASER, GICR_PROPBASER, GICR_SYNCR, GICR_TYPER, GICR_VPENDBASER,
+    GICR_VPENDBASER_4_1, GICR_VPROPBASER, GICR_VPROPBASER_4_1, GICR_WAKER, PIDR2, PIDR2_FIELDS, attributes, gicr,
+    pa_4k, pa_64k,
+};
+use crate::ids::{CpuId, Intid, Lpi, Mpidr, Pa, VpeId};
+use crate::mmio::{Coherence, Hw};
+use crate::sync::{Lock, Rank};
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use tock_registers::LocalRegisterCopy;
+
+const TWO_FRAMES: u64 = 2 * gicr::FRAME;
+const FOUR_FRAMES: u64 = 4 * gicr::FRAME;
+/// A power of two that any pending table fits below; PENDBASER holds PA[51:16].
+const PENDING_ALIGN: usize = 0x1_0000;
+/// How long GICR_SYNCR.Busy may stay set.
+const SYNCR_LIMIT_US: u64 = 1_000;
+/// How long GICR_VPENDBASER.Dirty may stay set. Parsing a table takes 0.1 to 2 us where it was measured.
+pub const DIRTY_LIMIT_US: u64 = 500;
+/// The same where GICR_TYPER.Dirty does not promise that the bit means anything while Valid is 1.
+const DIRTY_HINT_LIMIT_US: u64 = 20;
+/// INTIDs 0 to 31.
+const PRIVATE: u32 = 32;
+const SGIS: u32 = 16;
+
+type Typer = LocalRegisterCopy<u64, GICR_TYPER::Register>;
+type Ctlr = LocalRegisterCopy<u32, GICR_CTLR::Register>;
+pub type Vpend = LocalRegisterCopy<u64, GICR_VPENDBASER::Register>;
+
+/// How far a redistributor has been brought up.
+const OFFLINE: u8 = 0;
+const AWAKE: u8 = 1;
+const LPIS: u8 = 2;
+
+/// One redistributor.
+pub struct Redist<H> {
+    hw: H,
+    pub base: Pa,
+    pub cpu: CpuId,
+    pub typer: Typer,
+    pub ir: bool,
+    bank: Bank<H>,
+    /// INVLPIR, INVALLR and VSGIR: nothing is written to them while they are busy.
+    invalidate: Lock<()>,
+    state: AtomicU8,
+    /// Which vPE is resident, plus one.
+    resident: AtomicU32,
+    /// What GICR_VPROPBASER holds (GICv4.0), so that it is only written when it changes.
+    pub vprop: AtomicU64,
+    /// Dirty was seen to mean nothing while Valid is 1.
+    dirty_is_noise: AtomicBool,
+    /// A wait for Dirty was missed: it is waited for again before anything else is written.
+    pub dirty_missed: AtomicBool,
+}
+
+/// Whether a GICv3 or v4 frame answers here.
+fn is_gic<H: Hw>(hw: &H, frame: Pa) -> bool {
+    let pidr2 = LocalRegisterCopy::<u32, PIDR2_FIELDS::Register>::new(hw.read32(frame.add(PIDR2)));
+    matches!(pidr2.read(PIDR2_FIELDS::ARCH_REV), 3 | 4)
+}
+
+fn typer_at<H: Hw>(hw: &H, base: Pa) -> Typer {
+    Typer::new(hw.read64(base.add(gicr::TYPER)))
+}
+
+/// Finds the redistributor of each CPU in `layout`, in their order.
+pub fn find<H: Hw + Clone>(hw: &H, layout: &Layout<'_>) -> Result<Vec<Redist<H>>, GicError> {
+    let mut found: Vec<Option<(Pa, Typer)>> = layout.cpus.iter().map(|_| None).collect();
+    // GICR_TYPER.Last ends a region, unless CPUs are still missing when all regions have been seen.
+    for past_last in [false, true] {
+        for &(start, size) in layout.redists {
+            if found.iter().any(Option::is_none) {
+                walk(hw, layout, (start, size), past_last, &mut found);
+            }
+        }
+    }
+    let mut redists = Vec::new();
+    for (n, (&mpidr, place)) in layout.cpus.iter().zip(found).enumerate() {
+        let (base, typer) = place.ok_or(GicError::NoRedistributor(mpidr))?;
+        redists.push(Redist::new(hw.clone(), CpuId(n as u16), base, typer));
+    }
+    Ok(redists)
+}
+
+fn walk<H: Hw>(hw: &H, layout: &Layout<'_>, region: (Pa, u64), past_last: bool, found: &mut [Option<(Pa, Typer)>]) {
+    let (start, size) = region;
+    let mut offset = 0;
+    while offset + TWO_FRAMES <= size {
+        let base = start.add(offset);
+        if !is_gic(hw, base) {
+            // A hole: what would tell its size is not there, so the smaller step.
+            offset += layout.stride.unwrap_or(TWO_FRAMES);
+            continue;
+        }
+        let typer = typer_at(hw, base);
+        let mpidr = Mpidr::from_packed(typer.read(GICR_TYPER::AFFINITY) as u32);
+        let place = layout.cpus.iter().position(|c| *c == mpidr).and_then(|n| found.get_mut(n));
+        if let Some(place @ None) = place {
+            *place = Some((base, typer));
+            if found.iter().all(Option::is_some) {
+                return;
+            }
+        }
+        if typer.is_set(GICR_TYPER::LAST) && !past_last {
+            return;
+        }
+        let own = if typer.is_set(GICR_TYPER::VLPIS) { FOUR_FRAMES } else { TWO_FRAMES };
+        offset += layout.stride.unwrap_or(own).max(TWO_FRAMES);
+    }
+}
+
+impl<H: Hw + Clone> Redist<H> {
+    fn new(hw: H, cpu: CpuId, base: Pa, typer: Typer) -> Self {
+        let ctlr = Ctlr::new(hw.read32(base.add(gicr::CTLR)));
+        Redist {
+            bank: Bank::new(hw.clone(), base.add(gicr::SGI_BASE)),
+            hw,
+            base,
+            cpu,
+            typer,
+            ir: ctlr.is_set(GICR_CTLR::IR),
+            invalidate: Lock::new(Rank::Redist, ()),
+            state: AtomicU8::new(OFFLINE),
+            resident: AtomicU32::new(0),
+            vprop: AtomicU64::new(0),
+            dirty_is_noise: AtomicBool::new(false),
+            dirty_missed: AtomicBool::new(false),
+        }
+    }
+}
+
+impl<H: Hw> Redist<H> {
+    pub fn has_vlpis(&self) -> bool {
+        self.typer.is_set(GICR_TYPER::VLPIS)
+    }
+
+    pub fn has_rvpeid(&self) -> bool {
+        self.typer.is_set(GICR_TYPER::RVPEID)
+    }
+
+    pub fn has_dirty(&self) -> bool {
+        self.typer.is_set(GICR_TYPER::DIRTY)
+    }
+
+    pub fn processor(&self) -> u16 {
+        self.typer.read(GICR_TYPER::PROCESSOR_NUMBER) as u16
+    }
+
+    /// INVLPIR and SYNCR work for LPIs.
+    pub fn can_invlpi(&self) -> bool {
+        self.can_setclr() || self.ir || self.has_rvpeid()
+    }
+
+    /// SETLPIR and CLRLPIR work.
+    pub fn can_setclr(&self) -> bool {
+        self.typer.is_set(GICR_TYPER::DIRECT_LPI)
+    }
+
+    /// The bank, if this is an SGI or a PPI.
+    pub fn private(&self, i: Intid) -> Option<&Bank<H>> {
+        (i.0 < PRIVATE).then_some(&self.bank)
+    }
+
+    pub fn has_lpis(&self) -> bool {
+        self.state.load(Ordering::Acquire) >= LPIS
+    }
+
+    fn ctlr(&self) -> Ctlr {
+        Ctlr::new(self.hw.read32(self.base.add(gicr::CTLR)))
+    }
+
+    fn settled(&self) -> bool {
+        self.hw.wait(RWP_LIMIT_US, || !self.ctlr().is_set(GICR_CTLR::RWP))
+    }
+
+    pub fn disable(&self, i: Intid) {
+        if let Some(bank) = self.private(i) {
+            bank.disable(i);
+            let _ = self.settled();
+        }
+    }
+
+    /// Clears what an earlier owner of the machine left resident. The memory it points at is no longer theirs.
+    pub fn evict_stranger(&self) -> bool {
+        if !self.has_vlpis() {
+            return true;
+        }
+        let vpend = self.base.add(gicr::VPENDBASER);
+        let clean = if self.vpend().is_set(GICR_VPENDBASER::VALID) {
+            let before = self.clean_before_change();
+            let v = if self.has_rvpeid() {
+                GICR_VPENDBASER_4_1::PENDING_LAST::SET.value
+            } else {
+                let mut v = self.vpend();
+                v.modify(GICR_VPENDBASER::VALID::CLEAR);
+                v.get()
+            };
+            self.hw.write64(vpend, v);
+            self.clean() && before
+        } else {
+            true
+        };
+        if self.has_rvpeid() {
+            let at = self.base.add(gicr::VPROPBASER);
+            let mut v = LocalRegisterCopy::<u64, GICR_VPROPBASER_4_1::Register>::new(self.hw.read64(at));
+            if v.is_set(GICR_VPROPBASER_4_1::VALID) {
+                v.modify(GICR_VPROPBASER_4_1::VALID::CLEAR);
+                self.hw.write64(at, v.get());
+            }
+        }
+        clean
+    }
+
+    /// Wakes the redistributor and gives SGIs and PPIs their defaults; SGIs are enabled.
+    pub fn wake(&self) -> Result<(), GicError> {
+        let at = self.base.add(gicr::WAKER);
+        let waker = || LocalRegisterCopy::<u32, GICR_WAKER::Register>::new(self.hw.read32(at));
+        let mut awake = waker();
+        awake.modify(GICR_WAKER::PROCESSOR_SLEEP::CLEAR);
+        self.hw.write32(at, awake.get());
+        if !self.hw.wait(RWP_LIMIT_US, || !waker().is_set(GICR_WAKER::CHILDREN_ASLEEP)) {
+            return Err(GicError::Asleep(self.cpu));
+        }
+        self.bank.reset(0, PRIVATE);
+        if !self.settled() {
+            return Err(GicError::RegisterWrite(self.cpu));
+        }
+        for sgi in 0..SGIS {
+            self.bank.enable(Intid(sgi));
+        }
+        self.state.fetch_max(AWAKE, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Points the redistributor at the configuration table and at a pending table of its own, and turns LPIs on.
+    ///
+    /// EnableLPIs may be a one-way switch. When an earlier owner set it and it cannot be cleared, the tables in
+    /// use are unknown memory: that CPU gets no LPIs.
+    pub fn enable_lpis(&self, lpis: &Lpis<H>, coherent: bool) -> Result<(), GicError> {
+        if self.has_lpis() {
+            return Ok(());
+        }
+        let ctlr = self.base.add(gicr::CTLR);
+        if self.ctlr().is_set(GICR_CTLR::ENABLE_LPIS) {
+            let mut off = self.ctlr();
+            off.modify(GICR_CTLR::ENABLE_LPIS::CLEAR);
+            self.hw.write32(ctlr, off.get());
+            if !self.settled() || self.ctlr().is_set(GICR_CTLR::ENABLE_LPIS) {
+                return Err(GicError::LpisStuckOn(self.cpu));
+            }
+        }
+        let bytes = pending_bytes(lpis.id_bits());
+        let pending = self.hw.alloc(bytes, PENDING_ALIGN).ok_or(GicError::NoMemory)?;
+        self.hw.publish(pending, bytes, Coherence::NonCoherent);
+        if !self.set_propbaser(lpis, coherent) {
+            lpis.not_shared();
+        }
+        self.set_pendbaser(pending, coherent);
+        let mut on = self.ctlr();
+        on.modify(GICR_CTLR::ENABLE_LPIS::SET);
+        self.hw.write32(ctlr, on.get());
+        if !self.settled() || !self.ctlr().is_set(GICR_CTLR::ENABLE_LPIS) {
+            return Err(GicError::RegisterWrite(self.cpu));
+        }
+        if self.has_vlpis() && !self.has_rvpeid() {
+            // Before the first residency the redistributor drops vLPIs beyond IDbits.
+            self.set_vpropbaser(GICR_VPROPBASER::ID_BITS.val(u64::from(lpis.id_bits() - 1)).value);
+        }
+        self.state.store(LPIS, Ordering::Release);
+        Ok(())
+    }
+
+    /// `false`: it does not look into caches.
+    fn set_propbaser(&self, lpis: &Lpis<H>, coherent: bool) -> bool {
+        let at = self.base.add(gicr::PROPBASER);
+        let place =
+            GICR_PROPBASER::PA_4K.val(pa_4k(lpis.table())) + GICR_PROPBASER::ID_BITS.val(u64::from(lpis.id_bits() - 1));
+        if coherent {
+            let shared = GICR_PROPBASER::INNER_CACHE.val(attributes::WRITE_ALLOCATE)
+                + GICR_PROPBASER::OUTER_CACHE.val(attributes::SAME_AS_INNER)
+                + GICR_PROPBASER::SHAREABILITY.val(attributes::INNER_SHAREABLE);
+            self.hw.write64(at, (place + shared).value);
+            let got = LocalRegisterCopy::<u64, GICR_PROPBASER::Register>::new(self.hw.read64(at));
+            if got.read(GICR_PROPBASER::SHAREABILITY) != 0 {
+                return true;
+            }
+        }
+        self.hw.write64(at, (place + GICR_PROPBASER::INNER_CACHE.val(attributes::NON_CACHEABLE)).value);
+        false
+    }
+
+    fn set_pendbaser(&self, pending: Pa, coherent: bool) {
+        let at = self.base.add(gicr::PENDBASER);
+        let place = GICR_PENDBASER::PA_64K.val(pa_64k(pending)) + GICR_PENDBASER::PTZ::SET;
+        if coherent {
+            let shared = GICR_PENDBASER::INNER_CACHE.val(attributes::WRITE_ALLOCATE)
+                + GICR_PENDBASER::OUTER_CACHE.val(attributes::SAME_AS_INNER)
+                + GICR_PENDBASER::SHAREABILITY.val(attributes::INNER_SHAREABLE);
+            self.hw.write64(at, (place + shared).value);
+            let got = LocalRegisterCopy::<u64, GICR_PENDBASER::Register>::new(self.hw.read64(at));
+            if got.read(GICR_PENDBASER::SHAREABILITY) != 0 {
+                return;
+            }
+        }
+        self.hw.write64(at, (place + GICR_PENDBASER::INNER_CACHE.val(attributes::NON_CACHEABLE)).value);
+    }
+
+    /// Has the configuration of a physical LPI read anew here. Only with [`can_invlpi`](Self::can_invlpi).
+    pub fn invalidate_lpi(&self, lpi: Lpi) -> bool {
+        self.invalidate(gicr::INVLPIR, GICR_INVLPIR::INTID.val(u64::from(lpi.0)).value)
+    }
+
+    /// Has the configuration of a vLPI read anew here (GICv4.1: V and vPEID are RES0 before).
+    pub fn invalidate_vlpi(&self, vpe: VpeId, vintid: u32) -> bool {
+        let v = GICR_INVLPIR::INTID.val(u64::from(vintid))
+            + GICR_INVLPIR::VPEID.val(u64::from(vpe.0))
+            + GICR_INVLPIR::V::SET;
+        self.invalidate(gicr::INVLPIR, v.value)
+    }
+
+    /// Has the configuration of all vLPIs of a vPE read anew here (GICv4.1).
+    pub fn invalidate_vpe(&self, vpe: VpeId) -> bool {
+        self.invalidate(gicr::INVALLR, (GICR_INVLPIR::VPEID.val(u64::from(vpe.0)) + GICR_INVLPIR::V::SET).value)
+    }
+
+    fn invalidate(&self, register: u64, value: u64) -> bool {
+        let _busy = self.invalidate.lock();
+        let idle = self.syncr();
+        if idle {
+            self.hw.write64(self.base.add(register), value);
+        }
+        idle && self.syncr()
+    }
+
+    fn syncr(&self) -> bool {
+        let at = self.base.add(gicr::SYNCR);
+        let busy = || LocalRegisterCopy::<u32, GICR_SYNCR::Register>::new(self.hw.read32(at)).is_set(GICR_SYNCR::BUSY);
+        self.hw.wait(SYNCR_LIMIT_US, || !busy())
+    }
+
+    /// Takes away a physical LPI's pending state here. Only with [`can_setclr`](Self::can_setclr).
+    pub fn clear_lpi(&self, lpi: Lpi) -> bool {
+        let _busy = self.invalidate.lock();
+        let idle = self.syncr();
+        if idle {
+            self.hw.write64(self.base.add(gicr::CLRLPIR), u64::from(lpi.0));
+        }
+        idle && self.syncr()
+    }
+
+    // ---- residency: what v4/residency.rs is made of -------------------------------------------------------
+
+    #[inline]
+    pub fn vpend(&self) -> Vpend {
+        Vpend::new(self.hw.read64(self.base.add(gicr::VPENDBASER)))
+    }
+
+    #[inline]
+    pub fn write_vpend(&self, value: u64) {
+        self.hw.write64(self.base.add(gicr::VPENDBASER), value);
+    }
+
+    /// Writes GICR_VPROPBASER (GICv4.0) if it holds something else. Nothing is resident.
+    #[inline]
+    pub fn set_vpropbaser(&self, value: u64) {
+        if self.vprop.load(Ordering::Relaxed) != value {
+            self.hw.write64(self.base.add(gicr::VPROPBASER), value);
+            self.vprop.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits for Dirty to clear where the bit is always meaningful: after Valid was cleared.
+    #[inline]
+    pub fn clean(&self) -> bool {
+        self.hw.wait(DIRTY_LIMIT_US, || !self.vpend().is_set(GICR_VPENDBASER::DIRTY))
+    }
+
+    /// Waits for Dirty to clear while Valid is 1. Without GICR_TYPER.Dirty the bit is UNKNOWN then: it is given a
+    /// short while, once, and not looked at again when it turns out to be stuck.
+    #[inline]
+    pub fn clean_before_change(&self) -> bool {
+        if self.has_dirty() {
+            return self.clean();
+        }
+        if !self.dirty_is_noise.load(Ordering::Relaxed)
+            && !self.hw.wait(DIRTY_HINT_LIMIT_US, || !self.vpend().is_set(GICR_VPENDBASER::DIRTY))
+        {
+            self.dirty_is_noise.store(true, Ordering::Relaxed);
+        }
+        true
+    }
+
+    /// Claims this redistributor for a vPE; `Err` names the one that has it.
+    #[inline]
+    pub fn claim(&self, vpe: VpeId) -> Result<(), VpeId> {
+        match self.resident.compare_exchange(0, u32::from(vpe.0) + 1, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => Ok(()),
+            Err(other) => Err(VpeId((other - 1) as u16)),
+        }
+    }
+
+    #[inline]
+    pub fn release(&self) {
+        self.resident.store(0, Ordering::Release);
+    }
+
+    /// Which vPE is resident here.
+    pub fn resident(&self) -> Option<VpeId> {
+        self.resident.load(Ordering::Acquire).checked_sub(1).map(|v| VpeId(v as u16))
+    }
+}

@@ -1,0 +1,268 @@
+//! The registers of the distributor and the redistributors (IHI 0069, 12.9 to 12.12).
+//!
+//! Offsets and fields only. Nothing above this file holds a mask, a shift or an offset.
+#![allow(dead_code, reason = "layouts are kept whole")]
+
+use crate::ids::Pa;
+use tock_registers::register_bitfields;
+
+/// Identification register 2, at the same place in the last page of every GIC frame.
+pub const PIDR2: u64 = 0xffe8;
+
+/// Distributor offsets. The interrupt bank ones are also those of a redistributor's SGI frame.
+pub mod gicd {
+    pub const CTLR: u64 = 0x0000;
+    pub const TYPER: u64 = 0x0004;
+    pub const TYPER2: u64 = 0x000c;
+    pub const IGROUPR: u64 = 0x0080;
+    pub const ISENABLER: u64 = 0x0100;
+    pub const ICENABLER: u64 = 0x0180;
+    pub const ISPENDR: u64 = 0x0200;
+    pub const ICPENDR: u64 = 0x0280;
+    pub const ISACTIVER: u64 = 0x0300;
+    pub const ICACTIVER: u64 = 0x0380;
+    pub const IPRIORITYR: u64 = 0x0400;
+    pub const ICFGR: u64 = 0x0c00;
+    pub const IROUTER: u64 = 0x6000;
+}
+
+/// Redistributor offsets from RD_base.
+pub mod gicr {
+    pub const CTLR: u64 = 0x0000;
+    pub const TYPER: u64 = 0x0008;
+    pub const WAKER: u64 = 0x0014;
+    pub const CLRLPIR: u64 = 0x0048;
+    pub const PROPBASER: u64 = 0x0070;
+    pub const PENDBASER: u64 = 0x0078;
+    pub const INVLPIR: u64 = 0x00a0;
+    pub const INVALLR: u64 = 0x00b0;
+    pub const SYNCR: u64 = 0x00c0;
+
+    /// One frame; a redistributor has two of them, or four with virtual LPIs.
+    pub const FRAME: u64 = 0x1_0000;
+    pub const SGI_BASE: u64 = FRAME;
+    pub const VLPI_BASE: u64 = 2 * FRAME;
+
+    pub const VPROPBASER: u64 = VLPI_BASE + 0x0070;
+    pub const VPENDBASER: u64 = VLPI_BASE + 0x0078;
+    pub const VSGIR: u64 = VLPI_BASE + 0x0080;
+    pub const VSGIPENDR: u64 = VLPI_BASE + 0x0088;
+}
+
+register_bitfields! [u32,
+    pub GICD_CTLR [
+        ENABLE_GRP1 OFFSET(1) NUMBITS(1) [],
+        ARE OFFSET(4) NUMBITS(1) [],
+        DS OFFSET(6) NUMBITS(1) [],
+        RWP OFFSET(31) NUMBITS(1) []
+    ],
+    pub GICD_TYPER [
+        IT_LINES OFFSET(0) NUMBITS(5) [],
+        NUM_LPIS OFFSET(11) NUMBITS(5) [],
+        LPIS OFFSET(17) NUMBITS(1) [],
+        ID_BITS OFFSET(19) NUMBITS(5) []
+    ],
+    pub GICD_TYPER2 [
+        VID OFFSET(0) NUMBITS(5) [],
+        VIL OFFSET(7) NUMBITS(1) [],
+        NASSGICAP OFFSET(8) NUMBITS(1) []
+    ],
+    pub PIDR2_FIELDS [
+        ARCH_REV OFFSET(4) NUMBITS(4) []
+    ],
+    pub GICR_CTLR [
+        ENABLE_LPIS OFFSET(0) NUMBITS(1) [],
+        CES OFFSET(1) NUMBITS(1) [],
+        IR OFFSET(2) NUMBITS(1) [],
+        RWP OFFSET(3) NUMBITS(1) []
+    ],
+    pub GICR_WAKER [
+        PROCESSOR_SLEEP OFFSET(1) NUMBITS(1) [],
+        CHILDREN_ASLEEP OFFSET(2) NUMBITS(1) []
+    ],
+    pub GICR_SYNCR [
+        BUSY OFFSET(0) NUMBITS(1) []
+    ],
+    pub GICR_VSGIPENDR [
+        PENDING OFFSET(0) NUMBITS(16) [],
+        BUSY OFFSET(31) NUMBITS(1) []
+    ]
+];
+
+register_bitfields! [u64,
+    pub GICR_TYPER [
+        PLPIS OFFSET(0) NUMBITS(1) [],
+        VLPIS OFFSET(1) NUMBITS(1) [],
+        DIRTY OFFSET(2) NUMBITS(1) [],
+        DIRECT_LPI OFFSET(3) NUMBITS(1) [],
+        LAST OFFSET(4) NUMBITS(1) [],
+        RVPEID OFFSET(7) NUMBITS(1) [],
+        PROCESSOR_NUMBER OFFSET(8) NUMBITS(16) [],
+        COMMON_LPI_AFF OFFSET(24) NUMBITS(2) [],
+        VSGI OFFSET(26) NUMBITS(1) [],
+        AFFINITY OFFSET(32) NUMBITS(32) []
+    ],
+    pub GICR_PROPBASER [
+        ID_BITS OFFSET(0) NUMBITS(5) [],
+        INNER_CACHE OFFSET(7) NUMBITS(3) [],
+        SHAREABILITY OFFSET(10) NUMBITS(2) [],
+        PA_4K OFFSET(12) NUMBITS(40) [],
+        OUTER_CACHE OFFSET(56) NUMBITS(3) []
+    ],
+    pub GICR_PENDBASER [
+        INNER_CACHE OFFSET(7) NUMBITS(3) [],
+        SHAREABILITY OFFSET(10) NUMBITS(2) [],
+        PA_64K OFFSET(16) NUMBITS(36) [],
+        OUTER_CACHE OFFSET(56) NUMBITS(3) [],
+        PTZ OFFSET(62) NUMBITS(1) []
+    ],
+    pub GICR_INVLPIR [
+        INTID OFFSET(0) NUMBITS(32) [],
+        VPEID OFFSET(32) NUMBITS(16) [],
+        V OFFSET(63) NUMBITS(1) []
+    ],
+    /// GICv4.0.
+    pub GICR_VPROPBASER [
+        ID_BITS OFFSET(0) NUMBITS(5) [],
+        INNER_CACHE OFFSET(7) NUMBITS(3) [],
+        SHAREABILITY OFFSET(10) NUMBITS(2) [],
+        PA_4K OFFSET(12) NUMBITS(40) [],
+        OUTER_CACHE OFFSET(56) NUMBITS(3) []
+    ],
+    /// GICv4.0.
+    pub GICR_VPENDBASER [
+        INNER_CACHE OFFSET(7) NUMBITS(3) [],
+        SHAREABILITY OFFSET(10) NUMBITS(2) [],
+        PA_64K OFFSET(16) NUMBITS(36) [],
+        OUTER_CACHE OFFSET(56) NUMBITS(3) [],
+        DIRTY OFFSET(60) NUMBITS(1) [],
+        PENDING_LAST OFFSET(61) NUMBITS(1) [],
+        IDAI OFFSET(62) NUMBITS(1) [],
+        VALID OFFSET(63) NUMBITS(1) []
+    ],
+    /// GICv4.1: the table of vPEs.
+    pub GICR_VPROPBASER_4_1 [
+        SIZE OFFSET(0) NUMBITS(7) [],
+        INNER_CACHE OFFSET(7) NUMBITS(3) [],
+        SHAREABILITY OFFSET(10) NUMBITS(2) [],
+        PA_4K OFFSET(12) NUMBITS(40) [],
+        Z OFFSET(52) NUMBITS(1) [],
+        PAGE_SIZE OFFSET(53) NUMBITS(2) [],
+        INDIRECT OFFSET(55) NUMBITS(1) [],
+        OUTER_CACHE OFFSET(56) NUMBITS(3) [],
+        ENTRY_SIZE OFFSET(59) NUMBITS(3) [],
+        VALID OFFSET(63) NUMBITS(1) []
+    ],
+    /// GICv4.1.
+    pub GICR_VPENDBASER_4_1 [
+        VPEID OFFSET(0) NUMBITS(16) [],
+        VGRP1EN OFFSET(58) NUMBITS(1) [],
+        VGRP0EN OFFSET(59) NUMBITS(1) [],
+        DIRTY OFFSET(60) NUMBITS(1) [],
+        PENDING_LAST OFFSET(61) NUMBITS(1) [],
+        DOORBELL OFFSET(62) NUMBITS(1) [],
+        VALID OFFSET(63) NUMBITS(1) []
+    ]
+];
+
+/// The configuration byte of an LPI or a vLPI (IHI 0069, 5.1.1).
+pub mod config {
+    const ENABLE: u8 = 1 << 0;
+    const RES1: u8 = 1 << 1;
+    const PRIORITY: u8 = 0xfc;
+
+    /// Disabled at priority 0xa0: what every LPI starts as.
+    pub const DEFAULT: u8 = 0xa0 | RES1;
+
+    /// The byte for a priority (of which bits [1:0] do not exist) and an enable.
+    #[must_use]
+    pub const fn byte(priority: u8, enabled: bool) -> u8 {
+        (priority & PRIORITY) | RES1 | if enabled { ENABLE } else { 0 }
+    }
+
+    /// A guest's byte with the bit that must be 1.
+    #[must_use]
+    pub const fn sanitised(byte: u8) -> u8 {
+        byte | RES1
+    }
+}
+
+/// How tables are mapped by the hardware that walks them. The two codes are fixed by the field layouts that
+/// PROPBASER, PENDBASER, VPROPBASER, VPENDBASER, BASER and CBASER share (IHI 0069, 12.11).
+pub mod attributes {
+    /// Inner-shareable.
+    pub const INNER_SHAREABLE: u64 = 1;
+    /// Normal, non-cacheable.
+    pub const NON_CACHEABLE: u64 = 1;
+    /// Read-allocate, write-back.
+    pub const READ_ALLOCATE: u64 = 3;
+    /// Read- and write-allocate, write-back.
+    pub const WRITE_ALLOCATE: u64 = 7;
+    /// OuterCache: as the inner field says.
+    pub const SAME_AS_INNER: u64 = 0;
+}
+
+/// A 64 KiB-aligned address as the PA field of a register or command holds it.
+#[must_use]
+pub const fn pa_64k(pa: Pa) -> u64 {
+    pa.0 >> 16
+}
+
+/// A 4 KiB-aligned address as the PA field of a register holds it.
+#[must_use]
+pub const fn pa_4k(pa: Pa) -> u64 {
+    pa.0 >> 12
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tock_registers::LocalRegisterCopy;
+
+    #[test]
+    fn a_configuration_byte_keeps_bit_1_set_and_priority_above_it() {
+        assert_eq!(config::DEFAULT, 0xa2);
+        assert_eq!(config::byte(0xa0, true), 0xa3);
+        assert_eq!(config::byte(0xff, false), 0xfe);
+        assert_eq!(config::sanitised(0x41), 0x43);
+    }
+
+    #[test]
+    fn redistributor_type_of_the_second_cpu_of_qemu_reads_as_documented() {
+        let t = LocalRegisterCopy::<u64, GICR_TYPER::Register>::new(0x0000_0001_0100_0113);
+        assert!(t.is_set(GICR_TYPER::PLPIS) && t.is_set(GICR_TYPER::VLPIS) && t.is_set(GICR_TYPER::LAST));
+        assert!(!t.is_set(GICR_TYPER::DIRTY) && !t.is_set(GICR_TYPER::DIRECT_LPI) && !t.is_set(GICR_TYPER::RVPEID));
+        assert_eq!(t.read(GICR_TYPER::PROCESSOR_NUMBER), 1);
+        assert_eq!(t.read(GICR_TYPER::COMMON_LPI_AFF), 1);
+        assert_eq!(t.read(GICR_TYPER::AFFINITY), 1);
+    }
+
+    #[test]
+    fn each_field_stands_where_the_manual_puts_it() {
+        assert_eq!(GICR_VPENDBASER::VALID::SET.value, 1 << 63);
+        assert_eq!(GICR_VPENDBASER::IDAI::SET.value, 1 << 62);
+        assert_eq!(GICR_VPENDBASER::PENDING_LAST::SET.value, 1 << 61);
+        assert_eq!(GICR_VPENDBASER::DIRTY::SET.value, 1 << 60);
+        assert_eq!(GICR_VPENDBASER::PA_64K.val(pa_64k(Pa(0xf_ffff_ffff_0000))).value, 0xf_ffff_ffff_0000);
+        assert_eq!(GICR_VPENDBASER_4_1::DOORBELL::SET.value, 1 << 62);
+        assert_eq!(GICR_VPENDBASER_4_1::VGRP0EN::SET.value, 1 << 59);
+        assert_eq!(GICR_VPENDBASER_4_1::VGRP1EN::SET.value, 1 << 58);
+        assert_eq!(GICR_VPROPBASER_4_1::INDIRECT::SET.value, 1 << 55);
+        assert_eq!(GICR_VPROPBASER_4_1::Z::SET.value, 1 << 52);
+        assert_eq!(GICR_PENDBASER::PTZ::SET.value, 1 << 62);
+        assert_eq!(GICR_PROPBASER::PA_4K.val(pa_4k(Pa(0xf_ffff_ffff_f000))).value, 0xf_ffff_ffff_f000);
+        assert_eq!(GICR_INVLPIR::V::SET.value, 1 << 63);
+        assert_eq!(GICR_INVLPIR::VPEID.val(0xffff).value, 0xffff << 32);
+        assert_eq!(GICD_CTLR::ARE::SET.value | GICD_CTLR::ENABLE_GRP1::SET.value, 0x12);
+        assert_eq!(GICR_WAKER::PROCESSOR_SLEEP::SET.value | GICR_WAKER::CHILDREN_ASLEEP::SET.value, 6);
+    }
+
+    #[test]
+    fn distributor_type_of_qemu_reads_as_documented() {
+        let t = LocalRegisterCopy::<u32, GICD_TYPER::Register>::new(0x037e_0208 & !(1 << 9));
+        assert_eq!((t.read(GICD_TYPER::IT_LINES) + 1) * 32, 288);
+        assert_eq!(t.read(GICD_TYPER::ID_BITS) + 1, 16);
+        assert!(t.is_set(GICD_TYPER::LPIS));
+        assert_eq!(t.read(GICD_TYPER::NUM_LPIS), 0);
+    }
+}

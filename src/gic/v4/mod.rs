@@ -1,0 +1,178 @@
+//! GICv4: interrupts that reach a guest without the hypervisor (IHI 0069, chapter 6).
+//!
+//! The ITS maps an event to a *vPE* and a *vINTID* instead of to an LPI. A vPE is the hardware's idea of a virtual
+//! CPU: it lives at one redistributor (its *home*), has a pending table in memory (the VPT), and shares a
+//! configuration table with the other vPEs of its VM. While it is *resident* on its home, the redistributor feeds
+//! its pending vLPIs to the CPU, and a guest takes them as its own; EL2 runs no instruction. While it is not, they
+//! are set pending in the VPT, and a *doorbell* (a physical LPI) tells EL2 that its virtual CPU has something to do.
+//!
+//! What the rest of the tree sees are the verbs of [`V4`]; which commands they become is decided below them.
+//!
+//! | file | what it owns |
+//! |---|---|
+//! | `vm` | VMs and vPEs: tables, ids, doorbells, VMAPP |
+//! | `moves` | VMOVP: one ITS for all, or the ITSs of a list in one global order |
+//! | `residency` | enter and leave |
+//! | `proxy` | control of doorbells where redistributors cannot do it |
+//!
+//! Invariants: a vPE is resident on one redistributor at most and a redistributor holds one vPE at most; a vPE becomes
+//! resident only where every ITS that maps it knows it to be (the VMOVP *completed*); nothing in GICR_VPENDBASER
+//! changes while Valid is 1, nor is Valid cleared while Dirty is 1; memory that the hardware may still use is never
+//! given back. Locks: VM map, vPE, VMOVP, ITS queue, redistributor, in this order.
+//!
+//! On GICv4.0 doorbells stay enabled: none rings while its vPE is resident, and one that rings for a runnable
+//! virtual CPU is counted and ignored by the caller.
+
+mod moves;
+mod proxy;
+mod residency;
+mod vm;
+
+pub use residency::{EnterError, PendingLast, Resident, Why};
+pub use vm::{V4Error, VmHandle};
+
+pub(super) use proxy::Proxy;
+
+use super::Gic;
+use super::its::{Its, ItsError};
+use crate::ids::{CpuId, DeviceId, EventId, ItsId, Lpi, VIntid, VpeId};
+use crate::mmio::Hw;
+use crate::sync::{Lock, Once, Rank};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
+use moves::Moves;
+use vm::{Slot, Vm};
+
+/// vPEs are kept in chunks of this many, allocated when first needed and kept.
+const CHUNK: usize = 64;
+type Chunk = Box<[Slot]>;
+
+/// Everything that exists only with virtual LPIs.
+pub(super) struct State {
+    ids: Ids,
+    chunks: Box<[Once<Chunk>]>,
+    vms: Lock<Vec<Option<Vm>>>,
+    moves: Lock<Moves>,
+    pub(super) proxy: Option<Proxy>,
+}
+
+impl State {
+    pub(super) fn new(vpes: u32, proxy: Option<Proxy>) -> Self {
+        State {
+            ids: Ids::new(vpes as usize),
+            chunks: (0..(vpes as usize).div_ceil(CHUNK)).map(|_| Once::new()).collect(),
+            vms: Lock::new(Rank::VmMap, Vec::new()),
+            moves: Lock::new(Rank::Vmovp, Moves::default()),
+            proxy,
+        }
+    }
+
+    #[inline]
+    fn slot(&self, vpe: VpeId) -> Option<&Slot> {
+        self.chunks.get(vpe.index() / CHUNK)?.get()?.get(vpe.index() % CHUNK)
+    }
+}
+
+/// Numbers given out from 0, lock-free.
+pub(super) struct Ids {
+    words: Box<[AtomicU64]>,
+}
+
+impl Ids {
+    pub fn new(count: usize) -> Self {
+        let words: Box<[AtomicU64]> = (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        if !count.is_multiple_of(64)
+            && let Some(last) = words.last()
+        {
+            last.store(!0 << (count % 64), Ordering::Relaxed);
+        }
+        Ids { words }
+    }
+
+    pub fn alloc(&self) -> Option<u32> {
+        for (n, word) in self.words.iter().enumerate() {
+            loop {
+                let bit = word.load(Ordering::Relaxed).trailing_ones();
+                if bit == 64 {
+                    break;
+                }
+                if word.fetch_or(1 << bit, Ordering::AcqRel) & 1 << bit == 0 {
+                    return Some(n as u32 * 64 + bit);
+                }
+            }
+        }
+        None
+    }
+
+    pub fn free(&self, id: u32) {
+        if let Some(word) = self.words.get(id as usize / 64) {
+            word.fetch_and(!(1 << (id % 64)), Ordering::AcqRel);
+        }
+    }
+}
+
+/// The verbs. A view of [`Gic`] that exists only where virtual LPIs do.
+pub struct V4<'a, H: Hw + Clone> {
+    gic: &'a Gic<H>,
+    state: &'a State,
+}
+
+impl<H: Hw + Clone> Clone for V4<'_, H> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<H: Hw + Clone> Copy for V4<'_, H> {}
+
+impl<H: Hw + Clone> Gic<H> {
+    /// The verbs of GICv4, if this machine has virtual LPIs and they are wanted.
+    #[inline]
+    pub fn v4(&self) -> Option<V4<'_, H>> {
+        self.v4.as_ref().map(|state| V4 { gic: self, state })
+    }
+
+    /// The same, for events of an ITS that has virtual LPIs.
+    pub(super) fn v4_on(&self, its: &Its<H>) -> Result<V4<'_, H>, ItsError> {
+        if its.facts.virtual_lpis { self.v4().ok_or(ItsError::NotVirtual) } else { Err(ItsError::NotVirtual) }
+    }
+}
+
+impl<H: Hw + Clone> V4<'_, H> {
+    /// Maps an event to a vLPI. If it was physical, its LPI stays the caller's, and one INT makes up for what was
+    /// pending or arrives meanwhile.
+    pub fn map_event(self, its: ItsId, dev: DeviceId, ev: EventId, vpe: VpeId, vintid: VIntid) -> Result<(), ItsError> {
+        let mut batch = self.gic.batch(its)?;
+        batch.map_virtual(dev, ev, vpe, vintid)?;
+        batch.finish()
+    }
+
+    /// Moves a virtual event to another vPE of the same VM, its pending state too.
+    pub fn move_event(self, its: ItsId, dev: DeviceId, ev: EventId, vpe: VpeId) -> Result<(), ItsError> {
+        let mut batch = self.gic.batch(its)?;
+        batch.move_virtual(dev, ev, vpe)?;
+        batch.finish()
+    }
+
+    /// Maps a virtual event to a physical LPI, which is left pending once.
+    pub fn to_software(self, its: ItsId, dev: DeviceId, ev: EventId, lpi: Lpi, cpu: CpuId) -> Result<(), ItsError> {
+        let mut batch = self.gic.batch(its)?;
+        batch.to_software(dev, ev, lpi, cpu)?;
+        batch.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Ids;
+
+    #[test]
+    fn ids_are_given_out_once_and_run_out() {
+        let ids = Ids::new(66);
+        let mut all: Vec<_> = core::iter::from_fn(|| ids.alloc()).collect();
+        all.sort_unstable();
+        assert_eq!(all, (0..66).collect::<Vec<_>>());
+        ids.free(65);
+        assert_eq!((ids.alloc(), ids.alloc()), (Some(65), None));
+    }
+}

@@ -1,0 +1,230 @@
+//! VMOVP: taking a vPE from one redistributor to another.
+//!
+//! Where GITS_TYPER.VMOVP is 1, one ITS is told and tells the others. In ITSList mode every ITS that maps the vPE
+//! gets the same command with the same sequence number and the list of all of them; all ITSs have to see all
+//! such commands in one order (IHI 0069, 5.3.25). One lock covers taking the number and posting to all rings.
+//!
+//! A command that has been posted will be executed, however late, unless its ITS dies. So a move goes forward only:
+//!
+//! * Not posted anywhere: nothing happened, the vPE lives where it did.
+//! * Posted on some rings only (one stayed full): it is finished before any other vPE's move is posted.
+//! * Posted, completion not seen: the vPE is *moving*, and resident nowhere until the completion is seen.
+//! * An ITS died: if it had consumed the move or not no longer matters, it translates nothing. It leaves the list.
+
+use super::V4;
+use super::residency::EnterError;
+use super::vm::{Control, Vpe, bit};
+use crate::gic::its::{Command, Its, ItsError, Ticket};
+use crate::gic::redist::Redist;
+use crate::ids::{CpuId, VpeId};
+use crate::mmio::Hw;
+use arrayvec::ArrayVec;
+
+/// How long a virtual CPU's switch may wait for its move.
+const MOVE_LIMIT_US: u64 = 10_000;
+const ITSS: usize = 16;
+
+/// A move whose completion has not been seen.
+pub(super) struct Moving {
+    to: CpuId,
+    /// Where it has been posted.
+    tickets: ArrayVec<(u8, Ticket), { ITSS + 1 }>,
+    /// Where it has yet to be posted (ITSList mode).
+    missing: u16,
+}
+
+/// What all moves share.
+#[derive(Default)]
+pub(super) struct Moves {
+    sequence: u16,
+    /// A broadcast that not all rings had room for; no other may overtake it.
+    unfinished: Option<Broadcast>,
+}
+
+struct Broadcast {
+    vpe: VpeId,
+    to: CpuId,
+    sequence: u16,
+    list: u16,
+    missing: u16,
+}
+
+impl<H: Hw + Clone> V4<'_, H> {
+    /// Makes a vPE live on `cpu`, completely. It is resident nowhere.
+    #[cold]
+    pub(super) fn bring(self, vpe: VpeId, v: &mut Vpe, cpu: CpuId) -> Result<(), EnterError> {
+        if v.moving.is_some() {
+            self.finish_move(vpe, v)?;
+        }
+        if v.home == cpu {
+            return Ok(());
+        }
+        self.start_move(vpe, v, cpu)?;
+        self.finish_move(vpe, v)
+    }
+
+    /// Posts a move. After an error nothing has happened.
+    fn start_move(self, vpe: VpeId, v: &mut Vpe, cpu: CpuId) -> Result<(), EnterError> {
+        let stays = EnterError::NotMoved { home: v.home };
+        let to = self.gic.online(cpu).map_err(|_| EnterError::CpuOffline(cpu))?;
+        let alive =
+            self.itss().filter(|its| v.mapped & bit(its) != 0 && !its.queue.is_dead()).fold(0, |a, its| a | bit(its));
+        let mut moving = Moving { to: cpu, tickets: ArrayVec::new(), missing: 0 };
+        if alive == 0 {
+            if v.mapped != 0 {
+                return Err(stays);
+            }
+            // Mapped nowhere: the first VMAPP will name the new home.
+        } else if self.gic.facts.single_vmovp {
+            let its = self.itss().find(|its| bit(its) & alive != 0).ok_or(stays)?;
+            let ticket = its
+                .queue
+                .post(&self.gic.counters, &[self.vmovp(its, vpe, v, to), Command::vsync(vpe)])
+                .map_err(|_| stays)?;
+            moving.tickets.push((its.id.0, ticket));
+        } else {
+            self.broadcast(vpe, to, alive, &mut moving).map_err(|_| stays)?;
+        }
+        self.gic.counters.vmovp.bump();
+        self.move_doorbell(v, to, &mut moving);
+        v.moving = Some(moving);
+        Ok(())
+    }
+
+    fn vmovp(self, its: &Its<H>, vpe: VpeId, v: &Vpe, to: &Redist<H>) -> Command {
+        let command = Command::vmovp(vpe, its.target(to));
+        if self.gic.facts.v41 { command.with_default_doorbell(v.doorbell) } else { command }
+    }
+
+    /// One number, one list, all rings, under one lock. An error means that no ring has it.
+    fn broadcast(self, vpe: VpeId, to: &Redist<H>, list: u16, moving: &mut Moving) -> Result<(), ItsError> {
+        let mut moves = self.state.moves.lock();
+        if let Some(mut earlier) = moves.unfinished.take() {
+            self.post_missing(&mut earlier, |_, _| {});
+            if earlier.missing != 0 {
+                moves.unfinished = Some(earlier);
+                return Err(ItsError::Timeout);
+            }
+        }
+        moves.sequence = moves.sequence.wrapping_add(1);
+        let mut all = Broadcast { vpe, to: to.cpu, sequence: moves.sequence, list, missing: list };
+        self.post_missing(&mut all, |its, ticket| moving.tickets.push((its, ticket)));
+        if all.missing == list {
+            return Err(ItsError::Timeout);
+        }
+        moving.missing = all.missing;
+        if all.missing != 0 {
+            moves.unfinished = Some(all);
+        }
+        Ok(())
+    }
+
+    /// Posts a broadcast where it is missing, in ITS order; stops at the first ring that has no room. ITSs that have
+    /// died are no longer missing.
+    fn post_missing(self, all: &mut Broadcast, mut posted: impl FnMut(u8, Ticket)) {
+        let Some(to) = self.gic.redists.get(all.to.index()) else { return };
+        for its in self.itss() {
+            if all.missing & bit(its) == 0 {
+                continue;
+            }
+            let numbers = self.itss().filter(|i| all.list & bit(i) != 0).fold(0, |a, i| a | 1u16 << i.facts.number);
+            let command = Command::vmovp_listed(all.vpe, its.target(to), all.sequence, numbers);
+            match its.queue.post(&self.gic.counters, &[command, Command::vsync(all.vpe)]) {
+                Ok(ticket) => posted(its.id.0, ticket),
+                Err(ItsError::Dead) => {}
+                Err(_) => return,
+            }
+            all.missing &= !bit(its);
+        }
+    }
+
+    /// Takes the doorbell along: a ring that is pending goes with it or is dropped, since the vPE is about to run.
+    fn move_doorbell(self, v: &mut Vpe, to: &Redist<H>, moving: &mut Moving) {
+        let gic = self.gic;
+        let Ok(from) = gic.online(v.home) else { return };
+        match v.control {
+            // On GICv4.1 the default doorbell follows the vPE.
+            Control::Direct if gic.facts.v41 => {}
+            Control::Direct => {
+                let cleared = !gic.facts.can_setclr || from.clear_lpi(v.doorbell);
+                if !(to.invalidate_lpi(v.doorbell) && cleared) {
+                    gic.counters.redist_timeouts.bump();
+                }
+            }
+            Control::Proxy(ev) => {
+                let Some(proxy) = &self.state.proxy else { return };
+                let posted = gic
+                    .its(proxy.its)
+                    .and_then(|its| its.queue.post(&gic.counters, &proxy.move_commands(its, ev, from, to)));
+                match posted {
+                    Ok(ticket) => moving.tickets.push((proxy.its.0, ticket)),
+                    Err(_) => v.control = Control::Coarse,
+                }
+            }
+            Control::Coarse => {
+                if gic.invalidate_cpu(to.cpu).is_err() {
+                    gic.counters.batch_errors.bump();
+                }
+            }
+        }
+    }
+
+    /// Sees a move through: afterwards the vPE lives where it was moved to.
+    #[cold]
+    pub(super) fn finish_move(self, vpe: VpeId, v: &mut Vpe) -> Result<(), EnterError> {
+        let Some(moving) = v.moving.as_mut() else { return Ok(()) };
+        if moving.missing != 0 {
+            self.catch_up(vpe, moving)?;
+        }
+        while let Some(&(its, ticket)) = moving.tickets.last() {
+            let queue = self.gic.its(crate::ids::ItsId(its)).map(|its| &its.queue);
+            match queue.and_then(|q| q.wait(&self.gic.counters, ticket, MOVE_LIMIT_US)) {
+                Ok(_) => {
+                    moving.tickets.pop();
+                }
+                // It was to tell the others, and has not: the others can still be told by another.
+                Err(ItsError::Dead)
+                    if self.gic.facts.single_vmovp && v.mapped & 1 << its != 0 && moving.tickets.len() == 1 =>
+                {
+                    v.moving = None;
+                    return Err(EnterError::NotMoved { home: v.home });
+                }
+                Err(ItsError::Dead | ItsError::NoSuchIts(_)) => {
+                    moving.tickets.pop();
+                }
+                Err(_) => return Err(EnterError::Moving),
+            }
+        }
+        v.home = moving.to;
+        v.moving = None;
+        Ok(())
+    }
+
+    /// The rest of a broadcast that not all rings had room for.
+    fn catch_up(self, vpe: VpeId, moving: &mut Moving) -> Result<(), EnterError> {
+        let mut moves = self.state.moves.lock();
+        if let Some(mut rest) = moves.unfinished.take_if(|b| b.vpe == vpe) {
+            self.post_missing(&mut rest, |its, ticket| moving.tickets.push((its, ticket)));
+            moving.missing = rest.missing;
+            if rest.missing != 0 {
+                moves.unfinished = Some(rest);
+                return Err(EnterError::Moving);
+            }
+            return Ok(());
+        }
+        drop(moves);
+        // Another CPU has posted the rest on its way: one more VSYNC stands behind it on each of those rings.
+        for its in self.itss() {
+            if moving.missing & bit(its) == 0 {
+                continue;
+            }
+            match its.queue.post(&self.gic.counters, &[Command::vsync(vpe)]) {
+                Ok(ticket) => moving.tickets.push((its.id.0, ticket)),
+                Err(ItsError::Dead) => {}
+                Err(_) => return Err(EnterError::Moving),
+            }
+            moving.missing &= !bit(its);
+        }
+        Ok(())
+    }
+}
