@@ -28,10 +28,6 @@ pub struct PerCpu {
     pub panicking: Cell<bool>,
     /// The exception that EL2 died of, if that is what happened.
     pub fault: Cell<Option<&'static Fault>>,
-    /// The vCPU that runs here, for whoever put it there; null when there is none.
-    pub vcpu: Cell<*mut ()>,
-    /// Another slot of the same kind, for the residency guard.
-    pub resident: Cell<*mut ()>,
     /// It has reached its entry.
     online: AtomicBool,
     /// The stack for exceptions of EL2 itself.
@@ -54,8 +50,6 @@ impl PerCpu {
             locks_held: Cell::new(0),
             panicking: Cell::new(false),
             fault: Cell::new(None),
-            vcpu: Cell::new(ptr::null_mut()),
-            resident: Cell::new(ptr::null_mut()),
             online: AtomicBool::new(false),
             emergency: Emergency(UnsafeCell::new([0; EMERGENCY_SIZE / 8])),
         }

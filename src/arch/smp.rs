@@ -68,6 +68,8 @@ doorward_secondary:
     msr     hcr_el2, x2
     ldr     x2, =0x30c50830
     msr     sctlr_el2, x2
+    msr     spsel, #1
+    msr     cnthp_ctl_el2, xzr          // unknown at reset
     isb
     ldp     x1, x2, [x20]
     ldp     x3, x4, [x20, #16]

@@ -68,8 +68,8 @@ boot_start:
     b.lo    5b
     dsb     sy
 
-    adrp    x1, __stack_top
-    mov     sp, x1
+    adrp    x5, __stack_top
+    mov     sp, x5
     mov     x29, xzr
     mov     x30, xzr
     mrs     x1, CurrentEL
@@ -81,7 +81,10 @@ boot_start:
     msr     hcr_el2, x2
     ldr     x2, =0x30c50830             // SCTLR_EL2: the RES1 bits, no MMU, no caches
     msr     sctlr_el2, x2
+    msr     spsel, #1
+    msr     cnthp_ctl_el2, xzr
     isb
+    mov     sp, x5                      // again, should it have been SP_EL0 so far
 6:  mov     x0, x20
     b       boot_cpu
 "#
