@@ -117,13 +117,14 @@ impl Machine {
         Ok(())
     }
 
-    /// Device frames are neither in RAM nor in each other.
+    /// Device frames are neither in RAM nor in each other. The console may be a PCI function (Graviton3's is), so it may
+    /// be in a PCI window; an ECAM may be shared by several hosts (see [`check_pci`](Self::check_pci)).
     fn check_frames(&self) -> Result<(), MachineError> {
-        let frames = || {
-            self.ranges().filter(|(what, _)| !matches!(what, What::Memory | What::Reserved | What::Module | What::Ecam))
-        };
-        disjoint(frames)?;
-        for (a, at) in frames().chain(self.pci.iter().map(|host| (What::Ecam, host.ecam))) {
+        let not_memory =
+            || self.ranges().filter(|(what, _)| !matches!(what, What::Memory | What::Reserved | What::Module));
+        disjoint(|| not_memory().filter(|(what, _)| !matches!(what, What::Ecam | What::Uart)))?;
+        disjoint(|| not_memory().filter(|(what, _)| !matches!(what, What::Ecam | What::PciWindow)))?;
+        for (a, at) in not_memory() {
             if let Some(&and) = self.memory.iter().find(|bank| bank.overlaps(at)) {
                 return Err(MachineError::Overlap { a, at, b: What::Memory, and });
             }
@@ -182,4 +183,38 @@ fn disjoint<I: Iterator<Item = (What, Range)>>(list: impl Fn() -> I) -> Result<(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Pa;
+    use crate::platform::fdt;
+    use crate::platform::testing::GICV4;
+
+    #[test]
+    fn a_console_may_be_a_pci_function_but_not_in_the_gic() {
+        let mut machine = fdt::read(GICV4).unwrap();
+        let mut uart = machine.uart.unwrap();
+        uart.regs.base = machine.pci[0].windows[1].cpu.base;
+        machine.uart = Some(uart);
+        assert_eq!(machine.check(), Ok(()));
+        uart.regs.base = Pa(0x080b_0000);
+        machine.uart = Some(uart);
+        assert!(matches!(machine.check(), Err(MachineError::Overlap { b: What::Uart, .. })));
+    }
+
+    #[test]
+    fn two_hosts_may_share_an_ecam_but_not_a_bus() {
+        let mut machine = fdt::read(GICV4).unwrap();
+        let mut second = machine.pci[0].clone();
+        second.windows.clear();
+        machine.pci[0].buses = (0, 0x7f);
+        second.buses = (0x80, 0xff);
+        second.ecam = Range::new(Pa(second.ecam.base.0 + (0x80 << 20)), 0x80 << 20);
+        machine.pci.push(second);
+        assert_eq!(machine.check(), Ok(()));
+        machine.pci[0].buses = (0, 0x80);
+        assert!(matches!(machine.check(), Err(MachineError::Overlap { a: What::Ecam, .. })));
+    }
 }
