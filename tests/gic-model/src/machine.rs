@@ -12,7 +12,7 @@ use crate::memory::{Allocation, Memory, Trouble};
 use crate::redist::Redist;
 use crate::violation::Violation;
 use crate::vpe::{Vpe, Vpt};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// An interrupt that was taken.
@@ -60,6 +60,8 @@ pub(crate) struct State {
     pub(crate) now: u64,
     pub(crate) dist: Dist,
     pub(crate) rds: Vec<Redist>,
+    /// Redistributors where something is under way that takes time.
+    pub(crate) occupied: BTreeSet<usize>,
     pub(crate) its: Vec<Its>,
     pub(crate) vpts: BTreeMap<u64, Vpt>,
     /// GICv4.1: what the redistributors know of each vPE.
@@ -77,6 +79,7 @@ impl State {
             now: 0,
             dist: Dist::default(),
             rds: cfg.cpus.iter().map(Redist::new).collect(),
+            occupied: BTreeSet::new(),
             its: cfg.its.iter().map(Its::new).collect(),
             vpts: BTreeMap::new(),
             vpes: BTreeMap::new(),
@@ -140,8 +143,14 @@ impl State {
 
     /// Does everything that has become due.
     pub(crate) fn settle(&mut self) {
-        for rd in 0..self.rds.len() {
-            self.settle_redist(rd);
+        if !self.occupied.is_empty() {
+            for rd in self.occupied.clone() {
+                self.settle_redist(rd);
+                let r = &self.rds[rd];
+                if r.in_flight.is_empty() && r.leaving.is_none() {
+                    self.occupied.remove(&rd);
+                }
+            }
         }
         self.pump();
     }

@@ -405,21 +405,28 @@ impl Memory {
     /// Reads as a device does. The bytes are what the device gets, also when there is trouble.
     pub(crate) fn device_read(&self, at: u64, out: &mut [u8], snoop: Snoop) -> Option<Trouble> {
         let mut trouble = None;
-        for (i, byte) in out.iter_mut().enumerate() {
-            let a = at + i as u64;
+        let mut rest = out;
+        let mut a = at;
+        while !rest.is_empty() {
+            let o = (a % PAGE) as usize;
+            let (now, later) = rest.split_at_mut(rest.len().min(PAGE as usize - o));
             match self.pages.get(&(a / PAGE)) {
                 None => {
-                    *byte = 0;
+                    now.fill(0);
                     trouble = Some(Trouble::NotAllocated);
                 }
                 Some(page) => {
-                    let (value, stale) = Memory::seen(page, (a % PAGE) as usize, snoop);
-                    *byte = value;
-                    if stale {
-                        trouble = trouble.or(Some(Trouble::Unpublished));
+                    for (i, byte) in now.iter_mut().enumerate() {
+                        let (value, stale) = Memory::seen(page, o + i, snoop);
+                        *byte = value;
+                        if stale {
+                            trouble = trouble.or(Some(Trouble::Unpublished));
+                        }
                     }
                 }
             }
+            a += now.len() as u64;
+            rest = later;
         }
         trouble
     }
@@ -437,15 +444,20 @@ impl Memory {
     }
 
     pub(crate) fn device_write(&mut self, at: u64, data: &[u8], snoop: Snoop) -> Option<Trouble> {
-        for (i, byte) in data.iter().enumerate() {
-            let a = at + i as u64;
+        let mut rest = data;
+        let mut a = at;
+        while !rest.is_empty() {
             let Some(page) = self.pages.get_mut(&(a / PAGE)) else { return Some(Trouble::NotAllocated) };
             let (b, o) = (page.bytes(), (a % PAGE) as usize);
-            b.poc[o] = *byte;
+            let (now, later) = rest.split_at(rest.len().min(PAGE as usize - o));
+            let span = o..o + now.len();
+            b.poc[span.clone()].copy_from_slice(now);
             if snoop == Snoop::Yes {
-                b.cpu[o] = *byte;
+                b.cpu[span.clone()].copy_from_slice(now);
             }
-            b.flags[o] = if snoop == Snoop::Yes { FOREIGN } else { FOREIGN_NC };
+            b.flags[span].fill(if snoop == Snoop::Yes { FOREIGN } else { FOREIGN_NC });
+            a += now.len() as u64;
+            rest = later;
         }
         None
     }

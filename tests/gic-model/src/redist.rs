@@ -376,6 +376,7 @@ impl State {
                 };
                 self.rds[rd].busy_until = self.now + self.cfg.timing.busy;
                 self.rds[rd].in_flight.extend(item);
+                self.occupied.insert(rd);
             }
         }
     }

@@ -10,7 +10,7 @@
 use crate::config::Staleness;
 use crate::machine::State;
 use crate::memory::{Snoop, Trouble, Use};
-use crate::redist::{LPI, pending_bits, pending_bytes, snoop};
+use crate::redist::{LPI, pending_bits, snoop};
 use std::collections::{BTreeMap, BTreeSet};
 
 const VPENDBASER: &str = "12.11 GICR_VPENDBASER";
@@ -38,6 +38,8 @@ pub(crate) struct Vpt {
     pub(crate) loaded: bool,
     pub(crate) bits: u32,
     how: Option<Snoop>,
+    /// The bits that the table in memory has.
+    in_memory: BTreeSet<u32>,
     /// IDAI as the end of the last residency left it.
     idai: bool,
     /// What was written back when the GIC lost interest; the same memory may come again.
@@ -349,6 +351,7 @@ impl State {
             pending_last: v4_1 && value & PENDING_LAST != 0,
             doorbell: v4_1 && value & BIT62 != 0 && value & PENDING_LAST == 0,
         });
+        self.occupied.insert(rd);
         self.settle_residency(rd);
     }
 
@@ -417,6 +420,7 @@ impl State {
         }
         self.mem.attach_once(vpt, len, Use::Vpt);
         let v = self.vpts.entry(vpt).or_default();
+        v.in_memory = pending.clone();
         v.pending = pending;
         v.loaded = true;
         v.bits = bits;
@@ -433,11 +437,13 @@ impl State {
         let Some(v) = self.vpts.get_mut(&vpt).filter(|v| v.loaded) else { return };
         v.loaded = false;
         let pending = std::mem::take(&mut v.pending);
-        let mut bytes = pending_bytes(&pending, v.bits);
-        bytes[0] = COARSE_MAP;
-        v.left = Some(pending);
+        let touched: BTreeSet<u32> = v.in_memory.union(&pending).copied().collect();
         let how = v.how.unwrap_or(Snoop::Yes);
-        let _ = self.mem.device_write(vpt, &bytes, how);
+        v.left = Some(pending.clone());
+        let _ = self.mem.device_write(vpt, &[COARSE_MAP], how);
+        for intid in touched {
+            self.write_pending_bit(vpt, intid, pending.contains(&intid), how);
+        }
         self.mem.detach(vpt, Use::Vpt);
     }
 

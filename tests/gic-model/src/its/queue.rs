@@ -157,7 +157,8 @@ impl State {
             }
         }
         for other in party.iter().copied().skip(1) {
-            if !self.ready(other) {
+            let o = &self.its[other];
+            if !self.ready(other) || o.deaf_at_vmovp || o.plan.contains_key(&o.history.len()) {
                 return false;
             }
             let there = self.fetch(other, false);

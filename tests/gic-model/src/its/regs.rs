@@ -185,7 +185,7 @@ impl State {
 
     fn enable_its(&mut self, its: usize) {
         let i = &self.its[its];
-        let (base, size, how) = (i.queue_base(), i.queue_size(), i.queue_snoop());
+        let (base, size) = (i.queue_base(), i.queue_size());
         if i.cbaser & VALID == 0 {
             self.flag(CTLR, format!("ITS{its} enabled without a valid GITS_CBASER"));
         } else if !self.mem.is_allocated(base, size) {
@@ -193,7 +193,13 @@ impl State {
         } else {
             self.mem.attach_once(base, size, Use::Queue(its));
         }
-        let _ = how;
+        let number = self.its[its].number;
+        let twin = |o: &usize| *o != its && !self.cfg.its[*o].vmovp && self.its[*o].enabled;
+        if !self.cfg.its[its].vmovp
+            && let Some(other) = (0..self.its.len()).filter(twin).find(|o| self.its[*o].number == number)
+        {
+            self.flag(CTLR, format!("ITS{its} and ITS{other} have the same ITS_Number {number}"));
+        }
         for n in 0..8 {
             let value = self.its[its].basers[n];
             self.its[its].latched[n] = None;

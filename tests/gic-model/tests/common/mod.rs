@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use gic_model::{Config, Machine};
+use gic_model::{Config, ItsNumber, Machine};
 
 pub const LPI: u32 = 8192;
 pub const VALID: u64 = 1 << 63;
@@ -19,6 +19,11 @@ pub struct Bench {
 
 pub fn rd_base(c: &Config, cpu: usize) -> u64 {
     c.cpus[cpu].gicr
+}
+
+/// A flat table of one 64K page.
+pub fn vpropbaser41(table: u64) -> u64 {
+    VALID | 2 << 53 | table | SHARED | 7 << 7
 }
 
 impl Bench {
@@ -43,6 +48,30 @@ impl Bench {
         b
     }
 
+    /// GICv4.1: as `up`, with one flat vPE table for each affinity group of redistributors, and behind GITS_BASER2
+    /// of each ITS that of the group of CPU 0.
+    pub fn up41(config: Config) -> Bench {
+        let mut b = Bench::raw(config);
+        b.m.write32(b.c.gicd, 0x12);
+        b.propbase = b.memory(0x1_0000, 0x1_0000);
+        let mut tables: Vec<(u32, u64)> = Vec::new();
+        for cpu in 0..b.c.cpus.len() {
+            b.lpis_on(cpu);
+            let group = b.c.cpus[cpu].group();
+            let known = tables.iter().find(|t| t.0 == group).map(|t| t.1);
+            let table = known.unwrap_or_else(|| b.memory(0x1_0000, 0x1_0000));
+            if known.is_none() {
+                tables.push((group, table));
+            }
+            b.m.write64(b.vlpi(cpu) + 0x70, vpropbaser41(table) | if known.is_none() { 1 << 52 } else { 0 });
+        }
+        for its in 0..b.c.its.len() {
+            b.m.write64(b.c.its[its].base + 0x110, VALID | tables[0].1 | SHARED | 7 << 59 | 2 << 8);
+            b.its_on(its);
+        }
+        b
+    }
+
     /// Published zeros.
     pub fn memory(&self, size: usize, align: usize) -> u64 {
         let at = self.m.alloc(size, align).expect("memory");
@@ -62,6 +91,9 @@ impl Bench {
     /// One 64K page for each table, so 8192 entries each; a 64K queue.
     pub fn its_on(&self, its: usize) {
         let base = self.c.its[its].base;
+        if self.c.its[its].number == ItsNumber::Writable {
+            self.m.write32(base, (its as u32) << 4);
+        }
         for n in 0..8u64 {
             let reg = base + 0x100 + 8 * n;
             let kind = self.m.read64(reg) >> 56 & 7;

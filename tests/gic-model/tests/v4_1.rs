@@ -1,0 +1,470 @@
+//! GICv4.1: vPE tables, Alloc, default doorbells, vSGIs. What works, and one provocation for each rule.
+
+mod common;
+
+use common::*;
+use gic_model::{Config, Delivery};
+
+const V: u32 = LPI + 5;
+const DB: u32 = LPI + 100;
+const ALLOC: u64 = 0x100;
+const PTZ: u64 = 0x200;
+
+struct Vm {
+    b: Bench,
+    vconf: u64,
+    vpt: u64,
+}
+
+/// vPE 3 at home on CPU 0, mapped on every ITS, default doorbell DB; device 5, event 1 of ITS 0 is its vLPI V.
+fn vm_on(config: Config) -> Vm {
+    let b = Bench::up41(config);
+    let (vconf, vpt) = (b.vconf(), b.vpt());
+    b.set_config(DB, 0xa1);
+    b.set_vconfig(vconf, V, 0xa1);
+    for its in 0..b.c.its.len() {
+        let alloc = if its == 0 { ALLOC } else { 0 };
+        let map = vmapp41(3, b.rdbase(its, 0), vpt, vconf, DB, alloc);
+        b.run(its, &[map, vsync(3), vinvall(3), vsync(3)]);
+    }
+    b.device(0, 5);
+    b.run(0, &[vmapti(5, 1, 3, V, 1023), vsync(3)]);
+    b.m.assert_clean();
+    Vm { b, vconf, vpt }
+}
+
+fn vm() -> Vm {
+    vm_on(Config::v4_1(3, 2))
+}
+
+fn unmap_all(b: &Bench) {
+    b.run(0, &[discard(5, 1), vsync(3), vunmapp41(3, 0)]);
+    b.run(1, &[vunmapp41(3, ALLOC)]);
+}
+
+#[test]
+fn an_msi_reaches_a_resident_vpe_if_its_group_is_on() {
+    for config in [Config::v4_1(3, 2), Config::v4_1(3, 2).instant(), Config::graviton3(4)] {
+        let Vm { b, vpt, .. } = vm_on(config);
+        b.enter41(0, 3);
+        b.m.advance_us(3);
+        b.m.msi(5, 1);
+        assert_eq!(b.m.guest_ack(0), Some(V));
+        assert_eq!(b.m.take_deliveries(), [Delivery::Guest { cpu: 0, vpe: Some(3), vpt, intid: V }]);
+        b.leave_with(0, PENDING_LAST);
+        b.m.write64(b.vlpi(0) + 0x78, VALID | 3);
+        b.wait_dirty(0);
+        b.m.msi(5, 1);
+        assert!(!b.m.guest_irq(0));
+        assert_ne!(b.leave(0) & PENDING_LAST, 0);
+        b.m.assert_clean();
+    }
+}
+
+#[test]
+fn a_doorbell_that_was_asked_for_rings_once() {
+    let Vm { b, .. } = vm();
+    b.m.msi(5, 1);
+    assert!(!b.m.host_irq(0), "nobody asked");
+    b.enter41(0, 3);
+    assert_eq!(b.m.guest_ack(0), Some(V));
+    assert_eq!(b.leave_with(0, DOORBELL) & PENDING_LAST, 0);
+    b.m.msi(5, 1);
+    assert_eq!(b.m.host_ack(0), Some(DB));
+    b.run(0, &[clear(5, 1), vsync(3)]);
+    b.m.msi(5, 1);
+    assert!(!b.m.host_irq(0));
+    b.m.assert_clean();
+}
+
+#[test]
+fn with_pending_last_there_is_no_doorbell() {
+    let Vm { b, .. } = vm();
+    b.enter41(0, 3);
+    b.m.msi(5, 1);
+    assert_ne!(b.leave_with(0, DOORBELL) & PENDING_LAST, 0);
+    b.m.msi(5, 1);
+    assert!(!b.m.host_irq(0));
+    b.enter41(0, 3);
+    assert_eq!(b.m.guest_ack(0), Some(V));
+    assert_ne!(b.leave_with(0, PENDING_LAST) & PENDING_LAST, 0, "as software said");
+    b.m.msi(5, 1);
+    assert!(!b.m.host_irq(0));
+    b.m.assert_clean();
+}
+
+#[test]
+fn a_disabled_vlpi_rings_when_it_is_enabled() {
+    let Vm { b, vconf, .. } = vm();
+    b.set_vconfig(vconf, V, 0xa0);
+    b.run(0, &[inv(5, 1), vsync(3)]);
+    b.enter41(0, 3);
+    assert_eq!(b.leave_with(0, DOORBELL) & PENDING_LAST, 0);
+    b.m.msi(5, 1);
+    assert!(!b.m.host_irq(0));
+    b.set_vconfig(vconf, V, 0xa1);
+    b.m.write64(rd_base(&b.c, 0) + 0xa0, VALID | 3 << 32 | u64::from(V));
+    assert!(!b.m.host_irq(0), "still busy");
+    while b.m.read32(rd_base(&b.c, 0) + 0xc0) & 1 == 1 {
+        b.m.relax();
+    }
+    assert_eq!(b.m.host_ack(0), Some(DB));
+    b.m.assert_clean();
+}
+
+#[test]
+fn direct_invalidation_goes_to_the_group_of_the_vpe_and_not_while_busy() {
+    let Vm { b, vconf, .. } = vm_on(Config::graviton3(4));
+    b.enter41(0, 3);
+    b.m.msi(5, 1);
+    b.set_vconfig(vconf, V, 0xa0);
+    let invallr = rd_base(&b.c, 1) + 0xb0;
+    b.m.write64(invallr, VALID | 3 << 32);
+    b.m.write64(invallr, VALID | 3 << 32);
+    b.expect("12.11 GICR_INVALLR");
+    b.m.advance_us(2);
+    assert!(!b.m.guest_irq(0));
+    b.m.write64(rd_base(&b.c, 2) + 0xb0, VALID | 3 << 32);
+    b.expect("12.11 GICR_INVALLR");
+    b.m.advance_us(2);
+    b.m.write64(rd_base(&b.c, 0) + 0xa0, VALID | 9 << 32 | u64::from(V));
+    b.expect("12.11 GICR_INVLPIR");
+    b.m.advance_us(2);
+    b.m.store8(vconf + 5, 0xa1);
+    b.m.write64(rd_base(&b.c, 0) + 0xa0, VALID | 3 << 32 | u64::from(V));
+    b.expect("12.11 GICR_INVLPIR");
+}
+
+#[test]
+fn alloc_goes_with_the_first_mapping_and_the_last_unmapping() {
+    let Vm { b, .. } = vm();
+    unmap_all(&b);
+    b.m.assert_clean();
+    let Vm { b, vconf, .. } = vm();
+    b.run(0, &[vmapp41(4, b.rdbase(0, 0), b.vpt(), vconf, 1023, 0)]);
+    b.expect("5.3 VMAPP");
+    b.run(1, &[vmapp41(4, b.rdbase(1, 0), b.vpt(), vconf, 1023, ALLOC)]);
+    b.expect_first("5.3 VMAPP");
+    let Vm { b, .. } = vm();
+    b.run(1, &[vunmapp41(3, ALLOC)]);
+    b.expect("5.3 VMAPP");
+    b.run(0, &[vunmapp41(3, 0)]);
+    b.expect("5.3 VMAPP");
+}
+
+#[test]
+fn all_itss_are_told_the_same_of_a_vpe() {
+    let Vm { b, vconf, .. } = vm();
+    let vpt = b.vpt();
+    b.run(0, &[vmapp41(4, b.rdbase(0, 0), vpt, vconf, 1023, ALLOC)]);
+    b.run(1, &[vmapp41(4, b.rdbase(1, 1), vpt, vconf, 1023, 0)]);
+    b.expect("5.3 VMAPP");
+    b.run(1, &[vunmapp41(4, 0), vmapp41(4, b.rdbase(1, 0), vpt, vconf, DB + 1, 0)]);
+    b.expect("5.3 VMAPP");
+}
+
+#[test]
+fn an_unmapped_vpe_is_not_synchronised_and_its_memory_is_free_at_once() {
+    let Vm { b, vpt, .. } = vm();
+    b.m.msi(5, 1);
+    b.run(0, &[vunmapp41(3, 0)]);
+    b.run(0, &[vsync(3)]);
+    b.expect("5.3 VSYNC");
+    b.run(1, &[vunmapp41(3, ALLOC)]);
+    b.m.acquire(vpt, 0x800, false);
+    assert_eq!(b.m.load8(vpt + 1024), 1 << 5, "the pending bit is in the table");
+    b.m.free(vpt, 0x1_0000, 0x1_0000);
+    b.m.assert_clean();
+}
+
+#[test]
+fn a_vpe_can_be_unmapped_read_and_mapped_again_with_its_events() {
+    let Vm { b, vconf, vpt } = vm();
+    b.m.msi(5, 1);
+    b.run(0, &[vunmapp41(3, 0)]);
+    b.run(1, &[vunmapp41(3, ALLOC)]);
+    b.m.msi(5, 1);
+    assert_eq!(b.m.take_drops()[0].why, "vPE not mapped");
+    b.run(0, &[vmapp41(3, b.rdbase(0, 1), vpt, vconf, DB, ALLOC), vsync(3), vinvall(3), vsync(3)]);
+    b.enter41(1, 3);
+    assert_eq!(b.m.guest_ack(1), Some(V));
+    b.m.assert_clean();
+    b.leave_with(1, PENDING_LAST);
+    b.m.msi(5, 1);
+    b.run(0, &[vunmapp41(3, ALLOC), vmapp41(3, b.rdbase(0, 1), vpt, vconf, DB, ALLOC | PTZ)]);
+    b.expect("5.3 VMAPP");
+    assert_eq!(b.m.vpt_pending(vpt), [], "PTZ said that there was nothing");
+}
+
+#[test]
+fn events_have_no_doorbell_of_their_own() {
+    let Vm { b, .. } = vm();
+    b.run(0, &[vmapti(5, 2, 3, V + 1, DB)]);
+    b.expect("5.3 VMAPTI");
+    b.run(0, &[vmovi(5, 1, 3, Some(1023))]);
+    b.expect("5.3 VMOVI");
+    b.run(0, &[vmovi(5, 1, 3, None), vsync(3)]);
+    b.m.assert_clean();
+}
+
+#[test]
+fn vmovp_moves_the_doorbell_and_within_a_group_residency_needs_no_vmovp() {
+    let Vm { b, .. } = vm();
+    b.enter41(1, 3);
+    b.m.msi(5, 1);
+    assert_eq!(b.m.guest_ack(1), Some(V), "found on any redistributor that shares the table");
+    b.leave_with(1, DOORBELL);
+    b.m.msi(5, 1);
+    assert_eq!(b.m.host_pending(0), [DB], "but the doorbell rings at home");
+    b.run(0, &[vmovp41(3, b.rdbase(0, 2), DB), vsync(3)]);
+    assert_eq!((b.m.host_pending(0), b.m.host_ack(2)), (vec![], Some(DB)));
+    b.run(0, &[vmovp41(3, b.rdbase(0, 1), DB + 1)]);
+    b.expect("5.3 VMOVP");
+    b.enter41(1, 3);
+    b.expect("12.11 GICR_VPENDBASER");
+    b.leave_with(1, PENDING_LAST);
+    b.run(0, &[vsync(3)]);
+    b.enter41(1, 3);
+    b.m.assert_clean();
+    b.run(0, &[vmovp41(3, b.rdbase(0, 0), DB)]);
+    b.expect("5.3 VMOVP");
+}
+
+#[test]
+fn between_groups_a_vpe_moves_by_vmovp_only() {
+    let Vm { b, .. } = vm_on(Config::graviton3(4));
+    b.enter41(2, 3);
+    b.expect("12.11 GICR_VPENDBASER");
+    b.run(0, &[vmovp41(3, b.rdbase(0, 2), DB), vsync(3)]);
+    b.enter41(2, 3);
+    b.m.msi(5, 1);
+    assert_eq!(b.m.guest_ack(2), Some(V));
+    b.m.assert_clean();
+}
+
+#[test]
+fn residency_needs_a_mapped_vpe_once_and_a_table() {
+    let Vm { b, .. } = vm();
+    b.enter41(0, 9);
+    b.expect("12.11 GICR_VPENDBASER");
+    b.enter41(0, 3);
+    b.enter41(1, 3);
+    b.expect("12.11 GICR_VPENDBASER");
+    b.m.write64(b.vlpi(0) + 0x70, 0);
+    b.expect("12.11 GICR_VPROPBASER");
+    b.run(0, &[vunmapp41(3, 0)]);
+    b.expect("5.3 VMAPP");
+    b.leave_with(0, PENDING_LAST);
+    b.m.write64(b.vlpi(1) + 0x70, 0);
+    b.m.assert_clean();
+    let Vm { b, .. } = vm();
+    b.m.write64(b.vlpi(1) + 0x70, 0);
+    b.enter41(1, 3);
+    b.expect("12.11 GICR_VPROPBASER");
+}
+
+#[test]
+fn nothing_but_what_may_accompanies_the_write_that_clears_valid() {
+    let Vm { b, .. } = vm();
+    b.enter41(0, 3);
+    b.m.write64(b.vlpi(0) + 0x78, PENDING_LAST | 4);
+    b.expect("12.11 GICR_VPENDBASER");
+    b.wait_dirty(0);
+    b.enter41(0, 3);
+    b.m.write64(b.vlpi(0) + 0x78, PENDING_LAST);
+    b.wait_dirty(0);
+    b.m.write64(b.vlpi(0) + 0x78, VALID | GROUP1 | 3);
+    b.m.write64(b.vlpi(0) + 0x78, DOORBELL | 3);
+    b.expect("12.11 GICR_VPENDBASER");
+    b.m.assert_clean();
+}
+
+#[test]
+fn the_vpe_table_of_a_group_is_one_and_z_is_for_a_fresh_one() {
+    let b = Bench::raw(Config::v4_1(3, 1));
+    let (one, two) = (b.memory(0x1_0000, 0x1_0000), b.memory(0x1_0000, 0x1_0000));
+    let reg = |cpu: usize| b.vlpi(cpu) + 0x70;
+    b.m.write64(reg(0), vpropbaser41(one) | 1 << 52);
+    b.m.write64(reg(1), vpropbaser41(two));
+    b.expect("12.11 GICR_VPROPBASER");
+    b.m.write64(reg(1), vpropbaser41(one));
+    b.expect("12.11 GICR_VPROPBASER");
+    b.m.write64(reg(1), 0);
+    b.m.write64(reg(1), vpropbaser41(one) | 1 << 52);
+    b.expect("12.11 GICR_VPROPBASER");
+    b.m.write64(reg(1), 0);
+    b.m.write64(reg(1), vpropbaser41(one) | 3);
+    b.expect("12.11 GICR_VPROPBASER");
+    b.m.write64(reg(1), 0);
+    b.m.write64(reg(1), vpropbaser41(one));
+    b.m.assert_clean();
+    let unpublished = b.m.alloc(0x1_0000, 0x1_0000).expect("memory");
+    let b2 = Bench::raw(Config::v4_1(1, 1));
+    b2.m.write64(b2.vlpi(0) + 0x70, vpropbaser41(unpublished));
+    b2.expect("12.11 GICR_VPROPBASER");
+    b.m.free(one, 0x1_0000, 0x1_0000);
+    b.expect("memory");
+}
+
+#[test]
+fn an_its_shares_the_table_of_the_redistributors_it_covers() {
+    let b = Bench::raw(Config::v4_1(1, 2));
+    let (one, two) = (b.memory(0x1_0000, 0x1_0000), b.memory(0x1_0000, 0x1_0000));
+    b.m.write64(b.vlpi(0) + 0x70, vpropbaser41(one));
+    b.m.write64(b.c.its[0].base + 0x110, VALID | two | SHARED | 2 << 8);
+    b.its_on(0);
+    assert_eq!(b.m.take_violations()[0].section, "12.19 GITS_BASER<n>");
+    b.m.write64(b.c.its[1].base + 0x110, VALID | one | SHARED | 2 << 8);
+    b.its_on(1);
+    assert_eq!(b.m.take_violations()[0].section, "12.19 GITS_BASER<n>", "the ITSs differ");
+    b.m.write64(b.vlpi(0) + 0x70, 0);
+    b.m.write64(b.vlpi(0) + 0x70, vpropbaser41(two));
+    b.expect("12.11 GICR_VPROPBASER");
+    // An ITS of another affinity, or one that shares with nobody, is free to have its own.
+    let b = Bench::raw(Config::v4_1(1, 2).each_its(|n, i| {
+        i.mpidr = 0x0100_0000;
+        i.svpet = n as u8;
+    }));
+    b.m.write32(b.c.gicd, 0x12);
+    b.m.write64(b.vlpi(0) + 0x70, vpropbaser41(b.memory(0x1_0000, 0x1_0000)));
+    for its in 0..2 {
+        b.m.write64(b.c.its[its].base + 0x110, VALID | b.memory(0x1_0000, 0x1_0000) | SHARED | 2 << 8);
+        b.its_on(its);
+    }
+    b.m.assert_clean();
+}
+
+#[test]
+fn a_second_level_page_is_there_before_the_vpeid_is_used() {
+    let b = Bench::raw(Config::v4_1(1, 1));
+    let mut b = b;
+    b.m.write32(b.c.gicd, 0x12);
+    b.propbase = b.memory(0x1_0000, 0x1_0000);
+    b.lpis_on(0);
+    // Indirect, 4K pages: 512 vPEs a page.
+    let l1 = b.memory(4096, 4096);
+    b.m.write64(b.vlpi(0) + 0x70, VALID | 1 << 55 | 1 << 52 | l1 | SHARED);
+    b.m.write64(b.c.its[0].base + 0x110, VALID | 1 << 62 | l1 | SHARED);
+    b.its_on(0);
+    let map = vmapp41(600, b.rdbase(0, 0), b.vpt(), b.vconf(), 1023, ALLOC);
+    b.run(0, &[map]);
+    b.expect("5.3 VMAPP");
+    let l2 = b.memory(4096, 4096);
+    b.m.store64(l1 + 8, VALID | l2);
+    b.run(0, &[map]);
+    b.expect("5.3 VMAPP");
+    b.m.publish(l1 + 8, 8, false);
+    b.run(0, &[map, vsync(600)]);
+    b.enter41(0, 600);
+    b.m.assert_clean();
+    b.m.free(l2, 4096, 4096);
+    b.expect("memory");
+}
+
+#[test]
+fn vpeids_have_a_width() {
+    let mut c = Config::v4_1(1, 1);
+    c.vpeid_bits = Some(2);
+    let b = Bench::up41(c);
+    assert_eq!(b.m.read32(b.c.gicd + 0xc) & 0x9f, 0x81);
+    b.run(0, &[vmapp41(4, b.rdbase(0, 0), b.vpt(), b.vconf(), 1023, ALLOC)]);
+    b.expect("5.3 VMAPP");
+    b.run(0, &[vmapp41(3, b.rdbase(0, 0), b.vpt(), b.vconf(), 1023, ALLOC), vsync(3)]);
+    b.m.assert_clean();
+    let b = Bench::up41(Config::v4_1(1, 1));
+    b.run(0, &[vmapp41(8192, b.rdbase(0, 0), b.vpt(), b.vconf(), 1023, ALLOC)]);
+    b.expect("5.3 VMAPP");
+}
+
+#[test]
+fn a_default_doorbell_is_an_lpi_or_none() {
+    let Vm { b, vconf, .. } = vm();
+    b.run(0, &[vmapp41(4, b.rdbase(0, 0), b.vpt(), vconf, 77, ALLOC)]);
+    b.expect("5.3 VMAPP");
+    b.run(0, &[vmapp41(5, b.rdbase(0, 0), b.vpt(), 0x1000_0000, 1023, ALLOC)]);
+    b.expect("5.3 VMAPP");
+    b.run(0, &[vmapp41(6, b.rdbase(0, 0), b.vpt(), vconf, 1023, ALLOC | PTZ)]);
+    b.m.assert_clean();
+}
+
+#[test]
+fn the_configuration_of_a_default_doorbell_is_invalidated_by_invdb() {
+    let Vm { b, .. } = vm();
+    b.set_config(DB, 0xa0);
+    b.enter41(0, 3);
+    b.leave_with(0, DOORBELL);
+    b.m.msi(5, 1);
+    assert!(b.m.host_irq(0), "stale: still enabled");
+    b.run(1, &[invdb(3), vsync(3)]);
+    assert!(!b.m.host_irq(0));
+    b.set_config(DB, 0xa1);
+    b.run(1, &[invdb(3), vsync(3)]);
+    assert_eq!(b.m.host_ack(0), Some(DB));
+    b.run(0, &[invdb(9)]);
+    b.expect("5.3 INVDB");
+}
+
+#[test]
+fn virtual_sgis_are_configured_sent_read_and_cleared() {
+    let Vm { b, .. } = vm();
+    let sgir = b.c.its[1].base + 0x2_0020;
+    b.run(0, &[vsgi(3, 7), vsync(3)]);
+    b.enter41(0, 3);
+    b.m.write64(sgir, 3 << 32 | 7);
+    assert_eq!(b.m.guest_ack(0), Some(7));
+    assert_eq!(b.leave_with(0, DOORBELL) & PENDING_LAST, 0);
+    b.m.write64(sgir, 3 << 32 | 7);
+    assert_eq!(b.m.host_ack(0), Some(DB));
+    b.m.write64(sgir, 3 << 32 | 8);
+    let pending = |cpu: usize| {
+        b.m.write32(b.vlpi(cpu) + 0x80, 3);
+        loop {
+            let v = b.m.read32(b.vlpi(cpu) + 0x88);
+            if v >> 31 == 0 {
+                break v;
+            }
+        }
+    };
+    assert_eq!(pending(0), 0x180);
+    b.run(0, &[vsgi_clear(3, 7), vsync(3)]);
+    assert_eq!(pending(1), 0x100);
+    b.m.assert_clean();
+    b.m.write32(b.vlpi(0) + 0x80, 3);
+    b.m.write32(b.vlpi(0) + 0x80, 3);
+    b.expect("12.11 GICR_VSGIR");
+    b.m.advance_us(2);
+    b.m.write32(b.vlpi(0) + 0x80, 9);
+    b.expect("12.11 GICR_VSGIR");
+    b.m.write64(sgir, 9 << 32 | 7);
+    b.expect("12.19 GITS_SGIR");
+    b.m.write64(sgir, 3 << 32 | 0x17);
+    b.expect("12.19 GITS_SGIR");
+    b.run(0, &[vsgi(9, 1)]);
+    b.expect("5.3 VSGI");
+}
+
+#[test]
+fn a_virtual_sgi_is_disabled_until_its_configuration_is_synchronised() {
+    let Vm { b, .. } = vm();
+    let sgir = b.c.its[0].base + 0x2_0020;
+    b.run(0, &[vsgi(3, 2)]);
+    b.enter41(0, 3);
+    b.m.write64(sgir, 3 << 32 | 2);
+    assert!(!b.m.guest_irq(0));
+    b.run(0, &[vsync(3)]);
+    assert_eq!(b.m.guest_ack(0), Some(2));
+    b.m.assert_clean();
+}
+
+#[test]
+fn a_stale_residency_is_cleaned_up_with_pending_last_only() {
+    let c = Config::v4_1(1, 1)
+        .each_cpu(|_, p| p.residency_at_reset = Some((VALID | 2 << 53 | 0x40_1000_0400, VALID | GROUP1 | 5)));
+    let b = Bench::raw(c);
+    assert_ne!(b.vpendbaser(0) & VALID, 0);
+    b.m.write64(b.vlpi(0) + 0x78, PENDING_LAST);
+    b.wait_dirty(0);
+    b.m.write64(b.vlpi(0) + 0x70, 0);
+    assert_eq!(b.vpendbaser(0) & VALID, 0);
+    b.m.assert_clean();
+}
