@@ -1,0 +1,156 @@
+//! vCPUs: each knows its own [`Cpu`] by TPIDR_EL1.
+
+use crate::smccc;
+use core::arch::asm;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// How many vCPUs a guest makes use of.
+pub const MAX: usize = 8;
+
+/// Reads a system register by name, `s3_0_c0_c4_0` for one.
+#[macro_export]
+macro_rules! mrs {
+    ($name:expr) => {{
+        let value: u64;
+        // SAFETY: reading a register changes nothing that Rust knows of. If the register is not there, the exception
+        // handler steps over the instruction or ends the guest.
+        unsafe {
+            core::arch::asm!("mov {0}, xzr", concat!("mrs {0}, ", $name), out(reg) value, options(nostack))
+        };
+        value
+    }};
+}
+
+/// Writes a system register by name.
+#[macro_export]
+macro_rules! msr {
+    ($name:expr, $value:expr) => {{
+        let value: u64 = $value;
+        // SAFETY: the registers written are those of timers, interrupts and debug, none of which changes memory that
+        // Rust knows of.
+        unsafe { core::arch::asm!(concat!("msr ", $name, ", {0}"), in(reg) value, options(nostack)) };
+    }};
+}
+
+/// What a vCPU keeps.
+#[repr(C)]
+pub struct Cpu {
+    /// Where its stack begins. The start-up code reads it at offset 0.
+    stack: AtomicU64,
+    /// Its place: 0 is the one that booted.
+    index: AtomicU32,
+    /// An exception is expected: see [`crate::exception::probe`].
+    pub(crate) expected: AtomicU32,
+    /// ESR_EL1 of the exception that came; `u64::MAX` when none did.
+    pub(crate) esr: AtomicU64,
+    /// FAR_EL1 of the same.
+    pub(crate) far: AtomicU64,
+    /// What it runs once started.
+    entry: AtomicU64,
+}
+
+impl Cpu {
+    const fn new() -> Cpu {
+        Cpu {
+            stack: AtomicU64::new(0),
+            index: AtomicU32::new(0),
+            expected: AtomicU32::new(0),
+            esr: AtomicU64::new(u64::MAX),
+            far: AtomicU64::new(0),
+            entry: AtomicU64::new(0),
+        }
+    }
+
+    /// Its place: 0 is the one that booted.
+    #[must_use]
+    pub fn index(&self) -> usize {
+        self.index.load(Ordering::Relaxed) as usize
+    }
+}
+
+#[unsafe(no_mangle)]
+static guest_cpus: [Cpu; MAX] = [const { Cpu::new() }; MAX];
+
+const STACK: usize = 0x8000;
+
+#[repr(C, align(16))]
+struct Stacks(core::cell::UnsafeCell<[[u8; STACK]; MAX]>);
+// SAFETY: only the vCPU that a stack belongs to uses it, and only as its stack.
+unsafe impl Sync for Stacks {}
+static STACKS: Stacks = Stacks(core::cell::UnsafeCell::new([[0; STACK]; MAX]));
+
+unsafe extern "C" {
+    fn guest_secondary();
+}
+
+/// The vCPU that asks.
+#[must_use]
+pub fn this() -> &'static Cpu {
+    let cpu = mrs!("tpidr_el1") as *const Cpu;
+    // SAFETY: the start-up code put a pointer into `guest_cpus` there before any Rust ran.
+    unsafe { &*cpu }
+}
+
+/// Starts another vCPU, whose affinity is its index in Aff0, with `entry`. Returns PSCI's answer.
+pub fn start(index: usize, entry: fn() -> !) -> i64 {
+    let cpu = &guest_cpus[index];
+    let top = STACKS.0.get() as u64 + ((index + 1) * STACK) as u64;
+    cpu.stack.store(top, Ordering::Relaxed);
+    cpu.index.store(index as u32, Ordering::Relaxed);
+    cpu.entry.store(entry as usize as u64, Ordering::Relaxed);
+    // SAFETY: a barrier. The other vCPU reads its stack pointer with its caches off, so that is cleaned to memory.
+    unsafe { asm!("dc civac, {}", "dsb sy", in(reg) core::ptr::from_ref(cpu), options(nostack)) };
+    let start = guest_secondary as *const () as u64;
+    smccc::hvc(smccc::CPU_ON, index as u64, start, core::ptr::from_ref(cpu) as u64)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn guest_secondary_main(cpu: &Cpu) -> ! {
+    // SAFETY: `start` stored a `fn() -> !` there.
+    let entry: fn() -> ! = unsafe { core::mem::transmute(cpu.entry.load(Ordering::Acquire) as usize) };
+    entry()
+}
+
+/// Lets interrupts in.
+pub fn unmask() {
+    // SAFETY: the handler saves what it uses.
+    unsafe { asm!("msr daifclr, #2", options(nostack)) };
+}
+
+/// Keeps interrupts out.
+pub fn mask() {
+    // SAFETY: no memory is touched.
+    unsafe { asm!("msr daifset, #2", options(nostack)) };
+}
+
+/// Waits for an interrupt.
+pub fn wfi() {
+    // SAFETY: no memory is touched.
+    unsafe { asm!("dsb sy", "wfi", options(nostack)) };
+}
+
+/// An instruction barrier.
+pub fn isb() {
+    // SAFETY: a barrier.
+    unsafe { asm!("isb", options(nostack)) };
+}
+
+/// CNTVCT_EL0.
+#[must_use]
+pub fn now() -> u64 {
+    isb();
+    mrs!("cntvct_el0")
+}
+
+/// Waits until `done` says so; `false` after `milliseconds`.
+#[must_use]
+pub fn wait(milliseconds: u64, mut done: impl FnMut() -> bool) -> bool {
+    let end = now() + mrs!("cntfrq_el0") / 1000 * milliseconds;
+    while !done() {
+        if now() > end {
+            return done();
+        }
+        core::hint::spin_loop();
+    }
+    true
+}

@@ -1,0 +1,136 @@
+//! An ITS: tables, a ring and the commands that map a device's events.
+
+use crate::mmio::{read32, read64, write32, write64};
+use core::arch::asm;
+use core::cell::UnsafeCell;
+
+/// The ITS on this board.
+pub const GITS: u64 = 0x0808_0000;
+
+const CTLR: u64 = 0x0;
+const TYPER: u64 = 0x8;
+const CBASER: u64 = 0x80;
+const CWRITER: u64 = 0x88;
+const CREADR: u64 = 0x90;
+const BASER: u64 = 0x100;
+const VALID: u64 = 1 << 63;
+const INNER_WB: u64 = 7 << 59;
+const INNER_SHAREABLE: u64 = 1 << 10;
+const PTA: u64 = 1 << 19;
+
+const PAGE: usize = 0x1_0000;
+
+/// Memory that the ITS owns.
+#[repr(C, align(65536))]
+pub struct Table<const BYTES: usize>(UnsafeCell<[u8; BYTES]>);
+// SAFETY: it is only ever reached by address, by the ITS or by the one function that writes the ring.
+unsafe impl<const BYTES: usize> Sync for Table<BYTES> {}
+
+impl<const BYTES: usize> Table<BYTES> {
+    /// All zero.
+    #[must_use]
+    pub const fn new() -> Table<BYTES> {
+        Table(UnsafeCell::new([0; BYTES]))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.0.get() as u64
+    }
+}
+
+impl<const BYTES: usize> Default for Table<BYTES> {
+    fn default() -> Self {
+        Table::new()
+    }
+}
+
+static DEVICES: Table<PAGE> = Table::new();
+static COLLECTIONS: Table<PAGE> = Table::new();
+static RING: Table<PAGE> = Table::new();
+
+/// The ITS, switched on.
+pub struct Its {
+    typer: u64,
+    write: u64,
+}
+
+impl Its {
+    /// Gives the ITS its tables and its ring and switches it on.
+    #[must_use]
+    pub fn on() -> Its {
+        write32(GITS + CTLR, 0);
+        while read32(GITS + CTLR) >> 31 == 0 {}
+        for n in 0..8 {
+            let at = GITS + BASER + 8 * n;
+            let baser = read64(at);
+            let table = match baser >> 56 & 7 {
+                1 => DEVICES.address(),
+                4 => COLLECTIONS.address(),
+                _ => continue,
+            };
+            // One page of 64 KiB.
+            write64(at, VALID | INNER_WB | (baser & 0x071f << 48) | table | INNER_SHAREABLE | 2 << 8);
+        }
+        write64(GITS + CBASER, VALID | INNER_WB | RING.address() | INNER_SHAREABLE | (PAGE / 4096 - 1) as u64);
+        write64(GITS + CWRITER, 0);
+        write32(GITS + CTLR, 1);
+        Its { typer: read64(GITS + TYPER), write: 0 }
+    }
+
+    /// RDbase of a redistributor, as this ITS wants it.
+    #[must_use]
+    pub fn target(&self, r: crate::gic::Redistributor) -> u64 {
+        if self.typer & PTA != 0 { r.base & !0xffff } else { (r.typer >> 8 & 0xffff) << 16 }
+    }
+
+    fn command(&mut self, words: [u64; 4]) {
+        for (n, word) in words.iter().enumerate() {
+            let at = (RING.address() + self.write + 8 * n as u64) as *mut u64;
+            // SAFETY: inside the ring, which nothing else in the guest reaches.
+            unsafe { at.write_volatile(*word) };
+        }
+        self.write = (self.write + 32) % PAGE as u64;
+        // SAFETY: a barrier.
+        unsafe { asm!("dsb sy", options(nostack)) };
+        write64(GITS + CWRITER, self.write);
+        while read64(GITS + CREADR) & 0xf_ffe0 != self.write {}
+    }
+
+    /// MAPD: a device with `2^event_bits` events and its table.
+    pub fn map_device(&mut self, device: u32, event_bits: u32, table: u64) {
+        self.command([0x08 | u64::from(device) << 32, u64::from(event_bits - 1), VALID | table, 0]);
+    }
+
+    /// MAPC.
+    pub fn map_collection(&mut self, collection: u16, target: u64) {
+        self.command([0x09, 0, VALID | target | u64::from(collection), 0]);
+    }
+
+    /// MAPTI.
+    pub fn map_event(&mut self, device: u32, event: u32, lpi: u32, collection: u16) {
+        let ids = u64::from(event) | u64::from(lpi) << 32;
+        self.command([0x0a | u64::from(device) << 32, ids, u64::from(collection), 0]);
+    }
+
+    /// INV.
+    pub fn invalidate(&mut self, device: u32, event: u32) {
+        self.command([0x0c | u64::from(device) << 32, u64::from(event), 0, 0]);
+    }
+
+    /// INT.
+    pub fn raise(&mut self, device: u32, event: u32) {
+        self.command([0x03 | u64::from(device) << 32, u64::from(event), 0, 0]);
+    }
+
+    /// MOVI.
+    pub fn move_event(&mut self, device: u32, event: u32, collection: u16) {
+        self.command([0x01 | u64::from(device) << 32, u64::from(event), u64::from(collection), 0]);
+    }
+
+    /// SYNC.
+    pub fn sync(&mut self, target: u64) {
+        self.command([0x05, 0, target, 0]);
+    }
+}
