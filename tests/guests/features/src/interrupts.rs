@@ -71,11 +71,12 @@ fn physical_timer() {
     equal("cntp-CTL-shows-status", mrs!("cntp_ctl_el0"), 7);
     // Once more through WFI, by TVAL, a hundred times.
     for n in 2..=100 {
+        cpu::mask();
         msr!("cntp_tval_el0", frequency / 5000);
         msr!("cntp_ctl_el0", 1);
         cpu::isb();
         if !cpu::wait(2000, || {
-            cpu::wfi();
+            cpu::sleep();
             taken(0, CNTP_PPI) == n
         }) {
             break;
@@ -83,6 +84,7 @@ fn physical_timer() {
     }
     equal("cntp-wakes-WFI-again-and-again", taken(0, CNTP_PPI), 100);
     // Masked, then unmasked: the line is a level.
+    cpu::unmask();
     msr!("cntp_ctl_el0", 3);
     msr!("cntp_tval_el0", 0);
     cpu::isb();
@@ -98,16 +100,18 @@ fn physical_timer() {
 fn virtual_timer() {
     let frequency = mrs!("cntfrq_el0");
     for n in 1..=100 {
+        cpu::mask();
         msr!("cntv_tval_el0", frequency / 5000);
         msr!("cntv_ctl_el0", 1);
         cpu::isb();
         if !cpu::wait(2000, || {
-            cpu::wfi();
+            cpu::sleep();
             taken(0, CNTV_PPI) == n
         }) {
             break;
         }
     }
+    cpu::unmask();
     equal("cntv-wakes-WFI-again-and-again", taken(0, CNTV_PPI), 100);
     msr!("cntv_ctl_el0", 0);
     cpu::isb();

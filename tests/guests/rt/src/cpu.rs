@@ -129,6 +129,16 @@ pub fn wfi() {
     unsafe { asm!("dsb sy", "wfi", options(nostack)) };
 }
 
+/// Waits for an interrupt that may come any moment, then takes it. Interrupts are let in afterwards.
+///
+/// The caller has them masked while it decides to sleep, or does not mind to have missed one.
+pub fn sleep() {
+    wfi();
+    unmask();
+    isb();
+    mask();
+}
+
 /// An instruction barrier.
 pub fn isb() {
     // SAFETY: a barrier.
