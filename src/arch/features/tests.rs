@@ -186,3 +186,86 @@ fn a_cpu_that_cannot_run_doorward_is_refused_in_words() {
 fn a_vcpus_mpidr_has_the_bit_that_is_always_one() {
     assert_eq!(vmpidr(Mpidr(0x1_0002_0003)), 0x1_8002_0003);
 }
+
+/// `-cpu max` of QEMU 10.0.2, as read at EL2.
+fn qemu_max() -> IdRegs {
+    IdRegs::zero()
+        .with(reg::PFR0, 0x1301_0011_2111_0222)
+        .with(reg::PFR1, 0x0000_0010_0100_0121)
+        .with(reg::ZFR0, 0x0110_1101_0021_0021)
+        .with(reg::SMFR0, 0x80f1_00fd_0000_0000)
+        .with(reg::DFR0, 0x1000_0000_1030_560a)
+        .with(reg::ISAR0, 0x1221_1111_1021_2120)
+        .with(reg::ISAR1, 0x0111_2111_1021_1502)
+        .with(reg::ISAR2, 0x0000_0000_0011_0012)
+        .with(reg::MMFR0, 0x2100_0323_1020_1126)
+        .with(reg::MMFR1, 0x0110_1120_1031_2122)
+        .with(reg::MMFR2, 0x1221_0111_1201_1011)
+        .with(reg::MMFR3, 0x1000_0000_0000_0000)
+}
+
+/// `-cpu neoverse-v1` of QEMU 10.0.2, as read at EL2.
+fn qemu_neoverse_v1() -> IdRegs {
+    IdRegs::zero()
+        .with(reg::PFR0, 0x1101_0001_2111_0112)
+        .with(reg::PFR1, 0x0000_0000_0000_0020)
+        .with(reg::ZFR0, 0x0000_1000_0010_0000)
+        .with(reg::DFR0, 0x0000_00f0_1030_5509)
+        .with(reg::ISAR0, 0x1011_1111_1021_2120)
+        .with(reg::ISAR1, 0x0011_1000_1021_1302)
+        .with(reg::MMFR0, 0x0000_0000_0010_1125)
+        .with(reg::MMFR1, 0x0000_0000_1021_2122)
+        .with(reg::MMFR2, 0x0220_0111_0210_1011)
+}
+
+#[test]
+fn a_guest_on_qemu_max_sees_what_was_worked_out_by_hand() {
+    let host = qemu_max();
+    let expected = [
+        (reg::PFR0, 0x1101_0000_0111_0012),
+        (reg::PFR1, 0x0000_0000_0000_0021),
+        (reg::ZFR0, 0),
+        (reg::SMFR0, 0),
+        (reg::DFR0, 0x0000_00f0_0010_1009),
+        (reg::ISAR0, 0x1221_1111_1021_2120),
+        (reg::ISAR1, 0x0111_2111_1021_1502),
+        (reg::ISAR2, 0x0000_0000_0011_0010),
+        (reg::MMFR0, 0x1000_0000_1020_1125),
+        (reg::MMFR1, 0x0110_1020_0030_2002),
+        (reg::MMFR2, 0x1021_0011_1001_0011),
+        (reg::MMFR3, 0x1000_0000_0000_0000),
+    ];
+    for (r, value) in expected {
+        assert_eq!(guest(&host, r), value, "{r:?}: {:#x}", guest(&host, r));
+    }
+    let c = Controls::decide(&host);
+    let more = hcr::TERR | hcr::TLOR | hcr::API | hcr::APK | hcr::FWB;
+    assert_eq!(c.hcr, hcr::BASE | more);
+    assert_eq!(c.hcrx, Some(hcrx::MSCEN | hcrx::TALLINT));
+    assert!(c.fine_grained && c.counter_offset && !c.fine_grained2);
+    assert_eq!(Features::refusal(&host), None);
+}
+
+#[test]
+fn a_guest_on_qemu_neoverse_v1_sees_what_was_worked_out_by_hand() {
+    let host = qemu_neoverse_v1();
+    let expected = [
+        (reg::PFR0, 0x1101_0000_0111_0012),
+        (reg::PFR1, 0x0000_0000_0000_0020),
+        (reg::ZFR0, 0),
+        (reg::DFR0, 0x0000_00f0_0010_1009),
+        (reg::ISAR0, 0x1011_1111_1021_2120),
+        (reg::ISAR1, 0x0011_1000_1021_1302),
+        (reg::MMFR0, 0x0000_0000_0010_1125),
+        (reg::MMFR1, 0x0000_0000_0020_2002),
+        (reg::MMFR2, 0x0020_0011_0010_0011),
+    ];
+    for (r, value) in expected {
+        assert_eq!(guest(&host, r), value, "{r:?}: {:#x}", guest(&host, r));
+    }
+    let c = Controls::decide(&host);
+    assert_eq!(c.hcr, hcr::BASE | hcr::TERR | hcr::TLOR | hcr::API | hcr::APK | hcr::FWB);
+    assert_eq!((c.hcrx, c.fine_grained), (None, false));
+    let expected = Stage2Params { pa_bits: 48, pa_range: 5, fwb: true, vmid16: true, xnx: true };
+    assert_eq!(Features::decide(&host).stage2(), expected);
+}
