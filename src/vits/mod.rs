@@ -48,6 +48,8 @@ mod shadow;
 mod behaviour;
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod stream;
 
 pub use refusal::{Counters, Refusal};
 
