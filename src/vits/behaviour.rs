@@ -284,6 +284,7 @@ fn what_the_host_refuses_is_counted_and_tried_again_later() {
     assert_eq!(g.vits.lookup(DeviceId(0x10), EventId(0)), Some((VIntid(8192), None)));
     assert_eq!(refused(&g), [(Refusal::HostMap, 1)]);
     refuses(&mut g, Refusal::NotAtHost, &[int(0x10, 0), clear(0x10, 0), inv(0x10, 0)]);
+    assert_eq!(g.calls_of(&[mapc(1, 1)]), []);
     assert_eq!(g.calls_of(&[mapc(0, 0)]), [Call::Byte(8192, 0), Call::Map(0x10, 0, 0, 8192)]);
     g.host.failures.set(1);
     assert_eq!(g.calls_of(&[movi(0x10, 0, 1)]), [Call::Move(0x10, 0, 0, 1)]);
@@ -433,8 +434,12 @@ fn reset_takes_everything_down_and_a_driver_can_start_again() {
     assert_eq!(g.ring(), Progress::More);
     assert_eq!(g.vits.reset(), Progress::More);
     assert_eq!(g.read(CREADR), 0);
+    g.host.take_calls();
     g.finish(10);
     assert!(g.host.events.borrow().is_empty() && g.host.devices.borrow().is_empty());
+    // The command that was under way ends as a mere take-down, and is not counted against the new CREADR.
+    assert!(!g.host.take_calls().iter().any(|call| matches!(call, Call::MapDevice(..))));
+    assert_eq!(g.read(CREADR), 0);
     assert_eq!(g.vits.read(CTLR, 4), 0x8000_0000);
     let mut visited = 0;
     g.vits.for_each_event(&mut |_, _, _, _, _| visited += 1);

@@ -230,7 +230,7 @@ impl State {
             } else if self.reset {
                 match self.shadow.first_device() {
                     Some(device) => self.task = Some(Task::beside(Work::TakeDown { device, next: 0, remap: None })),
-                    None => (self.reset, self.settle, self.reload) = (false, false, Reload::No),
+                    None => self.reset = false,
                 }
             } else if self.settle {
                 self.settle = false;

@@ -234,7 +234,7 @@ impl Registers {
                     self.creadr.modify(QUEUE::Flag::CLEAR);
                 }
                 self.cwriter = LocalRegisterCopy::new(value & QUEUE::Offset.val(0).mask());
-                if self.cwriter.get() >= self.queue_bytes() && self.cbaser.is_set(CBASER::Valid) {
+                if self.cwriter.get() >= self.queue_bytes() {
                     return Effect::Refused(Refusal::WriterBeyondQueue);
                 }
                 Effect::Stored
