@@ -2,6 +2,9 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
+extern crate alloc;
+
+#[cfg(target_os = "none")]
 mod boot;
 
 #[cfg(not(target_os = "none"))]
@@ -9,30 +12,95 @@ fn main() {
     eprintln!("doorward runs at EL2: build it with `cargo xtask build`");
 }
 
-/// The boot CPU: the machine has been read, and its memory is in order.
+/// How long a CPU may take from its first instruction to taking interrupts.
+#[cfg(target_os = "none")]
+const BRING_UP_LIMIT_US: u64 = 1_000_000;
+
+/// The boot CPU, on its own stack, with stage 1 on, memory to allocate and a console.
 #[cfg(target_os = "none")]
 fn start(own: boot::Own) -> ! {
-    use doorward::arch::{barrier, percpu};
-    use doorward::ids::CpuId;
+    use alloc::vec::Vec;
+    use doorward::arch::features::{Features, IdRegs};
+    use doorward::arch::percpu;
+    use doorward::gic::{Gic, ItsLayout, Layout};
+    use doorward::ids::{CpuId, Pa};
+    use doorward::mm::hw::El2;
+    use doorward::mmio::Hw;
+    use doorward::platform::Range;
+    use doorward::vm::options::{self, Direct};
+    use doorward::vm::{Hypervisor, dom0, keys, run};
+    use doorward::{console, fatal, smmu, vm};
 
     let machine = own.machine;
     log::info!("Doorward {} at {}, its memory at {}", env!("CARGO_PKG_VERSION"), own.image, own.pool);
-    log::debug!("device tree of {} bytes", own.fdt.len());
+    let options = options::parse(&machine.bootargs, |word| log::warn!("nobody knows the command line word `{word}`"))
+        .unwrap_or_else(|bad| fatal!("{bad}"));
+    console::set_level(options.loglvl);
     log::info!("{} MiB of memory, {} CPUs", machine.memory_size() >> 20, machine.enabled_cpus());
-    for (index, cpu) in machine.cpus.iter().enumerate().filter(|(_, cpu)| cpu.enabled) {
-        let id = CpuId(u16::try_from(index).unwrap_or(u16::MAX));
-        if id != percpu::cpu()
-            && let Err(error) = boot::start_cpu(id, secondary)
-        {
-            log::warn!("{id} (MPIDR {}) stays off: {error}", cpu.mpidr);
+
+    for smmu in &machine.smmus {
+        if let Err(error) = smmu::bypass(&El2, smmu.regs.base) {
+            fatal!("the SMMU at {} cannot be put into bypass: {error}", smmu.regs.base);
+        }
+        log::info!("SMMU at {}: bypass", smmu.regs.base);
+    }
+
+    let gic = &machine.gic;
+    let layout = Layout {
+        dist: gic.dist.base,
+        redists: &gic.redists.iter().map(|range| (range.base, range.size)).collect::<Vec<_>>(),
+        stride: gic.redist_stride,
+        cpus: &machine.cpus.iter().map(|cpu| cpu.mpidr).collect::<Vec<_>>(),
+        itss: &gic
+            .itss
+            .iter()
+            .map(|its| ItsLayout { base: its.control.base, coherent: !its.non_coherent })
+            .collect::<Vec<_>>(),
+        coherent: !gic.non_coherent,
+        virtual_lpis_wanted: options.direct == Direct::On,
+    };
+    let gic = Gic::discover(El2, &layout).unwrap_or_else(|error| fatal!("the interrupt controller: {error}"));
+    log::info!("{}", gic.facts());
+
+    let features = Features::decide(&IdRegs::read());
+    let hv = vm::install(Hypervisor::new(machine, options, features, gic));
+    let boot_cpu = percpu::cpu();
+    if let Err(error) = hv.bring_up(boot_cpu) {
+        fatal!("{boot_cpu}: {error}");
+    }
+    if let Some(irq) = hv.console_irq {
+        let mpidr = hv.mpidr(boot_cpu).unwrap_or_default();
+        hv.gic.spi_route(irq, mpidr);
+        hv.gic.spi_enable(irq);
+        console::listen();
+    }
+    keys::register();
+
+    let others = (0..machine.cpus.len()).filter_map(|cpu| u16::try_from(cpu).ok()).map(CpuId);
+    for cpu in others.filter(|&cpu| cpu != boot_cpu && machine.cpus[cpu.index()].enabled) {
+        match boot::start_cpu(cpu, secondary) {
+            Err(error) => log::warn!("{cpu} stays off: {error}"),
+            Ok(()) if !El2.wait(BRING_UP_LIMIT_US, || hv.is_online(cpu)) => log::warn!("{cpu} did not come up"),
+            Ok(()) => {}
         }
     }
-    barrier::park()
+    log::info!("{} CPUs online", hv.online());
+
+    let fdt = Range::new(Pa(own.fdt.as_ptr() as u64), own.fdt.len() as u64);
+    let ground = dom0::Ground { fdt: own.fdt, fdt_range: fdt, image: own.image, pool: own.pool };
+    if let Err(error) = dom0::build(hv, &ground) {
+        fatal!("{error}");
+    }
+    run::cpu_loop(boot_cpu)
 }
 
-/// Every other CPU, on its own stack.
+/// Each other CPU, once it has a stack and stage 1.
 #[cfg(target_os = "none")]
 extern "C" fn secondary(cpu: doorward::ids::CpuId) -> ! {
-    log::info!("{cpu} is up");
-    doorward::arch::barrier::park()
+    let hv = doorward::vm::hypervisor();
+    if let Err(error) = hv.bring_up(cpu) {
+        log::error!("{cpu} is of no use: {error}");
+        doorward::arch::barrier::park()
+    }
+    doorward::vm::run::cpu_loop(cpu)
 }

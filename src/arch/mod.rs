@@ -10,6 +10,8 @@ pub mod features;
 pub mod vcpu;
 
 #[cfg(target_os = "none")]
+pub mod at;
+#[cfg(target_os = "none")]
 pub mod barrier;
 #[cfg(target_os = "none")]
 pub mod cache;

@@ -37,12 +37,12 @@ pub enum Found {
     Pending,
 }
 
-/// A vCPU, as far as a scheduler has to know it.
+/// A vCPU on the CPU that is to run it, as far as a scheduler has to know it.
 pub trait Schedulable {
     /// Makes it the vCPU of the CPU this runs on: everything a guest can see is loaded.
-    fn switch_in(&self);
+    fn switch_in(&mut self);
     /// The reverse. For [`Why::Block`], whatever can wake it is armed before its state is given up.
-    fn switch_out(&self, why: Why) -> Found;
+    fn switch_out(&mut self, why: Why) -> Found;
     /// Whether it sleeps, runs, or is off.
     fn run_state(&self) -> &RunState;
 }

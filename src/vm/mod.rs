@@ -1,9 +1,35 @@
 //! Domains: how one is built, how its vCPUs run, what happens when one leaves the guest, and who gets an
 //! interrupt.
 
+pub mod carve;
 pub mod dev;
 pub mod dom0_fdt;
 pub mod dom0_plan;
 pub mod image;
+pub mod lpi;
 pub mod options;
 pub mod trap;
+
+#[cfg(target_os = "none")]
+pub mod dom0;
+#[cfg(target_os = "none")]
+pub mod domain;
+#[cfg(target_os = "none")]
+mod exit;
+#[cfg(target_os = "none")]
+mod hypervisor;
+#[cfg(target_os = "none")]
+mod input;
+#[cfg(target_os = "none")]
+pub mod irq;
+#[cfg(target_os = "none")]
+pub mod keys;
+#[cfg(target_os = "none")]
+mod lrs;
+#[cfg(target_os = "none")]
+pub mod run;
+#[cfg(target_os = "none")]
+mod vcpu;
+
+#[cfg(target_os = "none")]
+pub use hypervisor::{Hypervisor, hypervisor, install};

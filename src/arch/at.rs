@@ -1,0 +1,35 @@
+//! Address translation on the guest's behalf (DDI 0487, AT instructions and PAR_EL1).
+
+use super::sysreg::PAR_EL1;
+use super::{barrier, sysreg};
+use crate::ids::Ipa;
+use core::arch::asm;
+
+/// PAR_EL1.F: the translation failed.
+const PAR_F: u64 = 1 << 0;
+/// PAR_EL1.PA, bits [51:12].
+const PAR_PA: u64 = 0x000f_ffff_ffff_f000;
+
+/// Where the guest's own stage 1 says that `va` is, for a read; `None` if it does not translate.
+///
+/// The guest's PAR_EL1 is put back: it may be between an AT of its own and reading the result. What the guest maps may
+/// have changed since the instruction at `va` was executed; the caller treats what it finds there as untrusted.
+#[must_use]
+pub fn fetch_address(va: u64, el0: bool) -> Option<Ipa> {
+    const SCTLR_M: u64 = 1 << 0;
+    if sysreg::SCTLR_EL1.get() & SCTLR_M == 0 {
+        return Some(Ipa(va));
+    }
+    let saved = PAR_EL1.get();
+    if el0 {
+        // SAFETY: AT only writes PAR_EL1, which is put back below.
+        unsafe { asm!("at s1e0r, {v}", v = in(reg) va, options(nostack, preserves_flags)) };
+    } else {
+        // SAFETY: as above.
+        unsafe { asm!("at s1e1r, {v}", v = in(reg) va, options(nostack, preserves_flags)) };
+    }
+    barrier::isb();
+    let par = PAR_EL1.get();
+    PAR_EL1.set(saved);
+    (par & PAR_F == 0).then_some(Ipa(par & PAR_PA | va & 0xfff))
+}

@@ -1,0 +1,306 @@
+//! How dom0 is built: from the boot modules, on the memory and with the devices that EL2 does not keep.
+
+use super::dom0_fdt::{Dom0Plan, build_dom0_fdt, vgicr_region};
+use super::dom0_plan::{Banks, Placement, place, plan_dom0_memory};
+use super::domain::{Console, Domain};
+use super::hypervisor::Hypervisor;
+use super::image::Image;
+use super::lpi::LpiPaths;
+use super::options::Direct;
+use super::vcpu::{Start, Vcpu};
+use crate::arch::ich;
+use crate::ids::{CpuId, DomId, Intid, Ipa, ItsId, Mpidr, Pa, VcpuId, VmId, VpeId};
+use crate::mm::guest_ram::GuestRam;
+use crate::mm::hw::El2;
+use crate::mm::stage2::{Attr, Fwb, Stage2, ipa_bits};
+use crate::mm::tlb::Tlbs;
+use crate::mmio::{Coherence, Hw};
+use crate::platform::{Machine, Module, ModuleKind, Range, fdt};
+use crate::sync::{Lock, Once, Rank};
+use crate::vgic::{Vgic, VgicConfig};
+use crate::vits::{OnError, Quota, Vits, VitsConfig};
+use crate::vm::dev::vpl011::Vpl011;
+use alloc::boxed::Box;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+
+/// Bits of a guest's INTIDs: 8192 LPIs. The vLPI configuration and pending tables follow from it.
+const ID_BITS: u8 = 14;
+/// dom0's VMID; 0 is nobody's.
+const VMID: VmId = VmId(1);
+/// What a PCI function's MSI-X table can hold at most.
+const MSIX_BITS: u8 = 11;
+
+/// Why there is no dom0, in words for the user.
+pub struct NoDom0(String);
+
+impl fmt::Display for NoDom0 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn no(what: &str, error: impl fmt::Display) -> NoDom0 {
+    NoDom0(alloc::format!("{what}: {error}"))
+}
+
+/// What is where before dom0 exists.
+pub struct Ground<'a> {
+    /// The device tree that the loader gave.
+    pub fdt: &'a [u8],
+    /// Where that is.
+    pub fdt_range: Range,
+    /// EL2's image.
+    pub image: Range,
+    /// EL2's pool.
+    pub pool: Range,
+}
+
+/// Builds dom0 and makes its first vCPU runnable.
+pub fn build(hv: &'static Hypervisor, ground: &Ground<'_>) -> Result<(), NoDom0> {
+    let machine = hv.machine;
+    let kernel = module(machine, ModuleKind::Kernel)
+        .ok_or_else(|| NoDom0("there is no kernel: /chosen has no module of kind multiboot,kernel".to_string()))?;
+    let ramdisk = module(machine, ModuleKind::Ramdisk);
+
+    let cpus = vcpu_places(hv);
+    let banks = banks(hv, ground)?;
+    let place = placement(ground, kernel, ramdisk, &banks)?;
+    let total: u64 = banks.iter().map(|bank| bank.size).sum();
+    log::info!("dom0: {} vCPUs, {} MiB, kernel at {}", cpus.len(), total >> 20, place.kernel.base);
+
+    // SAFETY: the plan keeps dom0's banks out of the image, the pool and the device tree; all of RAM is mapped, and
+    // whatever else EL2 uses is in one of these.
+    #[allow(unsafe_code, reason = "says that the banks are nobody else's")]
+    let ram = unsafe { GuestRam::new(banks.iter().copied().collect()) };
+    load(&ram, kernel, place.kernel.base)?;
+    if let (Some(module), Some(to)) = (ramdisk, place.initrd)
+        && module.range != to
+    {
+        load(&ram, module, to.base)?;
+    }
+
+    let redists =
+        vgicr_region(machine, cpus.len()).map_err(|error| no("dom0's redistributors have no place", error))?;
+    let tree = build_dom0_fdt(
+        ground.fdt,
+        machine,
+        &Dom0Plan {
+            vcpus: &cpus.iter().map(|&(_, mpidr)| mpidr).collect::<Vec<_>>(),
+            memory: &banks,
+            gicr: redists,
+            bootargs: &kernel.bootargs,
+            initrd: place.initrd,
+        },
+    )
+    .map_err(|error| no("dom0's device tree cannot be made", error))?;
+    ram.write(Ipa(place.dtb.base.0), &tree)
+        .map_err(|_| NoDom0("dom0's device tree does not fit its RAM".to_string()))?;
+    // The kernel starts with its caches off: what was just written has to be in memory, not in ours.
+    for range in [Some(place.kernel), place.initrd, Some(place.dtb)].into_iter().flatten() {
+        El2.publish(range.base, range.size as usize, Coherence::NonCoherent);
+    }
+    crate::arch::cache::invalidate_instructions();
+
+    let stage2 = address_space(hv, ground.fdt, &banks)?;
+    let paths = vpes(hv, &cpus);
+    let vgic = Vgic::new(VgicConfig {
+        vcpus: cpus.iter().map(|&(_, mpidr)| mpidr).collect(),
+        spis: hv.gic.facts().spis,
+        id_bits: ID_BITS,
+        has_lpis: !machine.gic.itss.is_empty(),
+        list_registers: ich::count(),
+        priority_bits: 5,
+    })
+    .map_err(|error| no("dom0's interrupt controller cannot be made", error))?;
+    let vcpus: Vec<Arc<Vcpu>> = cpus
+        .iter()
+        .enumerate()
+        .filter_map(|(index, &(cpu, mpidr))| {
+            let id = VcpuId(u16::try_from(index).ok()?);
+            Some(Arc::new(Vcpu::new(DomId(0), id, mpidr, cpu, paths.vpe(id), ich::count())))
+        })
+        .collect();
+
+    let domain = Domain {
+        id: DomId(0),
+        vttbr: stage2.vttbr(),
+        vtcr: stage2.vtcr(),
+        stage2: Lock::new(Rank::Domain, stage2),
+        ram,
+        vgic,
+        dist: machine.gic.dist,
+        redists,
+        vitss: virtual_itss(hv)?,
+        paths,
+        console: machine.uart.and_then(|uart| {
+            Some(Console { regs: uart.regs, irq: uart.irq?, uart: Lock::new(Rank::Domain, Vpl011::new()) })
+        }),
+        kept_spis: kept_spis(machine),
+        vcpus: Once::new(),
+    };
+    for vcpu in &vcpus {
+        hv.sched
+            .assign(vcpu.cpu, vcpu.clone())
+            .map_err(|vcpu| NoDom0(alloc::format!("{} has a vCPU already", vcpu.cpu)))?;
+    }
+    let first = vcpus.first().cloned();
+    if domain.vcpus.set(vcpus).is_err() {
+        unreachable!("a domain that was just made has no vCPUs");
+    }
+    hv.add_dom0(domain);
+    let started =
+        first.is_some_and(|vcpu| vcpu.power_on(Start { entry: Ipa(place.kernel.base.0), context: place.dtb.base.0 }));
+    if started { Ok(()) } else { Err(NoDom0("dom0 has no vCPU".to_string())) }
+}
+
+fn module(machine: &Machine, kind: ModuleKind) -> Option<&Module> {
+    machine.modules.iter().find(|module| module.kind == kind)
+}
+
+/// The CPUs that get a vCPU, and the affinity each vCPU reads: its CPU's own. The boot CPU's comes first.
+fn vcpu_places(hv: &Hypervisor) -> Vec<(CpuId, Mpidr)> {
+    let boot = crate::arch::percpu::cpu();
+    let mut cpus: Vec<(CpuId, Mpidr)> = hv
+        .machine
+        .cpus
+        .iter()
+        .enumerate()
+        .filter(|(_, cpu)| cpu.enabled)
+        .filter_map(|(index, cpu)| Some((CpuId(u16::try_from(index).ok()?), cpu.mpidr)))
+        .filter(|&(cpu, _)| cpu == boot || hv.is_online(cpu))
+        .collect();
+    cpus.sort_by_key(|&(cpu, _)| (cpu != boot, cpu));
+    if let Some(most) = hv.options.dom0_max_vcpus {
+        cpus.truncate(usize::from(most));
+    }
+    cpus
+}
+
+fn load(ram: &GuestRam, module: &Module, to: Pa) -> Result<(), NoDom0> {
+    let bytes = usize::try_from(module.range.size).unwrap_or(usize::MAX);
+    // SAFETY: modules lie in RAM, which is mapped, and nobody runs who could write them.
+    #[allow(unsafe_code, reason = "copies what the boot loader left")]
+    let loaded = unsafe { ram.load(module.range.base, Ipa(to.0), bytes) };
+    loaded.map_err(|at| NoDom0(alloc::format!("a boot module of {bytes} bytes does not fit dom0's RAM at {}", at.0)))
+}
+
+/// SPIs of the devices that EL2 keeps: its console and the SMMUs.
+fn kept_spis(machine: &Machine) -> Vec<Intid> {
+    let smmus = machine.smmus.iter().flat_map(|smmu| [smmu.event, smmu.gerror]);
+    smmus.chain([machine.uart.and_then(|uart| uart.irq)]).flatten().collect()
+}
+
+/// Frames of the devices that EL2 keeps or emulates: never in a guest's stage 2.
+fn kept_frames(machine: &Machine) -> Vec<Range> {
+    let mut kept = alloc::vec![machine.gic.dist];
+    kept.extend(machine.gic.redists.iter());
+    kept.extend(machine.gic.itss.iter().map(|its| its.control));
+    kept.extend(machine.smmus.iter().map(|smmu| smmu.regs));
+    kept.extend(machine.uart.iter().map(|uart| uart.regs));
+    kept
+}
+
+/// All that dom0 may touch: its RAM, and every device that EL2 does not keep.
+fn address_space(hv: &Hypervisor, host: &[u8], banks: &Banks) -> Result<Stage2<'static, El2, Tlbs>, NoDom0> {
+    let failed = |error| no("dom0's address space cannot be made", error);
+    let params = hv.features.stage2();
+    let fwb = if params.fwb { Fwb::On } else { Fwb::Off };
+    // The one domain's, for good.
+    let tlbs: &'static Tlbs =
+        Box::leak(Box::new(Tlbs::new().ok_or_else(|| NoDom0("no memory for stage 2".to_string()))?));
+    let mut stage2 = Stage2::new(&El2, tlbs, VMID, ipa_bits(params.pa_range), fwb).map_err(failed)?;
+    for bank in banks {
+        stage2.map(Ipa(bank.base.0), bank.base, bank.size, Attr::Ram).map_err(failed)?;
+    }
+    let machine = hv.machine;
+    let mut hidden = kept_frames(machine);
+    hidden.extend(machine.memory.iter());
+    let windows: Vec<Range> =
+        machine.pci.iter().flat_map(|host| host.windows.iter().map(|window| window.cpu)).collect();
+    for window in super::carve::pages_without(&windows, &hidden) {
+        stage2.map(Ipa(window.base.0), window.base, window.size, Attr::PciWindow).map_err(failed)?;
+    }
+    let mut devices: Vec<Range> = machine.pci.iter().map(|host| host.ecam).collect();
+    fdt::for_each_device(host, |device| devices.extend(device.regs))
+        .map_err(|error| no("dom0's devices cannot be listed", error))?;
+    hidden.extend(windows);
+    for device in super::carve::pages_without(&devices, &hidden) {
+        stage2.map(Ipa(device.base.0), device.base, device.size, Attr::Device).map_err(failed)?;
+    }
+    Ok(stage2)
+}
+
+/// A vPE for each vCPU, as far as they go.
+fn vpes(hv: &Hypervisor, cpus: &[(CpuId, Mpidr)]) -> LpiPaths {
+    let none = || LpiPaths { vm: None, vcpus: cpus.iter().map(|&(cpu, _)| (cpu, None)).collect() };
+    let Some(v4) = hv.gic.v4().filter(|_| hv.options.direct == Direct::On) else { return none() };
+    let vm = match v4.create_vm(ID_BITS) {
+        Ok(vm) => vm,
+        Err(error) => {
+            log::warn!("dom0 takes device interrupts by way of EL2: {error}");
+            return none();
+        }
+    };
+    let vpe = |cpu: CpuId| -> Option<VpeId> {
+        v4.add_vpe(vm, cpu)
+            .inspect_err(|error| log::warn!("the vCPU on {cpu} takes device interrupts by way of EL2: {error}"))
+            .ok()
+    };
+    LpiPaths { vm: Some(vm), vcpus: cpus.iter().map(|&(cpu, _)| (cpu, vpe(cpu))).collect() }
+}
+
+/// One virtual ITS for each of the host's, at its address.
+fn virtual_itss(hv: &Hypervisor) -> Result<Vec<(Range, Vits)>, NoDom0> {
+    let mut itss = Vec::new();
+    for (index, its) in hv.machine.gic.itss.iter().enumerate() {
+        let id = ItsId(u8::try_from(index).unwrap_or(u8::MAX));
+        let Some(facts) = hv.gic.facts().its(id) else { continue };
+        let vits = Vits::new(VitsConfig {
+            domain: DomId(0),
+            its: id,
+            device_bits: facts.device_bits.min(32),
+            event_bits: facts.event_bits.min(16),
+            collection_bits: 10,
+            id_bits: ID_BITS,
+            quota: Quota { devices: 512, events: 8192, itt_entries: 32_768, device_event_bits: MSIX_BITS },
+            on_error: OnError::Skip,
+        })
+        .map_err(|error| NoDom0(alloc::format!("{id} cannot be emulated: {error:?}")))?;
+        itss.push((its.control, vits));
+    }
+    Ok(itss)
+}
+
+/// dom0's RAM: all that is free, or as much as was asked for.
+fn banks(hv: &Hypervisor, ground: &Ground<'_>) -> Result<Banks, NoDom0> {
+    let keep_out = [ground.image, ground.pool, ground.fdt_range];
+    let want = hv.options.dom0_mem.unwrap_or(u64::MAX);
+    let banks = plan_dom0_memory(hv.machine, &keep_out, want);
+    let total: u64 = banks.iter().map(|bank| bank.size).sum();
+    if banks.is_empty() {
+        return Err(NoDom0("no memory is left for dom0".to_string()));
+    }
+    if hv.options.dom0_mem.is_some() && total < want {
+        log::warn!("dom0 gets {} MiB of the {} MiB it was to have: no more is free", total >> 20, want >> 20);
+    }
+    Ok(banks)
+}
+
+/// Where its kernel, RAM disk and device tree go.
+fn placement(
+    ground: &Ground<'_>,
+    kernel: &Module,
+    ramdisk: Option<&Module>,
+    banks: &Banks,
+) -> Result<Placement, NoDom0> {
+    let mut header = [0; 64];
+    // SAFETY: modules lie in RAM, which is mapped.
+    #[allow(unsafe_code, reason = "looks at what the boot loader left")]
+    let header = unsafe { crate::mm::guest_ram::peek(kernel.range, &mut header) };
+    let image = Image::parse(header).map_err(|error| NoDom0(error.to_string()))?;
+    place(banks, &image, kernel.range, ramdisk.map(|module| module.range), &[ground.fdt_range])
+        .map_err(|error| no("dom0 does not fit its memory", error))
+}

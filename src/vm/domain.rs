@@ -1,0 +1,345 @@
+//! A domain: its memory, its interrupt controller, its vCPUs, and the devices EL2 emulates for it.
+
+use super::lpi::{LpiBackend, LpiPaths};
+use super::vcpu::Vcpu;
+use super::{Hypervisor, hypervisor};
+use crate::arch::percpu;
+use crate::ids::{CpuId, DomId, Intid, Ipa, Mpidr, VcpuId};
+use crate::mm::guest_ram::GuestRam;
+use crate::mm::hw::El2;
+use crate::mm::stage2::Stage2;
+use crate::mm::tlb::Tlbs;
+use crate::mmio::Hw;
+use crate::platform::Range;
+use crate::sched::Woken;
+use crate::sync::{Lock, Once};
+use crate::trace::{Event, count};
+use crate::vgic::{Port, Signal, Trigger, Vgic};
+use crate::vits::{Progress, Vits};
+use crate::vm::dev::vpl011::Vpl011;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+/// How long a CPU waits for another to leave its guest.
+const LEAVE_LIMIT_US: u64 = 1_000;
+
+/// How many host operations a virtual ITS does before its CPU looks at what else there is.
+const VITS_BUDGET: usize = 64;
+
+/// Which device EL2 emulates at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Emulated {
+    /// The distributor.
+    Dist(u64),
+    /// A redistributor.
+    Redist(VcpuId, u64),
+    /// An ITS, by its place in the list.
+    Its(usize, u64),
+    /// The console.
+    Uart(u64),
+}
+
+/// The console that a domain sees.
+pub struct Console {
+    /// Its registers.
+    pub regs: Range,
+    /// Its interrupt.
+    pub irq: Intid,
+    /// Its state.
+    pub uart: Lock<Vpl011>,
+}
+
+/// A domain.
+pub struct Domain {
+    /// Its number.
+    pub id: DomId,
+    /// VTTBR_EL2 and VTCR_EL2.
+    pub vttbr: u64,
+    /// See `vttbr`.
+    pub vtcr: u64,
+    /// Its address space.
+    pub stage2: Lock<Stage2<'static, El2, Tlbs>>,
+    /// Its RAM.
+    pub ram: GuestRam,
+    /// Its GIC.
+    pub vgic: Vgic,
+    /// Where its distributor is.
+    pub dist: Range,
+    /// Where its redistributors are, 128 KiB each.
+    pub redists: Range,
+    /// Its ITSs, and where they are.
+    pub vitss: Vec<(Range, Vits)>,
+    /// How LPIs reach it.
+    pub paths: LpiPaths,
+    /// Its console.
+    pub console: Option<Console>,
+    /// SPIs that EL2 keeps.
+    pub kept_spis: Vec<Intid>,
+    /// Its vCPUs.
+    pub vcpus: Once<Vec<Arc<Vcpu>>>,
+}
+
+/// A redistributor of a domain without virtual LPIs: two frames (IHI 0069, 12.10).
+pub const VGICR_SIZE: u64 = 0x2_0000;
+
+impl Domain {
+    /// Its vCPUs; none before it is built.
+    #[must_use]
+    pub fn vcpus(&self) -> &[Arc<Vcpu>] {
+        self.vcpus.get().map_or(&[], |vcpus| vcpus)
+    }
+
+    /// One of its vCPUs.
+    #[must_use]
+    pub fn vcpu(&self, id: VcpuId) -> Option<&Arc<Vcpu>> {
+        self.vcpus().get(id.index())
+    }
+
+    /// The vCPU with this affinity.
+    #[must_use]
+    pub fn vcpu_at(&self, affinity: Mpidr) -> Option<&Arc<Vcpu>> {
+        self.vcpus().iter().find(|vcpu| vcpu.affinity == affinity)
+    }
+
+    /// What EL2 emulates at `at`.
+    #[must_use]
+    pub fn emulated(&self, at: Ipa) -> Option<Emulated> {
+        let at = crate::ids::Pa(at.0);
+        if self.redists.contains(at) {
+            let offset = at.0 - self.redists.base.0;
+            let vcpu = u16::try_from(offset / VGICR_SIZE).ok()?;
+            return (usize::from(vcpu) < self.vcpus().len())
+                .then_some(Emulated::Redist(VcpuId(vcpu), offset % VGICR_SIZE));
+        }
+        if self.dist.contains(at) {
+            return Some(Emulated::Dist(at.0 - self.dist.base.0));
+        }
+        if let Some(console) = self.console.as_ref().filter(|console| console.regs.contains(at)) {
+            return Some(Emulated::Uart(at.0 - console.regs.base.0));
+        }
+        let its = self.vitss.iter().position(|(range, _)| range.contains(at))?;
+        Some(Emulated::Its(its, at.0 - self.vitss.get(its)?.0.base.0))
+    }
+
+    /// The domain as its GIC and its ITSs see it, from the CPU this runs on.
+    #[must_use]
+    pub fn port(&self) -> DomainPort<'_> {
+        DomainPort { domain: self, hv: hypervisor() }
+    }
+
+    /// The way of its ITSs to the hardware.
+    #[must_use]
+    pub fn lpi_backend<'a>(&'a self, port: &'a DomainPort<'a>) -> LpiBackend<'a, El2> {
+        LpiBackend {
+            gic: &port.hv.gic,
+            vgic: &self.vgic,
+            port,
+            domain: self.id,
+            paths: &self.paths,
+            routes: &port.hv.routes,
+        }
+    }
+
+    /// A load from an emulated device.
+    pub fn mmio_read(&self, from: VcpuId, device: Emulated, bytes: u8) -> u64 {
+        let port = self.port();
+        match device {
+            Emulated::Dist(offset) => self.vgic.dist_read(&port, from, offset, bytes),
+            Emulated::Redist(frame, offset) => self.vgic.redist_read(&port, from, frame, offset, bytes),
+            Emulated::Its(its, offset) => self.vitss.get(its).map_or(0, |(_, vits)| vits.read(offset, bytes)),
+            Emulated::Uart(offset) => {
+                let Some(console) = &self.console else { return 0 };
+                let mut uart = console.uart.lock();
+                let value = uart.read(offset, bytes);
+                let level = uart.irq_level();
+                drop(uart);
+                self.vgic.inject_spi(&port, console.irq, Signal::Level(level));
+                value
+            }
+        }
+    }
+
+    /// A store to an emulated device.
+    pub fn mmio_write(&self, from: VcpuId, device: Emulated, bytes: u8, value: u64) {
+        let port = self.port();
+        match device {
+            Emulated::Dist(offset) => self.vgic.dist_write(&port, from, offset, bytes, value),
+            Emulated::Redist(frame, offset) => {
+                let was_on = self.vgic.lpis_on(frame);
+                self.vgic.redist_write(&port, from, frame, offset, bytes, value);
+                if !was_on && self.vgic.lpis_on(frame) {
+                    self.lpis_came_on(&port, frame);
+                }
+            }
+            Emulated::Its(its, offset) => {
+                if its_is_translater(offset) {
+                    count(percpu::cpu(), Event::TranslaterStore);
+                }
+                if let Some((_, vits)) = self.vitss.get(its) {
+                    let backend = self.lpi_backend(&port);
+                    if vits.write(&backend, offset, bytes, value) == Progress::More {
+                        self.finish_vits(vits, &port);
+                    }
+                }
+            }
+            Emulated::Uart(offset) => {
+                let Some(console) = &self.console else { return };
+                let mut uart = console.uart.lock();
+                let sent = uart.write(offset, bytes, value);
+                let level = uart.irq_level();
+                drop(uart);
+                if let Some(byte) = sent {
+                    crate::console::guest_write(self.id, byte);
+                }
+                self.vgic.inject_spi(&port, console.irq, Signal::Level(level));
+            }
+        }
+    }
+
+    /// A vCPU's LPIs were switched on: its configuration has been read; the hardware is to look again, and
+    /// what its pending table held of direct LPIs becomes pending there.
+    fn lpis_came_on(&self, port: &DomainPort<'_>, vcpu: VcpuId) {
+        for (_, vits) in &self.vitss {
+            if vits.lpis_enabled(vcpu) == Progress::More {
+                self.finish_vits(vits, port);
+            }
+        }
+        while let Some(vintid) = self.vgic.take_direct_pending(vcpu) {
+            for (place, (_, vits)) in self.vitss.iter().enumerate() {
+                let mut found = None;
+                vits.for_each_event(&mut |device, event, v, _, _| {
+                    if v == vintid {
+                        found = Some((device, event));
+                    }
+                });
+                if let (Some((device, event)), Ok(its)) = (found, u8::try_from(place)) {
+                    let _ = port.hv.gic.set_pending(crate::ids::ItsId(its), device, event);
+                }
+            }
+        }
+    }
+
+    /// Runs a virtual ITS until it has nothing left to do. Physical interrupts are taken between stretches,
+    /// so that a guest's command that means thousands at the host delays nobody else on this CPU.
+    fn finish_vits(&self, vits: &Vits, port: &DomainPort<'_>) {
+        let backend = self.lpi_backend(port);
+        while vits.run(&backend, VITS_BUDGET) == Progress::More {
+            super::irq::take_all(percpu::cpu());
+        }
+    }
+
+    /// Something was typed for this domain. `false` when its console is full.
+    pub fn input(&self, byte: u8) -> bool {
+        let Some(console) = &self.console else { return false };
+        let mut uart = console.uart.lock();
+        let taken = uart.push_input(byte);
+        let level = uart.irq_level();
+        drop(uart);
+        self.vgic.inject_spi(&self.port(), console.irq, Signal::Level(level));
+        taken
+    }
+
+    /// Makes a vCPU look at its interrupts again, wherever it is.
+    pub fn kick(&self, vcpu: &Vcpu) {
+        let woken = vcpu.run.wake();
+        if woken == Woken::WasBlocked {
+            count(percpu::cpu(), Event::Wake);
+        }
+        let elsewhere = vcpu.cpu != percpu::cpu();
+        if elsewhere && (woken == Woken::WasBlocked || vcpu.is_in_guest()) {
+            hypervisor().send_kick(vcpu.cpu);
+        }
+    }
+}
+
+/// Offsets of an ITS's second frame, where GITS_TRANSLATER is.
+const fn its_is_translater(offset: u64) -> bool {
+    offset >= 0x1_0000
+}
+
+/// A domain as its GIC reaches it.
+pub struct DomainPort<'a> {
+    domain: &'a Domain,
+    /// The machine.
+    pub hv: &'static Hypervisor,
+}
+
+impl DomainPort<'_> {
+    fn cpu_of(&self, vcpu: VcpuId) -> Option<CpuId> {
+        Some(self.domain.vcpu(vcpu)?.cpu)
+    }
+
+    /// Makes every vCPU but the current one leave the guest and look again before it goes on, and waits for it.
+    fn settle(&self, which: impl Fn(&Vcpu) -> bool) {
+        for vcpu in self.domain.vcpus().iter().filter(|vcpu| which(vcpu) && vcpu.cpu != percpu::cpu()) {
+            self.domain.kick(vcpu);
+            if !El2.wait(LEAVE_LIMIT_US, || !vcpu.is_in_guest()) {
+                log::warn!("{} of {} did not leave its guest within 1 ms", vcpu.id, self.domain.id);
+            }
+        }
+    }
+}
+
+impl Port for DomainPort<'_> {
+    fn kick(&self, vcpu: VcpuId) {
+        if let Some(vcpu) = self.domain.vcpu(vcpu) {
+            self.domain.kick(vcpu);
+        }
+    }
+
+    fn read_guest(&self, ipa: Ipa, buf: &mut [u8]) -> bool {
+        self.domain.ram.read(ipa, buf).is_ok()
+    }
+
+    fn owns_spi(&self, intid: Intid) -> bool {
+        intid.0 >= 32 && intid.0 < self.hv.gic.facts().spis + 32 && !self.domain.kept_spis.contains(&intid)
+    }
+
+    fn spi_set_enabled(&self, intid: Intid, on: bool) {
+        if on { self.hv.gic.spi_enable(intid) } else { self.hv.gic.spi_disable(intid) }
+    }
+
+    fn spi_set_trigger(&self, intid: Intid, trigger: Trigger) {
+        self.hv.gic.spi_set_trigger(
+            intid,
+            match trigger {
+                Trigger::Level => crate::gic::Trigger::Level,
+                Trigger::Edge => crate::gic::Trigger::Edge,
+            },
+        );
+    }
+
+    fn spi_route(&self, intid: Intid, vcpu: VcpuId) {
+        if let Some(mpidr) = self.cpu_of(vcpu).and_then(|cpu| self.hv.mpidr(cpu)) {
+            self.hv.gic.spi_route(intid, mpidr);
+        }
+    }
+
+    fn spi_set_pending(&self, intid: Intid, on: bool) {
+        self.hv.gic.spi_set_pending(intid, on);
+    }
+
+    fn spi_deactivate(&self, intid: Intid) {
+        self.hv.gic.spi_set_active(intid, false);
+    }
+
+    fn ppi_deactivate(&self, vcpu: VcpuId, intid: Intid) {
+        if let Some(cpu) = self.cpu_of(vcpu) {
+            self.hv.gic.ppi_set_active(cpu, intid, false);
+        }
+    }
+
+    fn group1_enabled(&self, _: bool) {
+        // On GICv4.0 residency follows this bit: each vCPU looks at it before it enters, and the current one
+        // does so when this trap returns.
+        self.settle(|_| true);
+    }
+
+    fn lpis_enabled(&self, vcpu: VcpuId, _: bool, _: u64, _: u64) {
+        self.settle(|other| other.id == vcpu);
+    }
+
+    fn wait(&self, done: &dyn Fn() -> bool) -> bool {
+        El2.wait(LEAVE_LIMIT_US, done)
+    }
+}

@@ -1,0 +1,202 @@
+//! The machine as EL2 runs it: what is set up once at boot and looked at from everywhere in `vm`.
+
+use super::domain::Domain;
+use super::lpi::Routes;
+use super::options::Options;
+use super::vcpu::Vcpu;
+use crate::arch::features::{self, Features};
+use crate::arch::sysreg;
+use crate::gic::{Gic, GicError, cpuif};
+use crate::ids::{CpuId, DomId, Intid, Mpidr, VpeId};
+use crate::mm::hw::El2;
+use crate::platform::Machine;
+use crate::sched::{Null, State};
+use crate::sync::Once;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+/// Complaints of one kind that are logged; the rest are counted.
+const COMPLAINTS: u32 = 16;
+
+/// Why a CPU cannot run guests.
+#[derive(Clone, Copy, Debug)]
+pub enum CpuError {
+    /// Its GIC CPU interface is not reached by system registers (ICC_SRE_EL2.SRE stays 0).
+    NoSystemRegisters,
+    /// Its redistributor.
+    Gic(GicError),
+}
+
+impl fmt::Display for CpuError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CpuError::NoSystemRegisters => f.write_str("its GIC CPU interface has no system registers"),
+            CpuError::Gic(error) => error.fmt(f),
+        }
+    }
+}
+
+/// Everything.
+pub struct Hypervisor {
+    /// What machine this is.
+    pub machine: &'static Machine,
+    /// How it was asked to run.
+    pub options: Options,
+    /// What guests get to see of the CPUs.
+    pub features: Features,
+    /// The physical GIC.
+    pub gic: Gic<El2>,
+    /// Where physical LPIs go.
+    pub routes: Routes,
+    /// Which vCPU runs where.
+    pub sched: Null<Vcpu>,
+    /// The interrupt of EL2's own UART.
+    pub console_irq: Option<Intid>,
+    dom0: Once<Domain>,
+    online: Vec<AtomicBool>,
+    complaints: AtomicU32,
+}
+
+static HYPERVISOR: Once<Hypervisor> = Once::new();
+
+/// The one hypervisor.
+///
+/// # Panics
+///
+/// Before [`install`].
+#[must_use]
+pub fn hypervisor() -> &'static Hypervisor {
+    match HYPERVISOR.get() {
+        Some(hypervisor) => hypervisor,
+        None => panic!("the hypervisor is used before it is set up"),
+    }
+}
+
+/// Sets the hypervisor up; called once, by the boot CPU.
+///
+/// # Panics
+///
+/// The second time.
+pub fn install(hypervisor: Hypervisor) -> &'static Hypervisor {
+    if HYPERVISOR.set(hypervisor).is_err() {
+        panic!("the hypervisor is set up twice");
+    }
+    self::hypervisor()
+}
+
+impl Hypervisor {
+    /// A machine without domains.
+    #[must_use]
+    pub fn new(machine: &'static Machine, options: Options, features: Features, gic: Gic<El2>) -> Hypervisor {
+        let routes = Routes::new(gic.facts().lpis);
+        Hypervisor {
+            machine,
+            options,
+            features,
+            gic,
+            routes,
+            sched: Null::new(machine.cpus.len()),
+            console_irq: machine.uart.and_then(|uart| uart.irq),
+            dom0: Once::new(),
+            online: machine.cpus.iter().map(|_| AtomicBool::new(false)).collect(),
+            complaints: AtomicU32::new(0),
+        }
+    }
+
+    /// Makes this CPU able to run guests and to take interrupts. Once on each CPU.
+    pub fn bring_up(&self, cpu: CpuId) -> Result<(), CpuError> {
+        features::program(&self.features);
+        sysreg::CNTVOFF_EL2.set(0);
+        cpuif::init().map_err(|_| CpuError::NoSystemRegisters)?;
+        self.gic.init_cpu(cpu).map_err(CpuError::Gic)?;
+        for ppi in [self.machine.timer.virt, self.machine.timer.hyp, self.machine.gic.maintenance] {
+            self.gic.ppi_enable(cpu, ppi);
+        }
+        if let Some(online) = self.online.get(cpu.index()) {
+            online.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Whether a CPU has been brought up.
+    #[must_use]
+    pub fn is_online(&self, cpu: CpuId) -> bool {
+        self.online.get(cpu.index()).is_some_and(|online| online.load(Ordering::Acquire))
+    }
+
+    /// How many CPUs have been brought up.
+    #[must_use]
+    pub fn online(&self) -> usize {
+        self.online.iter().filter(|online| online.load(Ordering::Acquire)).count()
+    }
+
+    /// A CPU's affinity.
+    #[must_use]
+    pub fn mpidr(&self, cpu: CpuId) -> Option<Mpidr> {
+        Some(self.machine.cpus.get(cpu.index())?.mpidr)
+    }
+
+    /// A domain.
+    #[must_use]
+    pub fn domain(&self, id: DomId) -> Option<&Domain> {
+        if id == DomId(0) { self.dom0.get() } else { None }
+    }
+
+    /// Domain 0.
+    #[must_use]
+    pub fn dom0(&self) -> Option<&Domain> {
+        self.dom0.get()
+    }
+
+    /// Makes `domain` domain 0.
+    ///
+    /// # Panics
+    ///
+    /// The second time.
+    pub fn add_dom0(&self, domain: Domain) -> &Domain {
+        if self.dom0.set(domain).is_err() {
+            panic!("dom0 is built twice");
+        }
+        match self.dom0.get() {
+            Some(domain) => domain,
+            None => unreachable!("it was just set"),
+        }
+    }
+
+    /// The vCPU of a CPU.
+    #[must_use]
+    pub fn vcpu_of(&self, cpu: CpuId) -> Option<Arc<Vcpu>> {
+        self.sched.pick(cpu)
+    }
+
+    /// The vCPU whose vPE this is.
+    #[must_use]
+    pub fn vcpu_of_vpe(&self, vpe: VpeId) -> Option<&Arc<Vcpu>> {
+        self.dom0()?.vcpus().iter().find(|vcpu| vcpu.vpe == Some(vpe))
+    }
+
+    /// Makes another CPU leave its guest, or its sleep.
+    pub fn send_kick(&self, cpu: CpuId) {
+        if let Some(mpidr) = self.mpidr(cpu) {
+            cpuif::send_sgi(super::irq::KICK, mpidr);
+        }
+    }
+
+    /// Wakes a vCPU. `false` if it was awake already.
+    pub fn wake(&self, vcpu: &Vcpu) -> bool {
+        let asleep = matches!(vcpu.run.get(), State::Blocked | State::Blocking);
+        if let Some(domain) = self.domain(vcpu.domain) {
+            domain.kick(vcpu);
+        }
+        asleep
+    }
+
+    /// Logs something that a guest or broken hardware could make happen without end: the first few times only.
+    pub fn complain(&self, what: fmt::Arguments<'_>) {
+        if self.complaints.fetch_add(1, Ordering::Relaxed) < COMPLAINTS {
+            log::warn!("{what}");
+        }
+    }
+}

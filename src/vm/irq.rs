@@ -1,0 +1,111 @@
+//! Who gets a physical interrupt.
+//!
+//! EL2 runs with interrupts masked and takes them here, by asking: after an exit that an interrupt caused, in
+//! the idle loop, and between stretches of long work. With EOImode = 1 an acknowledged interrupt is first
+//! dropped (ICC_EOIR1_EL1) so that others can come, and deactivated when its owner is done: by EL2 for its own,
+//! by the guest through a hardware-linked list register for the guest's (IHI 0069, 4.1.1 and 4.7).
+
+use super::hypervisor;
+use crate::arch::{sysreg, timer};
+use crate::gic::cpuif;
+use crate::ids::{CpuId, Intid, Lpi};
+use crate::trace::{Event, count};
+
+/// The SGI by which one CPU makes another look again.
+pub const KICK: u8 = 0;
+
+const KICK_INTID: Intid = Intid(KICK as u32);
+
+/// CNTV_CTL_EL0.IMASK.
+const CNTV_IMASK: u64 = 1 << 1;
+
+/// Takes every interrupt that is pending on this CPU.
+pub fn take_all(cpu: CpuId) {
+    while let Some(intid) = cpuif::ack() {
+        take(cpu, intid);
+    }
+}
+
+fn take(cpu: CpuId, intid: Intid) {
+    cpuif::eoi(intid);
+    let hv = hypervisor();
+    if let Some(lpi) = intid.lpi() {
+        take_lpi(cpu, lpi);
+        return;
+    }
+    match intid.0 {
+        _ if intid == KICK_INTID => {
+            // Nothing to do: having left the guest, or having woken up, is the message.
+            count(cpu, Event::IrqKick);
+            cpuif::deactivate(intid);
+        }
+        _ if intid == hv.machine.timer.virt => {
+            count(cpu, Event::IrqVtimer);
+            let taken = hv.vcpu_of(cpu).is_some_and(|vcpu| {
+                hv.domain(vcpu.domain).is_some_and(|domain| {
+                    let port = domain.port();
+                    domain.vgic.inject_hw_ppi(&port, vcpu.id, intid)
+                })
+            });
+            if !taken {
+                // Nobody runs here who could; a vCPU that starts here sets its timer anew.
+                sysreg::CNTV_CTL_EL0.set(sysreg::CNTV_CTL_EL0.get() | CNTV_IMASK);
+                cpuif::deactivate(intid);
+            }
+        }
+        _ if intid == hv.machine.timer.hyp => {
+            count(cpu, Event::IrqHtimer);
+            // The vCPU's CNTP is looked at before it enters; the line is quieted until then.
+            timer::disarm();
+            cpuif::deactivate(intid);
+            if let Some(vcpu) = hv.vcpu_of(cpu) {
+                hv.wake(&vcpu);
+            }
+        }
+        _ if intid == hv.machine.gic.maintenance => {
+            count(cpu, Event::IrqMaintenance);
+            cpuif::deactivate(intid);
+        }
+        _ if Some(intid) == hv.console_irq => {
+            super::input::take();
+            cpuif::deactivate(intid);
+        }
+        32.. => {
+            count(cpu, Event::IrqSpi);
+            let taken = hv.dom0().is_some_and(|domain| domain.vgic.inject_hw_spi(&domain.port(), intid));
+            if !taken {
+                count(cpu, Event::IrqUnknown);
+                hv.gic.spi_disable(intid);
+                cpuif::deactivate(intid);
+            }
+        }
+        _ => {
+            count(cpu, Event::IrqUnknown);
+            hv.gic.ppi_disable(cpu, intid);
+            cpuif::deactivate(intid);
+        }
+    }
+}
+
+fn take_lpi(cpu: CpuId, lpi: Lpi) {
+    let hv = hypervisor();
+    if let Some(vpe) = hv.gic.doorbell(lpi) {
+        count(cpu, Event::IrqDoorbell);
+        match hv.vcpu_of_vpe(vpe) {
+            Some(vcpu) => {
+                if !hv.wake(vcpu) {
+                    count(cpu, Event::DoorbellSpurious);
+                }
+            }
+            None => count(cpu, Event::IrqUnknown),
+        }
+        return;
+    }
+    count(cpu, Event::IrqLpi);
+    let injected = hv.routes.get(lpi).is_some_and(|route| {
+        hv.domain(route.domain).is_some_and(|domain| domain.vgic.inject_lpi(&domain.port(), route.vcpu, route.vintid))
+    });
+    if !injected {
+        count(cpu, Event::IrqUnknown);
+    }
+}

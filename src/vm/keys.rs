@@ -1,0 +1,109 @@
+//! The debug keys that show what domains and interrupts are doing.
+//!
+//! Each prints and changes nothing (but `R`). They run on the CPU that took the UART's interrupt and look at others' state
+//! as it is at that moment.
+
+use super::hypervisor;
+use crate::arch::power;
+use crate::console::{keys, line};
+use crate::ids::{CpuId, Intid};
+use crate::trace::{Event, on, total};
+
+/// Makes the keys known to the console.
+pub fn register() {
+    keys::register(b'd', "domains and vCPUs", domains);
+    keys::register(b'i', "interrupts", interrupts);
+    keys::register(b'v', "vPEs and residency", vpes);
+    keys::register(b'x', "exits by reason", exits);
+    keys::register(b'R', "reboot the machine", reboot);
+}
+
+fn domains() {
+    let hv = hypervisor();
+    let Some(domain) = hv.dom0() else {
+        line(format_args!("no domain"));
+        return;
+    };
+    let ram: u64 = domain.ram.banks().iter().map(|bank| bank.size).sum();
+    line(format_args!(
+        "{}: {} vCPUs, {} MiB in {} banks",
+        domain.id,
+        domain.vcpus().len(),
+        ram >> 20,
+        domain.ram.banks().len()
+    ));
+    for vcpu in domain.vcpus() {
+        let guest = if vcpu.is_in_guest() { ", in the guest" } else { "" };
+        line(format_args!("  {} ({}) on {}: {:?}{guest}", vcpu.id, vcpu.affinity, vcpu.cpu, vcpu.run.get()));
+    }
+}
+
+fn interrupts() {
+    let hv = hypervisor();
+    line(format_args!("{}", hv.gic.counters()));
+    let Some(domain) = hv.dom0() else { return };
+    for vcpu in domain.vcpus() {
+        for intid in (0..32).map(Intid) {
+            if let Some(view) = domain.vgic.irq_state(vcpu.id, intid).filter(|view| view.pending || view.active) {
+                line(format_args!("  {} {intid}: {view:?}", vcpu.id));
+            }
+        }
+    }
+    for (place, (_, vits)) in domain.vitss.iter().enumerate() {
+        let mut mapped = 0;
+        vits.for_each_event(&mut |device, event, vintid, collection, vcpu| {
+            mapped += 1;
+            match vcpu {
+                Some(vcpu) => line(format_args!("  ITS{place} {device} {event}: {vintid} to {vcpu}")),
+                None => line(format_args!("  ITS{place} {device} {event}: {vintid} parked in {collection}")),
+            }
+        });
+        line(format_args!("ITS{place}: {mapped} events; {:?}", vits.counters()));
+    }
+}
+
+fn vpes() {
+    let hv = hypervisor();
+    let Some(v4) = hv.gic.v4() else {
+        line(format_args!("no virtual LPIs: device interrupts are injected by software"));
+        return;
+    };
+    let Some(domain) = hv.dom0() else { return };
+    for vcpu in domain.vcpus() {
+        match vcpu.vpe {
+            None => line(format_args!("  {}: no vPE", vcpu.id)),
+            Some(vpe) => {
+                let home = v4.home(vpe);
+                let resident = v4.is_resident(vpe);
+                line(format_args!("  {}: {vpe}, home {home:?}, resident on {resident:?}", vcpu.id));
+            }
+        }
+    }
+    for event in [Event::IrqDoorbell, Event::DoorbellSpurious, Event::Block, Event::BlockCancelled, Event::Wake] {
+        line(format_args!("  {}: {}", event.label(), total(event)));
+    }
+}
+
+fn exits() {
+    let cpus = hypervisor().machine.cpus.len();
+    for &event in Event::ALL {
+        let sum = total(event);
+        if sum == 0 {
+            continue;
+        }
+        line(format_args!("  {:>20}: {sum}", event.label()));
+        if cpus <= 8 {
+            for cpu in (0..cpus).filter_map(|cpu| u16::try_from(cpu).ok()).map(CpuId) {
+                let count = on(cpu, event);
+                if count != 0 {
+                    line(format_args!("  {:>20}  {cpu}: {count}", ""));
+                }
+            }
+        }
+    }
+}
+
+fn reboot() {
+    line(format_args!("rebooting"));
+    power::reset()
+}
