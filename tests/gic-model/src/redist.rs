@@ -162,7 +162,7 @@ impl State {
                 u64::from(r.enable_lpis) | u64::from(c.ces) << 1 | u64::from(c.ir) << 2 | u64::from(r.dpg) | rwp
             }
             0x4 => self.cfg.iidr.into(),
-            0x14 => r.waker.into(),
+            0x14 if self.cfg.ds => r.waker.into(),
             0xc0 => {
                 if !self.has_inv(rd) {
                     self.flag("12.11 GICR_SYNCR", format!("read on CPU{rd}, which does not implement it"));
@@ -207,8 +207,8 @@ impl State {
         }
         match offset {
             0x0 => self.write_ctlr(rd, value as u32),
-            // ProcessorSleep; ChildrenAsleep follows at once.
-            0x14 => self.rds[rd].waker = if value & 2 != 0 { 0x6 } else { 0 },
+            // ProcessorSleep; ChildrenAsleep follows at once. With two Security states it is Secure software's.
+            0x14 if self.cfg.ds => self.rds[rd].waker = if value & 2 != 0 { 0x6 } else { 0 },
             _ => {}
         }
     }
@@ -449,7 +449,7 @@ impl State {
 
     /// The LPI that would be taken: the lowest priority value, then the lowest number.
     pub(crate) fn host_best(&mut self, rd: usize) -> Option<u32> {
-        if !self.group1_enabled() || self.rds[rd].waker != 0 {
+        if !self.group1_enabled() || self.cfg.ds && self.rds[rd].waker != 0 {
             return None;
         }
         let candidates: Vec<u32> = self.rds[rd].pending.iter().copied().collect();

@@ -173,7 +173,10 @@ impl State {
         match (old, new) {
             (false, false) => self.rds[rd].vpendbaser = stored,
             (true, true) => {
-                self.flag(VPENDBASER, format!("written with Valid = 1 on CPU{rd} while Valid is 1 ({value:#x})"));
+                // PendingLast means nothing while a vPE is resident; all else must stay as it is.
+                if (stored ^ self.rds[rd].vpendbaser) & !PENDING_LAST != 0 {
+                    self.flag(VPENDBASER, format!("changed on CPU{rd} while Valid is 1 ({value:#x})"));
+                }
             }
             (false, true) if v4_1 => self.enter_v4_1(rd, stored),
             (false, true) => self.enter(rd, stored),
@@ -336,10 +339,10 @@ impl State {
             }
             self.rds[rd].vpendbaser = old & !(BIT62 | PENDING_LAST);
         } else {
-            if (value ^ old) & (ADDRESS | ATTRIBUTES) != 0 {
+            if (value ^ old) & (ADDRESS | ATTRIBUTES | BIT62) != 0 {
                 self.flag(
                     VPENDBASER,
-                    format!("address or attributes changed on CPU{rd} with the write that clears Valid ({old:#x} to {value:#x})"),
+                    format!("IDAI, address or attributes changed on CPU{rd} with the write that clears Valid ({old:#x} to {value:#x})"),
                 );
             }
             self.rds[rd].vpendbaser = old & (ADDRESS | ATTRIBUTES);

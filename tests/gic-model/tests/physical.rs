@@ -135,10 +135,20 @@ fn nothing_is_taken_while_group_1_is_off_or_the_redistributor_sleeps() {
     assert!(!b.m.host_irq(0));
     b.m.advance_us(10);
     b.m.write32(b.c.gicd, 2);
-    b.m.write32(rd_base(&b.c, 0) + 0x14, 2);
-    assert!(!b.m.host_irq(0));
-    b.m.write32(rd_base(&b.c, 0) + 0x14, 0);
     assert!(b.m.host_irq(0));
+    let waker = rd_base(&b.c, 0) + 0x14;
+    b.m.write32(waker, 2);
+    assert_eq!(b.m.read32(waker), 0, "with two Security states it is not ours");
+    assert!(b.m.host_irq(0));
+    b.m.assert_clean();
+    let b = Bench::up(Config::qemu(1));
+    b.set_config(LPI, 0xa1);
+    b.device(0, 5);
+    b.run(0, &[mapti(5, 1, LPI, 0), int(5, 1)]);
+    assert!(b.m.host_irq(0));
+    b.m.write32(rd_base(&b.c, 0) + 0x14, 2);
+    assert_eq!(b.m.read32(rd_base(&b.c, 0) + 0x14), 6);
+    assert!(!b.m.host_irq(0));
     b.m.assert_clean();
 }
 
@@ -165,7 +175,7 @@ fn commands_on_what_is_not_mapped_are_violations() {
         (mapi(5, 3, 0), "5.3 MAPI"),
         (mapti(5, 32, LPI + 9, 0), "5.3 MAPTI"),
         (mapti(6, 1, LPI + 9, 0), "5.3 MAPTI"),
-        (mapti(5, 3, LPI, 0), "5.3 MAPTI"),
+        (mapti(5, 3, LPI, 1), "5.3 MAPTI"),
         (invall(77), "5.3 INVALL"),
         (sync(0x7777_0000), "5.3 SYNC"),
         (movall(0x7777_0000, 0), "5.3 MOVALL"),

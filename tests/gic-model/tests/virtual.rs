@@ -136,6 +136,8 @@ fn valid_is_not_cleared_while_dirty_nor_anything_written_over_valid() {
     b.expect("12.11 GICR_VPENDBASER");
     b.wait_dirty(0);
     b.m.write64(register, VALID | PENDING_LAST | vpt[0] | SHARED);
+    b.m.assert_clean();
+    b.m.write64(register, VALID | PENDING_LAST | vpt[1] | SHARED);
     b.expect("12.11 GICR_VPENDBASER");
     b.m.write64(b.vlpi(0) + 0x70, vconf | SHARED | 13);
     b.expect("12.11 GICR_VPROPBASER");

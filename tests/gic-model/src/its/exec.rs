@@ -252,12 +252,14 @@ impl State {
             return Outcome::Done;
         }
         let Some(rd) = self.collection(its, section, collection) else { return Outcome::Done };
+        // Several events may raise one LPI, but on one redistributor only.
         if let Some((other, d, e)) = self.event_with_lpi(intid)
             && (other, d, e) != (its, device, event)
+            && self.lpi_home(other, d, e) != Some(rd)
         {
             self.flag(
                 section,
-                format!("ITS{its}: LPI {intid} is mapped already, by event {e} of device {d:#x} on ITS{other}"),
+                format!("ITS{its}: LPI {intid} is mapped elsewhere, by event {e} of device {d:#x} on ITS{other}"),
             );
         }
         if !self.map(its, section, device, event, Ite::Physical { intid, collection }) {
@@ -275,6 +277,13 @@ impl State {
                 dev.events.iter().find(|(_, ite)| hit(ite)).map(|(e, _)| (n, *d, *e))
             })
         })
+    }
+
+    fn lpi_home(&self, its: usize, device: u32, event: u32) -> Option<usize> {
+        match self.its[its].devices.get(&device)?.events.get(&event)? {
+            Ite::Physical { collection, .. } => self.its[its].collections.get(collection).copied(),
+            Ite::Virtual { .. } => None,
+        }
     }
 
     /// A redistributor may look up the configuration of an LPI as soon as it hears of it.

@@ -344,7 +344,7 @@ impl Bench {
 
     pub fn leave_with(&self, cpu: usize, flags: u64) -> u64 {
         self.wait_dirty(cpu);
-        let value = self.vpendbaser(cpu) & !(VALID | PENDING_LAST | DOORBELL);
+        let value = self.vpendbaser(cpu) & !(VALID | PENDING_LAST);
         self.m.write64(self.vlpi(cpu) + 0x78, value | flags);
         self.wait_dirty(cpu);
         self.vpendbaser(cpu)
