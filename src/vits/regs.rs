@@ -347,6 +347,21 @@ mod tests {
         }
     }
 
+    /// A driver takes a table for unusable, or memory for non-coherent, when what it wrote does not read back.
+    #[test]
+    fn a_base_reads_back_as_a_driver_writes_it() {
+        let mut r = registers();
+        // Valid, Indirect, inner and outer RaWaWb, inner shareable, 64K pages; PA[51:48] ride in bits [15:12].
+        for (offset, fixed, address) in [(0x100, 0x0107u64, 0x8123_0000), (0x108, 0x0407, 0xffff_8765_1000)] {
+            let value = 0xf8e0 << 48 | fixed << 48 | address | 1 << 10 | 2 << 8 | 0x0f;
+            r.write(offset, 8, value, true);
+            assert_eq!(r.read(offset, 8, true), value);
+        }
+        let queue = 1 << 63 | 7 << 59 | 7 << 53 | 0x8_1234_5678_0000 | 1 << 10 | 0x0f;
+        r.write(0x80, 8, queue, true);
+        assert_eq!(r.read(0x80, 8, true), queue);
+    }
+
     #[test]
     fn bases_are_read_only_while_enabled_or_busy() {
         let mut r = registers();
