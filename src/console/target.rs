@@ -63,6 +63,12 @@ pub fn uart() -> Option<Uart> {
     Some(Uart { kind, base })
 }
 
+fn enable() {
+    if let Some(uart) = uart() {
+        uart.enable(&Registers);
+    }
+}
+
 fn put(byte: u8) {
     if let Some(uart) = uart() {
         uart.put(&Registers, byte);
@@ -98,6 +104,9 @@ fn with_state<R>(print: impl FnOnce(Option<&mut State>) -> R) -> R {
             barrier::yield_cpu();
         }
     }
+    // Early or last words. Not before there is something to say: on a board whose early UART nobody has patched in,
+    // there is no device to touch.
+    enable();
     print(None)
 }
 
@@ -116,6 +125,7 @@ pub fn line(text: fmt::Arguments<'_>) {
 
 /// Locks work from now on, so lines of several CPUs are kept apart; and the log begins.
 pub fn unlock() {
+    enable();
     SHARED.store(true, Ordering::Relaxed);
     if log::set_logger(&Sink).is_ok() {
         log::set_max_level(LevelFilter::Info);

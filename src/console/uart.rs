@@ -85,6 +85,17 @@ impl Uart {
         }
     }
 
+    /// Switches the UART on where the firmware has not: QEMU starts it switched off when it boots a kernel directly.
+    /// Line and speed are left alone.
+    pub fn enable<P: Port>(&self, port: &P) {
+        if self.kind == Kind::Pl011 {
+            let control = port.read(self, pl011::CR);
+            if control & pl011::CR_UARTEN_TXE_RXE != pl011::CR_UARTEN_TXE_RXE {
+                port.write(self, pl011::CR, control | pl011::CR_UARTEN_TXE_RXE);
+            }
+        }
+    }
+
     /// Sends a byte, or drops it when the line does not move.
     pub fn put<P: Port>(&self, port: &P, byte: u8) {
         for _ in 0..PATIENCE {
@@ -117,7 +128,6 @@ impl Uart {
         match self.kind {
             Kind::Pl011 => {
                 port.write(self, pl011::ICR, 0x7ff);
-                port.write(self, pl011::CR, port.read(self, pl011::CR) | pl011::CR_UARTEN_TXE_RXE);
                 port.write(self, pl011::IMSC, pl011::RX_AND_TIMEOUT);
             }
             _ => port.write(self, ns16550::IER << self.shift(), ns16550::IER_RX),
@@ -206,6 +216,16 @@ mod tests {
     fn a_transmitter_that_is_stuck_does_not_hold_the_cpu() {
         let uart = Uart { kind: Kind::Pl011, base: Pa(0) };
         uart.put(&fake(pl011::FR_TXFF), b'x');
+    }
+
+    #[test]
+    fn a_pl011_that_is_off_is_switched_on_and_one_that_is_on_is_left_alone() {
+        let uart = Uart { kind: Kind::Pl011, base: Pa(0) };
+        let (off, on) = (fake(0x4080), fake(0xb01));
+        uart.enable(&off);
+        uart.enable(&on);
+        assert_eq!(*off.written.borrow(), [(pl011::CR, 0x4080 | 0x301)]);
+        assert!(on.written.borrow().is_empty());
     }
 
     #[test]
