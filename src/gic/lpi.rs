@@ -71,7 +71,8 @@ impl<H: Hw> Lpis<H> {
         }
     }
 
-    fn coherence(&self) -> Coherence {
+    /// Whether every redistributor so far looks into the caches.
+    pub fn coherence(&self) -> Coherence {
         if self.shared.load(Ordering::Relaxed) { Coherence::Coherent } else { Coherence::NonCoherent }
     }
 

@@ -1,15 +1,15 @@
 //! What the driver's tests stand on: the executable GIC behind [`Hw`].
 
+use super::v4::{PendingLast, Resident, V4, VmHandle, Why};
 use super::{Gic, GicError, ItsLayout, Layout};
-use crate::ids::{CpuId, Mpidr, Pa};
+use crate::ids::{CpuId, DeviceId, EventId, ItsId, Lpi, Mpidr, Pa, VIntid, VpeId};
 use crate::mmio::{Coherence, Hw};
 use gic_model::{Config, Machine};
-use std::rc::Rc;
 use std::vec::Vec;
 
 /// A model machine.
 #[derive(Clone)]
-pub struct ModelHw(pub Rc<Machine>);
+pub struct ModelHw(pub Machine);
 
 impl Hw for ModelHw {
     fn read32(&self, at: Pa) -> u32 {
@@ -89,7 +89,7 @@ impl Described {
 
 /// A driver on a model machine.
 pub struct Bench {
-    pub machine: Rc<Machine>,
+    pub machine: Machine,
     pub gic: Gic<ModelHw>,
 }
 
@@ -97,7 +97,7 @@ impl Bench {
     /// Discovered, no CPU up.
     pub fn discovered(config: Config) -> Result<Bench, GicError> {
         let described = Described::new(&config);
-        let machine = Rc::new(Machine::new(config));
+        let machine = Machine::new(config);
         let gic = Gic::discover(ModelHw(machine.clone()), &described.layout())?;
         Ok(Bench { machine, gic })
     }
@@ -111,5 +111,89 @@ impl Bench {
         }
         bench.machine.assert_clean();
         bench
+    }
+}
+
+/// The device that tests use, on each ITS.
+pub const DEV: DeviceId = DeviceId(0x10);
+/// The first ITS.
+pub const ITS0: ItsId = ItsId(0);
+
+/// The n-th vLPI.
+pub const fn vlpi(n: u32) -> VIntid {
+    VIntid(Lpi::FIRST + n)
+}
+
+/// A machine with all CPUs up, a VM, vPEs that live on CPUs 0, 1, ..., and [`DEV`] with 32 events on each ITS.
+pub struct Guest {
+    pub machine: Machine,
+    pub gic: Gic<ModelHw>,
+    pub vm: VmHandle,
+    pub vpes: Vec<VpeId>,
+}
+
+impl Guest {
+    pub fn new(config: Config, vpes: u16) -> Guest {
+        let itss = config.its.len() as u8;
+        let Bench { machine, gic } = Bench::up(config);
+        let v4 = gic.v4().expect("virtual LPIs");
+        let vm = v4.create_vm(14).unwrap();
+        let vpes = (0..vpes).map(|n| v4.add_vpe(vm, CpuId(n)).unwrap()).collect();
+        (0..itss).for_each(|its| gic.map_device(ItsId(its), DEV, 5).unwrap());
+        machine.assert_clean();
+        Guest { machine, gic, vm, vpes }
+    }
+
+    pub fn v4(&self) -> V4<'_, ModelHw> {
+        self.gic.v4().unwrap()
+    }
+
+    /// Event `ev` of [`DEV`] on an ITS becomes vLPI `ev` of the n-th vPE, enabled.
+    pub fn map(&self, its: ItsId, ev: u32, vpe: usize) {
+        self.v4().configure(self.vm, vlpi(ev), 0xa1).unwrap();
+        self.v4().map_event(its, DEV, EventId(ev), self.vpes[vpe], vlpi(ev)).unwrap();
+    }
+
+    pub fn msi(&self, its: ItsId, ev: u32) {
+        self.machine.msi_at(its.index(), DEV.0, ev);
+    }
+
+    pub fn enter(&self, vpe: usize, cpu: u16) -> Resident {
+        let resident = self.v4().enter(self.vpes[vpe], CpuId(cpu)).unwrap();
+        self.v4().before_eret(&resident);
+        if !self.gic.facts().dirty {
+            // Nobody can tell when the table has been read: a guest may be faster, and is interrupted later.
+            self.machine.advance_us(10);
+        }
+        resident
+    }
+
+    pub fn leave(&self, resident: Resident, why: Why) -> bool {
+        let PendingLast(pending) = self.v4().leave(resident, why);
+        pending
+    }
+
+    /// What the guest on a CPU takes, in order.
+    pub fn guest(&self, cpu: usize) -> Vec<u32> {
+        core::iter::from_fn(|| self.machine.guest_ack(cpu)).map(|i| i - Lpi::FIRST).collect()
+    }
+
+    /// What EL2 takes on a CPU: doorbells by vPE.
+    pub fn doorbells(&self, cpu: usize) -> Vec<VpeId> {
+        core::iter::from_fn(|| self.machine.host_ack(cpu))
+            .map(|i| self.gic.doorbell(Lpi(i)).expect("a doorbell"))
+            .collect()
+    }
+
+    /// All doorbells on all CPUs.
+    pub fn all_doorbells(&self) -> Vec<VpeId> {
+        (0..self.machine.config().cpus.len()).flat_map(|cpu| self.doorbells(cpu)).collect()
+    }
+
+    /// Takes everything down; nothing is left over.
+    pub fn take_down(&self) {
+        (0..self.machine.config().its.len()).for_each(|its| self.gic.unmap_device(ItsId(its as u8), DEV).unwrap());
+        self.vpes.iter().for_each(|vpe| self.v4().remove_vpe(*vpe).unwrap());
+        self.v4().destroy_vm(self.vm).unwrap();
     }
 }

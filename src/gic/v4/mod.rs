@@ -26,6 +26,8 @@
 mod moves;
 mod proxy;
 mod residency;
+#[cfg(test)]
+mod tests;
 mod vm;
 
 pub use residency::{EnterError, PendingLast, Resident, Why};
@@ -159,20 +161,5 @@ impl<H: Hw + Clone> V4<'_, H> {
         let mut batch = self.gic.batch(its)?;
         batch.to_software(dev, ev, lpi, cpu)?;
         batch.finish()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Ids;
-
-    #[test]
-    fn ids_are_given_out_once_and_run_out() {
-        let ids = Ids::new(66);
-        let mut all: Vec<_> = core::iter::from_fn(|| ids.alloc()).collect();
-        all.sort_unstable();
-        assert_eq!(all, (0..66).collect::<Vec<_>>());
-        ids.free(65);
-        assert_eq!((ids.alloc(), ids.alloc()), (Some(65), None));
     }
 }

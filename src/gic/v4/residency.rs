@@ -16,8 +16,8 @@ use super::V4;
 use super::vm::Vpe;
 use crate::gic::redist::Redist;
 use crate::gic::regs::{GICR_VPENDBASER, GICR_VPENDBASER_4_1, GICR_VPROPBASER, attributes, pa_4k, pa_64k};
-use crate::ids::{CpuId, VpeId};
-use crate::mmio::Hw;
+use crate::ids::{CpuId, Pa, VpeId};
+use crate::mmio::{Coherence, Hw};
 use core::fmt;
 use core::marker::PhantomData;
 use core::mem;
@@ -259,8 +259,8 @@ fn enter_v40<H: Hw>(v: &Vpe, redist: &Redist<H>) {
 }
 
 /// What GICR_VPROPBASER says for a VM (GICv4.0).
-pub fn vpropbaser(config: crate::ids::Pa, id_bits: u8, coherent: bool) -> u64 {
-    let (share, inner) = share(coherent, attributes::READ_ALLOCATE);
+pub fn vpropbaser(config: Pa, id_bits: u8, coherence: Coherence) -> u64 {
+    let (share, inner) = share(coherence, attributes::READ_ALLOCATE);
     (GICR_VPROPBASER::PA_4K.val(pa_4k(config))
         + GICR_VPROPBASER::ID_BITS.val(u64::from(id_bits - 1))
         + GICR_VPROPBASER::SHAREABILITY.val(share)
@@ -270,8 +270,8 @@ pub fn vpropbaser(config: crate::ids::Pa, id_bits: u8, coherent: bool) -> u64 {
 }
 
 /// What GICR_VPENDBASER says for a vPE (GICv4.0), but for Valid and IDAI. PendingLast is only a hint: it is always given.
-pub fn vpendbaser(vpt: crate::ids::Pa, coherent: bool) -> u64 {
-    let (share, inner) = share(coherent, attributes::WRITE_ALLOCATE);
+pub fn vpendbaser(vpt: Pa, coherence: Coherence) -> u64 {
+    let (share, inner) = share(coherence, attributes::WRITE_ALLOCATE);
     (GICR_VPENDBASER::PA_64K.val(pa_64k(vpt))
         + GICR_VPENDBASER::PENDING_LAST::SET
         + GICR_VPENDBASER::SHAREABILITY.val(share)
@@ -280,8 +280,11 @@ pub fn vpendbaser(vpt: crate::ids::Pa, coherent: bool) -> u64 {
     .value
 }
 
-fn share(coherent: bool, inner: u64) -> (u64, u64) {
-    if coherent { (attributes::INNER_SHAREABLE, inner) } else { (0, attributes::NON_CACHEABLE) }
+fn share(coherence: Coherence, inner: u64) -> (u64, u64) {
+    match coherence {
+        Coherence::Coherent => (attributes::INNER_SHAREABLE, inner),
+        Coherence::NonCoherent => (0, attributes::NON_CACHEABLE),
+    }
 }
 
 fn leave_v40<H: Hw>(redist: &Redist<H>) -> Left {

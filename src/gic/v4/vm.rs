@@ -10,7 +10,7 @@ use super::moves::Moving;
 use super::residency::{Groups, vpendbaser, vpropbaser};
 use super::{CHUNK, Chunk, V4};
 use crate::gic::its::{COMMAND_LIMIT_US, Command, Its, ItsError, Synced, Ticket, VmappV40, VmappV41};
-use crate::gic::lpi::pending_bytes;
+use crate::gic::lpi::{Lpis, pending_bytes};
 use crate::gic::redist::Redist;
 use crate::gic::regs::config;
 use crate::ids::{CpuId, EventId, Lpi, Pa, VIntid, VpeId};
@@ -158,8 +158,9 @@ fn config_offset(vintid: VIntid, id_bits: u8) -> Option<u64> {
 }
 
 impl<'a, H: Hw + Clone> V4<'a, H> {
+    /// What the redistributors that are up let us write into their shareability fields: they read these tables too.
     fn coherence(self) -> Coherence {
-        if self.gic.coherent { Coherence::Coherent } else { Coherence::NonCoherent }
+        self.gic.lpis.as_ref().map_or(Coherence::NonCoherent, Lpis::coherence)
     }
 
     /// The ITSs whose events can be virtual.
@@ -288,8 +289,8 @@ impl<'a, H: Hw + Clone> V4<'a, H> {
             unclean_on: None,
             idai: false,
             groups: Groups { group0: false, group1: true },
-            vpropbaser: vpropbaser(v.config, id_bits, gic.coherent),
-            vpendbaser: vpendbaser(vpt, gic.coherent),
+            vpropbaser: vpropbaser(v.config, id_bits, self.coherence()),
+            vpendbaser: vpendbaser(vpt, self.coherence()),
             mapped: 0,
             events: [0; ITSS],
         };

@@ -1,0 +1,360 @@
+//! The verbs on the executable GIC.
+
+use super::*;
+use crate::gic::its::{Event, Kind};
+use crate::gic::testing::{DEV, Guest, ITS0, vlpi};
+use crate::gic::v4::Why::{Block, Preempt};
+use gic_model::{Config, Delivery, Staleness};
+use std::vec::Vec;
+
+const CPUS: usize = 4;
+
+/// Every way to be a GICv4.0: with and without direct control of LPIs, coherent and not, one ITS and several.
+fn machines() -> Vec<Config> {
+    let proxy = |c: Config| c.each_cpu(|_, cpu| cpu.direct_lpi = false);
+    vec![
+        Config::qemu(CPUS),
+        Config::v4_0(CPUS),
+        proxy(Config::v4_0(CPUS)),
+        proxy(Config::v4_0(CPUS)).noncoherent(),
+        Config::v4_0(CPUS).stale(Staleness::Random(1)),
+        Config::v4_0(CPUS).each_cpu(|_, cpu| cpu.dirty = false),
+        Config::v4_0(CPUS).each_cpu(|_, cpu| (cpu.direct_lpi, cpu.ir) = (false, true)),
+        Config::v4_0(CPUS).each_its(|_, its| its.pta = true),
+        Config::v4_0(CPUS).with_holes(0x8_0000),
+        Config::its_list(CPUS, 3),
+        proxy(Config::its_list(CPUS, 2)),
+    ]
+}
+
+fn everywhere(test: impl Fn(Guest)) {
+    for config in machines() {
+        test(Guest::new(config, 2));
+    }
+}
+
+#[test]
+fn an_msi_reaches_a_resident_vpe_and_el2_hears_nothing() {
+    everywhere(|g| {
+        g.map(ITS0, 1, 0);
+        let r = g.enter(0, 0);
+        g.msi(ITS0, 1);
+        assert_eq!(g.guest(0), [1]);
+        assert!(g.machine.take_deliveries().iter().all(|d| matches!(d, Delivery::Guest { cpu: 0, .. })));
+        assert!(!g.leave(r, Block));
+        assert!(g.all_doorbells().is_empty());
+        g.machine.assert_clean();
+    });
+}
+
+#[test]
+fn an_msi_for_a_vpe_that_blocked_rings_its_doorbell_and_waits_for_it() {
+    everywhere(|g| {
+        g.map(ITS0, 1, 1);
+        let r = g.enter(1, 1);
+        assert!(!g.leave(r, Block));
+        g.msi(ITS0, 1);
+        assert_eq!(g.all_doorbells(), [g.vpes[1]]);
+        let r = g.enter(1, 1);
+        assert_eq!(g.guest(1), [1]);
+        assert!(!g.leave(r, Preempt));
+        g.machine.assert_clean();
+    });
+}
+
+#[test]
+fn a_vpe_that_blocks_with_a_pending_vlpi_is_woken_at_once() {
+    everywhere(|g| {
+        g.map(ITS0, 1, 0);
+        let r = g.enter(0, 0);
+        g.msi(ITS0, 1);
+        assert!(g.leave(r, Block), "PendingLast");
+        let r = g.enter(0, 0);
+        assert_eq!(g.guest(0), [1]);
+        assert!(!g.leave(r, Block));
+        g.machine.assert_clean();
+    });
+}
+
+#[test]
+fn a_vpe_takes_its_interrupts_and_its_doorbell_along_when_it_runs_elsewhere() {
+    everywhere(|g| {
+        g.map(ITS0, 1, 0);
+        g.msi(ITS0, 1);
+        let r = g.enter(0, 3);
+        assert_eq!(g.v4().home(g.vpes[0]), Some(CpuId(3)));
+        assert_eq!(g.guest(3), [1]);
+        g.msi(ITS0, 1);
+        assert_eq!(g.guest(3), [1]);
+        assert!(!g.leave(r, Block));
+        let _ = g.all_doorbells();
+        g.msi(ITS0, 1);
+        assert_eq!(g.doorbells(3), [g.vpes[0]]);
+        assert!(g.all_doorbells().is_empty(), "nothing stale where it lived before");
+        assert_eq!(g.gic.counters().vmovp.get(), 1);
+        let r = g.enter(0, 0);
+        assert_eq!(g.guest(0), [1]);
+        let _ = g.leave(r, Preempt);
+        g.machine.assert_clean();
+    });
+}
+
+#[test]
+fn a_vpe_that_stays_costs_no_command() {
+    everywhere(|g| {
+        g.map(ITS0, 1, 0);
+        let before = g.machine.commands(0).len();
+        for _ in 0..10 {
+            let r = g.enter(0, 0);
+            let _ = g.leave(r, Preempt);
+        }
+        assert_eq!(g.machine.commands(0).len(), before);
+    });
+}
+
+#[test]
+fn an_event_swaps_between_guest_and_el2_and_loses_nothing() {
+    everywhere(|g| {
+        let (ev, lpi) = (EventId(2), g.gic.alloc_lpi().unwrap());
+        g.gic.configure_lpi(lpi, 0x80, true);
+        g.gic.map_physical(ITS0, DEV, ev, lpi, CpuId(2)).unwrap();
+        g.msi(ITS0, 2);
+        // It was pending: at EL2 or in the guest, but not nowhere.
+        g.map(ITS0, 2, 0);
+        let r = g.enter(0, 0);
+        assert_eq!(g.guest(0), [2]);
+        g.msi(ITS0, 2);
+        g.v4().to_software(ITS0, DEV, ev, lpi, CpuId(2)).unwrap();
+        assert_eq!(g.machine.host_ack(2), Some(lpi.0));
+        assert_eq!(g.gic.event(ITS0, DEV, ev), Ok(Event::Physical { lpi, cpu: CpuId(2) }));
+        g.msi(ITS0, 2);
+        assert_eq!((g.machine.host_ack(2), g.guest(0)), (Some(lpi.0), Vec::new()));
+        let _ = g.leave(r, Preempt);
+        g.machine.assert_clean();
+    });
+}
+
+#[test]
+fn a_moved_event_is_pending_for_its_new_vpe() {
+    everywhere(|g| {
+        g.map(ITS0, 1, 0);
+        g.msi(ITS0, 1);
+        g.v4().move_event(ITS0, DEV, EventId(1), g.vpes[1]).unwrap();
+        let r = g.enter(0, 0);
+        assert!(g.guest(0).is_empty());
+        let _ = g.leave(r, Preempt);
+        let r = g.enter(1, 1);
+        assert_eq!(g.guest(1), [1]);
+        assert!(!g.leave(r, Block));
+        let _ = g.all_doorbells();
+        g.msi(ITS0, 1);
+        assert_eq!(g.all_doorbells(), [g.vpes[1]]);
+        g.machine.assert_clean();
+    });
+}
+
+#[test]
+fn a_configuration_byte_counts_from_the_invalidate_on() {
+    everywhere(|g| {
+        g.map(ITS0, 1, 0);
+        g.map(ITS0, 2, 0);
+        g.v4().configure(g.vm, vlpi(1), 0xa0).unwrap();
+        g.gic.invalidate(ITS0, DEV, EventId(1)).unwrap();
+        let r = g.enter(0, 0);
+        g.msi(ITS0, 1);
+        g.msi(ITS0, 2);
+        assert_eq!(g.guest(0), [2]);
+        g.v4().configure(g.vm, vlpi(1), 0xa1).unwrap();
+        g.v4().invalidate_all(g.vpes[0]).unwrap();
+        assert_eq!(g.guest(0), [1]);
+        // The more urgent first.
+        g.v4().configure(g.vm, vlpi(2), 0x41).unwrap();
+        g.gic.invalidate(ITS0, DEV, EventId(2)).unwrap();
+        g.msi(ITS0, 1);
+        g.msi(ITS0, 2);
+        assert_eq!(g.guest(0), [2, 1]);
+        let _ = g.leave(r, Preempt);
+        g.machine.assert_clean();
+    });
+}
+
+#[test]
+fn software_sets_and_clears_the_pending_state_of_a_virtual_event() {
+    everywhere(|g| {
+        g.map(ITS0, 1, 0);
+        g.gic.set_pending(ITS0, DEV, EventId(1)).unwrap();
+        g.gic.clear_pending(ITS0, DEV, EventId(1)).unwrap();
+        let r = g.enter(0, 0);
+        assert!(g.guest(0).is_empty());
+        g.gic.set_pending(ITS0, DEV, EventId(1)).unwrap();
+        assert_eq!(g.guest(0), [1]);
+        let _ = g.leave(r, Preempt);
+        g.machine.assert_clean();
+    });
+}
+
+#[test]
+fn what_was_taken_down_leaves_no_memory_and_no_number_behind() {
+    for config in machines() {
+        let g = Guest::new(config, 2);
+        g.map(ITS0, 1, 0);
+        g.take_down();
+        // Second levels and device entries stay with the ITS; what comes after is steady.
+        let (memory, lpis) = (g.machine.allocations().len(), g.gic.lpis_in_use());
+        let v4 = g.v4();
+        let vm = v4.create_vm(14).unwrap();
+        let vpe = v4.add_vpe(vm, CpuId(1)).unwrap();
+        g.gic.map_device(ITS0, DEV, 5).unwrap();
+        v4.map_event(ITS0, DEV, EventId(0), vpe, vlpi(0)).unwrap();
+        assert_eq!(v4.remove_vpe(vpe), Err(V4Error::HasEvents));
+        assert_eq!(v4.destroy_vm(vm), Err(V4Error::HasVpes));
+        let r = v4.enter(vpe, CpuId(2)).unwrap();
+        assert_eq!(v4.remove_vpe(vpe), Err(V4Error::Resident(CpuId(2))));
+        let _ = v4.leave(r, Preempt);
+        g.gic.unmap_event(ITS0, DEV, EventId(0)).unwrap();
+        v4.remove_vpe(vpe).unwrap();
+        v4.destroy_vm(vm).unwrap();
+        g.gic.unmap_device(ITS0, DEV).unwrap();
+        assert_eq!((g.machine.allocations().len(), g.gic.lpis_in_use()), (memory, lpis));
+        assert_eq!((v4.home(vpe), v4.remove_vpe(vpe)), (None, Err(V4Error::NoSuchVpe(vpe))));
+        g.machine.assert_clean();
+    }
+}
+
+#[test]
+fn a_vpe_is_resident_once_and_a_cpu_has_one_vpe() {
+    let g = Guest::new(Config::v4_0(CPUS), 2);
+    let v4 = g.v4();
+    let r = g.enter(0, 0);
+    assert_eq!(v4.enter(g.vpes[0], CpuId(1)).err(), Some(EnterError::Elsewhere(CpuId(0))));
+    assert_eq!(v4.enter(g.vpes[1], CpuId(0)).err(), Some(EnterError::Occupied(g.vpes[0])));
+    assert_eq!(v4.enter(VpeId(77), CpuId(0)).err(), Some(EnterError::NoSuchVpe(VpeId(77))));
+    assert_eq!(v4.enter(g.vpes[1], CpuId(99)).err(), Some(EnterError::CpuOffline(CpuId(99))));
+    assert_eq!(v4.is_resident(g.vpes[0]), Some(CpuId(0)));
+    let _ = g.leave(r, Preempt);
+    assert_eq!(v4.is_resident(g.vpes[0]), None);
+    let r = g.enter(0, 1);
+    let _ = g.leave(r, Preempt);
+    g.machine.assert_clean();
+}
+
+#[test]
+fn no_command_is_built_that_the_state_of_an_event_says_is_an_error() {
+    let g = Guest::new(Config::v4_0(CPUS), 2);
+    let (v4, ev, lpi) = (g.v4(), EventId(1), g.gic.alloc_lpi().unwrap());
+    let before = g.machine.commands(0).len();
+    assert_eq!(v4.map_event(ITS0, DEV, EventId(32), g.vpes[0], vlpi(1)), Err(ItsError::EventRange(EventId(32))));
+    assert_eq!(v4.map_event(ITS0, DeviceId(9), ev, g.vpes[0], vlpi(1)), Err(ItsError::NoSuchDevice(DeviceId(9))));
+    for wrong in [VIntid(8191), VIntid(1 << 14), VIntid(0)] {
+        assert_eq!(v4.map_event(ITS0, DEV, ev, g.vpes[0], wrong), Err(ItsError::VIntidRange(wrong)));
+    }
+    assert_eq!(v4.map_event(ITS0, DEV, ev, VpeId(50), vlpi(1)), Err(ItsError::NoSuchVpe(VpeId(50))));
+    assert_eq!(v4.move_event(ITS0, DEV, ev, g.vpes[0]), Err(ItsError::EventState(ev)));
+    assert_eq!(v4.to_software(ITS0, DEV, ev, lpi, CpuId(0)), Err(ItsError::EventState(ev)));
+    assert_eq!(g.gic.set_pending(ITS0, DEV, ev), Err(ItsError::EventState(ev)));
+    assert_eq!(g.gic.move_physical(ITS0, DEV, ev, CpuId(0)), Err(ItsError::EventState(ev)));
+    assert_eq!(g.gic.map_physical(ITS0, DEV, ev, Lpi(8191), CpuId(0)), Err(ItsError::LpiRange(Lpi(8191))));
+    assert_eq!(g.gic.map_physical(ITS0, DEV, ev, lpi, CpuId(9)), Err(ItsError::CpuOffline(CpuId(9))));
+    assert_eq!(g.gic.map_device(ITS0, DEV, 5), Err(ItsError::DeviceMapped(DEV)));
+    assert_eq!(g.gic.map_device(ITS0, DeviceId(u32::MAX), 5), Err(ItsError::DeviceRange(DeviceId(u32::MAX))));
+    assert_eq!(g.gic.map_device(ITS0, DeviceId(9), 0), Err(ItsError::EventBits(0)));
+    assert_eq!(g.gic.map_device(ItsId(5), DeviceId(9), 5), Err(ItsError::NoSuchIts(ItsId(5))));
+    assert_eq!(g.gic.unmap_event(ITS0, DEV, ev), Ok(Event::Unmapped));
+    assert_eq!(g.machine.commands(0).len(), before, "nothing was sent");
+
+    g.map(ITS0, 1, 0);
+    assert_eq!(v4.map_event(ITS0, DEV, ev, g.vpes[0], vlpi(2)), Err(ItsError::EventMapped(ev)));
+    assert_eq!(g.gic.map_physical(ITS0, DEV, ev, lpi, CpuId(0)), Err(ItsError::EventMapped(ev)));
+    let other = v4.create_vm(14).unwrap();
+    let stranger = v4.add_vpe(other, CpuId(0)).unwrap();
+    assert_eq!(v4.move_event(ITS0, DEV, ev, stranger), Err(ItsError::OtherVm(stranger)));
+    g.machine.assert_clean();
+}
+
+#[test]
+fn the_proxy_device_is_not_for_callers() {
+    let g = Guest::new(Config::qemu(CPUS), 1);
+    let (its, dev) = g.gic.facts().proxy.expect("no DirectLPI");
+    assert_eq!((its, dev), (ITS0, DeviceId(0xffff)));
+    assert_eq!(g.gic.map_device(its, dev, 5), Err(ItsError::DeviceMapped(dev)));
+    assert_eq!(g.gic.unmap_device(its, dev), Err(ItsError::DeviceRange(dev)));
+    assert_eq!(g.gic.unmap_event(its, dev, EventId(0)), Err(ItsError::EventRange(EventId(0))));
+}
+
+#[test]
+fn commands_of_a_vpe_come_in_the_order_that_the_manual_asks_for() {
+    let g = Guest::new(Config::v4_0(CPUS), 1);
+    g.map(ITS0, 1, 0);
+    let r = g.enter(0, 2);
+    let _ = g.leave(r, Preempt);
+    g.take_down();
+    let c = g.gic.counters();
+    let count = |k| c.commands(k);
+    assert_eq!((count(Kind::Vmapp), count(Kind::Vinvall), count(Kind::Vmapti), count(Kind::Vmovp)), (2, 1, 1, 1));
+    let names: Vec<_> = g.machine.commands(0).iter().map(|c| std::format!("{c:?}")).collect();
+    let kinds: Vec<&str> =
+        names.iter().map(|n| n.split([' ', '{', '(']).next().unwrap()).filter(|n| n.starts_with('V')).collect();
+    assert_eq!(
+        kinds,
+        ["Vmapp", "Vsync", "Vinvall", "Vsync", "Vmapti", "Vsync", "Vmovp", "Vsync", "Vsync", "Vmapp", "Vsync"]
+    );
+}
+
+#[test]
+fn in_itslist_mode_a_vpe_is_mapped_only_where_it_has_events_and_moved_on_exactly_those() {
+    let g = Guest::new(Config::its_list(CPUS, 3), 2);
+    let count = |kind: &str, its: usize| {
+        g.machine.commands(its).iter().filter(|c| std::format!("{c:?}").starts_with(kind)).count()
+    };
+    assert_eq!([0, 1, 2].map(|its| count("Vmapp", its)), [0, 0, 0]);
+    g.map(ITS0, 1, 0);
+    g.map(ItsId(2), 2, 0);
+    assert_eq!([0, 1, 2].map(|its| count("Vmapp", its)), [1, 0, 1]);
+    let r = g.enter(0, 3);
+    assert_eq!([0, 1, 2].map(|its| count("Vmovp", its)), [1, 0, 1]);
+    g.msi(ITS0, 1);
+    g.msi(ItsId(2), 2);
+    let mut got = g.guest(3);
+    got.sort_unstable();
+    assert_eq!(got, [1, 2]);
+    let _ = g.leave(r, Preempt);
+    g.gic.unmap_event(ITS0, DEV, EventId(1)).unwrap();
+    assert_eq!([0, 1, 2].map(|its| count("Vmapp", its)), [2, 0, 1], "unmapped with its last event");
+    let r = g.enter(0, 1);
+    assert_eq!([0, 1, 2].map(|its| count("Vmovp", its)), [1, 0, 2]);
+    // Mapped again at its new home.
+    g.map(ItsId(1), 3, 0);
+    g.msi(ItsId(1), 3);
+    assert_eq!(g.guest(1), [3]);
+    let _ = g.leave(r, Preempt);
+    g.take_down();
+    g.machine.assert_clean();
+}
+
+#[test]
+fn when_vpeids_run_out_the_caller_is_told_and_the_rest_goes_on() {
+    let g = Guest::new(
+        Config::v4_0(CPUS).each_its(|_, its| {
+            for baser in its.basers.iter_mut().flatten().filter(|b| b.kind == gic_model::TableKind::Vpe) {
+                (baser.pages, baser.indirect) = (vec![4], false);
+            }
+        }),
+        0,
+    );
+    let limit = g.gic.facts().vpes as usize;
+    let v4 = g.v4();
+    let all: Vec<_> = core::iter::from_fn(|| v4.add_vpe(g.vm, CpuId(0)).ok()).take(limit.min(300)).collect();
+    assert!(all.len() == limit || limit > 300);
+    all.iter().for_each(|v| v4.remove_vpe(*v).unwrap());
+    g.machine.assert_clean();
+}
+
+#[test]
+fn ids_are_given_out_once_and_run_out() {
+    let ids = Ids::new(66);
+    let mut all: Vec<_> = core::iter::from_fn(|| ids.alloc()).collect();
+    all.sort_unstable();
+    assert_eq!(all, (0..66).collect::<Vec<_>>());
+    ids.free(65);
+    assert_eq!((ids.alloc(), ids.alloc()), (Some(65), None));
+}
