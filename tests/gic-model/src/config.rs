@@ -242,6 +242,7 @@ impl Config {
     #[must_use]
     pub fn qemu(cpus: usize) -> Config {
         let mut c = Config::base(Version::V4_0, 0x0800_0000, 0x080a_0000, cpus);
+        c.ram = (0x4000_0000, 0x2000_0000);
         c.iidr = 0x43b;
         c.ds = true;
         c.it_lines = 8;
@@ -262,6 +263,8 @@ impl Config {
             cpu_device: Some(0),
             ..Its::v4_0(0x0808_0000)
         }];
+        c.its[0].basers.iter_mut().flatten().for_each(|b| b.indirect = true);
+        c.its[0].retry_needed = false;
         c.timing = Timing::INSTANT;
         c.staleness = Staleness::Immediate;
         c.write_through = true;

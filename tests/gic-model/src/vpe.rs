@@ -299,8 +299,10 @@ impl State {
         self.rds[rd].resident = Some(Resident { vpt, vpe, ready_at, ignored });
         if self.cfg.staleness == Staleness::Immediate {
             // QEMU looks everything up again.
-            if let Some(v) = self.vpts.get_mut(&vpt) {
-                v.config.clear();
+            let Some(v) = self.vpts.get_mut(&vpt) else { return };
+            v.config.clear();
+            for intid in v.pending.clone() {
+                self.vlpi_config(vpt, intid);
             }
             return;
         }

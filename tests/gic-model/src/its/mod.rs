@@ -171,7 +171,8 @@ impl Its {
         };
         its.enabled = cfg.enabled_at_reset;
         for n in 0..8 {
-            its.basers[n] = Its::baser_readback(cfg, n, 0);
+            // The largest page size there is, as on QEMU; the manual leaves it UNKNOWN.
+            its.basers[n] = Its::baser_readback(cfg, n, 3 << 8);
         }
         its
     }

@@ -1,0 +1,605 @@
+//! The model in its QEMU configuration beside QEMU itself.
+//!
+//! The same script of register writes, commands and MSIs runs on both: on the model through its calls, on
+//! `qemu-system-aarch64 -M virt,gic-version=4 -S` through `-qtest`. Everything that can be seen without a running
+//! CPU is compared: registers, the pending tables of redistributors and vPEs, PendingLast. Without QEMU in the PATH
+//! the tests say so and pass.
+//!
+//! # Where the two differ, and the manual's word on it
+//!
+//! | what | QEMU 10.0 | the model | the manual (IHI 0069) |
+//! |---|---|---|---|
+//! | VMAPTI to a vPE that is not mapped | accepted | reported and ignored | a command error |
+//! | VMAPTI or MAPTI over a mapped event | overwrites, the old pending bit stays | reported, overwrites | UNPREDICTABLE |
+//! | VMAPP V=1 of a mapped vPE | overwrites | reported and ignored | UNPREDICTABLE |
+//! | DISCARD of an event whose vPE is unmapped | fails and leaves the event mapped | the same, reported | a command error |
+//! | VMOVP, VMAPP V=0 of a resident vPE | done silently | reported | software must make it non-resident first |
+//! | GITS_CREADR | writable while GICD_CTLR.DS is 1 | read-only | read-only |
+//! | GITS_CREADR.Stalled after a retry | stays 1 until GITS_CBASER is written | 0 | 0 once commands are processed again |
+//! | GITS_CWRITER beyond the queue | keeps the value, processes nothing | reported and ignored | UNPREDICTABLE |
+//! | memory behind a table entry is not there | stalls | reported and ignored | either, IMPLEMENTATION DEFINED |
+//! | registers of DirectLPI | read as zero, writes ignored | the same, reported | RES0 without DirectLPI |
+//! | RES0 bits of GITS_CBASER, GICR_PROPBASER, GICR_VPROPBASER | stored | 0 | RES0 |
+//! | GITS_BASER.Page_Size 3 | reads back as 3 | reads back as 2 | reserved, treated as 2 |
+//! | GICD_TYPER.NMI | depends on the CPU | 0 | - |
+//!
+//! Scripts keep clear of the reported ones, except [`errors`], which compares what is left afterwards.
+
+mod common;
+
+use common::*;
+use gic_model::Machine;
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const GICD: u64 = 0x0800_0000;
+const ITS: u64 = 0x0808_0000;
+const GICR: u64 = 0x080a_0000;
+const CPUS: usize = 2;
+
+/// Where the scripts keep what the GIC reads: all of it zero at first.
+const MEMORY: u64 = 0x4800_0000;
+const QUEUE: u64 = MEMORY;
+const TABLES: [u64; 3] = [MEMORY + 0x1_0000, MEMORY + 0x2_0000, MEMORY + 0x3_0000];
+const PROP: u64 = MEMORY + 0x4_0000;
+const PEND: [u64; 2] = [MEMORY + 0x5_0000, MEMORY + 0x6_0000];
+const VCONF: u64 = MEMORY + 0x7_0000;
+const VPT: [u64; 3] = [MEMORY + 0x8_0000, MEMORY + 0x9_0000, MEMORY + 0xa_0000];
+const ITT: u64 = MEMORY + 0xb_0000;
+/// Room for an ITT of 14 bits.
+const LARGE_ITT: u64 = MEMORY + 0xc_0000;
+const SIZE: usize = 0x10_0000;
+
+const fn rd(cpu: usize) -> u64 {
+    GICR + cpu as u64 * 0x4_0000
+}
+
+trait Target {
+    fn read32(&mut self, at: u64) -> u32;
+    fn write32(&mut self, at: u64, value: u32);
+    fn read64(&mut self, at: u64) -> u64;
+    fn write64(&mut self, at: u64, value: u64);
+    fn poke(&mut self, at: u64, bytes: &[u8]);
+    fn peek(&mut self, at: u64, len: usize) -> Vec<u8>;
+}
+
+struct Model(Machine);
+
+impl Model {
+    fn new() -> Model {
+        let m = Machine::new(gic_model::Config::qemu(CPUS));
+        assert!(m.claim(MEMORY, SIZE));
+        m.publish(MEMORY, SIZE, true);
+        Model(m)
+    }
+}
+
+impl Target for Model {
+    fn read32(&mut self, at: u64) -> u32 {
+        self.0.read32(at)
+    }
+    fn write32(&mut self, at: u64, value: u32) {
+        self.0.write32(at, value);
+    }
+    fn read64(&mut self, at: u64) -> u64 {
+        self.0.read64(at)
+    }
+    fn write64(&mut self, at: u64, value: u64) {
+        self.0.write64(at, value);
+    }
+    fn poke(&mut self, at: u64, bytes: &[u8]) {
+        for (n, b) in bytes.iter().enumerate() {
+            self.0.store8(at + n as u64, *b);
+        }
+        self.0.publish(at, bytes.len(), true);
+    }
+    fn peek(&mut self, at: u64, len: usize) -> Vec<u8> {
+        self.0.acquire(at, len, true);
+        (0..len as u64).map(|n| self.0.load8(at + n)).collect()
+    }
+}
+
+struct Qemu {
+    child: Child,
+    stream: BufReader<UnixStream>,
+    socket: std::path::PathBuf,
+}
+
+impl Qemu {
+    /// `None`, with a message, if there is no QEMU here.
+    fn start() -> Option<Qemu> {
+        let name = format!("gic-model-{}-{:?}.sock", std::process::id(), std::thread::current().id());
+        let socket = std::env::temp_dir().join(name.replace(['(', ')'], ""));
+        let spawned = Command::new("qemu-system-aarch64")
+            .args(["-M", "virt,virtualization=on,gic-version=4", "-cpu", "cortex-a57", "-m", "512M", "-S"])
+            .args(["-smp", &CPUS.to_string(), "-nodefaults", "-display", "none", "-accel", "tcg"])
+            .args(["-qtest", &format!("unix:{},server=on,wait=off", socket.display()), "-qtest-log", "none"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let Ok(mut child) = spawned else {
+            eprintln!("skipped: qemu-system-aarch64 is not in the PATH");
+            return None;
+        };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Ok(stream) = UnixStream::connect(&socket) {
+                stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+                return Some(Qemu { child, stream: BufReader::new(stream), socket });
+            }
+            if let Ok(Some(status)) = child.try_wait() {
+                panic!("QEMU ended at once: {status}");
+            }
+            assert!(Instant::now() < deadline, "QEMU does not answer");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn ask(&mut self, command: &str) -> String {
+        self.stream.get_mut().write_all(format!("{command}\n").as_bytes()).expect("QEMU listens");
+        loop {
+            let mut line = String::new();
+            self.stream.read_line(&mut line).expect("QEMU answers");
+            assert!(!line.is_empty(), "QEMU is gone after {command}");
+            if let Some(answer) = line.strip_prefix("OK") {
+                return answer.trim().to_string();
+            }
+            assert!(line.starts_with("IRQ"), "{command}: {line}");
+        }
+    }
+
+    fn number(&mut self, command: &str) -> u64 {
+        let answer = self.ask(command);
+        u64::from_str_radix(answer.trim_start_matches("0x"), 16).expect("a number")
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+impl Target for Qemu {
+    fn read32(&mut self, at: u64) -> u32 {
+        self.number(&format!("readl {at:#x}")) as u32
+    }
+    fn write32(&mut self, at: u64, value: u32) {
+        self.ask(&format!("writel {at:#x} {value:#x}"));
+    }
+    fn read64(&mut self, at: u64) -> u64 {
+        self.number(&format!("readq {at:#x}"))
+    }
+    fn write64(&mut self, at: u64, value: u64) {
+        self.ask(&format!("writeq {at:#x} {value:#x}"));
+    }
+    fn poke(&mut self, at: u64, bytes: &[u8]) {
+        let mut hex = String::new();
+        bytes.iter().for_each(|b| write!(hex, "{b:02x}").expect("a string"));
+        self.ask(&format!("write {at:#x} {:#x} 0x{hex}", bytes.len()));
+    }
+    fn peek(&mut self, at: u64, len: usize) -> Vec<u8> {
+        let answer = self.ask(&format!("read {at:#x} {len:#x}"));
+        let hex = answer.trim_start_matches("0x");
+        (0..len).map(|n| u8::from_str_radix(&hex[2 * n..2 * n + 2], 16).expect("hex")).collect()
+    }
+}
+
+/// What was seen, in order.
+#[derive(Default)]
+struct Seen(Vec<(String, String)>);
+
+impl Seen {
+    fn note(&mut self, what: impl Into<String>, value: u64) {
+        self.0.push((what.into(), format!("{value:#x}")));
+    }
+
+    /// The LPIs pending in a table.
+    fn table(&mut self, t: &mut dyn Target, what: String, table: u64) {
+        let bytes = t.peek(table + 1024, 64);
+        let set: Vec<usize> = (0..512).filter(|n| bytes[n / 8] >> (n % 8) & 1 == 1).map(|n| n + 8192).collect();
+        self.0.push((what, format!("{set:?}")));
+    }
+
+    /// All that shows from outside.
+    fn state(&mut self, t: &mut dyn Target, when: &str) {
+        for (cpu, table) in PEND.iter().enumerate() {
+            self.table(t, format!("{when}: LPIs of CPU{cpu}"), *table);
+            let frame = rd(cpu) + 0x2_0000;
+            let vpend = t.read64(frame + 0x78);
+            self.note(format!("{when}: GICR_VPENDBASER of CPU{cpu}"), vpend);
+        }
+        for (n, table) in VPT.iter().enumerate() {
+            self.table(t, format!("{when}: vLPIs of vPE {n}"), *table);
+        }
+        let creadr = t.read64(ITS + 0x90);
+        self.note(format!("{when}: GITS_CREADR"), creadr);
+    }
+}
+
+fn commands(t: &mut dyn Target, list: &[[u64; 4]]) {
+    let mut at = t.read64(ITS + 0x88);
+    for words in list {
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        t.poke(QUEUE + at, &bytes);
+        at = (at + 32) % 0x1_0000;
+    }
+    t.write64(ITS + 0x88, at);
+}
+
+fn bring_up(t: &mut dyn Target) {
+    t.write32(GICD, 0x12);
+    for (cpu, pend) in PEND.iter().enumerate() {
+        t.write32(rd(cpu) + 0x14, 0);
+        t.write64(rd(cpu) + 0x70, PROP | SHARED | 7 << 7 | 13);
+        t.write64(rd(cpu) + 0x78, pend | SHARED | 7 << 7);
+        t.write32(rd(cpu), 1);
+    }
+    for (n, table) in (0..).zip(TABLES) {
+        t.write64(ITS + 0x100 + 8 * n, VALID | table | SHARED | 7 << 59 | 2 << 8);
+    }
+    t.write64(ITS + 0x80, VALID | QUEUE | SHARED | 7 << 59 | 0xf);
+    t.write64(ITS + 0x88, 0);
+    t.write32(ITS, 1);
+    commands(t, &[mapc(0, 0), mapc(1, 1 << 16), mapd(0, 4, ITT), mapd(9, 4, ITT + 0x1000)]);
+    commands(t, &[mapd(10, 13, LARGE_ITT)]);
+    for (n, vpt) in (0..).zip(VPT) {
+        commands(t, &[vmapp(n, u64::from(n % 2) << 16, vpt), vsync(n), vinvall(n), vsync(n)]);
+    }
+}
+
+/// Runs a script on both and compares what it saw; the model must not have objected.
+fn compare(script: impl Fn(&mut dyn Target, &mut Seen), clean: bool) {
+    let Some(mut qemu) = Qemu::start() else { return };
+    let mut model = Model::new();
+    let (mut theirs, mut ours) = (Seen::default(), Seen::default());
+    script(&mut qemu, &mut theirs);
+    script(&mut model, &mut ours);
+    for (n, (ours, theirs)) in ours.0.iter().zip(&theirs.0).enumerate() {
+        assert_eq!(ours.0, theirs.0, "the script took different ways");
+        assert_eq!(ours.1, theirs.1, "observation {n}, {}: the model (left) and QEMU (right)", ours.0);
+    }
+    assert_eq!(ours.0.len(), theirs.0.len());
+    assert!(!ours.0.is_empty());
+    if clean {
+        model.0.assert_clean();
+    }
+}
+
+#[test]
+fn both_identify_themselves_alike() {
+    compare(
+        |t, seen| {
+            for (name, at, mask) in [
+                ("GICD_CTLR", GICD, !0),
+                ("GICD_TYPER", GICD + 4, !(1 << 9)),
+                ("GICD_IIDR", GICD + 8, !0),
+                ("GICD_TYPER2", GICD + 0xc, !0),
+                ("GICD_PIDR2", GICD + 0xffe8, !0),
+                ("GITS_IIDR", ITS + 4, !0),
+                ("GITS_CTLR", ITS, !0),
+                ("GITS_PIDR2", ITS + 0xffe8, !0),
+                ("GICR_CTLR", rd(0), !0),
+                ("GICR_IIDR", rd(0) + 4, !0),
+                ("GICR_WAKER", rd(0) + 0x14, !0),
+                ("GICR_PIDR2", rd(0) + 0xffe8, !0),
+            ] {
+                seen.note(name, u64::from(t.read32(at) & mask));
+            }
+            for (name, at) in [
+                ("GITS_TYPER", ITS + 8),
+                ("GICR_TYPER", rd(0) + 8),
+                ("GICR_TYPER", rd(1) + 8),
+                ("GICR_PROPBASER", rd(0) + 0x70),
+                ("GICR_PENDBASER", rd(0) + 0x78),
+                ("GICR_VPROPBASER", rd(0) + 0x2_0070),
+                ("GICR_VPENDBASER", rd(0) + 0x2_0078),
+                ("GITS_CBASER", ITS + 0x80),
+                ("GITS_CWRITER", ITS + 0x88),
+                ("GITS_CREADR", ITS + 0x90),
+            ] {
+                seen.note(name, t.read64(at));
+                seen.note(format!("{name}, low half"), t.read32(at).into());
+                seen.note(format!("{name}, high half"), t.read32(at + 4).into());
+            }
+            for n in 0..8 {
+                seen.note(format!("GITS_BASER{n}"), t.read64(ITS + 0x100 + 8 * n));
+            }
+        },
+        true,
+    );
+}
+
+#[test]
+fn both_store_and_refuse_the_same_bits() {
+    compare(
+        |t, seen| {
+            for pattern in [0, VALID | 0x4800_0000, 0x0000_5a5a_a5a5_0000, 0x0fff_ffff_ffff_f2ff, 0x4000_0000_0000_0480]
+            {
+                for n in 0..8 {
+                    t.write64(ITS + 0x100 + 8 * n, pattern);
+                    seen.note(format!("GITS_BASER{n} after {pattern:#x}"), t.read64(ITS + 0x100 + 8 * n));
+                }
+            }
+            for (page, want) in [(0u64, "4K"), (1, "16K"), (2, "64K")] {
+                t.write64(ITS + 0x100, page << 8);
+                seen.note(format!("GITS_BASER0 with pages of {want}"), t.read64(ITS + 0x100));
+            }
+            t.write32(ITS + 0x104, 0x8000_0000);
+            seen.note("GITS_BASER0 by halves", t.read64(ITS + 0x100));
+            t.write64(ITS + 0x80, 0x08ef_ffff_ffff_0cff);
+            seen.note("GITS_CBASER", t.read64(ITS + 0x80));
+            t.write64(ITS + 0x88, 0x60);
+            seen.note("GITS_CWRITER", t.read64(ITS + 0x88));
+            t.write64(ITS + 0x80, VALID | QUEUE);
+            seen.note("GITS_CWRITER after GITS_CBASER", t.read64(ITS + 0x88));
+            for frame in [rd(0), rd(0) + 0x2_0000] {
+                for (offset, pattern) in [(0x70, 0x070f_ffff_ffff_ff8f), (0x78, 0x070f_ffff_ffff_0f80)] {
+                    t.write64(frame + offset, pattern);
+                    seen.note(format!("{:#x}", frame + offset), t.read64(frame + offset));
+                }
+            }
+            t.write64(rd(1) + 0x2_0078, 0x7fff_ffff_ffff_ffff);
+            seen.note("GICR_VPENDBASER, all but Valid", t.read64(rd(1) + 0x2_0078));
+            for value in [0u32, 2, 0xffff_ffff, 0] {
+                t.write32(rd(0) + 0x14, value);
+                seen.note(format!("GICR_WAKER after {value:#x}"), t.read32(rd(0) + 0x14).into());
+            }
+        },
+        false,
+    );
+}
+
+#[test]
+fn both_move_physical_lpis_alike() {
+    compare(
+        |t, seen| {
+            bring_up(t);
+            seen.state(t, "up");
+            commands(t, &[mapti(0, 1, LPI + 3, 0), mapi(10, LPI + 60, 1), int(10, LPI + 60)]);
+            t.write32(ITS + 0x1_0040, 1);
+            seen.state(t, "MSI");
+            t.write32(ITS + 0x1_0040, 2);
+            seen.state(t, "MSI to nothing");
+            commands(t, &[mapti(9, 5, LPI + 7, 1), int(9, 5)]);
+            seen.state(t, "INT");
+            commands(t, &[movi(0, 1, 1)]);
+            seen.state(t, "MOVI of a pending LPI");
+            commands(t, &[movall(1 << 16, 0)]);
+            seen.state(t, "MOVALL");
+            commands(t, &[clear(9, 5)]);
+            seen.state(t, "CLEAR where the event is, not the LPI");
+            commands(t, &[movi(9, 5, 0), clear(9, 5), discard(0, 1)]);
+            seen.state(t, "CLEAR and DISCARD");
+            t.write32(ITS + 0x1_0040, 1);
+            seen.state(t, "MSI after DISCARD");
+            commands(t, &[mapti(0, 1, LPI + 3, 0), int(0, 1)]);
+            t.write32(rd(0), 0);
+            seen.note("GICR_CTLR", t.read32(rd(0)).into());
+            t.write32(rd(0), 1);
+            seen.state(t, "LPIs off and on");
+        },
+        false,
+    );
+}
+
+#[test]
+fn both_treat_vpes_alike() {
+    compare(
+        |t, seen| {
+            bring_up(t);
+            let (v, db) = (LPI + 5, LPI + 40);
+            t.poke(VCONF, &[0xa1; 64]);
+            commands(t, &[vmapti(0, 1, 0, v, db), vsync(0), vmapi(10, LPI + 61, 1, 1023), int(10, LPI + 61)]);
+            seen.state(t, "mapped");
+            t.write32(ITS + 0x1_0040, 1);
+            seen.state(t, "an MSI to a vPE that is away");
+            commands(t, &[vmovi(0, 1, 1, Some(db + 1)), vsync(1)]);
+            seen.state(t, "VMOVI of a pending vLPI");
+            let (props, pends) = (rd(1) + 0x2_0070, rd(1) + 0x2_0078);
+            t.write64(props, VCONF | SHARED | 7 << 7 | 13);
+            t.write64(pends, VALID | PENDING_LAST | VPT[1] | SHARED | 7 << 7);
+            seen.state(t, "resident");
+            commands(t, &[int(0, 1), clear(0, 1)]);
+            seen.state(t, "cleared");
+            let leave = t.read64(pends) & !(VALID | PENDING_LAST);
+            t.write64(pends, leave);
+            seen.state(t, "left with nothing");
+            commands(t, &[vmovp(0, 0, 1, 0), vsync(1), int(0, 1)]);
+            seen.state(t, "moved and pending, the doorbell rings at its new home");
+            t.write64(rd(0) + 0x2_0070, VCONF | SHARED | 7 << 7 | 13);
+            t.write64(rd(0) + 0x2_0078, VALID | PENDING_LAST | VPT[1] | SHARED | 7 << 7);
+            seen.state(t, "resident there");
+            let leave = t.read64(rd(0) + 0x2_0078) & !(VALID | PENDING_LAST);
+            t.write64(rd(0) + 0x2_0078, leave);
+            seen.state(t, "left with something");
+            commands(t, &[discard(0, 1), vsync(1), vunmapp(2), vsync(2)]);
+            seen.state(t, "discarded");
+        },
+        true,
+    );
+}
+
+/// A pending vLPI that is disabled does not show in PendingLast, and configuration is stale until INV.
+#[test]
+fn both_look_at_configuration_when_they_are_told_to() {
+    compare(
+        |t, seen| {
+            bring_up(t);
+            commands(t, &[vmapti(0, 1, 0, LPI + 5, 1023), vsync(0)]);
+            let (props, pends) = (rd(0) + 0x2_0070, rd(0) + 0x2_0078);
+            let cycle = |t: &mut dyn Target, seen: &mut Seen, when: &str, inside: &[[u64; 4]], byte: u8| {
+                t.write64(props, VCONF | SHARED | 7 << 7 | 13);
+                t.write64(pends, VALID | PENDING_LAST | VPT[0] | SHARED | 7 << 7);
+                t.poke(VCONF + 5, &[byte]);
+                commands(t, inside);
+                let leave = t.read64(pends) & !(VALID | PENDING_LAST);
+                t.write64(pends, leave);
+                seen.state(t, when);
+            };
+            cycle(t, seen, "pending and disabled", &[int(0, 1), vsync(0)], 0xa0);
+            cycle(t, seen, "enabled, but nobody said so", &[vsync(0)], 0xa1);
+            cycle(t, seen, "found enabled on entry", &[vsync(0)], 0xa1);
+            cycle(t, seen, "disabled with INV", &[inv(0, 1), vsync(0)], 0xa0);
+            cycle(t, seen, "enabled with INV", &[inv(0, 1), vsync(0)], 0xa1);
+            cycle(t, seen, "disabled with VINVALL", &[vinvall(0), vsync(0)], 0xa0);
+        },
+        true,
+    );
+}
+
+/// Commands with errors: neither stalls, and neither does anything.
+#[test]
+fn errors() {
+    compare(
+        |t, seen| {
+            bring_up(t);
+            commands(t, &[mapti(0, 1, LPI + 3, 0), vmapti(9, 1, 0, LPI + 5, 1023), vsync(0)]);
+            for (n, command) in [
+                int(0, 2),
+                int(5, 1),
+                int(0, 32),
+                clear(9, 7),
+                inv(9, 7),
+                discard(0, 9),
+                movi(0, 1, 77),
+                movi(9, 1, 0),
+                vmovi(0, 1, 0, None),
+                mapti(0, 3, 50, 0),
+                mapti(0, 33, LPI + 3, 0),
+                mapti(5, 1, LPI + 3, 0),
+                mapc(5, 9 << 16),
+                mapd(9000, 4, ITT + 0x2000),
+                mapd(7, 16, ITT + 0x2000),
+                vmapti(9, 3, 0, LPI + 5, 50),
+                vmapti(9, 33, 0, LPI + 5, 1023),
+                vmovp(0, 0, 9, 0),
+                vmovp(0, 0, 1, 9 << 16),
+                vmapp(5, 9 << 16, VPT[0]),
+                [0x23, 0, 0, 0],
+                [0x2e, 0, 0, 0],
+                [0x77, 0, 0, 0],
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                commands(t, &[command]);
+                seen.state(t, &format!("error {n}"));
+            }
+            commands(t, &[int(0, 1), int(9, 1)]);
+            seen.state(t, "what was right before is right after");
+        },
+        false,
+    );
+}
+
+/// A long pseudo-random walk over legal acts.
+#[test]
+fn both_agree_after_each_of_a_thousand_steps() {
+    compare(|t, seen| walk(t, seen, 0x2545_f491_4f6c_dd1d, 1000), true);
+}
+
+/// What the walk knows of an event.
+#[derive(Clone, Copy, PartialEq)]
+enum Event {
+    Free,
+    Physical,
+    Virtual,
+}
+
+fn walk(t: &mut dyn Target, seen: &mut Seen, mut seed: u64, steps: usize) {
+    let mut random = move |n: u64| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        (seed >> 20) % n
+    };
+    bring_up(t);
+    t.poke(VCONF, &[0xa1; 64]);
+    t.poke(PROP, &[0xa1; 64]);
+    let mut events = [[Event::Free; 8]; 2];
+    let mut home = [0usize, 1, 0];
+    // Which vPE is on which CPU.
+    let mut resident: [Option<usize>; CPUS] = [None; CPUS];
+    for step in 0..steps {
+        let d = random(2) as usize;
+        let (device, event) = ([0, 9][d], random(8) as u32);
+        let vpe = random(3) as usize;
+        let number = LPI + 16 * d as u32 + event;
+        let state = events[d][event as usize];
+        let away = !resident.contains(&Some(vpe));
+        let what = match random(14) {
+            0..3 if state == Event::Free => {
+                events[d][event as usize] = Event::Physical;
+                commands(t, &[mapti(device, event, number, random(2) as u16), sync(0)]);
+                "MAPTI"
+            }
+            3..6 if state == Event::Free => {
+                events[d][event as usize] = Event::Virtual;
+                let doorbell = [1023, LPI + 48 + vpe as u32][random(2) as usize];
+                commands(t, &[vmapti(device, event, vpe as u16, number, doorbell), vsync(vpe as u16)]);
+                "VMAPTI"
+            }
+            0..3 if device == 0 => {
+                t.write32(ITS + 0x1_0040, event);
+                "MSI"
+            }
+            3..5 if state != Event::Free => {
+                commands(t, &[int(device, event)]);
+                "INT"
+            }
+            5 if state != Event::Free => {
+                commands(t, &[clear(device, event)]);
+                "CLEAR"
+            }
+            6 if state == Event::Physical => {
+                commands(t, &[movi(device, event, random(2) as u16)]);
+                "MOVI"
+            }
+            6 if state == Event::Virtual => {
+                commands(t, &[vmovi(device, event, vpe as u16, None), vsync(vpe as u16)]);
+                "VMOVI"
+            }
+            7 if state != Event::Free => {
+                events[d][event as usize] = Event::Free;
+                commands(t, &[discard(device, event), vsync(0), vsync(1), vsync(2)]);
+                "DISCARD"
+            }
+            8 if away => {
+                home[vpe] = random(2) as usize;
+                commands(t, &[vmovp(0, 0, vpe as u16, (home[vpe] as u64) << 16), vsync(vpe as u16)]);
+                "VMOVP"
+            }
+            9..11 if away && resident[home[vpe]].is_none() => {
+                let frame = rd(home[vpe]) + 0x2_0000;
+                resident[home[vpe]] = Some(vpe);
+                t.write64(frame + 0x70, VCONF | SHARED | 7 << 7 | 13);
+                t.write64(frame + 0x78, VALID | PENDING_LAST | VPT[vpe] | SHARED | 7 << 7);
+                "enter"
+            }
+            11..13 => {
+                let cpu = random(2) as usize;
+                if resident[cpu].take().is_none() {
+                    continue;
+                }
+                let register = rd(cpu) + 0x2_0078;
+                let value = t.read64(register) & !(VALID | PENDING_LAST);
+                t.write64(register, value);
+                "leave"
+            }
+            13 => {
+                let at = random(2) << 16;
+                commands(t, &[movall(at, at ^ 1 << 16)]);
+                "MOVALL"
+            }
+            _ => continue,
+        };
+        seen.state(t, &format!("step {step}, {what}"));
+    }
+}
