@@ -22,6 +22,8 @@ pub use events::{Batch, Event};
 
 pub(super) use command::{Command, Target, VmappV40, VmappV41};
 pub(super) use events::{Device, collection};
+#[cfg(test)]
+pub(super) use queue::DEAD_AFTER_US;
 pub(super) use queue::{COMMAND_LIMIT_US, Synced, Ticket};
 pub(super) use tables::{Table, TableError};
 

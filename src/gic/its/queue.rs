@@ -2,8 +2,9 @@
 //!
 //! Positions are counted from the day the ring was started and never wrap: a position names one command for
 //! ever, and "has it been consumed" is a comparison. GITS_CREADR only gives a position modulo the ring's size.
-//! [`Queue::consumed`] unfolds it from the last known position, which yields a lower bound when other CPUs
-//! have run ahead meanwhile; a lower bound never claims a completion too early.
+//! [`Queue::consumed`] unfolds it below what had been posted before the register was read, which yields a lower
+//! bound when other CPUs have run ahead meanwhile; a lower bound never claims a completion too early, and no
+//! value that the register may have claims one that was not asked for.
 //!
 //! The lock covers the ring's contents and GITS_CWRITER. Waiting for completion is done without it.
 //! Every wait has a deadline. A missed one is an error to the caller and not yet the end of the ITS; an ITS
@@ -57,6 +58,9 @@ pub struct Queue<H> {
     id: ItsId,
     its: Pa,
     ring: Lock<Ring>,
+    /// Position behind the last command that the ITS has been told of.
+    posted: AtomicU64,
+    /// Position behind the last command known to be consumed.
     consumed: AtomicU64,
     dead: AtomicBool,
     /// Where the ring last stood still at a deadline (plus one; 0: nowhere), and since when.
@@ -73,6 +77,7 @@ impl<H: Hw> Queue<H> {
             id,
             its,
             ring: Lock::new(Rank::ItsQueue, Ring { base, coherence, produced: 0 }),
+            posted: AtomicU64::new(0),
             consumed: AtomicU64::new(0),
             dead: AtomicBool::new(false),
             stuck_at: AtomicU64::new(0),
@@ -119,6 +124,7 @@ impl<H: Hw> Queue<H> {
         self.publish(&ring, 0, commands.len() as u64 - head);
         ring.produced = end;
         self.hw.write64(self.its.add(gits::CWRITER), GITS_CWRITER::SLOT.val(end % SLOTS).value);
+        self.posted.store(end, Ordering::Release);
         Ok(Ticket(end))
     }
 
@@ -131,34 +137,32 @@ impl<H: Hw> Queue<H> {
 
     /// Waits until the ITS has consumed everything up to `ticket`.
     pub fn wait(&self, counters: &Counters, ticket: Ticket, limit_us: u64) -> Result<Synced, ItsError> {
-        if self.is_done(ticket) {
-            return Ok(Synced(()));
-        }
-        let mut stalled = false;
-        let mut done = || {
-            stalled = self.stalled();
-            self.consumed() >= ticket.0 || stalled || self.is_dead()
-        };
-        let in_time = self.hw.wait(limit_us, &mut done);
-        if self.is_done(ticket) {
-            return Ok(Synced(()));
-        }
-        if self.is_dead() {
-            return Err(ItsError::Dead);
-        }
-        let ring = self.ring.lock();
-        if stalled && in_time {
-            if !self.stalled_for_good(counters, &ring) {
-                drop(ring);
-                return self.wait(counters, ticket, limit_us);
+        loop {
+            let mut stalled = false;
+            let in_time = self.hw.wait(limit_us, || {
+                stalled = self.stalled();
+                self.consumed() >= ticket.0 || stalled || self.is_dead()
+            });
+            if self.is_done(ticket) {
+                return Ok(Synced(()));
             }
-            return if self.is_done(ticket) { Ok(Synced(())) } else { Err(ItsError::Dead) };
+            if self.is_dead() {
+                return Err(ItsError::Dead);
+            }
+            let ring = self.ring.lock();
+            // A stall is retried once a position, so this ends.
+            if stalled && in_time && !self.stalled_for_good(counters, &ring) {
+                continue;
+            }
+            if !self.is_dead() {
+                self.miss(counters, ticket.0, &ring);
+            }
+            return match (self.is_done(ticket), self.is_dead()) {
+                (true, _) => Ok(Synced(())),
+                (false, true) => Err(ItsError::Dead),
+                (false, false) => Err(ItsError::Timeout),
+            };
         }
-        self.miss(counters, ticket.0, &ring);
-        if self.is_done(ticket) {
-            return Ok(Synced(()));
-        }
-        Err(if self.is_dead() { ItsError::Dead } else { ItsError::Timeout })
     }
 
     /// Whether everything up to `ticket` has been consumed; does not wait.
@@ -168,12 +172,11 @@ impl<H: Hw> Queue<H> {
 
     /// The position up to which the ITS has consumed, or an earlier one.
     fn consumed(&self) -> u64 {
-        let seen = self.consumed.load(Ordering::Acquire);
+        let posted = self.posted.load(Ordering::Acquire);
         let slot = self.creadr().read(GITS_CREADR::SLOT);
-        let ahead = (slot + SLOTS - seen % SLOTS) % SLOTS;
-        let now = seen + ahead;
-        self.consumed.fetch_max(now, Ordering::AcqRel);
-        now
+        let behind = (posted % SLOTS + SLOTS - slot % SLOTS) % SLOTS;
+        let now = posted.saturating_sub(behind);
+        self.consumed.fetch_max(now, Ordering::AcqRel).max(now)
     }
 
     fn creadr(&self) -> LocalRegisterCopy<u64, GITS_CREADR::Register> {

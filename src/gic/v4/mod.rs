@@ -23,6 +23,8 @@
 //! On GICv4.0 doorbells stay enabled: none rings while its vPE is resident, and one that rings for a runnable
 //! virtual CPU is counted and ignored by the caller.
 
+#[cfg(test)]
+mod fault_tests;
 mod moves;
 mod proxy;
 mod residency;

@@ -319,6 +319,7 @@ fn in_itslist_mode_a_vpe_is_mapped_only_where_it_has_events_and_moved_on_exactly
     assert_eq!(got, [1, 2]);
     let _ = g.leave(r, Preempt);
     g.gic.unmap_event(ITS0, DEV, EventId(1)).unwrap();
+    g.machine.advance_us(100);
     assert_eq!([0, 1, 2].map(|its| count("Vmapp", its)), [2, 0, 1], "unmapped with its last event");
     let r = g.enter(0, 1);
     assert_eq!([0, 1, 2].map(|its| count("Vmovp", its)), [1, 0, 2]);

@@ -381,8 +381,10 @@ impl<'a, H: Hw + Clone> V4<'a, H> {
         let mut vms = self.state.vms.lock();
         let mut guard = slot.vpe.lock();
         let v = guard.as_mut().ok_or(V4Error::NoSuchVpe(vpe))?;
-        if v.unclean_on.is_some() {
-            let _ = self.settle(v);
+        if let Some(cpu) = v.unclean_on
+            && self.settle(v).is_err()
+        {
+            return Err(V4Error::Resident(cpu));
         }
         if let Some(cpu) = v.resident {
             return Err(V4Error::Resident(cpu));
@@ -416,9 +418,6 @@ impl<'a, H: Hw + Clone> V4<'a, H> {
                 Ok(synced) => proof = Some(synced),
                 Err(e) => result = result.and(Err(V4Error::Its(e))),
             }
-        }
-        if let Some(cpu) = v.unclean_on {
-            result = result.and(Err(V4Error::Resident(cpu)));
         }
         let result = result.and(self.dismiss(v));
         if let Some(lpis) = &self.gic.lpis {

@@ -1,0 +1,234 @@
+//! The verbs on a GIC that fails: bounded time, no violation, nothing freed that the hardware may still use.
+
+use super::*;
+use crate::gic::its::{DEAD_AFTER_US, Event};
+use crate::gic::testing::{DEV, Guest, ITS0, vlpi};
+use crate::gic::v4::Why::{Block, Preempt};
+use gic_model::{CommandFault, Config, Fault};
+
+const CPUS: usize = 4;
+
+fn guest() -> Guest {
+    Guest::new(Config::v4_0(CPUS), 2)
+}
+
+fn on_next(nth: usize, fault: CommandFault) -> Fault {
+    Fault::Command { its: 0, nth, fault }
+}
+
+#[test]
+fn a_command_that_is_late_but_in_time_is_waited_for() {
+    let g = guest();
+    g.machine.inject(on_next(1, CommandFault::Late { us: 50_000 }));
+    g.map(ITS0, 1, 0);
+    let r = g.enter(0, 0);
+    g.msi(ITS0, 1);
+    assert_eq!(g.guest(0), [1]);
+    let _ = g.leave(r, Preempt);
+    assert_eq!(g.gic.counters().timeouts.get(), 0);
+    g.machine.assert_clean();
+}
+
+#[test]
+fn a_stall_is_retried_once_and_the_command_is_done() {
+    for config in [Config::v4_0(CPUS), Config::v4_0(CPUS).each_its(|_, its| its.retry_needed = true)] {
+        let g = Guest::new(config, 2);
+        g.machine.inject(on_next(1, CommandFault::Stall));
+        g.map(ITS0, 1, 0);
+        let r = g.enter(0, 0);
+        g.msi(ITS0, 1);
+        assert_eq!(g.guest(0), [1]);
+        let _ = g.leave(r, Preempt);
+        assert_eq!(g.gic.counters().stalls.get(), 1);
+        g.take_down();
+        g.machine.assert_clean();
+    }
+}
+
+#[test]
+fn a_vpe_whose_move_is_late_runs_nowhere_until_it_is_done_and_then_where_it_went() {
+    let g = guest();
+    g.map(ITS0, 1, 0);
+    g.machine.inject(on_next(1, CommandFault::Late { us: 60_000 }));
+    let start = g.machine.now_us();
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+    assert!(g.machine.now_us() - start < 20_000, "a switch does not wait for long");
+    // Neither the old home nor the new one, while nobody knows which it is.
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(0)).err(), Some(EnterError::Moving));
+    // Others are not held up.
+    let r = g.enter(1, 1);
+    let _ = g.leave(r, Preempt);
+    g.machine.advance_us(60_000);
+    let r = g.enter(0, 2);
+    g.msi(ITS0, 1);
+    assert_eq!(g.guest(2), [1]);
+    let _ = g.leave(r, Preempt);
+    g.take_down();
+    g.machine.assert_clean();
+}
+
+#[test]
+fn an_its_that_stops_is_given_up_in_bounded_time_and_keeps_its_memory() {
+    let g = guest();
+    g.map(ITS0, 1, 0);
+    let memory = g.machine.allocations().len();
+    g.machine.inject(Fault::Deaf { its: 0 });
+    let start = g.machine.now_us();
+    let ev = EventId(2);
+    g.v4().configure(g.vm, vlpi(2), 0xa1).unwrap();
+    assert_eq!(g.v4().map_event(ITS0, DEV, ev, g.vpes[0], vlpi(2)), Err(ItsError::Timeout));
+    // It was posted, and would take effect: that is what is kept.
+    assert_eq!(g.gic.event(ITS0, DEV, ev), Ok(Event::Virtual { vpe: g.vpes[0], vintid: vlpi(2) }));
+    while g.gic.set_pending(ITS0, DEV, ev) == Err(ItsError::Timeout) {
+        assert!(g.machine.now_us() - start < 3 * DEAD_AFTER_US);
+    }
+    assert_eq!(g.gic.set_pending(ITS0, DEV, ev), Err(ItsError::Dead));
+    assert_eq!(g.gic.counters().dead_itss.get(), 1);
+    // What has died is refused at once.
+    let now = g.machine.now_us();
+    assert_eq!(g.gic.unmap_device(ITS0, DEV), Err(ItsError::Dead));
+    assert_eq!(g.v4().remove_vpe(g.vpes[0]), Err(V4Error::Its(ItsError::Dead)));
+    assert!(g.machine.now_us() - now < 10_000);
+    assert_eq!(g.gic.event(ITS0, DEV, ev), Err(ItsError::NoSuchDevice(DEV)));
+    assert_eq!(g.v4().home(g.vpes[0]), None);
+    g.v4().remove_vpe(g.vpes[1]).unwrap_err();
+    g.v4().destroy_vm(g.vm).unwrap();
+    assert_eq!(g.machine.allocations().len(), memory, "in quarantine");
+    assert!(g.gic.counters().quarantined_bytes.get() > 0);
+    g.machine.assert_clean();
+}
+
+#[test]
+fn a_move_that_its_its_never_makes_leaves_the_vpe_where_it_was() {
+    let g = guest();
+    g.map(ITS0, 1, 0);
+    g.machine.inject(Fault::DeafAtVmovp { its: 0 });
+    let start = g.machine.now_us();
+    let mut last = EnterError::Moving;
+    while last == EnterError::Moving && g.machine.now_us() - start < 3 * DEAD_AFTER_US {
+        last = g.v4().enter(g.vpes[0], CpuId(2)).unwrap_err();
+    }
+    assert_eq!(last, EnterError::NotMoved { home: CpuId(0) });
+    assert_eq!(g.v4().home(g.vpes[0]), Some(CpuId(0)));
+    // There it can still take what comes from elsewhere, if only from nobody.
+    let r = g.v4().enter(g.vpes[0], CpuId(0)).unwrap();
+    let _ = g.v4().leave(r, Preempt);
+    g.machine.assert_clean();
+}
+
+#[test]
+fn a_full_ring_that_never_drains_is_an_error_and_nothing_is_claimed_complete() {
+    let g = guest();
+    g.map(ITS0, 1, 0);
+    g.machine.inject(Fault::QueueLooksFull { its: 0 });
+    assert_eq!(g.gic.set_pending(ITS0, DEV, EventId(1)), Err(ItsError::Timeout));
+    g.machine.heal();
+    g.gic.set_pending(ITS0, DEV, EventId(1)).unwrap();
+    let r = g.enter(0, 0);
+    assert_eq!(g.guest(0), [1]);
+    let _ = g.leave(r, Preempt);
+    g.take_down();
+    g.machine.assert_clean();
+}
+
+#[test]
+fn the_ring_wraps_many_times() {
+    let g = guest();
+    g.map(ITS0, 1, 0);
+    let r = g.enter(0, 0);
+    for _ in 0..3_000 {
+        g.gic.set_pending(ITS0, DEV, EventId(1)).unwrap();
+        assert_eq!(g.guest(0), [1]);
+    }
+    let _ = g.leave(r, Preempt);
+    g.machine.assert_clean();
+}
+
+#[test]
+fn a_write_back_that_does_not_end_counts_as_pending_and_holds_the_vpe_back() {
+    let g = guest();
+    g.map(ITS0, 1, 0);
+    let r = g.enter(0, 0);
+    g.machine.inject(Fault::DirtyStuck { cpu: 0 });
+    assert!(g.leave(r, Block), "an interrupt may be pending");
+    // Neither this vPE elsewhere, nor another one here.
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(1)).err(), Some(EnterError::Busy));
+    assert_eq!(g.v4().enter(g.vpes[1], CpuId(0)).err(), Some(EnterError::Busy));
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(0)).err(), Some(EnterError::Busy));
+    let r = g.enter(1, 1);
+    let _ = g.leave(r, Preempt);
+    assert!(g.gic.counters().redist_timeouts.get() > 0);
+    g.machine.heal();
+    g.machine.advance_us(100);
+    g.msi(ITS0, 1);
+    let r = g.enter(0, 2);
+    assert_eq!(g.guest(2), [1]);
+    let _ = g.leave(r, Preempt);
+    let r = g.enter(1, 0);
+    let _ = g.leave(r, Preempt);
+    g.take_down();
+    g.machine.assert_clean();
+}
+
+#[test]
+fn valid_is_not_cleared_while_dirty_even_if_dirty_stays() {
+    let g = guest();
+    g.map(ITS0, 1, 0);
+    g.machine.inject(Fault::DirtyStuck { cpu: 0 });
+    let r = g.v4().enter(g.vpes[0], CpuId(0)).unwrap();
+    g.v4().before_eret(&r);
+    assert!(g.leave(r, Block));
+    g.machine.assert_clean();
+    assert_eq!(g.v4().is_resident(g.vpes[0]), Some(CpuId(0)), "it could not be taken off");
+    assert_eq!(g.v4().enter(g.vpes[1], CpuId(0)).err(), Some(EnterError::Busy));
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(3)).err(), Some(EnterError::Busy));
+    g.machine.heal();
+    g.machine.advance_us(100);
+    let r = g.enter(0, 3);
+    g.msi(ITS0, 1);
+    assert_eq!(g.guest(3), [1]);
+    let _ = g.leave(r, Preempt);
+    g.take_down();
+    g.machine.assert_clean();
+}
+
+#[test]
+fn a_vpe_that_is_still_being_written_back_keeps_its_memory() {
+    let g = guest();
+    let r = g.enter(0, 0);
+    g.machine.inject(Fault::DirtyStuck { cpu: 0 });
+    let _ = g.leave(r, Preempt);
+    let memory = g.machine.allocations().len();
+    assert_eq!(g.v4().remove_vpe(g.vpes[0]), Err(V4Error::Resident(CpuId(0))));
+    assert_eq!(g.machine.allocations().len(), memory);
+    g.machine.heal();
+    g.machine.advance_us(100);
+    g.take_down();
+    g.machine.assert_clean();
+}
+
+#[test]
+fn running_out_of_memory_at_any_step_leaves_nothing_half_made() {
+    for after in 0..6 {
+        let g = guest();
+        g.take_down();
+        let before = g.machine.allocations().len();
+        g.machine.inject(Fault::OutOfMemory { after });
+        let v4 = g.v4();
+        let made = v4.create_vm(14).and_then(|vm| {
+            let vpe = v4.add_vpe(vm, CpuId(0));
+            if let Ok(vpe) = vpe {
+                let mapped = g.gic.map_device(ITS0, DEV, 5);
+                if mapped.is_ok() {
+                    g.gic.unmap_device(ITS0, DEV).unwrap();
+                }
+                v4.remove_vpe(vpe).unwrap();
+            }
+            v4.destroy_vm(vm).unwrap();
+            vpe.map(|_| ())
+        });
+        assert_eq!(made.is_ok(), after >= 2, "after {after}");
+        assert_eq!(g.machine.allocations().len(), before, "after {after}");
+        g.machine.assert_clean();
+    }
+}
