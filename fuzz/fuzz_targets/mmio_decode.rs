@@ -1,0 +1,126 @@
+//! No syndrome, instruction and registers make the decoder of loads and stores panic, and what it plans stays where the
+//! fault was. The system registers and the firmware calls of a guest go the same way.
+//!
+//! `cargo +nightly fuzz run mmio_decode -- -max_total_time=60`
+#![no_main]
+
+use doorward::arch::esr::{self, Esr};
+use doorward::ids::Ipa;
+use doorward::vm::dev::psci;
+use doorward::vm::dev::vpl011::Vpl011;
+use doorward::vm::dev::vtimer::VTimer;
+use doorward::vm::trap::mmio::{self, Op, Refused, Registers};
+use doorward::vm::trap::{inject, sysreg};
+use libfuzzer_sys::arbitrary::{self, Arbitrary};
+use libfuzzer_sys::fuzz_target;
+
+#[derive(Arbitrary, Debug)]
+struct Input {
+    esr: u64,
+    far: u64,
+    hpfar: u64,
+    instruction: Option<u32>,
+    x: [u64; 31],
+    sp: u64,
+    big_endian: bool,
+    /// The base register points where the fault was: without this no instruction ever fits.
+    aim: bool,
+    raw: u64,
+    pstate: u64,
+}
+
+struct Regs<'a>(&'a Input);
+
+impl Registers for Regs<'_> {
+    fn x(&self, n: u8) -> u64 {
+        if self.0.aim { self.0.far } else { self.0.x.get(usize::from(n)).copied().unwrap_or(0) }
+    }
+    fn sp(&self) -> u64 {
+        if self.0.aim { self.0.far } else { self.0.sp }
+    }
+    fn big_endian(&self) -> bool {
+        self.0.big_endian
+    }
+}
+
+struct Port<'a> {
+    input: &'a Input,
+    timer: VTimer,
+    mdscr: u64,
+}
+
+impl sysreg::SysRegPort for Port<'_> {
+    fn guest_id(&self, _: u8, _: u8, _: u8, op2: u8) -> Option<u64> {
+        (op2 < 4).then_some(self.input.raw)
+    }
+    fn send_sgi(&mut self, _: sysreg::SgiKind, _: u64) {}
+    fn counter(&self) -> u64 {
+        self.input.far
+    }
+    fn timer(&mut self) -> &mut VTimer {
+        &mut self.timer
+    }
+    fn timer_changed(&mut self) {
+        let now = self.input.far;
+        assert!(!(self.timer.level(now) && self.timer.deadline(now).is_some()));
+    }
+    fn mdscr(&self) -> u64 {
+        self.mdscr
+    }
+    fn set_mdscr(&mut self, value: u64) {
+        assert_eq!(value & !0xb001, 0);
+        self.mdscr = value;
+    }
+    fn set_way(&mut self) {}
+}
+
+fuzz_target!(|input: Input| {
+    let esr = Esr(input.esr);
+    let abort = esr.data_abort();
+    let ipa = esr::ipa(input.hpfar, input.far);
+    let regs = Regs(&input);
+    match mmio::decode(&abort, input.far, ipa, input.instruction, &regs) {
+        Ok(plan) => {
+            for access in plan.accesses() {
+                let inside = access.at.0 & 0xfff;
+                assert_eq!(access.at.0 & !0xfff, ipa.0 & !0xfff);
+                assert!(inside + u64::from(access.bytes) <= 0x1000);
+                assert!(matches!(access.bytes, 1 | 2 | 4 | 8));
+                match access.op {
+                    Op::Write(value) => assert!(access.bytes == 8 || value >> (8 * access.bytes) == 0),
+                    Op::Read(load) => {
+                        assert!(load.rt() < 32);
+                        let _ = load.value(input.raw);
+                    }
+                }
+                uart(access.at, access.bytes, access.op, input.raw);
+            }
+        }
+        Err(Refused::Changed) => assert!(input.instruction.is_some()),
+        Err(Refused::NotAnAccess | Refused::Unsupported) => {}
+    }
+
+    let at = inject::At { pc: input.far, pstate: input.pstate, vbar_el1: input.raw, sctlr_el1: input.sp };
+    for entry in [inject::undef(&at, esr), inject::data_abort(&at, input.far, &abort)] {
+        assert_eq!(entry.pstate & 0x3df, 0x3c5, "EL1h, masked, AArch64");
+        assert_eq!((entry.elr_el1, entry.spsr_el1), (input.far, input.pstate));
+    }
+
+    let mut port = Port { input: &input, timer: VTimer::new(), mdscr: 0 };
+    let _ = sysreg::emulate(esr.sys_reg(), input.raw, &mut port);
+    let _ = psci::call(esr.imm16(), [input.x[0], input.x[1], input.x[2], input.x[3]]);
+});
+
+fn uart(at: Ipa, bytes: u8, op: Op, raw: u64) {
+    let mut port = Vpl011::new();
+    for n in 0..40 {
+        let _ = port.push_input(n);
+    }
+    match op {
+        Op::Write(value) => _ = port.write(at.0 & 0xfff, bytes, value),
+        Op::Read(_) => _ = port.read(at.0 & 0xfff, bytes),
+    }
+    let _ = port.write(raw & 0xfff, bytes, raw);
+    assert!(port.room() <= 32);
+    let _ = port.irq_level();
+}
