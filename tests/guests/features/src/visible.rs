@@ -193,8 +193,9 @@ fn calls() {
     equal("PSCI-features-unknown", smccc::hvc(0x8400_000a, 0x8400_001f, 0, 0), -1);
     equal("PSCI-affinity-self-is-on", smccc::hvc(0xc400_0004, 0, 0, 0), 0);
     equal("PSCI-affinity-nobody", smccc::hvc(0xc400_0004, 0x00ff_ff00, 0, 0), -2);
-    equal("PSCI-CPU_ON-nobody", smccc::hvc(0xc400_0003, 0x00ff_ff00, 0x4020_0000, 0), -2);
-    equal("PSCI-CPU_ON-self", smccc::hvc(0xc400_0003, 0, 0x4020_0000, 0), -4);
+    let here = calls as *const () as u64;
+    equal("PSCI-CPU_ON-nobody", smccc::hvc(0xc400_0003, 0x00ff_ff00, here, 0), -2);
+    equal("PSCI-CPU_ON-self", smccc::hvc(0xc400_0003, 0, here, 0), -4);
     let mut answer = 0x8400_0000u64;
     // SAFETY: whatever it answers, it keeps all but X0 to X3.
     unsafe { asm!("hvc #0x123", inout("x0") answer, out("x1") _, out("x2") _, out("x3") _) };
