@@ -40,16 +40,20 @@ fn apply(irq: &mut Irq, signal: Signal) {
     }
 }
 
+/// Whether the vCPU has to hear of a change. An interrupt that is listed or active may need its list register rewritten,
+/// so that the new state is seen at its end.
+fn is_news(before: &Irq, irq: &Irq) -> bool {
+    irq != before && (irq.is_deliverable() || (irq.is_pending() && (irq.is_listed() || irq.is_active())))
+}
+
 impl Vgic {
     /// Changes an SPI and has the vCPU that it is for look at it. False when there is no such SPI.
     fn change_spi(&self, port: &dyn Port, intid: Intid, change: impl FnOnce(&mut Irq)) -> bool {
         let mut dist = self.dist.lock();
         let Some(irq) = dist.irq_mut(intid.0) else { return false };
-        let was_deliverable = irq.is_deliverable();
+        let before = *irq;
         change(irq);
-        // One that is listed or active may need its list register rewritten, so that the new state is seen at its end.
-        let news =
-            (irq.is_deliverable() && !was_deliverable) || (irq.is_pending() && (irq.is_listed() || irq.is_active()));
+        let news = is_news(&before, irq);
         let home = if irq.is_listed() { dist.home(intid.0) } else { dist.place(intid.0) };
         drop(dist);
         if let (true, Some(home)) = (news, home) {
@@ -63,10 +67,9 @@ impl Vgic {
         let Some(cpu) = self.vcpu(vcpu) else { return false };
         let mut state = cpu.state.lock();
         let Some(irq) = state.irq_mut(intid.0) else { return false };
-        let was_deliverable = irq.is_deliverable();
+        let before = *irq;
         change(irq);
-        let news =
-            (irq.is_deliverable() && !was_deliverable) || (irq.is_pending() && (irq.is_listed() || irq.is_active()));
+        let news = is_news(&before, irq);
         state.requeue(intid.0);
         drop(state);
         if news {
@@ -162,6 +165,20 @@ impl Vgic {
             }
         }
         self.notify(port, Some(vcpu), &others, Work::SPI);
+    }
+
+    /// The domain is gone, and its vCPUs have been synced: no physical interrupt stays active on its behalf.
+    pub fn release(&self, port: &dyn Port) {
+        for vcpu in 0..self.vcpus.len() {
+            self.reset_vcpu(port, VcpuId(vcpu as u16));
+        }
+        for intid in SPI_FIRST..SPI_END {
+            let orphan = self.dist.lock().irq_mut(intid).is_some_and(Irq::quiesce);
+            if orphan {
+                port.spi_deactivate(Intid(intid));
+            }
+            let _ = self.dist.lock().place(intid);
+        }
     }
 
     /// The state of an SGI or PPI of `vcpu`, or of an SPI.
@@ -275,6 +292,20 @@ mod tests {
         assert!(machine.vgic.lpis_on(ONE));
         assert_eq!(machine.redist_read(ONE, 0x1_0100), 0xffff_ffff, "still enabled");
         assert_eq!(machine.redist_read(ONE, 0x14), 6, "asleep until the guest wakes it");
+    }
+
+    #[test]
+    fn a_domain_that_goes_leaves_no_physical_interrupt_active() {
+        let machine = Machine::new(2);
+        machine.enable_spi(40, 0xa0, 1);
+        assert!(machine.vgic.inject_hw_spi(&machine, Intid(40)));
+        assert!(machine.vgic.inject_hw_spi(&machine, Intid(41)), "disabled, and held all the same");
+        assert!(machine.vgic.inject_hw_ppi(&machine, ONE, Intid(27)));
+        machine.forget();
+        machine.vgic.release(&machine);
+        let expected = [Asked::PpiDeactivate(1, 27), Asked::Deactivate(40), Asked::Deactivate(41)];
+        assert_eq!(machine.asked(), expected);
+        assert!(machine.enter(ONE).is_empty());
     }
 
     #[test]

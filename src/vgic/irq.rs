@@ -47,6 +47,18 @@ bitflags! {
         const DROP_ACTIVE = 1 << 10;
         /// Overruled while listed: it is active.
         const FORCE_ACTIVE = 1 << 11;
+        /// Taken again while listed: the guest has ended the listed one, and its link is not this one's.
+        const HELD_AGAIN = 1 << 12;
+        /// Its list register is linked to the physical interrupt.
+        const LINKED = 1 << 13;
+        /// All that the fold ends.
+        const WHILE_LISTED = Self::LISTED.bits()
+            | Self::LISTED_PENDING.bits()
+            | Self::LISTED_LATCH.bits()
+            | Self::DROP_ACTIVE.bits()
+            | Self::FORCE_ACTIVE.bits()
+            | Self::HELD_AGAIN.bits()
+            | Self::LINKED.bits();
     }
 }
 
@@ -61,7 +73,7 @@ pub(super) struct Change {
 }
 
 /// One SGI, PPI or SPI.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Irq {
     flags: Flags,
     /// Only implemented bits are ever set.
@@ -108,7 +120,8 @@ impl Irq {
 
     /// Held, and the guest has not acknowledged it.
     pub fn is_held_pending(&self) -> bool {
-        self.has(Flags::HELD | Flags::LATCH)
+        let others = self.has(Flags::LINKED) && !self.has(Flags::HELD_AGAIN);
+        self.has(Flags::HELD | Flags::LATCH) && !others
     }
 
     /// Pending, as far as software knows without the list register.
@@ -162,7 +175,7 @@ impl Irq {
     pub fn clear_pending(&mut self) -> bool {
         let orphan = self.is_held_pending();
         if orphan {
-            self.flags.remove(Flags::HELD);
+            self.flags.remove(Flags::HELD | Flags::HELD_AGAIN);
         }
         self.flags.remove(Flags::LATCH | Flags::LISTED_PENDING | Flags::LISTED_LATCH);
         orphan
@@ -215,7 +228,13 @@ impl Irq {
     }
 
     /// The physical interrupt was taken at EL2 and stays active until the guest is done.
+    ///
+    /// It may come while the previous one is listed: the guest has ended that one in hardware, the interrupt was taken
+    /// on another CPU, and the sync has not been yet.
     pub fn hold(&mut self) {
+        if self.has(Flags::LISTED | Flags::HELD) {
+            self.flags.insert(Flags::HELD_AGAIN);
+        }
         self.flags.insert(Flags::HELD | Flags::LATCH);
     }
 
@@ -250,9 +269,11 @@ impl Irq {
             }
         }
         if linked {
+            self.flags.insert(Flags::LINKED);
             value |= lr::linked_to(intid);
-        } else if self.has(Flags::LINE) && !self.has(Flags::EDGE) {
-            // The line is high and may still be so when the guest is done: come back and look.
+        } else if self.waits() {
+            // A line that is high and may still be so when the guest is done, or a pending state that had to stay
+            // behind: come back and look.
             value |= lr::EOI;
         }
         self.flags.insert(Flags::LISTED);
@@ -271,14 +292,12 @@ impl Irq {
             let overruled = active && self.has(Flags::DROP_ACTIVE);
             orphan = disowned || overruled;
             if orphan || (!pending && !active) {
-                self.flags.remove(Flags::HELD);
+                self.flags.set(Flags::HELD, self.has(Flags::HELD_AGAIN));
             }
         }
         let active = (active && !self.has(Flags::DROP_ACTIVE)) || self.has(Flags::FORCE_ACTIVE);
         self.flags.set(Flags::ACTIVE, active);
-        self.flags.remove(
-            Flags::LISTED | Flags::LISTED_PENDING | Flags::LISTED_LATCH | Flags::DROP_ACTIVE | Flags::FORCE_ACTIVE,
-        );
+        self.flags.remove(Flags::WHILE_LISTED);
         orphan
     }
 }
@@ -361,6 +380,20 @@ mod tests {
     }
 
     #[test]
+    fn a_write_that_pends_an_active_level_is_seen_at_its_end() {
+        let mut irq = enabled(Trigger::Level);
+        irq.set_line(true);
+        let value = irq.list(33, true);
+        irq.set_line(false);
+        let _ = irq.fold(value ^ lr::STATE);
+        let _ = irq.write(BitReg::SetPending, true);
+        let value = irq.list(33, true);
+        assert_eq!(value & (lr::STATE | lr::EOI), lr::ACTIVE | lr::EOI);
+        let _ = irq.fold(value & !lr::STATE);
+        assert!(irq.is_deliverable());
+    }
+
+    #[test]
     fn a_level_that_fell_while_active_costs_no_maintenance_interrupt() {
         let mut irq = enabled(Trigger::Level);
         irq.set_line(true);
@@ -410,6 +443,17 @@ mod tests {
         assert!(!irq.write(BitReg::ClearPending, true).deactivate);
         assert!(!irq.is_pending());
         assert!(irq.fold(value), "still pending in the list register: nobody will deactivate it");
+        assert!(!irq.is_held() && !irq.is_pending());
+    }
+
+    #[test]
+    fn clearing_what_a_write_made_pending_leaves_a_linked_interrupt_alone() {
+        let mut irq = enabled(Trigger::Level);
+        irq.hold();
+        let value = irq.list(40, true);
+        let _ = irq.write(BitReg::SetPending, true);
+        assert!(!irq.write(BitReg::ClearPending, true).deactivate, "the guest may be about to end it itself");
+        assert!(!irq.fold(value & !lr::STATE));
         assert!(!irq.is_held() && !irq.is_pending());
     }
 
@@ -464,6 +508,17 @@ mod tests {
         assert_eq!(value & (lr::HW | lr::STATE), lr::ACTIVE, "this activation is not the hardware's");
         assert!(!irq.fold(value & !lr::STATE));
         assert!(irq.is_held());
+        assert_eq!(irq.list(50, true) & (lr::HW | lr::STATE), lr::HW | lr::PENDING);
+    }
+
+    #[test]
+    fn a_physical_interrupt_taken_again_before_the_sync_of_the_last_is_still_linked() {
+        let mut irq = enabled(Trigger::Edge);
+        irq.hold();
+        let value = irq.list(50, true);
+        irq.hold();
+        assert!(!irq.fold(value & !lr::STATE), "the guest has ended the first");
+        assert!(irq.is_held_pending());
         assert_eq!(irq.list(50, true) & (lr::HW | lr::STATE), lr::HW | lr::PENDING);
     }
 

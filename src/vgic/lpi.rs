@@ -512,15 +512,19 @@ mod tests {
     #[test]
     fn pending_lpis_outlive_a_pause_and_not_a_table_of_zeros() {
         let machine = Machine::new(1);
+        machine.poke(CONFIG, &[0xa1]);
         machine.enable_lpis(BOOT, &[]);
-        machine.vgic.set_lpi_config(&machine, VIntid(8192), 0xa1);
         assert!(pend(&machine, BOOT, 8192));
         machine.redist_write(BOOT, 0, 0);
         assert!(machine.enter(BOOT).is_empty());
         assert!(!pend(&machine, BOOT, 8193));
         assert_eq!(machine.vgic.pending_lpis(BOOT), 1);
         machine.redist_write(BOOT, 0, 1);
-        assert_eq!(machine.vgic.pending_lpis(BOOT), 0, "PTZ was still set");
+        assert_eq!(machine.enter(BOOT), [(8192, 1, 0xa0)]);
+        let _ = machine.exit(BOOT);
+        machine.redist_write(BOOT, 0, 0);
+        machine.enable_lpis(BOOT, &[]);
+        assert_eq!(machine.vgic.pending_lpis(BOOT), 0);
     }
 
     #[test]

@@ -57,6 +57,8 @@ mod redist;
 pub mod regs;
 mod sgi;
 #[cfg(test)]
+mod soak;
+#[cfg(test)]
 mod testing;
 mod vcpu_set;
 
@@ -67,6 +69,8 @@ pub use lpi::Owner;
 pub use lr::LrImage;
 pub use sgi::SgiGroup;
 
+#[cfg(test)]
+use crate::ids;
 use crate::ids::{Intid, Ipa, Mpidr, VcpuId};
 use crate::sync::{Lock, Rank};
 use alloc::boxed::Box;

@@ -281,7 +281,10 @@ impl Vgic {
                 return;
             }
             state.lpis_on = on;
-            (state.pendbaser, state.propbaser)
+            let tables = (state.pendbaser, state.propbaser);
+            // Said once: the next enable finds what became pending since.
+            state.pendbaser &= !PENDBASER_PTZ;
+            tables
         };
         if on {
             self.propbaser.store(propbaser, Ordering::SeqCst);
