@@ -2,8 +2,9 @@
 //!
 //! The same script of register writes, commands and MSIs runs on both: on the model through its calls, on
 //! `qemu-system-aarch64 -M virt,gic-version=4 -S` through `-qtest`. Everything that can be seen without a running
-//! CPU is compared: registers, the pending tables of redistributors and vPEs, PendingLast. Without QEMU in the PATH
-//! the tests say so and pass.
+//! CPU is compared: registers, the pending tables of redistributors and vPEs, PendingLast. For delivery the CPUs run a
+//! small program that acknowledges interrupts on request, at EL2 or EL1. Without QEMU in the PATH the tests say so and
+//! pass.
 //!
 //! # Where the two differ, and the manual's word on it
 //!
@@ -64,6 +65,14 @@ trait Target {
     fn write64(&mut self, at: u64, value: u64);
     fn poke(&mut self, at: u64, bytes: &[u8]);
     fn peek(&mut self, at: u64, len: usize) -> Vec<u8>;
+    /// Acknowledges an interrupt on a CPU and ends it, as hypervisor or as guest; 1023 is none.
+    fn acknowledge(&mut self, cpu: usize, who: Who) -> u64;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Who {
+    Host = 1,
+    Guest = 2,
 }
 
 struct Model(Machine);
@@ -100,43 +109,62 @@ impl Target for Model {
         self.0.acquire(at, len, true);
         (0..len as u64).map(|n| self.0.load8(at + n)).collect()
     }
+    fn acknowledge(&mut self, cpu: usize, who: Who) -> u64 {
+        let taken = if who == Who::Host { self.0.host_ack(cpu) } else { self.0.guest_ack(cpu) };
+        taken.unwrap_or(1023).into()
+    }
 }
 
 struct Qemu {
     child: Child,
     stream: BufReader<UnixStream>,
-    socket: std::path::PathBuf,
+    files: [std::path::PathBuf; 2],
 }
 
 impl Qemu {
-    /// `None`, with a message, if there is no QEMU here.
-    fn start() -> Option<Qemu> {
-        let name = format!("gic-model-{}-{:?}.sock", std::process::id(), std::thread::current().id());
-        let socket = std::env::temp_dir().join(name.replace(['(', ')'], ""));
-        let spawned = Command::new("qemu-system-aarch64")
-            .args(["-M", "virt,virtualization=on,gic-version=4", "-cpu", "cortex-a57", "-m", "512M", "-S"])
+    /// With the CPUs stopped, or with [`AGENT`] on them. `None`, with a message, if there is no QEMU here.
+    fn start(running: bool) -> Option<Qemu> {
+        let name =
+            format!("gic-model-{}-{:?}", std::process::id(), std::thread::current().id()).replace(['(', ')'], "");
+        let files = ["sock", "bin"].map(|kind| std::env::temp_dir().join(format!("{name}.{kind}")));
+        let mut qemu = Command::new("qemu-system-aarch64");
+        qemu.args(["-M", "virt,virtualization=on,gic-version=4", "-cpu", "cortex-a57", "-m", "512M"])
             .args(["-smp", &CPUS.to_string(), "-nodefaults", "-display", "none", "-accel", "tcg"])
-            .args(["-qtest", &format!("unix:{},server=on,wait=off", socket.display()), "-qtest-log", "none"])
+            .args(["-qtest", &format!("unix:{},server=on,wait=off", files[0].display()), "-qtest-log", "none"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        let Ok(mut child) = spawned else {
+            .stderr(Stdio::null());
+        if running {
+            std::fs::write(&files[1], agent()).expect("room for a file");
+            let loader = format!("loader,file={},addr={AGENT_AT:#x},cpu-num=0,force-raw=on", files[1].display());
+            qemu.args(["-device", &loader]);
+        } else {
+            qemu.arg("-S");
+        }
+        let Ok(mut child) = qemu.spawn() else {
             eprintln!("skipped: qemu-system-aarch64 is not in the PATH");
             return None;
         };
         let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            if let Ok(stream) = UnixStream::connect(&socket) {
-                stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
-                return Some(Qemu { child, stream: BufReader::new(stream), socket });
+        let stream = loop {
+            if let Ok(stream) = UnixStream::connect(&files[0]) {
+                break stream;
             }
             if let Ok(Some(status)) = child.try_wait() {
                 panic!("QEMU ended at once: {status}");
             }
             assert!(Instant::now() < deadline, "QEMU does not answer");
             std::thread::sleep(Duration::from_millis(20));
+        };
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+        let mut qemu = Qemu { child, stream: BufReader::new(stream), files };
+        for cpu in 0..if running { CPUS } else { 0 } {
+            while qemu.read32(mailbox(cpu) + 16) != 0x51 {
+                assert!(Instant::now() < deadline, "CPU{cpu} does not run");
+                std::thread::sleep(Duration::from_millis(5));
+            }
         }
+        Some(qemu)
     }
 
     fn ask(&mut self, command: &str) -> String {
@@ -162,7 +190,9 @@ impl Drop for Qemu {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = std::fs::remove_file(&self.socket);
+        for file in &self.files {
+            let _ = std::fs::remove_file(file);
+        }
     }
 }
 
@@ -189,7 +219,94 @@ impl Target for Qemu {
         let hex = answer.trim_start_matches("0x");
         (0..len).map(|n| u8::from_str_radix(&hex[2 * n..2 * n + 2], 16).expect("hex")).collect()
     }
+    fn acknowledge(&mut self, cpu: usize, who: Who) -> u64 {
+        self.write32(mailbox(cpu), who as u32);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.read32(mailbox(cpu)) != 0 {
+            assert!(Instant::now() < deadline, "CPU{cpu} does not answer");
+        }
+        self.read64(mailbox(cpu) + 8)
+    }
 }
+
+const AGENT_AT: u64 = 0x4600_0000;
+
+/// Where the agent on a CPU takes its orders: a `Who` at 0, the INTID it found at 8, a sign of life at 16.
+const fn mailbox(cpu: usize) -> u64 {
+    0x4700_0000 + 0x1000 * cpu as u64
+}
+
+fn agent() -> Vec<u8> {
+    let mut bytes: Vec<u8> = AGENT.iter().flat_map(|(word, _)| word.to_le_bytes()).collect();
+    bytes.resize(0x800 + 0x400, 0);
+    // The vector for an HVC from EL1 branches back to 6.
+    bytes.extend(0x17ff_fd33_u32.to_le_bytes());
+    bytes
+}
+
+/// A program for EL2 of each CPU: it turns the CPU interface on (virtual too), then acknowledges and ends
+/// interrupts when it is told to; for a guest, it does so at EL1. CPU 0 starts CPU 1. `vectors` is 0x800 on.
+#[rustfmt::skip]
+const AGENT: &[(u32, &str)] = &[
+    (0xd538_00a0, "0: mrs x0, mpidr_el1"),
+    (0x9240_1c00, "and x0, x0, #0xff"),
+    (0xd2a8_e014, "movz x20, #0x4700, lsl #16"),
+    (0x8b00_3294, "add x20, x20, x0, lsl #12"),
+    (0x1000_3f81, "adr x1, vectors"),
+    (0xd51c_c001, "msr vbar_el2, x1"),
+    (0xd280_01e1, "mov x1, #0xf"),
+    (0xd51c_c9a1, "msr ICC_SRE_EL2, x1"),
+    (0xd503_3fdf, "isb"),
+    (0xd280_00e1, "mov x1, #7"),
+    (0xd518_cca1, "msr ICC_SRE_EL1, x1"),
+    (0xd2b0_0001, "movz x1, #0x8000, lsl #16"),
+    (0xb27d_0421, "orr x1, x1, #0x18"),
+    (0xd51c_1101, "msr hcr_el2, x1"),
+    (0xd503_3fdf, "isb"),
+    (0xd280_0021, "mov x1, #1"),
+    (0xd51c_cb01, "msr ICH_HCR_EL2, x1"),
+    (0xd2bf_0001, "movz x1, #0xf800, lsl #16"),
+    (0xb27f_0021, "orr x1, x1, #2"),
+    (0xd51c_cbe1, "msr ICH_VMCR_EL2, x1"),
+    (0xd280_1fe1, "mov x1, #0xff"),
+    (0xd518_4601, "msr ICC_PMR_EL1, x1"),
+    (0xd280_0021, "mov x1, #1"),
+    (0xd518_cce1, "msr ICC_IGRPEN1_EL1, x1"),
+    (0xd503_3fdf, "isb"),
+    (0xb500_00e0, "cbnz x0, 1f"),
+    (0xd2b8_8000, "movz x0, #0xc400, lsl #16"),
+    (0xf280_0060, "movk x0, #3"),
+    (0xd280_0021, "mov x1, #1"),
+    (0x10ff_fc62, "adr x2, 0b"),
+    (0xaa1f_03e3, "mov x3, xzr"),
+    (0xd400_0003, "smc #0"),
+    (0x5280_0a21, "1: mov w1, #0x51"),
+    (0xb900_1281, "str w1, [x20, #16]"),
+    (0xb940_0281, "2: ldr w1, [x20]"),
+    (0x34ff_ffe1, "cbz w1, 2b"),
+    (0x7100_083f, "cmp w1, #2"),
+    (0x5400_0080, "b.eq 3f"),
+    (0xd538_cc02, "mrs x2, ICC_IAR1_EL1"),
+    (0xd518_cc22, "msr ICC_EOIR1_EL1, x2"),
+    (0x1400_000e, "b 4f"),
+    (0xd518_461f, "3: msr ICC_PMR_EL1, xzr"),
+    (0xd503_3fdf, "isb"),
+    (0x1000_00a3, "adr x3, 5f"),
+    (0xd51c_4023, "msr elr_el2, x3"),
+    (0xd280_78a3, "mov x3, #0x3c5"),
+    (0xd51c_4003, "msr spsr_el2, x3"),
+    (0xd69f_03e0, "eret"),
+    (0xd538_cc02, "5: mrs x2, ICC_IAR1_EL1"),
+    (0xd518_cc22, "msr ICC_EOIR1_EL1, x2"),
+    (0xd400_0002, "hvc #0"),
+    (0xd280_1fe3, "6: mov x3, #0xff"),
+    (0xd518_4603, "msr ICC_PMR_EL1, x3"),
+    (0xd503_3fdf, "isb"),
+    (0xf900_0682, "4: str x2, [x20, #8]"),
+    (0xd503_3fbf, "dmb sy"),
+    (0xb900_029f, "str wzr, [x20]"),
+    (0x17ff_ffe9, "b 2b"),
+];
 
 /// What was seen, in order.
 #[derive(Default)]
@@ -254,9 +371,13 @@ fn bring_up(t: &mut dyn Target) {
     }
 }
 
-/// Runs a script on both and compares what it saw; the model must not have objected.
+/// Runs a script on both and compares what it saw. `clean`: the model must not have objected.
 fn compare(script: impl Fn(&mut dyn Target, &mut Seen), clean: bool) {
-    let Some(mut qemu) = Qemu::start() else { return };
+    compare_on(false, script, clean);
+}
+
+fn compare_on(running: bool, script: impl Fn(&mut dyn Target, &mut Seen), clean: bool) {
+    let Some(mut qemu) = Qemu::start(running) else { return };
     let mut model = Model::new();
     let (mut theirs, mut ours) = (Seen::default(), Seen::default());
     script(&mut qemu, &mut theirs);
@@ -502,7 +623,61 @@ fn errors() {
 /// A long pseudo-random walk over legal acts.
 #[test]
 fn both_agree_after_each_of_a_thousand_steps() {
-    compare(|t, seen| walk(t, seen, 0x2545_f491_4f6c_dd1d, 1000), true);
+    compare(|t, seen| walk(t, seen, 0x2545_f491_4f6c_dd1d, 1000, false), true);
+}
+
+/// The same with CPUs that take interrupts, as hypervisor and as guest.
+#[test]
+fn both_deliver_the_same_interrupts() {
+    compare_on(
+        true,
+        |t, seen| {
+            walk(t, seen, 0x9e37_79b9_7f4a_7c15, 1000, true);
+            for who in ["Host", "Guest"] {
+                let taken = seen.0.iter().filter(|(what, n)| what.contains(who) && n != "0x3ff").count();
+                assert!(taken >= 10, "the walk leads nowhere: {who} took {taken}");
+            }
+        },
+        true,
+    );
+}
+
+#[test]
+fn both_deliver_by_priority_and_only_what_is_enabled() {
+    compare_on(
+        true,
+        |t, seen| {
+            bring_up(t);
+            t.poke(PROP, &[0xa1, 0x41, 0xa0, 0x41, 0x21]);
+            t.poke(VCONF, &[0xa1, 0x41, 0xa0, 0x41, 0x21]);
+            for event in 0..5 {
+                commands(t, &[mapti(0, event, LPI + event, 0), vmapti(9, event, 0, LPI + event, 1023), vsync(0)]);
+                commands(t, &[int(0, event), int(9, event)]);
+            }
+            let all = |t: &mut dyn Target, seen: &mut Seen, when: &str| {
+                for who in [Who::Host, Who::Guest] {
+                    for _ in 0..6 {
+                        seen.note(format!("{when}: {who:?}"), t.acknowledge(0, who));
+                    }
+                }
+                seen.state(t, when);
+            };
+            t.write64(rd(0) + 0x2_0070, VCONF | SHARED | 7 << 7 | 13);
+            t.write64(rd(0) + 0x2_0078, VALID | PENDING_LAST | VPT[0] | SHARED | 7 << 7);
+            all(t, seen, "first");
+            t.poke(PROP + 2, &[0xa1]);
+            t.poke(VCONF + 2, &[0xa1]);
+            all(t, seen, "enabled, not invalidated");
+            commands(t, &[inv(0, 2), inv(9, 2), vsync(0)]);
+            all(t, seen, "invalidated");
+            t.write32(GICD, 0x10);
+            commands(t, &[int(0, 0), int(9, 0), vsync(0)]);
+            all(t, seen, "Group 1 off");
+            t.write32(GICD, 0x12);
+            all(t, seen, "and on");
+        },
+        true,
+    );
 }
 
 /// What the walk knows of an event.
@@ -513,7 +688,7 @@ enum Event {
     Virtual,
 }
 
-fn walk(t: &mut dyn Target, seen: &mut Seen, mut seed: u64, steps: usize) {
+fn walk(t: &mut dyn Target, seen: &mut Seen, mut seed: u64, steps: usize, acknowledge: bool) {
     let mut random = move |n: u64| {
         seed ^= seed << 13;
         seed ^= seed >> 7;
@@ -521,8 +696,9 @@ fn walk(t: &mut dyn Target, seen: &mut Seen, mut seed: u64, steps: usize) {
         (seed >> 20) % n
     };
     bring_up(t);
-    t.poke(VCONF, &[0xa1; 64]);
-    t.poke(PROP, &[0xa1; 64]);
+    let priorities: Vec<u8> = (0..64).map(|_| (random(8) << 4) as u8 | 0x81).collect();
+    t.poke(VCONF, &priorities);
+    t.poke(PROP, &priorities);
     let mut events = [[Event::Free; 8]; 2];
     let mut home = [0usize, 1, 0];
     // Which vPE is on which CPU.
@@ -534,7 +710,7 @@ fn walk(t: &mut dyn Target, seen: &mut Seen, mut seed: u64, steps: usize) {
         let number = LPI + 16 * d as u32 + event;
         let state = events[d][event as usize];
         let away = !resident.contains(&Some(vpe));
-        let what = match random(14) {
+        let what = match random(if acknowledge { 20 } else { 14 }) {
             0..3 if state == Event::Free => {
                 events[d][event as usize] = Event::Physical;
                 commands(t, &[mapti(device, event, number, random(2) as u16), sync(0)]);
@@ -597,6 +773,11 @@ fn walk(t: &mut dyn Target, seen: &mut Seen, mut seed: u64, steps: usize) {
                 let at = random(2) << 16;
                 commands(t, &[movall(at, at ^ 1 << 16)]);
                 "MOVALL"
+            }
+            who @ 14.. => {
+                let (cpu, who) = (random(2) as usize, if who < 16 { Who::Host } else { Who::Guest });
+                seen.note(format!("step {step}: {who:?} on CPU{cpu}"), t.acknowledge(cpu, who));
+                "acknowledge"
             }
             _ => continue,
         };
