@@ -54,6 +54,9 @@ impl sysreg::SysRegPort for Port<'_> {
         (op2 < 4).then_some(self.input.raw)
     }
     fn send_sgi(&mut self, _: sysreg::SgiKind, _: u64) {}
+    fn deactivate(&mut self, intid: doorward::ids::Intid) {
+        assert!(intid.0 < 1 << 24);
+    }
     fn counter(&self) -> u64 {
         self.input.far
     }

@@ -11,7 +11,7 @@ use super::vcpu::{Context, Start, Vcpu};
 use crate::arch::esr::{self, Class, DataAbort, Esr, Fault, SysRegAccess, Wfx};
 use crate::arch::vcpu::{GuestRegs, RawExit};
 use crate::arch::{at, barrier, power, sysreg, timer};
-use crate::ids::{Ipa, Mpidr};
+use crate::ids::{Intid, Ipa, Mpidr};
 use crate::sched::State;
 use crate::trace::{Event, count};
 use crate::vgic::SgiGroup;
@@ -302,6 +302,11 @@ impl trapped::SysRegPort for SysRegs<'_, '_> {
         };
         let domain = self.exit.domain;
         domain.vgic.send_sgi(&domain.port(), self.exit.vcpu.id, value, group);
+    }
+
+    fn deactivate(&mut self, intid: Intid) {
+        let domain = self.exit.domain;
+        domain.vgic.deactivate(&domain.port(), self.exit.vcpu.id, intid);
     }
 
     fn counter(&self) -> u64 {

@@ -8,6 +8,7 @@
 //! | ID registers, REVIDR, AIDR | from the table |
 //! | ACTLR_EL1 | RAZ/WI |
 //! | ICC_SGI1R, ICC_SGI0R, ICC_ASGI1R | to the guest's GIC |
+//! | ICC_DIR | to the guest's GIC, while that has more active interrupts than list registers |
 //! | CNTP_*, CNTPCT | the emulated timer |
 //! | MDSCR_EL1 | the real one, but for the bits of external debug |
 //! | OS lock, claim tags, breakpoints 0 and 1, watchpoints 0 and 1, DCC | RAZ/WI |
@@ -34,6 +35,7 @@
 )]
 
 use crate::arch::esr::SysRegAccess;
+use crate::ids::Intid;
 use crate::vm::dev::vtimer::VTimer;
 
 /// Which of the registers that send SGIs was written.
@@ -65,6 +67,8 @@ pub trait SysRegPort {
     fn guest_id(&self, op1: u8, crn: u8, crm: u8, op2: u8) -> Option<u64>;
     /// An SGI; `value` is what was written. The guest's GIC decodes it.
     fn send_sgi(&mut self, kind: SgiKind, value: u64);
+    /// The guest deactivates this interrupt.
+    fn deactivate(&mut self, intid: Intid);
     /// CNTPCT_EL0.
     fn counter(&self) -> u64;
     /// This vCPU's CNTP_*.
@@ -107,6 +111,11 @@ fn register(access: SysRegAccess, written: u64, port: &mut dyn SysRegPort) -> Ou
         (_, 0, _, _, true) => port.guest_id(op1, crn, crm, op2).map_or(Outcome::Undef, Outcome::Read),
         // ACTLR_EL1
         (0, 1, 0, 1, _) => raz_wi(is_read),
+        // ICC_DIR_EL1.INTID
+        (0, 12, 11, 1, false) => {
+            port.deactivate(Intid(written as u32 & 0x00ff_ffff));
+            Outcome::Written
+        }
         (0, 12, 11, 5, false) => sgi(port, SgiKind::Group1, written),
         (0, 12, 11, 6, false) => sgi(port, SgiKind::OtherGroup1, written),
         (0, 12, 11, 7, false) => sgi(port, SgiKind::Group0, written),
@@ -196,6 +205,7 @@ mod tests {
         now: u64,
         mdscr: u64,
         sgis: Vec<(SgiKind, u64)>,
+        deactivated: Vec<Intid>,
         rearmed: u32,
         set_ways: u32,
     }
@@ -206,6 +216,9 @@ mod tests {
         }
         fn send_sgi(&mut self, kind: SgiKind, value: u64) {
             self.sgis.push((kind, value));
+        }
+        fn deactivate(&mut self, intid: Intid) {
+            self.deactivated.push(intid);
         }
         fn counter(&self) -> u64 {
             self.now
@@ -248,6 +261,14 @@ mod tests {
             assert_eq!(emulate(reg(3, 0, 12, 11, op2, true), 0, &mut port), Outcome::Undef, "write-only");
         }
         assert!(port.sgis.is_empty());
+    }
+
+    #[test]
+    fn a_deactivation_that_traps_names_its_interrupt() {
+        let mut port = Port::default();
+        assert_eq!(emulate(reg(3, 0, 12, 11, 1, false), 0xff00_0028, &mut port), Outcome::Written);
+        assert_eq!(port.deactivated, [Intid(0x28)]);
+        assert_eq!(emulate(reg(3, 0, 12, 11, 1, true), 0, &mut port), Outcome::Undef, "write-only");
     }
 
     #[test]
