@@ -26,7 +26,7 @@ mod lpi;
 mod redist;
 mod regs;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub mod v4;

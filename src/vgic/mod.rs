@@ -59,7 +59,7 @@ mod sgi;
 #[cfg(test)]
 mod soak;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod vcpu_set;
 
 pub use deliver::Synced;

@@ -4,7 +4,7 @@ use super::lpi::{LpiBackend, LpiPaths};
 use super::vcpu::Vcpu;
 use super::{Hypervisor, hypervisor};
 use crate::arch::percpu;
-use crate::ids::{CpuId, DomId, Intid, Ipa, Mpidr, VcpuId};
+use crate::ids::{CpuId, DomId, Intid, Ipa, ItsId, Mpidr, VcpuId};
 use crate::mm::guest_ram::GuestRam;
 use crate::mm::hw::El2;
 use crate::mm::stage2::Stage2;
@@ -204,17 +204,20 @@ impl Domain {
                 self.finish_vits(vits, port);
             }
         }
-        while let Some(vintid) = self.vgic.take_direct_pending(vcpu) {
-            for (place, (_, vits)) in self.vitss.iter().enumerate() {
-                let mut found = None;
-                vits.for_each_event(&mut |device, event, v, _, _| {
-                    if v == vintid {
-                        found = Some((device, event));
-                    }
-                });
-                if let (Some((device, event)), Ok(its)) = (found, u8::try_from(place)) {
-                    let _ = port.hv.gic.set_pending(crate::ids::ItsId(its), device, event);
+        let mut pending: Vec<_> = core::iter::from_fn(|| self.vgic.take_direct_pending(vcpu)).collect();
+        if pending.is_empty() {
+            return;
+        }
+        pending.sort_unstable();
+        for (index, (_, vits)) in (0..).map(ItsId).zip(&self.vitss) {
+            let mut events = Vec::new();
+            vits.for_each_event(&mut |device, event, vintid, _, _| {
+                if pending.binary_search(&vintid).is_ok() {
+                    events.push((device, event));
                 }
+            });
+            for (device, event) in events {
+                let _ = port.hv.gic.set_pending(index, device, event);
             }
         }
     }

@@ -139,13 +139,30 @@ impl<H: Hw + Clone> LpiBackend<'_, H> {
         self.gic.free_lpi(lpi);
     }
 
-    /// Unmaps at the host, whatever the event is there.
-    fn take_down(&self, its: ItsId, device: DeviceId, event: EventId) -> Result<(), BackendError> {
-        let was = self.gic.unmap_event(its, device, event).map_err(failed)?;
-        if let Event::Physical { lpi, .. } = was {
+    /// What an event was to become with `lpi` failed. A missed deadline may have made it that all the same: what it
+    /// is now is taken down, and the LPI is given back once.
+    fn undo(&self, its: ItsId, device: DeviceId, event: EventId, lpi: Lpi, error: ItsError) -> BackendError {
+        let became = matches!(self.gic.event(its, device, event), Ok(Event::Physical { lpi: now, .. }) if now == lpi);
+        if became {
+            let _ = self.take_down(its, device, event);
+        } else {
             self.give_lpi_back(lpi);
         }
-        Ok(())
+        failed(error)
+    }
+
+    /// Unmaps at the host, whatever the event is there. Where the hardware does not confirm it, the LPI leads nowhere
+    /// but stays taken: it may still arrive, and must not by then be somebody else's.
+    fn take_down(&self, its: ItsId, device: DeviceId, event: EventId) -> Result<(), BackendError> {
+        let known = self.gic.event(its, device, event).map_err(failed)?;
+        let done = self.gic.unmap_event(its, device, event).map_err(failed);
+        if let Event::Physical { lpi, .. } = known {
+            match done {
+                Ok(_) => self.give_lpi_back(lpi),
+                Err(_) => self.routes.clear(lpi),
+            }
+        }
+        done.map(|_| ())
     }
 
     /// Makes the vLPI the redistributor's: its configuration is what the guest says, and what was pending in
@@ -183,7 +200,7 @@ impl<H: Hw + Clone> LpiBackend<'_, H> {
                 let v4 = self.gic.v4().ok_or(BackendError::Hardware)?;
                 let (lpi, cpu) = self.take_lpi(to, v)?;
                 let _ = self.vgic.set_lpi_owner(self.port, to, v, Owner::Soft);
-                v4.to_software(its, device, event, lpi, cpu).map_err(failed)
+                v4.to_software(its, device, event, lpi, cpu).map_err(|error| self.undo(its, device, event, lpi, error))
             }
             (Event::Physical { lpi, .. }, None) => {
                 let cpu = self.paths.cpu(to).ok_or(BackendError::NotMapped)?;
@@ -218,7 +235,11 @@ impl<H: Hw + Clone> Backend for LpiBackend<'_, H> {
     }
 
     fn map_device(&self, its: ItsId, device: DeviceId, event_bits: u8) -> Result<(), BackendError> {
-        self.gic.map_device(its, device, event_bits).map_err(failed)
+        self.gic.map_device(its, device, event_bits).map_err(|error| {
+            // A MAPD whose completion was not seen leaves the device known: away with it, or no later one can succeed.
+            let _ = self.gic.unmap_device(its, device);
+            failed(error)
+        })
     }
 
     fn unmap_device(&self, its: ItsId, device: DeviceId) -> Result<(), BackendError> {
@@ -241,10 +262,7 @@ impl<H: Hw + Clone> Backend for LpiBackend<'_, H> {
         }
         let (lpi, cpu) = self.take_lpi(vcpu, vintid)?;
         let _ = self.vgic.set_lpi_owner(self.port, vcpu, vintid, Owner::Soft);
-        self.gic.map_physical(its, device, event, lpi, cpu).map_err(|error| {
-            self.give_lpi_back(lpi);
-            failed(error)
-        })
+        self.gic.map_physical(its, device, event, lpi, cpu).map_err(|error| self.undo(its, device, event, lpi, error))
     }
 
     fn move_event(
@@ -272,8 +290,8 @@ impl<H: Hw + Clone> Backend for LpiBackend<'_, H> {
         vintid: VIntid,
         vcpu: VcpuId,
     ) -> Result<(), BackendError> {
+        // Who owns the vINTID is left as it is: another event may share it, and the next mapping says anew.
         let done = self.take_down(its, device, event);
-        let _ = self.vgic.set_lpi_owner(self.port, vcpu, vintid, Owner::Soft);
         self.vgic.clear_lpi(self.port, vcpu, vintid);
         done
     }
@@ -329,3 +347,6 @@ impl<H: Hw + Clone> Backend for LpiBackend<'_, H> {
         self.vgic.move_all_lpis(self.port, from, to, resume)
     }
 }
+
+#[cfg(test)]
+mod tests;

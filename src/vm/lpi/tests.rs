@@ -1,0 +1,334 @@
+//! A guest on the executable GIC, three times: with a vPE for every vCPU, with none, and with every other one. What
+//! it gets to see has to be the same.
+
+use super::*;
+use crate::gic::testing::{Bench, DEV, ITS0, ModelHw, vlpi};
+use crate::gic::v4::Why;
+use crate::ids::Mpidr;
+use crate::vgic::testing as guest;
+use gic_model::{CommandFault, Config, Fault};
+use std::collections::BTreeSet;
+
+const VCPUS: u16 = 4;
+const EVENTS: u32 = 8;
+/// Where the guest's configuration table is (`guest::Machine::enable_lpis`).
+const CONFIG: u64 = 0x1_0000;
+const ENABLED: u8 = 0xa1;
+const DISABLED: u8 = 0xa0;
+
+struct World {
+    machine: gic_model::Machine,
+    gic: Gic<ModelHw>,
+    guest: guest::Machine,
+    paths: LpiPaths,
+    routes: Routes,
+    free_lpis: usize,
+}
+
+impl World {
+    /// vCPU n runs on CPU n; those that `direct` names have a vPE.
+    fn new(direct: impl Fn(u16) -> bool) -> World {
+        let Bench { machine, gic } = Bench::up(Config::qemu(usize::from(VCPUS)));
+        let v4 = gic.v4().unwrap();
+        let vm = v4.create_vm(14).unwrap();
+        let vcpus = (0..VCPUS).map(|n| (CpuId(n), direct(n).then(|| v4.add_vpe(vm, CpuId(n)).unwrap()))).collect();
+        let guest = guest::Machine::with_affinities((0..VCPUS).map(|n| Mpidr(n.into())).collect());
+        (0..VCPUS).for_each(|n| guest.enable_lpis(VcpuId(n), &[]));
+        let routes = Routes::new(gic.facts().lpis);
+        let mut world = World { machine, gic, guest, paths: LpiPaths { vm: Some(vm), vcpus }, routes, free_lpis: 0 };
+        world.free_lpis = world.count_free_lpis();
+        world
+    }
+
+    fn backend(&self) -> LpiBackend<'_, ModelHw> {
+        LpiBackend {
+            gic: &self.gic,
+            vgic: &self.guest.vgic,
+            port: &self.guest,
+            domain: DomId(0),
+            paths: &self.paths,
+            routes: &self.routes,
+        }
+    }
+
+    fn count_free_lpis(&self) -> usize {
+        let taken: Vec<Lpi> = core::iter::from_fn(|| self.gic.alloc_lpi()).collect();
+        taken.iter().for_each(|lpi| self.gic.free_lpi(*lpi));
+        taken.len()
+    }
+
+    fn set_byte(&self, event: u32, byte: u8) {
+        self.guest.poke(CONFIG + u64::from(event), &[byte]);
+    }
+
+    /// MAPTI as the virtual ITS carries it out.
+    fn map(&self, event: u32, vcpu: u16) -> Result<(), BackendError> {
+        let backend = self.backend();
+        backend.reload_config_byte_only(vlpi(event), VcpuId(vcpu));
+        backend.map_event(ITS0, DEV, EventId(event), VcpuId(vcpu), vlpi(event))
+    }
+
+    /// EL2 on each CPU: takes what is pending there, and injects it.
+    fn el2(&self) {
+        for cpu in 0..usize::from(VCPUS) {
+            while let Some(intid) = self.machine.host_ack(cpu) {
+                if self.gic.doorbell(Lpi(intid)).is_some() {
+                    continue;
+                }
+                if let Some(route) = self.routes.get(Lpi(intid)) {
+                    self.guest.vgic.inject_lpi(&self.guest, route.vcpu, route.vintid);
+                }
+            }
+        }
+    }
+
+    /// Runs every vCPU until it has nothing left to take: who took which event.
+    fn run(&self) -> BTreeSet<(u16, u32)> {
+        let mut taken = BTreeSet::new();
+        self.el2();
+        for n in 0..VCPUS {
+            let vpe = self.paths.vpe(VcpuId(n));
+            let resident = vpe.map(|vpe| self.gic.v4().unwrap().enter(vpe, CpuId(n)).unwrap());
+            self.machine.advance_us(100);
+            while let Some(vintid) = self.machine.guest_ack(usize::from(n)) {
+                assert!(vpe.is_some(), "a vLPI for a vCPU without a vPE");
+                taken.insert((n, vintid - Lpi::FIRST));
+            }
+            loop {
+                let listed = self.guest.enter(VcpuId(n));
+                for &(intid, _, _) in &listed {
+                    self.guest.acknowledge(VcpuId(n), intid);
+                    self.guest.end(VcpuId(n), intid);
+                    taken.insert((n, intid - Lpi::FIRST));
+                }
+                let _ = self.guest.exit(VcpuId(n));
+                if listed.is_empty() {
+                    break;
+                }
+            }
+            if let Some(resident) = resident {
+                let _ = self.gic.v4().unwrap().leave(resident, Why::Preempt);
+            }
+        }
+        taken
+    }
+
+    fn tear_down(&self) {
+        for (_, vpe) in &self.paths.vcpus {
+            if let Some(vpe) = vpe {
+                self.gic.v4().unwrap().remove_vpe(*vpe).unwrap();
+            }
+        }
+        self.gic.v4().unwrap().destroy_vm(self.paths.vm.unwrap()).unwrap();
+        self.machine.assert_clean();
+    }
+}
+
+fn worlds() -> [World; 3] {
+    [World::new(|_| true), World::new(|_| false), World::new(|n| n % 2 == 0)]
+}
+
+#[test]
+fn an_event_reaches_its_vcpu_by_either_path() {
+    for world in worlds() {
+        world.backend().map_device(ITS0, DEV, 3).unwrap();
+        for event in 0..EVENTS {
+            world.set_byte(event, ENABLED);
+            world.map(event, event as u16 % VCPUS).unwrap();
+        }
+        let expected: BTreeSet<_> = (0..EVENTS).map(|event| (event as u16 % VCPUS, event)).collect();
+        (0..EVENTS).for_each(|event| world.machine.msi(DEV.0, event));
+        assert_eq!(world.run(), expected);
+        assert!(world.run().is_empty(), "an edge is taken once");
+    }
+}
+
+#[test]
+fn the_soft_path_gives_every_lpi_back() {
+    let world = World::new(|_| false);
+    for _ in 0..3 {
+        world.backend().map_device(ITS0, DEV, 3).unwrap();
+        (0..EVENTS).for_each(|event| world.map(event, 1).unwrap());
+        assert_eq!(world.count_free_lpis(), world.free_lpis - EVENTS as usize);
+        for event in 0..EVENTS {
+            world.backend().unmap_event(ITS0, DEV, EventId(event), vlpi(event), VcpuId(1)).unwrap();
+        }
+        world.backend().unmap_device(ITS0, DEV).unwrap();
+        assert_eq!(world.count_free_lpis(), world.free_lpis);
+    }
+    world.tear_down();
+}
+
+#[test]
+fn a_move_between_a_vcpu_with_a_vpe_and_one_without_loses_nothing() {
+    let world = World::new(|n| n % 2 == 0);
+    world.backend().map_device(ITS0, DEV, 3).unwrap();
+    world.set_byte(0, ENABLED);
+    world.map(0, 0).unwrap();
+    for (from, to) in [(0, 1), (1, 3), (3, 2), (2, 0)] {
+        // Pending at the moment of the move: taken at the new vCPU, and perhaps at the old one, never nowhere.
+        world.machine.msi(DEV.0, 0);
+        if to % 2 == 1 {
+            world.el2();
+        }
+        world.backend().move_event(ITS0, DEV, EventId(0), vlpi(0), VcpuId(from), VcpuId(to)).unwrap();
+        let taken = world.run();
+        assert!(taken.contains(&(to, 0)) || taken.contains(&(from, 0)), "{from} to {to}: {taken:?}");
+        world.machine.msi(DEV.0, 0);
+        assert_eq!(world.run(), BTreeSet::from([(to, 0)]), "{from} to {to}");
+    }
+    world.backend().unmap_event(ITS0, DEV, EventId(0), vlpi(0), VcpuId(0)).unwrap();
+    world.backend().unmap_device(ITS0, DEV).unwrap();
+    assert_eq!(world.count_free_lpis(), world.free_lpis);
+    world.tear_down();
+}
+
+#[test]
+fn a_disabled_lpi_waits_for_its_inv() {
+    for world in worlds() {
+        world.backend().map_device(ITS0, DEV, 3).unwrap();
+        for vcpu in 0..2 {
+            let event = u32::from(vcpu);
+            world.set_byte(event, DISABLED);
+            world.map(event, vcpu).unwrap();
+            world.machine.msi(DEV.0, event);
+        }
+        assert!(world.run().is_empty());
+        for vcpu in 0..2 {
+            let event = u32::from(vcpu);
+            world.set_byte(event, ENABLED);
+            world.backend().reload_config(ITS0, DEV, EventId(event), vlpi(event), VcpuId(vcpu));
+        }
+        assert_eq!(world.run(), BTreeSet::from([(0, 0), (1, 1)]));
+    }
+}
+
+#[test]
+fn a_discarded_event_is_pending_no_more() {
+    for world in worlds() {
+        world.backend().map_device(ITS0, DEV, 3).unwrap();
+        for vcpu in 0..2 {
+            let event = u32::from(vcpu);
+            world.set_byte(event, ENABLED);
+            world.map(event, vcpu).unwrap();
+            world.machine.msi(DEV.0, event);
+            world.el2();
+            world.backend().unmap_event(ITS0, DEV, EventId(event), vlpi(event), VcpuId(vcpu)).unwrap();
+        }
+        assert!(world.run().is_empty());
+    }
+}
+
+#[test]
+fn a_parked_event_costs_at_most_one_extra_edge_and_loses_none() {
+    for world in worlds() {
+        world.backend().map_device(ITS0, DEV, 3).unwrap();
+        for vcpu in 0..2 {
+            let event = u32::from(vcpu);
+            world.set_byte(event, ENABLED);
+            world.map(event, vcpu).unwrap();
+            world.machine.msi(DEV.0, event);
+            world.backend().park_event(ITS0, DEV, EventId(event), vlpi(event), VcpuId(vcpu)).unwrap();
+        }
+        let expected = BTreeSet::from([(0, 0), (1, 1)]);
+        assert_eq!(world.run(), expected);
+        (0..2).for_each(|n| world.map(n, n as u16).unwrap());
+        assert!(world.run().is_empty());
+        (0..2).for_each(|n| world.machine.msi(DEV.0, n));
+        assert_eq!(world.run(), expected);
+    }
+}
+
+/// The completion of a command is not seen, or the ITS stalls: the guest's event is then unmapped. Its LPI is given back,
+/// or leads nowhere and is never used again.
+#[test]
+fn a_failing_its_neither_loses_an_lpi_nor_gives_one_to_two() {
+    for nth in 1..=6 {
+        for fault in [CommandFault::Late { us: 50_000_000 }, CommandFault::Hang, CommandFault::Stall] {
+            let world = World::new(|n| n % 2 == 0);
+            world.backend().map_device(ITS0, DEV, 3).unwrap();
+            world.map(0, 0).unwrap();
+            world.machine.inject(Fault::Command { its: 0, nth, fault });
+            let moved = world.backend().move_event(ITS0, DEV, EventId(0), vlpi(0), VcpuId(0), VcpuId(1));
+            let still = world.gic.event(ITS0, DEV, EventId(0));
+            let held = world.free_lpis - world.count_free_lpis();
+            let routed =
+                (0..world.gic.facts().lpis).filter(|n| world.routes.get(Lpi(Lpi::FIRST + n)).is_some()).count();
+            match still {
+                Ok(Event::Physical { lpi, .. }) => {
+                    assert_eq!((moved, held, routed), (Ok(()), 1, 1));
+                    assert!(world.routes.get(lpi).is_some());
+                }
+                _ => {
+                    assert!(moved.is_err(), "nth {nth}, {fault:?}: {still:?}");
+                    assert_eq!(routed, 0, "nth {nth}, {fault:?}");
+                    assert!(held <= 1, "nth {nth}, {fault:?}: {held} LPIs are gone");
+                }
+            }
+        }
+    }
+}
+
+/// One random script of guest actions, in all three worlds: each MSI is taken by the vCPU that the event is mapped to.
+#[test]
+fn the_guest_cannot_tell_the_paths_apart() {
+    for seed in 1..=12u64 {
+        let worlds = worlds();
+        let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut next = move |below: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % below
+        };
+        worlds.iter().for_each(|world| world.backend().map_device(ITS0, DEV, 3).unwrap());
+        let mut mapped: [Option<u16>; EVENTS as usize] = [None; EVENTS as usize];
+        for step in 0..120 {
+            let event = next(EVENTS.into()) as u32;
+            let slot = &mut mapped[event as usize];
+            let vcpu = next(VCPUS.into()) as u16;
+            let expected = match (*slot, next(4)) {
+                (None, _) => {
+                    for world in &worlds {
+                        world.set_byte(event, ENABLED);
+                        world.map(event, vcpu).unwrap();
+                    }
+                    *slot = Some(vcpu);
+                    None
+                }
+                (Some(from), 0) => {
+                    for world in &worlds {
+                        let id = EventId(event);
+                        world.backend().move_event(ITS0, DEV, id, vlpi(event), VcpuId(from), VcpuId(vcpu)).unwrap();
+                        // A swap may add an edge; it is taken before the next step.
+                        assert!(world.run().is_subset(&BTreeSet::from([(vcpu, event)])));
+                    }
+                    *slot = Some(vcpu);
+                    None
+                }
+                (Some(from), 1) => {
+                    for world in &worlds {
+                        world.backend().unmap_event(ITS0, DEV, EventId(event), vlpi(event), VcpuId(from)).unwrap();
+                    }
+                    *slot = None;
+                    None
+                }
+                (Some(at), 2) => {
+                    worlds
+                        .iter()
+                        .for_each(|w| w.backend().set_pending(ITS0, DEV, EventId(event), vlpi(event), VcpuId(at)));
+                    Some((at, event))
+                }
+                (Some(at), _) => {
+                    worlds.iter().for_each(|world| world.machine.msi(DEV.0, event));
+                    Some((at, event))
+                }
+            };
+            for (which, world) in worlds.iter().enumerate() {
+                let taken = world.run();
+                assert_eq!(taken, expected.into_iter().collect(), "seed {seed}, step {step}, world {which}");
+                world.machine.assert_clean();
+            }
+        }
+    }
+}
