@@ -4,9 +4,8 @@
 //! [`symbolize`] reads a panic log, [`bench`] measures. [`qemu`] is the machine they share and [`guest`] the Linux that runs in
 //! it. `cargo xtask help` prints the flags; other scripts rely on them and on the exit codes.
 
-#![allow(dead_code, reason = "the test harness lands next and uses the rest")]
-
 mod args;
+mod bench;
 mod fail;
 mod paths;
 mod sh;
@@ -18,6 +17,8 @@ mod qmp;
 mod run;
 mod session;
 mod setup;
+mod symbolize;
+mod test;
 
 use std::process::ExitCode;
 
@@ -33,7 +34,7 @@ usage: cargo xtask VERB [FLAGS]
   run                       boots dom0 under the hypervisor, on this terminal
       [--kernel F]          dom0's kernel, a raw arm64 Image; `none` for no kernel module
       [--initrd F]          dom0's initramfs, or `none`
-      [--append WORDS]      more words for dom0's command line (dw.test=NAME runs tests/guest/cases/NAME, then powers off)
+      [--append WORDS]      more words for dom0's command line (dw.test=NAME runs tests/linux/cases/NAME, then powers off)
       [--hv WORDS]          the hypervisor's command line
       [--disk F]            a raw image for the NVMe disk, which the guest may change; `null` for one without content,
                             `none` for none. The default is the disk of known content, and writes to it are dropped
@@ -46,6 +47,13 @@ usage: cargo xtask VERB [FLAGS]
                             (dw.arg=BS,IODEPTH,JOBS) and writes the table to F, QEMU's log to F.raw
       [--bare]              the same Linux without the hypervisor, to compare with
       [--release|--debug] [--gdb] [--dry-run]
+  test [FILTER]             all tests, or those whose name contains FILTER; logs of each are kept in target/tests/
+      [--host|--qemu]       only those that boot nothing, or only those that boot a machine
+      [--bare]              the guest's part of the QEMU tests without the hypervisor, to tell its faults from theirs
+      [--list]              the names of those that boot a machine
+  symbolize F [--elf F]     a panic log with functions and lines beside its addresses
+  bench boot [--runs N]     time to dom0's init against the same Linux without the hypervisor, as a ratio
+  lint                      formatting, lints and the import order: what `test --host` checks first
   help                      this
 
 The cache is .cache/ in this checkout, or the folder that DOORWARD_CACHE names.
@@ -73,6 +81,10 @@ fn dispatch(verb: &str, args: Args) -> Outcome {
         }
         "build" => image::verb(args),
         "run" => run::verb(args),
+        "test" => test::verb(args),
+        "symbolize" => symbolize::verb(args),
+        "bench" => bench::verb(args),
+        "lint" => test::lint(args),
         "help" | "--help" | "-h" => {
             print!("{HELP}");
             Ok(())

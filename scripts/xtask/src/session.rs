@@ -119,24 +119,9 @@ impl Session {
         }
     }
 
-    /// Like [`Session::next`], but no longer than `wait`.
-    pub fn next_within(&mut self, wait: Duration) -> Option<Event> {
-        let ours = self.deadline;
-        let until = Instant::now() + wait;
-        if ours.is_some_and(|at| at <= until) {
-            return Some(self.next());
-        }
-        match self.lines.recv_timeout(wait) {
-            Ok(line) => {
-                if is_fatal(&line) {
-                    self.fatal = Some(line.trim().to_owned());
-                    self.deadline = Some(Instant::now() + RECORD);
-                }
-                Some(Event::Line(line))
-            }
-            Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => Some(Event::Ended(self.ended())),
-        }
+    /// QEMU's own exit code, if it ended by itself.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        self.child.try_wait().ok().flatten().and_then(|status| status.code())
     }
 
     /// Ends QEMU now.

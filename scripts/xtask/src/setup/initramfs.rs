@@ -1,7 +1,7 @@
 //! The initramfs: busybox, fio with its libraries, our own small tools and the test scripts, as an uncompressed newc archive.
 //!
 //! The same inputs give the same bytes: entries are sorted, times, owners and inode numbers are fixed. It lies in `target/`
-//! because it depends on this checkout's `tests/guest`.
+//! because it depends on this checkout's `tests/linux`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -58,7 +58,7 @@ pub fn ensure() -> Outcome {
                 let tool = tool.rsplit('/').next().unwrap_or(tool);
                 tree.program(
                     &format!("bin/{tool}"),
-                    compile(&paths::root().join("tests/guest").join(name), &folder, tool)?,
+                    compile(&paths::root().join("tests/linux").join(name), &folder, tool)?,
                 );
             }
             None => tree.program(name, bytes.clone()),
@@ -70,9 +70,9 @@ pub fn ensure() -> Outcome {
     stamp.set()
 }
 
-/// Everything under `tests/guest`, by path.
+/// Everything under `tests/linux`, by path.
 fn sources() -> Outcome<BTreeMap<String, Vec<u8>>> {
-    let root = paths::root().join("tests/guest");
+    let root = paths::root().join("tests/linux");
     let mut found = BTreeMap::new();
     let mut open = vec![root.clone()];
     while let Some(folder) = open.pop() {

@@ -182,7 +182,7 @@ fn needed(path: &Path) -> Outcome<Vec<String>> {
     };
     let strings: StringTable<'_> = sections.strings(endian, data, link).doing(what())?;
     let mut names = Vec::new();
-    for entry in entries.iter().filter(|entry| entry.tag(endian) == DT_NEEDED) {
+    for entry in entries.iter().filter(|entry| entry.tag32(endian) == Some(DT_NEEDED)) {
         let name = entry.string(endian, strings).doing(what())?;
         names.push(String::from_utf8_lossy(name).into_owned());
     }

@@ -1,0 +1,55 @@
+//! Reaching user space: CPU counts, memory sizes, load addresses.
+
+use crate::qemu::Machine;
+use crate::test::{Case, Lab, Verdict};
+
+/// The cases of this topic.
+pub fn cases() -> Vec<Case> {
+    let case = |name, shows, run| Case { name, shows, bare: true, run };
+    vec![
+        case("boot-smp-1", "dom0 on one CPU", |lab| boots(lab, 1, "2G")),
+        case("boot-smp-2", "dom0 on two CPUs", |lab| boots(lab, 2, "2G")),
+        case("boot-smp-8", "dom0 on eight CPUs", |lab| boots(lab, 8, "2G")),
+        case("boot-mem-512M", "dom0 in 512 MiB", |lab| boots(lab, 4, "512M")),
+        case("boot-mem-8G", "dom0 in 8 GiB", |lab| boots(lab, 4, "8G")),
+        Case { name: "boot-time", shows: "at most 1.5 times as long as without us", bare: false, run: in_time },
+        case("boot-limits", "dom0_mem= and dom0_max_vcpus= are kept", limits),
+    ]
+}
+
+/// dom0 sees as many CPUs as the machine has, and most of its memory.
+fn boots(lab: &Lab, smp: u32, mem: &str) -> Verdict {
+    let machine = Machine { smp, mem: mem.into(), ..lab.linux("boot", "") };
+    let transcript = lab.linux_run(&machine, 60)?;
+    let cpus = transcript.number("cpus")?;
+    if cpus != u64::from(smp) {
+        return Err(format!("dom0 has {cpus} CPUs, the machine {smp}"));
+    }
+    let whole = match mem.split_at(mem.len() - 1) {
+        (number, "G") => number.parse::<u64>().unwrap_or(0) << 20,
+        (number, _) => number.parse::<u64>().unwrap_or(0) << 10,
+    };
+    // Linux keeps some for itself, and counts the initramfs as used; EL2 needs little.
+    let (has, wants) = (transcript.number("memory")?, whole * 8 / 10);
+    if has < wants { Err(format!("dom0 has {has} KiB of {whole} KiB, less than four fifths")) } else { Ok(()) }
+}
+
+fn in_time(_: &Lab) -> Verdict {
+    match crate::bench::boot(3) {
+        Ok(..=1.5) => Ok(()),
+        Ok(ratio) => Err(format!("{ratio:.2} times as long as without us")),
+        Err(failure) => Err(failure.text),
+    }
+}
+
+fn limits(lab: &Lab) -> Verdict {
+    if matches!(lab.boot, crate::qemu::Boot::Bare) {
+        return Ok(());
+    }
+    let machine = Machine { hv: "dom0_mem=768M dom0_max_vcpus=2".into(), ..lab.linux("boot", "") };
+    let transcript = lab.linux_run(&machine, 60)?;
+    match (transcript.number("cpus")?, transcript.number("memory")?) {
+        (2, 600_000..=786_432) => Ok(()),
+        (cpus, memory) => Err(format!("dom0 has {cpus} CPUs and {memory} KiB; 2 and at most 768 MiB were asked for")),
+    }
+}

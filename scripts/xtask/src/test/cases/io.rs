@@ -1,0 +1,69 @@
+//! I/O on the passed-through NVMe disk: the five jobs, CPU hotplug under load, driver unbind and bind.
+
+use crate::qemu::Machine;
+use crate::test::linux::Transcript;
+use crate::test::{Case, Lab, Verdict};
+
+/// The cases of this topic.
+pub fn cases() -> Vec<Case> {
+    let case = |name, shows, run| Case { name, shows, bare: true, run };
+    vec![
+        case("io-fio-max", "five fio jobs, direct injection, -cpu max", |lab| fio(lab, "max", "")),
+        case("io-fio-neoverse-v1", "five fio jobs, direct injection, -cpu neoverse-v1", |lab| {
+            fio(lab, "neoverse-v1", "")
+        }),
+        case("io-fio-software", "five fio jobs, direct=off", |lab| fio(lab, "max", "direct=off")),
+        case("io-fio-trapped-wfi", "five fio jobs, vwfi=trap", |lab| fio(lab, "max", "vwfi=trap")),
+        case("io-fio-software-trapped-wfi", "five fio jobs, direct=off vwfi=trap", |lab| {
+            fio(lab, "max", "direct=off vwfi=trap")
+        }),
+        case("io-latency-trapped-wfi", "vwfi=trap: no completion takes longer than 50 ms", latency),
+        case("io-hotplug", "50 times CPU_OFF and CPU_ON under load", |lab| hotplug(lab, "")),
+        case("io-hotplug-software", "the same with direct=off", |lab| hotplug(lab, "direct=off")),
+        case("io-rebind", "the NVMe driver unbound and bound 20 times", |lab| rebind(lab, "")),
+        case("io-rebind-software", "the same with direct=off", |lab| rebind(lab, "direct=off")),
+    ]
+}
+
+fn fio(lab: &Lab, cpu: &str, hv: &str) -> Verdict {
+    let machine = Machine { cpu: cpu.into(), hv: hv.into(), ..lab.linux("fio", "1500") };
+    let transcript = lab.linux_run(&machine, 150)?;
+    for job in transcript.said("job") {
+        println!("   {job}");
+    }
+    let jobs = transcript.said("job").count();
+    if jobs == 5 { Ok(()) } else { Err(format!("{jobs} jobs ended, not 5")) }
+}
+
+/// A wake-up that is lost shows in every attempt; a host that was busy elsewhere for 50 ms does not.
+fn latency(lab: &Lab) -> Verdict {
+    let machine = Machine { hv: "vwfi=trap".into(), ..lab.linux("latency", "2000") };
+    let mut slowest = Vec::new();
+    for _ in 0..3 {
+        let transcript = lab.linux_run(&machine, 90)?;
+        let job = transcript.said("job").next().ok_or("no job ended")?;
+        println!("   {job}");
+        let longest = Transcript::field::<u64>(job, "max_us").ok_or("fio names no longest completion")?;
+        if longest <= 50_000 {
+            return Ok(());
+        }
+        slowest.push(longest);
+    }
+    Err(format!("the longest completions of three attempts took {slowest:?} microseconds, more than 50 ms each"))
+}
+
+fn hotplug(lab: &Lab, hv: &str) -> Verdict {
+    let transcript = lab.linux_run(&Machine { hv: hv.into(), ..lab.linux("hotplug", "50") }, 150)?;
+    match transcript.said("cpus").next() {
+        Some("4 rounds 50") => Ok(()),
+        other => Err(format!("at the end: cpus {}", other.unwrap_or("unknown"))),
+    }
+}
+
+fn rebind(lab: &Lab, hv: &str) -> Verdict {
+    let transcript = lab.linux_run(&Machine { hv: hv.into(), ..lab.linux("rebind", "20") }, 120)?;
+    match transcript.number("rounds")? {
+        20 => Ok(()),
+        rounds => Err(format!("{rounds} rounds, not 20")),
+    }
+}

@@ -1,0 +1,20 @@
+//! The cases that boot a machine, by topic.
+
+mod boot;
+mod counts;
+mod io;
+mod placed;
+mod refuse;
+
+use super::Case;
+
+/// All of them, in the order they run: the quick ones that say most come first.
+pub fn all() -> Vec<Case> {
+    let mut cases = Vec::new();
+    cases.extend(refuse::cases());
+    cases.extend(placed::cases());
+    cases.extend(boot::cases());
+    cases.extend(io::cases());
+    cases.extend(counts::cases());
+    cases
+}

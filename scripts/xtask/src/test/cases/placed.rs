@@ -1,0 +1,164 @@
+//! Machines put together by hand: our image at an address of the test's choice, with a device tree of the test's making.
+//!
+//! QEMU's own way of booting an Image has one load address. Here its generic loader lays everything into memory, and six
+//! instructions do what a boot loader does last: x0 = device tree, x1 to x3 = 0, jump.
+
+use std::path::Path;
+
+use super::refuse;
+use crate::qemu::{Boot, Disk, Machine};
+use crate::session::End;
+use crate::sh;
+use crate::test::{Case, Lab, Verdict};
+
+/// Where the six instructions lie: in RAM's first 4 MiB, which nothing else here uses.
+const TRAMPOLINE: u64 = 0x4030_0000;
+
+/// The cases of this topic.
+pub fn cases() -> Vec<Case> {
+    let case = |name, shows, run| Case { name, shows, bare: false, run };
+    vec![
+        case("refuse-no-fdt", "x0 = 0: no device tree", |lab| {
+            let machine = placed(lab, Machine::default(), 0x4080_0000, 0x6000_0000, |_| None)?;
+            refuse::refused(lab, machine, &["device tree"])
+        }),
+        case("refuse-no-memory", "a device tree without a memory node", |lab| {
+            let machine = placed(lab, Machine::default(), 0x4080_0000, 0x6000_0000, |fdt| {
+                let removed = remove_nodes(fdt, "memory@");
+                (removed == 1).then_some(0x4800_0008)
+            })?;
+            refuse::refused(lab, machine, &["memory"])
+        }),
+        case("boot-placed-odd", "image, device tree and modules at odd places", |lab| {
+            boots_at(lab, 0x4a5a_7000, 0x6103_1000, 0x5ff0_1008)
+        }),
+        case("boot-placed-high", "image at the end of RAM, modules below it", |lab| {
+            boots_at(lab, 0xbf12_3000, 0xa000_3000, 0x4fff_f010)
+        }),
+    ]
+}
+
+fn boots_at(lab: &Lab, image: u64, modules: u64, fdt: u64) -> Verdict {
+    let machine = placed(lab, lab.linux("boot", ""), image, modules, |_| Some(fdt))?;
+    let transcript = lab.watch(&machine, 60, |_, _| Ok(()))?;
+    if transcript.end != End::Off {
+        return lab.judge(&transcript);
+    }
+    lab.judge(&transcript)?;
+    match transcript.number("cpus")? {
+        4 => Ok(()),
+        cpus => Err(format!("dom0 has {cpus} CPUs, not 4")),
+    }
+}
+
+/// `machine` with the image at `image` and the modules from `modules` on; `edit` changes the device tree and says where it
+/// lies, or nothing for x0 = 0.
+fn placed(
+    lab: &Lab,
+    machine: Machine,
+    image: u64,
+    modules: u64,
+    edit: impl FnOnce(&mut [u8]) -> Option<u64>,
+) -> Result<Machine, String> {
+    let say = |error: std::io::Error| error.to_string();
+    let mut fdt = device_tree(lab, &machine, modules)?;
+    let at = edit(&mut fdt);
+    let (fdt_file, code_file) = (lab.dir.join("fdt"), lab.dir.join("trampoline"));
+    std::fs::write(&fdt_file, &fdt).map_err(say)?;
+    std::fs::write(&code_file, trampoline(at.unwrap_or(0), image)).map_err(say)?;
+    let mut placed = Machine { boot: Boot::Loader, ..machine.clone() };
+    let mut load = |file: &Path, at: u64, more: &str| {
+        placed.extra.push("-device".into());
+        placed.extra.push(format!("loader,file={},addr={at:#x},force-raw=on{more}", file.display()));
+    };
+    load(&machine.image, image, "");
+    if let Some(at) = at {
+        load(&fdt_file, at, "");
+    }
+    load(&code_file, TRAMPOLINE, "");
+    placed.extra.extend(["-device".into(), format!("loader,addr={TRAMPOLINE:#x},cpu-num=0")]);
+    placed.extra.extend(machine.modules(modules));
+    Ok(placed)
+}
+
+/// The tree that QEMU would hand over for this machine.
+fn device_tree(lab: &Lab, machine: &Machine, modules: u64) -> Result<Vec<u8>, String> {
+    let file = lab.dir.join("qemu.dtb");
+    let mut dump = Machine { boot: Boot::Loader, disk: Disk::None, log: None, ..machine.clone() };
+    dump.properties += &format!(",dumpdtb={}", file.display());
+    dump.extra = ["-kernel".into(), machine.image.display().to_string(), "-append".into(), machine.hv.clone()].into();
+    dump.extra.extend(machine.modules(modules));
+    sh::quiet(&mut dump.command().map_err(|failure| failure.text)?).map_err(|failure| failure.text)?;
+    std::fs::read(&file).map_err(|error| format!("{}: {error}", file.display()))
+}
+
+/// The last six instructions of a boot loader, and their two constants.
+fn trampoline(fdt: u64, image: u64) -> Vec<u8> {
+    let code: [u32; 6] = [
+        0x5800_00c0, // ldr x0, fdt
+        0xd280_0001, // mov x1, #0
+        0xd280_0002, // mov x2, #0
+        0xd280_0003, // mov x3, #0
+        0x5800_0084, // ldr x4, image
+        0xd61f_0080, // br x4
+    ];
+    let code = code.iter().flat_map(|word| word.to_le_bytes());
+    code.chain(fdt.to_le_bytes()).chain(image.to_le_bytes()).collect()
+}
+
+/// Overwrites each node whose name starts with `prefix` by NOP tokens (Devicetree Specification 0.4, 5.4); how many there were.
+fn remove_nodes(fdt: &mut [u8], prefix: &str) -> usize {
+    const BEGIN: u32 = 1;
+    const END: u32 = 2;
+    const PROPERTY: u32 = 3;
+    const NOP: u32 = 4;
+    let word = |fdt: &[u8], at: usize| u32::from_be_bytes(fdt[at..at + 4].try_into().expect("four bytes"));
+    let mut at = word(fdt, 8) as usize;
+    let mut removed = 0;
+    // Depth within a node that goes; 0 outside of one.
+    let mut depth = 0;
+    loop {
+        let start = at;
+        at += 4;
+        let token = word(fdt, start);
+        match token {
+            BEGIN => {
+                let length = fdt[at..].iter().position(|byte| *byte == 0).expect("a name ends");
+                let goes = fdt[at..at + length].starts_with(prefix.as_bytes());
+                at = (at + length + 1).next_multiple_of(4);
+                removed += usize::from(goes && depth == 0);
+                depth += usize::from(goes || depth > 0);
+            }
+            PROPERTY => at = (at + 8 + word(fdt, at) as usize).next_multiple_of(4),
+            END | NOP => {}
+            _ => return removed,
+        }
+        if depth > 0 {
+            fdt[start..at].chunks_exact_mut(4).for_each(|bytes| bytes.copy_from_slice(&NOP.to_be_bytes()));
+        }
+        if token == END && depth > 0 {
+            depth -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_removed_node_takes_what_is_in_it_along() {
+        let words = |words: &[u32]| words.iter().flat_map(|word| word.to_be_bytes()).collect::<Vec<u8>>();
+        let mut fdt = words(&[0xd00d_feed, 0, 12]);
+        fdt.extend(words(&[1, 0]));
+        fdt.extend(words(&[1]));
+        fdt.extend(b"mem@0\0\0\0");
+        fdt.extend(words(&[3, 4, 0, 7, 1, 0x6100_0000, 2, 2]));
+        fdt.extend(words(&[1, 0x6200_0000, 2, 2, 9]));
+        let tail = fdt.len() - 20;
+        let after = fdt[tail..].to_vec();
+        assert_eq!(remove_nodes(&mut fdt, "mem@"), 1);
+        assert_eq!(fdt[20..tail], words(&[4; 11]));
+        assert_eq!(fdt[tail..], after);
+    }
+}

@@ -1,0 +1,167 @@
+//! Booting the Linux of the initramfs for a case, and what must hold of every such run.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Lab;
+use crate::qemu::{Boot, Machine};
+use crate::session::{Echo, End, Event, Input, Session};
+
+/// The console of a run that is over.
+pub struct Transcript {
+    /// Lines with the time since QEMU was started.
+    pub lines: Vec<(Duration, String)>,
+    /// How it ended.
+    pub end: End,
+}
+
+impl Transcript {
+    /// What the guest said to us: the lines that start with `DW-TEST: KIND`, without that.
+    pub fn said<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a str> {
+        self.lines.iter().filter_map(move |(_, line)| line.strip_prefix("DW-TEST: ")?.strip_prefix(kind)).map(str::trim)
+    }
+
+    /// The number that follows `DW-TEST: KIND`.
+    pub fn number(&self, kind: &str) -> Result<u64, String> {
+        let text = self.said(kind).next().ok_or_else(|| format!("the guest said nothing about `{kind}`"))?;
+        text.parse().map_err(|_| format!("`{kind}` is `{text}`, not a number"))
+    }
+
+    /// The value of `KEY=` in a line.
+    pub fn field<T: std::str::FromStr>(line: &str, key: &str) -> Option<T> {
+        let mut words = line.split_whitespace();
+        words.find_map(|word| word.strip_prefix(key)?.strip_prefix('=')?.parse().ok())
+    }
+}
+
+impl Lab {
+    /// The machine of this case with the guest's test `name`.
+    pub fn linux(&self, name: &str, arg: &str) -> Machine {
+        let mut machine =
+            Machine { boot: self.boot.clone(), log: Some(self.dir.join("guest.log")), ..Machine::default() };
+        machine.append += &format!(" dw.test={name}");
+        if !arg.is_empty() {
+            machine.append += &format!(" dw.arg={arg}");
+        }
+        if matches!(self.boot, Boot::Bare) {
+            machine.append += " iommu.passthrough=1";
+        }
+        machine
+    }
+
+    /// Runs a machine to its end, whatever that is; `each` sees every line.
+    pub fn watch(
+        &self,
+        machine: &Machine,
+        seconds: u64,
+        mut each: impl FnMut(&mut Session, &str) -> Result<(), String>,
+    ) -> Result<Transcript, String> {
+        let command = machine.batch().map_err(|failure| failure.text)?;
+        let _ = std::fs::write(self.dir.join("command"), crate::qemu::shown(&command) + "\n");
+        let limit = Some(Duration::from_secs(seconds));
+        let console = self.dir.join("console.log");
+        let session = Session::start(command, Echo::Nobody, Input::Typed, Some(&console), limit);
+        let mut session = session.map_err(|failure| failure.text)?;
+        let mut lines = Vec::new();
+        loop {
+            match session.next() {
+                Event::Line(line) => {
+                    each(&mut session, &line)?;
+                    lines.push((session.started.elapsed(), line));
+                }
+                Event::Ended(end) => return Ok(Transcript { lines, end }),
+            }
+        }
+    }
+
+    /// Runs a Linux case to its end and judges what holds of all: it powers off by itself, its test succeeds, its kernel saw
+    /// no lost interrupt or I/O error, and QEMU saw no access to the GIC, the ITS or the SMMU that it finds wrong.
+    pub fn linux_run(&self, machine: &Machine, seconds: u64) -> Result<Transcript, String> {
+        let transcript = self.watch(machine, seconds, |_, _| Ok(()))?;
+        self.judge(&transcript)?;
+        Ok(transcript)
+    }
+
+    /// The judgement of [`Lab::linux_run`].
+    pub fn judge(&self, transcript: &Transcript) -> Result<(), String> {
+        let console = self.dir.join("console.log");
+        let last = transcript
+            .lines
+            .iter()
+            .rev()
+            .map(|(_, line)| line.trim())
+            .find(|line| !line.is_empty())
+            .unwrap_or("(silence)");
+        match &transcript.end {
+            End::Off => {}
+            End::TimedOut => return Err(format!("time-out; the last line was `{last}` ({})", console.display())),
+            End::Fatal(line) => return Err(format!("{line} ({})", console.display())),
+            End::Broken(why) => return Err(format!("{why}; the last line was `{last}`")),
+        }
+        if let Some(why) = transcript.said("fail").next() {
+            return Err(format!("the guest says: {why} ({})", console.display()));
+        }
+        match transcript.said("exit").next() {
+            Some("0") => {}
+            Some(code) => return Err(format!("the guest's test ended with {code} ({})", console.display())),
+            None => {
+                return Err(format!(
+                    "the guest's test did not end; the last line was `{last}` ({})",
+                    console.display()
+                ));
+            }
+        }
+        if let Some(line) = transcript.said("dmesg").next() {
+            return Err(format!("the guest's kernel says: {line} ({})", console.display()));
+        }
+        if transcript.said("done").next().is_none() {
+            return Err(format!("the guest did not come to its end ({})", console.display()));
+        }
+        self.complaints()
+    }
+
+    /// QEMU's own log: no line about an interrupt controller or an SMMU. Linux alone is not held to it.
+    pub fn complaints(&self) -> Result<(), String> {
+        let log: PathBuf = self.dir.join("guest.log");
+        if matches!(self.boot, Boot::Bare) {
+            return Ok(());
+        }
+        let text = std::fs::read(&log).map_err(|error| format!("{}: {error}", log.display()))?;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        match text.lines().find(|line| is_complaint(line)) {
+            Some(line) => Err(format!("QEMU finds fault: `{line}` ({})", log.display())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Is this line of QEMU's log about the GIC, the ITS or the SMMU? Exceptions and trace events (a counted run has them in the
+/// same file) are not complaints.
+fn is_complaint(line: &str) -> bool {
+    const EVENTS: [&str; 5] = ["gicv3_icc_", "gicv3_icv_", "gicv3_ich_", "gicv3_its_translation_write ", "pci_nvme_"];
+    let traced = EVENTS.iter().any(|event| line.starts_with(event));
+    let lower = line.to_ascii_lowercase();
+    // The ITS's own functions name themselves after the command: `process_vmapti: …`, `vmovp_callback: …`.
+    let ours = ["gic", "its_", "its:", "smmu", "process_", "_callback:", "cmd processing", "vpeid", "vte"];
+    !traced && ours.iter().any(|word| lower.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn complaints_are_told_from_the_rest_of_qemus_log() {
+        assert!(is_complaint("gicv3_dist_read: invalid guest read at offset 000000000000000c size 4"));
+        assert!(is_complaint("process_vmapti: Doorbell 50 not 1023 and not a valid LPI"));
+        assert!(is_complaint("smmuv3: something"));
+        assert!(!is_complaint("gicv3_icc_iar1_read GICv3 ICC_IAR1 read cpu 0x2 value 0x2003"));
+        assert!(!is_complaint("pl011_read: Bad offset 40"));
+    }
+
+    #[test]
+    fn fields_are_found_by_their_key() {
+        assert_eq!(Transcript::field::<u64>("read-4k error=0 kib=8000 max_us=12", "max_us"), Some(12));
+        assert_eq!(Transcript::field::<u64>("read-4k", "max_us"), None);
+    }
+}
