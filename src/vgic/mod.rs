@@ -7,8 +7,10 @@
 //! | `irq` | the state machine of one SGI, PPI or SPI |
 //! | `sgi` | ICC_SGI1R_EL1: who is meant |
 //! | `lr` | list registers as images |
-//! | `deliver` | filling the list registers before an entry, emptying them after an exit |
-//! | `lpi`, `lpi_set` | configuration, pending state and owner of LPIs |
+//! | `deliver`, `fold` | filling the list registers before an entry, emptying them after an exit |
+//! | `inject` | interrupts of emulated devices and of hardware that the domain owns |
+//! | `lpi`, `lpi_set`, `lpi_tables` | who delivers an LPI, its pending state, and its tables in the guest's memory |
+//! | `soak` | a domain that does anything in any order, for the tests |
 //!
 //! **Where state lives.** SPIs and GICD_CTLR under one lock of [`Rank::VgicDist`]; a vCPU's SGIs, PPIs and redistributor under
 //! one of [`Rank::VgicCpu`]; LPIs in bitmaps of atomics, so that the path of a device interrupt takes no lock. An SPI that has
@@ -48,10 +50,12 @@
 
 mod deliver;
 mod dist;
+mod fold;
 mod inject;
 mod irq;
 pub mod lpi;
 mod lpi_set;
+mod lpi_tables;
 pub mod lr;
 mod redist;
 pub mod regs;
@@ -62,7 +66,7 @@ mod soak;
 pub(crate) mod testing;
 mod vcpu_set;
 
-pub use deliver::Synced;
+pub use fold::Synced;
 pub use inject::{IrqView, Signal};
 pub use irq::Trigger;
 pub use lpi::Owner;

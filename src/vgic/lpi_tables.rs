@@ -1,0 +1,284 @@
+//! The tables of LPIs in a guest's memory: configuration and pending state.
+//!
+//! IHI 0069, 5.1.1 and 5.1.2. All redistributors of a domain share one configuration table (CommonLPIAff = 0). It is read when
+//! LPIs are enabled and when the guest says that it has changed it; the copy in EL2 is what counts in between. Addresses and
+//! sizes are the guest's word: reads go through the port, which knows what memory the domain has, and stop at the number
+//! of LPIs that exist.
+//!
+//! EnableLPIs 1→0 leaves the pending state in EL2 and does not write it to the guest's table; at 0→1 the table is added to it, or,
+//! with PTZ, replaces it by nothing.
+
+use super::lpi::STEP_WORDS;
+use super::redist::PENDBASER_PTZ;
+use super::{Port, Vgic, Work};
+use crate::ids::{Ipa, Lpi, VIntid, VcpuId};
+
+/// Where a pending table's bits for LPIs start: INTID / 8.
+const PENDING_TABLE_SKIP: u64 = Lpi::FIRST as u64 / 8;
+/// Bits 51 to 12.
+const PROPBASER_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// Bits 51 to 16.
+const PENDBASER_ADDRESS: u64 = 0x000f_ffff_ffff_0000;
+const PROPBASER_IDBITS: u64 = 0x1f;
+/// Bytes of the guest's memory read at once.
+const CHUNK: usize = 256;
+
+impl Vgic {
+    /// How many LPIs the guest's configuration table covers.
+    fn covered(&self) -> u32 {
+        let bits = (self.propbaser() & PROPBASER_IDBITS).saturating_add(1) as u32;
+        let limit = if bits >= 32 { u32::MAX } else { 1u32.wrapping_shl(bits) };
+        limit.saturating_sub(Lpi::FIRST).min(self.lpis.count())
+    }
+
+    fn config_address(&self, index: u32) -> Ipa {
+        Ipa((self.propbaser() & PROPBASER_ADDRESS).saturating_add(u64::from(index)))
+    }
+
+    /// Reads one LPI's byte from the guest's table and puts it into force. `None` when the table has none, or is not
+    /// in the domain's memory: nothing changes then.
+    pub fn reload_lpi_config(&self, port: &dyn Port, vintid: VIntid) -> Option<u8> {
+        let index = self.lpis.index(vintid).filter(|index| *index < self.covered())?;
+        let mut byte = [0u8];
+        if !port.read_guest(self.config_address(index), &mut byte) {
+            return None;
+        }
+        let [byte] = byte;
+        self.set_lpi_config(port, vintid, byte);
+        Some(byte)
+    }
+
+    /// The same for at most `max` LPIs from `from` on; `changed` hears of each that is another now. Gives where to go on.
+    pub fn reload_lpi_configs(
+        &self,
+        port: &dyn Port,
+        from: VIntid,
+        max: usize,
+        changed: &mut dyn FnMut(VIntid, u8),
+    ) -> Option<VIntid> {
+        let mut index = from.0.saturating_sub(Lpi::FIRST);
+        let covered = self.covered();
+        let end = covered.min(index.saturating_add(u32::try_from(max).unwrap_or(u32::MAX)));
+        let mut buffer = [0u8; CHUNK];
+        while index < end {
+            let length = (end.saturating_sub(index) as usize).min(CHUNK);
+            let bytes = buffer.get_mut(..length).unwrap_or_default();
+            if !port.read_guest(self.config_address(index), bytes) {
+                return None;
+            }
+            for byte in bytes.iter() {
+                if self.lpis.config(index) != *byte {
+                    let vintid = VIntid(index.saturating_add(Lpi::FIRST));
+                    self.set_lpi_config(port, vintid, *byte);
+                    changed(vintid, *byte);
+                }
+                index = index.saturating_add(1);
+            }
+        }
+        (index < covered).then_some(VIntid(index.saturating_add(Lpi::FIRST)))
+    }
+
+    /// EnableLPIs 0→1: configuration, and what the guest says is pending.
+    pub(super) fn start_lpis(&self, port: &dyn Port, vcpu: VcpuId, pendbaser: u64) {
+        let _ = self.reload_lpi_configs(port, VIntid(Lpi::FIRST), usize::MAX, &mut |_, _| {});
+        let Some(cpu) = self.vcpu(vcpu) else { return };
+        if pendbaser & PENDBASER_PTZ != 0 {
+            let _state = cpu.state.lock();
+            (0..cpu.lpis.words()).for_each(|word| {
+                let _ = cpu.lpis.take_word(word);
+            });
+            return;
+        }
+        let mut cursor = Some(0);
+        while let Some(at) = cursor {
+            cursor = self.load_pending_table(port, vcpu, at);
+        }
+    }
+
+    /// Adds what the guest's pending table holds to what is pending, a stretch from `cursor` on; gives where to go on.
+    /// LPIs that are the hardware's are kept for [`take_direct_pending`](Vgic::take_direct_pending).
+    pub fn load_pending_table(&self, port: &dyn Port, vcpu: VcpuId, cursor: u32) -> Option<u32> {
+        let cpu = self.vcpu(vcpu)?;
+        let table = cpu.state.lock().pendbaser() & PENDBASER_ADDRESS;
+        let covered = self.covered();
+        let mut word = cursor;
+        let end = cursor.saturating_add(STEP_WORDS).min(covered.div_ceil(64));
+        let mut buffer = [0u8; CHUNK];
+        while word < end {
+            let words = end.saturating_sub(word).min((CHUNK / 8) as u32);
+            let bytes = buffer.get_mut(..(words as usize).saturating_mul(8)).unwrap_or_default();
+            let offset = PENDING_TABLE_SKIP.saturating_add(u64::from(word).saturating_mul(8));
+            if !port.read_guest(Ipa(table.saturating_add(offset)), bytes) {
+                return None;
+            }
+            for bytes in bytes.as_chunks::<8>().0 {
+                let value = u64::from_le_bytes(*bytes) & valid_bits(word, covered);
+                if value != 0 {
+                    let _ = cpu.lpis.insert_word(word, value);
+                }
+                word = word.saturating_add(1);
+            }
+        }
+        self.notify_one(port, None, vcpu, Work::LPI);
+        (word < covered.div_ceil(64)).then_some(word)
+    }
+}
+
+/// The bits of a pending table's word that stand for LPIs below `covered`.
+fn valid_bits(word: u32, covered: u32) -> u64 {
+    let left = covered.saturating_sub(word.saturating_mul(64));
+    if left >= 64 { u64::MAX } else { 1u64.wrapping_shl(left).wrapping_sub(1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Owner;
+    use super::super::testing::{Asked, BOOT, Machine};
+    use super::*;
+    use std::vec::Vec;
+
+    const ONE: VcpuId = VcpuId(1);
+    const CONFIG: u64 = 0x1_0000;
+    const PENDING: u64 = 0x2_0000;
+
+    fn enable_lpis_with_table(machine: &Machine, vcpu: VcpuId) {
+        machine.vgic.redist_write(machine, vcpu, vcpu, 0x70, 8, CONFIG | 13);
+        machine.vgic.redist_write(machine, vcpu, vcpu, 0x78, 8, PENDING);
+        machine.redist_write(vcpu, 0, 1);
+    }
+
+    fn pend(machine: &Machine, vcpu: VcpuId, vintid: u32) -> bool {
+        machine.vgic.inject_lpi(machine, vcpu, VIntid(vintid))
+    }
+
+    #[test]
+    fn configuration_is_read_when_lpis_are_enabled() {
+        let machine = Machine::new(1);
+        machine.poke(CONFIG, &[0xa3, 0x42]);
+        machine.poke(CONFIG + 8191, &[0xff]);
+        enable_lpis_with_table(&machine, BOOT);
+        assert_eq!(machine.vgic.lpi_config(VIntid(8192)), 0xa3);
+        assert_eq!(machine.vgic.lpi_config(VIntid(8193)), 0x42);
+        assert_eq!(machine.vgic.lpi_config(VIntid(16383)), 0xff);
+        assert_eq!(machine.vgic.lpi_config(VIntid(16384)), 0);
+    }
+
+    #[test]
+    fn a_change_of_the_table_counts_only_after_it_was_read_again() {
+        let machine = Machine::new(1);
+        enable_lpis_with_table(&machine, BOOT);
+        assert!(pend(&machine, BOOT, 8200));
+        machine.poke(CONFIG + 8, &[0xa1]);
+        assert!(machine.enter(BOOT).is_empty());
+        assert_eq!(machine.vgic.reload_lpi_config(&machine, VIntid(8200)), Some(0xa1));
+        assert_eq!(machine.enter(BOOT), [(8200, 1, 0xa0)]);
+    }
+
+    #[test]
+    fn all_configuration_is_read_in_stretches_and_only_changes_are_told() {
+        let machine = Machine::new(1);
+        enable_lpis_with_table(&machine, BOOT);
+        machine.poke(CONFIG + 5, &[1]);
+        machine.poke(CONFIG + 3000, &[0x81]);
+        let mut told = Vec::new();
+        let (mut at, mut stretches) = (Some(VIntid(8192)), 0);
+        while let Some(from) = at {
+            at = machine.vgic.reload_lpi_configs(&machine, from, 1000, &mut |v, b| told.push((v.0, b)));
+            stretches += 1;
+        }
+        assert_eq!(told, [(8197, 1), (11192, 0x81)]);
+        assert_eq!(stretches, 9);
+    }
+
+    #[test]
+    fn a_small_table_leaves_the_rest_without_configuration() {
+        let machine = Machine::new(1);
+        machine.poke(CONFIG, &[0xa1; 8]);
+        machine.vgic.redist_write(&machine, BOOT, BOOT, 0x70, 8, CONFIG | 12);
+        machine.redist_write(BOOT, 0, 1);
+        assert_eq!(machine.vgic.lpi_config(VIntid(8192)), 0, "13 bits hold no LPI");
+        assert_eq!(machine.vgic.reload_lpi_config(&machine, VIntid(8192)), None);
+    }
+
+    #[test]
+    fn the_largest_idbits_reads_no_further_than_the_guest_has_lpis() {
+        let machine = Machine::new(1);
+        machine.poke(CONFIG + 8192, &[0xa1]);
+        machine.vgic.redist_write(&machine, BOOT, BOOT, 0x70, 8, CONFIG | 31);
+        machine.redist_write(BOOT, 0, 1);
+        assert_eq!(machine.vgic.reload_lpi_config(&machine, VIntid(16384)), None);
+        assert_eq!(machine.vgic.reload_lpi_config(&machine, VIntid(u32::MAX)), None);
+    }
+
+    #[test]
+    fn a_table_outside_of_memory_changes_nothing() {
+        let machine = Machine::new(1);
+        machine.vgic.redist_write(&machine, BOOT, BOOT, 0x70, 8, 1 << 41 | 13);
+        machine.vgic.redist_write(&machine, BOOT, BOOT, 0x78, 8, 1 << 41);
+        machine.redist_write(BOOT, 0, 1);
+        assert!(machine.vgic.lpis_on(BOOT));
+        assert_eq!(machine.vgic.reload_lpi_config(&machine, VIntid(8192)), None);
+        assert_eq!(machine.vgic.pending_lpis(BOOT), 0);
+    }
+
+    #[test]
+    fn what_the_guests_table_holds_is_pending_unless_it_says_zero() {
+        let machine = Machine::new(2);
+        machine.poke(CONFIG, &[0xa1; 64]);
+        machine.poke(PENDING + 1024, &[0b101]);
+        machine.poke(PENDING + 2047, &[0x80]);
+        machine.poke(PENDING + 1000, &[0xff]); // below 8192: not LPIs
+        enable_lpis_with_table(&machine, BOOT);
+        assert_eq!(machine.vgic.pending_lpis(BOOT), 3);
+        assert_eq!(machine.enter(BOOT), [(8192, 1, 0xa0), (8194, 1, 0xa0)]);
+        machine.enable_lpis(ONE, &[]);
+        assert_eq!(machine.vgic.pending_lpis(ONE), 0);
+    }
+
+    #[test]
+    fn pending_lpis_outlive_a_pause_and_not_a_table_of_zeros() {
+        let machine = Machine::new(1);
+        machine.poke(CONFIG, &[0xa1]);
+        machine.enable_lpis(BOOT, &[]);
+        assert!(pend(&machine, BOOT, 8192));
+        machine.redist_write(BOOT, 0, 0);
+        assert!(machine.enter(BOOT).is_empty());
+        assert!(!pend(&machine, BOOT, 8193));
+        assert_eq!(machine.vgic.pending_lpis(BOOT), 1);
+        machine.redist_write(BOOT, 0, 1);
+        assert_eq!(machine.enter(BOOT), [(8192, 1, 0xa0)]);
+        let _ = machine.exit(BOOT);
+        machine.redist_write(BOOT, 0, 0);
+        machine.enable_lpis(BOOT, &[]);
+        assert_eq!(machine.vgic.pending_lpis(BOOT), 0);
+    }
+
+    #[test]
+    fn enabling_tells_the_domain_where_the_tables_are() {
+        let machine = Machine::new(2);
+        enable_lpis_with_table(&machine, ONE);
+        // Non-cacheable, non-shareable as written; reads as what EL2 uses.
+        let (pendbaser, propbaser) = (PENDING | 3 << 7, CONFIG | 3 << 7 | 13);
+        assert_eq!(machine.asked(), [Asked::Lpis(1, true, pendbaser, propbaser)]);
+        machine.redist_write(ONE, 0, 1);
+        assert!(machine.asked().is_empty());
+        machine.redist_write(ONE, 0, 0);
+        assert_eq!(machine.asked(), [Asked::Lpis(1, false, pendbaser, propbaser)]);
+    }
+
+    #[test]
+    fn the_hardwares_lpis_in_the_guests_pending_table_are_handed_over_one_by_one() {
+        let machine = Machine::new(1);
+        machine.poke(CONFIG, &[0xa1; 64]);
+        machine.poke(PENDING + 1024, &[0b111]);
+        for vintid in [8192, 8194] {
+            let _ = machine.vgic.set_lpi_owner(&machine, BOOT, VIntid(vintid), Owner::Direct);
+        }
+        enable_lpis_with_table(&machine, BOOT);
+        assert_eq!(machine.enter(BOOT), [(8193, 1, 0xa0)]);
+        let _ = machine.exit(BOOT);
+        assert_eq!(machine.vgic.take_direct_pending(BOOT), Some(VIntid(8192)));
+        assert_eq!(machine.vgic.take_direct_pending(BOOT), Some(VIntid(8194)));
+        assert_eq!(machine.vgic.take_direct_pending(BOOT), None);
+    }
+}
