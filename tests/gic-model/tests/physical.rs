@@ -346,8 +346,10 @@ fn a_page_size_that_does_not_exist_does_not_stick() {
 
 #[test]
 fn an_indirect_table_needs_its_second_level_first() {
-    let b = Bench::raw(Config::gicv3(1));
+    let mut b = Bench::raw(Config::gicv3(1));
     b.m.write32(b.c.gicd, 0x12);
+    b.propbase = b.memory(0x1_0000, 0x1_0000);
+    b.lpis_on(0);
     let base = b.c.its[0].base;
     let l1 = b.memory(4096, 4096);
     b.m.write64(base + 0x100, VALID | 1 << 62 | l1 | SHARED);

@@ -321,11 +321,13 @@ fn an_its_shares_the_table_of_the_redistributors_it_covers() {
     b.m.write64(b.vlpi(0) + 0x70, vpropbaser41(two));
     b.expect("12.11 GICR_VPROPBASER");
     // An ITS of another affinity, or one that shares with nobody, is free to have its own.
-    let b = Bench::raw(Config::v4_1(1, 2).each_its(|n, i| {
+    let mut b = Bench::raw(Config::v4_1(1, 2).each_its(|n, i| {
         i.mpidr = 0x0100_0000;
         i.svpet = n as u8;
     }));
     b.m.write32(b.c.gicd, 0x12);
+    b.propbase = b.memory(0x1_0000, 0x1_0000);
+    b.lpis_on(0);
     b.m.write64(b.vlpi(0) + 0x70, vpropbaser41(b.memory(0x1_0000, 0x1_0000)));
     for its in 0..2 {
         b.m.write64(b.c.its[its].base + 0x110, VALID | b.memory(0x1_0000, 0x1_0000) | SHARED | 2 << 8);
@@ -336,8 +338,7 @@ fn an_its_shares_the_table_of_the_redistributors_it_covers() {
 
 #[test]
 fn a_second_level_page_is_there_before_the_vpeid_is_used() {
-    let b = Bench::raw(Config::v4_1(1, 1));
-    let mut b = b;
+    let mut b = Bench::raw(Config::v4_1(1, 1));
     b.m.write32(b.c.gicd, 0x12);
     b.propbase = b.memory(0x1_0000, 0x1_0000);
     b.lpis_on(0);

@@ -213,6 +213,9 @@ impl State {
                 self.flag(section, format!("ITS{its}: RDbase {target:#x} is no redistributor"));
                 return Outcome::Done;
             };
+            if !self.rds[rd].enable_lpis {
+                self.flag(section, format!("ITS{its}: collection {collection} for CPU{rd}, where EnableLPIs is 0"));
+            }
             Some(rd)
         } else {
             None

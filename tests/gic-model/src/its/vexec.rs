@@ -115,6 +115,9 @@ impl State {
                 }
             }
         }
+        if let Some(holder) = self.holder(vpt).filter(|holder| *holder != rd) {
+            self.flag(section, format!("ITS{its}: vPE {vpe} mapped to CPU{rd} while it is resident on CPU{holder}"));
+        }
         if std::mem::take(&mut self.its[its].table_write_fails) {
             return Outcome::Stall;
         }
