@@ -25,10 +25,29 @@ pub struct ItsFacts {
     pub vsgi: bool,
     /// How widely it shares its vPE table with redistributors (GITS_TYPER.SVPET).
     pub svpet: u8,
+    /// Its affinity, packed as in GICR_TYPER (GICv4.1).
+    pub affinity: u32,
     /// Its name in ITSList mode.
     pub number: u8,
     /// It walks tables through the caches.
     pub coherent: bool,
+}
+
+impl ItsFacts {
+    /// Whether it has its vPE table in common with a redistributor of this affinity.
+    pub(super) fn shares_vpes_with(&self, affinity: u32) -> bool {
+        self.v41
+            && self.svpet != 0
+            && common_affinity(self.affinity, self.svpet) == common_affinity(affinity, self.svpet)
+    }
+}
+
+/// The affinity levels that SVPET or CommonLPIAff names, from Aff3 down; 0 names none.
+pub(super) const fn common_affinity(affinity: u32, levels: u8) -> u32 {
+    match 32u32.saturating_sub(8 * levels as u32) {
+        32 => 0,
+        low => affinity >> low << low,
+    }
 }
 
 /// What the GIC can do as a whole.

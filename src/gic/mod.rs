@@ -38,7 +38,7 @@ pub use its::{Batch, Event, ItsError};
 pub use v4::V4;
 
 use crate::ids::{CpuId, Intid, ItsId, Lpi, Mpidr, Pa, VpeId};
-use crate::mmio::Hw;
+use crate::mmio::{Coherence, Hw};
 use alloc::vec::Vec;
 use core::fmt;
 use dist::{Bank, Dist};
@@ -163,6 +163,9 @@ impl<H: Hw + Clone> Gic<H> {
             v41: facts.v41,
             vpe_bits: facts.vpe_bits,
         };
+        let reach = |its: &ItsLayout| if facts.v41 { its::shares_vpe_table(&hw, its.base) } else { None };
+        let reaches: Vec<_> = layout.itss.iter().map(reach).collect();
+        let sharing = v4::Sharing::of(&reaches, &redists.iter().map(Redist::group).collect::<Vec<_>>());
         let mut numbers = 0;
         let mut itss = Vec::new();
         for (n, (its, quiet)) in layout.itss.iter().zip(quiet).enumerate() {
@@ -173,7 +176,7 @@ impl<H: Hw + Clone> Gic<H> {
                     log::error!("{id}: left out: {}", ItsError::NotQuiescent);
                     None
                 }
-                _ => match Its::bring_up(hw.clone(), id, its, plan, &mut numbers) {
+                _ => match Its::bring_up(hw.clone(), id, its, plan, sharing.of_its(n, &itss), &mut numbers) {
                     Ok(its) => Some(its),
                     Err(e) => {
                         log::error!("{id}: left out: {e}");
@@ -183,6 +186,7 @@ impl<H: Hw + Clone> Gic<H> {
             });
         }
         settle_facts(&mut facts, &itss);
+        let groups = vpe_tables(&mut facts, &sharing, &redists, &itss);
         let mut gic = Gic {
             hw,
             dist,
@@ -197,7 +201,7 @@ impl<H: Hw + Clone> Gic<H> {
         if gic.facts.virtual_lpis {
             let proxy = gic.proxy();
             gic.facts.proxy = proxy.as_ref().map(|p| (p.its, p.device));
-            gic.v4 = Some(v4::State::new(gic.facts.vpes, proxy));
+            gic.v4 = Some(v4::State::new(gic.facts.vpes, proxy, groups));
         }
         Ok(gic)
     }
@@ -224,6 +228,9 @@ impl<H: Hw + Clone> Gic<H> {
         redist.wake()?;
         let Some(lpis) = &self.lpis else { return Ok(()) };
         redist.enable_lpis(lpis, self.coherent)?;
+        if let Some(v4) = self.v4.as_ref().filter(|_| self.facts.v41) {
+            v4.groups.join(redist, lpis.coherence() == Coherence::Coherent)?;
+        }
         for its in self.itss.iter().flatten().filter(|its| !its.queue.is_dead()) {
             its.map_collection(&self.counters, redist).map_err(|e| GicError::Collection(its.id, e))?;
         }
@@ -424,10 +431,6 @@ fn common_facts<H: Hw + Clone>(dist: &Dist<H>, redists: &[Redist<H>], layout: &L
         log::warn!("GIC: some redistributors are GICv4.1 and some are not: no virtual LPIs");
         virtual_lpis = false;
     }
-    if virtual_lpis && v41 {
-        log::warn!("GIC: GICv4.1 is not driven yet: no virtual LPIs");
-        virtual_lpis = false;
-    }
     let (mut vpe_bits, mut nassgicap) = (16, false);
     if v41 {
         let typer2 = dist.typer2();
@@ -447,12 +450,36 @@ fn common_facts<H: Hw + Clone>(dist: &Dist<H>, redists: &[Redist<H>], layout: &L
         can_setclr: all(Redist::can_setclr),
         dirty: all(Redist::has_dirty),
         single_vmovp: false,
-        vsgi: false,
+        vsgi: all(Redist::has_vsgi),
         nassgicap,
         vpe_bits: vpe_bits.min(16),
         vpes: 0,
         proxy: None,
         itss: Vec::new(),
+    }
+}
+
+/// GICv4.1: the vPE tables of redistributors. Without them there are no virtual LPIs.
+fn vpe_tables<H: Hw + Clone>(
+    facts: &mut Facts,
+    sharing: &v4::Sharing,
+    redists: &[Redist<H>],
+    itss: &[Option<Its<H>>],
+) -> v4::Groups {
+    if !facts.v41 {
+        return v4::Groups::default();
+    }
+    match v4::Groups::make(sharing, redists, itss, 1 << facts.vpe_bits) {
+        Ok(groups) => {
+            let room = groups.capacity().unwrap_or(0);
+            facts.vpes = u64::from(facts.vpes).min(room) as u32;
+            groups
+        }
+        Err(e) => {
+            log::warn!("GIC: no vPE table for a redistributor ({e:?}): no virtual LPIs");
+            (facts.virtual_lpis, facts.v41, facts.vsgi) = (false, false, false);
+            v4::Groups::default()
+        }
     }
 }
 
@@ -463,7 +490,7 @@ fn settle_facts<H>(facts: &mut Facts, itss: &[Option<Its<H>>]) {
     facts.virtual_lpis &= able().next().is_some();
     facts.v41 &= facts.virtual_lpis;
     facts.single_vmovp = facts.virtual_lpis && able().all(|its| its.facts.single_vmovp);
-    facts.vsgi = facts.v41 && able().all(|its| its.facts.vsgi);
+    facts.vsgi &= facts.v41 && able().all(|its| its.facts.vsgi);
     if facts.virtual_lpis {
         // The last 16-bit number stands for "none" in the doorbell table.
         let tables = able().filter_map(|its| its.vpe_table.as_ref()).map(|t| t.capacity()).min().unwrap_or(0);

@@ -7,11 +7,12 @@
 use super::GicError;
 use super::Layout;
 use super::dist::{Bank, RWP_LIMIT_US};
+use super::its::{Table, TableError};
 use super::lpi::{Lpis, pending_bytes};
 use super::regs::{
     GICR_CTLR, GICR_INVLPIR, GICR_PENDBASER, GICR_PROPBASER, GICR_SYNCR, GICR_TYPER, GICR_VPENDBASER,
-    GICR_VPENDBASER_4_1, GICR_VPROPBASER, GICR_VPROPBASER_4_1, GICR_WAKER, PIDR2, PIDR2_FIELDS, attributes, gicr,
-    pa_4k, pa_64k,
+    GICR_VPENDBASER_4_1, GICR_VPROPBASER, GICR_VPROPBASER_4_1, GICR_VSGIPENDR, GICR_WAKER, PIDR2, PIDR2_FIELDS,
+    attributes, gicr, pa_4k, pa_64k,
 };
 use crate::ids::{CpuId, Intid, Lpi, Mpidr, Pa, VpeId};
 use crate::mmio::{Coherence, Hw};
@@ -19,6 +20,7 @@ use crate::sync::{Lock, Rank};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use tock_registers::LocalRegisterCopy;
+use tock_registers::fields::FieldValue;
 
 const TWO_FRAMES: u64 = 2 * gicr::FRAME;
 const FOUR_FRAMES: u64 = 4 * gicr::FRAME;
@@ -30,12 +32,15 @@ const SYNCR_LIMIT_US: u64 = 1_000;
 pub const DIRTY_LIMIT_US: u64 = 500;
 /// The same where GICR_TYPER.Dirty does not promise that the bit means anything while Valid is 1.
 const DIRTY_HINT_LIMIT_US: u64 = 20;
+/// GICR_VPROPBASER.Size counts pages in seven bits (GICv4.1).
+const VPE_TABLE_PAGES: u64 = 128;
 /// INTIDs 0 to 31.
 const PRIVATE: u32 = 32;
 const SGIS: u32 = 16;
 
 type Typer = LocalRegisterCopy<u64, GICR_TYPER::Register>;
 type Ctlr = LocalRegisterCopy<u32, GICR_CTLR::Register>;
+type Vprop = LocalRegisterCopy<u64, GICR_VPROPBASER_4_1::Register>;
 pub type Vpend = LocalRegisterCopy<u64, GICR_VPENDBASER::Register>;
 
 /// How far a redistributor has been brought up.
@@ -357,6 +362,88 @@ impl<H: Hw> Redist<H> {
             self.hw.write64(self.base.add(gicr::CLRLPIR), u64::from(lpi.0));
         }
         idle && self.syncr()
+    }
+
+    /// Its affinity, and how many levels of it (from Aff3 down) name those that it has tables in common with.
+    pub fn group(&self) -> (u32, u8) {
+        (self.affinity(), self.typer.read(GICR_TYPER::COMMON_LPI_AFF) as u8)
+    }
+
+    /// As GICR_TYPER has it.
+    pub fn affinity(&self) -> u32 {
+        self.typer.read(GICR_TYPER::AFFINITY) as u32
+    }
+
+    /// Makes a vPE table of a size and shape that this redistributor takes (GICv4.1). Nothing points at it yet.
+    pub fn make_vpe_table(&self, vpes: u64) -> Result<Table, TableError> {
+        let at = self.base.add(gicr::VPROPBASER);
+        let write = |v: FieldValue<u64, GICR_VPROPBASER_4_1::Register>| {
+            self.hw.write64(at, v.value);
+            Vprop::new(self.hw.read64(at))
+        };
+        let (mut page, mut entry) = (None, 0);
+        for code in [2u64, 1, 0] {
+            let got = write(GICR_VPROPBASER_4_1::PAGE_SIZE.val(code));
+            if got.read(GICR_VPROPBASER_4_1::PAGE_SIZE) == code {
+                page = Some(code);
+                entry = 8 * (got.read(GICR_VPROPBASER_4_1::ENTRY_SIZE) + 1);
+                break;
+            }
+        }
+        let code = page.ok_or(TableError::PageSize)?;
+        let can_be_indirect = || {
+            write(GICR_VPROPBASER_4_1::PAGE_SIZE.val(code) + GICR_VPROPBASER_4_1::INDIRECT::SET)
+                .is_set(GICR_VPROPBASER_4_1::INDIRECT)
+        };
+        Table::allocate(&self.hw, (vpes, entry), 0x1000 << (2 * code), VPE_TABLE_PAGES, can_be_indirect)
+    }
+
+    /// Frees a table from [`make_vpe_table`](Self::make_vpe_table) that nothing has been pointed at.
+    pub fn free_vpe_table(&self, table: &Table) {
+        table.give_back(&self.hw);
+    }
+
+    /// Points this redistributor at its group's vPE table (GICv4.1), once. `zeroed`: nobody has used it before.
+    pub fn set_vpe_table(&self, table: &Table, zeroed: bool, coherent: bool) -> bool {
+        let (base, pages, page, indirect) = table.shape();
+        let at = self.base.add(gicr::VPROPBASER);
+        let code = u64::from(page.ilog2().saturating_sub(12) / 2);
+        let place = GICR_VPROPBASER_4_1::VALID::SET
+            + GICR_VPROPBASER_4_1::Z.val(u64::from(zeroed))
+            + GICR_VPROPBASER_4_1::INDIRECT.val(u64::from(indirect))
+            + GICR_VPROPBASER_4_1::PAGE_SIZE.val(code)
+            + GICR_VPROPBASER_4_1::PA_4K.val(pa_4k(base))
+            + GICR_VPROPBASER_4_1::SIZE.val(pages - 1)
+            + GICR_VPROPBASER_4_1::OUTER_CACHE.val(attributes::SAME_AS_INNER);
+        let (share, inner) = if coherent {
+            (attributes::INNER_SHAREABLE, attributes::READ_ALLOCATE)
+        } else {
+            (0, attributes::NON_CACHEABLE)
+        };
+        let attributes = GICR_VPROPBASER_4_1::SHAREABILITY.val(share) + GICR_VPROPBASER_4_1::INNER_CACHE.val(inner);
+        self.hw.write64(at, (place + attributes).value);
+        let got = Vprop::new(self.hw.read64(at));
+        got.is_set(GICR_VPROPBASER_4_1::VALID)
+            && got.read(GICR_VPROPBASER_4_1::PA_4K) == pa_4k(base)
+            && got.read(GICR_VPROPBASER_4_1::INDIRECT) == u64::from(indirect)
+            && got.read(GICR_VPROPBASER_4_1::PAGE_SIZE) == code
+    }
+
+    /// Which virtual SGIs of a vPE are pending (GICv4.1). `None`: it did not say in time.
+    pub fn pending_vsgis(&self, vpe: VpeId) -> Option<u16> {
+        let _busy = self.invalidate.lock();
+        let at = self.base.add(gicr::VSGIPENDR);
+        let read = || LocalRegisterCopy::<u32, GICR_VSGIPENDR::Register>::new(self.hw.read32(at));
+        let idle = || self.hw.wait(SYNCR_LIMIT_US, || !read().is_set(GICR_VSGIPENDR::BUSY));
+        if !idle() {
+            return None;
+        }
+        self.hw.write32(self.base.add(gicr::VSGIR), u32::from(vpe.0));
+        idle().then(|| read().read(GICR_VSGIPENDR::PENDING) as u16)
+    }
+
+    pub fn has_vsgi(&self) -> bool {
+        self.typer.is_set(GICR_TYPER::VSGI)
     }
 
     // ---- residency: what v4/residency.rs is made of -------------------------------------------------------

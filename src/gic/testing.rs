@@ -5,11 +5,28 @@ use super::{Gic, GicError, ItsLayout, Layout};
 use crate::ids::{CpuId, DeviceId, EventId, ItsId, Lpi, Mpidr, Pa, VIntid, VpeId};
 use crate::mmio::{Coherence, Hw};
 use gic_model::{Config, Machine};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
 use std::vec::Vec;
 
-/// A model machine.
+/// A model machine, and the 64-bit registers that were written lately.
 #[derive(Clone)]
-pub struct ModelHw(pub Machine);
+pub struct ModelHw(pub Machine, Rc<RefCell<VecDeque<Pa>>>);
+
+/// How many register writes are remembered.
+const REMEMBERED: usize = 64;
+
+impl ModelHw {
+    fn new(machine: Machine) -> Self {
+        ModelHw(machine, Rc::default())
+    }
+
+    /// The 64-bit registers that were written lately, oldest first.
+    pub fn writes(&self) -> Vec<Pa> {
+        self.1.borrow().iter().copied().collect()
+    }
+}
 
 impl Hw for ModelHw {
     fn read32(&self, at: Pa) -> u32 {
@@ -22,6 +39,11 @@ impl Hw for ModelHw {
         self.0.read64(at.0)
     }
     fn write64(&self, at: Pa, value: u64) {
+        let mut writes = self.1.borrow_mut();
+        if writes.len() == REMEMBERED {
+            writes.pop_front();
+        }
+        writes.push_back(at);
         self.0.write64(at.0, value);
     }
     fn alloc(&self, size: usize, align: usize) -> Option<Pa> {
@@ -98,7 +120,7 @@ impl Bench {
     pub fn discovered(config: Config) -> Result<Bench, GicError> {
         let described = Described::new(&config);
         let machine = Machine::new(config);
-        let gic = Gic::discover(ModelHw(machine.clone()), &described.layout())?;
+        let gic = Gic::discover(ModelHw::new(machine.clone()), &described.layout())?;
         Ok(Bench { machine, gic })
     }
 

@@ -38,7 +38,7 @@ use crate::sync::{Lock, Rank};
 use alloc::collections::BTreeMap;
 use core::fmt;
 use queue::{Queue, RING_SIZE};
-use regs::{GITS_BASER, GITS_CBASER, GITS_CTLR, GITS_TYPER, gits};
+use regs::{GITS_BASER, GITS_CBASER, GITS_CTLR, GITS_SGIR, GITS_TYPER, gits};
 use tables::Content;
 use tock_registers::LocalRegisterCopy;
 
@@ -140,6 +140,7 @@ pub(super) struct State {
 pub(super) struct Its<H> {
     hw: H,
     pub id: ItsId,
+    base: Pa,
     pub facts: ItsFacts,
     physical_targets: bool,
     itt_entry: u64,
@@ -181,6 +182,14 @@ pub(super) fn quiesce<H: Hw>(hw: &H, base: Pa) -> Result<(), ItsError> {
     Ok(())
 }
 
+/// With whom an ITS has its vPE table in common (GICv4.1): affinity and GITS_TYPER.SVPET; `None` with nobody.
+pub(super) fn shares_vpe_table<H: Hw>(hw: &H, base: Pa) -> Option<(u32, u8)> {
+    let typer = typer_at(hw, base);
+    let svpet = typer.read(GITS_TYPER::SVPET) as u8;
+    let v41 = typer.is_set(GITS_TYPER::VIRTUAL) && typer.is_set(GITS_TYPER::VMAPP);
+    (v41 && svpet != 0).then(|| (hw.read32(base.add(gits::MPIDR)), svpet))
+}
+
 /// What bring-up is told about the whole machine.
 #[derive(Clone, Copy)]
 pub(super) struct Plan {
@@ -196,8 +205,16 @@ pub(super) struct Plan {
 const ITS_NUMBERS: u8 = 16;
 
 impl<H: Hw + Clone> Its<H> {
-    /// Brings up a quiet ITS. `taken` holds the ITS numbers in use, a bit each.
-    pub fn bring_up(hw: H, id: ItsId, layout: &ItsLayout, plan: Plan, taken: &mut u16) -> Result<Self, ItsError> {
+    /// Brings up a quiet ITS. `shared` is the vPE table that it has in common with an earlier one; `taken` holds the ITS
+    /// numbers in use, a bit each.
+    pub fn bring_up(
+        hw: H,
+        id: ItsId,
+        layout: &ItsLayout,
+        plan: Plan,
+        shared: Option<Table>,
+        taken: &mut u16,
+    ) -> Result<Self, ItsError> {
         let base = layout.base;
         let typer = typer_at(&hw, base);
         let device_bits = typer.read(GITS_TYPER::DEV_BITS) + 1;
@@ -214,9 +231,13 @@ impl<H: Hw + Clone> Its<H> {
             v41: typer.is_set(GITS_TYPER::VMAPP),
             vsgi: typer.is_set(GITS_TYPER::VSGI),
             svpet: typer.read(GITS_TYPER::SVPET) as u8,
+            affinity: 0,
             number: 0,
             coherent: layout.coherent,
         };
+        if facts.v41 {
+            facts.affinity = hw.read32(base.add(gits::MPIDR));
+        }
         let (mut device_table, mut collection_table, mut vpe_table) = (None, None, None);
         for n in 0..gits::BASERS {
             let register = hw.read64(base.add(gits::baser(n)));
@@ -224,7 +245,9 @@ impl<H: Hw + Clone> Its<H> {
             match Content::of(register) {
                 Some(Content::Devices) => device_table = Some(set_up(1 << device_bits)?),
                 Some(Content::Collections) => collection_table = Some(set_up(plan.cpus + hardware_collections)?),
-                Some(Content::Vpes) if facts.virtual_lpis => match set_up(1 << plan.vpe_bits) {
+                Some(Content::Vpes) if facts.virtual_lpis => match shared
+                    .map_or_else(|| set_up(1 << plan.vpe_bits), |table| table.adopt(&hw, base, n, layout.coherent))
+                {
                     Ok(table) => vpe_table = Some(table),
                     Err(e) => {
                         log::warn!("{id}: no vPE table ({e:?}): no virtual LPIs");
@@ -257,6 +280,7 @@ impl<H: Hw + Clone> Its<H> {
             queue: Queue::new(hw.clone(), id, base, ring, coherence),
             hw,
             id,
+            base,
             facts,
             physical_targets: typer.is_set(GITS_TYPER::PTA),
             itt_entry: typer.read(GITS_TYPER::ITT_ENTRY_SIZE) + 1,
@@ -369,6 +393,12 @@ impl<H: Hw> Its<H> {
             ],
         )
         .map(|_| ())
+    }
+
+    /// Makes a virtual SGI pending (GICv4.1).
+    pub fn send_vsgi(&self, vpe: VpeId, sgi: u8) {
+        let value = GITS_SGIR::VPEID.val(u64::from(vpe.0)) + GITS_SGIR::VINTID.val(u64::from(sgi));
+        self.hw.write64(self.base.add(gits::SGIR), value.value);
     }
 
     /// The last DeviceID that has room.

@@ -39,7 +39,7 @@ impl Content {
     }
 }
 
-/// A table that an ITS walks.
+/// A table that an ITS (or on GICv4.1 a redistributor) walks.
 #[derive(Clone, Copy, Debug)]
 pub struct Table {
     base: Pa,
@@ -47,7 +47,6 @@ pub struct Table {
     page: u64,
     entry: u64,
     indirect: bool,
-    coherence: Coherence,
 }
 
 /// Why a table could not be set up or grown.
@@ -82,38 +81,54 @@ fn probe_page<H: Hw>(hw: &H, at: Pa, found: Baser) -> Option<u64> {
 
 impl Table {
     /// Sets up GITS_BASER`n` for `wanted` entries, or as many as it can describe. The ITS is disabled.
-    ///
-    /// A flat table is taken when it fits one page; beyond that an indirect one, where the register can.
     pub fn set_up<H: Hw>(hw: &H, its: Pa, n: u64, wanted: u64, coherent: bool) -> Result<Table, TableError> {
         let at = its.add(gits::baser(n));
         let found = Baser::new(hw.read64(at));
         let entry = found.read(GITS_BASER::ENTRY_SIZE) + 1;
         let page = probe_page(hw, at, found).ok_or(TableError::PageSize)?;
+        let can_be_indirect = || Self::can_be_indirect(hw, at, found, page);
+        let table = Self::allocate(hw, (wanted, entry), page, MAX_PAGES, can_be_indirect)?;
+        if let Err(e) = table.point(hw, at, found, coherent) {
+            // Never valid, so never walked.
+            table.give_back(hw);
+            return Err(e);
+        }
+        Ok(table)
+    }
 
-        let indirect = wanted * entry > page && Self::can_be_indirect(hw, at, found, page);
-        let pages = if indirect {
-            let level1 = wanted.div_ceil(page / entry) * LEVEL1_ENTRY;
-            level1.div_ceil(page)
-        } else {
-            (wanted * entry).div_ceil(page)
-        };
-        let pages = pages.clamp(1, MAX_PAGES);
+    /// Memory for `wanted` entries of a size, zeroed and visible to everybody. A flat table is taken when it fits one
+    /// page; beyond that one with two levels, where that is possible.
+    pub fn allocate<H: Hw>(
+        hw: &H,
+        (wanted, entry): (u64, u64),
+        page: u64,
+        max_pages: u64,
+        can_be_indirect: impl FnOnce() -> bool,
+    ) -> Result<Table, TableError> {
+        let indirect = wanted * entry > page && can_be_indirect();
+        let bytes = if indirect { wanted.div_ceil(page / entry) * LEVEL1_ENTRY } else { wanted * entry };
+        let pages = bytes.div_ceil(page).clamp(1, max_pages);
         let size = (pages * page) as usize;
         let base = hw.alloc(size, page as usize).ok_or(TableError::Memory)?;
-        let mut table = Table { base, pages, page, entry, indirect, coherence: Coherence::NonCoherent };
-        // The memory is visible before the register that points at it is written, whatever its attributes will be.
+        // Before a register that points at it is written, and whatever attributes that will have.
         hw.publish(base, size, Coherence::NonCoherent);
-        match table.point(hw, at, found, coherent) {
-            Ok(coherence) => {
-                table.coherence = coherence;
-                Ok(table)
-            }
-            Err(e) => {
-                // Never valid, so never walked.
-                hw.free(base, size, page as usize);
-                Err(e)
-            }
+        Ok(Table { base, pages, page, entry, indirect })
+    }
+
+    /// Frees a table that no register has pointed at with Valid set.
+    pub fn give_back<H: Hw>(&self, hw: &H) {
+        hw.free(self.base, (self.pages * self.page) as usize, self.page as usize);
+    }
+
+    /// Points GITS_BASER`n` at a table that exists: ITSs of one affinity group share their vPE table (GICv4.1).
+    pub fn adopt<H: Hw>(&self, hw: &H, its: Pa, n: u64, coherent: bool) -> Result<Table, TableError> {
+        let at = its.add(gits::baser(n));
+        let found = Baser::new(hw.read64(at));
+        if found.read(GITS_BASER::ENTRY_SIZE) + 1 != self.entry {
+            return Err(TableError::ReadBack);
         }
+        self.point(hw, at, found, coherent)?;
+        Ok(*self)
     }
 
     fn can_be_indirect<H: Hw>(hw: &H, at: Pa, found: Baser, page: u64) -> bool {
@@ -123,8 +138,8 @@ impl Table {
         Baser::new(hw.read64(at)).is_set(GITS_BASER::INDIRECT)
     }
 
-    /// Writes the register and reads it back; says which cache policy the ITS accepted.
-    fn point<H: Hw>(&self, hw: &H, at: Pa, found: Baser, coherent: bool) -> Result<Coherence, TableError> {
+    /// Writes the register and reads it back. Whether the ITS looks into caches does not matter: tables are cleaned.
+    fn point<H: Hw>(&self, hw: &H, at: Pa, found: Baser, coherent: bool) -> Result<(), TableError> {
         let value = |shared: bool| {
             let mut v = found;
             let (share, inner) = if shared {
@@ -162,7 +177,7 @@ impl Table {
             hw.write64(at, off.get());
             return Err(TableError::ReadBack);
         }
-        Ok(if accepted { Coherence::Coherent } else { Coherence::NonCoherent })
+        Ok(())
     }
 
     /// How many ids it has room for.
@@ -173,6 +188,12 @@ impl Table {
         } else {
             self.pages * self.page / self.entry
         }
+    }
+
+    /// Address, pages, bytes of a page, whether it has two levels: what a register that points at it says.
+    #[must_use]
+    pub const fn shape(&self) -> (Pa, u64, u64, bool) {
+        (self.base, self.pages, self.page, self.indirect)
     }
 
     /// Makes sure that the entry for `id` has memory behind it.
@@ -188,9 +209,9 @@ impl Table {
             return Ok(());
         }
         let level2 = hw.alloc(self.page as usize, self.page as usize).ok_or(TableError::Memory)?;
-        hw.publish(level2, self.page as usize, self.coherence);
+        hw.publish(level2, self.page as usize, Coherence::NonCoherent);
         hw.store64(slot, (LEVEL1::VALID::SET + LEVEL1::PA.val(level2.0 >> 12)).value);
-        hw.publish(slot, LEVEL1_ENTRY as usize, self.coherence);
+        hw.publish(slot, LEVEL1_ENTRY as usize, Coherence::NonCoherent);
         Ok(())
     }
 }
@@ -208,7 +229,7 @@ mod tests {
     use super::*;
 
     fn table(indirect: bool) -> Table {
-        Table { base: Pa(0x10_0000), pages: 1, page: 0x1_0000, entry: 8, indirect, coherence: Coherence::Coherent }
+        Table { base: Pa(0x10_0000), pages: 1, page: 0x1_0000, entry: 8, indirect }
     }
 
     #[test]

@@ -14,6 +14,8 @@
 //! | `moves` | VMOVP: one ITS for all, or the ITSs of a list in one global order |
 //! | `residency` | enter and leave |
 //! | `proxy` | control of doorbells where redistributors cannot do it |
+//! | `groups` | GICv4.1: which redistributors and ITSs have a vPE table in common |
+//! | `sgi` | GICv4.1: virtual SGIs |
 //!
 //! Invariants: a vPE is resident on one redistributor at most and a redistributor holds one vPE at most; a vPE becomes
 //! resident only where every ITS that maps it knows it to be (the VMOVP *completed*); nothing in GICR_VPENDBASER
@@ -25,16 +27,22 @@
 
 #[cfg(test)]
 mod fault_tests;
+mod groups;
 mod moves;
 mod proxy;
 mod residency;
+mod sgi;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod v41_tests;
 mod vm;
 
-pub use residency::{EnterError, PendingLast, Resident, Why};
+pub use crate::gic::its::SgiConfig;
+pub use residency::{EnterError, Groups as InterruptGroups, PendingLast, Resident, Why};
 pub use vm::{V4Error, VmHandle};
 
+pub(super) use groups::{Groups, Sharing};
 pub(super) use proxy::Proxy;
 
 use super::Gic;
@@ -59,16 +67,18 @@ pub(super) struct State {
     vms: Lock<Vec<Option<Vm>>>,
     moves: Lock<Moves>,
     pub(super) proxy: Option<Proxy>,
+    pub(super) groups: Groups,
 }
 
 impl State {
-    pub(super) fn new(vpes: u32, proxy: Option<Proxy>) -> Self {
+    pub(super) fn new(vpes: u32, proxy: Option<Proxy>, groups: Groups) -> Self {
         State {
             ids: Ids::new(vpes as usize),
             chunks: (0..(vpes as usize).div_ceil(CHUNK)).map(|_| Once::new()).collect(),
             vms: Lock::new(Rank::VmMap, Vec::new()),
             moves: Lock::new(Rank::Vmovp, Moves::default()),
             proxy,
+            groups,
         }
     }
 

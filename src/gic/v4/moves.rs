@@ -16,7 +16,7 @@ use super::residency::EnterError;
 use super::vm::{Control, Vpe, bit};
 use crate::gic::its::{Command, Its, ItsError, Ticket};
 use crate::gic::redist::Redist;
-use crate::ids::{CpuId, VpeId};
+use crate::ids::{CpuId, Lpi, VpeId};
 use crate::mmio::Hw;
 use arrayvec::ArrayVec;
 
@@ -44,6 +44,8 @@ pub(super) struct Moves {
 struct Broadcast {
     vpe: VpeId,
     to: CpuId,
+    /// GICv4.1.
+    default_doorbell: Option<Lpi>,
     sequence: u16,
     list: u16,
     missing: u16,
@@ -83,7 +85,8 @@ impl<H: Hw + Clone> V4<'_, H> {
                 .map_err(|_| stays)?;
             moving.tickets.push((its.id.0, ticket));
         } else {
-            self.broadcast(vpe, to, alive, &mut moving).map_err(|_| stays)?;
+            let default_doorbell = self.gic.facts.v41.then_some(v.doorbell);
+            self.broadcast(vpe, default_doorbell, to, alive, &mut moving).map_err(|_| stays)?;
         }
         self.gic.counters.vmovp.bump();
         self.move_doorbell(v, to, &mut moving);
@@ -97,7 +100,14 @@ impl<H: Hw + Clone> V4<'_, H> {
     }
 
     /// One number, one list, all rings, under one lock. An error means that no ring has it.
-    fn broadcast(self, vpe: VpeId, to: &Redist<H>, list: u16, moving: &mut Moving) -> Result<(), ItsError> {
+    fn broadcast(
+        self,
+        vpe: VpeId,
+        default_doorbell: Option<Lpi>,
+        to: &Redist<H>,
+        list: u16,
+        moving: &mut Moving,
+    ) -> Result<(), ItsError> {
         let mut moves = self.state.moves.lock();
         if let Some(mut earlier) = moves.unfinished.take() {
             self.post_missing(&mut earlier, |_, _| {});
@@ -107,7 +117,7 @@ impl<H: Hw + Clone> V4<'_, H> {
             }
         }
         moves.sequence = moves.sequence.wrapping_add(1);
-        let mut all = Broadcast { vpe, to: to.cpu, sequence: moves.sequence, list, missing: list };
+        let mut all = Broadcast { vpe, to: to.cpu, default_doorbell, sequence: moves.sequence, list, missing: list };
         self.post_missing(&mut all, |its, ticket| moving.tickets.push((its, ticket)));
         if all.missing == list {
             return Err(ItsError::Timeout);
@@ -128,7 +138,10 @@ impl<H: Hw + Clone> V4<'_, H> {
                 continue;
             }
             let numbers = self.itss().filter(|i| all.list & bit(i) != 0).fold(0, |a, i| a | 1u16 << i.facts.number);
-            let command = Command::vmovp_listed(all.vpe, its.target(to), all.sequence, numbers);
+            let mut command = Command::vmovp_listed(all.vpe, its.target(to), all.sequence, numbers);
+            if let Some(doorbell) = all.default_doorbell {
+                command = command.with_default_doorbell(doorbell);
+            }
             match its.queue.post(&self.gic.counters, &[command, Command::vsync(all.vpe)]) {
                 Ok(ticket) => posted(its.id.0, ticket),
                 Err(ItsError::Dead) => {}
@@ -143,8 +156,8 @@ impl<H: Hw + Clone> V4<'_, H> {
         let gic = self.gic;
         let Ok(from) = gic.online(v.home) else { return };
         match v.control {
-            // On GICv4.1 the default doorbell follows the vPE.
-            Control::Direct if gic.facts.v41 => {}
+            // It follows the vPE by itself.
+            Control::Default => {}
             Control::Direct => {
                 let cleared = !gic.facts.can_setclr || from.clear_lpi(v.doorbell);
                 if !(to.invalidate_lpi(v.doorbell) && cleared) {

@@ -319,6 +319,16 @@ fn leave_v41<H: Hw>(redist: &Redist<H>, why: Why) -> Left {
     }
 }
 
+impl<H: Hw + Clone> V4<'_, H> {
+    /// Says which groups of interrupts a guest has on (GICv4.1; group 1 at first). Counts from the next
+    /// [`enter`](Self::enter): a vPE that is resident is taken off and entered again by the caller.
+    pub fn set_groups(self, vpe: VpeId, groups: Groups) -> Result<(), EnterError> {
+        let slot = self.state.slot(vpe).ok_or(EnterError::NoSuchVpe(vpe))?;
+        slot.vpe.lock().as_mut().ok_or(EnterError::NoSuchVpe(vpe))?.groups = groups;
+        Ok(())
+    }
+}
+
 /// Which groups of interrupts a guest has on (GICv4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Groups {

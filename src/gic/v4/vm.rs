@@ -59,6 +59,8 @@ pub enum V4Error {
     Its(ItsError),
     /// A redistributor did not do its part in time.
     Redist(CpuId),
+    /// There is no such virtual SGI, or none at all.
+    NoSuchSgi(u8),
 }
 
 impl fmt::Display for V4Error {
@@ -76,6 +78,7 @@ impl fmt::Display for V4Error {
             V4Error::IdBits(n) => write!(f, "{n} INTID bits are not possible"),
             V4Error::VIntidRange(v) => write!(f, "{v} is not a vLPI of the VM"),
             V4Error::Its(e) => write!(f, "{e}"),
+            V4Error::NoSuchSgi(n) => write!(f, "there is no virtual SGI {n}"),
             V4Error::Redist(c) => write!(f, "the redistributor of {c} did not answer in time"),
         }
     }
@@ -99,8 +102,10 @@ pub(super) struct Vm {
 /// How a doorbell's configuration and place are changed.
 #[derive(Clone, Copy)]
 pub(super) enum Control {
-    /// By its redistributor: INVLPIR, and CLRLPIR where there is one. On GICv4.1, INVDB.
+    /// By its redistributor: INVLPIR, and CLRLPIR where there is one.
     Direct,
+    /// As the vPE's default doorbell: INVDB (GICv4.1).
+    Default,
     /// By an event of the proxy device.
     Proxy(EventId),
     /// By INVALL: the proxy has no event left.
@@ -264,6 +269,8 @@ impl<'a, H: Hw + Clone> V4<'a, H> {
             let grown = table.and_then(|t| t.ensure(&gic.hw, u64::from(vpe.0)).map_err(ItsError::from));
             ready = ready.and(grown.map_err(V4Error::from));
         }
+        let grown = self.state.groups.ensure(&gic.hw, u64::from(vpe.0));
+        ready = ready.and(grown.map_err(|e| V4Error::Its(e.into())));
         let slot = self.state.slot(vpe).ok_or(V4Error::NoVpeId);
         let found = vms.get_mut(usize::from(vm.0)).and_then(Option::as_mut).ok_or(V4Error::NoSuchVm);
         let (v, slot) = match ready.and(found).and_then(|v| Ok((v, slot?))) {
@@ -332,6 +339,15 @@ impl<'a, H: Hw + Clone> V4<'a, H> {
         if v.mapped == 0 {
             return Err(V4Error::Its(ItsError::Dead));
         }
+        self.invalidate_default_doorbell(vpe, v)
+    }
+
+    /// Has the configuration of a default doorbell read anew by all redistributors (GICv4.1). The vPE is mapped.
+    fn invalidate_default_doorbell(self, vpe: VpeId, v: &Vpe) -> Result<(), V4Error> {
+        if let Control::Default = v.control {
+            let its = self.alive(v.mapped).ok_or(V4Error::Its(ItsError::Dead))?;
+            its.run(&self.gic.counters, &[Command::invdb(vpe), Command::vsync(vpe)])?;
+        }
         Ok(())
     }
 
@@ -344,14 +360,14 @@ impl<'a, H: Hw + Clone> V4<'a, H> {
         let home = self.gic.online(v.home)?;
         let base = VmappV40 { vpe, target: its.target(home), vpt: v.vpt, id_bits: v.id_bits };
         let map = if self.gic.facts.v41 {
-            // The table has been in use if an ITS had it before; zero is promised for the first map only.
             let first = v.mapped == 0;
             Command::vmapp_v41(VmappV41 {
                 base,
                 config: v.config,
                 doorbell: v.doorbell,
                 alloc: first,
-                pending_zero: false,
+                // An all-zero table was published when the vPE was made, and nothing was mapped before.
+                pending_zero: first,
             })
         } else {
             Command::vmapp(base)
@@ -408,6 +424,10 @@ impl<'a, H: Hw + Clone> V4<'a, H> {
     fn take_down(self, vpe: VpeId, v: &mut Vpe) -> Result<(), V4Error> {
         let counters = &self.gic.counters;
         let mut result = self.finish_move(vpe, v).map_err(|_| V4Error::Its(ItsError::Timeout));
+        if let (Control::Default, Some(lpis)) = (v.control, &self.gic.lpis) {
+            lpis.configure(v.doorbell, DOORBELL_PRIORITY, false);
+            result = result.and(self.invalidate_default_doorbell(vpe, v));
+        }
         let mut proof = None;
         for its in self.itss() {
             if v.mapped & bit(its) == 0 {
@@ -444,6 +464,9 @@ impl<'a, H: Hw + Clone> V4<'a, H> {
     /// Makes an enabled doorbell known to the redistributor it rings on.
     fn introduce(self, doorbell: Lpi, home: &Redist<H>) -> Control {
         let facts = &self.gic.facts;
+        if facts.v41 {
+            return Control::Default;
+        }
         if facts.can_invlpi {
             if !home.invalidate_lpi(doorbell) {
                 self.gic.counters.redist_timeouts.bump();
@@ -464,7 +487,11 @@ impl<'a, H: Hw + Clone> V4<'a, H> {
         let lpis = self.gic.lpis.as_ref().ok_or(V4Error::NoLpi)?;
         let home = self.gic.online(v.home).map_err(|_| V4Error::CpuOffline(v.home))?;
         lpis.configure(v.doorbell, DOORBELL_PRIORITY, false);
+        if self.gic.facts.can_setclr && !home.clear_lpi(v.doorbell) {
+            return Err(V4Error::Redist(v.home));
+        }
         match v.control {
+            Control::Default => Ok(()),
             Control::Direct if home.invalidate_lpi(v.doorbell) => Ok(()),
             Control::Direct => Err(V4Error::Redist(v.home)),
             Control::Proxy(ev) => match &self.state.proxy {

@@ -1,0 +1,161 @@
+//! GICv4.1: the vPE tables of redistributors and ITSs, and who has which in common (IHI 0069, 12.11 GICR_VPROPBASER,
+//! 12.19 GITS_TYPER.SVPET).
+//!
+//! Redistributors with the same affinity down to the level that GICR_TYPER.CommonLPIAff names have one vPE table in
+//! common. So have an ITS and the redistributors of its affinity, down to the level of GITS_TYPER.SVPET, and ITSs with
+//! the same level and affinity; then it is the table behind GITS_BASER2. Having in common is transitive: if two ITSs
+//! share with two redistributors that share with each other, all four have one table.
+//!
+//! Who shares is worked out before the first table is made, and all tables are made before the first CPU comes up;
+//! each redistributor is pointed at its own exactly once. Second levels are made in all of them before a vPEID is used.
+
+use crate::gic::GicError;
+use crate::gic::facts::common_affinity;
+use crate::gic::its::{Its, Table, TableError};
+use crate::gic::redist::Redist;
+use crate::ids::CpuId;
+use crate::mmio::Hw;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+/// Affinity, and how many levels of it (from Aff3 down) name those that share.
+type Reach = (u32, u8);
+
+fn reaches((own, levels): Reach, other: u32) -> bool {
+    common_affinity(own, levels) == common_affinity(other, levels)
+}
+
+/// Who has a vPE table in common: equal labels do.
+pub(in crate::gic) struct Sharing {
+    itss: Vec<usize>,
+    redists: Vec<usize>,
+}
+
+impl Sharing {
+    /// Works it out from the reach of each ITS (`None`: shares with nobody) and of each redistributor.
+    pub fn of(itss: &[Option<Reach>], redists: &[Reach]) -> Sharing {
+        let count = itss.len() + redists.len();
+        let mut labels: Vec<usize> = (0..count).collect();
+        let share = |a: usize, b: usize| match (itss.get(a), itss.get(b)) {
+            (Some(a), Some(b)) => matches!((a, b), (Some(a), Some(b)) if a.1 == b.1 && reaches(*a, b.0)),
+            (Some(its), None) => its.is_some_and(|its| reaches(its, redists[b - itss.len()].0)),
+            (None, _) => {
+                let (a, b) = (redists[a - itss.len()], redists[b - itss.len()]);
+                a.1 == b.1 && reaches(a, b.0)
+            }
+        };
+        // Until nothing changes: each round carries a label at least one step on.
+        let mut changed = true;
+        while changed {
+            changed = false;
+            for a in 0..count {
+                for b in a + 1..count {
+                    if labels[a] != labels[b] && share(a, b) {
+                        let label = labels[a].min(labels[b]);
+                        (labels[a], labels[b]) = (label, label);
+                        changed = true;
+                    }
+                }
+            }
+        }
+        let redists = labels.split_off(itss.len());
+        Sharing { itss: labels, redists }
+    }
+
+    /// The table of an earlier ITS that this one has in common with it.
+    pub fn of_its<H>(&self, its: usize, earlier: &[Option<Its<H>>]) -> Option<Table> {
+        let label = self.itss.get(its)?;
+        let same = earlier.iter().zip(&self.itss).filter(|(_, l)| *l == label);
+        same.filter_map(|(its, _)| its.as_ref()?.vpe_table).next()
+    }
+}
+
+/// One vPE table and the redistributors that have it in common.
+struct Group {
+    label: usize,
+    table: Table,
+    /// Made for redistributors only, and none has been pointed at it: it is all zero, and the first may be told so.
+    fresh: AtomicBool,
+}
+
+/// All of them, and each redistributor's label.
+#[derive(Default)]
+pub(in crate::gic) struct Groups {
+    groups: Vec<Group>,
+    labels: Vec<usize>,
+}
+
+impl Groups {
+    /// A table for each group, an ITS's own where it is shared.
+    pub fn make<H: Hw + Clone>(
+        sharing: &Sharing,
+        redists: &[Redist<H>],
+        itss: &[Option<Its<H>>],
+        vpes: u64,
+    ) -> Result<Groups, TableError> {
+        let mut groups = Groups { groups: Vec::new(), labels: sharing.redists.clone() };
+        for (redist, &label) in redists.iter().zip(&sharing.redists) {
+            if groups.groups.iter().any(|g| g.label == label) {
+                continue;
+            }
+            let same = itss.iter().zip(&sharing.itss).filter(|(_, l)| **l == label);
+            let shared = same.filter_map(|(its, _)| its.as_ref()?.vpe_table).next();
+            match shared.map_or_else(|| redist.make_vpe_table(vpes), Ok) {
+                Ok(table) => groups.groups.push(Group { label, table, fresh: AtomicBool::new(shared.is_none()) }),
+                Err(e) => {
+                    groups
+                        .groups
+                        .iter()
+                        .filter(|g| g.fresh.load(Ordering::Relaxed))
+                        .for_each(|g| redist.free_vpe_table(&g.table));
+                    return Err(e);
+                }
+            }
+        }
+        Ok(groups)
+    }
+
+    fn of(&self, cpu: CpuId) -> Option<&Group> {
+        let label = *self.labels.get(cpu.index())?;
+        self.groups.iter().find(|g| g.label == label)
+    }
+
+    /// Points a redistributor at its group's table.
+    pub fn join<H: Hw>(&self, redist: &Redist<H>, coherent: bool) -> Result<(), GicError> {
+        let group = self.of(redist.cpu).ok_or(GicError::RegisterWrite(redist.cpu))?;
+        let first = group.fresh.swap(false, Ordering::AcqRel);
+        if redist.set_vpe_table(&group.table, first, coherent) {
+            Ok(())
+        } else {
+            Err(GicError::RegisterWrite(redist.cpu))
+        }
+    }
+
+    /// Room for a vPE in every table.
+    pub fn ensure<H: Hw>(&self, hw: &H, id: u64) -> Result<(), TableError> {
+        self.groups.iter().try_for_each(|g| g.table.ensure(hw, id))
+    }
+
+    /// How many vPEs all of them have room for.
+    pub fn capacity(&self) -> Option<u64> {
+        self.groups.iter().map(|g| g.table.capacity()).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sharing_is_transitive() {
+        // All redistributors have one table (CommonLPIAff 0), so two ITSs of different sockets have it too.
+        let s = Sharing::of(&[Some((0, 1)), Some((1 << 24, 1)), None], &[(0, 0), (1 << 24, 0)]);
+        assert_eq!((s.itss, s.redists), (vec![0, 0, 2], vec![0, 0]));
+        // Each socket has its own.
+        let s = Sharing::of(&[Some((0, 1)), Some((1 << 24, 1))], &[(0x100, 1), (1 << 24, 1), (0x200, 1)]);
+        assert_eq!((s.itss, s.redists), (vec![0, 1], vec![0, 1, 0]));
+        // Graviton3: one ITS on the first half; the second half shares among itself.
+        let s = Sharing::of(&[Some((0, 1))], &[(0, 1), (1 << 24, 1), (0x100, 1), (1 << 24 | 0x100, 1)]);
+        assert_eq!((s.itss, s.redists), (vec![0], vec![0, 2, 0, 2]));
+    }
+}

@@ -1,0 +1,71 @@
+//! Virtual SGIs (GICv4.1; IHI 0069, 6.5): a guest's IPI without the hypervisor on the receiving side.
+//!
+//! A vPE has sixteen of them, without active state. One is configured and cleared by ITS commands, made pending by a
+//! store to an ITS (the nearest: crossing a socket costs as much as the rest), and read back at the vPE's redistributor.
+
+use super::vm::{V4Error, bit};
+use super::{EnterError, V4};
+use crate::gic::its::{Command, Its, ItsError, SgiConfig};
+use crate::ids::VpeId;
+use crate::mmio::Hw;
+
+const SGIS: u8 = 16;
+
+impl<'a, H: Hw + Clone> V4<'a, H> {
+    fn sgi_commands(self, vpe: VpeId, sgi: u8, command: Command) -> Result<(), V4Error> {
+        if sgi >= SGIS || !self.gic.facts.vsgi {
+            return Err(V4Error::NoSuchSgi(sgi));
+        }
+        let slot = self.state.slot(vpe).ok_or(V4Error::NoSuchVpe(vpe))?;
+        let mut guard = slot.vpe.lock();
+        let v = guard.as_mut().ok_or(V4Error::NoSuchVpe(vpe))?;
+        let its = self.alive(v.mapped).ok_or(V4Error::Its(ItsError::Dead))?;
+        its.run(&self.gic.counters, &[command, Command::vsync(vpe)])?;
+        Ok(())
+    }
+
+    /// An ITS of a set that is not dead.
+    pub(super) fn alive(self, set: u16) -> Option<&'a Its<H>> {
+        self.itss().find(|its| set & bit(its) != 0 && !its.queue.is_dead())
+    }
+
+    /// Enables, groups and prioritises a virtual SGI. Its pending state stays.
+    pub fn configure_sgi(self, vpe: VpeId, sgi: u8, config: SgiConfig) -> Result<(), V4Error> {
+        self.sgi_commands(vpe, sgi, Command::vsgi(vpe, sgi, config))
+    }
+
+    /// Takes a virtual SGI's pending state away.
+    pub fn clear_sgi(self, vpe: VpeId, sgi: u8) -> Result<(), V4Error> {
+        self.sgi_commands(vpe, sgi, Command::vsgi_clear(vpe, sgi))
+    }
+
+    /// Makes a virtual SGI pending: one store, no command.
+    pub fn send_sgi(self, vpe: VpeId, sgi: u8) -> Result<(), V4Error> {
+        if sgi >= SGIS || !self.gic.facts.vsgi {
+            return Err(V4Error::NoSuchSgi(sgi));
+        }
+        let slot = self.state.slot(vpe).ok_or(V4Error::NoSuchVpe(vpe))?;
+        // The lock keeps the vPE mapped.
+        let guard = slot.vpe.lock();
+        let v = guard.as_ref().ok_or(V4Error::NoSuchVpe(vpe))?;
+        let home = self.gic.redists.get(v.home.index()).map_or(0, |r| r.affinity());
+        let near = self
+            .itss()
+            .find(|its| v.mapped & bit(its) != 0 && !its.queue.is_dead() && its.facts.shares_vpes_with(home));
+        near.or_else(|| self.alive(v.mapped)).ok_or(V4Error::Its(ItsError::Dead))?.send_vsgi(vpe, sgi);
+        Ok(())
+    }
+
+    /// Which virtual SGIs are pending, a bit each.
+    pub fn pending_sgis(self, vpe: VpeId) -> Result<u16, V4Error> {
+        if !self.gic.facts.vsgi {
+            return Err(V4Error::NoSuchSgi(0));
+        }
+        let slot = self.state.slot(vpe).ok_or(V4Error::NoSuchVpe(vpe))?;
+        let mut guard = slot.vpe.lock();
+        let v = guard.as_mut().ok_or(V4Error::NoSuchVpe(vpe))?;
+        self.finish_move(vpe, v).map_err(|_: EnterError| V4Error::Its(ItsError::Timeout))?;
+        let home = self.gic.online(v.home)?;
+        home.pending_vsgis(vpe).ok_or(V4Error::Redist(v.home))
+    }
+}

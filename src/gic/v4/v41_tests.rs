@@ -1,0 +1,243 @@
+//! What only GICv4.1 has: who shares which table, default doorbells, virtual SGIs, direct invalidation.
+
+use super::*;
+use crate::gic::testing::{DEV, Guest, ITS0, vlpi};
+use crate::gic::v4::Why::{Block, Preempt};
+use gic_model::{Command, Config, Delivery, Fault};
+use std::vec::Vec;
+
+const CPUS: usize = 4;
+const ON: SgiConfig = SgiConfig { enabled: true, group1: true, priority: 0xa0 };
+
+fn guest(itss: usize) -> Guest {
+    Guest::new(Config::v4_1(CPUS, itss), 2)
+}
+
+/// The vPE commands of an ITS, with each command's index.
+fn vmapps(g: &Guest, its: usize, vpe: VpeId) -> Vec<(bool, bool, bool)> {
+    let of = |c: &Command| match *c {
+        Command::Vmapp { vpe: v, valid, v4_1: Some(x), .. } if v == vpe.0 => Some((valid, x.alloc, x.ptz)),
+        _ => None,
+    };
+    g.machine.commands(its).iter().filter_map(of).collect()
+}
+
+#[test]
+fn only_the_first_map_and_the_last_unmap_over_all_itss_allocate() {
+    let g = guest(3);
+    let vpe = g.vpes[0];
+    g.take_down();
+    assert_eq!(vmapps(&g, 0, vpe), [(true, true, true), (false, false, false)]);
+    assert_eq!(vmapps(&g, 1, vpe), [(true, false, false), (false, false, false)]);
+    assert_eq!(vmapps(&g, 2, vpe), [(true, false, false), (false, true, false)]);
+    g.machine.assert_clean();
+}
+
+#[test]
+fn no_vsync_names_a_vpe_that_is_unmapped() {
+    let g = guest(2);
+    g.map(ITS0, 1, 0);
+    g.take_down();
+    for its in 0..2 {
+        let mut mapped = [false; 16];
+        for command in g.machine.commands(its) {
+            match command {
+                Command::Vmapp { vpe, valid, .. } => mapped[usize::from(vpe)] = valid,
+                Command::Vsync { vpe } => assert!(mapped[usize::from(vpe)], "VSYNC to {vpe}"),
+                _ => {}
+            }
+        }
+    }
+}
+
+#[test]
+fn a_doorbell_is_asked_for_when_a_vpe_blocks_and_not_when_it_is_preempted() {
+    let g = guest(1);
+    g.map(ITS0, 1, 0);
+    let r = g.enter(0, 0);
+    assert!(!g.leave(r, Block));
+    g.msi(ITS0, 1);
+    assert_eq!(g.all_doorbells(), [g.vpes[0]]);
+    let r = g.enter(0, 0);
+    assert_eq!(g.guest(0), [1]);
+    assert!(g.leave(r, Preempt), "nobody looked: it comes back by itself");
+    g.msi(ITS0, 1);
+    assert!(g.all_doorbells().is_empty());
+    let r = g.enter(0, 0);
+    assert_eq!(g.guest(0), [1]);
+    assert!(!g.leave(r, Block));
+    g.machine.assert_clean();
+}
+
+#[test]
+fn events_carry_no_doorbell_of_their_own() {
+    let g = guest(1);
+    g.map(ITS0, 1, 0);
+    g.v4().move_event(ITS0, DEV, EventId(1), g.vpes[1]).unwrap();
+    for command in g.machine.commands(0) {
+        match command {
+            Command::Vmapti { doorbell, .. } => assert_eq!(doorbell, 1023),
+            Command::Vmovi { doorbell, .. } => assert_eq!(doorbell, None),
+            _ => {}
+        }
+    }
+    g.machine.assert_clean();
+}
+
+#[test]
+fn a_vpe_is_moved_with_its_doorbell_on_every_change_of_cpu_even_within_an_affinity_group() {
+    // The policy: residency alone could go anywhere in a group, but the doorbell would still ring on the CPU that was
+    // left. Vpes are moved when they run elsewhere, so the doorbell always rings where its vPE ran last.
+    let g = guest(1);
+    g.map(ITS0, 1, 0);
+    for cpu in [1, 2, 3, 0] {
+        let r = g.enter(0, cpu);
+        assert!(!g.leave(r, Block));
+        g.msi(ITS0, 1);
+        assert_eq!(g.doorbells(usize::from(cpu)), [g.vpes[0]]);
+        g.gic.clear_pending(ITS0, DEV, EventId(1)).unwrap();
+    }
+    let doorbells: Vec<_> = (g.machine.commands(0).iter())
+        .filter_map(|c| if let Command::Vmovp { doorbell, .. } = c { Some(doorbell.is_some()) } else { None })
+        .collect();
+    assert_eq!(doorbells, [true; 4]);
+    assert!(g.all_doorbells().is_empty());
+    g.machine.assert_clean();
+}
+
+#[test]
+fn a_vlpi_is_invalidated_by_its_redistributor_without_a_command() {
+    let g = guest(1);
+    g.map(ITS0, 1, 0);
+    let r = g.enter(0, 2);
+    let before = g.machine.commands(0).len();
+    g.v4().configure(g.vm, vlpi(1), 0xa0).unwrap();
+    g.gic.invalidate(ITS0, DEV, EventId(1)).unwrap();
+    g.msi(ITS0, 1);
+    assert!(g.guest(2).is_empty(), "disabled");
+    g.v4().configure(g.vm, vlpi(1), 0xa1).unwrap();
+    g.v4().invalidate_all(g.vpes[0]).unwrap();
+    assert_eq!(g.guest(2), [1]);
+    assert_eq!(g.machine.commands(0).len(), before);
+    let _ = g.leave(r, Preempt);
+    g.machine.assert_clean();
+}
+
+#[test]
+fn a_redistributor_that_stays_busy_is_replaced_by_the_its() {
+    let g = guest(1);
+    g.map(ITS0, 1, 0);
+    g.machine.inject(Fault::BusyStuck { cpu: 0 });
+    g.v4().configure(g.vm, vlpi(1), 0xa0).unwrap();
+    let start = g.machine.now_us();
+    g.gic.invalidate(ITS0, DEV, EventId(1)).unwrap();
+    assert!(g.machine.now_us() - start < 10_000);
+    let r = g.enter(0, 1);
+    g.msi(ITS0, 1);
+    assert!(g.guest(1).is_empty(), "the INV command did it");
+    let _ = g.leave(r, Preempt);
+    assert_eq!(g.v4().invalidate_all(g.vpes[1]), Ok(()));
+    g.machine.assert_clean();
+}
+
+#[test]
+fn a_virtual_sgi_reaches_a_resident_vpe_and_el2_hears_nothing() {
+    let g = guest(2);
+    assert!(g.gic.facts().vsgi);
+    let v4 = g.v4();
+    v4.configure_sgi(g.vpes[1], 5, ON).unwrap();
+    let r = g.enter(1, 1);
+    v4.send_sgi(g.vpes[1], 5).unwrap();
+    assert_eq!(g.machine.guest_ack(1), Some(5));
+    assert!(g.machine.take_deliveries().iter().all(|d| matches!(d, Delivery::Guest { cpu: 1, intid: 5, .. })));
+    assert!(!g.leave(r, Block));
+    v4.send_sgi(g.vpes[1], 5).unwrap();
+    assert_eq!(g.all_doorbells(), [g.vpes[1]]);
+    assert_eq!(v4.pending_sgis(g.vpes[1]), Ok(1 << 5));
+    v4.clear_sgi(g.vpes[1], 5).unwrap();
+    assert_eq!(v4.pending_sgis(g.vpes[1]), Ok(0));
+    assert_eq!(v4.send_sgi(g.vpes[1], 16), Err(V4Error::NoSuchSgi(16)));
+    g.take_down();
+    g.machine.assert_clean();
+}
+
+#[test]
+fn a_virtual_sgi_is_sent_to_the_its_of_its_vpes_socket() {
+    let socket = |n: usize| (n as u32 % 2) << 24;
+    let g = Guest::new(
+        Config::v4_1(CPUS, 2)
+            .each_cpu(|n, cpu| cpu.affinity = socket(n) | n as u32)
+            .each_its(|n, its| (its.mpidr, its.svpet) = (socket(n), 1)),
+        2,
+    );
+    let v4 = g.v4();
+    for (vpe, sgir) in g.machine.config().its.iter().map(|its| crate::ids::Pa(its.base + 0x2_0020)).enumerate() {
+        v4.configure_sgi(g.vpes[vpe], 3, ON).unwrap();
+        v4.send_sgi(g.vpes[vpe], 3).unwrap();
+        assert_eq!(g.gic.hw.writes().last(), Some(&sgir));
+    }
+    g.machine.assert_clean();
+}
+
+#[test]
+fn without_vsgi_everywhere_there_are_no_virtual_sgis() {
+    let g = Guest::new(Config::v4_1(CPUS, 2).each_its(|n, its| its.vsgi = n == 0), 1);
+    assert!(!g.gic.facts().vsgi);
+    assert_eq!(g.v4().send_sgi(g.vpes[0], 1), Err(V4Error::NoSuchSgi(1)));
+    assert_eq!(g.v4().configure_sgi(g.vpes[0], 1, ON), Err(V4Error::NoSuchSgi(1)));
+}
+
+#[test]
+fn two_vpeids_are_two_vpes_and_the_third_virtual_cpu_takes_the_software_path() {
+    let mut config = Config::v4_1(CPUS, 1);
+    config.vpeid_bits = Some(1);
+    let g = Guest::new(config, 2);
+    assert_eq!(g.gic.facts().vpes, 2);
+    assert_eq!(g.v4().add_vpe(g.vm, CpuId(0)), Err(V4Error::NoVpeId));
+    g.v4().remove_vpe(g.vpes[1]).unwrap();
+    assert_eq!(g.v4().add_vpe(g.vm, CpuId(0)), Ok(g.vpes[1]));
+    g.machine.assert_clean();
+}
+
+#[test]
+fn disabled_groups_keep_interrupts_from_a_guest() {
+    let g = guest(1);
+    g.map(ITS0, 1, 0);
+    g.v4().set_groups(g.vpes[0], InterruptGroups { group0: false, group1: false }).unwrap();
+    let r = g.enter(0, 0);
+    g.msi(ITS0, 1);
+    assert!(g.guest(0).is_empty());
+    let _ = g.leave(r, Preempt);
+    g.v4().set_groups(g.vpes[0], InterruptGroups { group0: false, group1: true }).unwrap();
+    let r = g.enter(0, 0);
+    assert_eq!(g.guest(0), [1]);
+    let _ = g.leave(r, Preempt);
+    g.machine.assert_clean();
+}
+
+#[test]
+fn machines_that_are_half_gicv4_1_use_no_virtual_lpis() {
+    use crate::gic::testing::Bench;
+    let half = [
+        Config::v4_1(CPUS, 1).each_cpu(|n, cpu| cpu.rvpeid = n != 2),
+        Config::v4_1(CPUS, 1).each_its(|_, its| its.vmapp = false),
+        Config::v4_1(CPUS, 1).each_its(|_, its| its.virtual_lpis = false),
+    ];
+    for config in half {
+        let b = Bench::discovered(config).unwrap();
+        assert!(!b.gic.facts().virtual_lpis && b.gic.v4().is_none());
+    }
+}
+
+#[test]
+fn what_an_earlier_owner_left_resident_is_taken_off_before_anything_else() {
+    use crate::gic::testing::Bench;
+    let left = 1u64 << 63 | 5;
+    let b = Bench::up(Config::v4_1(CPUS, 1).each_cpu(|n, cpu| {
+        if n == 1 {
+            cpu.residency_at_reset = Some((left, 0));
+        }
+    }));
+    assert_eq!(b.machine.resident(1), None);
+    b.machine.assert_clean();
+}
