@@ -213,6 +213,34 @@ fn its_tables_are_aligned_disjoint_and_there() {
 }
 
 #[test]
+fn an_its_remembers_what_its_tables_say_and_no_more() {
+    let b = Bench::up(Config::gicv3(1));
+    let i = b.c.its[0].base;
+    b.set_config(LPI, 0xa1);
+    b.device(0, 5);
+    let at_home = sync(b.rdbase(0, 0));
+    b.run(0, &[mapti(5, 1, LPI, 0), at_home]);
+    let stop = || {
+        b.m.write32(i, 0);
+        b.m.advance_us(5);
+    };
+    stop();
+    b.m.msi(5, 1);
+    assert_eq!(b.m.host_ack(0), None);
+    b.m.write32(i, 1);
+    b.m.msi(5, 1);
+    assert_eq!(b.m.host_ack(0), Some(LPI), "the same tables");
+    stop();
+    b.m.write64(i + 0x100, VALID | b.memory(0x1_0000, 0x1_0000) | SHARED | 2 << 8);
+    b.m.write32(i, 1);
+    b.m.msi(5, 1);
+    assert_eq!(b.m.host_ack(0), None, "another device table");
+    b.m.assert_clean();
+    b.run(0, &[int(5, 1)]);
+    b.expect("5.3 INT");
+}
+
+#[test]
 fn collections_have_a_width_and_go_to_cpus_with_lpis_on() {
     let b = Bench::up(Config::graviton3(1).each_its(|_, i| i.collection_bits = 4));
     b.run(0, &[mapc(15, b.rdbase(0, 0)), sync(b.rdbase(0, 0))]);

@@ -14,6 +14,7 @@ const TRANSLATER: &str = "12.19 GITS_TRANSLATER";
 const SGIR: &str = "12.19 GITS_SGIR";
 
 const VALID: u64 = 1 << 63;
+const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 
 impl Its {
     /// What a GITS_BASER reads after `written` was written to it: Type and Entry_Size are read-only, and a page
@@ -34,7 +35,7 @@ impl Its {
             | (u64::from(b.indirect) << 62)
             | 7 << 59
             | 7 << 53
-            | 0x0000_ffff_ffff_f000
+            | ADDRESS
             | if cfg.shareable { 3 << 10 } else { 0 }
             | 0xff;
         (written & keep) | kind << 56 | u64::from(b.entry_size - 1) << 48 | page << 8
@@ -202,10 +203,14 @@ impl State {
         }
         for n in 0..8 {
             let value = self.its[its].basers[n];
-            self.its[its].latched[n] = None;
+            let old = self.its[its].latched[n].take();
+            let same = old.is_some_and(|old| (old.value ^ value) & (VALID | ADDRESS) == 0);
+            if old.is_some() && !same {
+                self.forget_table(its, n);
+            }
             if value & VALID != 0 {
                 self.its[its].latched[n] = Some(Latched { value });
-                self.check_table(its, n);
+                self.check_table(its, n, same);
             }
         }
         self.check_shared_vpe_table(its);

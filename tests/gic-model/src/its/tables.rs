@@ -84,8 +84,35 @@ impl State {
         })
     }
 
-    /// What is checked of a table when the ITS is enabled.
-    pub(crate) fn check_table(&mut self, its: usize, n: usize) {
+    /// The ITS has been given another table than before: what the old one said is gone.
+    pub(crate) fn forget_table(&mut self, its: usize, n: usize) {
+        let hcc = u16::from(self.cfg.its[its].hcc);
+        let i = &mut self.its[its];
+        match self.cfg.its[its].basers.get(n).and_then(|b| b.as_ref()).map(|b| b.kind) {
+            Some(TableKind::Device) => {
+                i.devices.clear();
+                i.live_events.clear();
+                self.mem.detach_all(|u| matches!(u, Use::Itt(of, _) if of == its));
+            }
+            Some(TableKind::Collection) => {
+                i.collections.retain(|c, _| *c < hcc);
+                i.live_collections.retain(|c, _| *c < hcc);
+            }
+            Some(TableKind::Vpe) => {
+                i.live_vpes.clear();
+                for (vpe, vte) in std::mem::take(&mut i.vpes) {
+                    if let Some(v) = self.vpes.get_mut(&vpe) {
+                        v.mapped.remove(&its);
+                    }
+                    self.release_vpt(vte.vpt);
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// What is checked of a table when the ITS is enabled. `same`: it had this one before it was disabled.
+    pub(crate) fn check_table(&mut self, its: usize, n: usize, same: bool) {
         const SECTION: &str = "12.19 GITS_BASER<n>";
         let (Some(Some(b)), Some(latched)) = (self.cfg.its[its].basers.get(n), self.its[its].latched[n]) else {
             return;
@@ -97,8 +124,7 @@ impl State {
         }
         // GICv4.1 vPE tables may be shared; whoever came first has looked at this one and is using it.
         let shared = kind == TableKind::Vpe && self.vpe_table_in_use(g.base);
-        let returning = !self.its[its].devices.is_empty() || !self.its[its].vpes.is_empty();
-        if !shared && !returning {
+        if !shared && !same {
             let trouble = self.mem.device_zero(g.base, g.bytes, g.how);
             self.flag_memory(SECTION, &format!("the table of GITS_BASER{n} of ITS{its}"), g.base, trouble);
         }

@@ -1,0 +1,275 @@
+//! A machine that scripts run on: the model in its QEMU configuration, or QEMU itself through `-qtest`.
+
+use gic_model::Machine;
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+pub const GICD: u64 = 0x0800_0000;
+pub const ITS: u64 = 0x0808_0000;
+pub const GICR: u64 = 0x080a_0000;
+pub const CPUS: usize = 2;
+
+pub const fn rd(cpu: usize) -> u64 {
+    GICR + cpu as u64 * 0x4_0000
+}
+
+pub trait Target {
+    fn read32(&mut self, at: u64) -> u32;
+    fn write32(&mut self, at: u64, value: u32);
+    fn read64(&mut self, at: u64) -> u64;
+    fn write64(&mut self, at: u64, value: u64);
+    fn poke(&mut self, at: u64, bytes: &[u8]);
+    fn peek(&mut self, at: u64, len: usize) -> Vec<u8>;
+    /// Acknowledges an interrupt on a CPU and ends it, as hypervisor or as guest; 1023 is none.
+    fn acknowledge(&mut self, cpu: usize, who: Who) -> u64;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Who {
+    Host = 1,
+    Guest = 2,
+}
+
+pub struct Model(pub Machine);
+
+impl Model {
+    /// With a piece of zeroed memory, as QEMU's is.
+    pub fn new(memory: u64, size: usize) -> Model {
+        let m = Machine::new(gic_model::Config::qemu(CPUS));
+        assert!(m.claim(memory, size));
+        m.publish(memory, size, true);
+        Model(m)
+    }
+}
+
+impl Target for Model {
+    fn read32(&mut self, at: u64) -> u32 {
+        self.0.read32(at)
+    }
+    fn write32(&mut self, at: u64, value: u32) {
+        self.0.write32(at, value);
+    }
+    fn read64(&mut self, at: u64) -> u64 {
+        self.0.read64(at)
+    }
+    fn write64(&mut self, at: u64, value: u64) {
+        self.0.write64(at, value);
+    }
+    fn poke(&mut self, at: u64, bytes: &[u8]) {
+        for (n, b) in bytes.iter().enumerate() {
+            self.0.store8(at + n as u64, *b);
+        }
+        self.0.publish(at, bytes.len(), true);
+    }
+    fn peek(&mut self, at: u64, len: usize) -> Vec<u8> {
+        self.0.acquire(at, len, true);
+        (0..len as u64).map(|n| self.0.load8(at + n)).collect()
+    }
+    fn acknowledge(&mut self, cpu: usize, who: Who) -> u64 {
+        let taken = if who == Who::Host { self.0.host_ack(cpu) } else { self.0.guest_ack(cpu) };
+        taken.unwrap_or(1023).into()
+    }
+}
+
+pub struct Qemu {
+    child: Child,
+    stream: BufReader<UnixStream>,
+    files: [std::path::PathBuf; 2],
+}
+
+impl Qemu {
+    /// With the CPUs stopped, or with [`AGENT`] on them. `None`, with a message, if there is no QEMU here.
+    pub fn start(running: bool) -> Option<Qemu> {
+        let name =
+            format!("gic-model-{}-{:?}", std::process::id(), std::thread::current().id()).replace(['(', ')'], "");
+        let files = ["sock", "bin"].map(|kind| std::env::temp_dir().join(format!("{name}.{kind}")));
+        let mut qemu = Command::new("qemu-system-aarch64");
+        qemu.args(["-M", "virt,virtualization=on,gic-version=4", "-cpu", "cortex-a57", "-m", "512M"])
+            .args(["-smp", &CPUS.to_string(), "-nodefaults", "-display", "none", "-accel", "tcg"])
+            .args(["-qtest", &format!("unix:{},server=on,wait=off", files[0].display()), "-qtest-log", "none"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        if running {
+            std::fs::write(&files[1], agent()).expect("room for a file");
+            let loader = format!("loader,file={},addr={AGENT_AT:#x},cpu-num=0,force-raw=on", files[1].display());
+            qemu.args(["-device", &loader]);
+        } else {
+            qemu.arg("-S");
+        }
+        let Ok(mut child) = qemu.spawn() else {
+            eprintln!("skipped: qemu-system-aarch64 is not in the PATH");
+            return None;
+        };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let stream = loop {
+            if let Ok(stream) = UnixStream::connect(&files[0]) {
+                break stream;
+            }
+            if let Ok(Some(status)) = child.try_wait() {
+                panic!("QEMU ended at once: {status}");
+            }
+            assert!(Instant::now() < deadline, "QEMU does not answer");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+        let mut qemu = Qemu { child, stream: BufReader::new(stream), files };
+        for cpu in 0..if running { CPUS } else { 0 } {
+            while qemu.read32(mailbox(cpu) + 16) != 0x51 {
+                assert!(Instant::now() < deadline, "CPU{cpu} does not run");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        Some(qemu)
+    }
+
+    fn ask(&mut self, command: &str) -> String {
+        self.stream.get_mut().write_all(format!("{command}\n").as_bytes()).expect("QEMU listens");
+        loop {
+            let mut line = String::new();
+            self.stream.read_line(&mut line).expect("QEMU answers");
+            assert!(!line.is_empty(), "QEMU is gone after {command}");
+            if let Some(answer) = line.strip_prefix("OK") {
+                return answer.trim().to_string();
+            }
+            assert!(line.starts_with("IRQ"), "{command}: {line}");
+        }
+    }
+
+    fn number(&mut self, command: &str) -> u64 {
+        let answer = self.ask(command);
+        u64::from_str_radix(answer.trim_start_matches("0x"), 16).expect("a number")
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        for file in &self.files {
+            let _ = std::fs::remove_file(file);
+        }
+    }
+}
+
+impl Target for Qemu {
+    fn read32(&mut self, at: u64) -> u32 {
+        self.number(&format!("readl {at:#x}")) as u32
+    }
+    fn write32(&mut self, at: u64, value: u32) {
+        self.ask(&format!("writel {at:#x} {value:#x}"));
+    }
+    fn read64(&mut self, at: u64) -> u64 {
+        self.number(&format!("readq {at:#x}"))
+    }
+    fn write64(&mut self, at: u64, value: u64) {
+        self.ask(&format!("writeq {at:#x} {value:#x}"));
+    }
+    fn poke(&mut self, at: u64, bytes: &[u8]) {
+        let mut hex = String::new();
+        bytes.iter().for_each(|b| write!(hex, "{b:02x}").expect("a string"));
+        self.ask(&format!("write {at:#x} {:#x} 0x{hex}", bytes.len()));
+    }
+    fn peek(&mut self, at: u64, len: usize) -> Vec<u8> {
+        let answer = self.ask(&format!("read {at:#x} {len:#x}"));
+        let hex = answer.trim_start_matches("0x");
+        (0..len).map(|n| u8::from_str_radix(&hex[2 * n..2 * n + 2], 16).expect("hex")).collect()
+    }
+    fn acknowledge(&mut self, cpu: usize, who: Who) -> u64 {
+        self.write32(mailbox(cpu), who as u32);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.read32(mailbox(cpu)) != 0 {
+            assert!(Instant::now() < deadline, "CPU{cpu} does not answer");
+        }
+        self.read64(mailbox(cpu) + 8)
+    }
+}
+
+const AGENT_AT: u64 = 0x4600_0000;
+
+/// Where the agent on a CPU takes its orders: a `Who` at 0, the INTID it found at 8, a sign of life at 16.
+const fn mailbox(cpu: usize) -> u64 {
+    0x4700_0000 + 0x1000 * cpu as u64
+}
+
+fn agent() -> Vec<u8> {
+    let mut bytes: Vec<u8> = AGENT.iter().flat_map(|(word, _)| word.to_le_bytes()).collect();
+    bytes.resize(0x800 + 0x400, 0);
+    // The vector for an HVC from EL1 branches back to 6.
+    bytes.extend(0x17ff_fd36_u32.to_le_bytes());
+    bytes
+}
+
+/// A program for EL2 of each CPU: it turns the CPU interface on (virtual too), then acknowledges and ends
+/// interrupts when it is told to; for a guest, it does so at EL1. CPU 0 starts CPU 1. `vectors` is 0x800 on. If
+/// nobody asks for half a minute or so, it switches the machine off.
+#[rustfmt::skip]
+const AGENT: &[(u32, &str)] = &[
+    (0xd538_00a0, "0: mrs x0, mpidr_el1"),
+    (0x9240_1c00, "and x0, x0, #0xff"),
+    (0xd2a8_e014, "movz x20, #0x4700, lsl #16"),
+    (0x8b00_3294, "add x20, x20, x0, lsl #12"),
+    (0x1000_3f81, "adr x1, vectors"),
+    (0xd51c_c001, "msr vbar_el2, x1"),
+    (0xd280_01e1, "mov x1, #0xf"),
+    (0xd51c_c9a1, "msr ICC_SRE_EL2, x1"),
+    (0xd503_3fdf, "isb"),
+    (0xd280_00e1, "mov x1, #7"),
+    (0xd518_cca1, "msr ICC_SRE_EL1, x1"),
+    (0xd2b0_0001, "movz x1, #0x8000, lsl #16"),
+    (0xb27d_0421, "orr x1, x1, #0x18"),
+    (0xd51c_1101, "msr hcr_el2, x1"),
+    (0xd503_3fdf, "isb"),
+    (0xd280_0021, "mov x1, #1"),
+    (0xd51c_cb01, "msr ICH_HCR_EL2, x1"),
+    (0xd2bf_0001, "movz x1, #0xf800, lsl #16"),
+    (0xb27f_0021, "orr x1, x1, #2"),
+    (0xd51c_cbe1, "msr ICH_VMCR_EL2, x1"),
+    (0xd280_1fe1, "mov x1, #0xff"),
+    (0xd518_4601, "msr ICC_PMR_EL1, x1"),
+    (0xd280_0021, "mov x1, #1"),
+    (0xd518_cce1, "msr ICC_IGRPEN1_EL1, x1"),
+    (0xd503_3fdf, "isb"),
+    (0xb500_00e0, "cbnz x0, 1f"),
+    (0xd2b8_8000, "movz x0, #0xc400, lsl #16"),
+    (0xf280_0060, "movk x0, #3"),
+    (0xd280_0021, "mov x1, #1"),
+    (0x10ff_fc62, "adr x2, 0b"),
+    (0xaa1f_03e3, "mov x3, xzr"),
+    (0xd400_0003, "smc #0"),
+    (0x5280_0a21, "1: mov w1, #0x51"),
+    (0xb900_1281, "str w1, [x20, #16]"),
+    (0xd2c0_0035, "2: movz x21, #1, lsl #32"),
+    (0xf100_06b5, "7: subs x21, x21, #1"),
+    (0x5400_0320, "b.eq 8f"),
+    (0xb940_0281, "ldr w1, [x20]"),
+    (0x34ff_ffa1, "cbz w1, 7b"),
+    (0x7100_083f, "cmp w1, #2"),
+    (0x5400_0080, "b.eq 3f"),
+    (0xd538_cc02, "mrs x2, ICC_IAR1_EL1"),
+    (0xd518_cc22, "msr ICC_EOIR1_EL1, x2"),
+    (0x1400_000e, "b 4f"),
+    (0xd518_461f, "3: msr ICC_PMR_EL1, xzr"),
+    (0xd503_3fdf, "isb"),
+    (0x1000_00a3, "adr x3, 5f"),
+    (0xd51c_4023, "msr elr_el2, x3"),
+    (0xd280_78a3, "mov x3, #0x3c5"),
+    (0xd51c_4003, "msr spsr_el2, x3"),
+    (0xd69f_03e0, "eret"),
+    (0xd538_cc02, "5: mrs x2, ICC_IAR1_EL1"),
+    (0xd518_cc22, "msr ICC_EOIR1_EL1, x2"),
+    (0xd400_0002, "hvc #0"),
+    (0xd280_1fe3, "6: mov x3, #0xff"),
+    (0xd518_4603, "msr ICC_PMR_EL1, x3"),
+    (0xd503_3fdf, "isb"),
+    (0xf900_0682, "4: str x2, [x20, #8]"),
+    (0xd503_3fbf, "dmb sy"),
+    (0xb900_029f, "str wzr, [x20]"),
+    (0x17ff_ffe6, "b 2b"),
+    (0xd2b0_8000, "8: movz x0, #0x8400, lsl #16"),
+    (0xf280_0100, "movk x0, #8"),
+    (0xd400_0003, "smc #0"),
+];
