@@ -1,6 +1,6 @@
 //! `build`: compiles the hypervisor and packs the ELF file into the raw image that boot loaders take.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use object::Endianness;
@@ -52,20 +52,32 @@ pub fn verb(mut args: Args) -> Outcome {
     Ok(())
 }
 
-/// Builds and packs.
+/// Builds and packs the hypervisor.
 pub fn build(profile: Profile) -> Outcome {
+    std::fs::create_dir_all(paths::target()).doing("creating target/")?;
+    pack("doorward", profile, &paths::image(), Some(&paths::elf()))
+}
+
+/// Builds and packs one of the guests under `tests/guests`.
+pub fn build_guest(name: &str, image: &Path) -> Outcome {
+    pack(name, Profile::Release, image, None)
+}
+
+/// Compiles the package `name`, whose program has the same name, and writes what is to be loaded.
+pub fn pack(name: &str, profile: Profile, image: &Path, with_symbols: Option<&Path>) -> Outcome {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "--bin", "doorward", "--target", TRIPLE]).current_dir(paths::root());
+    cargo.args(["build", "--quiet", "--package", name, "--bin", name, "--target", TRIPLE]).current_dir(paths::root());
     if profile == Profile::Release {
         cargo.arg("--release");
     }
     sh::shown_live(&mut cargo)?;
-    let built = target_folder().join(TRIPLE).join(profile.folder()).join("doorward");
+    let built = target_folder().join(TRIPLE).join(profile.folder()).join(name);
     let elf = std::fs::read(&built).doing(format_args!("reading {}", built.display()))?;
-    let image = flatten(&elf).map_err(|why| Failure::new(format!("packing {}: {why}", built.display())))?;
-    std::fs::create_dir_all(paths::target()).doing("creating target/")?;
-    std::fs::write(paths::elf(), &elf).doing(format_args!("writing {}", paths::elf().display()))?;
-    std::fs::write(paths::image(), image).doing(format_args!("writing {}", paths::image().display()))
+    let bytes = flatten(&elf).map_err(|why| Failure::new(format!("packing {}: {why}", built.display())))?;
+    if let Some(file) = with_symbols {
+        std::fs::write(file, &elf).doing(format_args!("writing {}", file.display()))?;
+    }
+    std::fs::write(image, bytes).doing(format_args!("writing {}", image.display()))
 }
 
 /// Where Cargo builds: `CARGO_TARGET_DIR` moves that, while the packed image stays in the checkout.

@@ -12,8 +12,10 @@ mod sh;
 
 mod count;
 mod image;
+mod order;
 mod qemu;
 mod qmp;
+mod qtest;
 mod run;
 mod session;
 mod setup;

@@ -2,7 +2,9 @@
 
 mod boot;
 mod counts;
+mod guests;
 mod io;
+mod order;
 mod placed;
 mod refuse;
 
@@ -13,8 +15,10 @@ pub fn all() -> Vec<Case> {
     let mut cases = Vec::new();
     cases.extend(refuse::cases());
     cases.extend(placed::cases());
+    cases.extend(guests::cases());
     cases.extend(boot::cases());
     cases.extend(io::cases());
+    cases.extend(order::cases());
     cases.extend(counts::cases());
     cases
 }

@@ -1,0 +1,235 @@
+//! Small EL1 guests in Linux's place: one that proves which features it has, one that sleeps until an LPI wakes it.
+
+use std::time::{Duration, Instant};
+
+use crate::image;
+use crate::qemu::{Boot, Disk, Machine};
+use crate::qtest::Qtest;
+use crate::session::{Echo, End, Event, Input, Session};
+use crate::test::{Case, Lab, Verdict};
+
+/// Where a store is an MSI on QEMU's `virt`.
+const TRANSLATER: u64 = 0x0809_0040;
+
+/// How many MSIs a guest gets that may lose none.
+const MESSAGES: u64 = 10_000;
+
+/// An MSI that has not come after this long will not come.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The cases of this topic.
+pub fn cases() -> Vec<Case> {
+    let case = |name, shows, run| Case { name, shows, bare: false, run };
+    let anywhere = |name, shows, run| Case { name, shows, bare: true, run };
+    vec![
+        case("guest-features-max", "hidden means UNDEF, exposed means no trap, -cpu max", |lab| features(lab, "max")),
+        case("guest-features-v1", "the same, -cpu neoverse-v1", |lab| features(lab, "neoverse-v1")),
+        anywhere("wake-1", "10,000 MSIs at random moments, one sleeping vCPU, none lost", |lab| {
+            wake(lab, 1, "vwfi=trap")
+        }),
+        anywhere("wake-4", "the same with four vCPUs", |lab| wake(lab, 4, "vwfi=trap")),
+        anywhere("wake-4-software", "the same with direct=off", |lab| wake(lab, 4, "vwfi=trap direct=off")),
+    ]
+}
+
+/// A machine with the guest `name` as dom0's kernel.
+fn machine(lab: &Lab, name: &str) -> Result<Machine, String> {
+    let kernel = lab.dir.join("kernel");
+    image::build_guest(name, &kernel).map_err(|failure| failure.text)?;
+    let mut machine = Machine {
+        boot: lab.boot.clone(),
+        kernel: Some(kernel),
+        initrd: None,
+        disk: Disk::None,
+        log: Some(lab.dir.join("guest.log")),
+        ..Machine::default()
+    };
+    if matches!(lab.boot, Boot::Bare) {
+        // Alone, the guest wants EL1 and the GIC that it would be shown.
+        machine.properties = "gic-version=3,dtb-randomness=off".into();
+    }
+    Ok(machine)
+}
+
+fn features(lab: &Lab, cpu: &str) -> Verdict {
+    let machine = Machine { cpu: cpu.into(), ..machine(lab, "guest-features")? };
+    let transcript = lab.watch(&machine, 60, |_, _| Ok(()))?;
+    if transcript.end != End::Off {
+        return Err(format!("{:?} ({})", transcript.end, lab.dir.join("console.log").display()));
+    }
+    let lines = || transcript.lines.iter().map(|(_, line)| line.trim());
+    let failures: Vec<&str> = lines().filter_map(|line| line.strip_prefix("GUEST FAIL ")).collect();
+    if !failures.is_empty() {
+        return Err(failures.join("; "));
+    }
+    let done = lines().find_map(|line| line.strip_prefix("GUEST DONE features ")).ok_or("the guest did not finish")?;
+    println!("   {done}");
+    if !done.ends_with(" fail=0") || done.starts_with("pass=0 ") {
+        return Err(format!("the guest counts {done}"));
+    }
+    lab.complaints()
+}
+
+fn wake(lab: &Lab, smp: u32, hv: &str) -> Verdict {
+    let mut machine = Machine { smp, hv: hv.into(), ..machine(lab, "guest-wake")? };
+    // A socket's path must be short, and the case's folder may not be.
+    let socket = std::env::temp_dir().join(format!("doorward-qtest-{}", std::process::id()));
+    machine.extra.extend(Qtest::flags(&socket));
+    let command = machine.batch().map_err(|failure| failure.text)?;
+    let (console, limit) = (lab.dir.join("console.log"), Some(Duration::from_secs(240)));
+    let session = Session::start(command, Echo::Nobody, Input::Typed, Some(&console), limit);
+    let mut session = session.map_err(|failure| failure.text)?;
+    let verdict = play(&mut session, &socket);
+    drop(session);
+    let _ = std::fs::remove_file(&socket);
+    verdict.map_err(|why| format!("{why} ({})", console.display()))?;
+    lab.complaints()
+}
+
+/// Waits until the guest is ready, sends it messages, and has it end.
+fn play(session: &mut Session, socket: &std::path::Path) -> Verdict {
+    let mut table = None;
+    loop {
+        match session.next() {
+            Event::Line(line) => {
+                if let Some(rest) = line.trim().strip_prefix("GUEST COUNTERS ") {
+                    table = Some(Table::parse(rest).ok_or_else(|| format!("the guest says `{line}`"))?);
+                } else if line.trim().starts_with("GUEST READY") {
+                    break;
+                } else if line.trim().starts_with("GUEST FAIL") {
+                    return Err(line);
+                }
+            }
+            Event::Ended(end) => return Err(format!("the guest was never ready: {end:?}")),
+        }
+    }
+    let table = table.ok_or("the guest named no counters")?;
+    let mut qtest = Qtest::connect(socket).map_err(|failure| failure.text)?;
+    let start = Instant::now();
+    bombard(&mut qtest, table)?;
+    let took = start.elapsed().as_secs_f64();
+    println!("   {MESSAGES} messages to {} events on {} vCPUs in {took:.1} s, none lost", table.events, table.cpus);
+    table.stop(&mut qtest).map_err(|failure| failure.text)?;
+    let mut passed = false;
+    loop {
+        match session.next() {
+            Event::Line(line) => passed |= line.trim() == "GUEST PASS wake",
+            Event::Ended(End::Off) if passed => return Ok(()),
+            Event::Ended(end) => return Err(format!("the guest did not end well: {end:?}")),
+        }
+    }
+}
+
+/// The guest's page of counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Table {
+    address: u64,
+    events: usize,
+    cpus: usize,
+}
+
+/// The word that counts interrupts nobody sent.
+const STRANGERS: u64 = 508;
+/// The word that says all vCPUs sleep.
+const READY: u64 = 510;
+/// The word that tells the guest to end.
+const STOP: u64 = 511;
+
+impl Table {
+    /// `0xADDRESS events=E cpus=N`.
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split_whitespace();
+        let address = u64::from_str_radix(words.next()?.trim_start_matches("0x"), 16).ok()?;
+        let events = words.next()?.strip_prefix("events=")?.parse().ok()?;
+        let cpus = words.next()?.strip_prefix("cpus=")?.parse().ok()?;
+        Some(Self { address, events, cpus })
+    }
+
+    fn word(self, index: u64) -> u64 {
+        self.address + 8 * index
+    }
+
+    fn stop(self, qtest: &mut Qtest) -> crate::fail::Outcome {
+        qtest.write64(self.word(STOP), 1)?;
+        qtest.write32(TRANSLATER, 0)
+    }
+}
+
+/// Sends messages at random moments, from one to three different ones at a time, and waits for each before the same is sent
+/// again: two of one event may legally become one.
+fn bombard(qtest: &mut Qtest, table: Table) -> Verdict {
+    let say = |failure: crate::fail::Failure| failure.text;
+    let ready = Instant::now() + PATIENCE;
+    while qtest.read64(table.word(READY)).map_err(say)? != 1 {
+        if Instant::now() > ready {
+            return Err("the vCPUs do not go to sleep".into());
+        }
+    }
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut sent = vec![0u64; table.events];
+    let mut total = 0;
+    while total < MESSAGES {
+        for _ in 0..=random.below(3) {
+            let event = random.below(table.events as u64) as usize;
+            if qtest.read64(table.word(event as u64)).map_err(say)? == sent[event] {
+                pause(random.below(200));
+                qtest.write32(TRANSLATER, event as u32).map_err(say)?;
+                sent[event] += 1;
+                total += 1;
+            }
+        }
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let taken = qtest.read_words(table.address, table.events).map_err(say)?;
+            if taken == sent {
+                break;
+            }
+            if let Some(event) = (0..table.events).find(|event| taken[*event] > sent[*event]) {
+                return Err(format!("event {event} was taken {} times and sent {} times", taken[event], sent[event]));
+            }
+            if Instant::now() > until {
+                let event = (0..table.events).find(|event| taken[*event] != sent[*event]).unwrap_or(0);
+                return Err(format!("after {total} messages, number {} of event {event} was not taken", sent[event]));
+            }
+        }
+        // The vCPU that took it is on its way back to sleep: the moment that matters.
+        pause(random.below(150));
+    }
+    match qtest.read64(table.word(STRANGERS)).map_err(say)? {
+        0 => Ok(()),
+        strangers => Err(format!("{strangers} interrupts came that nobody sent")),
+    }
+}
+
+/// Busy for some microseconds: a sleep would take far longer.
+fn pause(microseconds: u64) {
+    let until = Instant::now() + Duration::from_micros(microseconds);
+    while Instant::now() < until {
+        std::hint::spin_loop();
+    }
+}
+
+/// xorshift64*: the same moments are tried each time, as far as the host lets them be the same.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % limit.max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guests_line_about_its_counters_is_read() {
+        let table = Table::parse("0x40a31000 events=16 cpus=4").unwrap();
+        assert_eq!(table, Table { address: 0x40a3_1000, events: 16, cpus: 4 });
+        assert_eq!(table.word(STOP), 0x40a3_1ff8);
+        assert!(Table::parse("0x40a31000").is_none());
+    }
+}

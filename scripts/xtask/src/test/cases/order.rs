@@ -1,0 +1,47 @@
+//! The order of ITS commands and residency, from QEMU's trace of runs that map, move and unmap.
+
+use std::io::{BufRead, BufReader};
+
+use crate::order::{EVENTS, Judge};
+use crate::qemu::Machine;
+use crate::test::{Case, Lab, Verdict};
+
+/// The cases of this topic.
+pub fn cases() -> Vec<Case> {
+    let case = |name, shows, run| Case { name, shows, bare: false, run };
+    vec![
+        case("order-rebind", "commands and residency in the architecture's order: driver unbound and bound", |lab| {
+            ordered(lab, "rebind", "3", &["vmapp", "vmapti", "vsync", "vinvall", "discard", "inv", "resident"])
+        }),
+        case("order-hotplug", "the same: CPUs off and on under load", |lab| {
+            ordered(lab, "hotplug", "6", &["vmapp", "vmapti", "vsync", "resident"])
+        }),
+    ]
+}
+
+/// The trace of a run holds each of `kinds` and nothing wrong.
+fn ordered(lab: &Lab, test: &str, arg: &str, kinds: &[&str]) -> Verdict {
+    let mut machine = Machine { hv: "vwfi=trap".into(), ..lab.linux(test, arg) };
+    // Guest errors are checked elsewhere: this log holds the trace alone.
+    let log = lab.dir.join("trace.log");
+    machine.log = None;
+    machine.extra.extend(["-D".into(), log.display().to_string()]);
+    for event in EVENTS {
+        machine.extra.extend(["-trace".into(), event.into()]);
+    }
+    let transcript = lab.watch(&machine, 150, |_, _| Ok(()))?;
+    let _ = std::fs::write(lab.dir.join("guest.log"), "");
+    lab.judge(&transcript)?;
+    let file = std::fs::File::open(&log).map_err(|error| format!("{}: {error}", log.display()))?;
+    let mut judge = Judge::default();
+    for line in BufReader::new(file).lines() {
+        judge.line(&line.map_err(|error| format!("{}: {error}", log.display()))?);
+    }
+    judge.finish();
+    let seen: Vec<String> = judge.seen.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+    println!("   {}", seen.join(", "));
+    if let Some(kind) = kinds.iter().find(|kind| !judge.seen.contains_key(**kind)) {
+        return Err(format!("the trace holds no {kind} ({})", log.display()));
+    }
+    if judge.wrong.is_empty() { Ok(()) } else { Err(format!("{} ({})", judge.wrong.join("; "), log.display())) }
+}
