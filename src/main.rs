@@ -36,7 +36,8 @@ fn start(own: boot::Own) -> ! {
     let options = options::parse(&machine.bootargs, |word| log::warn!("nobody knows the command line word `{word}`"))
         .unwrap_or_else(|bad| fatal!("{bad}"));
     console::set_level(options.loglvl);
-    log::info!("{} MiB of memory, {} CPUs", machine.memory_size() >> 20, machine.enabled_cpus());
+    let (memory, cpus) = (machine.memory_size() >> 20, machine.enabled_cpus());
+    log::info!("{memory} MiB of memory, {cpus} CPUs, described by {}", own.firmware);
 
     for smmu in &machine.smmus {
         if let Err(error) = smmu::bypass(&El2, smmu.regs.base) {

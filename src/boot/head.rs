@@ -4,6 +4,9 @@
 //! to the point of coherency. Its caches are unknown. So everything written here before stage 1 is on goes to memory
 //! behind the caches' back, and the lines it lies in are invalidated before anybody reads them through a cache.
 //!
+//! As an EFI application it is called with MMU and caches on, at `efi_entry`, and may return. Once [`super::efi`] has
+//! left the firmware for good it comes back by `efi_leave`, which makes things as a loader would have left them.
+//!
 //! A secondary arrives through PSCI CPU_ON with x0 = its [`doorward::arch::smp::Start`].
 
 use core::arch::global_asm;
@@ -30,32 +33,18 @@ boot_start:
     msr     daifset, #0xf
     mov     x20, x0
 
-    // Own relocations: the image is linked at 0, so each addend wants the load address added.
-    adrp    x19, __image_start
-    adrp    x1, __rela_start
-    add     x1, x1, :lo12:__rela_start
-    adrp    x2, __rela_end
-    add     x2, x2, :lo12:__rela_end
-1:  cmp     x1, x2
-    b.hs    2f
-    ldp     x3, x4, [x1], #16           // r_offset, r_info
-    ldr     x5, [x1], #8                // r_addend
-    cmp     x4, #1027                   // R_AARCH64_RELATIVE: the only kind a static PIE has
-    b.ne    1b
-    add     x5, x5, x19
-    str     x5, [x19, x3]
-    b       1b
-
-2:  adrp    x1, __bss_start
+    bl      relocate
+    adrp    x1, __bss_start
     adrp    x2, __bss_end
 3:  cmp     x1, x2
-    b.hs    4f
+    b.hs    boot_clean
     stp     xzr, xzr, [x1], #16
     b       3b
 
     // What was written must not be hidden by stale lines once the caches are on. The loader has cleaned the image and
     // the room behind it, so there is nothing in them to be lost.
-4:  dsb     sy
+boot_clean:
+    dsb     sy
     adrp    x1, __image_start
     adrp    x2, __image_end
     mrs     x3, ctr_el0
@@ -87,5 +76,63 @@ boot_start:
     mov     sp, x5                      // again, should it have been SP_EL0 so far
 6:  mov     x0, x20
     b       boot_cpu
+
+    // Own relocations: the image is linked at 0, so each addend wants the load address added. Uses x1 to x6.
+relocate:
+    adrp    x6, __image_start
+    adrp    x1, __rela_start
+    add     x1, x1, :lo12:__rela_start
+    adrp    x2, __rela_end
+    add     x2, x2, :lo12:__rela_end
+1:  cmp     x1, x2
+    b.hs    2f
+    ldp     x3, x4, [x1], #16           // r_offset, r_info
+    ldr     x5, [x1], #8                // r_addend
+    cmp     x4, #1027                   // R_AARCH64_RELATIVE: the only kind a static PIE has
+    b.ne    1b
+    add     x5, x5, x6
+    str     x5, [x6, x3]
+    b       1b
+2:  ret
+
+    // efi_main(handle, system table) -> status. The firmware has zeroed what the file does not have.
+.global efi_entry
+efi_entry:
+    stp     x29, x30, [sp, #-32]!
+    mov     x29, sp
+    stp     x0, x1, [sp, #16]
+    bl      relocate
+    ldp     x0, x1, [sp, #16]
+    bl      efi_main
+    ldp     x29, x30, [sp], #32
+    ret
+
+    // From the firmware's stage 1 to none. Whatever this image has written goes to memory, and from the first line on
+    // nothing more is written until the caches are off; the lines that may still be there are clean then, and
+    // boot_clean drops them.
+.global efi_leave
+efi_leave:
+    msr     daifset, #0xf
+    adrp    x1, __image_start
+    adrp    x2, __image_end
+    mrs     x3, ctr_el0
+    ubfx    x3, x3, #16, #4
+    mov     x4, #4
+    lsl     x4, x4, x3
+1:  dc      civac, x1
+    add     x1, x1, x4
+    cmp     x1, x2
+    b.lo    1b
+    dsb     sy
+    mrs     x3, sctlr_el2
+    mov     x4, #0x1005                 // I, C, M
+    bic     x3, x3, x4
+    msr     sctlr_el2, x3
+    isb
+    ic      iallu
+    dsb     sy
+    isb
+    mov     x20, xzr
+    b       boot_clean
 "#
 );

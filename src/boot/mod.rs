@@ -6,6 +6,7 @@
 #![allow(unsafe_code, reason = "this room is where there is no ground to stand on yet")]
 
 mod early;
+mod efi;
 mod head;
 mod panic;
 
@@ -19,6 +20,7 @@ use doorward::ids::{CpuId, Mpidr, Pa};
 use doorward::mm::live::{self, Stacks};
 use doorward::mm::stage1::Kind;
 use doorward::mm::{frames, pool};
+use doorward::platform::efi::Firmware;
 use doorward::platform::{self, Machine, Range, fdt as platform_fdt};
 use doorward::sync::Once;
 
@@ -39,7 +41,9 @@ unsafe extern "C" {
 pub struct Own {
     /// What machine this is.
     pub machine: &'static Machine,
-    /// Its device tree.
+    /// What described it.
+    pub firmware: Firmware,
+    /// Its device tree; empty when there is none.
     pub fdt: &'static [u8],
     /// Where the image lies.
     pub image: Range,
@@ -57,7 +61,12 @@ static MACHINE: Once<&'static Machine> = Once::new();
 extern "C" fn boot_cpu(at: Pa, el: u64) -> ! {
     // SAFETY: constants in the image. Volatile, as somebody may have patched them after the compiler looked.
     let words = unsafe { ((&raw const early_uart_kind).read_volatile(), (&raw const early_uart_base).read_volatile()) };
-    let uart = Uart::from_words(words.0, words.1);
+    let handover = efi::take();
+    let uart = match &handover {
+        None => Uart::from_words(words.0, words.1),
+        // The machine's own is known already, and at the default's address there may be anything.
+        Some(_) => console::uart(),
+    };
     console::set_uart(uart);
     if el != 2 {
         console::set_onpanic(early::peek(at));
@@ -69,16 +78,35 @@ extern "C" fn boot_cpu(at: Pa, el: u64) -> ! {
     if sysreg::HCR_EL2.get() & 1 << 34 != 0 {
         fatal!("this CPU cannot leave VHE mode (HCR_EL2.E2H stays 1)");
     }
-    let Some(fdt) = early::map_fdt(at) else {
-        fatal!("there is no device tree at {at}, where x0 points");
+    let (fdt, firmware) = match handover {
+        None => {
+            let Some(fdt) = early::map_fdt(at) else {
+                fatal!("there is no device tree at {at}, where x0 points");
+            };
+            console::set_onpanic(onpanic::scan(fdt));
+            // SAFETY: this is done once, by the boot CPU alone.
+            if let Err(error) = platform_fdt::read_into(unsafe { &mut *ptr::addr_of_mut!(PLACE) }, fdt) {
+                fatal!("{error}");
+            }
+            (fdt, Firmware::Fdt)
+        }
+        Some(handover) => {
+            let fdt = pool::pages_around(range_of(handover.fdt));
+            if !handover.fdt.is_empty() {
+                early::map(fdt.base, fdt.size, Kind::Rodata);
+            }
+            (handover.fdt, handover.described)
+        }
     };
-    console::set_onpanic(onpanic::scan(fdt));
-    let machine = read_machine(fdt);
+    let machine = adopt_machine();
     let image = image();
     let pool = take_memory(machine, image, range_of(fdt));
     console::unlock();
-    crate::start(Own { machine, fdt, image, pool })
+    crate::start(Own { machine, firmware, fdt, image, pool })
 }
+
+/// The machine. It is filled by the application, or else by [`boot_cpu`], and not changed after that.
+static mut PLACE: Machine = Machine::new();
 
 fn range_of(bytes: &[u8]) -> Range {
     Range::new(Pa(bytes.as_ptr() as u64), bytes.len() as u64)
@@ -88,20 +116,15 @@ fn image() -> Range {
     Range::between(Pa(&raw const __image_start as u64), Pa(&raw const __image_end as u64))
 }
 
-/// Reads the machine, and moves the console to where the machine says it is.
-fn read_machine(fdt: &[u8]) -> &'static Machine {
-    static mut PLACE: Machine = Machine::new();
-    // SAFETY: this function is called once, by the boot CPU alone.
-    let place: &'static mut Machine = unsafe { &mut *ptr::addr_of_mut!(PLACE) };
-    if let Err(error) = platform_fdt::read_into(place, fdt) {
-        fatal!("{error}");
-    }
-    let machine: &'static Machine = place;
+/// Goes over to the machine as it was read: its console, its PSCI, this CPU's number.
+fn adopt_machine() -> &'static Machine {
+    // SAFETY: it has been filled, and nobody changes it any more.
+    let machine: &'static Machine = unsafe { &*ptr::addr_of!(PLACE) };
     let _ = MACHINE.set(machine);
     let here = Mpidr::from_register(sysreg::MPIDR_EL1.get());
     match machine.cpus.iter().position(|cpu| cpu.mpidr == here) {
         Some(index) => percpu::set_cpu(CpuId(u16::try_from(index).unwrap_or(u16::MAX))),
-        None => fatal!("the device tree does not list the CPU it was given to (MPIDR {here})"),
+        None => fatal!("the firmware's description does not list the CPU it was given to (MPIDR {here})"),
     }
     if let Some(conduit) = machine.psci {
         psci::set_conduit(match conduit {
@@ -112,9 +135,16 @@ fn read_machine(fdt: &[u8]) -> &'static Machine {
     if let Some(uart) = &machine.uart {
         let regs = pool::pages_around(uart.regs);
         early::map(regs.base, regs.size, Kind::Device);
+    }
+    console_of(machine);
+    machine
+}
+
+/// Makes the machine's UART the console.
+fn console_of(machine: &Machine) {
+    if let Some(uart) = &machine.uart {
         console::set_uart(Some(Uart { kind: uart_kind(uart.kind), base: uart.regs.base }));
     }
-    machine
 }
 
 fn uart_kind(kind: platform::UartKind) -> UartKind {

@@ -24,6 +24,7 @@ static SPOKEN: AtomicBool = AtomicBool::new(false);
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
+    super::efi::panicked(info);
     let this = percpu::this();
     if this.panicking.replace(true) || SPOKEN.swap(true, Ordering::Relaxed) {
         barrier::park();

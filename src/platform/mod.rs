@@ -10,6 +10,7 @@
 //! static (see [`Machine::new`]) and not on a boot stack; [`fdt::read_into`] fills it where it lies.
 
 pub mod check;
+pub mod efi;
 pub mod error;
 pub mod fdt;
 

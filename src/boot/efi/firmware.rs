@@ -1,0 +1,238 @@
+//! The firmware's services as this application uses them: text, memory, protocols, tables, and the way out.
+//!
+//! UEFI 2.10: chapters 4 (system table), 7 (boot services), 12.4 (text output).
+
+use arrayvec::ArrayString;
+use core::ffi::c_void;
+use core::fmt::{self, Write};
+use core::{ptr, slice};
+use doorward::ids::Pa;
+use doorward::platform::Range;
+use doorward::platform::efi::{MemoryMap, to_utf8};
+use r_efi::efi::{self, Guid, Handle, Status};
+use r_efi::protocols::simple_text_output;
+
+/// Why the application goes back to the firmware: a status for it, and a sentence for the user.
+pub struct Refusal {
+    pub status: Status,
+    pub text: ArrayString<400>,
+}
+
+/// What may end in a refusal.
+pub type Outcome<T> = Result<T, Refusal>;
+
+impl Refusal {
+    pub fn new(status: Status, text: fmt::Arguments<'_>) -> Refusal {
+        let mut refusal = Refusal { status, text: ArrayString::new() };
+        // What does not fit is cut off: the buffer is full then.
+        let _ = refusal.text.write_fmt(text);
+        refusal
+    }
+}
+
+/// A status in words.
+pub struct Why(pub Status);
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.description() {
+            Some(words) => f.write_str(words),
+            None => write!(f, "status {:#x}", self.0.as_usize()),
+        }
+    }
+}
+
+/// The firmware, while its boot services last.
+#[derive(Clone, Copy)]
+pub struct Firmware {
+    /// This application.
+    pub handle: Handle,
+    table: *mut efi::SystemTable,
+}
+
+impl Firmware {
+    /// # Safety
+    ///
+    /// They are what the firmware called `efi_main` with, and boot services last as long as this value is used.
+    pub const unsafe fn new(handle: Handle, table: *mut efi::SystemTable) -> Firmware {
+        Firmware { handle, table }
+    }
+
+    fn system(&self) -> &efi::SystemTable {
+        // SAFETY: by the contract of `new`.
+        unsafe { &*self.table }
+    }
+
+    pub fn boot(&self) -> &efi::BootServices {
+        // SAFETY: as above; boot services are there until they have been left.
+        unsafe { &*self.system().boot_services }
+    }
+
+    /// Prints a line that starts with our name.
+    pub fn say(&self, text: fmt::Arguments<'_>) {
+        let mut out = Screen(self.system().con_out);
+        let _ = writeln!(out, "doorward: {text}");
+    }
+
+    /// Prints on the line that the cursor is on.
+    pub fn overwrite(&self, text: fmt::Arguments<'_>) {
+        let mut out = Screen(self.system().con_out);
+        let _ = write!(out, "\rdoorward: {text}");
+    }
+
+    pub fn end_line(&self) {
+        let _ = Screen(self.system().con_out).write_str("\n");
+    }
+
+    /// Who wrote the firmware.
+    pub fn vendor(&self) -> ArrayString<64> {
+        // SAFETY: a string with a terminator, or nothing.
+        unsafe { text_at(self.system().firmware_vendor) }.unwrap_or_default()
+    }
+
+    pub fn revision(&self) -> (u32, u32) {
+        (self.system().firmware_revision, self.system().hdr.revision)
+    }
+
+    /// Boot managers start applications with a watchdog that resets the machine after five minutes.
+    pub fn stop_watchdog(&self) {
+        // SAFETY: a boot service, while they last (so for all calls below).
+        let _ = unsafe { (self.boot().set_watchdog_timer)(0, 0, 0, ptr::null_mut()) };
+    }
+
+    /// Zeroed memory of loader data, which the firmware does not touch again and dom0 may have.
+    pub fn allocate(&self, bytes: usize) -> Outcome<&'static mut [u8]> {
+        let pages = bytes.max(1).div_ceil(4096);
+        let mut at = 0;
+        // SAFETY: a boot service.
+        let status =
+            unsafe { (self.boot().allocate_pages)(efi::ALLOCATE_ANY_PAGES, efi::LOADER_DATA, pages, &raw mut at) };
+        if status.is_error() {
+            return Err(Refusal::new(status, format_args!("no memory for {} KiB: {}", pages * 4, Why(status))));
+        }
+        // SAFETY: fresh pages, mapped one to one, nobody else's.
+        unsafe {
+            ptr::write_bytes(at as *mut u8, 0, pages * 4096);
+            Ok(slice::from_raw_parts_mut(at as *mut u8, bytes))
+        }
+    }
+
+    /// A protocol of a handle.
+    pub fn protocol<T>(&self, handle: Handle, guid: Guid) -> Result<*mut T, Status> {
+        let mut interface: *mut c_void = ptr::null_mut();
+        let mut guid = guid;
+        // SAFETY: a boot service.
+        let status = unsafe { (self.boot().handle_protocol)(handle, &raw mut guid, &raw mut interface) };
+        if status.is_error() || interface.is_null() { Err(status) } else { Ok(interface.cast()) }
+    }
+
+    /// The handles that have a protocol. They lie in memory that is never given back: this is called once.
+    pub fn handles(&self, guid: Guid) -> &'static [Handle] {
+        let (mut count, mut list) = (0usize, ptr::null_mut());
+        let mut guid = guid;
+        let by = efi::BY_PROTOCOL;
+        let locate = self.boot().locate_handle_buffer;
+        // SAFETY: a boot service.
+        let status = unsafe { locate(by, &raw mut guid, ptr::null_mut(), &raw mut count, &raw mut list) };
+        if status.is_error() || list.is_null() {
+            return &[];
+        }
+        // SAFETY: the firmware made it, for us.
+        unsafe { slice::from_raw_parts(list, count) }
+    }
+
+    /// A configuration table.
+    pub fn configuration(&self, guid: &Guid) -> Option<Pa> {
+        let system = self.system();
+        if system.configuration_table.is_null() {
+            return None;
+        }
+        // SAFETY: the system table says how many there are.
+        let tables = unsafe { slice::from_raw_parts(system.configuration_table, system.number_of_table_entries) };
+        tables.iter().find(|table| table.vendor_guid == *guid).map(|table| Pa(table.vendor_table as u64))
+    }
+
+    /// The memory map, into `room`, and the key by which the firmware tells whether it is the last one.
+    pub fn memory_map<'a>(&self, room: &'a mut [u8]) -> Result<(MapFacts, MemoryMap<'a>), Status> {
+        let (mut size, mut key, mut step, mut version) = (room.len(), 0, 0, 0);
+        let at = room.as_mut_ptr().cast();
+        // SAFETY: a boot service, and room for `size` bytes.
+        let status =
+            unsafe { (self.boot().get_memory_map)(&raw mut size, at, &raw mut key, &raw mut step, &raw mut version) };
+        if status.is_error() {
+            return Err(status);
+        }
+        let bytes = room.get(..size).ok_or(Status::BUFFER_TOO_SMALL)?;
+        let range = Range::new(Pa(bytes.as_ptr() as u64), size as u64);
+        let map = MemoryMap::new(bytes, step).map_err(|_| Status::UNSUPPORTED)?;
+        Ok((MapFacts { key, range, step, version }, map))
+    }
+
+    /// Ends boot services, if `key` is that of the map as it is now.
+    pub fn exit_boot_services(&self, key: usize) -> Status {
+        // SAFETY: a boot service; after a success nobody asks for another.
+        unsafe { (self.boot().exit_boot_services)(self.handle, key) }
+    }
+
+    /// Ends the application from wherever it is.
+    pub fn exit(&self, status: Status) {
+        // SAFETY: a boot service.
+        let _ = unsafe { (self.boot().exit)(self.handle, status, 0, ptr::null_mut()) };
+    }
+}
+
+/// What GetMemoryMap says beside the map.
+pub struct MapFacts {
+    pub key: usize,
+    pub range: Range,
+    pub step: usize,
+    pub version: u32,
+}
+
+/// UTF-16 text with a terminator.
+///
+/// # Safety
+///
+/// `at` is null, or there is such text, for as long as this function runs.
+pub unsafe fn text_at<const N: usize>(at: *const u16) -> Option<ArrayString<N>> {
+    if at.is_null() {
+        return None;
+    }
+    // SAFETY: stops at the terminator, or where the room ends.
+    to_utf8((0..=N).map(|index| unsafe { at.add(index).read_unaligned() }))
+}
+
+/// The firmware's text console.
+struct Screen(*mut simple_text_output::Protocol);
+
+impl Write for Screen {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if self.0.is_null() {
+            return Ok(());
+        }
+        let mut units = [0u16; 82];
+        let mut used = 0;
+        for unit in text.encode_utf16() {
+            if unit == u16::from(b'\n') {
+                units[used] = b'\r'.into();
+                used += 1;
+            }
+            units[used] = unit;
+            used += 1;
+            if used >= units.len() - 2 {
+                self.flush(&mut units, &mut used);
+            }
+        }
+        self.flush(&mut units, &mut used);
+        Ok(())
+    }
+}
+
+impl Screen {
+    fn flush(&mut self, units: &mut [u16; 82], used: &mut usize) {
+        units[*used] = 0;
+        // SAFETY: the protocol is the system table's, the text has a terminator.
+        let _ = unsafe { ((*self.0).output_string)(self.0, units.as_mut_ptr()) };
+        *used = 0;
+    }
+}

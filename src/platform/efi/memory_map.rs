@@ -1,0 +1,249 @@
+//! The firmware's memory map, and what it means for a [`Machine`]: which addresses are RAM, and which RAM stays the
+//! firmware's. (UEFI 2.10, 7.2 Memory Allocation Services: GetMemoryMap.)
+//!
+//! The code, data and tables that runtime services and ACPI need stay where they are and are nobody's. What boot
+//! services and loaders used is free.
+
+use crate::ids::Pa;
+use crate::platform::{Machine, MachineError, Range, What};
+use arrayvec::ArrayVec;
+use core::fmt;
+use r_efi::efi;
+
+/// The least that a descriptor has.
+const DESCRIPTOR: usize = 40;
+const PAGE: u64 = 4096;
+
+/// One line of the map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    /// The EFI_MEMORY_TYPE.
+    pub kind: u32,
+    /// Where.
+    pub range: Range,
+    /// The EFI_MEMORY_ attribute bits.
+    pub attributes: u64,
+}
+
+/// The descriptors as the firmware wrote them.
+#[derive(Clone, Copy, Debug)]
+pub struct MemoryMap<'a> {
+    bytes: &'a [u8],
+    step: usize,
+}
+
+/// Descriptors that are smaller than the specification's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfOrder;
+
+impl fmt::Display for OutOfOrder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the firmware's memory map has descriptors of less than 40 bytes")
+    }
+}
+
+impl<'a> MemoryMap<'a> {
+    /// A map of descriptors that lie `step` bytes apart.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfOrder`] when that is less than a descriptor has.
+    pub fn new(bytes: &'a [u8], step: usize) -> Result<MemoryMap<'a>, OutOfOrder> {
+        if step < DESCRIPTOR { Err(OutOfOrder) } else { Ok(MemoryMap { bytes, step }) }
+    }
+
+    /// The descriptors, in the firmware's order (which is none).
+    pub fn iter(self) -> impl Iterator<Item = Descriptor> + 'a {
+        self.bytes.chunks_exact(self.step).map(|bytes| {
+            let word =
+                |at: usize| bytes.get(at..at + 8).and_then(|word| word.try_into().ok()).map_or(0, u64::from_le_bytes);
+            #[allow(clippy::cast_possible_truncation, reason = "the type is the lower half of the first word")]
+            let kind = word(0) as u32;
+            let range = Range::new(Pa(word(8)), word(24).saturating_mul(PAGE));
+            Descriptor { kind, range, attributes: word(32) }
+        })
+    }
+
+    /// The descriptor in which `at` lies.
+    #[must_use]
+    pub fn find(self, at: Pa) -> Option<Descriptor> {
+        self.iter().find(|descriptor| descriptor.range.contains(at))
+    }
+
+    /// Puts all RAM into the machine's memory, and adds what is kept of it to the machine's reservations.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::TooMany`] when the map is too fragmented even after merging.
+    pub fn fill(self, machine: &mut Machine) -> Result<(), MachineError> {
+        machine.memory.clear();
+        self.merge(Descriptor::is_ram, &mut machine.memory, What::Memory)?;
+        self.merge(Descriptor::is_kept, &mut machine.reserved, What::Reserved)
+    }
+
+    /// Appends what `wanted` accepts to `list`, sorted, neighbours merged.
+    fn merge<const N: usize>(
+        self,
+        wanted: fn(&Descriptor) -> bool,
+        list: &mut ArrayVec<Range, N>,
+        what: What,
+    ) -> Result<(), MachineError> {
+        let mut run = Range::default();
+        let mut from = Pa(0);
+        let too_many = MachineError::TooMany { what, limit: N };
+        // There is no heap to sort in: the next one is searched for each time.
+        loop {
+            let next = self
+                .iter()
+                .filter(|descriptor| {
+                    wanted(descriptor) && descriptor.range.end() > from && !descriptor.range.is_empty()
+                })
+                .map(|descriptor| Range::between(descriptor.range.base.max(from), descriptor.range.end()))
+                .min();
+            match next {
+                Some(next) if !run.is_empty() && next.base == run.end() => run = Range::between(run.base, next.end()),
+                Some(next) => {
+                    if !run.is_empty() {
+                        list.try_push(run).map_err(|_| too_many)?;
+                    }
+                    run = next;
+                }
+                None => {
+                    return if run.is_empty() { Ok(()) } else { list.try_push(run).map_err(|_| too_many) };
+                }
+            }
+            from = run.end();
+        }
+    }
+}
+
+impl Descriptor {
+    /// RAM, whoever has it.
+    #[must_use]
+    pub fn is_ram(&self) -> bool {
+        let is_memory = matches!(
+            self.kind,
+            efi::LOADER_CODE
+                | efi::LOADER_DATA
+                | efi::BOOT_SERVICES_CODE
+                | efi::BOOT_SERVICES_DATA
+                | efi::CONVENTIONAL_MEMORY
+                | efi::RUNTIME_SERVICES_CODE
+                | efi::RUNTIME_SERVICES_DATA
+                | efi::ACPI_RECLAIM_MEMORY
+                | efi::ACPI_MEMORY_NVS
+        );
+        is_memory && self.attributes & efi::MEMORY_WB != 0
+    }
+
+    /// What remains the firmware's after it has handed over, RAM or not.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        matches!(
+            self.kind,
+            efi::RESERVED_MEMORY_TYPE
+                | efi::RUNTIME_SERVICES_CODE
+                | efi::RUNTIME_SERVICES_DATA
+                | efi::UNUSABLE_MEMORY
+                | efi::ACPI_RECLAIM_MEMORY
+                | efi::ACPI_MEMORY_NVS
+                | efi::PAL_CODE
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    const MIB: u64 = 1 << 20;
+
+    fn map(step: usize, lines: &[(u32, u64, u64, u64)]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for &(kind, base, size, attributes) in lines {
+            let mut line = std::vec![0xee; step];
+            for (at, word) in [(0, kind.into()), (8, base), (16, 0), (24, size / PAGE), (32, attributes)] {
+                line[at..at + 8].copy_from_slice(&u64::to_le_bytes(word));
+            }
+            bytes.extend(line);
+        }
+        bytes
+    }
+
+    fn range(base: u64, size: u64) -> Range {
+        Range::new(Pa(base), size)
+    }
+
+    #[test]
+    fn neighbours_of_any_order_and_kind_become_one_bank() {
+        let bytes = map(
+            48,
+            &[
+                (efi::BOOT_SERVICES_DATA, 0x5000_0000, 16 * MIB, 0xf),
+                (efi::RUNTIME_SERVICES_DATA, 0x4ff0_0000, MIB, 0x8000_0000_0000_000f),
+                (efi::CONVENTIONAL_MEMORY, 0x4000_0000, 255 * MIB, 0xf),
+                (efi::ACPI_RECLAIM_MEMORY, 0x5100_0000, MIB, 0xf),
+                (efi::MEMORY_MAPPED_IO, 0x0900_0000, MIB, 0x8000_0000_0000_0001),
+                (efi::CONVENTIONAL_MEMORY, 0x8_0000_0000, 64 * MIB, 0xf),
+            ],
+        );
+        let mut machine = Machine::new();
+        MemoryMap::new(&bytes, 48).unwrap().fill(&mut machine).unwrap();
+        assert_eq!(machine.memory[..], [range(0x4000_0000, 273 * MIB), range(0x8_0000_0000, 64 * MIB)]);
+        assert_eq!(machine.reserved[..], [range(0x4ff0_0000, MIB), range(0x5100_0000, MIB)]);
+    }
+
+    #[test]
+    fn what_is_neither_write_back_nor_memory_is_no_ram() {
+        let bytes = map(
+            40,
+            &[
+                (efi::CONVENTIONAL_MEMORY, 0, MIB, efi::MEMORY_UC),
+                (efi::RESERVED_MEMORY_TYPE, 0x10_0000, MIB, 0xf),
+                (efi::PERSISTENT_MEMORY, 0x20_0000, MIB, 0xf),
+                (efi::UNUSABLE_MEMORY, 0x30_0000, MIB, 0xf),
+                (efi::CONVENTIONAL_MEMORY, 0x40_0000, 0, 0xf),
+            ],
+        );
+        let mut machine = Machine::new();
+        machine.reserved.push(range(0x9000_0000, 0x1000));
+        MemoryMap::new(&bytes, 40).unwrap().fill(&mut machine).unwrap();
+        assert!(machine.memory.is_empty());
+        assert_eq!(machine.reserved[..], [range(0x9000_0000, 0x1000), range(0x10_0000, MIB), range(0x30_0000, MIB)]);
+    }
+
+    #[test]
+    fn descriptors_that_overlap_or_wrap_end_the_walk_all_the_same() {
+        let bytes = map(
+            40,
+            &[
+                (efi::LOADER_DATA, 0x1000, 0x3000, 0xf),
+                (efi::LOADER_CODE, 0x2000, 0x4000, 0xf),
+                (efi::LOADER_CODE, 0x2000, 0x1000, 0xf),
+                (efi::LOADER_CODE, u64::MAX - 0xfff, u64::MAX, 0xf),
+            ],
+        );
+        let mut machine = Machine::new();
+        MemoryMap::new(&bytes, 40).unwrap().fill(&mut machine).unwrap();
+        assert_eq!(machine.memory[0], range(0x1000, 0x5000));
+        assert_eq!(machine.memory.len(), 2);
+    }
+
+    #[test]
+    fn a_map_with_too_many_islands_is_refused() {
+        let lines: Vec<_> = (0..65).map(|n| (efi::CONVENTIONAL_MEMORY, n * 2 * MIB, MIB, 0xf)).collect();
+        let mut machine = Machine::new();
+        let error = MemoryMap::new(&map(48, &lines), 48).unwrap().fill(&mut machine).unwrap_err();
+        assert_eq!(error, MachineError::TooMany { what: What::Memory, limit: 64 });
+    }
+
+    #[test]
+    fn an_address_is_found_in_its_descriptor() {
+        let bytes = map(48, &[(efi::LOADER_DATA, 0x1000, 0x3000, 0xf)]);
+        let map = MemoryMap::new(&bytes, 48).unwrap();
+        assert_eq!(map.find(Pa(0x3fff)).unwrap().kind, efi::LOADER_DATA);
+        assert_eq!(map.find(Pa(0x4000)), None);
+        assert_eq!(MemoryMap::new(&[], 39).unwrap_err(), OutOfOrder);
+    }
+}
