@@ -146,9 +146,6 @@ impl Vgic {
             return;
         }
         let orphan = end(&mut state, &mut dist, intid);
-        if state.queued != 0 {
-            cpu.add_work(Work::PRIVATE);
-        }
         let next = dist.place(intid);
         drop(state);
         drop(dist);
@@ -251,16 +248,16 @@ mod tests {
     #[test]
     fn a_trapped_deactivation_ends_an_interrupt_and_its_physical_twin() {
         let mut machine = Machine::new(2);
-        machine.owned = std::vec![40];
-        machine.enable_spi(40, 0xa0, 1);
-        assert!(machine.vgic.inject_hw_spi(&machine, Intid(40)));
+        machine.owned = std::vec![32];
+        machine.enable_spi(32, 0xa0, 1);
+        assert!(machine.vgic.inject_hw_spi(&machine, Intid(32)));
         machine.enter(ONE);
-        machine.acknowledge(ONE, 40);
+        machine.acknowledge(ONE, 32);
         let _ = machine.exit(ONE);
-        machine.vgic.deactivate(&machine, BOOT, Intid(40));
-        assert!(machine.view(40).active, "only where it is active");
-        machine.vgic.deactivate(&machine, ONE, Intid(40));
-        assert_eq!(machine.asked(), [Asked::Deactivate(40)]);
+        machine.vgic.deactivate(&machine, BOOT, Intid(32));
+        assert!(machine.view(32).active, "only where it is active");
+        machine.vgic.deactivate(&machine, ONE, Intid(32));
+        assert_eq!(machine.asked(), [Asked::Deactivate(32)]);
         assert!(machine.enter(ONE).is_empty());
         machine.vgic.deactivate(&machine, ONE, Intid(8192));
         machine.vgic.deactivate(&machine, ONE, Intid(1023));

@@ -380,6 +380,21 @@ mod tests {
     }
 
     #[test]
+    fn a_line_that_is_taken_for_edges_counts_only_when_it_rises() {
+        let mut irq = enabled(Trigger::Edge);
+        let taken = |irq: &mut Irq| {
+            let pending = irq.is_pending();
+            let _ = irq.clear_pending();
+            pending
+        };
+        let seen = [false, true, true, false, true].map(|high| {
+            irq.set_line(high);
+            taken(&mut irq)
+        });
+        assert_eq!(seen, [false, true, false, false, true]);
+    }
+
+    #[test]
     fn a_write_that_pends_an_active_level_is_seen_at_its_end() {
         let mut irq = enabled(Trigger::Level);
         irq.set_line(true);

@@ -316,6 +316,19 @@ mod tests {
     }
 
     #[test]
+    fn lpis_are_of_group_1() {
+        let machine = Machine::new(1);
+        machine.enable_lpis(BOOT, &[(8192, 0xa1)]);
+        machine.dist_write(0, 1);
+        assert!(pend(&machine, BOOT, 8192));
+        assert!(machine.enter(BOOT).is_empty());
+        assert!(!machine.vgic.has_pending(BOOT, Machine::OPEN));
+        machine.dist_write(0, 2);
+        assert!(machine.vgic.has_pending(BOOT, Machine::OPEN));
+        assert_eq!(machine.enter(BOOT), [(8192, 1, 0xa0)]);
+    }
+
+    #[test]
     fn clearing_takes_a_waiting_one_away_at_once_and_a_listed_one_at_the_sync() {
         let machine = Machine::new(1);
         machine.enable_lpis(BOOT, &[(8192, 0xa1)]);

@@ -10,7 +10,7 @@
 //! | `deliver`, `fold` | filling the list registers before an entry, emptying them after an exit |
 //! | `inject` | interrupts of emulated devices and of hardware that the domain owns |
 //! | `lpi`, `lpi_set`, `lpi_tables` | who delivers an LPI, its pending state, and its tables in the guest's memory |
-//! | `soak` | a domain that does anything in any order, for the tests |
+//! | `soak`, `race` | for the tests: a domain that does anything in any order; CPUs that do it at once |
 //!
 //! **Where state lives.** SPIs and GICD_CTLR under one lock of [`Rank::VgicDist`]; a vCPU's SGIs, PPIs and redistributor under
 //! one of [`Rank::VgicCpu`]; LPIs in bitmaps of atomics, so that the path of a device interrupt takes no lock. An SPI that has
@@ -57,6 +57,8 @@ pub mod lpi;
 mod lpi_set;
 mod lpi_tables;
 pub mod lr;
+#[cfg(test)]
+mod race;
 mod redist;
 pub mod regs;
 mod sgi;
