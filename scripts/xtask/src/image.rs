@@ -9,7 +9,7 @@ use object::read::elf::{FileHeader as _, ProgramHeader as _};
 
 use crate::args::Args;
 use crate::fail::{Doing, Failure, Outcome};
-use crate::{paths, sh};
+use crate::{paths, pe, sh};
 
 const TRIPLE: &str = "aarch64-unknown-none-softfloat";
 
@@ -55,7 +55,10 @@ pub fn verb(mut args: Args) -> Outcome {
 /// Builds and packs the hypervisor.
 pub fn build(profile: Profile) -> Outcome {
     std::fs::create_dir_all(paths::target()).doing("creating target/")?;
-    pack("doorward", profile, &paths::image(), Some(&paths::elf()))
+    pack("doorward", profile, &paths::image(), Some(&paths::elf()))?;
+    let bytes = std::fs::read(paths::image()).doing("reading the image")?;
+    pe::check(&bytes)
+        .map_err(|why| Failure::new(format!("{} is not as firmware wants it: {why}", paths::image().display())))
 }
 
 /// Builds and packs one of the guests under `tests/guests`.

@@ -12,7 +12,9 @@ mod sh;
 
 mod count;
 mod image;
+mod medium;
 mod order;
+mod pe;
 mod qemu;
 mod qmp;
 mod qtest;
@@ -33,6 +35,11 @@ usage: cargo xtask VERB [FLAGS]
   setup                     gets what is missing: targets, QEMU, a Linux to run, a disk; each step is said
   build                     target/doorward.img (raw arm64 Image) and target/doorward.elf
       [--release|--debug]   optimised (the default), or with debug assertions
+  image --board B           a disk that boots on a board by UEFI: see boards/B/README.md
+      [--out F]             where it goes; target/B.raw without it
+      [--kernel F] [--initrd F|none] [--append WORDS] [--hv WORDS]    as for `run`
+      [--root F]            the content of the root partition, a raw file system
+      [--release|--debug]
   run                       boots dom0 under the hypervisor, on this terminal
       [--kernel F]          dom0's kernel, a raw arm64 Image; `none` for no kernel module
       [--initrd F]          dom0's initramfs, or `none`
@@ -47,6 +54,8 @@ usage: cargo xtask VERB [FLAGS]
       [--qemu \"EXTRA ARGS\"] more flags for QEMU
       [--count-exits F]     a batch run on a deterministic clock: counts what reaches EL2 while dw.test=count does its I/O
                             (dw.arg=BS,IODEPTH,JOBS) and writes the table to F, QEMU's log to F.raw
+      [--uefi fdt|acpi]     by UEFI firmware, from a second NVMe disk as `image --board qemu-uefi` makes it; the firmware
+                            describes the machine by a device tree, or by ACPI tables
       [--bare]              the same Linux without the hypervisor, to compare with
       [--release|--debug] [--gdb] [--dry-run]
   test [FILTER]             all tests, or those whose name contains FILTER; logs of each are kept in target/tests/
@@ -82,6 +91,7 @@ fn dispatch(verb: &str, args: Args) -> Outcome {
             setup::everything()
         }
         "build" => image::verb(args),
+        "image" => medium::verb(args),
         "run" => run::verb(args),
         "test" => test::verb(args),
         "symbolize" => symbolize::verb(args),

@@ -36,6 +36,11 @@ pub fn linux() -> PathBuf {
     cache().join("linux/Image")
 }
 
+/// The UEFI firmware that setup fetched: EDK2 for QEMU's `virt`.
+pub fn firmware() -> PathBuf {
+    cache().join("debian/qemu-efi-aarch64/usr/share/qemu-efi-aarch64/QEMU_EFI.fd")
+}
+
 /// The initramfs that setup made.
 pub fn initramfs() -> PathBuf {
     target().join("guest/initramfs.cpio")

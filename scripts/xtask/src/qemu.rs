@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::fail::{Failure, Outcome};
-use crate::{paths, sh};
+use crate::{medium, paths, sh};
 
 /// Where RAM starts on `virt`.
 pub const RAM: u64 = 0x4000_0000;
@@ -15,6 +15,9 @@ const MODULES: u64 = RAM + (160 << 20);
 /// The initramfs follows the kernel's file; what the kernel clears behind it does not matter, it is moved before it runs.
 const KERNEL_ROOM: u64 = 64 << 20;
 
+/// What every guest's command line starts with.
+const CONSOLE: &str = "console=ttyAMA0";
+
 /// What is started first, at the highest exception level there is.
 #[derive(Clone, Debug)]
 pub enum Boot {
@@ -22,8 +25,28 @@ pub enum Boot {
     Doorward,
     /// The guest's kernel itself: what we are compared with.
     Bare,
+    /// UEFI firmware, which finds our image on a disk.
+    Uefi(Uefi),
     /// Nothing: the flags in `extra` load something.
     Loader,
+}
+
+/// How the firmware describes the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tables {
+    /// By a device tree.
+    Fdt,
+    /// By ACPI tables, and not by a device tree.
+    Acpi,
+}
+
+/// A boot by UEFI firmware.
+#[derive(Clone, Debug)]
+pub struct Uefi {
+    /// The disk it boots from, as [`Machine::medium`] makes it.
+    pub disk: PathBuf,
+    /// What it tells its applications.
+    pub tables: Tables,
 }
 
 /// What is behind the NVMe controller.
@@ -81,7 +104,7 @@ impl Default for Machine {
             image: paths::image(),
             kernel: Some(paths::linux()),
             initrd: Some(paths::initramfs()),
-            append: "console=ttyAMA0".into(),
+            append: CONSOLE.into(),
             hv: String::new(),
             disk: Disk::Scratch(paths::disk()),
             smp: 4,
@@ -100,7 +123,11 @@ impl Machine {
     /// The command, without a console: see [`Machine::batch`] and [`Machine::interactive`].
     pub fn command(&self) -> Outcome<Command> {
         let mut qemu = Command::new("qemu-system-aarch64");
-        qemu.args(["-M", &format!("virt,{}", self.properties), "-cpu", &self.cpu]);
+        let tables = match &self.boot {
+            Boot::Uefi(Uefi { tables: Tables::Fdt, .. }) => ",acpi=off",
+            _ => "",
+        };
+        qemu.args(["-M", &format!("virt,{}{tables}", self.properties), "-cpu", &self.cpu]);
         qemu.args(["-smp", &self.smp.to_string(), "-m", &self.mem, "-nodefaults", "-display", "none"]);
         match self.boot {
             Boot::Doorward => {
@@ -114,6 +141,9 @@ impl Machine {
                     qemu.arg("-initrd").arg(initrd);
                 }
             }
+            Boot::Uefi(_) => {
+                qemu.arg("-bios").arg(paths::firmware());
+            }
             Boot::Loader => {}
         }
         let drive = match &self.disk {
@@ -124,6 +154,10 @@ impl Machine {
         };
         if let Some(drive) = drive {
             qemu.args(["-drive", &format!("if=none,id=nvm,{drive}"), "-device", "nvme,serial=doorward,drive=nvm"]);
+        }
+        if let Boot::Uefi(uefi) = &self.boot {
+            let drive = format!("if=none,id=boot,file={},format=raw,snapshot=on", escaped(&uefi.disk));
+            qemu.args(["-drive", &drive, "-device", "nvme,serial=doorward-boot,drive=boot,bootindex=0"]);
         }
         if let Some(log) = &self.log {
             qemu.args(["-d", "guest_errors,unimp", "-D"]).arg(log);
@@ -136,6 +170,22 @@ impl Machine {
         }
         qemu.args(&self.extra);
         Ok(qemu)
+    }
+
+    /// Makes the disk that the firmware boots from, if that is how this machine boots.
+    pub fn medium(&self) -> Outcome {
+        let Boot::Uefi(uefi) = &self.boot else { return Ok(()) };
+        let contents = medium::Contents {
+            board: "qemu-uefi".into(),
+            image: self.image.clone(),
+            kernel: self.kernel.clone(),
+            initrd: self.initrd.clone(),
+            // The board's configuration names the console by itself.
+            append: self.append.replacen(CONSOLE, "", 1).trim().into(),
+            hv: self.hv.clone(),
+            root: None,
+        };
+        medium::write(&uefi.disk, &contents)
     }
 
     /// For a batch run: the console on standard streams, and a machine that resets is a machine that ends.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::args::Args;
 use crate::fail::{Doing, Failure, Outcome, TIMED_OUT};
 use crate::image::{self, Profile};
-use crate::qemu::{self, Boot, Disk, Machine};
+use crate::qemu::{self, Boot, Disk, Machine, Tables, Uefi};
 use crate::session::{Echo, End, Event, Input, Session};
 use crate::{count, paths, setup};
 
@@ -40,6 +40,14 @@ pub fn verb(mut args: Args) -> Outcome {
     if args.flag("--bare") {
         machine.boot = Boot::Bare;
     }
+    if let Some(tables) = args.value("--uefi")? {
+        let tables = match tables.as_str() {
+            "fdt" => Tables::Fdt,
+            "acpi" => Tables::Acpi,
+            _ => return Err(Failure::usage("--uefi fdt or --uefi acpi")),
+        };
+        machine.boot = Boot::Uefi(Uefi { disk: paths::target().join("uefi.raw"), tables });
+    }
     if let Some(extra) = args.value("--qemu")? {
         machine.extra.extend(qemu::split_words(&extra)?);
     }
@@ -64,9 +72,10 @@ pub fn verb(mut args: Args) -> Outcome {
         return Ok(());
     }
     setup::ensure()?;
-    if matches!(machine.boot, Boot::Doorward) {
+    if matches!(machine.boot, Boot::Doorward | Boot::Uefi(_)) {
         image::build(profile)?;
     }
+    machine.medium()?;
     if !batch {
         return on_terminal(&machine);
     }

@@ -1,4 +1,5 @@
-//! What runs inside QEMU, from Debian's arm64 archive: the cloud kernel, a static busybox, and fio with the libraries it needs.
+//! What runs inside QEMU, from Debian's arm64 archive: the cloud kernel, a static busybox, fio with the libraries it needs, and
+//! UEFI firmware.
 //!
 //! fio is linked with every storage library that Debian has. The closure is found from the ELF files (each NEEDED name must be
 //! in some package), and follows a package's dependencies only while a name is missing: half of what the package lists would
@@ -16,7 +17,9 @@ use crate::fail::{Doing, Failure, Outcome};
 use crate::{paths, sh};
 
 /// Changes when this file fetches something else.
-const RECIPE: &[u8] = b"1";
+const RECIPE: &[u8] = b"2";
+
+const FIRMWARE: &str = "qemu-efi-aarch64";
 
 const KERNEL: &str = "linux-image-cloud-arm64";
 
@@ -37,7 +40,7 @@ fn folder() -> PathBuf {
 pub fn ensure() -> Outcome {
     let folder = folder();
     let stamp = Stamp::new(&folder, &[RECIPE]);
-    if stamp.fresh() && folder.is_dir() && paths::linux().is_file() {
+    if stamp.fresh() && folder.is_dir() && paths::linux().is_file() && paths::firmware().is_file() {
         return Ok(());
     }
     if !sh::has("apt-get") || !sh::has("dpkg-deb") {
@@ -49,7 +52,7 @@ pub fn ensure() -> Outcome {
     let image = kernel.depends.iter().find(|name| name.starts_with("linux-image-"));
     let image =
         image.ok_or_else(|| Failure::new(format!("{KERNEL} {} names no kernel package", kernel.version)))?.clone();
-    foreign.fetch(&[image.clone(), "busybox-static".into(), "fio".into()], &folder)?;
+    foreign.fetch(&[image.clone(), "busybox-static".into(), "fio".into(), FIRMWARE.into()], &folder)?;
     close_over(&foreign, &folder)?;
     place_kernel(&folder.join(&image))?;
     stamp.set()

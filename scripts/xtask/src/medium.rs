@@ -1,0 +1,319 @@
+//! `image`: a disk that boots, and what is on it.
+//!
+//! A GUID partition table with two partitions: the EFI system partition (FAT32), which holds the hypervisor as
+//! `\EFI\BOOT\BOOTAA64.EFI` with its configuration, the kernel and its initramfs beside it; and one for dom0's root file
+//! system, filled from a file or empty. The same inputs give the same bytes.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Cursor, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions};
+use gpt::mbr::ProtectiveMBR;
+use gpt::partition::Partition;
+use gpt::partition_types;
+
+use crate::args::Args;
+use crate::fail::{Doing, Failure, Outcome};
+use crate::image::{self, Profile};
+use crate::{paths, setup};
+
+const SECTOR: u64 = 512;
+const MIB: u64 = 1 << 20;
+
+/// The system partition starts on this boundary, and so do all others.
+const ALIGNMENT: u64 = MIB;
+
+/// What an empty root partition has.
+const EMPTY_ROOT: u64 = 64 * MIB;
+
+/// The disk's and the partitions' GUIDs: any (of version 4), but always the same.
+const GUIDS: [u128; 3] = [
+    0x646f_6f72_7761_4264_8000_0000_0000_0000,
+    0x646f_6f72_7761_4264_8000_0000_0000_0001,
+    0x646f_6f72_7761_4264_8000_0000_0000_0002,
+];
+
+/// What goes onto a disk.
+pub struct Contents {
+    /// The board, a folder of `boards/`.
+    pub board: String,
+    /// The hypervisor.
+    pub image: PathBuf,
+    /// dom0's kernel; without one the configuration still names it (to see it refused).
+    pub kernel: Option<PathBuf>,
+    /// dom0's initramfs; without one the configuration names none.
+    pub initrd: Option<PathBuf>,
+    /// More words for dom0's kernel.
+    pub append: String,
+    /// More words for the hypervisor.
+    pub hv: String,
+    /// The root partition's content.
+    pub root: Option<PathBuf>,
+}
+
+/// The verb.
+pub fn verb(mut args: Args) -> Outcome {
+    let board =
+        args.value("--board")?.ok_or_else(|| Failure::usage("image needs --board B, a folder of boards/ by name"))?;
+    let given = |path: Option<String>, default: PathBuf| match path.as_deref() {
+        None => Some(default),
+        Some("none") => None,
+        Some(path) => Some(path.into()),
+    };
+    let contents = Contents {
+        image: paths::image(),
+        kernel: given(args.value("--kernel")?, paths::linux()),
+        initrd: given(args.value("--initrd")?, paths::initramfs()),
+        append: args.value("--append")?.unwrap_or_default(),
+        hv: args.value("--hv")?.unwrap_or_default(),
+        root: args.value("--root")?.map(PathBuf::from),
+        board,
+    };
+    let out =
+        args.value("--out")?.map_or_else(|| paths::target().join(format!("{}.raw", contents.board)), PathBuf::from);
+    let profile = Profile::from_args(&mut args)?;
+    args.finish("image")?;
+    template(&contents.board)?;
+    setup::ensure()?;
+    image::build(profile)?;
+    write(&out, &contents)?;
+    let size = std::fs::metadata(&out).doing("reading the disk's size")?.len();
+    println!("{} ({} MiB): see boards/{}/README.md", out.display(), size / MIB, contents.board);
+    Ok(())
+}
+
+/// A board's configuration.
+fn template(board: &str) -> Outcome<String> {
+    let boards = paths::root().join("boards");
+    let file = boards.join(board).join("doorward.cfg");
+    std::fs::read_to_string(&file).map_err(|_| {
+        let mut names: Vec<String> = std::fs::read_dir(&boards)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|entry| entry.path().join("doorward.cfg").is_file())
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        Failure::usage(format!("there is no {}; boards are {}", file.display(), names.join(", ")))
+    })
+}
+
+/// The board's configuration with more words, and without a RAM disk if there is none.
+fn configuration(template: &str, contents: &Contents) -> String {
+    let mut text = String::new();
+    for line in template.lines() {
+        let key = line.split('=').next().unwrap_or_default().trim();
+        let more = match key {
+            "kernel" => &contents.append,
+            "options" => &contents.hv,
+            "ramdisk" if contents.initrd.is_none() => continue,
+            _ => "",
+        };
+        text += line.trim_end();
+        if !more.is_empty() {
+            text += " ";
+            text += more;
+        }
+        text += "\n";
+    }
+    text
+}
+
+/// Makes the disk.
+pub fn write(out: &Path, contents: &Contents) -> Outcome {
+    let read = |path: &Path| std::fs::read(path).doing(format_args!("reading {}", path.display()));
+    let mut files = vec![
+        ("BOOTAA64.EFI", read(&contents.image)?),
+        ("doorward.cfg", configuration(&template(&contents.board)?, contents).into_bytes()),
+    ];
+    if let Some(kernel) = &contents.kernel {
+        files.push(("Image", read(kernel)?));
+    }
+    if let Some(initrd) = &contents.initrd {
+        files.push(("initramfs", read(initrd)?));
+    }
+    let esp = system_partition(&files).doing("making the EFI system partition")?;
+    let root_size = match &contents.root {
+        Some(file) => std::fs::metadata(file).doing(format_args!("reading {}", file.display()))?.len(),
+        None => EMPTY_ROOT,
+    };
+    let what = || format!("writing {}", out.display());
+    let mut disk = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(out)
+        .doing(format_args!("creating {}", out.display()))?;
+    let esp_at = ALIGNMENT;
+    let root_at = (esp_at + esp.len() as u64).next_multiple_of(ALIGNMENT);
+    let end = (root_at + root_size).next_multiple_of(ALIGNMENT) + ALIGNMENT;
+    disk.set_len(end).doing(what())?;
+    partition(
+        &mut disk,
+        &[
+            ("EFI system", partition_types::EFI, esp_at, esp.len() as u64),
+            ("root", partition_types::LINUX_ROOT_ARM_64, root_at, root_size),
+        ],
+    )
+    .map_err(|why| Failure::new(format!("{}: {why}", what())))?;
+    // Zeroes are not written: a disk that is mostly empty takes little room.
+    for (index, piece) in esp.chunks(64 << 10).enumerate() {
+        if piece.iter().any(|&byte| byte != 0) {
+            disk.seek(SeekFrom::Start(esp_at + (index as u64) * (64 << 10))).doing(what())?;
+            disk.write_all(piece).doing(what())?;
+        }
+    }
+    if let Some(file) = &contents.root {
+        disk.seek(SeekFrom::Start(root_at)).doing(what())?;
+        let mut root = File::open(file).doing(format_args!("reading {}", file.display()))?;
+        std::io::copy(&mut root, &mut disk).doing(what())?;
+    }
+    disk.sync_all().doing(what())
+}
+
+/// A FAT32 file system with `files` in `/EFI/BOOT`.
+fn system_partition(files: &[(&str, Vec<u8>)]) -> std::io::Result<Vec<u8>> {
+    let total: u64 = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+    let size = (total + total / 16 + 32 * MIB).next_multiple_of(32 * MIB).max(64 * MIB);
+    // As large as they may be with the 65,525 of them that make it a FAT32.
+    let cluster = (size / 70_000).next_power_of_two() / 2;
+    let cluster = u32::try_from(cluster.clamp(512, 32 << 10)).expect("a small number");
+    let mut disk = Cursor::new(vec![0; usize::try_from(size).expect("a size in memory")]);
+    let options = FormatVolumeOptions::new()
+        .fat_type(FatType::Fat32)
+        .bytes_per_cluster(cluster)
+        .volume_id(0x6477_0001)
+        .volume_label(*b"DOORWARD   ");
+    fatfs::format_volume(&mut disk, options)?;
+    disk.rewind()?;
+    {
+        let volume = FileSystem::new(&mut disk, FsOptions::new().update_accessed_date(false))?;
+        let folder = volume.root_dir().create_dir("EFI")?.create_dir("BOOT")?;
+        for (name, bytes) in files {
+            let mut file = folder.create_file(name)?;
+            file.write_all(bytes)?;
+            file.flush()?;
+        }
+    }
+    Ok(disk.into_inner())
+}
+
+/// Writes the partition table: name, type, first byte and size of each partition.
+fn partition(disk: &mut File, list: &[(&str, partition_types::Type, u64, u64)]) -> Result<(), String> {
+    let say = |error: &dyn std::fmt::Display| error.to_string();
+    let sectors = disk.metadata().map_err(|error| say(&error))?.len() / SECTOR;
+    let sectors = u32::try_from(sectors - 1).unwrap_or(u32::MAX);
+    ProtectiveMBR::with_lb_size(sectors).overwrite_lba0(disk).map_err(|error| say(&error))?;
+    let guid = |index: usize| uuid::Uuid::from_u128(GUIDS[index]);
+    let table = gpt::GptConfig::new().writable(true).change_partition_count(true);
+    let mut table = table.create_from_device(disk, Some(guid(0))).map_err(|error| say(&error))?;
+    let partitions: BTreeMap<u32, Partition> = (1u32..)
+        .zip(list)
+        .map(|(number, (name, kind, at, size))| {
+            let partition = Partition {
+                part_type_guid: kind.clone(),
+                part_guid: guid(number as usize),
+                first_lba: at / SECTOR,
+                last_lba: (at + size).div_ceil(SECTOR) - 1,
+                flags: 0,
+                name: (*name).into(),
+            };
+            (number, partition)
+        })
+        .collect();
+    table.update_partitions(partitions).map_err(|error| say(&error))?;
+    table.write().map_err(|error| say(&error))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    fn contents(dir: &Path, root: bool) -> Contents {
+        let file = |name: &str, bytes: &[u8]| {
+            std::fs::write(dir.join(name), bytes).unwrap();
+            Some(dir.join(name))
+        };
+        Contents {
+            board: "qemu-uefi".into(),
+            image: file("app", b"MZ application").unwrap(),
+            kernel: file("kernel", &vec![0x5a; 3 << 20]),
+            initrd: file("initrd", b"cpio"),
+            append: "dw.test=x".into(),
+            hv: "onpanic=off".into(),
+            root: if root { file("root", b"file system") } else { None },
+        }
+    }
+
+    fn folder(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("doorward-medium-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    #[test]
+    fn a_disk_reads_back_with_its_partitions_and_files() {
+        let dir = folder("reads-back");
+        let out = dir.join("disk.raw");
+        write(&out, &contents(&dir, true)).unwrap();
+        let disk = gpt::GptConfig::new().only_valid_headers(true).open(&out).unwrap();
+        let partitions: Vec<_> = disk.partitions().values().cloned().collect();
+        assert_eq!(partitions.len(), 2);
+        assert_eq!(partitions[0].part_type_guid, partition_types::EFI);
+        assert_eq!(partitions[1].part_type_guid, partition_types::LINUX_ROOT_ARM_64);
+        let bytes = std::fs::read(&out).unwrap();
+        let at = |partition: &Partition| (partition.first_lba * SECTOR) as usize;
+        let end = |partition: &Partition| ((partition.last_lba + 1) * SECTOR) as usize;
+        assert!(bytes[at(&partitions[1])..].starts_with(b"file system"));
+        let esp = Cursor::new(bytes[at(&partitions[0])..end(&partitions[0])].to_vec());
+        let volume = FileSystem::new(esp, FsOptions::new()).unwrap();
+        assert_eq!(volume.fat_type(), FatType::Fat32);
+        let read = |path: &str| {
+            let mut content = Vec::new();
+            volume.root_dir().open_file(path).unwrap().read_to_end(&mut content).unwrap();
+            content
+        };
+        assert_eq!(read("EFI/BOOT/BOOTAA64.EFI"), b"MZ application");
+        assert_eq!(read("EFI/BOOT/Image"), vec![0x5a; 3 << 20]);
+        let config = String::from_utf8(read("EFI/BOOT/doorward.cfg")).unwrap();
+        assert!(
+            config.lines().any(|line| line.starts_with("kernel=Image") && line.ends_with(" dw.test=x")),
+            "{config}"
+        );
+        assert!(config.lines().any(|line| line.starts_with("options=") && line.ends_with(" onpanic=off")), "{config}");
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn the_same_inputs_give_the_same_bytes() {
+        let dir = folder("same");
+        write(&dir.join("a"), &contents(&dir, false)).unwrap();
+        write(&dir.join("b"), &contents(&dir, false)).unwrap();
+        assert!(std::fs::read(dir.join("a")).unwrap() == std::fs::read(dir.join("b")).unwrap());
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn without_an_initramfs_the_configuration_names_none() {
+        let dir = folder("no-initrd");
+        let contents = Contents { initrd: None, ..contents(&dir, false) };
+        assert!(!configuration("[a]\nkernel=Image\nramdisk=initramfs\n", &contents).contains("ramdisk"));
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn every_board_has_a_configuration_that_names_what_is_on_the_disk() {
+        for board in ["qemu-virt", "qemu-uefi", "graviton2", "graviton3", "graviton4"] {
+            let text = template(board).unwrap();
+            for line in ["[global]", "options=", "kernel=Image ", "ramdisk=initramfs"] {
+                assert!(text.lines().any(|have| have.starts_with(line)), "{board}: {line}");
+            }
+        }
+    }
+}
