@@ -15,7 +15,7 @@ pub fn cases() -> Vec<Case> {
         case("counts-direct-16k-qd1", "the same, 16k", |lab| direct(lab, 1)),
         case("counts-direct-4k-qd4", "the same, four in flight", |lab| direct(lab, 2)),
         case("counts-direct-4k-jobs", "the same, four jobs on four queues", |lab| direct(lab, 3)),
-        case("counts-software", "direct=off costs 1.0 to 1.1 exits more for each I/O", software),
+        case("counts-software", "direct=off costs one exit more for each I/O", software),
         case("counts-doorbells", "vwfi=trap: at least 0.5 doorbells for each I/O", doorbells),
     ]
 }
@@ -48,12 +48,32 @@ fn native(lab: &Lab, arg: &str) -> Result<f64, String> {
     Ok((counts.of(Source::Timer) + 2 * counts.of(Source::Sgi)) as f64 / counts.ios as f64)
 }
 
+/// Pairs of runs to compare. The window of 600 I/Os holds a dozen timer interrupts, of either system's housekeeping, and
+/// when they fall is chance; an exit that a device causes is in every run.
+const PAIRS: u32 = 3;
+
+/// Exits that neither a timer nor an SGI explains, for each I/O; and what the comparison with bare Linux leaves over.
+const SLACK: f64 = 0.01;
+
 fn direct(lab: &Lab, cell: usize) -> Verdict {
     let (name, arg) = CELLS[cell];
-    let native = native(lab, arg)?;
-    let (counts, irqs) = counted(lab, "direct", Boot::Doorward, "", arg, Disk::Null)?;
-    let exits = counts.total() as f64 / counts.ios as f64;
-    println!("   {name}: {exits:.3} exits per I/O, at most {:.3} (bare Linux: {native:.3})", native + 0.01);
+    let mut verdict = Ok(());
+    for _ in 0..PAIRS {
+        let native = native(lab, arg)?;
+        let (counts, irqs) = counted(lab, "direct", Boot::Doorward, "", arg, Disk::Null)?;
+        none_by_device(name, &counts, irqs)?;
+        let exits = counts.total() as f64 / counts.ios as f64;
+        println!("   {name}: {exits:.3} exits per I/O, at most {:.3} (bare Linux: {native:.3})", native + SLACK);
+        if exits <= native + SLACK {
+            return Ok(());
+        }
+        verdict = Err(format!("{name}: {exits:.3} exits per I/O, bare Linux would need {native:.3}, {PAIRS} times"));
+    }
+    verdict
+}
+
+/// What holds in every single run: no interrupt of the device costs an exit.
+fn none_by_device(name: &str, counts: &Counts, irqs: u64) -> Verdict {
     let lpis = counts.of(Source::Lpi);
     if lpis != 0 {
         return Err(format!("{name}: {lpis} LPIs were taken at EL2"));
@@ -65,8 +85,11 @@ fn direct(lab: &Lab, cell: usize) -> Verdict {
     if counts.direct + 2 < irqs.min(counts.messages) || counts.direct > irqs {
         return Err(format!("{name}: {} LPIs acknowledged directly, {irqs} in /proc/interrupts", counts.direct));
     }
-    if exits > native + 0.01 {
-        return Err(format!("{name}: {exits:.3} exits per I/O, bare Linux would need {native:.3}"));
+    // An SGI is a trap where it is sent and an interrupt where it arrives.
+    let explained = counts.of(Source::Timer) + 2 * counts.of(Source::Sgi);
+    let rest = counts.total().saturating_sub(explained) as f64 / counts.ios as f64;
+    if rest > SLACK {
+        return Err(format!("{name}: {rest:.3} exits per I/O that neither a timer nor an SGI explains"));
     }
     Ok(())
 }
@@ -80,10 +103,12 @@ fn software(lab: &Lab) -> Verdict {
     if counts.direct != 0 {
         return Err(format!("{name}: {} LPIs came without a list register although direct=off", counts.direct));
     }
-    if (1.0..=1.1).contains(&more) {
+    // One exit for each LPI, but for those that EL2 takes while it is there for something else, and the I/O at either
+    // end of the window that has none.
+    if (0.95..=1.1).contains(&more) {
         Ok(())
     } else {
-        Err(format!("{name}: {more:.3} exits per I/O above bare Linux, not 1.0 to 1.1"))
+        Err(format!("{name}: {more:.3} exits per I/O above bare Linux, not one"))
     }
 }
 
