@@ -228,9 +228,9 @@ impl fmt::Display for MachineError {
                 write!(f, "the device tree's {node} node has no usable `{property}` property")
             }
             E::TooMany { what, limit } => write!(f, "the machine has more than {limit} {}", what.plural()),
-            E::NoMemory => f.write_str("the device tree describes no memory"),
-            E::NoCpu => f.write_str("the device tree describes no CPU that may be used"),
-            E::NoGic => f.write_str("the device tree describes no interrupt controller that is a GIC"),
+            E::NoMemory => f.write_str("the firmware describes no memory"),
+            E::NoCpu => f.write_str("the firmware describes no CPU that may be used"),
+            E::NoGic => f.write_str("the firmware describes no interrupt controller that is a GIC"),
             E::GicTooOld => f.write_str("the interrupt controller is a GICv2; a GICv3 or later is needed"),
             E::GicTooNew => f.write_str("the interrupt controller is a GICv5; a GICv3 or GICv4 is needed"),
             E::NoRedistributors => f.write_str("the GIC has no redistributor region"),
@@ -284,7 +284,7 @@ mod tests {
 
     #[test]
     fn an_error_reads_as_a_sentence() {
-        assert_eq!(MachineError::NoMemory.to_string(), "the device tree describes no memory");
+        assert_eq!(MachineError::NoMemory.to_string(), "the firmware describes no memory");
         let overlap = |a, b| MachineError::Overlap {
             a,
             at: Range::new(Pa(0x4000_0000), 0x1000),

@@ -2,13 +2,14 @@
 //!
 //! [`Machine`] is the one description that the rest of the tree reads: where memory is, which CPUs there are, where
 //! the GIC's frames lie, which PCI hosts and SMMUs stand in front of devices, and what the boot loader brought along.
-//! It is filled once, early in boot, by [`fdt::read`] from a device tree (an ACPI reader is to fill the same struct),
+//! It is filled once, early in boot, by [`fdt::read`] from a device tree or by [`acpi::read_into`] from ACPI tables,
 //! and checked by [`Machine::check`] before anyone sees it. After that it never changes.
 //!
 //! It is heap-free on purpose: it is needed to find the memory that the heap is made of. Capacities are fixed and a
-//! machine that exceeds one is refused by name, never truncated. It is also some 40 KiB large, so it belongs in a
+//! machine that exceeds one is refused by name, never truncated. It is also some 50 KiB large, so it belongs in a
 //! static (see [`Machine::new`]) and not on a boot stack; [`fdt::read_into`] fills it where it lies.
 
+pub mod acpi;
 pub mod check;
 pub mod efi;
 pub mod error;
@@ -22,6 +23,9 @@ pub use error::{MachineError, What};
 use crate::ids::{Intid, ItsId, Mpidr, Pa};
 use arrayvec::{ArrayString, ArrayVec};
 use core::fmt;
+
+/// CPUs at most, and redistributor regions: firmware may give each CPU's own.
+pub const CPUS: usize = 512;
 
 /// A stretch of physical addresses.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -138,7 +142,7 @@ pub struct Gic {
     /// The distributor's frame.
     pub dist: Range,
     /// The regions in which redistributors lie one after the other.
-    pub redists: ArrayVec<Range, 16>,
+    pub redists: ArrayVec<Range, CPUS>,
     /// The distance between two redistributors where it is not what GICR_TYPER says.
     pub redist_stride: Option<u64>,
     /// The PPI that a CPU interface raises for list register maintenance.
@@ -317,7 +321,7 @@ pub struct Machine {
     /// What must be left alone, inside RAM or not: `/memreserve/` and fixed `/reserved-memory`.
     pub reserved: ArrayVec<Range, 128>,
     /// The CPUs; a `CpuId` is a place in this list.
-    pub cpus: ArrayVec<Cpu, 512>,
+    pub cpus: ArrayVec<Cpu, CPUS>,
     /// How to reach PSCI 0.2 or later; `None` when there is none.
     pub psci: Option<Conduit>,
     /// The interrupt controller.
@@ -332,6 +336,8 @@ pub struct Machine {
     pub uart: Option<Uart>,
     /// The boot modules, in the firmware's order.
     pub modules: ArrayVec<Module, 8>,
+    /// Where the ACPI tables start, if it was they that described the machine.
+    pub rsdp: Option<Pa>,
     /// The hypervisor's own command line.
     pub bootargs: ArrayString<2048>,
 }
@@ -360,6 +366,7 @@ impl Machine {
             timer: TimerPpis { phys_s: None, phys: Intid(0), virt: Intid(0), hyp: Intid(0) },
             uart: None,
             modules: ArrayVec::new_const(),
+            rsdp: None,
             bootargs: ArrayString::new_const(),
         }
     }

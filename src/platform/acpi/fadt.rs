@@ -1,0 +1,34 @@
+//! FADT: how PSCI is reached, and where the DSDT is (ACPI 6.5, 5.2.9).
+
+use super::{AcpiError, Fields};
+use crate::ids::Pa;
+use crate::platform::Conduit;
+
+/// Offsets in the table.
+pub(super) const DSDT: usize = 40;
+pub(super) const ARM_BOOT_ARCH: usize = 129;
+pub(super) const X_DSDT: usize = 140;
+/// Bits of ARM_BOOT_ARCH (table 5.12).
+pub(super) const PSCI_COMPLIANT: u16 = 1 << 0;
+pub(super) const PSCI_USE_HVC: u16 = 1 << 1;
+
+/// The conduit; `None` where the firmware does not promise PSCI.
+pub(super) fn conduit(fadt: Fields<'_>) -> Result<Option<Conduit>, AcpiError> {
+    let flags = fadt.u16(ARM_BOOT_ARCH)?;
+    Ok(match (flags & PSCI_COMPLIANT != 0, flags & PSCI_USE_HVC != 0) {
+        (false, _) => None,
+        (true, false) => Some(Conduit::Smc),
+        (true, true) => Some(Conduit::Hvc),
+    })
+}
+
+/// The DSDT's address: the long field, or the short one where that is empty.
+///
+/// # Errors
+///
+/// [`AcpiError::Short`].
+pub fn dsdt(fadt: Fields<'_>) -> Result<Option<Pa>, AcpiError> {
+    let long = fadt.u64(X_DSDT)?;
+    let at = if long != 0 { long } else { u64::from(fadt.u32(DSDT)?) };
+    Ok((at != 0).then_some(Pa(at)))
+}

@@ -1,0 +1,42 @@
+//! MCFG: PCI configuration spaces (PCI Firmware Specification 3.3, 4.1.2).
+//!
+//! An entry's address is that of bus 0 of its segment, whichever buses the entry is about: on some machines (the
+//! virtualised Graviton4) several entries have one address and differ in their buses only. A [`PciHost`]'s ECAM
+//! starts at its own first bus.
+
+use super::{AcpiError, Fields};
+use crate::ids::Pa;
+use crate::platform::{Machine, MachineError, PciHost, Range, What};
+use arrayvec::ArrayVec;
+
+/// Where the entries start: behind the header and eight reserved bytes.
+const ENTRIES: usize = 44;
+const ENTRY: usize = 16;
+
+/// Adds a host for each entry, with no windows: those are in AML only.
+pub(super) fn read(mcfg: Fields<'_>, machine: &mut Machine) -> Result<(), AcpiError> {
+    let entries = mcfg.rest(ENTRIES);
+    for at in (0..entries.bytes.len()).step_by(ENTRY) {
+        let entry = entries.part(at, ENTRY)?;
+        let (base, segment) = (entry.u64(0)?, entry.u16(8)?);
+        let (first, last) = (entry.u8(10)?, entry.u8(11)?);
+        let ecam = base.checked_add(u64::from(first) << 20).map(|base| {
+            let buses = u64::from(last.saturating_sub(first)) + 1;
+            Range::new(Pa(base), buses << 20)
+        });
+        let ecam = ecam.ok_or(MachineError::Unreachable { what: What::Ecam, range: Range::new(Pa(base), 1 << 20) })?;
+        let host = PciHost {
+            ecam,
+            segment,
+            buses: (first, last),
+            windows: ArrayVec::new(),
+            msi_map_mask: u32::MAX,
+            msi_map: ArrayVec::new(),
+            iommu_map_mask: u32::MAX,
+            iommu_map: ArrayVec::new(),
+        };
+        let full = MachineError::TooMany { what: What::PciHost, limit: machine.pci.capacity() };
+        machine.pci.try_push(host).map_err(|_| full)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,361 @@
+//! Tables in, machine out.
+
+use super::testing::{
+    self, GICV2, GICV3, GICV4, GRAVITON3_GICR, Memory, fadt, gicc, gicd, graviton3, gtdt, iort, its, its_group, madt,
+    mcfg, root_complex, smmu_v3, spcr,
+};
+use super::{AcpiError, Damage, Signature, Tables};
+use crate::ids::{Intid, ItsId, Mpidr, Pa};
+use crate::platform::{
+    Conduit, IdMap, Its, Machine, MachineError, Range, SmmuId, TimerPpis, Uart, UartKind, fdt, testing as trees,
+};
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::vec;
+use alloc::vec::Vec;
+
+fn r(base: u64, size: u64) -> Range {
+    Range::new(Pa(base), size)
+}
+
+/// A small machine's tables, to be varied.
+fn small() -> Vec<Vec<u8>> {
+    vec![fadt(), madt(5, &[gicd(0x800_0000, 3), gicc(0, 0, 1, 25, 0x80a_0000)]), gtdt(29, 30, 27, 26)]
+}
+
+fn with(table: Vec<u8>) -> Result<Box<Machine>, AcpiError> {
+    let mut tables = small();
+    tables.retain(|other| other[..4] != table[..4]);
+    tables.push(table);
+    Memory::with(&tables).read()
+}
+
+#[test]
+fn qemus_tables_and_qemus_device_tree_describe_the_same_machine() {
+    for (tables, tree) in [(GICV4, trees::GICV4), (GICV3, trees::GICV3)] {
+        let mut acpi = Memory::of(tables).read().unwrap();
+        let mut fdt = Box::new(fdt::read(tree).unwrap());
+        assert_eq!(acpi.rsdp, Some(Pa(0x1_3bff_f000)));
+        // What is not in the tables, or not in both.
+        acpi.rsdp = None;
+        acpi.memory = fdt.memory.clone();
+        fdt.pci[0].windows.clear();
+        // The tables put only the buses that are there at reset behind the SMMU, the tree all of them.
+        if let [line] = &mut fdt.pci[0].iommu_map[..] {
+            line.length = 0x100;
+        }
+        assert_eq!(acpi, fdt);
+        assert_eq!(acpi.check(), Ok(()));
+    }
+}
+
+#[test]
+fn a_gicv2_is_refused_by_name() {
+    assert_eq!(Memory::of(GICV2).read().unwrap_err(), AcpiError::Machine(MachineError::GicTooOld));
+    assert_eq!(with(madt(7, &[gicd(0, 5)])).unwrap_err(), MachineError::GicTooNew.into());
+    assert_eq!(with(madt(7, &[testing::bytes(40, &[(0, 0x1c, 1), (1, 40, 1)])])).unwrap_err(), {
+        MachineError::GicTooNew.into()
+    });
+    assert_eq!(with(madt(7, &[])).unwrap_err(), MachineError::NoGic.into());
+}
+
+#[test]
+fn graviton3s_layout_is_read() {
+    let mut machine = Memory::with(&graviton3()).read().unwrap();
+    assert_eq!(machine.cpus.len(), 64);
+    assert_eq!(machine.enabled_cpus(), 64);
+    assert_eq!(machine.cpus[31].mpidr, Mpidr(0x1f_0000));
+    assert_eq!(machine.cpus[32].mpidr, Mpidr(0x1_0000_0000));
+    let [low, high] = GRAVITON3_GICR;
+    assert_eq!(machine.gic.redists[..], [r(low, 32 * 0x4_0000), r(high, 32 * 0x4_0000)]);
+    assert_eq!(machine.gic.redist_stride, None);
+    assert_eq!(machine.gic.dist, r(0xb8_0000_0000, 0x1_0000));
+    assert_eq!(machine.gic.itss[..], [Its { control: r(0xbc_0010_0000, 0x2_0000), non_coherent: false }]);
+    assert_eq!(machine.gic.maintenance, Intid(25));
+    let timer = TimerPpis { phys_s: None, phys: Intid(30), virt: Intid(27), hyp: Intid(26) };
+    assert_eq!(machine.timer, timer);
+    assert_eq!(machine.psci, Some(Conduit::Smc));
+    let uart =
+        Uart { kind: UartKind::Ns16550 { reg_shift: 0, io_width: 1 }, regs: r(0xe2f0_0000, 8), irq: Some(Intid(408)) };
+    assert_eq!(machine.uart, Some(uart));
+    let [host] = &machine.pci[..] else { panic!("{:?}", machine.pci) };
+    assert_eq!((host.segment, host.buses, host.ecam), (1, (0, 255), r(0xe0_1000_0000, 0x1000_0000)));
+    assert_eq!(host.device_id(0x2400), Some((ItsId(0), 0x2400)));
+    assert_eq!(host.stream_id(0x2400), None);
+    machine.memory.push(r(0x8000_0000, 1 << 30));
+    assert_eq!(machine.check(), Ok(()));
+}
+
+#[test]
+fn redistributors_are_joined_only_where_they_touch() {
+    // Out of order, with a hole where a core is fused off.
+    let cpus = |at: &[u64]| -> Vec<Vec<u8>> {
+        at.iter().enumerate().map(|(n, &at)| gicc(n as u64, n as u64, 1, 25, at)).collect()
+    };
+    let regions = |version, at: &[u64]| {
+        let entries: Vec<_> = core::iter::once(gicd(0x800_0000, version)).chain(cpus(at)).collect();
+        with(madt(5, &entries)).unwrap().gic.redists.clone()
+    };
+    let at = [0x1010_0000, 0x1000_0000, 0x1004_0000, 0x1014_0000];
+    assert_eq!(regions(4, &at)[..], [r(0x1000_0000, 0x8_0000), r(0x1010_0000, 0x8_0000)]);
+    // Four frames each by what stands in the table, or by how far apart they are; two otherwise.
+    assert_eq!(regions(0, &at), regions(4, &at));
+    assert_eq!(regions(3, &at)[0], r(0x1000_0000, 0x2_0000));
+    assert_eq!(regions(0, &[0x1000_0000, 0x1002_0000])[..], [r(0x1000_0000, 0x4_0000)]);
+    assert_eq!(regions(4, &[0x1000_0000, 0x1008_0000]).len(), 2);
+}
+
+#[test]
+fn only_usable_cpus_are_listed_and_only_those_that_are_on_have_a_redistributor() {
+    let entries = [
+        gicd(0x800_0000, 3),
+        gicc(0, 0, 1, 25, 0x1000_0000),
+        // Neither enabled nor ever to be: garbage is allowed in it.
+        gicc(1, 0, 0, 0, 0),
+        gicc(2, 2, 1 << 3, 25, 0x2000_0000),
+        gicc(3, 3, 1, 25, 0x1002_0000),
+    ];
+    let machine = with(madt(6, &entries)).unwrap();
+    let cpus: Vec<_> = machine.cpus.iter().map(|cpu| (cpu.mpidr.0, cpu.enabled)).collect();
+    assert_eq!(cpus, [(0, true), (2, false), (3, true)]);
+    assert_eq!(machine.gic.redists[..], [r(0x1000_0000, 0x4_0000)]);
+}
+
+#[test]
+fn coherence_flags_count_from_revision_7_on() {
+    let entries = [gicd(0x800_0000, 3), gicc(0, 0, 1 | 1 << 4, 25, 0x1000_0000), {
+        let mut its = its(0, 0x2000_0000);
+        its[2] = 1;
+        its
+    }];
+    for (revision, non_coherent) in [(6, false), (7, true)] {
+        let machine = with(madt(revision, &entries)).unwrap();
+        assert_eq!((machine.gic.non_coherent, machine.gic.itss[0].non_coherent), (non_coherent, non_coherent));
+    }
+}
+
+#[test]
+fn listed_regions_are_preferred_to_the_cpus_own() {
+    let region = testing::bytes(16, &[(0, 0x0e, 1), (1, 16, 1), (4, 0x3000_0000, 8), (12, 0x10_0000, 4)]);
+    let machine = with(madt(5, &[gicd(0x800_0000, 4), gicc(0, 0, 1, 25, 0x1000_0000), region])).unwrap();
+    assert_eq!(machine.gic.redists[..], [r(0x3000_0000, 0x10_0000)]);
+}
+
+#[test]
+fn what_a_hypervisor_needs_is_named_when_it_is_absent() {
+    let error = |entries: &[Vec<u8>]| with(madt(5, entries)).unwrap_err();
+    assert_eq!(error(&[gicd(0x800_0000, 3), gicc(0, 0, 1, 25, 0)]), MachineError::NoRedistributors.into());
+    assert_eq!(error(&[gicd(0x800_0000, 3), gicc(0, 0, 1, 0, 0x1000_0000)]), MachineError::NoMaintenance.into());
+    assert_eq!(error(&[gicd(0x800_0000, 3), gicc(0, 1 << 31, 1, 25, 0x1000_0000)]), {
+        MachineError::BadMpidr(1 << 31).into()
+    });
+    assert_eq!(with(gtdt(29, 30, 27, 0)).unwrap_err(), MachineError::NoTimer.into());
+    for absent in [Signature::MADT, Signature::FADT, Signature::GTDT] {
+        let tables: Vec<_> = small().into_iter().filter(|table| table[..4] != absent.0).collect();
+        assert_eq!(Memory::with(&tables).read().unwrap_err(), AcpiError::Missing(absent));
+    }
+    assert_eq!(Memory::default().read().unwrap_err(), AcpiError::NoRsdp(Pa(0)));
+}
+
+#[test]
+fn psci_is_reached_as_the_fadt_says() {
+    for (flags, conduit) in [(0u16, None), (1, Some(Conduit::Smc)), (3, Some(Conduit::Hvc)), (2, None)] {
+        let mut fadt = fadt();
+        fadt[129..131].copy_from_slice(&flags.to_le_bytes());
+        testing::fix(&mut fadt);
+        assert_eq!(with(fadt).unwrap().psci, conduit);
+    }
+}
+
+#[test]
+fn entries_of_one_segment_and_address_differ_in_their_buses() {
+    // The virtualised Graviton4.
+    let base = 0x2000_0000;
+    let machine = with(mcfg(&[(base, 0, 0, 0), (base, 0, 1, 0x43), (base, 0, 0x44, 0x56)])).unwrap();
+    let hosts: Vec<_> = machine.pci.iter().map(|host| (host.ecam, host.buses)).collect();
+    assert_eq!(
+        hosts,
+        [
+            (r(base, 1 << 20), (0, 0)),
+            (r(base + (1 << 20), 0x43 << 20), (1, 0x43)),
+            (r(base + (0x44 << 20), 0x13 << 20), (0x44, 0x56)),
+        ]
+    );
+    assert_eq!(with(mcfg(&[(u64::MAX, 0, 1, 1)])).unwrap_err(), {
+        MachineError::Unreachable { what: crate::platform::What::Ecam, range: r(u64::MAX, 1 << 20) }.into()
+    });
+}
+
+#[test]
+fn requester_ids_are_followed_through_an_smmu_to_the_its() {
+    // ITS groups at 48 and 72, the SMMU at 96 (16 + 52 + 3 * 20 bytes long), the root complex behind it.
+    let nodes = [
+        its_group(7),
+        its_group(9),
+        smmu_v3(0x905_0000, &[[0x1_0000, 0x7fff, 0x2_0000, 72, 0], [0x1_8000, 0x7fff, 0, 48, 0], [0, 0, 5, 48, 1]]),
+        root_complex(0, &[[0, 0xfeff, 0x1_0000, 96, 0], [0xff00, 0xff, 0x42, 72, 0]]),
+    ];
+    let mut tables = small();
+    tables.pop();
+    tables[1] =
+        madt(5, &[gicd(0x800_0000, 3), gicc(0, 0, 1, 25, 0x80a_0000), its(9, 0x2000_0000), its(7, 0x3000_0000)]);
+    tables.extend([gtdt(0, 30, 27, 26), iort(&nodes), mcfg(&[(0x4000_0000, 0, 0, 255)])]);
+    let machine = Memory::with(&tables).read().unwrap();
+    let smmu = &machine.smmus[0];
+    assert_eq!((smmu.regs, smmu.coherent), (r(0x905_0000, 0x2_0000), true));
+    assert_eq!((smmu.event, smmu.gerror), (Some(Intid(106)), Some(Intid(109))));
+    let host = &machine.pci[0];
+    assert_eq!(host.iommu_map[..], [IdMap { rid_base: 0, target: SmmuId(0), out_base: 0x1_0000, length: 0xff00 }]);
+    assert_eq!(
+        host.msi_map[..],
+        [
+            IdMap { rid_base: 0, target: ItsId(0), out_base: 0x2_0000, length: 0x8000 },
+            IdMap { rid_base: 0x8000, target: ItsId(1), out_base: 0, length: 0x7f00 },
+            IdMap { rid_base: 0xff00, target: ItsId(0), out_base: 0x42, length: 0x100 },
+        ]
+    );
+}
+
+#[test]
+fn lines_that_go_on_are_joined_and_other_segments_are_left_alone() {
+    let lines: Vec<[u32; 5]> = (0..64).map(|n| [n * 0x100, 0xff, 0x1000 + n * 0x100, 48, 0]).collect();
+    let mut tables = small();
+    tables[1] = madt(5, &[gicd(0x800_0000, 3), gicc(0, 0, 1, 25, 0x80a_0000), its(0, 0x2000_0000)]);
+    tables.extend([
+        iort(&[its_group(0), root_complex(3, &lines)]),
+        mcfg(&[(0x4000_0000, 3, 0x10, 0x1f), (0x6000_0000, 4, 0, 0x1f)]),
+    ]);
+    let machine = Memory::with(&tables).read().unwrap();
+    let line = IdMap { rid_base: 0x1000, target: ItsId(0), out_base: 0x2000, length: 0x1000 };
+    assert_eq!(machine.pci[0].msi_map[..], [line]);
+    assert!(machine.pci[1].msi_map.is_empty());
+}
+
+#[test]
+fn a_circle_of_nodes_ends() {
+    let nodes = [smmu_v3(0x905_0000, &[[0, 0xffff, 0, 48, 0]]), root_complex(0, &[[0, 0xffff, 0, 48, 0]])];
+    let mut tables = small();
+    tables.extend([iort(&nodes), mcfg(&[(0x4000_0000, 0, 0, 255)])]);
+    let machine = Memory::with(&tables).read().unwrap();
+    assert!(machine.pci[0].msi_map.is_empty());
+    assert_eq!(machine.pci[0].iommu_map.len(), 3);
+}
+
+#[test]
+fn consoles_are_told_apart_by_kind_and_width() {
+    let kind = |spcr| with(spcr).unwrap().uart.map(|uart| (uart.kind, uart.regs.size));
+    let ns16550 = |reg_shift, io_width| UartKind::Ns16550 { reg_shift, io_width };
+    assert_eq!(kind(spcr(3, 32, 3, 0x900_0000, 33)), Some((UartKind::Pl011, 0x1000)));
+    assert_eq!(kind(spcr(0x0e, 32, 3, 0x900_0000, 33)), Some((UartKind::Pl011, 0x1000)));
+    assert_eq!(kind(spcr(0, 8, 1, 0x900_0000, 33)), Some((ns16550(0, 1), 8)));
+    assert_eq!(kind(spcr(0x12, 32, 3, 0x900_0000, 33)), Some((ns16550(2, 4), 32)));
+    assert_eq!(kind(spcr(0, 32, 0, 0x900_0000, 33)), Some((ns16550(2, 4), 32)));
+    assert_eq!(kind(spcr(5, 32, 3, 0x900_0000, 33)), None);
+    assert_eq!(kind(spcr(3, 32, 3, 0, 33)), None);
+    assert_eq!(with(spcr(3, 32, 3, 0x900_0000, 0)).unwrap().uart.unwrap().irq, None);
+}
+
+#[test]
+fn a_damaged_table_is_named() {
+    let mut memory = Memory::of(GICV4);
+    let at = memory.find(Signature::MADT).unwrap();
+    let tables = memory.parts[1].0;
+    memory.parts[1].1[(at.0 - tables.0) as usize + 50] ^= 1;
+    let error = memory.read().unwrap_err();
+    assert_eq!(error, AcpiError::Damaged { table: Signature::MADT, at, damage: Damage::Checksum });
+    assert_eq!(format!("{error}"), format!("the ACPI table APIC at {:#x} has a wrong checksum", at.0));
+    // Not needed, but there: as bad.
+    let mut memory = Memory::of(GICV4);
+    memory.edit(Signature::IORT, |iort| iort[48 + 1..48 + 3].copy_from_slice(&[3, 0]));
+    assert_eq!(memory.read().unwrap_err(), AcpiError::BadEntry(Signature::IORT));
+    memory.edit(Signature::IORT, |iort| iort[48 + 1..48 + 3].copy_from_slice(&[0xff, 0xff]));
+    assert_eq!(memory.read().unwrap_err(), AcpiError::Short(Signature::IORT));
+}
+
+#[test]
+fn an_entry_of_length_zero_ends_the_table_with_an_error() {
+    let mut memory = Memory::of(GICV4);
+    memory.edit(Signature::MADT, |madt| madt[45] = 0);
+    assert_eq!(memory.read().unwrap_err(), AcpiError::BadEntry(Signature::MADT));
+    memory.edit(Signature::MADT, |madt| madt[45] = 255);
+    assert!(memory.read().is_err());
+}
+
+#[test]
+fn a_list_that_names_itself_or_nothing_does_no_harm() {
+    let mut tables = small();
+    tables.push(testing::table(b"SRAT", 3, &[0xff; 40]));
+    let mut memory = Memory::with(&tables);
+    let xsdt = Pa(0x8000_1001);
+    let list = memory.parts.iter_mut().find(|(at, _)| *at == xsdt).unwrap();
+    let mut body = list.1[36..].to_vec();
+    body.extend(xsdt.0.to_le_bytes());
+    body.extend([0; 8]);
+    body.extend(0xffff_ffff_ffff_fffeu64.to_le_bytes());
+    body.extend([1, 2, 3]);
+    list.1 = testing::table(b"XSDT", 1, &body);
+    assert!(memory.read().is_ok());
+    let tables = Tables::open(memory.rsdp, &memory).unwrap();
+    assert_eq!(tables.addresses().count(), small().len() + 3);
+    assert_eq!(tables.require(Signature::FADT).unwrap().oem().id, *b"DOORWD");
+}
+
+#[test]
+fn no_damage_to_tables_makes_the_reader_panic() {
+    // xorshift, so that a failure can be repeated.
+    let mut seed = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = move |below: usize| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        (seed >> 11) as usize % below
+    };
+    let kinds = [Signature::MADT, Signature::FADT, Signature::GTDT, Signature::MCFG, Signature::IORT, Signature::SPCR];
+    let whole = Memory::of(GICV4);
+    let graviton3 = Memory::with(&graviton3());
+    let (mut good, mut bad) = (0, 0);
+    for round in 0..6000 {
+        let mut memory = if round % 2 == 0 { whole.clone() } else { graviton3.clone() };
+        match round % 4 {
+            0 | 1 => {
+                // Inside one table, its checksum made right again.
+                memory.edit(kinds[random(kinds.len())], |table| {
+                    for _ in 0..=random(3) {
+                        let at = 36 + random(table.len() - 36);
+                        table[at] = [0, 1, 0x7f, 0x80, 0xff, random(256) as u8][random(6)];
+                    }
+                });
+            }
+            2 => {
+                // Whole words with the numbers that break arithmetic.
+                memory.edit(kinds[random(kinds.len())], |table| {
+                    for _ in 0..=random(3) {
+                        let at = 36 + random(table.len() - 40);
+                        let value = [0, 1, 0x7fff_ffff, 0x8000_0000, u32::MAX][random(5)];
+                        table[at..at + 4].copy_from_slice(&value.to_le_bytes());
+                    }
+                });
+            }
+            _ => {
+                // Anywhere, or cut short.
+                let part = random(memory.parts.len());
+                let bytes = &mut memory.parts[part].1;
+                let at = random(bytes.len());
+                if random(2) == 0 { bytes.truncate(at) } else { bytes[at] ^= 1 << random(8) }
+            }
+        }
+        match memory.read() {
+            Ok(mut machine) => {
+                good += 1;
+                machine.memory.push(r(1 << 30, 1 << 30));
+                let _ = machine.check();
+            }
+            Err(error) => {
+                bad += 1;
+                assert!(!format!("{error}").is_empty());
+            }
+        }
+    }
+    // Both kinds of outcome occur, or the test would say nothing.
+    assert!(good > 1000 && bad > 1000, "{good} read, {bad} refused");
+}
