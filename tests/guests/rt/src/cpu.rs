@@ -111,6 +111,16 @@ extern "C" fn guest_secondary_main(cpu: &Cpu) -> ! {
     entry()
 }
 
+/// The number that was patched into the image behind the tag `GUEST   ` (at 0x800); 0 if none was.
+#[must_use]
+pub fn seed() -> u64 {
+    unsafe extern "C" {
+        static guest_seed: u64;
+    }
+    // SAFETY: it is a constant of the image; read as volatile because the compiler knows no value of it.
+    unsafe { (&raw const guest_seed).read_volatile() }
+}
+
 /// Lets interrupts in.
 pub fn unmask() {
     // SAFETY: the handler saves what it uses.

@@ -12,7 +12,11 @@ global_asm!(
     b       guest_start
 
 .section .head.uart, "a"
+    // For whoever patches the image: a tag to find it by, then a number that the guest reads as its seed.
     .ascii  "GUEST   "
+.global guest_seed
+guest_seed:
+    .quad   0
 
 .section .text.boot, "ax"
 guest_start:

@@ -61,7 +61,8 @@ impl Its {
     #[must_use]
     pub fn on() -> Its {
         write32(GITS + CTLR, 0);
-        while read32(GITS + CTLR) >> 31 == 0 {}
+        // Bounded: another vCPU may have switched it on again.
+        let _ = crate::cpu::wait(10, || read32(GITS + CTLR) >> 31 == 1);
         for n in 0..8 {
             let at = GITS + BASER + 8 * n;
             let baser = read64(at);
@@ -133,4 +134,10 @@ impl Its {
     pub fn sync(&mut self, target: u64) {
         self.command([0x05, 0, target, 0]);
     }
+}
+
+/// Whether this is the address of the command ring.
+#[must_use]
+pub fn is_ring(address: u64) -> bool {
+    address == RING.address()
 }
