@@ -1,4 +1,5 @@
-//! Small EL1 guests in Linux's place: one that proves which features it has, one that sleeps until an LPI wakes it.
+//! Small EL1 guests in Linux's place: one that proves which features it has, one that writes nonsense wherever it can, one
+//! that sleeps until an LPI wakes it.
 
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,13 @@ pub fn cases() -> Vec<Case> {
     vec![
         case("guest-features-max", "hidden means UNDEF, exposed means no trap, -cpu max", |lab| features(lab, "max")),
         case("guest-features-v1", "the same, -cpu neoverse-v1", |lab| features(lab, "neoverse-v1")),
+        case("guest-features-a57", "the same, -cpu cortex-a57", |lab| features(lab, "cortex-a57")),
+        case(
+            "chaos-1",
+            "nonsense in every register, command and call ends nobody but the one who asks for it",
+            |lab| chaos(lab, 1, ""),
+        ),
+        case("chaos-2", "the same from two vCPUs at once, direct=off", |lab| chaos(lab, 2, "vwfi=trap direct=off")),
         anywhere("wake-1", "10,000 MSIs at random moments, one sleeping vCPU, none lost", |lab| {
             wake(lab, 1, "vwfi=trap")
         }),
@@ -67,6 +75,19 @@ fn features(lab: &Lab, cpu: &str) -> Verdict {
     if !done.ends_with(" fail=0") || done.starts_with("pass=0 ") {
         return Err(format!("the guest counts {done}"));
     }
+    lab.complaints()
+}
+
+fn chaos(lab: &Lab, smp: u32, hv: &str) -> Verdict {
+    let machine = Machine { smp, hv: hv.into(), cpu: "max".into(), ..machine(lab, "guest-chaos")? };
+    let transcript = lab.watch(&machine, 300, |_, _| Ok(()))?;
+    let lines = || transcript.lines.iter().map(|(_, line)| line.trim());
+    // The seed, so that a bad run can be had again.
+    let start = lines().find(|line| line.starts_with("GUEST START chaos")).ok_or("the guest did not start")?;
+    if transcript.end != End::Off || !lines().any(|line| line.starts_with("GUEST PASS chaos")) {
+        return Err(format!("{start}: {:?} ({})", transcript.end, lab.dir.join("console.log").display()));
+    }
+    println!("   {start}");
     lab.complaints()
 }
 
