@@ -25,6 +25,7 @@ fn start(own: boot::Own) -> ! {
     use doorward::gic::{Gic, ItsLayout, Layout};
     use doorward::ids::{CpuId, Pa};
     use doorward::mm::hw::El2;
+    use doorward::mm::tlb::Tlbs;
     use doorward::mmio::Hw;
     use doorward::platform::Range;
     use doorward::vm::options::{self, Direct};
@@ -64,7 +65,9 @@ fn start(own: boot::Own) -> ! {
     log::info!("{}", gic.facts());
 
     let features = Features::decide(&IdRegs::read());
-    let hv = vm::install(Hypervisor::new(machine, options, features, gic));
+    let tlbs = Tlbs::new().unwrap_or_else(|| fatal!("there is no memory for stage 2"));
+    let tlbs: &'static Tlbs = alloc::boxed::Box::leak(alloc::boxed::Box::new(tlbs));
+    let hv = vm::install(Hypervisor::new(machine, options, features, gic, tlbs));
     let boot_cpu = percpu::cpu();
     if let Err(error) = hv.bring_up(boot_cpu) {
         fatal!("{boot_cpu}: {error}");

@@ -342,6 +342,9 @@ pub struct Machine {
     pub bootargs: ArrayString<2048>,
 }
 
+/// Domains besides dom0 that a machine's description can ask for.
+pub const DOMAINS: usize = 8;
+
 impl Machine {
     /// A machine with nothing in it; `const`, so that the real one can live in a static.
     #[must_use]

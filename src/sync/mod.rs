@@ -8,6 +8,8 @@
 mod lock;
 mod once;
 mod owned;
+mod slot;
 pub use lock::{Guard, Lock, Rank};
 pub use once::Once;
 pub use owned::{Owned, Ownership};
+pub use slot::Slot;

@@ -9,7 +9,7 @@ use super::lpi::LpiPaths;
 use super::options::Direct;
 use super::vcpu::{Start, Vcpu};
 use crate::arch::ich;
-use crate::ids::{CpuId, DomId, Intid, Ipa, ItsId, Mpidr, Pa, VcpuId, VmId, VpeId};
+use crate::ids::{CpuId, DomId, Intid, Ipa, ItsId, Mpidr, Pa, VcpuId, VpeId};
 use crate::mm::guest_ram::GuestRam;
 use crate::mm::hw::El2;
 use crate::mm::stage2::{Attr, Fwb, Stage2, ipa_bits};
@@ -20,7 +20,6 @@ use crate::sync::{Lock, Once, Rank};
 use crate::vgic::{Vgic, VgicConfig};
 use crate::vits::{OnError, Quota, Vits, VitsConfig};
 use crate::vm::dev::vpl011::Vpl011;
-use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -28,8 +27,6 @@ use core::fmt;
 
 /// Bits of a guest's INTIDs: 8192 LPIs. The vLPI configuration and pending tables follow from it.
 const ID_BITS: u8 = 14;
-/// dom0's VMID; 0 is nobody's.
-const VMID: VmId = VmId(1);
 /// What a PCI function's MSI-X table can hold at most.
 const MSIX_BITS: u8 = 11;
 
@@ -138,7 +135,6 @@ pub fn build(hv: &'static Hypervisor, ground: &Ground<'_>) -> Result<(), NoDom0>
         console: machine.uart.and_then(|uart| {
             Some(Console { regs: uart.regs, irq: uart.irq?, uart: Lock::new(Rank::Domain, Vpl011::new()) })
         }),
-        kept_spis: kept_spis(machine),
         vcpus: Once::new(),
     };
     for vcpu in &vcpus {
@@ -146,6 +142,13 @@ pub fn build(hv: &'static Hypervisor, ground: &Ground<'_>) -> Result<(), NoDom0>
             .assign(vcpu.cpu, vcpu.clone())
             .map_err(|vcpu| NoDom0(alloc::format!("{} has a vCPU already", vcpu.cpu)))?;
     }
+    for vcpu in &vcpus {
+        if let Some(vpe) = vcpu.vpe {
+            hv.vpes.set(vpe, Some((vcpu.domain, vcpu.id)));
+        }
+    }
+    let kept = kept_spis(machine);
+    hv.spis.give(DomId(0), |spi| !kept.contains(&spi));
     let first = vcpus.first().cloned();
     if domain.vcpus.set(vcpus).is_err() {
         unreachable!("a domain that was just made has no vCPUs");
@@ -208,10 +211,8 @@ fn address_space(hv: &Hypervisor, host: &[u8], banks: &Banks) -> Result<Stage2<'
     let failed = |error| no("dom0's address space cannot be made", error);
     let params = hv.features.stage2();
     let fwb = if params.fwb { Fwb::On } else { Fwb::Off };
-    // The one domain's, for good.
-    let tlbs: &'static Tlbs =
-        Box::leak(Box::new(Tlbs::new().ok_or_else(|| NoDom0("no memory for stage 2".to_string()))?));
-    let mut stage2 = Stage2::new(&El2, tlbs, VMID, ipa_bits(params.pa_range), fwb).map_err(failed)?;
+    let vmid = hv.vmids.take().ok_or_else(|| NoDom0("there is no VMID for dom0".to_string()))?;
+    let mut stage2 = Stage2::new(&El2, hv.tlbs, vmid, ipa_bits(params.pa_range), fwb).map_err(failed)?;
     for bank in banks {
         stage2.map(Ipa(bank.base.0), bank.base, bank.size, Attr::Ram).map_err(failed)?;
     }

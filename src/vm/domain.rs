@@ -73,8 +73,6 @@ pub struct Domain {
     pub paths: LpiPaths,
     /// Its console.
     pub console: Option<Console>,
-    /// SPIs that EL2 keeps.
-    pub kept_spis: Vec<Intid>,
     /// Its vCPUs.
     pub vcpus: Once<Vec<Arc<Vcpu>>>,
 }
@@ -295,7 +293,7 @@ impl Port for DomainPort<'_> {
     }
 
     fn owns_spi(&self, intid: Intid) -> bool {
-        intid.0 >= 32 && intid.0 < self.hv.gic.facts().spis + 32 && !self.domain.kept_spis.contains(&intid)
+        self.hv.spis.get(intid) == Some(self.domain.id)
     }
 
     fn spi_set_enabled(&self, intid: Intid, on: bool) {

@@ -3,19 +3,25 @@
 use super::domain::Domain;
 use super::lpi::Routes;
 use super::options::Options;
+use super::owners::{SpiOwners, VmIds, VpeOwners};
 use super::vcpu::Vcpu;
 use crate::arch::features::{self, Features};
 use crate::arch::sysreg;
 use crate::gic::{Gic, GicError, cpuif};
-use crate::ids::{CpuId, DomId, Intid, Mpidr, VpeId};
+use crate::ids::{CpuId, DomId, Intid, Mpidr, VcpuId, VpeId};
 use crate::mm::hw::El2;
+use crate::mm::tlb::Tlbs;
 use crate::platform::Machine;
 use crate::sched::{Null, State};
-use crate::sync::Once;
+use crate::sync::{Once, Slot};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+/// Domains at most, dom0 among them.
+pub const DOMAINS: usize = 1 + crate::platform::DOMAINS;
 
 /// Complaints of one kind that are logged; the rest are counted.
 const COMPLAINTS: u32 = 16;
@@ -38,6 +44,27 @@ impl fmt::Display for CpuError {
     }
 }
 
+/// A domain, for as long as somebody looks at it.
+///
+/// dom0 is there for good, and its interrupts pay nothing for the others' coming and going.
+pub enum DomainRef<'a> {
+    /// dom0.
+    Lasting(&'a Domain),
+    /// Another one.
+    Counted(Arc<Domain>),
+}
+
+impl Deref for DomainRef<'_> {
+    type Target = Domain;
+
+    fn deref(&self) -> &Domain {
+        match self {
+            DomainRef::Lasting(domain) => domain,
+            DomainRef::Counted(domain) => domain,
+        }
+    }
+}
+
 /// Everything.
 pub struct Hypervisor {
     /// What machine this is.
@@ -54,7 +81,16 @@ pub struct Hypervisor {
     pub sched: Null<Vcpu>,
     /// The interrupt of EL2's own UART.
     pub console_irq: Option<Intid>,
+    /// The TLBs, for every stage 2.
+    pub tlbs: &'static Tlbs,
+    /// Whose the SPIs are.
+    pub spis: SpiOwners,
+    /// Whose the vPEs are.
+    pub vpes: VpeOwners,
+    /// Which VMIDs are free.
+    pub vmids: VmIds,
     dom0: Once<Domain>,
+    others: [Slot<Domain>; DOMAINS - 1],
     online: Vec<AtomicBool>,
     complaints: AtomicU32,
 }
@@ -89,8 +125,15 @@ pub fn install(hypervisor: Hypervisor) -> &'static Hypervisor {
 impl Hypervisor {
     /// A machine without domains.
     #[must_use]
-    pub fn new(machine: &'static Machine, options: Options, features: Features, gic: Gic<El2>) -> Hypervisor {
+    pub fn new(
+        machine: &'static Machine,
+        options: Options,
+        features: Features,
+        gic: Gic<El2>,
+        tlbs: &'static Tlbs,
+    ) -> Hypervisor {
         let routes = Routes::new(gic.facts().lpis);
+        let (spis, vpes) = (SpiOwners::new(gic.facts().spis), VpeOwners::new(gic.facts().vpes));
         Hypervisor {
             machine,
             options,
@@ -99,7 +142,12 @@ impl Hypervisor {
             routes,
             sched: Null::new(machine.cpus.len()),
             console_irq: machine.uart.and_then(|uart| uart.irq),
+            tlbs,
+            spis,
+            vpes,
+            vmids: VmIds::new(),
             dom0: Once::new(),
+            others: [const { Slot::new() }; DOMAINS - 1],
             online: machine.cpus.iter().map(|_| AtomicBool::new(false)).collect(),
             complaints: AtomicU32::new(0),
         }
@@ -140,8 +188,16 @@ impl Hypervisor {
 
     /// A domain.
     #[must_use]
-    pub fn domain(&self, id: DomId) -> Option<&Domain> {
-        if id == DomId(0) { self.dom0.get() } else { None }
+    pub fn domain(&self, id: DomId) -> Option<DomainRef<'_>> {
+        match usize::from(id.0).checked_sub(1) {
+            None => self.dom0.get().map(DomainRef::Lasting),
+            Some(other) => self.others.get(other)?.get().map(DomainRef::Counted),
+        }
+    }
+
+    /// All domains there are now.
+    pub fn domains(&self) -> impl Iterator<Item = DomainRef<'_>> {
+        (0..DOMAINS as u16).filter_map(|id| self.domain(DomId(id)))
     }
 
     /// Domain 0.
@@ -171,10 +227,17 @@ impl Hypervisor {
         self.sched.pick(cpu)
     }
 
-    /// The vCPU whose vPE this is.
+    /// The vCPU whose vPE this is, with its domain.
     #[must_use]
-    pub fn vcpu_of_vpe(&self, vpe: VpeId) -> Option<&Arc<Vcpu>> {
-        self.dom0()?.vcpus().iter().find(|vcpu| vcpu.vpe == Some(vpe))
+    pub fn vcpu_of_vpe(&self, vpe: VpeId) -> Option<(DomainRef<'_>, VcpuId)> {
+        let (domain, vcpu) = self.vpes.get(vpe)?;
+        Some((self.domain(domain)?, vcpu))
+    }
+
+    /// The domain that an SPI belongs to.
+    #[must_use]
+    pub fn domain_of_spi(&self, spi: Intid) -> Option<DomainRef<'_>> {
+        self.domain(self.spis.get(spi)?)
     }
 
     /// Makes another CPU leave its guest, or its sleep.

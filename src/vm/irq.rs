@@ -72,7 +72,7 @@ fn take(cpu: CpuId, intid: Intid) {
         }
         32.. => {
             count(cpu, Event::IrqSpi);
-            let taken = hv.dom0().is_some_and(|domain| domain.vgic.inject_hw_spi(&domain.port(), intid));
+            let taken = hv.domain_of_spi(intid).is_some_and(|domain| domain.vgic.inject_hw_spi(&domain.port(), intid));
             if !taken {
                 count(cpu, Event::IrqUnknown);
                 hv.gic.spi_disable(intid);
@@ -91,7 +91,8 @@ fn take_lpi(cpu: CpuId, lpi: Lpi) {
     let hv = hypervisor();
     if let Some(vpe) = hv.gic.doorbell(lpi) {
         count(cpu, Event::IrqDoorbell);
-        match hv.vcpu_of_vpe(vpe) {
+        let owner = hv.vcpu_of_vpe(vpe);
+        match owner.as_ref().and_then(|(domain, vcpu)| domain.vcpu(*vcpu)) {
             Some(vcpu) => {
                 if !hv.wake(vcpu) {
                     count(cpu, Event::DoorbellSpurious);

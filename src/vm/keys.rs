@@ -3,6 +3,7 @@
 //! Each prints and changes nothing (but `R`). They run on the CPU that took the UART's interrupt and look at others' state
 //! as it is at that moment.
 
+use super::domain::Domain;
 use super::hypervisor;
 use crate::arch::power;
 use crate::console::{keys, line};
@@ -20,10 +21,10 @@ pub fn register() {
 
 fn domains() {
     let hv = hypervisor();
-    let Some(domain) = hv.dom0() else {
-        line(format_args!("no domain"));
-        return;
-    };
+    hv.domains().for_each(|domain| domain_state(&domain));
+}
+
+fn domain_state(domain: &Domain) {
     let ram: u64 = domain.ram.banks().iter().map(|bank| bank.size).sum();
     line(format_args!(
         "{}: {} vCPUs, {} MiB in {} banks",
@@ -41,7 +42,11 @@ fn domains() {
 fn interrupts() {
     let hv = hypervisor();
     line(format_args!("{}", hv.gic.counters()));
-    let Some(domain) = hv.dom0() else { return };
+    hv.domains().for_each(|domain| domain_interrupts(&domain));
+}
+
+fn domain_interrupts(domain: &Domain) {
+    line(format_args!("{}", domain.id));
     for vcpu in domain.vcpus() {
         for intid in (0..32).map(Intid) {
             if let Some(view) = domain.vgic.irq_state(vcpu.id, intid).filter(|view| view.pending || view.active) {
@@ -68,14 +73,13 @@ fn vpes() {
         line(format_args!("no virtual LPIs: device interrupts are injected by software"));
         return;
     };
-    let Some(domain) = hv.dom0() else { return };
-    for vcpu in domain.vcpus() {
+    for vcpu in hv.domains().flat_map(|domain| domain.vcpus().to_vec()) {
         match vcpu.vpe {
-            None => line(format_args!("  {}: no vPE", vcpu.id)),
+            None => line(format_args!("  {} {}: no vPE", vcpu.domain, vcpu.id)),
             Some(vpe) => {
                 let home = v4.home(vpe);
                 let resident = v4.is_resident(vpe);
-                line(format_args!("  {}: {vpe}, home {home:?}, resident on {resident:?}", vcpu.id));
+                line(format_args!("  {} {}: {vpe}, home {home:?}, resident on {resident:?}", vcpu.domain, vcpu.id));
             }
         }
     }

@@ -8,6 +8,7 @@ pub mod dom0_plan;
 pub mod image;
 pub mod lpi;
 pub mod options;
+pub mod owners;
 pub mod trap;
 
 #[cfg(target_os = "none")]
@@ -32,4 +33,4 @@ pub mod run;
 mod vcpu;
 
 #[cfg(target_os = "none")]
-pub use hypervisor::{Hypervisor, hypervisor, install};
+pub use hypervisor::{DomainRef, Hypervisor, hypervisor, install};

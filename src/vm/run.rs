@@ -38,7 +38,7 @@ pub fn cpu_loop(cpu: CpuId) -> ! {
         match hv.vcpu_of(cpu) {
             Some(vcpu) if vcpu.run.start_running() => {
                 let Some(domain) = hv.domain(vcpu.domain) else { unreachable!("a vCPU without a domain") };
-                Stay { hv, domain, vcpu: &vcpu, resident: None }.run();
+                Stay { hv, domain: &domain, vcpu: &vcpu, resident: None }.run();
             }
             _ => barrier::wfi(),
         }
