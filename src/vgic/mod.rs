@@ -27,6 +27,10 @@
 //! room held, so changes are collected under the lock and carried out after it. Where a physical SPI follows the virtual
 //! one, the last writer looks again after it has acted, so that two vCPUs that race cannot leave the two apart.
 //!
+//! **Known differences from hardware.** A hardware-linked SPI that is pending at the physical GIC but was not taken (it is disabled)
+//! does not read as pending. One that signals by level and falls silent after it was taken is delivered all the same; for PPIs
+//! the caller is asked ([`Synced`]). A write to GICD_ISPENDR makes a hardware-linked SPI pending in software only.
+//!
 //! What is not here: GICv2 compatibility, 1-of-N routing, extended INTID ranges, message-based SPIs, NMIs; all are
 //! advertised as absent. GICR_WAKER is storage: a sleeping redistributor still delivers, as it does for vLPIs in hardware.
 #![deny(
