@@ -311,6 +311,7 @@ mod tests {
         machine.enable_lpis(BOOT, &[(8200, 0xa1)]);
         assert!(machine.vgic.inject_lpi(&machine, BOOT, VIntid(8200)));
         assert_eq!(machine.enter(BOOT), [(8200, 1, 0xa0)]);
+        assert_eq!(machine.images[0].borrow().lr[0], 0x50a0_0000_0000_2008, "group 1, no link, no maintenance");
         machine.acknowledge(BOOT, 8200);
         assert!(machine.vgic.inject_lpi(&machine, BOOT, VIntid(8200)));
         let _ = machine.exit(BOOT);

@@ -295,6 +295,23 @@ mod tests {
     }
 
     #[test]
+    fn an_spi_that_a_vcpu_was_at_when_it_went_off_goes_where_it_is_routed_now() {
+        let machine = Machine::new(2);
+        machine.enable_spi(40, 0xa0, 1);
+        machine.make_edge(40);
+        machine.vgic.inject_spi(&machine, Intid(40), Signal::Edge);
+        machine.enter(ONE);
+        machine.acknowledge(ONE, 40);
+        let _ = machine.exit(ONE);
+        machine.vgic.dist_write(&machine, BOOT, 0x6000 + 40 * 8, 8, 0);
+        machine.vgic.inject_spi(&machine, Intid(40), Signal::Edge);
+        machine.forget();
+        machine.vgic.reset_vcpu(&machine, ONE);
+        assert_eq!(machine.kicked(), [BOOT]);
+        assert_eq!(machine.enter(BOOT), [(40, 1, 0xa0)]);
+    }
+
+    #[test]
     fn a_domain_that_goes_leaves_no_physical_interrupt_active() {
         let machine = Machine::new(2);
         machine.enable_spi(40, 0xa0, 1);
