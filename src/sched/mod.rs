@@ -13,10 +13,12 @@
 //! interrupt is either seen by the last look, or its `wake` comes after `Blocking` was declared and makes
 //! the last step fail.
 
+#[cfg(all(test, loom))]
+mod interleavings;
 mod null;
 pub use null::Null;
 
-use core::sync::atomic::{AtomicU8, Ordering};
+use crate::sync::atomic::{AtomicU8, Ordering};
 
 /// Why a vCPU is switched out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +98,16 @@ impl RunState {
     /// Off.
     #[must_use]
     #[allow(clippy::new_without_default, reason = "a vCPU that is off is a decision, not a default")]
+    #[cfg(not(loom))]
     pub const fn new() -> RunState {
+        RunState(AtomicU8::new(State::Off as u8))
+    }
+
+    /// Off.
+    #[must_use]
+    #[cfg(loom)]
+    #[allow(clippy::new_without_default, reason = "as above")]
+    pub fn new() -> RunState {
         RunState(AtomicU8::new(State::Off as u8))
     }
 
@@ -150,6 +161,16 @@ impl RunState {
         }
     }
 
+    /// Puts it to sleep, if nothing is there to wake it: declares that it is about to sleep, switches it out, and looks
+    /// at what that found. Whether it sleeps; if not, it is runnable.
+    ///
+    /// `switch_out` arms whatever can wake it, then gives up its state, then looks: in this order.
+    pub fn block(&self, switch_out: impl FnOnce() -> Found) -> bool {
+        self.begin_block();
+        let found = switch_out();
+        self.commit_block(found)
+    }
+
     /// Makes sure that it runs, or goes on running. What it is woken for is visible to it before this is called.
     pub fn wake(&self) -> Woken {
         if self.change(State::Blocked, State::Runnable) {
@@ -169,7 +190,7 @@ impl RunState {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use core::sync::atomic::{AtomicBool, AtomicU32};

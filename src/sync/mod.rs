@@ -5,6 +5,7 @@
 //! debug builds, a check that ranks only rise on a CPU. A guard must not outlive the exit that took it.
 #![allow(unsafe_code, reason = "a lock hands out its contents")]
 
+pub mod atomic;
 mod lock;
 mod once;
 mod owned;

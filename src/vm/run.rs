@@ -100,13 +100,9 @@ impl Stay<'_> {
 
     fn block(&mut self) {
         let cpu = self.vcpu.cpu;
-        self.vcpu.run.begin_block();
-        let found = self.switch_out(Why::Block);
-        if self.vcpu.run.commit_block(found) {
-            count(cpu, Event::Block);
-        } else {
-            count(cpu, Event::BlockCancelled);
-        }
+        let run = &self.vcpu.run;
+        let sleeps = run.block(|| self.switch_out(Why::Block));
+        count(cpu, if sleeps { Event::Block } else { Event::BlockCancelled });
     }
 
     /// One stay in the guest and what came of it.

@@ -27,6 +27,9 @@ pub fn run(choice: &Choice, summary: &mut Summary) {
         summary.case("host/imports", imports::check);
     }
     units(choice, summary);
+    if choice.takes("host/interleavings") {
+        summary.case("host/interleavings", interleavings);
+    }
     fuzz::run(choice, summary);
 }
 
@@ -82,6 +85,16 @@ fn units(choice: &Choice, summary: &mut Summary) {
         print!("{said}{}", String::from_utf8_lossy(&output.stderr));
         summary.count("host/units", Mark::Failed("see the output of `cargo test` above".into()), took);
     }
+}
+
+/// The tests that loom runs under every interleaving; a build of its own, as the atomics are loom's.
+fn interleavings() -> Verdict {
+    let mut cargo = command(&["test", "--quiet", "--lib", "interleavings", "--target-dir"]);
+    cargo.arg(paths::root().join("target/loom")).env("RUSTFLAGS", "--cfg loom");
+    let said = sh::quiet(&mut cargo).map_err(|failure| failure.text)?;
+    let ran = said.lines().filter_map(result).map(|(ok, _)| ok).sum::<u64>();
+    println!("   {ran} models explored");
+    if ran == 0 { Err("no model ran".into()) } else { Ok(()) }
 }
 
 /// Passed and failed, from `test result: ok. 85 passed; 0 failed; …`.
