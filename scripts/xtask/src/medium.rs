@@ -122,19 +122,28 @@ fn configuration(template: &str, contents: &Contents) -> String {
     text
 }
 
+/// A path on the system partition, and what is there.
+pub type Entry = (String, Vec<u8>);
+
 /// Makes the disk.
 pub fn write(out: &Path, contents: &Contents) -> Outcome {
+    write_with(out, contents, |_| ())
+}
+
+/// Makes the disk, with changes to the files on its system partition.
+pub fn write_with(out: &Path, contents: &Contents, change: impl FnOnce(&mut Vec<Entry>)) -> Outcome {
     let read = |path: &Path| std::fs::read(path).doing(format_args!("reading {}", path.display()));
-    let mut files = vec![
-        ("BOOTAA64.EFI", read(&contents.image)?),
-        ("doorward.cfg", configuration(&template(&contents.board)?, contents).into_bytes()),
-    ];
+    let mut files: Vec<Entry> = Vec::new();
+    let mut add = |name: &str, bytes| files.push((format!("EFI/BOOT/{name}"), bytes));
+    add("BOOTAA64.EFI", read(&contents.image)?);
+    add("doorward.cfg", configuration(&template(&contents.board)?, contents).into_bytes());
     if let Some(kernel) = &contents.kernel {
-        files.push(("Image", read(kernel)?));
+        add("Image", read(kernel)?);
     }
     if let Some(initrd) = &contents.initrd {
-        files.push(("initramfs", read(initrd)?));
+        add("initramfs", read(initrd)?);
     }
+    change(&mut files);
     let esp = system_partition(&files).doing("making the EFI system partition")?;
     let root_size = match &contents.root {
         Some(file) => std::fs::metadata(file).doing(format_args!("reading {}", file.display()))?.len(),
@@ -175,8 +184,8 @@ pub fn write(out: &Path, contents: &Contents) -> Outcome {
     disk.sync_all().doing(what())
 }
 
-/// A FAT32 file system with `files` in `/EFI/BOOT`.
-fn system_partition(files: &[(&str, Vec<u8>)]) -> std::io::Result<Vec<u8>> {
+/// A FAT32 file system with `files`.
+fn system_partition(files: &[Entry]) -> std::io::Result<Vec<u8>> {
     let total: u64 = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
     let size = (total + total / 16 + 32 * MIB).next_multiple_of(32 * MIB).max(64 * MIB);
     // As large as they may be with the 65,525 of them that make it a FAT32.
@@ -192,8 +201,17 @@ fn system_partition(files: &[(&str, Vec<u8>)]) -> std::io::Result<Vec<u8>> {
     disk.rewind()?;
     {
         let volume = FileSystem::new(&mut disk, FsOptions::new().update_accessed_date(false))?;
-        let folder = volume.root_dir().create_dir("EFI")?.create_dir("BOOT")?;
-        for (name, bytes) in files {
+        for (path, bytes) in files {
+            let mut folder = volume.root_dir();
+            let mut parts = path.split('/').peekable();
+            let name = loop {
+                let part = parts.next().unwrap_or_default();
+                if parts.peek().is_none() {
+                    break part;
+                }
+                // One that exists already is opened.
+                folder = folder.create_dir(part)?;
+            };
             let mut file = folder.create_file(name)?;
             file.write_all(bytes)?;
             file.flush()?;

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::fail::{Failure, Outcome};
-use crate::{medium, paths, sh};
+use crate::medium::{self, Contents};
+use crate::{paths, sh};
 
 /// Where RAM starts on `virt`.
 pub const RAM: u64 = 0x4000_0000;
@@ -172,10 +173,9 @@ impl Machine {
         Ok(qemu)
     }
 
-    /// Makes the disk that the firmware boots from, if that is how this machine boots.
-    pub fn medium(&self) -> Outcome {
-        let Boot::Uefi(uefi) = &self.boot else { return Ok(()) };
-        let contents = medium::Contents {
+    /// What is on the disk that firmware boots from.
+    pub fn contents(&self) -> Contents {
+        Contents {
             board: "qemu-uefi".into(),
             image: self.image.clone(),
             kernel: self.kernel.clone(),
@@ -184,8 +184,15 @@ impl Machine {
             append: self.append.replacen(CONSOLE, "", 1).trim().into(),
             hv: self.hv.clone(),
             root: None,
-        };
-        medium::write(&uefi.disk, &contents)
+        }
+    }
+
+    /// Makes that disk, if this is how the machine boots.
+    pub fn medium(&self) -> Outcome {
+        match &self.boot {
+            Boot::Uefi(uefi) => medium::write(&uefi.disk, &self.contents()),
+            _ => Ok(()),
+        }
     }
 
     /// For a batch run: the console on standard streams, and a machine that resets is a machine that ends.

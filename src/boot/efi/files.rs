@@ -121,10 +121,11 @@ impl Volume {
         if status.is_error() || root.is_null() { Err(status) } else { Ok(Volume(root)) }
     }
 
-    /// The other volumes of the machine.
+    /// The other volumes of the machine, those on devices without a driver so far included.
     pub fn others(firmware: &Firmware, but: Handle) -> impl Iterator<Item = Volume> {
         let firmware = *firmware;
-        let handles = firmware.handles(simple_file_system::PROTOCOL_GUID);
+        firmware.connect_all();
+        let handles = firmware.handles(Some(simple_file_system::PROTOCOL_GUID));
         handles
             .iter()
             .filter(move |&&handle| handle != but)
@@ -162,7 +163,9 @@ impl Volume {
         };
         let mut done = 0;
         while done < size {
-            progress(done);
+            if done != 0 || size > PIECE {
+                progress(done);
+            }
             let mut count = (size - done).min(PIECE);
             let status = file.read(&mut bytes[done..], &mut count);
             if status.is_error() || count == 0 {

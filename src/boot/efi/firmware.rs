@@ -7,7 +7,6 @@ use core::ffi::c_void;
 use core::fmt::{self, Write};
 use core::{ptr, slice};
 use doorward::ids::Pa;
-use doorward::platform::Range;
 use doorward::platform::efi::{MemoryMap, to_utf8};
 use r_efi::efi::{self, Guid, Handle, Status};
 use r_efi::protocols::simple_text_output;
@@ -126,11 +125,13 @@ impl Firmware {
         if status.is_error() || interface.is_null() { Err(status) } else { Ok(interface.cast()) }
     }
 
-    /// The handles that have a protocol. They lie in memory that is never given back: this is called once.
-    pub fn handles(&self, guid: Guid) -> &'static [Handle] {
+    /// The handles that have a protocol, or all. They lie in memory that is not given back: this is called once or twice.
+    pub fn handles(&self, guid: Option<Guid>) -> &'static [Handle] {
         let (mut count, mut list) = (0usize, ptr::null_mut());
-        let mut guid = guid;
-        let by = efi::BY_PROTOCOL;
+        let (by, mut guid) = match guid {
+            Some(guid) => (efi::BY_PROTOCOL, guid),
+            None => (efi::ALL_HANDLES, Guid::from_bytes(&[0; 16])),
+        };
         let locate = self.boot().locate_handle_buffer;
         // SAFETY: a boot service.
         let status = unsafe { locate(by, &raw mut guid, ptr::null_mut(), &raw mut count, &raw mut list) };
@@ -139,6 +140,14 @@ impl Firmware {
         }
         // SAFETY: the firmware made it, for us.
         unsafe { slice::from_raw_parts(list, count) }
+    }
+
+    /// Starts the drivers of all devices. The firmware starts only those that it needs to boot what it was told to.
+    pub fn connect_all(&self) {
+        for &handle in self.handles(None) {
+            // SAFETY: a boot service. A handle that is no controller is refused, which does no harm.
+            let _ = unsafe { (self.boot().connect_controller)(handle, ptr::null_mut(), ptr::null_mut(), true.into()) };
+        }
     }
 
     /// A configuration table.
@@ -153,7 +162,7 @@ impl Firmware {
     }
 
     /// The memory map, into `room`, and the key by which the firmware tells whether it is the last one.
-    pub fn memory_map<'a>(&self, room: &'a mut [u8]) -> Result<(MapFacts, MemoryMap<'a>), Status> {
+    pub fn memory_map<'a>(&self, room: &'a mut [u8]) -> Result<(usize, MemoryMap<'a>), Status> {
         let (mut size, mut key, mut step, mut version) = (room.len(), 0, 0, 0);
         let at = room.as_mut_ptr().cast();
         // SAFETY: a boot service, and room for `size` bytes.
@@ -163,9 +172,8 @@ impl Firmware {
             return Err(status);
         }
         let bytes = room.get(..size).ok_or(Status::BUFFER_TOO_SMALL)?;
-        let range = Range::new(Pa(bytes.as_ptr() as u64), size as u64);
         let map = MemoryMap::new(bytes, step).map_err(|_| Status::UNSUPPORTED)?;
-        Ok((MapFacts { key, range, step, version }, map))
+        Ok((key, map))
     }
 
     /// Ends boot services, if `key` is that of the map as it is now.
@@ -179,14 +187,6 @@ impl Firmware {
         // SAFETY: a boot service.
         let _ = unsafe { (self.boot().exit)(self.handle, status, 0, ptr::null_mut()) };
     }
-}
-
-/// What GetMemoryMap says beside the map.
-pub struct MapFacts {
-    pub key: usize,
-    pub range: Range,
-    pub step: usize,
-    pub version: u32,
 }
 
 /// UTF-16 text with a terminator.

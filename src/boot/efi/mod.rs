@@ -15,11 +15,13 @@ mod firmware;
 use crate::boot::{PLACE, image};
 use arrayvec::{ArrayString, ArrayVec};
 use core::arch::asm;
+use core::fmt;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicPtr, Ordering};
 use core::{ptr, slice};
 use doorward::console;
 use doorward::ids::Pa;
+use doorward::platform::acpi;
 use doorward::platform::efi::{Config, Firmware as Described, LoadOptions, MemoryMap};
 use doorward::platform::{self, Machine, Module, ModuleKind, Range, fdt as platform_fdt};
 use doorward::vm::image::Image;
@@ -36,7 +38,7 @@ const CONFIG: &str = "doorward.cfg";
 /// Where it may be on other volumes, for an application that was not loaded from one.
 const ELSEWHERE: [&str; 3] = ["\\EFI\\doorward\\doorward.cfg", "\\EFI\\BOOT\\doorward.cfg", "\\doorward.cfg"];
 
-/// Room for the memory map. It stays: dom0 may have to be shown it.
+/// Room for the memory map: it must not be allocated between asking for the map and leaving by it.
 const MAP_ROOM: usize = 64 << 10;
 
 #[repr(C, align(16))]
@@ -211,32 +213,30 @@ fn find_config(firmware: &Firmware, loaded: &Loaded, asked: Option<&str>) -> Out
 ///
 /// Beside what goes to the hypervisor, says how many reservations the description itself made.
 fn describe(firmware: &Firmware, payload: &Payload, machine: &mut Machine) -> Outcome<(Handover, usize)> {
-    let refused = |error: platform::MachineError| Refusal::new(Status::LOAD_ERROR, format_args!("{error}"));
-    let (handover, kept) = if let Some(blob) = device_tree(firmware, payload) {
+    let refused = |error: &dyn fmt::Display| Refusal::new(Status::LOAD_ERROR, format_args!("{error}"));
+    // SAFETY: only this CPU runs, and the room is used nowhere else at this time.
+    let room = unsafe { &mut (*ptr::addr_of_mut!(MAP)).0 };
+    let handover = if let Some(blob) = device_tree(firmware, payload) {
         // A copy: where the firmware's lies is not ours to keep.
-        let tree = platform_fdt::trim(blob).map_err(refused)?;
+        let tree = platform_fdt::trim(blob).map_err(|error| refused(&error))?;
         let copy = firmware.allocate(tree.len())?;
         copy.copy_from_slice(tree);
-        platform_fdt::read_into(machine, copy).map_err(refused)?;
-        (Handover { fdt: copy, described: Described::Fdt }, machine.reserved.len())
+        platform_fdt::read_into(machine, copy).map_err(|error| refused(&error))?;
+        Handover { fdt: copy, described: Described::Fdt }
     } else if let Some(rsdp) = firmware.configuration(&efi::ACPI_20_TABLE_GUID) {
-        return Err(Refusal::new(
-            Status::UNSUPPORTED,
-            format_args!("the firmware describes the machine by ACPI only (RSDP at {rsdp}), which cannot be read yet"),
-        ));
+        let map = memory_map(firmware, room)?;
+        acpi::read_into(machine, rsdp, &Mapped(map)).map_err(|error| refused(&error))?;
+        Handover { fdt: &[], described: Described::Acpi }
     } else {
         let sentence =
             format_args!("the firmware has neither a device tree nor ACPI tables, and there is no dtb= line");
         return Err(Refusal::new(Status::UNSUPPORTED, sentence));
     };
+    let kept = machine.reserved.len();
     add_payload(machine, payload);
-    // SAFETY: only this CPU runs, and the room is used nowhere else at this time.
-    let room = unsafe { &mut (*ptr::addr_of_mut!(MAP)).0 };
-    let (_, map) = firmware
-        .memory_map(room)
-        .map_err(|status| Refusal::new(status, format_args!("the firmware's memory map: {}", Why(status))))?;
-    fill_memory(machine, kept, map).map_err(refused)?;
-    machine.check().map_err(refused)?;
+    let map = memory_map(firmware, room)?;
+    fill_memory(machine, kept, map).map_err(|error| refused(&error))?;
+    machine.check().map_err(|error| refused(&error))?;
     firmware.say(format_args!(
         "{} MiB of memory, {} CPUs, described by {}",
         machine.memory_size() >> 20,
@@ -244,6 +244,32 @@ fn describe(firmware: &Firmware, payload: &Payload, machine: &mut Machine) -> Ou
         handover.described
     ));
     Ok((handover, kept))
+}
+
+fn memory_map<'a>(firmware: &Firmware, room: &'a mut [u8]) -> Outcome<MemoryMap<'a>> {
+    firmware
+        .memory_map(room)
+        .map(|(_, map)| map)
+        .map_err(|status| Refusal::new(status, format_args!("the firmware's memory map: {}", Why(status))))
+}
+
+/// Memory as the firmware's own page tables show it: one to one, all that its map lists.
+struct Mapped<'a>(MemoryMap<'a>);
+
+impl acpi::PhysicalMemory for Mapped<'_> {
+    fn bytes(&self, at: Pa, length: usize) -> Option<&[u8]> {
+        let last = at.0.checked_add((length as u64).checked_sub(1)?)?;
+        let is_memory = |at| {
+            self.0
+                .find(at)
+                .is_some_and(|found| !matches!(found.kind, efi::MEMORY_MAPPED_IO | efi::MEMORY_MAPPED_IO_PORT_SPACE))
+        };
+        if !is_memory(at) || !is_memory(Pa(last)) {
+            return None;
+        }
+        // SAFETY: memory, mapped, and written by nobody while its tables are read.
+        Some(unsafe { slice::from_raw_parts(at.0 as *const u8, length) })
+    }
 }
 
 /// The device tree in the firmware's configuration table, or the one that was loaded instead.
@@ -280,21 +306,21 @@ fn leave(
     firmware: &Firmware,
     machine: &mut Machine,
     kept: usize,
-    mut handover: Handover,
+    handover: Handover,
 ) -> Outcome<core::convert::Infallible> {
     // From the first attempt on, the firmware may be half gone: nothing is called but these two services.
     let mut status = Status::ABORTED;
     for _ in 0..8 {
         // SAFETY: only this CPU runs.
         let room = unsafe { &mut (*ptr::addr_of_mut!(MAP)).0 };
-        let (facts, map) = match firmware.memory_map(room) {
+        let (key, map) = match firmware.memory_map(room) {
             Ok(answer) => answer,
             Err(error) => {
                 status = error;
                 break;
             }
         };
-        status = firmware.exit_boot_services(facts.key);
+        status = firmware.exit_boot_services(key);
         if status.is_error() {
             // The map has changed in the meantime (a timer's event, say): once more.
             continue;
@@ -303,11 +329,6 @@ fn leave(
         super::console_of(machine);
         if let Err(error) = fill_memory(machine, kept, map) {
             console::fatal(format_args!("{error}"));
-        }
-        if let Described::Acpi(acpi) = &mut handover.described {
-            acpi.memory_map = facts.range;
-            acpi.descriptor_size = u32::try_from(facts.step).unwrap_or(0);
-            acpi.descriptor_version = facts.version;
         }
         // SAFETY: only this CPU runs; `take` is called behind `efi_leave`, which needs nothing but that the firmware
         // has handed this CPU over at EL2.

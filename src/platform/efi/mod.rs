@@ -11,39 +11,22 @@ pub use config::{Config, ConfigError, File, Problem};
 pub use load_options::{LoadOptions, to_utf8};
 pub use memory_map::{Descriptor, MemoryMap, OutOfOrder};
 
-use super::Range;
-use crate::ids::Pa;
 use core::fmt;
 
-/// What described the machine, and what a domain that replaces the firmware's client has to be told.
+/// What described the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Firmware {
     /// A device tree, whoever gave it.
     Fdt,
     /// ACPI tables, under UEFI.
-    Acpi(AcpiFirmware),
+    Acpi,
 }
 
 impl fmt::Display for Firmware {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Firmware::Fdt => "a device tree",
-            Firmware::Acpi(_) => "ACPI tables",
+            Firmware::Acpi => "ACPI tables",
         })
     }
-}
-
-/// The addresses of what UEFI leaves behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AcpiFirmware {
-    /// The RSDP.
-    pub rsdp: Pa,
-    /// The EFI system table.
-    pub system_table: Pa,
-    /// The last memory map, in the hypervisor's own memory.
-    pub memory_map: Range,
-    /// Bytes from one descriptor of it to the next.
-    pub descriptor_size: u32,
-    /// The version of the descriptors.
-    pub descriptor_version: u32,
 }

@@ -7,6 +7,7 @@ mod io;
 mod order;
 mod placed;
 mod refuse;
+mod uefi;
 
 use super::Case;
 
@@ -19,6 +20,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(boot::cases());
     cases.extend(io::cases());
     cases.extend(order::cases());
+    cases.extend(uefi::cases());
     cases.extend(counts::cases());
     cases
 }
