@@ -254,6 +254,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_pending_outlives_a_pause_even_when_the_table_cannot_be_read() {
+        let machine = Machine::new(1);
+        machine.poke(CONFIG, &[0xa1]);
+        machine.enable_lpis(BOOT, &[]);
+        assert!(pend(&machine, BOOT, 8192));
+        machine.redist_write(BOOT, 0, 0);
+        assert!(machine.enter(BOOT).is_empty());
+        let _ = machine.exit(BOOT);
+        machine.vgic.redist_write(&machine, BOOT, BOOT, 0x78, 8, 1 << 41);
+        machine.redist_write(BOOT, 0, 1);
+        assert_eq!(machine.enter(BOOT), [(8192, 1, 0xa0)]);
+    }
+
+    #[test]
     fn enabling_tells_the_domain_where_the_tables_are() {
         let machine = Machine::new(2);
         enable_lpis_with_table(&machine, ONE);
