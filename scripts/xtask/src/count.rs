@@ -36,11 +36,23 @@ fn raw(file: &Path) -> PathBuf {
     name.into()
 }
 
+/// Whose time passes in the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// The time of the instructions executed: one thread, exceptions in the log, an exact count. Idle time passes at once, so
+    /// it says nothing about sleeping.
+    Instructions,
+    /// Real time, one thread for each CPU: only what QEMU logs in one piece can be counted, which exceptions are not.
+    Real,
+}
+
 /// Makes a machine countable.
-pub fn prepare(machine: &mut Machine, file: &Path) {
+pub fn prepare(machine: &mut Machine, file: &Path, clock: Clock) {
     machine.log = Some(raw(file));
     machine.qmp = Some(std::env::temp_dir().join(format!("doorward-qmp-{}", std::process::id())));
-    machine.extra.extend(["-icount".to_owned(), "shift=0,sleep=off".to_owned()]);
+    if clock == Clock::Instructions {
+        machine.extra.extend(["-icount".to_owned(), "shift=0,sleep=off".to_owned()]);
+    }
     if matches!(machine.disk, Disk::Scratch(_)) {
         machine.disk = Disk::Null;
     }
@@ -52,19 +64,21 @@ pub fn prepare(machine: &mut Machine, file: &Path) {
 /// Opens and closes the counting window when the guest asks for it.
 pub struct Window {
     socket: PathBuf,
+    clock: Clock,
 }
 
 impl Window {
     /// For a machine that [`prepare`] has seen.
-    pub fn new(machine: &Machine) -> Self {
-        Self { socket: machine.qmp.clone().unwrap_or_default() }
+    pub fn new(machine: &Machine, clock: Clock) -> Self {
+        Self { socket: machine.qmp.clone().unwrap_or_default(), clock }
     }
 
     /// Looks at a line of the console.
     pub fn line(&mut self, session: &mut Session, line: &str) -> Outcome {
         let masks = if line.starts_with("DW-TEST: count?") {
             let events: Vec<String> = EVENTS.iter().map(|event| format!("trace:{event}")).collect();
-            format!("int,guest_errors,unimp,{}", events.join(","))
+            let exceptions = if self.clock == Clock::Instructions { "int," } else { "" };
+            format!("{exceptions}guest_errors,unimp,{}", events.join(","))
         } else if line.starts_with("DW-TEST: counted") {
             "guest_errors,unimp".to_owned()
         } else {
@@ -82,8 +96,8 @@ impl Drop for Window {
 }
 
 /// Reads the log and writes the table.
-pub fn report(_machine: &Machine, file: &Path) -> Outcome {
-    let counts = Counts::read(&raw(file))?;
+pub fn report(file: &Path) -> Outcome {
+    let counts = Counts::read(&raw(file), Clock::Instructions)?;
     let table = counts.table();
     print!("{table}");
     std::fs::write(file, table).doing(format_args!("writing {}", file.display()))
@@ -151,9 +165,13 @@ pub struct Counts {
 
 impl Counts {
     /// Counts a log.
-    pub fn read(path: &Path) -> Outcome<Self> {
+    pub fn read(path: &Path, clock: Clock) -> Outcome<Self> {
         let file = std::fs::File::open(path).doing(format_args!("opening {}", path.display()))?;
         let mut reader = Reader::default();
+        if clock == Clock::Real {
+            // No exceptions in the log, so no marks either: the window itself bounds the stretch.
+            (reader.began, reader.ended) = (true, true);
+        }
         for line in BufReader::new(file).split(b'\n') {
             let line = line.doing(format_args!("reading {}", path.display()))?;
             reader.line(&String::from_utf8_lossy(&line));
@@ -203,7 +221,8 @@ enum From {
 
 #[derive(Debug, Default)]
 struct Reader {
-    marks: u32,
+    began: bool,
+    ended: bool,
     counts: Counts,
     /// The counts at the latest NVMe read: what comes after the last one is not counted.
     kept: Option<Counts>,
@@ -239,8 +258,8 @@ impl Reader {
         } else if let Some(rest) = line.strip_prefix("...with ESR ") {
             let esr = rest.rsplit("0x").next().and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
             match esr {
-                0x5600_4d01 => self.marks = 1,
-                0x5600_4d02 => self.marks = 2,
+                0x5600_4d01 => self.began = true,
+                0x5600_4d02 => self.ended = true,
                 _ => {}
             }
             let interrupt =
@@ -263,7 +282,7 @@ impl Reader {
             }
         } else if line.starts_with("pci_nvme_irq_msix ") {
             self.counts.messages += 1;
-        } else if line.starts_with("pci_nvme_read ") && self.marks == 1 {
+        } else if line.starts_with("pci_nvme_read ") && self.began {
             self.read();
         }
     }
@@ -297,7 +316,7 @@ impl Reader {
     }
 
     fn finish(self) -> Result<Counts, String> {
-        if self.marks != 2 {
+        if !(self.began && self.ended) {
             return Err("the counted stretch has no beginning or no end: did the guest run dw.test=count?".into());
         }
         self.kept.filter(|counts| counts.ios > 1).ok_or_else(|| "no NVMe reads in the counted stretch".into())

@@ -112,7 +112,8 @@ impl Judge {
                 }
                 let vpe = Vpe {
                     stage: Stage::Mapped,
-                    table: f.get("VPT_addr"),
+                    // The trace has the command's field, which leaves the low 16 bits out.
+                    table: f.get("VPT_addr") << 16,
                     bits: f.get("VPT_size") + 1,
                     home,
                     moving: false,
@@ -326,7 +327,7 @@ mod tests {
     use super::*;
 
     const MAPPED: &[&str] = &[
-        "gicv3_its_cmd_vmapp GICv3 ITS: command VMAPP vPEID 0x1 RDbase 0x2 V 1 VPT_addr 0x40b70000 VPT_size 0xd",
+        "gicv3_its_cmd_vmapp GICv3 ITS: command VMAPP vPEID 0x1 RDbase 0x2 V 1 VPT_addr 0x40b7 VPT_size 0xd",
         "gicv3_its_cmd_vsync GICv3 ITS: command VSYNC",
         "gicv3_its_cmd_vinvall GICv3 ITS: command VINVALL vPEID 0x1",
         "gicv3_its_cmd_vsync GICv3 ITS: command VSYNC",

@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use crate::args::Args;
+use crate::count::Clock;
 use crate::fail::{Doing, Failure, Outcome, TIMED_OUT};
 use crate::image::{self, Profile};
 use crate::qemu::{self, Boot, Disk, Machine, Tables, Uefi};
@@ -64,7 +65,7 @@ pub fn verb(mut args: Args) -> Outcome {
 
     let batch = limit.is_some() || counts.is_some() || !std::io::stdin().is_terminal();
     if let Some(file) = &counts {
-        count::prepare(&mut machine, file);
+        count::prepare(&mut machine, file, Clock::Instructions);
     }
     if dry {
         let command = if batch { machine.batch() } else { machine.interactive() };
@@ -81,7 +82,7 @@ pub fn verb(mut args: Args) -> Outcome {
     }
     let input = if std::io::stdin().is_terminal() || counts.is_some() { Input::Typed } else { Input::Ours };
     let mut session = Session::start(machine.batch()?, Echo::Stdout, input, log.as_deref(), limit)?;
-    let mut window = counts.as_ref().map(|_| count::Window::new(&machine));
+    let mut window = counts.as_ref().map(|_| count::Window::new(&machine, Clock::Instructions));
     let end = loop {
         match session.next() {
             Event::Line(line) => {
@@ -93,7 +94,7 @@ pub fn verb(mut args: Args) -> Outcome {
         }
     };
     if let Some(file) = &counts {
-        count::report(&machine, file)?;
+        count::report(file)?;
     }
     match end {
         End::Off => Ok(()),

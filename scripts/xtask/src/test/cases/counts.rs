@@ -1,6 +1,6 @@
 //! What reaches EL2 for each I/O, counted from outside, next to what a Linux without a hypervisor takes on the same machine.
 
-use crate::count::{self, Counts, Source};
+use crate::count::{self, Clock, Counts, Source};
 use crate::qemu::{Boot, Disk, Machine};
 use crate::test::{Case, Lab, Verdict};
 
@@ -20,101 +20,127 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
+/// How often a count is tried. Only the host's own business makes a difference between two runs: while it keeps QEMU's main
+/// loop from the CPU, the guest idles, its clock jumps to the next timer, and timer interrupts are added. So each figure is
+/// the smallest of the runs so far.
+const ATTEMPTS: usize = 3;
+
+/// Exits per I/O that neither a timer nor an SGI explains; and what the comparison with bare Linux leaves over.
+const SLACK: f64 = 0.01;
+
 /// One counted run, in a folder of its own.
-fn counted(lab: &Lab, what: &str, boot: Boot, hv: &str, arg: &str, disk: Disk) -> Result<(Counts, u64), String> {
-    let inner = Lab { dir: lab.dir.join(what), boot };
-    std::fs::create_dir_all(&inner.dir).map_err(|error| error.to_string())?;
-    let table = inner.dir.join("table");
-    let mut machine = Machine { hv: hv.into(), disk, ..inner.linux("count", arg) };
-    count::prepare(&mut machine, &table);
-    let mut window = count::Window::new(&machine);
-    let transcript =
-        inner.watch(&machine, 120, |session, line| window.line(session, line).map_err(|failure| failure.text))?;
-    // A counted run logs to one file: the complaints are looked for there.
-    let raw = machine.log.clone().unwrap_or_default();
-    std::fs::rename(&raw, inner.dir.join("guest.log")).map_err(|error| error.to_string())?;
-    inner.judge(&transcript)?;
-    let counts = Counts::read(&inner.dir.join("guest.log")).map_err(|failure| failure.text)?;
-    let text = counts.table();
-    println!("   -- {what}, {arg}");
-    text.lines().for_each(|line| println!("   {line}"));
-    let _ = std::fs::write(table, text);
-    Ok((counts, transcript.number("irqs")?))
+struct Run<'a> {
+    what: &'a str,
+    boot: Boot,
+    hv: &'a str,
+    arg: &'a str,
+    disk: Disk,
+    clock: Clock,
+}
+
+impl Run<'_> {
+    /// The counts, and how many interrupts the guest's /proc/interrupts adds up to.
+    fn go(self, lab: &Lab) -> Result<(Counts, u64), String> {
+        let inner = Lab { dir: lab.dir.join(self.what), boot: self.boot };
+        std::fs::create_dir_all(&inner.dir).map_err(|error| error.to_string())?;
+        let table = inner.dir.join("table");
+        let mut machine = Machine { hv: self.hv.into(), disk: self.disk, ..inner.linux("count", self.arg) };
+        count::prepare(&mut machine, &table, self.clock);
+        let mut window = count::Window::new(&machine, self.clock);
+        let transcript =
+            inner.watch(&machine, 150, |session, line| window.line(session, line).map_err(|failure| failure.text))?;
+        // A counted run logs to one file: the complaints are looked for there.
+        let log = inner.dir.join("guest.log");
+        std::fs::rename(machine.log.unwrap_or_default(), &log).map_err(|error| error.to_string())?;
+        inner.judge(&transcript)?;
+        let counts = Counts::read(&log, self.clock).map_err(|failure| failure.text)?;
+        let text = counts.table();
+        println!("   -- {}, {}", self.what, self.arg);
+        text.lines().for_each(|line| println!("   {line}"));
+        let _ = std::fs::write(table, text);
+        Ok((counts, transcript.number("irqs")?))
+    }
 }
 
 /// What bare Linux takes: its timer interrupts, and its SGIs twice (one trap to send, one to kick).
 fn native(lab: &Lab, arg: &str) -> Result<f64, String> {
-    let (counts, _) = counted(lab, "native", Boot::Bare, "", arg, Disk::Null)?;
+    let run = Run { what: "native", boot: Boot::Bare, hv: "", arg, disk: Disk::Null, clock: Clock::Instructions };
+    let (counts, _) = run.go(lab)?;
     Ok((counts.of(Source::Timer) + 2 * counts.of(Source::Sgi)) as f64 / counts.ios as f64)
 }
 
-/// Pairs of runs to compare. The window of 600 I/Os holds a dozen timer interrupts, of either system's housekeeping, and
-/// when they fall is chance; an exit that a device causes is in every run.
-const PAIRS: u32 = 3;
-
-/// Exits that neither a timer nor an SGI explains, for each I/O; and what the comparison with bare Linux leaves over.
-const SLACK: f64 = 0.01;
-
-fn direct(lab: &Lab, cell: usize) -> Verdict {
+/// Runs both sides until `enough` likes the figures: exits per I/O without a device's and with it. `check` judges each run.
+fn compare(
+    lab: &Lab,
+    cell: usize,
+    hv: &str,
+    check: impl Fn(&Counts, u64) -> Verdict,
+    enough: impl Fn(f64, f64) -> bool,
+) -> Result<(f64, f64), String> {
     let (name, arg) = CELLS[cell];
-    let mut verdict = Ok(());
-    for _ in 0..PAIRS {
-        let native = native(lab, arg)?;
-        let (counts, irqs) = counted(lab, "direct", Boot::Doorward, "", arg, Disk::Null)?;
-        none_by_device(name, &counts, irqs)?;
-        let exits = counts.total() as f64 / counts.ios as f64;
-        println!("   {name}: {exits:.3} exits per I/O, at most {:.3} (bare Linux: {native:.3})", native + SLACK);
-        if exits <= native + SLACK {
-            return Ok(());
+    let (mut bare, mut ours) = (f64::INFINITY, f64::INFINITY);
+    for _ in 0..ATTEMPTS {
+        bare = bare.min(native(lab, arg)?);
+        let what = if hv.is_empty() { "direct" } else { "software" };
+        let run = Run { what, boot: Boot::Doorward, hv, arg, disk: Disk::Null, clock: Clock::Instructions };
+        let (counts, irqs) = run.go(lab)?;
+        check(&counts, irqs).map_err(|why| format!("{name}: {why}"))?;
+        ours = ours.min(counts.total() as f64 / counts.ios as f64);
+        println!("   {name}: {ours:.3} exits per I/O; bare Linux takes {bare:.3} timer interrupts and twice its SGIs");
+        if enough(bare, ours) {
+            break;
         }
-        verdict = Err(format!("{name}: {exits:.3} exits per I/O, bare Linux would need {native:.3}, {PAIRS} times"));
     }
-    verdict
+    Ok((bare, ours))
 }
 
-/// What holds in every single run: no interrupt of the device costs an exit.
-fn none_by_device(name: &str, counts: &Counts, irqs: u64) -> Verdict {
-    let lpis = counts.of(Source::Lpi);
-    if lpis != 0 {
-        return Err(format!("{name}: {lpis} LPIs were taken at EL2"));
+fn direct(lab: &Lab, cell: usize) -> Verdict {
+    let check = |counts: &Counts, irqs: u64| {
+        let (lpis, listed, direct) = (counts.of(Source::Lpi), counts.listed, counts.direct);
+        if lpis != 0 {
+            return Err(format!("{lpis} LPIs were taken at EL2"));
+        }
+        if listed != 0 {
+            return Err(format!("{listed} LPIs came through a list register"));
+        }
+        // Those in flight at the last read are not in the window, and the kernel counts them.
+        if direct > irqs || irqs - direct > 5 {
+            return Err(format!("{direct} LPIs acknowledged directly, {irqs} in /proc/interrupts"));
+        }
+        // An SGI is a trap where it is sent and an interrupt where it arrives.
+        let explained = counts.of(Source::Timer) + 2 * counts.of(Source::Sgi);
+        let rest = counts.total().saturating_sub(explained) as f64 / counts.ios as f64;
+        if rest > SLACK {
+            return Err(format!("{rest:.3} exits per I/O that neither a timer nor an SGI explains"));
+        }
+        Ok(())
+    };
+    let enough = |bare: f64, ours: f64| ours <= bare + SLACK;
+    let (bare, ours) = compare(lab, cell, "", check, enough)?;
+    if enough(bare, ours) {
+        Ok(())
+    } else {
+        Err(format!("{ours:.3} exits per I/O, at most {:.3} expected", bare + SLACK))
     }
-    if counts.listed != 0 {
-        return Err(format!("{name}: {} LPIs came through a list register", counts.listed));
-    }
-    // The kernel counts a little before the first read and after the last.
-    if counts.direct + 2 < irqs.min(counts.messages) || counts.direct > irqs {
-        return Err(format!("{name}: {} LPIs acknowledged directly, {irqs} in /proc/interrupts", counts.direct));
-    }
-    // An SGI is a trap where it is sent and an interrupt where it arrives.
-    let explained = counts.of(Source::Timer) + 2 * counts.of(Source::Sgi);
-    let rest = counts.total().saturating_sub(explained) as f64 / counts.ios as f64;
-    if rest > SLACK {
-        return Err(format!("{name}: {rest:.3} exits per I/O that neither a timer nor an SGI explains"));
-    }
-    Ok(())
 }
 
 fn software(lab: &Lab) -> Verdict {
-    let (name, arg) = CELLS[0];
-    let native = native(lab, arg)?;
-    let (counts, _) = counted(lab, "software", Boot::Doorward, "direct=off", arg, Disk::Null)?;
-    let more = counts.total() as f64 / counts.ios as f64 - native;
-    println!("   {name}: {more:.3} exits per I/O above bare Linux");
-    if counts.direct != 0 {
-        return Err(format!("{name}: {} LPIs came without a list register although direct=off", counts.direct));
-    }
-    // One exit for each LPI, but for those that EL2 takes while it is there for something else, and the I/O at either
-    // end of the window that has none.
-    if (0.95..=1.1).contains(&more) {
-        Ok(())
-    } else {
-        Err(format!("{name}: {more:.3} exits per I/O above bare Linux, not one"))
-    }
+    let check = |counts: &Counts, _| match counts.direct {
+        0 => Ok(()),
+        direct => Err(format!("{direct} LPIs came without a list register although direct=off")),
+    };
+    // One exit for each LPI, but for those that EL2 takes while it is there for something else, and the I/O at either end of
+    // the window that has none.
+    let enough = |bare: f64, ours: f64| (0.95..=1.1).contains(&(ours - bare));
+    let (bare, ours) = compare(lab, 0, "direct=off", check, enough)?;
+    if enough(bare, ours) { Ok(()) } else { Err(format!("{:.3} exits per I/O above bare Linux, not one", ours - bare)) }
 }
 
 fn doorbells(lab: &Lab) -> Verdict {
     let disk = Disk::Scratch(crate::paths::disk());
-    let (counts, _) = counted(lab, "doorbells", Boot::Doorward, "vwfi=trap", CELLS[0].1, disk)?;
+    let run =
+        Run { what: "doorbells", boot: Boot::Doorward, hv: "vwfi=trap", arg: CELLS[0].1, disk, clock: Clock::Real };
+    let (counts, _) = run.go(lab)?;
     let rate = counts.of(Source::Lpi) as f64 / counts.ios as f64;
     if rate >= 0.5 { Ok(()) } else { Err(format!("{rate:.3} doorbells per I/O")) }
 }
