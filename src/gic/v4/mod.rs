@@ -29,6 +29,8 @@
 mod fault_tests;
 mod groups;
 mod moves;
+#[cfg(test)]
+mod property_tests;
 mod proxy;
 mod residency;
 mod sgi;

@@ -202,6 +202,43 @@ fn a_configuration_byte_counts_from_the_invalidate_on() {
 }
 
 #[test]
+fn a_vlpi_that_is_mapped_again_is_configured_as_its_byte_says_now() {
+    everywhere(|g| {
+        g.map(ITS0, 1, 0);
+        let r = g.enter(0, 0);
+        g.msi(ITS0, 1);
+        assert_eq!(g.guest(0), [1]);
+        g.gic.unmap_event(ITS0, DEV, EventId(1)).unwrap();
+        g.v4().configure(g.vm, vlpi(1), 0xa0).unwrap();
+        g.v4().map_event(ITS0, DEV, EventId(1), g.vpes[0], vlpi(1)).unwrap();
+        g.msi(ITS0, 1);
+        assert!(g.guest(0).is_empty(), "disabled meanwhile");
+        let _ = g.leave(r, Preempt);
+        g.machine.assert_clean();
+    });
+}
+
+#[test]
+fn an_lpi_that_is_given_out_again_is_configured_as_its_byte_says_now() {
+    everywhere(|g| {
+        let (ev, lpi) = (EventId(1), g.gic.alloc_lpi().unwrap());
+        g.gic.configure_lpi(lpi, 0x80, true);
+        g.gic.map_physical(ITS0, DEV, ev, lpi, CpuId(0)).unwrap();
+        g.msi(ITS0, 1);
+        g.machine.advance_us(20);
+        assert_eq!(g.machine.host_ack(0), Some(lpi.0));
+        g.gic.unmap_event(ITS0, DEV, ev).unwrap();
+        g.gic.free_lpi(lpi);
+        let again = core::iter::from_fn(|| g.gic.alloc_lpi()).find(|l| *l == lpi).unwrap();
+        g.gic.map_physical(ITS0, DEV, ev, again, CpuId(0)).unwrap();
+        g.msi(ITS0, 1);
+        g.machine.advance_us(20);
+        assert_eq!(g.machine.host_ack(0), None, "disabled again");
+        g.machine.assert_clean();
+    });
+}
+
+#[test]
 fn software_sets_and_clears_the_pending_state_of_a_virtual_event() {
     everywhere(|g| {
         g.map(ITS0, 1, 0);
