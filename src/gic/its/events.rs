@@ -4,6 +4,9 @@
 //! valid entry is UNPREDICTABLE, and hardware need not report any error at all. Entries that are taken are never
 //! overwritten: a mapping is discarded first.
 //!
+//! Every change of place is followed by INV: the redistributor or vPE that an interrupt comes to may have its
+//! configuration byte cached from an earlier stay, and the INVs since then went elsewhere.
+//!
 //! The state kept here is the state after every command *posted*. The ring is executed in order, so a caller that
 //! could not wait for completion still finds the truth here; only memory and residency need proof of completion.
 //! When posting itself fails, the changes of that flush are undone.
@@ -134,6 +137,7 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
         }
         self.room()?;
         self.push(Command::movi(dev, ev, collection(cpu)));
+        self.push(Command::inv(dev, ev));
         self.sync(old);
         self.sync(cpu);
         self.change(dev, ev, Event::Physical { lpi, cpu });
@@ -216,6 +220,7 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
         self.room()?;
         let doorbell = v4.hold(self.its, vpe, Some(vintid))?.doorbell;
         self.push(Command::vmovi(dev, ev, vpe, doorbell));
+        self.push(Command::inv(dev, ev));
         self.vsync(old);
         self.vsync(vpe);
         self.change(dev, ev, Event::Virtual { vpe, vintid });
@@ -246,7 +251,7 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
         self.open = false;
         self.flush()?;
         match self.last {
-            Some(ticket) => self.its.queue.wait(&self.gic.counters, ticket, super::COMMAND_LIMIT_US).map(Some),
+            Some(ticket) => self.gic.wait(self.its, ticket, super::COMMAND_LIMIT_US).map(Some),
             None => Ok(None),
         }
     }
@@ -491,6 +496,25 @@ impl<H: Hw + Clone> Gic<H> {
             return Ok(());
         }
         self.one(its, |b| b.invalidate(dev, ev))
+    }
+
+    /// Waits for everything that has been posted on an ITS so far, by anybody: what to do after a `Timeout`. If the
+    /// queue has stalled meanwhile, it is told to go on.
+    pub fn drain(&self, its: ItsId) -> Result<(), ItsError> {
+        let its = self.its(its)?;
+        self.wait(its, its.queue.latest(), super::COMMAND_LIMIT_US).map(|_| ())
+    }
+
+    /// Waits for commands. In ITSList mode an ITS may stand before a VMOVP because of another one, which nobody waits
+    /// for: so after a missed deadline any that has stalled is told to go on.
+    pub(in crate::gic) fn wait(&self, its: &Its<H>, ticket: Ticket, limit_us: u64) -> Result<Synced, ItsError> {
+        let result = its.queue.wait(&self.counters, ticket, limit_us);
+        let prodded = |other: &Its<H>| other.id != its.id && other.queue.prod(&self.counters);
+        // All of them, not just the first.
+        if result == Err(ItsError::Timeout) && self.itss.iter().flatten().filter(|i| prodded(i)).count() > 0 {
+            return its.queue.wait(&self.counters, ticket, limit_us);
+        }
+        result
     }
 
     /// Has the configuration of all physical LPIs of a CPU read anew.

@@ -37,7 +37,7 @@ const RETRY_LIMIT_US: u64 = 1_000;
 /// That every command up to some position has been consumed and, where it ends in SYNC or VSYNC, taken effect.
 ///
 /// Only a wait makes one. What frees memory that a table pointed at asks for it.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Synced(());
 
 /// A position in a ring: just behind the commands that were posted.
@@ -163,6 +163,21 @@ impl<H: Hw> Queue<H> {
                 (false, false) => Err(ItsError::Timeout),
             };
         }
+    }
+
+    /// Gets a stalled queue going again, if anything does. `true` if it was stalled.
+    pub fn prod(&self, counters: &Counters) -> bool {
+        if self.is_dead() || !self.stalled() {
+            return false;
+        }
+        let ring = self.ring.lock();
+        let before = self.consumed();
+        before < ring.produced && (self.stalled_for_good(counters, &ring) || self.consumed() > before)
+    }
+
+    /// Behind everything that has been posted so far, by anybody.
+    pub fn latest(&self) -> Ticket {
+        Ticket(self.posted.load(Ordering::Acquire))
     }
 
     /// Whether everything up to `ticket` has been consumed; does not wait.

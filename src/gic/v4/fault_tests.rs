@@ -68,6 +68,55 @@ fn a_vpe_whose_move_is_late_runs_nowhere_until_it_is_done_and_then_where_it_went
 }
 
 #[test]
+fn a_redistributor_is_told_of_a_configuration_only_when_the_move_to_it_is_complete() {
+    let config = Config::v4_1(CPUS, 1).each_cpu(|n, cpu| (cpu.affinity, cpu.common_lpi_aff) = ((n as u32) << 24, 1));
+    let g = Guest::new(config, 1);
+    g.map(ITS0, 1, 0);
+    g.machine.inject(on_next(1, CommandFault::Late { us: 60_000 }));
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+    assert_eq!(g.v4().invalidate_all(g.vpes[0]), Err(V4Error::Its(ItsError::Timeout)));
+    g.machine.advance_us(60_000);
+    assert_eq!(g.v4().invalidate_all(g.vpes[0]), Ok(()));
+    assert_eq!(g.v4().home(g.vpes[0]), Some(CpuId(2)));
+    g.machine.assert_clean();
+}
+
+#[test]
+fn a_vpe_runs_elsewhere_only_when_the_its_that_lost_its_last_event_has_forgotten_it() {
+    let g = Guest::new(Config::its_list(CPUS, 2), 1);
+    g.map(ITS0, 1, 0);
+    // DISCARD and VSYNC are done; VMAPP V=0, which nobody waits for, is late.
+    g.machine.inject(on_next(3, CommandFault::Late { us: 60_000 }));
+    g.gic.unmap_event(ITS0, DEV, EventId(1)).unwrap();
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+    g.machine.advance_us(60_000);
+    let r = g.enter(0, 2);
+    let _ = g.leave(r, Preempt);
+    g.take_down();
+    g.machine.assert_clean();
+}
+
+#[test]
+fn an_its_that_waits_for_a_stalled_one_before_a_vmovp_gets_on() {
+    let g = Guest::new(Config::its_list(CPUS, 2), 1);
+    g.map(ITS0, 1, 0);
+    g.map(ItsId(1), 2, 0);
+    g.machine.inject(Fault::Command { its: 1, nth: 1, fault: CommandFault::Stall });
+    let r = g.enter(0, 2);
+    g.msi(ITS0, 1);
+    g.msi(ItsId(1), 2);
+    assert_eq!(g.guest(2).len(), 2);
+    let _ = g.leave(r, Preempt);
+    // The same where the one that is waited for is not the one that has stalled.
+    g.machine.inject(Fault::Command { its: 1, nth: 1, fault: CommandFault::Stall });
+    let _ = g.v4().enter(g.vpes[0], CpuId(1)).map(|r| g.v4().leave(r, Preempt));
+    assert_eq!(g.gic.drain(ITS0), Ok(()));
+    assert_eq!(g.gic.counters().stalls.get(), 2);
+    g.take_down();
+    g.machine.assert_clean();
+}
+
+#[test]
 fn an_its_that_stops_is_given_up_in_bounded_time_and_keeps_its_memory() {
     let g = guest();
     g.map(ITS0, 1, 0);

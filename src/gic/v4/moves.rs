@@ -16,7 +16,7 @@ use super::residency::EnterError;
 use super::vm::{Control, Vpe, bit};
 use crate::gic::its::{Command, Its, ItsError, Ticket};
 use crate::gic::redist::Redist;
-use crate::ids::{CpuId, Lpi, VpeId};
+use crate::ids::{CpuId, ItsId, Lpi, VpeId};
 use crate::mmio::Hw;
 use arrayvec::ArrayVec;
 
@@ -24,13 +24,28 @@ use arrayvec::ArrayVec;
 const MOVE_LIMIT_US: u64 = 10_000;
 const ITSS: usize = 16;
 
-/// A move whose completion has not been seen.
+/// What has been posted about where a vPE lives, and was not seen to complete: a move, or in ITSList mode a map or unmap.
 pub(super) struct Moving {
     to: CpuId,
-    /// Where it has been posted.
-    tickets: ArrayVec<(u8, Ticket), { ITSS + 1 }>,
+    /// Where it has been posted: of each ITS the last position.
+    tickets: ArrayVec<(u8, Ticket), ITSS>,
     /// Where it has yet to be posted (ITSList mode).
     missing: u16,
+}
+
+impl Moving {
+    /// Nothing posted yet.
+    pub fn new(to: CpuId) -> Self {
+        Moving { to, tickets: ArrayVec::new(), missing: 0 }
+    }
+
+    /// Posted on an ITS: whatever it was told before comes before.
+    pub fn add(&mut self, its: ItsId, ticket: Ticket) {
+        match self.tickets.iter_mut().find(|(i, _)| *i == its.0) {
+            Some((_, last)) => *last = ticket,
+            None => self.tickets.push((its.0, ticket)),
+        }
+    }
 }
 
 /// What all moves share.
@@ -71,7 +86,7 @@ impl<H: Hw + Clone> V4<'_, H> {
         let to = self.gic.online(cpu).map_err(|_| EnterError::CpuOffline(cpu))?;
         let alive =
             self.itss().filter(|its| v.mapped & bit(its) != 0 && !its.queue.is_dead()).fold(0, |a, its| a | bit(its));
-        let mut moving = Moving { to: cpu, tickets: ArrayVec::new(), missing: 0 };
+        let mut moving = Moving::new(cpu);
         if alive == 0 {
             if v.mapped != 0 {
                 return Err(stays);
@@ -83,7 +98,7 @@ impl<H: Hw + Clone> V4<'_, H> {
                 .queue
                 .post(&self.gic.counters, &[self.vmovp(its, vpe, v, to), Command::vsync(vpe)])
                 .map_err(|_| stays)?;
-            moving.tickets.push((its.id.0, ticket));
+            moving.add(its.id, ticket);
         } else {
             let default_doorbell = self.gic.facts.v41.then_some(v.doorbell);
             self.broadcast(vpe, default_doorbell, to, alive, &mut moving).map_err(|_| stays)?;
@@ -118,7 +133,7 @@ impl<H: Hw + Clone> V4<'_, H> {
         }
         moves.sequence = moves.sequence.wrapping_add(1);
         let mut all = Broadcast { vpe, to: to.cpu, default_doorbell, sequence: moves.sequence, list, missing: list };
-        self.post_missing(&mut all, |its, ticket| moving.tickets.push((its, ticket)));
+        self.post_missing(&mut all, |its, ticket| moving.add(its, ticket));
         if all.missing == list {
             return Err(ItsError::Timeout);
         }
@@ -131,7 +146,7 @@ impl<H: Hw + Clone> V4<'_, H> {
 
     /// Posts a broadcast where it is missing, in ITS order; stops at the first ring that has no room. ITSs that have
     /// died are no longer missing.
-    fn post_missing(self, all: &mut Broadcast, mut posted: impl FnMut(u8, Ticket)) {
+    fn post_missing(self, all: &mut Broadcast, mut posted: impl FnMut(ItsId, Ticket)) {
         let Some(to) = self.gic.redists.get(all.to.index()) else { return };
         for its in self.itss() {
             if all.missing & bit(its) == 0 {
@@ -143,7 +158,7 @@ impl<H: Hw + Clone> V4<'_, H> {
                 command = command.with_default_doorbell(doorbell);
             }
             match its.queue.post(&self.gic.counters, &[command, Command::vsync(all.vpe)]) {
-                Ok(ticket) => posted(its.id.0, ticket),
+                Ok(ticket) => posted(its.id, ticket),
                 Err(ItsError::Dead) => {}
                 Err(_) => return,
             }
@@ -170,7 +185,7 @@ impl<H: Hw + Clone> V4<'_, H> {
                     .its(proxy.its)
                     .and_then(|its| its.queue.post(&gic.counters, &proxy.move_commands(its, ev, from, to)));
                 match posted {
-                    Ok(ticket) => moving.tickets.push((proxy.its.0, ticket)),
+                    Ok(ticket) => moving.add(proxy.its, ticket),
                     Err(_) => v.control = Control::Coarse,
                 }
             }
@@ -190,8 +205,7 @@ impl<H: Hw + Clone> V4<'_, H> {
             self.catch_up(vpe, moving)?;
         }
         while let Some(&(its, ticket)) = moving.tickets.last() {
-            let queue = self.gic.its(crate::ids::ItsId(its)).map(|its| &its.queue);
-            match queue.and_then(|q| q.wait(&self.gic.counters, ticket, MOVE_LIMIT_US)) {
+            match self.gic.its(ItsId(its)).and_then(|its| self.gic.wait(its, ticket, MOVE_LIMIT_US)) {
                 Ok(_) => {
                     moving.tickets.pop();
                 }
@@ -217,7 +231,7 @@ impl<H: Hw + Clone> V4<'_, H> {
     fn catch_up(self, vpe: VpeId, moving: &mut Moving) -> Result<(), EnterError> {
         let mut moves = self.state.moves.lock();
         if let Some(mut rest) = moves.unfinished.take_if(|b| b.vpe == vpe) {
-            self.post_missing(&mut rest, |its, ticket| moving.tickets.push((its, ticket)));
+            self.post_missing(&mut rest, |its, ticket| moving.add(its, ticket));
             moving.missing = rest.missing;
             if rest.missing != 0 {
                 moves.unfinished = Some(rest);
@@ -232,7 +246,7 @@ impl<H: Hw + Clone> V4<'_, H> {
                 continue;
             }
             match its.queue.post(&self.gic.counters, &[Command::vsync(vpe)]) {
-                Ok(ticket) => moving.tickets.push((its.id.0, ticket)),
+                Ok(ticket) => moving.add(its.id, ticket),
                 Err(ItsError::Dead) => {}
                 Err(_) => return Err(EnterError::Moving),
             }

@@ -219,6 +219,37 @@ fn a_vlpi_that_is_mapped_again_is_configured_as_its_byte_says_now() {
 }
 
 #[test]
+fn an_interrupt_that_comes_back_to_a_place_is_configured_as_its_byte_says_now() {
+    everywhere(|g| {
+        // A vLPI that was disabled when it left its vPE, and enabled while it was away.
+        g.map(ITS0, 1, 0);
+        let set = |byte| {
+            g.v4().configure(g.vm, vlpi(1), byte).unwrap();
+            g.gic.invalidate(ITS0, DEV, EventId(1)).unwrap();
+        };
+        set(0xa0);
+        g.v4().move_event(ITS0, DEV, EventId(1), g.vpes[1]).unwrap();
+        set(0xa1);
+        g.v4().move_event(ITS0, DEV, EventId(1), g.vpes[0]).unwrap();
+        let r = g.enter(0, 0);
+        g.msi(ITS0, 1);
+        assert_eq!(g.guest(0), [1]);
+        let _ = g.leave(r, Preempt);
+        // An LPI likewise.
+        let (ev, lpi) = (EventId(2), g.gic.alloc_lpi().unwrap());
+        g.gic.map_physical(ITS0, DEV, ev, lpi, CpuId(2)).unwrap();
+        g.gic.move_physical(ITS0, DEV, ev, CpuId(3)).unwrap();
+        g.gic.configure_lpi(lpi, 0x80, true);
+        g.gic.invalidate(ITS0, DEV, ev).unwrap();
+        g.gic.move_physical(ITS0, DEV, ev, CpuId(2)).unwrap();
+        g.msi(ITS0, 2);
+        g.machine.advance_us(20);
+        assert_eq!(g.machine.host_ack(2), Some(lpi.0));
+        g.machine.assert_clean();
+    });
+}
+
+#[test]
 fn an_lpi_that_is_given_out_again_is_configured_as_its_byte_says_now() {
     everywhere(|g| {
         let (ev, lpi) = (EventId(1), g.gic.alloc_lpi().unwrap());

@@ -514,7 +514,8 @@ impl<'a, H: Hw + Clone> V4<'a, H> {
             if v.moving.is_some() {
                 self.finish_move(vpe, v).map_err(|_| ItsError::Timeout)?;
             }
-            self.map_on(its, vpe, v)?;
+            let ticket = self.map_on(its, vpe, v)?;
+            v.moving.get_or_insert(Moving::new(v.home)).add(its.id, ticket);
         }
         let count = v.events.get_mut(its.id.index()).ok_or(ItsError::NotVirtual)?;
         *count += 1;
@@ -528,9 +529,13 @@ impl<'a, H: Hw + Clone> V4<'a, H> {
         let Some(v) = guard.as_mut() else { return };
         let Some(count) = v.events.get_mut(its.id.index()) else { return };
         *count = count.saturating_sub(1);
-        if *count == 0 && !self.is_eager() && !its.queue.is_dead() && self.unmap_on(its, vpe, v).is_err() {
-            // Still mapped there, and counted as such: it is moved along, and unmapped when the vPE goes.
-            self.gic.counters.batch_errors.bump();
+        if *count == 0 && !self.is_eager() && !its.queue.is_dead() {
+            match self.unmap_on(its, vpe, v) {
+                // It may run elsewhere only when that ITS no longer knows it.
+                Ok(ticket) => v.moving.get_or_insert(Moving::new(v.home)).add(its.id, ticket),
+                // Still mapped there, and counted as such: it is moved along, and unmapped when the vPE goes.
+                Err(_) => self.gic.counters.batch_errors.bump(),
+            }
         }
     }
 
@@ -554,8 +559,13 @@ impl<'a, H: Hw + Clone> V4<'a, H> {
         let mut guard = slot.vpe.lock();
         let v = guard.as_mut().ok_or(V4Error::NoSuchVpe(vpe))?;
         if self.gic.facts.v41 {
+            // Which redistributor to tell is only known when a move is complete.
+            self.finish_move(vpe, v).map_err(|_| V4Error::Its(ItsError::Timeout))?;
             let home = self.gic.online(v.home).map_err(|_| V4Error::CpuOffline(v.home))?;
-            return if home.invalidate_vpe(vpe) { Ok(()) } else { Err(V4Error::Redist(v.home)) };
+            if home.invalidate_vpe(vpe) {
+                return Ok(());
+            }
+            self.gic.counters.redist_timeouts.bump();
         }
         for its in self.itss().filter(|its| v.mapped & bit(its) != 0 && !its.queue.is_dead()) {
             its.run(&self.gic.counters, &[Command::vinvall(vpe), Command::vsync(vpe)])?;
