@@ -8,7 +8,7 @@ pub fn take() {
     let hv = hypervisor();
     console::irq(&mut |domain, byte| {
         if let Some(domain) = hv.domain(domain) {
-            // A full FIFO loses the byte, as the real UART does.
+            // What neither the FIFO nor the line behind it takes is lost, as on a real UART.
             domain.input(byte);
         }
     });

@@ -6,12 +6,13 @@
 use super::domain::Domain;
 use super::hypervisor;
 use crate::arch::power;
-use crate::console::{keys, line};
+use crate::console::{self, keys, line};
 use crate::ids::{CpuId, Intid};
 use crate::trace::{Event, on, total};
 
 /// Makes the keys known to the console.
 pub fn register() {
+    keys::register(b'h', "this list", console::help);
     keys::register(b'd', "domains and vCPUs", domains);
     keys::register(b'i', "interrupts", interrupts);
     keys::register(b'v', "vPEs and residency", vpes);

@@ -1,7 +1,8 @@
 //! A PL011 that is not there: the serial port that a domain sees.
 //!
 //! What the guest sends leaves at once, so the transmit FIFO is always empty. What is typed waits in a receive
-//! FIFO of 32 bytes; when that is full the sender keeps the rest. The receive timeout is immediate: a byte in
+//! FIFO of 32 bytes, and behind it in a line of [`AHEAD`]: a paste comes faster than a guest reads, and no cable
+//! limits its speed here. The receive timeout is immediate: a byte in
 //! the FIFO raises RTRIS, as a real port does 32 bit periods later, and again after the guest has cleared it
 //! with bytes left. Baud rate, parity, modem lines, DMA and loopback are stored or read as zero.
 //!
@@ -25,8 +26,12 @@
     )
 )]
 
+use alloc::collections::VecDeque;
+
 /// Bytes that the receive FIFO holds, as a revision 3 port has them.
 pub const FIFO: usize = 32;
+/// Bytes that wait for room in it.
+pub const AHEAD: usize = 1024;
 
 /// Where DR is.
 const DR: u64 = 0x00;
@@ -67,6 +72,8 @@ pub struct Vpl011 {
     fifo: [u8; FIFO],
     head: usize,
     len: usize,
+    /// What was typed while the FIFO was full. Its memory is taken once.
+    ahead: VecDeque<u8>,
     ibrd: u32,
     fbrd: u32,
     lcr_h: u32,
@@ -87,11 +94,12 @@ impl Default for Vpl011 {
 impl Vpl011 {
     /// As after reset (table 3-1).
     #[must_use]
-    pub const fn new() -> Vpl011 {
+    pub fn new() -> Vpl011 {
         Vpl011 {
             fifo: [0; FIFO],
             head: 0,
             len: 0,
+            ahead: VecDeque::with_capacity(AHEAD),
             ibrd: 0,
             fbrd: 0,
             lcr_h: 0,
@@ -139,12 +147,20 @@ impl Vpl011 {
         self.depth().saturating_sub(self.len)
     }
 
-    /// A byte for the guest. `false`: the FIFO is full, keep it until the guest has read.
+    /// A byte for the guest. `false`: the FIFO and the line behind it are full, and the byte is lost.
     #[must_use]
     pub fn push_input(&mut self, byte: u8) -> bool {
-        if self.room() == 0 {
-            return false;
+        if self.ahead.is_empty() && self.room() > 0 {
+            return self.receive(byte);
         }
+        let waits = self.ahead.len() < AHEAD;
+        if waits {
+            self.ahead.push_back(byte);
+        }
+        waits
+    }
+
+    fn receive(&mut self, byte: u8) -> bool {
         let at = self.head.wrapping_add(self.len) % FIFO;
         match self.fifo.get_mut(at) {
             Some(slot) => *slot = byte,
@@ -165,7 +181,17 @@ impl Vpl011 {
         if self.len == 0 {
             self.latched &= !INT_RT;
         }
+        self.advance();
         byte
+    }
+
+    /// Lets those move up that wait, as far as there is room.
+    fn advance(&mut self) {
+        while self.room() > 0
+            && let Some(next) = self.ahead.pop_front()
+        {
+            self.receive(next);
+        }
     }
 
     /// The timeout of a receiver that still holds bytes.
@@ -245,6 +271,7 @@ impl Vpl011 {
                     self.latched &= !INT_RT;
                 }
                 self.lcr_h = word & 0xff;
+                self.advance();
             }
             CR => self.cr = word & 0xff87,
             IFLS => self.ifls = word & 0x3f,
@@ -322,29 +349,34 @@ mod tests {
     }
 
     #[test]
-    fn a_full_fifo_takes_no_more_and_loses_nothing() {
-        let mut port = enabled(true, 0);
-        for round in 0..5u8 {
-            for n in 0..32u8 {
-                assert!(port.push_input(n ^ round));
+    fn a_paste_waits_in_line_behind_the_fifo_and_comes_out_in_order() {
+        let mut port = enabled(true, INT_RX);
+        let pasted = |n: usize| (n % 251) as u8;
+        for round in 0..3 {
+            for n in 0..FIFO + AHEAD {
+                assert!(port.push_input(pasted(n)), "{round}: {n}");
             }
             assert_eq!(port.room(), 0);
-            assert!(!port.push_input(0xff));
+            assert!(!port.push_input(0xff), "the line is full");
             assert_eq!(port.read(FR, 4) as u32 & FR_RXFF, FR_RXFF);
-            for n in 0..32u8 {
-                assert_eq!(port.read(DR, 4), u64::from(n ^ round));
+            for n in 0..FIFO + AHEAD {
+                assert!(n + FIFO / 2 > FIFO + AHEAD || port.irq_level(), "{n}");
+                assert_eq!(port.read(DR, 4), u64::from(pasted(n)), "{round}: {n}");
             }
+            assert_eq!(port.read(FR, 4) as u32 & FR_RXFE, FR_RXFE);
+            assert!(!port.irq_level());
         }
     }
 
     #[test]
-    fn without_fifos_one_byte_is_held() {
+    fn without_fifos_one_byte_is_held_and_the_next_waits() {
         let mut port = enabled(false, INT_RX);
-        assert!(port.push_input(b'x'));
+        assert!(port.push_input(b'x') && port.push_input(b'y') && port.push_input(b'z'));
+        assert_eq!(port.read(FR, 4) as u32 & FR_RXFF, FR_RXFF);
+        assert_eq!(port.read(DR, 4), u64::from(b'x'));
         assert!(port.irq_level());
-        assert!(!port.push_input(b'y'));
         assert_eq!(port.write(LCR_H, 4, 0x70), None);
-        assert_eq!(port.room(), FIFO, "switching FIFOs on empties them");
+        assert_eq!(port.read(DR, 4), u64::from(b'z'), "switching FIFOs on empties them");
         assert!(!port.irq_level());
     }
 

@@ -13,6 +13,7 @@ pub fn cases() -> Vec<Case> {
         case("boot-mem-512M", "dom0 in 512 MiB", |lab| boots(lab, 4, "512M")),
         case("boot-mem-8G", "dom0 in 8 GiB", |lab| boots(lab, 4, "8G")),
         Case { name: "boot-time", shows: "at most 1.5 times as long as without us", bare: false, run: in_time },
+        Case { name: "boot-keys", shows: "Ctrl-A, the debug keys, and typing to dom0", bare: false, run: keys },
         case("boot-limits", "dom0_mem= and dom0_max_vcpus= are kept", limits),
     ]
 }
@@ -40,6 +41,33 @@ fn in_time(_: &Lab) -> Verdict {
         Ok(ratio) => Err(format!("{ratio:.2} times as long as without us")),
         Err(failure) => Err(failure.text),
     }
+}
+
+/// Types at a shell of dom0, at the debug keys, and at the shell again.
+fn keys(lab: &Lab) -> Verdict {
+    let mut machine = lab.linux("", "");
+    machine.append = machine.append.replace(" dw.test=", "");
+    let transcript = lab.watch(&machine, 90, |session, line| {
+        // The sum shows that a shell read it; the pasted comment is longer than any FIFO on the way.
+        let paste = format!("echo sum-$((40+2)) # {}\n", "x".repeat(300));
+        let typed = match line {
+            line if line.starts_with("A shell of the test initramfs") => paste.as_str(),
+            "sum-42" => "\x01\x01\x01hdivx\x01\x01\x01\necho sum-$((50+3))\n",
+            "sum-53" => "poweroff -f\n",
+            _ => return Ok(()),
+        };
+        session.type_in(typed).map_err(|failure| failure.text)
+    })?;
+    if !matches!(transcript.end, crate::session::End::Off) {
+        return Err("the shell did not get as far as powering off".into());
+    }
+    let shown = |what: &str| transcript.lines.iter().any(|(_, line)| line.contains(what));
+    for what in ["  x  exits by reason", "dom0: 4 vCPUs", "ITS0 device", "vPE 0, home", "exit sysreg:"] {
+        if !shown(what) {
+            return Err(format!("no debug key showed `{what}`"));
+        }
+    }
+    Ok(())
 }
 
 fn limits(lab: &Lab) -> Verdict {
