@@ -12,6 +12,8 @@ pub mod stage1;
 pub mod stage2;
 
 #[cfg(target_os = "none")]
+pub mod firmware;
+#[cfg(target_os = "none")]
 pub mod heap;
 #[cfg(target_os = "none")]
 pub mod hw;

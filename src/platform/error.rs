@@ -212,6 +212,8 @@ pub enum MachineError {
     },
     /// No kernel among the boot modules.
     NoKernel,
+    /// The word `pci_windows=` cannot be read, or names a segment without a host.
+    BadWindows,
 }
 
 impl fmt::Display for MachineError {
@@ -266,6 +268,10 @@ impl fmt::Display for MachineError {
             }
             E::ModuleOutsideMemory(range) => write!(f, "a boot module at {range} is not in memory"),
             E::LongBootargs { limit } => write!(f, "a command line in /chosen is longer than {limit} bytes"),
+            E::BadWindows => f.write_str(
+                "the command line word `pci_windows=` takes SEGMENT:KIND:BASE+SIZE[@PCI_BASE],... with a segment that \
+                 has a PCI host and the kind io, mem32 or mem64",
+            ),
             E::NoKernel => f.write_str(
                 "there is no kernel for dom0: the boot loader has to add a /chosen node compatible with \
                  \"multiboot,module\", \"multiboot,kernel\"",

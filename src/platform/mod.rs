@@ -14,6 +14,7 @@ pub mod check;
 pub mod efi;
 pub mod error;
 pub mod fdt;
+pub mod windows;
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -1,20 +1,23 @@
 //! How dom0 is built: from the boot modules, on the memory and with the devices that EL2 does not keep.
 
-use super::dom0_fdt::{Dom0Plan, build_dom0_fdt, vgicr_region};
+use super::dom0_acpi::{self, Places};
+use super::dom0_fdt::{Dom0FdtError, Dom0Plan, build_dom0_fdt, vgicr_region};
 use super::dom0_plan::{Banks, Placement, place, plan_dom0_memory};
 use super::domain::{Console, Domain};
 use super::hypervisor::Hypervisor;
 use super::image::Image;
 use super::lpi::LpiPaths;
-use super::options::Direct;
+use super::options::{Direct, Dom0Acpi};
 use super::vcpu::{Start, Vcpu};
 use crate::arch::ich;
 use crate::ids::{CpuId, DomId, Intid, Ipa, ItsId, Mpidr, Pa, VcpuId, VpeId};
+use crate::mm::firmware::FirmwareMemory;
 use crate::mm::guest_ram::GuestRam;
 use crate::mm::hw::El2;
 use crate::mm::stage2::{Attr, Fwb, Stage2, ipa_bits};
 use crate::mm::tlb::Tlbs;
 use crate::mmio::{Coherence, Hw};
+use crate::platform::acpi::Tables;
 use crate::platform::{Machine, Module, ModuleKind, Range, fdt};
 use crate::sync::{Lock, Once, Rank};
 use crate::vgic::{Vgic, VgicConfig};
@@ -79,20 +82,16 @@ pub fn build(hv: &'static Hypervisor, ground: &Ground<'_>) -> Result<(), NoDom0>
         load(&ram, module, to.base)?;
     }
 
-    let redists =
-        vgicr_region(machine, cpus.len()).map_err(|error| no("dom0's redistributors have no place", error))?;
-    let tree = build_dom0_fdt(
-        ground.fdt,
-        machine,
-        &Dom0Plan {
-            vcpus: &cpus.iter().map(|&(_, mpidr)| mpidr).collect::<Vec<_>>(),
-            memory: &banks,
-            gicr: redists,
-            bootargs: &kernel.bootargs,
-            initrd: place.initrd,
-        },
-    )
-    .map_err(|error| no("dom0's device tree cannot be made", error))?;
+    let places =
+        places(machine, cpus.len(), ground).map_err(|error| no("dom0's redistributors have no place", error))?;
+    let plan = Dom0Plan {
+        vcpus: &cpus.iter().map(|&(_, mpidr)| mpidr).collect::<Vec<_>>(),
+        memory: &banks,
+        gicr: places.gicr,
+        bootargs: &kernel.bootargs,
+        initrd: place.initrd,
+    };
+    let tree = describe(hv, ground, &plan, &places, place.dtb)?;
     ram.write(Ipa(place.dtb.base.0), &tree)
         .map_err(|_| NoDom0("dom0's device tree does not fit its RAM".to_string()))?;
     // The kernel starts with its caches off: what was just written has to be in memory, not in ours.
@@ -101,7 +100,7 @@ pub fn build(hv: &'static Hypervisor, ground: &Ground<'_>) -> Result<(), NoDom0>
     }
     crate::arch::cache::invalidate_instructions();
 
-    let stage2 = address_space(hv, ground.fdt, &banks)?;
+    let stage2 = address_space(hv, ground, &banks)?;
     let paths = vpes(hv, &cpus);
     let vgic = Vgic::new(VgicConfig {
         vcpus: cpus.iter().map(|&(_, mpidr)| mpidr).collect(),
@@ -129,12 +128,10 @@ pub fn build(hv: &'static Hypervisor, ground: &Ground<'_>) -> Result<(), NoDom0>
         ram,
         vgic,
         dist: machine.gic.dist,
-        redists,
+        redists: places.gicr,
         vitss: virtual_itss(hv)?,
         paths,
-        console: machine.uart.and_then(|uart| {
-            Some(Console { regs: uart.regs, irq: uart.irq?, uart: Lock::new(Rank::Domain, Vpl011::new()) })
-        }),
+        console: places.console.map(|(regs, irq)| Console { regs, irq, uart: Lock::new(Rank::Domain, Vpl011::new()) }),
         vcpus: Once::new(),
     };
     for vcpu in &vcpus {
@@ -161,6 +158,37 @@ pub fn build(hv: &'static Hypervisor, ground: &Ground<'_>) -> Result<(), NoDom0>
 
 fn module(machine: &Machine, kind: ModuleKind) -> Option<&Module> {
     machine.modules.iter().find(|module| module.kind == kind)
+}
+
+/// Where dom0 sees its redistributors and its console.
+fn places(machine: &Machine, vcpus: usize, ground: &Ground<'_>) -> Result<Places, Dom0FdtError> {
+    if machine.rsdp.is_some() {
+        return dom0_acpi::places(machine, vcpus, ground.pool);
+    }
+    // Where its device tree has them.
+    let console = machine.uart.and_then(|uart| Some((uart.regs, uart.irq?)));
+    Ok(Places { gicr: vgicr_region(machine, vcpus)?, console })
+}
+
+/// What goes to where dom0 is told that its device tree is.
+fn describe(
+    hv: &Hypervisor,
+    ground: &Ground<'_>,
+    plan: &Dom0Plan<'_>,
+    places: &Places,
+    room: Range,
+) -> Result<Vec<u8>, NoDom0> {
+    let machine = hv.machine;
+    match (machine.rsdp, hv.options.dom0_acpi) {
+        (None, _) => {
+            build_dom0_fdt(ground.fdt, machine, plan).map_err(|error| no("dom0's device tree cannot be made", error))
+        }
+        (Some(_), Dom0Acpi::Off) => Ok(dom0_acpi::tree::build(machine, plan, places)),
+        (Some(rsdp), Dom0Acpi::On) => Tables::open(rsdp, &FirmwareMemory(machine))
+            .map_err(Into::into)
+            .and_then(|host| dom0_acpi::tables::build(&host, machine, plan, places, room))
+            .map_err(|error| no("dom0's ACPI tables cannot be made", error)),
+    }
 }
 
 /// The CPUs that get a vCPU, and the affinity each vCPU reads: its CPU's own. The boot CPU's comes first.
@@ -207,7 +235,7 @@ fn kept_frames(machine: &Machine) -> Vec<Range> {
 }
 
 /// All that dom0 may touch: its RAM, and every device that EL2 does not keep.
-fn address_space(hv: &Hypervisor, host: &[u8], banks: &Banks) -> Result<Stage2<'static, El2, Tlbs>, NoDom0> {
+fn address_space(hv: &Hypervisor, ground: &Ground<'_>, banks: &Banks) -> Result<Stage2<'static, El2, Tlbs>, NoDom0> {
     let failed = |error| no("dom0's address space cannot be made", error);
     let params = hv.features.stage2();
     let fwb = if params.fwb { Fwb::On } else { Fwb::Off };
@@ -219,14 +247,28 @@ fn address_space(hv: &Hypervisor, host: &[u8], banks: &Banks) -> Result<Stage2<'
     let machine = hv.machine;
     let mut hidden = kept_frames(machine);
     hidden.extend(machine.memory.iter());
-    let windows: Vec<Range> =
+    let mut windows: Vec<Range> =
         machine.pci.iter().flat_map(|host| host.windows.iter().map(|window| window.cpu)).collect();
+    if machine.rsdp.is_some() && hv.options.dom0_acpi == Dom0Acpi::On {
+        // Which devices there are is for AML to say: dom0 gets all that is neither memory nor kept. AML also looks at
+        // what the firmware has in memory.
+        let mut own = kept_frames(machine);
+        own.extend([ground.image, ground.pool]);
+        for range in super::carve::pages_without(&machine.reserved, &own) {
+            stage2.map(Ipa(range.base.0), range.base, range.size, Attr::Ram).map_err(failed)?;
+        }
+        hidden.extend(own);
+        hidden.extend(machine.reserved.iter());
+        windows.push(Range::new(Pa(0), 1 << ipa_bits(params.pa_range)));
+    }
     for window in super::carve::pages_without(&windows, &hidden) {
         stage2.map(Ipa(window.base.0), window.base, window.size, Attr::PciWindow).map_err(failed)?;
     }
     let mut devices: Vec<Range> = machine.pci.iter().map(|host| host.ecam).collect();
-    fdt::for_each_device(host, |device| devices.extend(device.regs))
-        .map_err(|error| no("dom0's devices cannot be listed", error))?;
+    if machine.rsdp.is_none() {
+        fdt::for_each_device(ground.fdt, |device| devices.extend(device.regs))
+            .map_err(|error| no("dom0's devices cannot be listed", error))?;
+    }
     hidden.extend(windows);
     for device in super::carve::pages_without(&devices, &hidden) {
         stage2.map(Ipa(device.base.0), device.base, device.size, Attr::Device).map_err(failed)?;

@@ -3,6 +3,7 @@
 
 pub mod carve;
 pub mod dev;
+pub mod dom0_acpi;
 pub mod dom0_fdt;
 pub mod dom0_plan;
 pub mod image;

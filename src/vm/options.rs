@@ -25,6 +25,15 @@ pub enum Direct {
     Off,
 }
 
+/// How dom0 learns about a machine that ACPI describes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dom0Acpi {
+    /// From ACPI tables of its own, with the machine's AML.
+    On,
+    /// From a device tree that is made for it.
+    Off,
+}
+
 /// What happens after a fatal error or a panic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnPanic {
@@ -47,6 +56,8 @@ pub struct Options {
     pub dom0_mem: Option<u64>,
     /// `dom0_max_vcpus=N`; one for each CPU without the word.
     pub dom0_max_vcpus: Option<u16>,
+    /// `dom0_acpi=on|off`; means nothing on a machine that a device tree describes.
+    pub dom0_acpi: Dom0Acpi,
     /// `loglvl=error|warn|info|debug|trace`.
     pub loglvl: log::LevelFilter,
 }
@@ -59,6 +70,7 @@ impl Default for Options {
             on_panic: OnPanic::Park,
             dom0_mem: None,
             dom0_max_vcpus: None,
+            dom0_acpi: Dom0Acpi::On,
             loglvl: log::LevelFilter::Info,
         }
     }
@@ -117,6 +129,15 @@ pub fn parse<'a>(line: &'a str, mut unknown: impl FnMut(&'a str)) -> Result<Opti
                 let count = value.parse().ok().filter(|&n: &u16| n > 0);
                 options.dom0_max_vcpus = Some(count.ok_or(bad("a number from 1 on"))?);
             }
+            "dom0_acpi" => {
+                options.dom0_acpi = match value {
+                    "on" => Dom0Acpi::On,
+                    "off" => Dom0Acpi::Off,
+                    _ => return Err(bad("`on` or `off`")),
+                }
+            }
+            // Read long before, together with the firmware's tables.
+            crate::platform::windows::WORD => {}
             "loglvl" => {
                 options.loglvl = match value {
                     "error" => log::LevelFilter::Error,
@@ -165,16 +186,27 @@ mod tests {
 
     #[test]
     fn each_word_sets_its_option() {
-        let o = read("direct=off vwfi=trap onpanic=off dom0_mem=1536M dom0_max_vcpus=3 loglvl=debug sched=null");
+        let o = read(
+            "direct=off vwfi=trap onpanic=off dom0_mem=1536M dom0_max_vcpus=3 loglvl=debug sched=null dom0_acpi=off pci_windows=x",
+        );
         assert_eq!((o.direct, o.vwfi, o.on_panic), (Direct::Off, Vwfi::Trap, OnPanic::Off));
         assert_eq!((o.dom0_mem, o.dom0_max_vcpus), (Some(1536 << 20), Some(3)));
+        assert_eq!(o.dom0_acpi, Dom0Acpi::Off);
         assert_eq!(o.loglvl, log::LevelFilter::Debug);
     }
 
     #[test]
     fn a_value_that_makes_no_sense_is_named_with_what_the_word_takes() {
-        for line in ["direct=maybe", "vwfi=", "dom0_mem=1T", "dom0_mem=1M", "dom0_max_vcpus=0", "sched=cfs", "loglvl=9"]
-        {
+        for line in [
+            "direct=maybe",
+            "vwfi=",
+            "dom0_mem=1T",
+            "dom0_mem=1M",
+            "dom0_max_vcpus=0",
+            "dom0_acpi=",
+            "sched=cfs",
+            "loglvl=9",
+        ] {
             let bad = parse(line, |_| {}).unwrap_err();
             assert_eq!(bad.word, line);
             assert!(!bad.takes.is_empty());

@@ -5,12 +5,12 @@ use crate::ids::Pa;
 use crate::platform::Conduit;
 
 /// Offsets in the table.
-pub(super) const DSDT: usize = 40;
-pub(super) const ARM_BOOT_ARCH: usize = 129;
-pub(super) const X_DSDT: usize = 140;
+pub(crate) const DSDT: usize = 40;
+pub(crate) const ARM_BOOT_ARCH: usize = 129;
+pub(crate) const X_DSDT: usize = 140;
 /// Bits of ARM_BOOT_ARCH (table 5.12).
-pub(super) const PSCI_COMPLIANT: u16 = 1 << 0;
-pub(super) const PSCI_USE_HVC: u16 = 1 << 1;
+pub(crate) const PSCI_COMPLIANT: u16 = 1 << 0;
+pub(crate) const PSCI_USE_HVC: u16 = 1 << 1;
 
 /// The conduit; `None` where the firmware does not promise PSCI.
 pub(super) fn conduit(fadt: Fields<'_>) -> Result<Option<Conduit>, AcpiError> {

@@ -12,18 +12,19 @@ use crate::platform::{IdMap, Machine, MachineError, PciHost, Range, Smmu, SmmuId
 use arrayvec::ArrayVec;
 
 /// Offsets in the table's header.
-pub(super) const NODES: usize = 36;
-pub(super) const FIRST: usize = 40;
+pub(crate) const NODES: usize = 36;
+pub(crate) const FIRST: usize = 40;
 /// Types of nodes.
-pub(super) const ITS_GROUP: u8 = 0;
-pub(super) const NAMED_COMPONENT: u8 = 1;
-pub(super) const ROOT_COMPLEX: u8 = 2;
-pub(super) const SMMU_V3: u8 = 4;
+pub(crate) const ITS_GROUP: u8 = 0;
+pub(crate) const NAMED_COMPONENT: u8 = 1;
+pub(crate) const ROOT_COMPLEX: u8 = 2;
+pub(crate) const SMMU_V2: u8 = 3;
+pub(crate) const SMMU_V3: u8 = 4;
 /// Length of a node's own header, and of an ID mapping.
-pub(super) const NODE: usize = 16;
-pub(super) const MAPPING: usize = 20;
+pub(crate) const NODE: usize = 16;
+pub(crate) const MAPPING: usize = 20;
 /// An ID mapping for one ID, that of the node itself.
-pub(super) const SINGLE: u32 = 1 << 0;
+pub(crate) const SINGLE: u32 = 1 << 0;
 
 const SMMU_REGS: u64 = 0x2_0000;
 /// SMMUv3 flags: COHACC is to be taken for set.
@@ -36,7 +37,7 @@ type SmmuPlaces = ArrayVec<usize, 16>;
 
 /// A node.
 #[derive(Clone, Copy)]
-pub(super) struct Node<'m> {
+pub(crate) struct Node<'m> {
     /// What it is.
     pub kind: u8,
     /// Its offset in the table, by which others refer to it.
@@ -47,7 +48,7 @@ pub(super) struct Node<'m> {
 
 /// An ID mapping.
 #[derive(Clone, Copy)]
-pub(super) struct Mapping {
+pub(crate) struct Mapping {
     pub input: u32,
     /// How many IDs, less one.
     pub more: u32,
@@ -58,7 +59,7 @@ pub(super) struct Mapping {
 
 impl<'m> Node<'m> {
     /// The node at an offset.
-    pub(super) fn at(iort: Fields<'m>, at: usize) -> Result<Node<'m>, AcpiError> {
+    pub(crate) fn at(iort: Fields<'m>, at: usize) -> Result<Node<'m>, AcpiError> {
         let head = iort.part(at, NODE)?;
         let length = usize::from(head.u16(1)?);
         if length < NODE {
@@ -68,7 +69,7 @@ impl<'m> Node<'m> {
     }
 
     /// Its ID mappings.
-    pub(super) fn mappings(self) -> impl Iterator<Item = Result<Mapping, AcpiError>> + use<'m> {
+    pub(crate) fn mappings(self) -> impl Iterator<Item = Result<Mapping, AcpiError>> + use<'m> {
         let fields = self.fields;
         let (count, first) = (fields.u32(8).unwrap_or(0), fields.u32(12).unwrap_or(0));
         let mut failed = false;
@@ -96,7 +97,7 @@ fn mapping(node: Fields<'_>, first: u32, index: u32) -> Result<Mapping, AcpiErro
 }
 
 /// All nodes, in the table's order. Each is at least as long as its header, so this ends with the table.
-pub(super) fn nodes(iort: Fields<'_>) -> impl Iterator<Item = Result<Node<'_>, AcpiError>> {
+pub(crate) fn nodes(iort: Fields<'_>) -> impl Iterator<Item = Result<Node<'_>, AcpiError>> {
     let count = iort.u32(NODES);
     let mut at = iort.u32(FIRST).map(|at| usize::try_from(at).unwrap_or(usize::MAX));
     let mut left = count.unwrap_or(1);

@@ -11,13 +11,13 @@ use crate::platform::{Cpu, GicKind, Its, Machine, MachineError, Range, What};
 use arrayvec::ArrayVec;
 
 /// Where the entries start.
-pub(super) const ENTRIES: usize = 44;
+pub(crate) const ENTRIES: usize = 44;
 
 /// Types of entries.
-const GICC: u8 = 0x0b;
-const GICD: u8 = 0x0c;
-const GICR: u8 = 0x0e;
-const ITS: u8 = 0x0f;
+pub(crate) const GICC: u8 = 0x0b;
+pub(crate) const GICD: u8 = 0x0c;
+pub(crate) const GICR: u8 = 0x0e;
+pub(crate) const ITS: u8 = 0x0f;
 /// A GICv5's interrupt routing service.
 const GICV5_IRS: u8 = 0x1c;
 
@@ -37,7 +37,7 @@ const GICV3_REDIST: u64 = 2 * FRAME;
 const GICV4_REDIST: u64 = 4 * FRAME;
 
 /// What IORT calls each ITS, in the order of [`Gic::itss`](crate::platform::Gic::itss).
-pub(super) type ItsNames = ArrayVec<u32, 16>;
+pub(crate) type ItsNames = ArrayVec<u32, 16>;
 
 /// Fills CPUs, GIC and ITSs.
 pub(super) fn read(madt: Fields<'_>, machine: &mut Machine) -> Result<ItsNames, AcpiError> {

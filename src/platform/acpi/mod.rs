@@ -17,10 +17,10 @@
 //! (`fuzz/fuzz_targets/acpi.rs`). AML is not interpreted: see `vm::dom0_acpi` for who does.
 
 mod error;
-mod fadt;
+pub(crate) mod fadt;
 mod gtdt;
-mod iort;
-mod madt;
+pub(crate) mod iort;
+pub(crate) mod madt;
 mod mcfg;
 mod spcr;
 mod tables;
