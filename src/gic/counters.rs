@@ -52,6 +52,8 @@ pub struct Counters {
     pub redist_timeouts: Counter,
     /// Command queues found stalled.
     pub stalls: Counter,
+    /// Times that ITSs which waited for one another were parted.
+    pub mends: Counter,
     /// ITSs given up.
     pub dead_itss: Counter,
     /// Bytes of memory that the hardware may still use and that are therefore never given back.
@@ -73,6 +75,7 @@ impl Counters {
             timeouts: Counter::default(),
             redist_timeouts: Counter::default(),
             stalls: Counter::default(),
+            mends: Counter::default(),
             dead_itss: Counter::default(),
             quarantined_bytes: Counter::default(),
             batch_errors: Counter::default(),

@@ -346,6 +346,23 @@ impl Command {
         Command([dw0 | (sequence as u64) << 32, dw1 | its_list as u64, dw2, dw3])
     }
 
+    /// The ITSs that have to come to this VMOVP together, if it is one for several.
+    #[must_use]
+    pub const fn meets(self) -> Option<u16> {
+        let list = self.0[1] as u16;
+        match self.kind() {
+            Some(Kind::Vmovp) if list.count_ones() > 1 => Some(list),
+            _ => None,
+        }
+    }
+
+    /// This VMOVP for one ITS alone.
+    #[must_use]
+    pub const fn met_by_one(self, its_number: u8) -> Command {
+        let [dw0, dw1, dw2, dw3] = self.0;
+        Command([dw0, dw1 & !0xffff | 1 << its_number, dw2, dw3])
+    }
+
     /// This VMOVP with the default doorbell of GICv4.1.
     #[must_use]
     pub const fn with_default_doorbell(self, doorbell: Lpi) -> Command {
@@ -520,6 +537,16 @@ mod tests {
         );
         golden(Command::vsgi_clear(VPE, 3), Kind::Vsgi, [0x0000_0003_0000_0223, 0x0000_beef_0000_0000, 0, 0]);
         golden(Command::invdb(VPE), Kind::Invdb, [0x2e, 0x0000_beef_0000_0000, 0, 0]);
+    }
+
+    #[test]
+    fn a_listed_vmovp_can_be_made_one_for_a_single_its() {
+        let listed = Command::vmovp_listed(VPE, Target::number(1), 7, 0x8003);
+        assert_eq!(listed.meets(), Some(0x8003));
+        let single = listed.met_by_one(15);
+        golden(single, Kind::Vmovp, [0x0000_0007_0000_0022, 0x0000_beef_0000_8000, 0x0001_0000, 0]);
+        assert_eq!((single.meets(), Command::vmovp(VPE, Target::number(1)).meets()), (None, None));
+        assert_eq!(Command::vmapti(DEV, EventId(3), VPE, VIntid(8192), None).meets(), None);
     }
 
     #[test]

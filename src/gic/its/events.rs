@@ -23,6 +23,7 @@ use crate::mmio::{Coherence, Hw};
 use crate::sync::Guard;
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
+use core::ops::Bound;
 
 /// What an event is mapped to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -239,6 +240,21 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
         self.push(Command::int(dev, ev));
         self.sync(cpu);
         self.change(dev, ev, Event::Physical { lpi, cpu });
+        Ok(())
+    }
+
+    /// Makes every event of every device pending: MSIs may have been lost while the ITS was stopped.
+    pub(in crate::gic) fn set_all_pending(&mut self) -> Result<(), ItsError> {
+        let mut next = self.state.devices.iter().next().map(|(dev, d)| (*dev, d.events.len() as u32));
+        while let Some((dev, count)) = next {
+            for ev in (0..count).map(EventId) {
+                if self.event(dev, ev)? != Event::Unmapped {
+                    self.set_pending(dev, ev)?;
+                }
+            }
+            let after = (Bound::Excluded(dev), Bound::Unbounded);
+            next = self.state.devices.range(after).next().map(|(dev, d)| (*dev, d.events.len() as u32));
+        }
         Ok(())
     }
 

@@ -67,6 +67,9 @@ pub struct Queue<H> {
     stuck_at: AtomicU64,
     stuck_since: AtomicU64,
     retried_at: AtomicU64,
+    /// It stands before a VMOVP that several ITSs have to come to, and has for too long. Which of them is to blame
+    /// cannot be told from here.
+    waits_for_others: AtomicBool,
 }
 
 impl<H: Hw> Queue<H> {
@@ -83,6 +86,7 @@ impl<H: Hw> Queue<H> {
             stuck_at: AtomicU64::new(0),
             stuck_since: AtomicU64::new(0),
             retried_at: AtomicU64::new(0),
+            waits_for_others: AtomicBool::new(false),
         }
     }
 
@@ -110,10 +114,7 @@ impl<H: Hw> Queue<H> {
             }
         }
         for (position, command) in (ring.produced..end).zip(commands) {
-            let slot = ring.base.add(position % SLOTS * Command::SIZE);
-            for (at, word) in (0..).step_by(8).zip(command.words()) {
-                self.hw.store64(slot.add(at), word);
-            }
+            self.store(&ring, position, *command);
             if let Some(kind) = command.kind() {
                 counters.command(kind);
             }
@@ -249,8 +250,60 @@ impl<H: Hw> Queue<H> {
                 self.command_at(ring, at)
             );
         } else if now.saturating_sub(self.stuck_since.load(Ordering::Acquire)) > DEAD_AFTER_US {
-            self.declare_dead(counters, ring, "stuck");
+            if self.load(ring, at).meets().is_some() {
+                self.waits_for_others.store(true, Ordering::Release);
+            } else {
+                self.declare_dead(counters, ring, "stuck");
+            }
         }
+    }
+
+    // ---- getting ITSs on that wait for one another (ITSList mode); see v4/mend.rs ---------------------------
+
+    /// Whether it stands before a VMOVP for several ITSs, and has for too long.
+    pub fn waits_for_others(&self) -> bool {
+        self.waits_for_others.load(Ordering::Acquire) && !self.is_dead()
+    }
+
+    /// Gives the ITS up.
+    pub fn give_up(&self, counters: &Counters) {
+        let ring = self.ring.lock();
+        self.declare_dead(counters, &ring, "alone with a VMOVP and does not get on");
+    }
+
+    fn set_enabled(&self, enabled: bool) {
+        let at = self.its.add(gits::CTLR);
+        let mut ctlr = LocalRegisterCopy::<u32, GITS_CTLR::Register>::new(self.hw.read32(at));
+        ctlr.modify(GITS_CTLR::ENABLED.val(u32::from(enabled)));
+        self.hw.write32(at, ctlr.get());
+    }
+
+    /// Stops the ITS. `false`: it does not become quiescent.
+    pub fn pause(&self) -> bool {
+        self.set_enabled(false);
+        let at = self.its.add(gits::CTLR);
+        let ctlr = || LocalRegisterCopy::<u32, GITS_CTLR::Register>::new(self.hw.read32(at));
+        self.hw.wait(RETRY_LIMIT_US, || ctlr().is_set(GITS_CTLR::QUIESCENT))
+    }
+
+    /// While the ITS is stopped: each VMOVP that it has still to consume becomes one for itself alone.
+    pub fn part_moves(&self, its_number: u8) {
+        let ring = self.ring.lock();
+        for position in self.consumed()..ring.produced {
+            let command = self.load(&ring, position);
+            if command.meets().is_some() {
+                self.store(&ring, position, command.met_by_one(its_number));
+                self.publish(&ring, position % SLOTS, 1);
+            }
+        }
+    }
+
+    /// Starts the ITS again where it stood.
+    pub fn resume(&self) {
+        let ring = self.ring.lock();
+        self.waits_for_others.store(false, Ordering::Release);
+        self.set_enabled(true);
+        self.hw.write64(self.its.add(gits::CWRITER), GITS_CWRITER::SLOT.val(ring.produced % SLOTS).value);
     }
 
     /// Gives the ITS up. It is disabled, so that what it has not consumed by now it never will.
@@ -277,9 +330,20 @@ impl<H: Hw> Queue<H> {
         );
     }
 
-    fn command_at(&self, ring: &Ring, position: u64) -> &'static str {
+    fn store(&self, ring: &Ring, position: u64, command: Command) {
+        let slot = ring.base.add(position % SLOTS * Command::SIZE);
+        for (at, word) in (0..).step_by(8).zip(command.words()) {
+            self.hw.store64(slot.add(at), word);
+        }
+    }
+
+    fn load(&self, ring: &Ring, position: u64) -> Command {
         let slot = ring.base.add(position % SLOTS * Command::SIZE);
         let word = |n: u64| self.hw.load64(slot.add(8 * n));
-        Command::from_words([word(0), word(1), word(2), word(3)]).kind().map_or("unknown", Kind::name)
+        Command::from_words([word(0), word(1), word(2), word(3)])
+    }
+
+    fn command_at(&self, ring: &Ring, position: u64) -> &'static str {
+        self.load(ring, position).kind().map_or("unknown", Kind::name)
     }
 }

@@ -12,6 +12,7 @@
 //! |---|---|
 //! | `vm` | VMs and vPEs: tables, ids, doorbells, VMAPP |
 //! | `moves` | VMOVP: one ITS for all, or the ITSs of a list in one global order |
+//! | `mend` | what to do when one ITS of a list no longer comes to its VMOVPs |
 //! | `residency` | enter and leave |
 //! | `proxy` | control of doorbells where redistributors cannot do it |
 //! | `groups` | GICv4.1: which redistributors and ITSs have a vPE table in common |
@@ -28,6 +29,7 @@
 #[cfg(test)]
 mod fault_tests;
 mod groups;
+mod mend;
 mod moves;
 #[cfg(test)]
 mod property_tests;

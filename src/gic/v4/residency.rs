@@ -119,8 +119,12 @@ impl<H: Hw + Clone> V4<'_, H> {
         if let Some(there) = v.resident {
             return Err(EnterError::Elsewhere(there));
         }
-        if v.home != cpu || v.moving.is_some() {
-            self.bring(vpe, v, cpu)?;
+        if (v.home != cpu || v.moving.is_some())
+            && let Err(e) = self.bring(vpe, v, cpu)
+        {
+            drop(guard);
+            self.mend();
+            return Err(e);
         }
         redist.claim(vpe).map_err(EnterError::Occupied)?;
         if self.gic.facts.v41 {
