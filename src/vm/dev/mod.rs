@@ -2,6 +2,24 @@
 //!
 //! Each is a state machine: a guest's access or a call goes in, a value or an action comes out. Where its
 //! interrupt line stands is asked after each step; who pends it is the domain's business.
+#![deny(
+    clippy::panic,
+    clippy::todo,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::panic,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
 
 pub mod psci;
 pub mod vpl011;

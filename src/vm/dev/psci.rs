@@ -5,24 +5,6 @@
 //! number.
 //!
 //! Arm DEN 0022 (PSCI 1.1) and DEN 0028 (SMCCC 1.1).
-#![deny(
-    clippy::panic,
-    clippy::todo,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects
-)]
-#![cfg_attr(
-    test,
-    allow(
-        clippy::panic,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
 
 use crate::ids::{Ipa, Mpidr};
 

@@ -7,24 +7,6 @@
 //! with bytes left. Baud rate, parity, modem lines, DMA and loopback are stored or read as zero.
 //!
 //! Arm DDI 0183 (PrimeCell UART PL011, r1p5), chapter 3.
-#![deny(
-    clippy::panic,
-    clippy::todo,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects
-)]
-#![cfg_attr(
-    test,
-    allow(
-        clippy::panic,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
 
 use alloc::collections::VecDeque;
 

@@ -6,24 +6,6 @@
 //! access and when the deadline has passed.
 //!
 //! Arm ARM (DDI 0487), D12.2 "The AArch64 view of the Generic Timer" and D24.8 (CNTP_CTL_EL0 and its kin).
-#![deny(
-    clippy::panic,
-    clippy::todo,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects
-)]
-#![cfg_attr(
-    test,
-    allow(
-        clippy::panic,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
 
 const ENABLE: u64 = 1 << 0;
 const IMASK: u64 = 1 << 1;

@@ -1,24 +1,6 @@
 //! Exceptions that EL2 gives to a guest: what the CPU itself would have done on taking one to EL1.
 //!
 //! Arm ARM (DDI 0487), D1.3 "Exceptions", and AArch64.TakeException() for what becomes of PSTATE.
-#![deny(
-    clippy::panic,
-    clippy::todo,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects
-)]
-#![cfg_attr(
-    test,
-    allow(
-        clippy::panic,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
 
 use crate::arch::esr::{DataAbort, Esr, Fault, InstrAbort};
 

@@ -10,24 +10,6 @@
 //! with the base register. Nothing has happened until the caller carries it out.
 //!
 //! Arm ARM (DDI 0487), C4.1.94 "Loads and stores" and D24.2.40 "ISS encoding for an exception from a Data Abort".
-#![deny(
-    clippy::panic,
-    clippy::todo,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects
-)]
-#![cfg_attr(
-    test,
-    allow(
-        clippy::panic,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
 
 use crate::arch::esr::DataAbort;
 use crate::ids::Ipa;

@@ -15,24 +15,6 @@
 //! | DC ISW, CSW, CISW | see [`SysRegPort::set_way`] |
 //!
 //! Arm ARM (DDI 0487), C5.1 (encodings), D24.2 to D24.8, H9 (debug registers); IHI 0069, 12.2 (ICC_*).
-#![deny(
-    clippy::panic,
-    clippy::todo,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::arithmetic_side_effects
-)]
-#![cfg_attr(
-    test,
-    allow(
-        clippy::panic,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
 
 use crate::arch::esr::SysRegAccess;
 use crate::ids::Intid;
