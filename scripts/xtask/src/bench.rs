@@ -48,7 +48,7 @@ pub fn boot(runs: usize) -> Outcome<f64> {
 fn to_init(boot: Boot) -> Outcome<Duration> {
     let mut machine = Machine { boot, ..Machine::default() };
     machine.append += " iommu.passthrough=1 dw.test=boot";
-    let limit = Some(Duration::from_secs(90));
+    let limit = Some(Duration::from_secs(150));
     let mut session = Session::start(machine.batch()?, Echo::Nobody, Input::Typed, None, limit)?;
     loop {
         match session.next() {

@@ -21,7 +21,7 @@ pub fn cases() -> Vec<Case> {
 /// dom0 sees as many CPUs as the machine has, and most of its memory.
 fn boots(lab: &Lab, smp: u32, mem: &str) -> Verdict {
     let machine = Machine { smp, mem: mem.into(), ..lab.linux("boot", "") };
-    let transcript = lab.linux_run(&machine, 60)?;
+    let transcript = lab.linux_run(&machine, 150)?;
     let cpus = transcript.number("cpus")?;
     if cpus != u64::from(smp) {
         return Err(format!("dom0 has {cpus} CPUs, the machine {smp}"));
@@ -75,7 +75,7 @@ fn limits(lab: &Lab) -> Verdict {
         return Ok(());
     }
     let machine = Machine { hv: "dom0_mem=768M dom0_max_vcpus=2".into(), ..lab.linux("boot", "") };
-    let transcript = lab.linux_run(&machine, 60)?;
+    let transcript = lab.linux_run(&machine, 150)?;
     match (transcript.number("cpus")?, transcript.number("memory")?) {
         (2, 600_000..=786_432) => Ok(()),
         (cpus, memory) => Err(format!("dom0 has {cpus} CPUs and {memory} KiB; 2 and at most 768 MiB were asked for")),

@@ -27,7 +27,7 @@ pub fn cases() -> Vec<Case> {
 
 fn fio(lab: &Lab, cpu: &str, hv: &str) -> Verdict {
     let machine = Machine { cpu: cpu.into(), hv: hv.into(), ..lab.linux("fio", "1500") };
-    let transcript = lab.linux_run(&machine, 150)?;
+    let transcript = lab.linux_run(&machine, 400)?;
     for job in transcript.said("job") {
         println!("   {job}");
     }
@@ -40,7 +40,7 @@ fn latency(lab: &Lab) -> Verdict {
     let machine = Machine { hv: "vwfi=trap".into(), ..lab.linux("latency", "2000") };
     let mut slowest = Vec::new();
     for _ in 0..3 {
-        let transcript = lab.linux_run(&machine, 90)?;
+        let transcript = lab.linux_run(&machine, 200)?;
         let job = transcript.said("job").next().ok_or("no job ended")?;
         println!("   {job}");
         let longest = Transcript::field::<u64>(job, "max_us").ok_or("fio names no longest completion")?;
@@ -53,7 +53,7 @@ fn latency(lab: &Lab) -> Verdict {
 }
 
 fn hotplug(lab: &Lab, hv: &str) -> Verdict {
-    let transcript = lab.linux_run(&Machine { hv: hv.into(), ..lab.linux("hotplug", "50") }, 150)?;
+    let transcript = lab.linux_run(&Machine { hv: hv.into(), ..lab.linux("hotplug", "50") }, 400)?;
     match transcript.said("cpus").next() {
         Some("4 rounds 50") => Ok(()),
         other => Err(format!("at the end: cpus {}", other.unwrap_or("unknown"))),
@@ -61,7 +61,7 @@ fn hotplug(lab: &Lab, hv: &str) -> Verdict {
 }
 
 fn rebind(lab: &Lab, hv: &str) -> Verdict {
-    let transcript = lab.linux_run(&Machine { hv: hv.into(), ..lab.linux("rebind", "20") }, 120)?;
+    let transcript = lab.linux_run(&Machine { hv: hv.into(), ..lab.linux("rebind", "20") }, 300)?;
     match transcript.number("rounds")? {
         20 => Ok(()),
         rounds => Err(format!("{rounds} rounds, not 20")),

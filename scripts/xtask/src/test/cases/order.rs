@@ -29,7 +29,7 @@ fn ordered(lab: &Lab, test: &str, arg: &str, kinds: &[&str]) -> Verdict {
     for event in EVENTS {
         machine.extra.extend(["-trace".into(), event.into()]);
     }
-    let transcript = lab.watch(&machine, 150, |_, _| Ok(()))?;
+    let transcript = lab.watch(&machine, 300, |_, _| Ok(()))?;
     let _ = std::fs::write(lab.dir.join("guest.log"), "");
     lab.judge(&transcript)?;
     let file = std::fs::File::open(&log).map_err(|error| format!("{}: {error}", log.display()))?;

@@ -40,7 +40,7 @@ pub fn cases() -> Vec<Case> {
 
 fn boots_at(lab: &Lab, image: u64, modules: u64, fdt: u64) -> Verdict {
     let machine = placed(lab, lab.linux("boot", ""), image, modules, |_| Some(fdt))?;
-    let transcript = lab.watch(&machine, 60, |_, _| Ok(()))?;
+    let transcript = lab.watch(&machine, 150, |_, _| Ok(()))?;
     if transcript.end != End::Off {
         return lab.judge(&transcript);
     }
