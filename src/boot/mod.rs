@@ -160,7 +160,7 @@ fn uart_kind(kind: platform::UartKind) -> UartKind {
 /// Takes EL2's memory, brings frames and heap up, and changes over to the map that stays.
 fn take_memory(machine: &Machine, image: Range, fdt: Range) -> Range {
     let mut avoid = [Range::default(); 192];
-    let taken = machine.reserved.iter().copied().chain(machine.modules.iter().map(|module| module.range));
+    let taken = machine.reserved.iter().copied().chain(machine.all_modules().map(|module| module.range));
     let mut count = 0;
     for range in taken.chain([image, fdt]) {
         avoid[count] = range;

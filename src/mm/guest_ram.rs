@@ -9,9 +9,31 @@ use crate::ids::{Ipa, Pa};
 use crate::platform::Range;
 use arrayvec::ArrayVec;
 
-/// A domain's RAM banks. The domain is direct-mapped: an IPA is the PA.
+/// A stretch of a domain's RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bank {
+    /// Where the domain sees it.
+    pub ipa: Ipa,
+    /// Where it is.
+    pub pa: Pa,
+    /// Its length in bytes.
+    pub size: u64,
+}
+
+impl Bank {
+    /// A bank that the domain sees where it is.
+    #[must_use]
+    pub const fn direct(range: Range) -> Bank {
+        Bank { ipa: Ipa(range.base.0), pa: range.base, size: range.size }
+    }
+}
+
+/// Banks at most.
+pub const BANKS: usize = 8;
+
+/// A domain's RAM banks.
 pub struct GuestRam {
-    banks: ArrayVec<Range, 8>,
+    banks: ArrayVec<Bank, BANKS>,
 }
 
 /// The address is not, or not wholly, the domain's RAM.
@@ -23,50 +45,79 @@ impl GuestRam {
     ///
     /// # Safety
     ///
-    /// The banks are RAM that EL2 has mapped as Normal memory, and no Rust object of EL2 is in them, now or
-    /// later.
+    /// The banks are RAM that EL2 has mapped as Normal memory, and no Rust object of EL2 is in them for as long as this
+    /// lives.
     #[must_use]
-    pub unsafe fn new(banks: ArrayVec<Range, 8>) -> GuestRam {
+    pub unsafe fn new(banks: ArrayVec<Bank, BANKS>) -> GuestRam {
         GuestRam { banks }
     }
 
     /// The banks.
     #[must_use]
-    pub fn banks(&self) -> &[Range] {
+    pub fn banks(&self) -> &[Bank] {
         &self.banks
     }
 
-    /// The physical address of `bytes` bytes of the domain's RAM at `at`.
+    /// All of it, in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.banks.iter().map(|bank| bank.size).sum()
+    }
+
+    /// The physical address of `bytes` bytes of the domain's RAM at `at`, which lie in one bank.
     pub fn translate(&self, at: Ipa, bytes: usize) -> Result<Pa, NotGuestRam> {
-        let wanted = Range::new(Pa(at.0), bytes as u64);
-        let inside = self.banks.iter().any(|bank| bank.covers(wanted));
-        if inside && at.0.checked_add(bytes as u64).is_some() { Ok(Pa(at.0)) } else { Err(NotGuestRam(at)) }
+        let (pa, left) = self.find(at).ok_or(NotGuestRam(at))?;
+        if bytes as u64 <= left { Ok(pa) } else { Err(NotGuestRam(at)) }
+    }
+
+    /// Where a guest address is, and how many bytes its bank has from there on.
+    fn find(&self, at: Ipa) -> Option<(Pa, u64)> {
+        self.banks.iter().find_map(|bank| {
+            let offset = at.0.checked_sub(bank.ipa.0).filter(|&offset| offset < bank.size)?;
+            Some((Pa(bank.pa.0 + offset), bank.size - offset))
+        })
+    }
+
+    /// Calls `each` with the physical stretches that `bytes` bytes at `at` are made of, and with how far into them each
+    /// starts: none if not all of them are the domain's.
+    pub fn for_each_piece(&self, at: Ipa, bytes: u64, mut each: impl FnMut(Range, u64)) -> Result<(), NotGuestRam> {
+        for look_only in [true, false] {
+            let mut done = 0;
+            while done < bytes {
+                let here = Ipa(at.0.checked_add(done).ok_or(NotGuestRam(at))?);
+                let (pa, left) = self.find(here).ok_or(NotGuestRam(at))?;
+                let size = left.min(bytes - done);
+                if !look_only {
+                    each(Range::new(pa, size), done);
+                }
+                done += size;
+            }
+        }
+        Ok(())
     }
 
     /// Copies from the domain.
     pub fn read(&self, at: Ipa, into: &mut [u8]) -> Result<(), NotGuestRam> {
-        if into.is_empty() {
-            return Ok(());
-        }
-        let pa = self.translate(at, into.len())?;
-        for (offset, byte) in into.iter_mut().enumerate() {
-            // SAFETY: `translate` found the byte inside a bank; `new`'s caller says that banks are mapped RAM.
-            *byte = unsafe { core::ptr::with_exposed_provenance::<u8>(pa.0 as usize + offset).read_volatile() };
-        }
-        Ok(())
+        self.for_each_piece(at, into.len() as u64, |piece, start| {
+            let bytes = into.iter_mut().skip(start as usize).take(piece.size as usize);
+            for (offset, byte) in bytes.enumerate() {
+                // SAFETY: the piece lies in a bank; `new`'s caller says that banks are mapped RAM.
+                *byte =
+                    unsafe { core::ptr::with_exposed_provenance::<u8>(piece.base.0 as usize + offset).read_volatile() };
+            }
+        })
     }
 
     /// Copies to the domain.
     pub fn write(&self, at: Ipa, from: &[u8]) -> Result<(), NotGuestRam> {
-        if from.is_empty() {
-            return Ok(());
-        }
-        let pa = self.translate(at, from.len())?;
-        for (offset, byte) in from.iter().enumerate() {
-            // SAFETY: as for `read`; no Rust object is overwritten, since none is in a bank.
-            unsafe { core::ptr::with_exposed_provenance_mut::<u8>(pa.0 as usize + offset).write_volatile(*byte) };
-        }
-        Ok(())
+        self.for_each_piece(at, from.len() as u64, |piece, start| {
+            for (offset, byte) in from.iter().skip(start as usize).take(piece.size as usize).enumerate() {
+                // SAFETY: as for `read`; no Rust object is overwritten, since none is in a bank.
+                unsafe {
+                    core::ptr::with_exposed_provenance_mut::<u8>(piece.base.0 as usize + offset).write_volatile(*byte);
+                };
+            }
+        })
     }
 
     /// Copies `bytes` bytes of any mapped memory, such as a boot module, into the domain's RAM.
@@ -75,16 +126,28 @@ impl GuestRam {
     ///
     /// `from` is mapped Normal memory that nobody writes meanwhile.
     pub unsafe fn load(&self, from: Pa, to: Ipa, bytes: usize) -> Result<(), NotGuestRam> {
-        let target = self.translate(to, bytes)?;
-        // SAFETY: the source by the caller's word, the target as for `write`; `copy` minds the overlap.
-        unsafe {
-            core::ptr::copy(
-                core::ptr::with_exposed_provenance::<u8>(from.0 as usize),
-                core::ptr::with_exposed_provenance_mut::<u8>(target.0 as usize),
-                bytes,
-            );
-        }
-        Ok(())
+        self.for_each_piece(to, bytes as u64, |piece, start| {
+            // SAFETY: the source by the caller's word, the target as for `write`; `copy` minds the overlap.
+            unsafe {
+                core::ptr::copy(
+                    core::ptr::with_exposed_provenance::<u8>(from.0 as usize + start as usize),
+                    core::ptr::with_exposed_provenance_mut::<u8>(piece.base.0 as usize),
+                    piece.size as usize,
+                );
+            }
+        })
+    }
+}
+
+/// Fills memory with zeroes, whatever was in it.
+///
+/// # Safety
+///
+/// `range` is mapped Normal memory that nobody else uses, and no Rust object is in it.
+pub unsafe fn zero(range: Range) {
+    // SAFETY: by the caller's word.
+    unsafe {
+        core::ptr::with_exposed_provenance_mut::<u8>(range.base.0 as usize).write_bytes(0, range.size as usize);
     }
 }
 
@@ -112,7 +175,7 @@ mod tests {
     fn ram(backing: &mut std::vec::Vec<u8>) -> (GuestRam, u64) {
         let base = backing.as_mut_ptr().expose_provenance() as u64;
         let mut banks = ArrayVec::new();
-        banks.push(Range::new(Pa(base), backing.len() as u64));
+        banks.push(Bank::direct(Range::new(Pa(base), backing.len() as u64)));
         // SAFETY: the backing outlives the test and is only reached through the exposed pointer.
         (unsafe { GuestRam::new(banks) }, base)
     }
@@ -134,5 +197,32 @@ mod tests {
         assert_eq!(ram.write(Ipa(base + 60), &[0; 5]), Err(NotGuestRam(Ipa(base + 60))));
         assert_eq!(ram.read(Ipa(base - 1), &mut [0; 2]), Err(NotGuestRam(Ipa(base - 1))));
         assert_eq!(ram.translate(Ipa(u64::MAX), 2), Err(NotGuestRam(Ipa(u64::MAX))));
+    }
+
+    /// Two halves of a Vec, swapped, and adjacent where the domain sees them.
+    #[test]
+    fn a_stretch_over_two_banks_is_copied_piece_by_piece() {
+        let mut backing: std::vec::Vec<u8> = (0..64).collect();
+        let base = backing.as_mut_ptr().expose_provenance() as u64;
+        let mut banks = ArrayVec::new();
+        banks.push(Bank { ipa: Ipa(0x1000), pa: Pa(base + 32), size: 32 });
+        banks.push(Bank { ipa: Ipa(0x1020), pa: Pa(base), size: 32 });
+        // SAFETY: as above.
+        let ram = unsafe { GuestRam::new(banks) };
+        let mut got = [0; 4];
+        ram.read(Ipa(0x101e), &mut got).unwrap();
+        assert_eq!(got, [62, 63, 0, 1]);
+        ram.write(Ipa(0x101f), &[100, 101]).unwrap();
+        let source = [7u8; 6];
+        // SAFETY: a slice of the test.
+        unsafe { ram.load(Pa(source.as_ptr().expose_provenance() as u64), Ipa(0x103a), 6).unwrap() };
+        assert_eq!((backing[63], backing[0], backing[1]), (100, 101, 1));
+        assert_eq!(backing[25..33], [25, 7, 7, 7, 7, 7, 7, 32]);
+        assert_eq!(ram.write(Ipa(0x103f), &[0, 0]), Err(NotGuestRam(Ipa(0x103f))));
+        assert_eq!(backing[31], 7, "nothing is written when not all of it is RAM");
+        assert_eq!(ram.translate(Ipa(0x101f), 1), Ok(Pa(base + 63)));
+        assert_eq!(ram.translate(Ipa(0x101f), 2), Err(NotGuestRam(Ipa(0x101f))));
+        assert_eq!(ram.translate(Ipa(0xfff), 1), Err(NotGuestRam(Ipa(0xfff))));
+        assert_eq!(ram.size(), 64);
     }
 }

@@ -80,7 +80,7 @@ pub fn build(
         map.map(guard.add(PAGE as u64), Stacks::STRIDE - PAGE as u64, Kind::Data)?;
     }
     // These may lie in a reservation, and are read all the same.
-    for range in machine.modules.iter().map(|module| module.range).chain([fdt]).filter(|range| !range.is_empty()) {
+    for range in machine.all_modules().map(|module| module.range).chain([fdt]).filter(|range| !range.is_empty()) {
         let range = pages_around(range);
         map.map(range.base, range.size, Kind::Data)?;
     }

@@ -6,6 +6,7 @@
 
 mod bitmap;
 pub mod frames;
+pub mod guest_pool;
 pub mod guest_ram;
 pub mod pool;
 pub mod stage1;

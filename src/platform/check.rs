@@ -44,7 +44,7 @@ impl Machine {
             .chain(self.uart.iter().map(|uart| (What::Uart, uart.regs)))
             .chain(self.pci.iter().map(|host| (What::Ecam, host.ecam)))
             .chain(self.pci.iter().flat_map(|host| host.windows.iter().map(|window| (What::PciWindow, window.cpu))))
-            .chain(self.modules.iter().map(|module| (What::Module, module.range)))
+            .chain(self.all_modules().map(|module| (What::Module, module.range)))
     }
 
     fn check_ranges(&self) -> Result<(), MachineError> {
@@ -150,12 +150,26 @@ impl Machine {
     }
 
     fn check_modules(&self) -> Result<(), MachineError> {
-        for module in &self.modules {
+        for module in self.all_modules() {
             if !self.memory.iter().any(|bank| bank.covers(module.range)) {
                 return Err(MachineError::ModuleOutsideMemory(module.range));
             }
         }
-        disjoint(|| self.modules.iter().map(|module| (What::Module, module.range)))
+        disjoint(|| self.modules.iter().map(|module| (What::Module, module.range)))?;
+        // Domains may share a kernel: files are only read.
+        for config in &self.domains {
+            for module in &config.modules {
+                if let Some(own) = self.modules.iter().find(|own| own.range.overlaps(module.range)) {
+                    return Err(MachineError::Overlap {
+                        a: What::Module,
+                        at: own.range,
+                        b: What::Module,
+                        and: module.range,
+                    });
+                }
+            }
+        }
+        Ok(())
     }
 }
 

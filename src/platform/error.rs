@@ -27,6 +27,8 @@ pub enum What {
     Uart,
     /// A boot module.
     Module,
+    /// A domain beside dom0.
+    Domain,
     /// A CPU.
     Cpu,
     /// A PCI host.
@@ -56,6 +58,7 @@ impl What {
             What::PciWindow => "PCI windows",
             What::Uart => "console UARTs",
             What::Module => "boot modules",
+            What::Domain => "domains beside dom0",
             What::Cpu => "CPUs",
             What::PciHost => "PCI hosts",
             What::IdMap => "entries in one msi-map or iommu-map",
@@ -79,6 +82,7 @@ impl fmt::Display for What {
             What::PciWindow => "PCI window",
             What::Uart => "console UART",
             What::Module => "boot module",
+            What::Domain => "domain beside dom0",
             What::Cpu => "CPU",
             What::PciHost => "PCI host",
             What::IdMap => "msi-map or iommu-map entry",

@@ -314,6 +314,33 @@ pub struct Module {
     pub bootargs: ArrayString<1024>,
 }
 
+/// A domain that is to run beside dom0, as `/chosen` describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DomainConfig {
+    /// What the boot loader calls it.
+    pub name: ArrayString<32>,
+    /// How many vCPUs it has.
+    pub cpus: u16,
+    /// Its RAM, in bytes.
+    pub memory: u64,
+    /// Whether it has a serial port.
+    pub vpl011: bool,
+    /// Its share of CPU time relative to others', where the scheduler has such a thing.
+    pub weight: Option<u32>,
+    /// The most CPU time that it gets, in percent of one CPU.
+    pub cap: Option<u32>,
+    /// Its kernel, and what goes with it.
+    pub modules: ArrayVec<Module, 4>,
+}
+
+impl DomainConfig {
+    /// The first module of a kind.
+    #[must_use]
+    pub fn module(&self, kind: ModuleKind) -> Option<&Module> {
+        self.modules.iter().find(|module| module.kind == kind)
+    }
+}
+
 /// The machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
@@ -337,6 +364,8 @@ pub struct Machine {
     pub uart: Option<Uart>,
     /// The boot modules, in the firmware's order.
     pub modules: ArrayVec<Module, 8>,
+    /// The domains beside dom0; domain N is at place N - 1.
+    pub domains: ArrayVec<DomainConfig, DOMAINS>,
     /// Where the ACPI tables start, if it was they that described the machine.
     pub rsdp: Option<Pa>,
     /// The hypervisor's own command line.
@@ -370,6 +399,7 @@ impl Machine {
             timer: TimerPpis { phys_s: None, phys: Intid(0), virt: Intid(0), hyp: Intid(0) },
             uart: None,
             modules: ArrayVec::new_const(),
+            domains: ArrayVec::new_const(),
             rsdp: None,
             bootargs: ArrayString::new_const(),
         }
@@ -391,6 +421,11 @@ impl Machine {
     #[must_use]
     pub fn module(&self, kind: ModuleKind) -> Option<&Module> {
         self.modules.iter().find(|module| module.kind == kind)
+    }
+
+    /// dom0's modules and then the other domains'.
+    pub fn all_modules(&self) -> impl Iterator<Item = &Module> {
+        self.modules.iter().chain(self.domains.iter().flat_map(|domain| &domain.modules))
     }
 
     /// dom0's kernel.

@@ -12,7 +12,7 @@ use super::vcpu::{Start, Vcpu};
 use crate::arch::ich;
 use crate::ids::{CpuId, DomId, Intid, Ipa, ItsId, Mpidr, Pa, VcpuId, VpeId};
 use crate::mm::firmware::FirmwareMemory;
-use crate::mm::guest_ram::GuestRam;
+use crate::mm::guest_ram::{Bank, GuestRam};
 use crate::mm::hw::El2;
 use crate::mm::stage2::{Attr, Fwb, Stage2, ipa_bits};
 use crate::mm::tlb::Tlbs;
@@ -74,7 +74,7 @@ pub fn build(hv: &'static Hypervisor, ground: &Ground<'_>) -> Result<(), NoDom0>
     // SAFETY: the plan keeps dom0's banks out of the image, the pool and the device tree; all of RAM is mapped, and
     // whatever else EL2 uses is in one of these.
     #[allow(unsafe_code, reason = "says that the banks are nobody else's")]
-    let ram = unsafe { GuestRam::new(banks.iter().copied().collect()) };
+    let ram = unsafe { GuestRam::new(banks.iter().copied().map(Bank::direct).collect()) };
     load(&ram, kernel, place.kernel.base)?;
     if let (Some(module), Some(to)) = (ramdisk, place.initrd)
         && module.range != to

@@ -313,7 +313,7 @@ fn for_each(node: &mut DeviceTreeNode, edit: &mut dyn FnMut(&mut DeviceTreeNode)
     }
 }
 
-fn set(node: &mut DeviceTreeNode, name: &str, value: impl ToPropertyValue) {
+pub(super) fn set(node: &mut DeviceTreeNode, name: &str, value: impl ToPropertyValue) {
     node.add_property(DeviceTreeProperty::new_unchecked(name, value));
 }
 

@@ -103,7 +103,7 @@ pub enum PlaceError {
 
 impl fmt::Display for PlaceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("dom0's memory has no room for its ")?;
+        f.write_str("there is no room for its ")?;
         match self {
             PlaceError::Kernel { size } => write!(f, "kernel of {} KiB", size.div_ceil(1024)),
             PlaceError::Initrd { size } => {
@@ -268,7 +268,7 @@ mod tests {
         assert_eq!(place(&[r(G, 12 * M)], &image, elsewhere, ramdisk, &[]), Err(PlaceError::Initrd { size: 3 * M }));
         assert_eq!(
             alloc::format!("{}", PlaceError::Kernel { size: 8 * M }),
-            "dom0's memory has no room for its kernel of 8192 KiB"
+            "there is no room for its kernel of 8192 KiB"
         );
     }
 }

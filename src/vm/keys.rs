@@ -26,12 +26,11 @@ fn domains() {
 }
 
 fn domain_state(domain: &Domain) {
-    let ram: u64 = domain.ram.banks().iter().map(|bank| bank.size).sum();
     line(format_args!(
         "{}: {} vCPUs, {} MiB in {} banks",
         domain.id,
         domain.vcpus().len(),
-        ram >> 20,
+        domain.ram.size() >> 20,
         domain.ram.banks().len()
     ));
     for vcpu in domain.vcpus() {

@@ -6,6 +6,8 @@ pub mod dev;
 pub mod dom0_acpi;
 pub mod dom0_fdt;
 pub mod dom0_plan;
+pub mod domu_fdt;
+pub mod domu_plan;
 pub mod image;
 pub mod lpi;
 pub mod options;

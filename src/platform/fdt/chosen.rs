@@ -3,12 +3,16 @@
 //! Modules are in Xen's binding (docs/misc/arm/device-tree/booting.txt in Xen's tree). QEMU's guest-loader writes
 //! them without `#address-cells` in `/chosen`; then the root's cells hold. Xen's rule for command lines holds too:
 //! where `xen,xen-bootargs` exists it is the hypervisor's, and `bootargs` is dom0's unless its module says otherwise.
+//!
+//! A `xen,domain` node is a domain beside dom0 (the same document, "Creating Multiple Domains directly from Xen"):
+//! `cpus`, `memory` in KiB, `vpl011`, and modules of its own. Two properties are ours: `doorward,cpu-weight` and
+//! `doorward,cpu-cap`, a cell each.
 
 use super::push;
 use super::walk::{Cells, Go, Place, Tree, text};
 use crate::ids::Pa;
-use crate::platform::{Machine, MachineError, Module, ModuleKind, Range, Uart, UartKind, What};
-use arrayvec::ArrayString;
+use crate::platform::{DomainConfig, Machine, MachineError, Module, ModuleKind, Range, Uart, UartKind, What};
+use arrayvec::{ArrayString, ArrayVec};
 
 /// Reads all of it; a machine without `/chosen` has no console, no modules and an empty command line.
 pub(super) fn read(tree: Tree<'_>, machine: &mut Machine) -> Result<(), MachineError> {
@@ -28,14 +32,45 @@ pub(super) fn read(tree: Tree<'_>, machine: &mut Machine) -> Result<(), MachineE
             }
             _ => {}
         }
+        if !place.is_available() {
+            return Ok(Go::Over);
+        }
+        if place.depth == 2 && place.is_compatible("xen,domain") {
+            push(&mut machine.domains, read_domain(place)?, What::Domain)?;
+            return Ok(Go::In);
+        }
         if ["multiboot,module", "xen,multiboot-module", "boot,module"].iter().any(|word| place.is_compatible(word)) {
-            let module = read_module(place, dom0_bootargs)?;
-            push(&mut machine.modules, module, What::Module)?;
+            match machine.domains.last_mut().filter(|_| place.depth > 2) {
+                Some(domain) => push(&mut domain.modules, read_module(place, "")?, What::Module)?,
+                None => push(&mut machine.modules, read_module(place, dom0_bootargs)?, What::Module)?,
+            }
         }
         Ok(Go::Over)
     })?;
     machine.uart = stdout.and_then(|path| find_uart(tree, path));
-    Ok(())
+    let without = machine.domains.iter().any(|domain| domain.module(ModuleKind::Kernel).is_none());
+    if without { Err(MachineError::BadProperty { node: "xen,domain", property: "multiboot,kernel" }) } else { Ok(()) }
+}
+
+/// What a domain is to have; its modules are nodes of their own.
+fn read_domain(place: &Place<'_, '_>) -> Result<DomainConfig, MachineError> {
+    let bad = |property| MachineError::BadProperty { node: "xen,domain", property };
+    let cpus = place.u32("cpus").and_then(|cpus| u16::try_from(cpus).ok()).filter(|&cpus| cpus > 0);
+    let memory = place.value("memory").ok_or(bad("memory"))?;
+    let kib = Cells(memory).number((memory.len() / 4).min(2) as u32).filter(|&kib| kib > 0);
+    let mut name = ArrayString::new();
+    for letter in place.name().chars() {
+        let _ = name.try_push(letter);
+    }
+    Ok(DomainConfig {
+        name,
+        cpus: cpus.ok_or(bad("cpus"))?,
+        memory: kib.and_then(|kib| kib.checked_mul(1024)).ok_or(bad("memory"))?,
+        vpl011: place.has("vpl011"),
+        weight: place.u32("doorward,cpu-weight"),
+        cap: place.u32("doorward,cpu-cap"),
+        modules: ArrayVec::new(),
+    })
 }
 
 fn copy<const N: usize>(line: &str) -> Result<ArrayString<N>, MachineError> {
@@ -44,9 +79,10 @@ fn copy<const N: usize>(line: &str) -> Result<ArrayString<N>, MachineError> {
 
 fn read_module(place: &Place<'_, '_>, dom0_bootargs: &str) -> Result<Module, MachineError> {
     let bad = MachineError::BadProperty { node: "boot module", property: "reg" };
-    let chosen = place.parent.ok_or(bad)?;
-    let root = chosen.parent.ok_or(bad)?;
-    let cells = if chosen.has("#address-cells") { chosen } else { root };
+    let mut cells = place.parent.ok_or(bad)?;
+    while let Some(above) = cells.parent.filter(|_| !cells.has("#address-cells")) {
+        cells = above;
+    }
     let mut reg = Cells(place.value("reg").ok_or(bad)?);
     let base = reg.number(cells.address_cells()).ok_or(bad)?;
     let size = reg.number(cells.size_cells()).ok_or(bad)?;
@@ -119,4 +155,105 @@ fn read_uart(tree: Tree<'_>, place: &Place<'_, '_>) -> Option<Uart> {
     })
     .ok()?;
     Some(Uart { kind, regs: place.reg(0)?, irq })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::fdt::read;
+    use crate::platform::testing::{DOM0, edited, node, set, unset};
+    use alloc::vec::Vec;
+    use dtoolkit::Node;
+    use dtoolkit::model::{DeviceTree, DeviceTreeNode};
+
+    const KERNEL: &str = "/chosen/domU1/module@50000000";
+
+    fn with_domain(edit: impl FnOnce(&mut DeviceTree)) -> Vec<u8> {
+        edited(DOM0, |tree| {
+            let mut domain = DeviceTreeNode::new("domU1").unwrap();
+            domain.add_child(DeviceTreeNode::new("module@50000000").unwrap());
+            domain.add_child(DeviceTreeNode::new("module@54000000").unwrap());
+            node(tree, "/chosen").add_child(domain);
+            let at = "/chosen/domU1";
+            set(tree, at, "compatible", "xen,domain");
+            set(tree, at, "#address-cells", 2u32);
+            set(tree, at, "#size-cells", 1u32);
+            set(tree, at, "cpus", 2u32);
+            set(tree, at, "memory", [0u32, 131_072]);
+            set(tree, at, "vpl011", [0u32; 0]);
+            set(tree, KERNEL, "compatible", &["multiboot,kernel", "multiboot,module"][..]);
+            set(tree, KERNEL, "reg", [0u32, 0x5000_0000, 0x10_0000]);
+            set(tree, KERNEL, "bootargs", "console=ttyAMA0");
+            let ramdisk = "/chosen/domU1/module@54000000";
+            set(tree, ramdisk, "compatible", &["multiboot,ramdisk", "multiboot,module"][..]);
+            set(tree, ramdisk, "reg", [0u32, 0x5400_0000, 0x2000]);
+            edit(tree);
+        })
+    }
+
+    fn refused(edit: impl FnOnce(&mut DeviceTree)) -> MachineError {
+        read(&with_domain(edit)).unwrap_err()
+    }
+
+    #[test]
+    fn a_domain_beside_dom0_is_read_with_its_own_modules() {
+        let machine = read(&with_domain(|_| {})).unwrap();
+        assert_eq!(machine.domains.len(), 1);
+        let domain = &machine.domains[0];
+        assert_eq!((domain.name.as_str(), domain.cpus, domain.memory, domain.vpl011), ("domU1", 2, 128 << 20, true));
+        assert_eq!((domain.weight, domain.cap), (None, None));
+        let kernel = domain.module(ModuleKind::Kernel).unwrap();
+        assert_eq!(
+            (kernel.range, kernel.bootargs.as_str()),
+            (Range::new(Pa(0x5000_0000), 0x10_0000), "console=ttyAMA0")
+        );
+        assert_eq!(domain.module(ModuleKind::Ramdisk).unwrap().range, Range::new(Pa(0x5400_0000), 0x2000));
+        // dom0's are what they were.
+        assert_eq!((machine.modules.len(), machine.all_modules().count()), (2, 4));
+        assert_eq!(machine.kernel().unwrap().range.base, Pa(0x4800_0000));
+    }
+
+    #[test]
+    fn what_a_domain_lacks_is_named() {
+        let at = "/chosen/domU1";
+        let bad = |property| MachineError::BadProperty { node: "xen,domain", property };
+        assert_eq!(refused(|tree| unset(tree, at, "cpus")), bad("cpus"));
+        assert_eq!(refused(|tree| set(tree, at, "cpus", 0u32)), bad("cpus"));
+        assert_eq!(refused(|tree| set(tree, at, "cpus", 0x1_0001u32)), bad("cpus"));
+        assert_eq!(refused(|tree| unset(tree, at, "memory")), bad("memory"));
+        assert_eq!(refused(|tree| set(tree, at, "memory", [0u32, 0])), bad("memory"));
+        assert_eq!(refused(|tree| set(tree, at, "memory", [u32::MAX, 0])), bad("memory"));
+        assert_eq!(refused(|tree| set(tree, KERNEL, "compatible", "multiboot,module")), bad("multiboot,kernel"));
+        let overlap = refused(|tree| set(tree, KERNEL, "reg", [0u32, 0x4800_0000, 0x1000]));
+        assert!(matches!(overlap, MachineError::Overlap { a: What::Module, .. }));
+        let nowhere = refused(|tree| set(tree, KERNEL, "reg", [0u32, 0x1000_0000, 0x1000]));
+        assert_eq!(nowhere, MachineError::ModuleOutsideMemory(Range::new(Pa(0x1000_0000), 0x1000)));
+    }
+
+    #[test]
+    fn a_domain_that_is_switched_off_is_not_there_and_shares_are_read() {
+        let machine = read(&with_domain(|tree| set(tree, "/chosen/domU1", "status", "disabled"))).unwrap();
+        assert!(machine.domains.is_empty());
+        assert_eq!(machine.modules.len(), 2);
+        let blob = with_domain(|tree| {
+            set(tree, "/chosen/domU1", "doorward,cpu-weight", 512u32);
+            set(tree, "/chosen/domU1", "doorward,cpu-cap", 50u32);
+        });
+        let domain = read(&blob).unwrap().domains.remove(0);
+        assert_eq!((domain.weight, domain.cap), (Some(512), Some(50)));
+    }
+
+    #[test]
+    fn more_domains_than_there_can_be_are_refused() {
+        let error = refused(|tree| {
+            for number in 2..10 {
+                let copy = node(tree, "/chosen/domU1").clone();
+                let mut other = DeviceTreeNode::new(alloc::format!("domU{number}")).unwrap();
+                copy.properties().for_each(|property| other.add_property(property.clone()));
+                copy.children().for_each(|child| other.add_child(child.clone()));
+                node(tree, "/chosen").add_child(other);
+            }
+        });
+        assert_eq!(error, MachineError::TooMany { what: What::Domain, limit: crate::platform::DOMAINS });
+    }
 }

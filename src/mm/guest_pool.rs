@@ -1,0 +1,140 @@
+//! RAM for the domains beside dom0: set aside at boot, taken when one is built, given back when it is gone.
+//!
+//! The unit is 2 MiB, a stage 2 block. Nothing here touches memory: who takes some finds what the last owner left
+//! in it, and whoever gives some back has zeroed it.
+
+use super::guest_ram::BANKS;
+use crate::ids::Pa;
+use crate::platform::Range;
+use alloc::vec::Vec;
+use arrayvec::ArrayVec;
+
+/// The unit.
+pub const UNIT: u64 = 2 << 20;
+
+/// Stretches of RAM, each of whole units.
+pub type Stretches = ArrayVec<Range, BANKS>;
+
+/// The pool.
+#[derive(Debug, Default)]
+pub struct GuestPool {
+    /// What is free: by address, and no two adjacent.
+    free: Vec<Range>,
+}
+
+impl GuestPool {
+    /// Nothing.
+    #[must_use]
+    pub const fn new() -> GuestPool {
+        GuestPool { free: Vec::new() }
+    }
+
+    /// Bytes that are free.
+    #[must_use]
+    pub fn free_bytes(&self) -> u64 {
+        self.free.iter().map(|range| range.size).sum()
+    }
+
+    /// Takes `bytes` (rounded up to units): in one piece if there is one, else in few.
+    #[must_use]
+    pub fn take(&mut self, bytes: u64) -> Option<Stretches> {
+        let bytes = bytes.checked_next_multiple_of(UNIT).filter(|&bytes| bytes > 0)?;
+        let mut taken = Stretches::new();
+        let mut left = bytes;
+        while left > 0 {
+            // The smallest that holds all the rest, or else the largest.
+            let fits = self.free.iter().enumerate().filter(|(_, range)| range.size >= left);
+            let best = fits.min_by_key(|(_, range)| range.size);
+            let found = best.or_else(|| self.free.iter().enumerate().max_by_key(|(_, range)| range.size));
+            let Some((index, range)) = found.map(|(index, range)| (index, *range)).filter(|_| !taken.is_full()) else {
+                taken.into_iter().for_each(|range| self.give(range));
+                return None;
+            };
+            let size = range.size.min(left);
+            taken.push(Range::new(range.base, size));
+            left -= size;
+            if size == range.size {
+                self.free.remove(index);
+            } else if let Some(rest) = self.free.get_mut(index) {
+                *rest = Range::between(Pa(range.base.0 + size), range.end());
+            }
+        }
+        Some(taken)
+    }
+
+    /// Gives a stretch back, or puts a new one in.
+    pub fn give(&mut self, range: Range) {
+        if range.is_empty() {
+            return;
+        }
+        let place = self.free.partition_point(|other| other.base < range.base);
+        self.free.insert(place, range);
+        if let Some(&next) = self.free.get(place + 1).filter(|next| next.base == range.end()) {
+            self.free[place].size += next.size;
+            self.free.remove(place + 1);
+        }
+        if place > 0 && self.free[place - 1].end() == self.free[place].base {
+            self.free[place - 1].size += self.free[place].size;
+            self.free.remove(place);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const M: u64 = 1 << 20;
+
+    fn r(base: u64, size: u64) -> Range {
+        Range::new(Pa(base * M), size * M)
+    }
+
+    fn pool(ranges: &[Range]) -> GuestPool {
+        let mut pool = GuestPool::new();
+        ranges.iter().for_each(|&range| pool.give(range));
+        pool
+    }
+
+    #[test]
+    fn what_is_taken_comes_in_one_piece_where_there_is_one() {
+        let mut pool = pool(&[r(100, 64), r(200, 32)]);
+        assert_eq!(pool.take(31 * M).unwrap()[..], [r(200, 32)]);
+        assert_eq!(pool.take(32 * M).unwrap()[..], [r(100, 32)]);
+        assert_eq!(pool.free_bytes(), 32 * M);
+        assert_eq!(pool.take(0), None);
+    }
+
+    #[test]
+    fn several_pieces_make_up_what_no_single_one_holds() {
+        let mut pool = pool(&[r(100, 8), r(200, 32), r(300, 16)]);
+        assert_eq!(pool.take(54 * M).unwrap()[..], [r(200, 32), r(300, 16), r(100, 6)]);
+        assert_eq!(pool.free_bytes(), 2 * M);
+    }
+
+    #[test]
+    fn what_cannot_be_had_changes_nothing() {
+        let mut pool = pool(&[r(100, 8), r(200, 32)]);
+        assert_eq!(pool.take(41 * M), None);
+        assert_eq!(pool.free_bytes(), 40 * M);
+        assert_eq!(pool.take(40 * M).unwrap().len(), 2);
+        // Nine pieces are more than a domain can have.
+        let pieces: Vec<Range> = (0..9).map(|n| r(10 * n, 2)).collect();
+        let mut pool = self::pool(&pieces);
+        assert_eq!(pool.take(18 * M), None);
+        assert_eq!((pool.free_bytes(), pool.free.len()), (18 * M, 9));
+    }
+
+    #[test]
+    fn what_is_given_back_grows_together_in_any_order() {
+        let mut pool = pool(&[r(100, 64)]);
+        let mut parts: Vec<Range> = (0..32).map(|_| pool.take(2 * M).unwrap()[0]).collect();
+        assert_eq!((pool.free_bytes(), pool.take(1)), (0, None));
+        // An order without any order.
+        for step in 0..32 {
+            let at = (step * 13 + 5) % parts.len();
+            pool.give(parts.swap_remove(at));
+        }
+        assert_eq!(pool.free, [r(100, 64)]);
+    }
+}
