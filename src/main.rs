@@ -29,7 +29,7 @@ fn start(own: boot::Own) -> ! {
     use doorward::mmio::Hw;
     use doorward::platform::Range;
     use doorward::vm::options::{self, Direct};
-    use doorward::vm::{Hypervisor, dom0, keys, run};
+    use doorward::vm::{Hypervisor, dom0, domu, keys, run};
     use doorward::{console, fatal, smmu, vm};
 
     let machine = own.machine;
@@ -91,10 +91,12 @@ fn start(own: boot::Own) -> ! {
     log::info!("{} CPUs online", hv.online());
 
     let fdt = Range::new(Pa(own.fdt.as_ptr() as u64), own.fdt.len() as u64);
-    let ground = dom0::Ground { fdt: own.fdt, fdt_range: fdt, image: own.image, pool: own.pool };
+    let others = domu::reserve(hv, &[own.image, own.pool, fdt]);
+    let ground = dom0::Ground { fdt: own.fdt, fdt_range: fdt, image: own.image, pool: own.pool, others };
     if let Err(error) = dom0::build(hv, &ground) {
         fatal!("{error}");
     }
+    domu::build_all(hv);
     run::cpu_loop(boot_cpu)
 }
 

@@ -2,7 +2,7 @@
 
 use super::keys;
 use super::lines::Line;
-use super::mux::{Focus, Mux, Typed};
+use super::mux::{DOMAINS, Focus, Mux, Typed};
 use super::onpanic::Facts;
 use super::stamp::Stamp;
 use super::uart::{Kind, Registers, Uart};
@@ -23,9 +23,6 @@ static SHARED: AtomicBool = AtomicBool::new(false);
 
 /// How long a line waits for its turn.
 const PATIENCE_US: u64 = 100_000;
-
-/// Domains whose output is put together by the line; a domain beyond them shares the last one.
-const DOMAINS: usize = 16;
 
 struct State {
     mux: Mux,
@@ -172,11 +169,35 @@ pub fn guest_write(domain: DomId, byte: u8) {
     });
 }
 
+/// A domain has a console from now on.
+pub fn attach(domain: DomId) {
+    with_state(|state| {
+        if let Some(state) = state {
+            state.mux.attach(domain);
+        }
+    });
+}
+
+/// A domain's console is gone. What it has not finished is printed; if it had the keyboard, dom0 gets that.
+pub fn detach(domain: DomId) {
+    let moved = with_state(|state| {
+        let Some(state) = state else { return false };
+        let slot = usize::from(domain.0).min(DOMAINS - 1);
+        if !state.lines[slot].is_empty() {
+            print_line(state, domain, slot);
+        }
+        state.mux.detach(domain)
+    });
+    if moved {
+        line(format_args!("({} has the keyboard)", DomId(0)));
+    }
+}
+
 fn print_line(state: &mut State, domain: DomId, slot: usize) {
     if !core::mem::replace(&mut state.at_margin, true) {
         let _ = Raw.write_str("\n");
     }
-    let _ = write!(Raw, "({domain}) ");
+    let _ = write!(Raw, "(d{}) ", domain.0);
     state.lines[slot].take().iter().for_each(|&byte| put(byte));
     let _ = Raw.write_str("\n");
 }
@@ -202,7 +223,7 @@ pub fn irq(to_domain: &mut dyn FnMut(DomId, u8)) {
             }
             Some(Typed::Debug(key)) => {
                 if !keys::run(key) {
-                    line(format_args!("(`h` lists the debug keys; Ctrl-A three times goes back to dom0)"));
+                    line(format_args!("(`h` lists the debug keys; Ctrl-A three times goes on to dom0)"));
                 }
             }
             Some(Typed::Moved(Focus::Hypervisor)) => {

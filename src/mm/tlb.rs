@@ -22,6 +22,14 @@ impl Tlbs {
     }
 }
 
+impl Tlbs {
+    /// VTTBR_EL2 for nobody: tables that map nothing, and VMID 0.
+    #[must_use]
+    pub fn nobody(&self) -> u64 {
+        self.empty.0
+    }
+}
+
 impl Tlb for Tlbs {
     fn invalidate_ipa(&self, vmid: VmId, ipa: Ipa) {
         tlb::forget_ipa(vmid, ipa, self.empty);

@@ -31,6 +31,15 @@ impl<V> Null<V> {
         }
     }
 
+    /// Takes `vcpu`, which is off, away from its CPU.
+    pub fn remove(&self, vcpu: &V) {
+        for slot in self.slots.lock().iter_mut() {
+            if slot.as_deref().is_some_and(|other| core::ptr::eq(other, vcpu)) {
+                *slot = None;
+            }
+        }
+    }
+
     /// The vCPU of `cpu`, if it has one.
     #[must_use]
     pub fn pick(&self, cpu: CpuId) -> Option<Arc<V>> {
@@ -50,5 +59,8 @@ mod tests {
         assert_eq!(null.assign(CpuId(2), Arc::new("c")), Err(Arc::new("c")));
         assert_eq!(null.pick(CpuId(1)), Some(Arc::new("a")));
         assert_eq!(null.pick(CpuId(0)), None);
+        let own = null.pick(CpuId(1)).unwrap();
+        null.remove(&own);
+        assert_eq!(null.pick(CpuId(1)), None);
     }
 }

@@ -46,9 +46,28 @@ impl<T> Once<T> {
     }
 }
 
+impl<T> Drop for Once<T> {
+    fn drop(&mut self) {
+        if *self.state.get_mut() == FULL {
+            // SAFETY: FULL says that it was written, and nobody else can look any more.
+            unsafe { self.value.get_mut().assume_init_drop() };
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_set_is_dropped_with_it() {
+        let value = std::sync::Arc::new(());
+        let once = Once::new();
+        assert!(once.set(value.clone()).is_ok());
+        drop(once);
+        drop(Once::<std::sync::Arc<()>>::new());
+        assert_eq!(std::sync::Arc::strong_count(&value), 1);
+    }
 
     #[test]
     fn the_first_value_stays() {

@@ -3,7 +3,7 @@
 use super::dom0_acpi::{self, Places};
 use super::dom0_fdt::{Dom0FdtError, Dom0Plan, build_dom0_fdt, vgicr_region};
 use super::dom0_plan::{Banks, Placement, place, plan_dom0_memory};
-use super::domain::{Console, Domain};
+use super::domain::{Console, Domain, Life};
 use super::hypervisor::Hypervisor;
 use super::image::Image;
 use super::lpi::LpiPaths;
@@ -56,6 +56,8 @@ pub struct Ground<'a> {
     pub image: Range,
     /// EL2's pool.
     pub pool: Range,
+    /// RAM and boot modules of other domains.
+    pub others: Vec<Range>,
 }
 
 /// Builds dom0 and makes its first vCPU runnable.
@@ -124,7 +126,7 @@ pub fn build(hv: &'static Hypervisor, ground: &Ground<'_>) -> Result<(), NoDom0>
         id: DomId(0),
         vttbr: stage2.vttbr(),
         vtcr: stage2.vtcr(),
-        stage2: Lock::new(Rank::Domain, stage2),
+        stage2: Lock::new(Rank::Domain, Some(stage2)),
         ram,
         vgic,
         dist: machine.gic.dist,
@@ -133,11 +135,10 @@ pub fn build(hv: &'static Hypervisor, ground: &Ground<'_>) -> Result<(), NoDom0>
         paths,
         console: places.console.map(|(regs, irq)| Console { regs, irq, uart: Lock::new(Rank::Domain, Vpl011::new()) }),
         vcpus: Once::new(),
+        life: Life::new(),
     };
     for vcpu in &vcpus {
-        hv.sched
-            .assign(vcpu.cpu, vcpu.clone())
-            .map_err(|vcpu| NoDom0(alloc::format!("{} has a vCPU already", vcpu.cpu)))?;
+        hv.add_vcpu(vcpu, vcpu.cpu).map_err(|error| no("dom0's vCPUs have no place", error))?;
     }
     for vcpu in &vcpus {
         if let Some(vpe) = vcpu.vpe {
@@ -319,7 +320,8 @@ fn virtual_itss(hv: &Hypervisor) -> Result<Vec<(Range, Vits)>, NoDom0> {
 
 /// dom0's RAM: all that is free, or as much as was asked for.
 fn banks(hv: &Hypervisor, ground: &Ground<'_>) -> Result<Banks, NoDom0> {
-    let keep_out = [ground.image, ground.pool, ground.fdt_range];
+    let mut keep_out = alloc::vec![ground.image, ground.pool, ground.fdt_range];
+    keep_out.extend(&ground.others);
     let want = hv.options.dom0_mem.unwrap_or(u64::MAX);
     let banks = plan_dom0_memory(hv.machine, &keep_out, want);
     let total: u64 = banks.iter().map(|bank| bank.size).sum();

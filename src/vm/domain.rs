@@ -11,7 +11,7 @@ use crate::mm::stage2::Stage2;
 use crate::mm::tlb::Tlbs;
 use crate::mmio::Hw;
 use crate::platform::Range;
-use crate::sched::Woken;
+use crate::sched::{State, Woken};
 use crate::sync::{Lock, Once};
 use crate::trace::{Event, count};
 use crate::vgic::{Port, Signal, Trigger, Vgic};
@@ -19,6 +19,7 @@ use crate::vits::{Progress, Vits};
 use crate::vm::dev::vpl011::Vpl011;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU8, Ordering};
 
 /// How long a CPU waits for another to leave its guest.
 const LEAVE_LIMIT_US: u64 = 1_000;
@@ -57,8 +58,8 @@ pub struct Domain {
     pub vttbr: u64,
     /// See `vttbr`.
     pub vtcr: u64,
-    /// Its address space.
-    pub stage2: Lock<Stage2<'static, El2, Tlbs>>,
+    /// Its address space; gone when the domain is.
+    pub stage2: Lock<Option<Stage2<'static, El2, Tlbs>>>,
     /// Its RAM.
     pub ram: GuestRam,
     /// Its GIC.
@@ -75,6 +76,51 @@ pub struct Domain {
     pub console: Option<Console>,
     /// Its vCPUs.
     pub vcpus: Once<Vec<Arc<Vcpu>>>,
+    /// Whether it lives.
+    pub life: Life,
+}
+
+/// How a domain ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It switched itself off.
+    Off,
+    /// It asked for a reset.
+    Reset,
+    /// It cannot go on.
+    Crash,
+}
+
+/// Whether a domain lives, and how it ends if not.
+pub struct Life(AtomicU8);
+
+impl Life {
+    /// It lives.
+    #[must_use]
+    #[allow(clippy::new_without_default, reason = "to live is no default")]
+    pub const fn new() -> Life {
+        Life(AtomicU8::new(0))
+    }
+
+    /// How it ends, once it does.
+    #[must_use]
+    pub fn end(&self) -> Option<End> {
+        match self.0.load(Ordering::SeqCst) {
+            0 => None,
+            1 => Some(End::Off),
+            2 => Some(End::Reset),
+            _ => Some(End::Crash),
+        }
+    }
+
+    fn set(&self, end: End) -> bool {
+        let raw = match end {
+            End::Off => 1,
+            End::Reset => 2,
+            End::Crash => 3,
+        };
+        self.0.compare_exchange(0, raw, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
 }
 
 /// A redistributor of a domain without virtual LPIs: two frames (IHI 0069, 12.10).
@@ -238,6 +284,35 @@ impl Domain {
         drop(uart);
         self.vgic.inject_spi(&self.port(), console.irq, Signal::Level(level));
         taken
+    }
+
+    /// Whether it has ended: none of its vCPUs enters it any more.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.life.end().is_some()
+    }
+
+    /// Ends the domain, for the first reason that is given. Each of its vCPUs goes off as soon as its CPU sees it; the
+    /// last one to do so has the domain taken down. Not for dom0.
+    pub fn finish(&self, end: End) {
+        if self.life.set(end) {
+            match end {
+                End::Off => log::info!("{} powered off", self.id),
+                End::Reset => log::info!("{} reset", self.id),
+                End::Crash => log::warn!("{} crashed", self.id),
+            }
+            self.vcpus().iter().for_each(|vcpu| self.kick(vcpu));
+        }
+    }
+
+    /// A vCPU went off and its CPU is about to let go of the domain. Without a vCPU that could power one on, a domain
+    /// has no future.
+    pub fn vcpu_went_off(&self) {
+        let all_off = || self.vcpus().iter().all(|vcpu| vcpu.run.get() == State::Off);
+        if self.id != DomId(0) && all_off() {
+            self.finish(End::Crash);
+            hypervisor().ends.announce(self.id);
+        }
     }
 
     /// Makes a vCPU look at its interrupts again, wherever it is.

@@ -36,7 +36,7 @@ pub const fn redists(vcpus: usize) -> Range {
 /// What the vCPUs read as their affinity: clusters of 16, as many as one SGI reaches.
 #[must_use]
 pub fn affinities(vcpus: usize) -> Vec<Mpidr> {
-    (0..vcpus as u64).map(|index| Mpidr((index / 16) << 8 | index % 16)).collect()
+    (0..vcpus as u64).map(|index| Mpidr(((index / 16) << 8) | (index % 16))).collect()
 }
 
 /// The RAM that a domain gets: what it asks for, in whole units.

@@ -4,14 +4,14 @@
 //! exception that a real machine could have given it, or the vCPU stops. None ends in a panic.
 
 use super::Hypervisor;
-use super::domain::Domain;
+use super::domain::{Domain, End};
 use super::run::Next;
 use super::trap::{inject, mmio, sysreg as trapped};
 use super::vcpu::{Context, Start, Vcpu};
 use crate::arch::esr::{self, Class, DataAbort, Esr, Fault, SysRegAccess, Wfx};
 use crate::arch::vcpu::{GuestRegs, RawExit};
 use crate::arch::{at, barrier, power, sysreg, timer};
-use crate::ids::{Intid, Ipa, Mpidr};
+use crate::ids::{DomId, Intid, Ipa, Mpidr};
 use crate::sched::State;
 use crate::trace::{Event, count};
 use crate::vgic::SgiGroup;
@@ -73,6 +73,15 @@ impl Exit<'_> {
             }
             Class::InstrAbortLower => {
                 self.count(Event::ExitInstrAbort);
+                if self.domain.id != DomId(0) && self.has_no_vectors() {
+                    log::warn!(
+                        "{} {}: its exception vectors at {:#x} are not in its memory",
+                        self.domain.id,
+                        self.vcpu.id,
+                        self.context.regs.pc
+                    );
+                    return self.end(End::Crash);
+                }
                 self.count(Event::AbortInjected);
                 let entry = inject::instr_abort(&self.at(), exit.far, &esr.instr_abort());
                 self.enter_exception(entry);
@@ -109,6 +118,8 @@ impl Exit<'_> {
                 self.context.regs.set(0, psci::status::SUCCESS);
                 return Next::Block;
             }
+            PsciAction::SystemOff if self.domain.id != DomId(0) => return self.end(End::Off),
+            PsciAction::SystemReset if self.domain.id != DomId(0) => return self.end(End::Reset),
             PsciAction::SystemOff => {
                 log::info!("{} powered off", self.domain.id);
                 power::off()
@@ -122,13 +133,29 @@ impl Exit<'_> {
         Next::Resume
     }
 
+    /// The domain ends here.
+    fn end(&self, end: End) -> Next {
+        self.domain.finish(end);
+        Next::Off
+    }
+
+    /// Whether EL1 was to fetch the first instruction of one of its own vectors: what it would be told about the abort,
+    /// it could not fetch either.
+    fn has_no_vectors(&self) -> bool {
+        const VECTORS: u64 = 0x800;
+        let pc = self.context.regs.pc;
+        let offset = pc.wrapping_sub(sysreg::VBAR_EL1.get());
+        let el1 = self.context.regs.pstate & PSTATE_MODE != PSTATE_EL0T;
+        el1 && offset < VECTORS && offset.is_multiple_of(0x80)
+    }
+
     fn cpu_on(&self, target: Mpidr, entry: Ipa, context: u64) -> u64 {
         let Some(vcpu) = self.domain.vcpu_at(target) else { return psci::status::INVALID_PARAMETERS };
         if self.domain.ram.translate(entry, 4).is_err() {
             return psci::status::INVALID_ADDRESS;
         }
         if vcpu.power_on(Start { entry, context }) {
-            self.hv.send_kick(vcpu.cpu);
+            self.hv.make_runnable(vcpu);
             return psci::status::SUCCESS;
         }
         if vcpu.is_starting() { psci::status::ON_PENDING } else { psci::status::ALREADY_ON }

@@ -1,24 +1,26 @@
 //! The machine as EL2 runs it: what is set up once at boot and looked at from everywhere in `vm`.
 
 use super::domain::Domain;
+use super::ends::Ends;
 use super::lpi::Routes;
 use super::options::Options;
 use super::owners::{SpiOwners, VmIds, VpeOwners};
 use super::vcpu::Vcpu;
 use crate::arch::features::{self, Features};
-use crate::arch::sysreg;
+use crate::arch::{barrier, sysreg};
 use crate::gic::{Gic, GicError, cpuif};
 use crate::ids::{CpuId, DomId, Intid, Mpidr, VcpuId, VpeId};
+use crate::mm::guest_pool::GuestPool;
 use crate::mm::hw::El2;
 use crate::mm::tlb::Tlbs;
 use crate::platform::Machine;
 use crate::sched::{Null, State};
-use crate::sync::{Once, Slot};
+use crate::sync::{Lock, Once, Rank, Slot};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Deref;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// Domains at most, dom0 among them.
 pub const DOMAINS: usize = 1 + crate::platform::DOMAINS;
@@ -65,6 +67,16 @@ impl Deref for DomainRef<'_> {
     }
 }
 
+/// A CPU has a vCPU already.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuTaken(pub CpuId);
+
+impl fmt::Display for CpuTaken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} has a vCPU already", self.0)
+    }
+}
+
 /// Everything.
 pub struct Hypervisor {
     /// What machine this is.
@@ -89,6 +101,12 @@ pub struct Hypervisor {
     pub vpes: VpeOwners,
     /// Which VMIDs are free.
     pub vmids: VmIds,
+    /// RAM for domains beside dom0.
+    pub guest_pool: Lock<GuestPool>,
+    /// What goes on with domains that end.
+    pub ends: Ends,
+    /// The stage 2 that each CPU has loaded.
+    loaded: Vec<AtomicU64>,
     dom0: Once<Domain>,
     others: [Slot<Domain>; DOMAINS - 1],
     online: Vec<AtomicBool>,
@@ -146,6 +164,9 @@ impl Hypervisor {
             spis,
             vpes,
             vmids: VmIds::new(),
+            guest_pool: Lock::new(Rank::Domain, GuestPool::new()),
+            ends: Ends::new(),
+            loaded: machine.cpus.iter().map(|_| AtomicU64::new(0)).collect(),
             dom0: Once::new(),
             others: [const { Slot::new() }; DOMAINS - 1],
             online: machine.cpus.iter().map(|_| AtomicBool::new(false)).collect(),
@@ -221,6 +242,54 @@ impl Hypervisor {
         }
     }
 
+    /// Puts a domain beside dom0 into its place. Hands it back if there is one.
+    ///
+    /// # Errors
+    ///
+    /// The domain itself.
+    pub fn add_domain(&self, domain: Arc<Domain>) -> Result<(), Arc<Domain>> {
+        match usize::from(domain.id.0).checked_sub(1).and_then(|other| self.others.get(other)) {
+            Some(slot) => slot.put(domain),
+            None => Err(domain),
+        }
+    }
+
+    /// Takes a domain beside dom0 out of its place: nobody finds it any more, and who has it lets go of it soon.
+    #[must_use]
+    pub fn take_domain(&self, id: DomId) -> Option<Arc<Domain>> {
+        self.others.get(usize::from(id.0).checked_sub(1)?)?.take()
+    }
+
+    /// Makes a domain's stage 2 the one of this CPU.
+    pub fn load_stage2(&self, cpu: CpuId, domain: &Domain) {
+        sysreg::VTCR_EL2.set(domain.vtcr);
+        sysreg::VTTBR_EL2.set(domain.vttbr);
+        barrier::isb();
+        self.note_stage2(cpu, domain.vttbr);
+    }
+
+    /// This CPU has nothing to run: no walker of it is to have a domain's tables that may go away.
+    pub fn unload_stage2(&self, cpu: CpuId) {
+        if self.loaded.get(cpu.index()).is_some_and(|loaded| loaded.load(Ordering::Relaxed) != 0) {
+            sysreg::VTTBR_EL2.set(self.tlbs.nobody());
+            barrier::isb();
+            self.note_stage2(cpu, 0);
+        }
+    }
+
+    /// What was loaded before is no longer when this is seen.
+    fn note_stage2(&self, cpu: CpuId, vttbr: u64) {
+        if let Some(loaded) = self.loaded.get(cpu.index()) {
+            loaded.store(vttbr, Ordering::Release);
+        }
+    }
+
+    /// Whether some CPU still has this VTTBR_EL2.
+    #[must_use]
+    pub fn is_loaded(&self, vttbr: u64) -> bool {
+        self.loaded.iter().any(|loaded| loaded.load(Ordering::Acquire) == vttbr)
+    }
+
     /// The vCPU of a CPU.
     #[must_use]
     pub fn vcpu_of(&self, cpu: CpuId) -> Option<Arc<Vcpu>> {
@@ -238,6 +307,20 @@ impl Hypervisor {
     #[must_use]
     pub fn domain_of_spi(&self, spi: Intid) -> Option<DomainRef<'_>> {
         self.domain(self.spis.get(spi)?)
+    }
+
+    /// Takes on a vCPU that is off, to run on `home`. Hands it back if that has one already.
+    ///
+    /// # Errors
+    ///
+    /// The CPU is taken.
+    pub fn add_vcpu(&self, vcpu: &Arc<Vcpu>, home: CpuId) -> Result<(), CpuTaken> {
+        self.sched.assign(home, vcpu.clone()).map_err(|_| CpuTaken(home))
+    }
+
+    /// Has a vCPU run that was asleep or off and is `Runnable` now.
+    pub fn make_runnable(&self, vcpu: &Vcpu) {
+        self.send_kick(vcpu.cpu);
     }
 
     /// Makes another CPU leave its guest, or its sleep.

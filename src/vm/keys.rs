@@ -17,6 +17,7 @@ pub fn register() {
     keys::register(b'i', "interrupts", interrupts);
     keys::register(b'v', "vPEs and residency", vpes);
     keys::register(b'x', "exits by reason", exits);
+    keys::register(b'm', "memory", memory);
     keys::register(b'R', "reboot the machine", reboot);
 }
 
@@ -105,6 +106,10 @@ fn exits() {
             }
         }
     }
+}
+
+fn memory() {
+    super::ends::report(hypervisor());
 }
 
 fn reboot() {

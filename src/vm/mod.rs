@@ -19,6 +19,10 @@ pub mod dom0;
 #[cfg(target_os = "none")]
 pub mod domain;
 #[cfg(target_os = "none")]
+pub mod domu;
+#[cfg(target_os = "none")]
+mod ends;
+#[cfg(target_os = "none")]
 mod exit;
 #[cfg(target_os = "none")]
 mod hypervisor;

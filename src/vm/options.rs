@@ -43,6 +43,15 @@ pub enum OnPanic {
     Off,
 }
 
+/// What becomes of a domain beside dom0 that cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnCrash {
+    /// It is taken down.
+    Destroy,
+    /// It is taken down and built anew, from the same boot modules.
+    Restart,
+}
+
 /// The words, read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -52,6 +61,8 @@ pub struct Options {
     pub vwfi: Vwfi,
     /// `onpanic=park|off`.
     pub on_panic: OnPanic,
+    /// `on-crash=destroy|restart`.
+    pub on_crash: OnCrash,
     /// `dom0_mem=SIZE`, in bytes; all that is free without the word.
     pub dom0_mem: Option<u64>,
     /// `dom0_max_vcpus=N`; one for each CPU without the word.
@@ -68,6 +79,7 @@ impl Default for Options {
             direct: Direct::On,
             vwfi: Vwfi::Native,
             on_panic: OnPanic::Park,
+            on_crash: OnCrash::Destroy,
             dom0_mem: None,
             dom0_max_vcpus: None,
             dom0_acpi: Dom0Acpi::On,
@@ -117,6 +129,13 @@ pub fn parse<'a>(line: &'a str, mut unknown: impl FnMut(&'a str)) -> Result<Opti
                     "park" => OnPanic::Park,
                     "off" => OnPanic::Off,
                     _ => return Err(bad("`park` or `off`")),
+                }
+            }
+            "on-crash" => {
+                options.on_crash = match value {
+                    "destroy" => OnCrash::Destroy,
+                    "restart" => OnCrash::Restart,
+                    _ => return Err(bad("`destroy` or `restart`")),
                 }
             }
             "sched" if value == "null" => {}
@@ -187,8 +206,9 @@ mod tests {
     #[test]
     fn each_word_sets_its_option() {
         let o = read(
-            "direct=off vwfi=trap onpanic=off dom0_mem=1536M dom0_max_vcpus=3 loglvl=debug sched=null dom0_acpi=off pci_windows=x",
+            "on-crash=restart direct=off vwfi=trap onpanic=off dom0_mem=1536M dom0_max_vcpus=3 loglvl=debug sched=null dom0_acpi=off pci_windows=x",
         );
+        assert_eq!(o.on_crash, OnCrash::Restart);
         assert_eq!((o.direct, o.vwfi, o.on_panic), (Direct::Off, Vwfi::Trap, OnPanic::Off));
         assert_eq!((o.dom0_mem, o.dom0_max_vcpus), (Some(1536 << 20), Some(3)));
         assert_eq!(o.dom0_acpi, Dom0Acpi::Off);
@@ -198,6 +218,7 @@ mod tests {
     #[test]
     fn a_value_that_makes_no_sense_is_named_with_what_the_word_takes() {
         for line in [
+            "on-crash=",
             "direct=maybe",
             "vwfi=",
             "dom0_mem=1T",

@@ -2,7 +2,7 @@
 
 use super::domain::Domain;
 use super::vcpu::{Context, Vcpu};
-use super::{Hypervisor, exit, hypervisor, irq, lrs};
+use super::{Hypervisor, ends, exit, hypervisor, irq, lrs};
 use crate::arch::el1::El1Context;
 use crate::arch::vcpu::{GuestRegs, RawExit, Reason, enter};
 use crate::arch::{barrier, features, sysreg, timer};
@@ -40,7 +40,11 @@ pub fn cpu_loop(cpu: CpuId) -> ! {
                 let Some(domain) = hv.domain(vcpu.domain) else { unreachable!("a vCPU without a domain") };
                 Stay { hv, domain: &domain, vcpu: &vcpu, resident: None }.run();
             }
-            _ => barrier::wfi(),
+            _ if ends::chore(cpu) => {}
+            _ => {
+                hv.unload_stage2(cpu);
+                barrier::wfi();
+            }
         }
     }
 }
@@ -80,6 +84,7 @@ impl Stay<'_> {
                 timer::disarm();
                 self.domain.vgic.reset_vcpu(&self.domain.port(), self.vcpu.id);
                 self.vcpu.run.power_off();
+                self.domain.vcpu_went_off();
             }
             _ => self.block(),
         }
@@ -111,6 +116,10 @@ impl Stay<'_> {
         self.update_physical_timer(context);
         // From here on, whoever has something for this vCPU sends an SGI, which ends the stay before it begins.
         vcpu.entering();
+        if self.domain.is_ending() {
+            vcpu.left();
+            return Next::Off;
+        }
         self.update_residency();
         vgic.flush(vcpu.id, &mut context.lrs);
         lrs::load(&context.lrs);
@@ -139,6 +148,7 @@ impl Stay<'_> {
             Reason::Irq | Reason::Fiq => {
                 count(self.vcpu.cpu, Event::ExitIrq);
                 irq::take_all(self.vcpu.cpu);
+                ends::chore(self.vcpu.cpu);
                 Next::Resume
             }
             Reason::Sync => exit::Exit { hv: self.hv, domain: self.domain, vcpu: self.vcpu, context }.sync(exit),
@@ -201,10 +211,8 @@ impl Stay<'_> {
 /// residency, and with it the doorbell.
 impl Schedulable for Stay<'_> {
     fn switch_in(&mut self) {
-        sysreg::VTCR_EL2.set(self.domain.vtcr);
-        sysreg::VTTBR_EL2.set(self.domain.vttbr);
         sysreg::VMPIDR_EL2.set(features::vmpidr(self.vcpu.affinity));
-        barrier::isb();
+        self.hv.load_stage2(self.vcpu.cpu, self.domain);
         self.vcpu.own().lrs.forget();
     }
 

@@ -11,6 +11,7 @@ mod paths;
 mod sh;
 
 mod count;
+mod domu;
 mod image;
 mod medium;
 mod order;
@@ -48,6 +49,7 @@ usage: cargo xtask VERB [FLAGS]
       [--disk F]            a raw image for the NVMe disk, which the guest may change; `null` for one without content,
                             `none` for none. The default is the disk of known content, and writes to it are dropped
       [--smp N] [--mem SIZE] [--cpu MODEL]
+      [--domu KERNEL[,initrd=F][,cpus=N][,mem=SIZE][,append=WORDS]]    a domain beside dom0; may be given several times
       [--timeout SECONDS]   a batch run: exit code 0 when the machine powered off, 124 on time-out, 1 when the hypervisor
                             panicked or refused to start. Also without this flag when standard input is no terminal
       [--log F]             the console goes to F, too (batch)

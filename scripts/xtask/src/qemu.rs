@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::domu::{self, DomU};
 use crate::fail::{Failure, Outcome};
 use crate::medium::{self, Contents};
 use crate::{paths, sh};
@@ -15,6 +16,9 @@ const MODULES: u64 = RAM + (160 << 20);
 
 /// The initramfs follows the kernel's file; what the kernel clears behind it does not matter, it is moved before it runs.
 const KERNEL_ROOM: u64 = 64 << 20;
+
+/// The domains' files follow dom0's.
+const DOMUS: u64 = MODULES + (192 << 20);
 
 /// What every guest's command line starts with.
 const CONSOLE: &str = "console=ttyAMA0";
@@ -93,6 +97,8 @@ pub struct Machine {
     pub properties: String,
     /// Where guest errors (and what else is logged) go.
     pub log: Option<PathBuf>,
+    /// Domains beside dom0.
+    pub domus: Vec<DomU>,
     /// A control socket.
     pub qmp: Option<PathBuf>,
     /// Wait for a debugger on port 1234.
@@ -116,6 +122,7 @@ impl Default for Machine {
             cpu: "max".into(),
             properties: "virtualization=on,gic-version=4,iommu=smmuv3,dtb-randomness=off".into(),
             log: None,
+            domus: Vec::new(),
             qmp: None,
             gdb: false,
             extra: Vec::new(),
@@ -176,6 +183,13 @@ impl Machine {
             qemu.args(["-s", "-S"]);
         }
         qemu.args(&self.extra);
+        if !self.domus.is_empty() {
+            let tree = self
+                .log
+                .as_ref()
+                .map_or_else(|| paths::target().join("domu.dtb"), |log| log.with_file_name("domu.dtb"));
+            domu::equip(&mut qemu, &self.domus, DOMUS, &tree)?;
+        }
         Ok(qemu)
     }
 

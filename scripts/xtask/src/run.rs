@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::args::Args;
 use crate::count::Clock;
+use crate::domu::DomU;
 use crate::fail::{Doing, Failure, Outcome, TIMED_OUT};
 use crate::image::{self, Profile};
 use crate::qemu::{self, Boot, Disk, Machine, Tables, Uefi};
@@ -33,6 +34,9 @@ pub fn verb(mut args: Args) -> Outcome {
             "null" => Disk::Null,
             _ => Disk::File(disk.into()),
         };
+    }
+    while let Some(domain) = args.value("--domu")? {
+        machine.domus.push(DomU::parse(&domain)?);
     }
     machine.smp = args.number("--smp")?.unwrap_or(machine.smp);
     machine.mem = args.value("--mem")?.unwrap_or(machine.mem);

@@ -1,0 +1,177 @@
+//! Domains beside dom0: their boot modules as QEMU's loader devices, and `xen,domain` nodes in the device tree.
+//!
+//! QEMU's guest-loader knows one kernel and one RAM disk, dom0's. So QEMU is first asked for the tree that it would hand
+//! over (`dumpdtb`), the domains' nodes are written into that, and it is started with the result.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use dtoolkit::ToPropertyValue;
+use dtoolkit::fdt::Fdt;
+use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
+
+use crate::fail::{Doing, Failure, Outcome};
+use crate::{paths, sh};
+
+/// A domain beside dom0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DomU {
+    /// Its kernel.
+    pub kernel: PathBuf,
+    /// Its RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// vCPUs.
+    pub cpus: u32,
+    /// RAM in MiB.
+    pub mem: u64,
+    /// The kernel's command line.
+    pub append: String,
+}
+
+impl Default for DomU {
+    fn default() -> Self {
+        Self { kernel: paths::linux(), initrd: None, cpus: 1, mem: 256, append: "console=ttyAMA0".into() }
+    }
+}
+
+impl DomU {
+    /// Reads `KERNEL[,initrd=F][,cpus=N][,mem=SIZE][,append=WORDS]`; WORDS go on to the end.
+    pub fn parse(text: &str) -> Outcome<Self> {
+        let (text, words) = text.split_once(",append=").map_or((text, None), |(text, words)| (text, Some(words)));
+        let mut fields = text.split(',');
+        let mut domu = Self { kernel: fields.next().unwrap_or_default().into(), ..Self::default() };
+        if let Some(words) = words {
+            domu.append = format!("{} {words}", domu.append);
+        }
+        for field in fields {
+            let bad = || Failure::usage(format!("--domu: `{field}` is not initrd=F, cpus=N, mem=SIZE or append=WORDS"));
+            let (key, value) = field.split_once('=').ok_or_else(bad)?;
+            match key {
+                "initrd" => domu.initrd = Some(value.into()),
+                "cpus" => domu.cpus = value.parse().map_err(|_| bad())?,
+                "mem" => domu.mem = mebibytes(value).ok_or_else(bad)?,
+                _ => return Err(bad()),
+            }
+        }
+        Ok(domu)
+    }
+}
+
+/// `128M` or `1G`.
+fn mebibytes(text: &str) -> Option<u64> {
+    match text.strip_suffix('G') {
+        Some(number) => number.parse::<u64>().ok()?.checked_mul(1024),
+        None => text.strip_suffix('M')?.parse().ok(),
+    }
+}
+
+/// A file in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Blob {
+    file: PathBuf,
+    at: u64,
+    bytes: u64,
+}
+
+/// What is where; a file that several domains use is there once.
+fn lay_out(domains: &[DomU], start: u64) -> Outcome<Vec<Blob>> {
+    let mut blobs: Vec<Blob> = Vec::new();
+    let mut at = start;
+    for file in domains.iter().flat_map(|domain| [Some(&domain.kernel), domain.initrd.as_ref()]).flatten() {
+        if blobs.iter().any(|blob| blob.file == *file) {
+            continue;
+        }
+        let bytes = std::fs::metadata(file).doing(format_args!("looking at {}", file.display()))?.len();
+        blobs.push(Blob { file: file.clone(), at, bytes });
+        at = (at + bytes).next_multiple_of(2 << 20);
+    }
+    Ok(blobs)
+}
+
+/// Adds what `qemu`, complete but for this, needs to start with `domains`: files from `start` on, and a tree in `tree`.
+pub fn equip(qemu: &mut Command, domains: &[DomU], start: u64, tree: &Path) -> Outcome {
+    let blobs = lay_out(domains, start)?;
+    let mut dump = Command::new(qemu.get_program());
+    dump.args(qemu.get_args()).args(["-machine", &format!("dumpdtb={}", tree.display())]);
+    sh::quiet(&mut dump)?;
+    let host = std::fs::read(tree).doing(format_args!("reading {}", tree.display()))?;
+    let edited = with_domains(&host, domains, &blobs).map_err(Failure::new)?;
+    std::fs::write(tree, edited).doing(format_args!("writing {}", tree.display()))?;
+    for blob in &blobs {
+        let file = blob.file.to_string_lossy().replace(',', ",,");
+        qemu.args(["-device", &format!("loader,file={file},addr={:#x},force-raw=on", blob.at)]);
+    }
+    qemu.arg("-dtb").arg(tree);
+    Ok(())
+}
+
+fn set(node: &mut DeviceTreeNode, name: &str, value: impl ToPropertyValue) {
+    node.add_property(DeviceTreeProperty::new_unchecked(name, value));
+}
+
+fn cells(number: u64) -> [u32; 2] {
+    [(number >> 32) as u32, number as u32]
+}
+
+/// The host's tree with a node for each domain.
+fn with_domains(host: &[u8], domains: &[DomU], blobs: &[Blob]) -> Result<Vec<u8>, String> {
+    let mut tree = DeviceTree::from_fdt(&Fdt::new(host).map_err(|error| format!("QEMU's device tree: {error}"))?);
+    let chosen = tree.root.child_mut("chosen").ok_or("QEMU's device tree has no /chosen")?;
+    for (number, domain) in domains.iter().enumerate() {
+        let mut node = DeviceTreeNode::new_unchecked(format!("domU{}", number + 1));
+        set(&mut node, "compatible", "xen,domain");
+        set(&mut node, "#address-cells", 2u32);
+        set(&mut node, "#size-cells", 2u32);
+        set(&mut node, "cpus", domain.cpus);
+        set(&mut node, "memory", &cells(domain.mem << 10)[..]);
+        set(&mut node, "vpl011", &[0u32; 0][..]);
+        let files = [("multiboot,kernel", Some(&domain.kernel)), ("multiboot,ramdisk", domain.initrd.as_ref())];
+        for (kind, file) in files {
+            let Some(file) = file else { continue };
+            let blob = blobs.iter().find(|blob| blob.file == *file).ok_or("a file without a place")?;
+            let mut module = DeviceTreeNode::new_unchecked(format!("module@{:x}", blob.at));
+            set(&mut module, "compatible", &[kind, "multiboot,module"][..]);
+            set(&mut module, "reg", &[cells(blob.at), cells(blob.bytes)].concat()[..]);
+            if kind == "multiboot,kernel" {
+                set(&mut module, "bootargs", domain.append.as_str());
+            }
+            node.add_child(module);
+        }
+        chosen.add_child(node);
+    }
+    Ok(tree.to_dtb())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dtoolkit::{Node, Property};
+
+    #[test]
+    fn a_domain_is_read_from_one_word() {
+        let domu = DomU::parse("k,initrd=i,cpus=2,mem=1G,append=quiet a=b,c=d").unwrap();
+        assert_eq!((domu.kernel, domu.initrd), ("k".into(), Some("i".into())));
+        assert_eq!((domu.cpus, domu.mem, domu.append.as_str()), (2, 1024, "console=ttyAMA0 quiet a=b,c=d"));
+        assert_eq!(DomU::parse("k").unwrap(), DomU { kernel: "k".into(), ..DomU::default() });
+        assert!(DomU::parse("k,cpus=x").is_err() && DomU::parse("k,mem=5").is_err() && DomU::parse("k,x=1").is_err());
+    }
+
+    #[test]
+    fn nodes_are_written_in_xens_binding() {
+        let host = std::fs::read(paths::root().join("tests/data/virt-gicv4-dom0.dtb")).unwrap();
+        let domains = [DomU { kernel: "k".into(), initrd: Some("i".into()), ..DomU::default() }];
+        let blobs = [
+            Blob { file: "k".into(), at: 0x5600_0000, bytes: 5 },
+            Blob { file: "i".into(), at: 0x1_5620_0000, bytes: 7 },
+        ];
+        let blob = with_domains(&host, &domains, &blobs).unwrap();
+        let tree = Fdt::new(&blob).unwrap();
+        let cells = |path: &str, name: &str| {
+            let bytes = tree.find_node(path).unwrap().property(name).unwrap().value().to_vec();
+            bytes.chunks(4).map(|cell| u32::from_be_bytes(cell.try_into().unwrap())).collect::<Vec<_>>()
+        };
+        assert_eq!(cells("/chosen/domU1", "memory"), [0, 256 << 10]);
+        assert_eq!(cells("/chosen/domU1/module@56000000", "reg"), [0, 0x5600_0000, 0, 5]);
+        assert_eq!(cells("/chosen/domU1/module@156200000", "reg"), [1, 0x5620_0000, 0, 7]);
+    }
+}
