@@ -13,12 +13,23 @@
 //! interrupt is either seen by the last look, or its `wake` comes after `Blocking` was declared and makes
 //! the last step fail.
 
+mod credit;
+mod entity;
 #[cfg(all(test, loom))]
 mod interleavings;
 mod null;
+mod queue;
+#[cfg(test)]
+mod simulation;
+pub use credit::{Credit, Settings};
+pub use entity::{CpuSet, DEFAULT_WEIGHT, Entity, MAX_CPUS};
 pub use null::Null;
+pub use queue::Slices;
 
+use crate::ids::CpuId;
 use crate::sync::atomic::{AtomicU8, Ordering};
+use alloc::sync::Arc;
+use core::fmt;
 
 /// Why a vCPU is switched out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +48,102 @@ pub enum Found {
     Nothing,
     /// An interrupt is pending, or may be: it must not sleep.
     Pending,
+}
+
+/// A vCPU, as a scheduler knows it wherever it is.
+pub trait Scheduled {
+    /// Its share and what it has had.
+    fn entity(&self) -> &Entity;
+    /// Whether it sleeps, runs, or is off.
+    fn run_state(&self) -> &RunState;
+}
+
+/// Why a vCPU cannot be taken on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddError {
+    /// The scheduler's table is full.
+    Full,
+    /// That CPU has a vCPU, and can have one.
+    Taken(CpuId),
+    /// There is no such CPU.
+    NoSuchCpu(CpuId),
+}
+
+impl fmt::Display for AddError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AddError::Full => f.write_str("there are as many vCPUs as can be"),
+            AddError::Taken(cpu) => write!(f, "{cpu} has a vCPU already; with sched=null it takes one"),
+            AddError::NoSuchCpu(cpu) => write!(f, "there is no {cpu}"),
+        }
+    }
+}
+
+/// What a scheduler says of the vCPU that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Verdict {
+    /// It goes on.
+    Stay,
+    /// It makes way.
+    Switch,
+}
+
+/// Decides which vCPU runs where. Times are in ticks of the counter. Nothing allocates but [`Scheduler::add`].
+pub trait Scheduler<V>: Send + Sync {
+    /// The word that selects it.
+    fn name(&self) -> &'static str;
+
+    /// Whether a CPU may have to run one vCPU after another. If not, a vCPU's state stays in its CPU.
+    fn shares_cpus(&self) -> bool;
+
+    /// Takes on a vCPU that is off.
+    ///
+    /// # Errors
+    ///
+    /// [`AddError`].
+    fn add(&self, vcpu: &Arc<V>, home: CpuId) -> Result<(), AddError>;
+
+    /// Forgets a vCPU that is off and has stopped.
+    fn remove(&self, vcpu: &V);
+
+    /// Has a vCPU run that has just become runnable (from sleep, or because it was powered on), and says which CPU
+    /// is to be interrupted for it. Takes no lock, so that it may be called with any held.
+    fn place(&self, vcpu: &V) -> CpuId;
+
+    /// The vCPU that is to run on this CPU now; it is `Running`. `None`: there is none; wait for an interrupt.
+    fn next(&self, cpu: CpuId, now: u64) -> Option<Arc<V>>;
+
+    /// Whether the vCPU of this CPU goes on. To be asked when [`Scheduler::wants_a_look`].
+    fn look(&self, cpu: CpuId, now: u64) -> Verdict;
+
+    /// The vCPU of this CPU stops running; the caller has it until it is asleep, off, or given to
+    /// [`Scheduler::requeue`].
+    fn stop(&self, cpu: CpuId, now: u64) -> Option<Arc<V>>;
+
+    /// One that has stopped here would go on: it is `Runnable`, and nothing of it is in this CPU any more.
+    fn requeue(&self, cpu: CpuId, vcpu: Arc<V>, now: u64);
+
+    /// The vCPU of a CPU.
+    fn current(&self, cpu: CpuId) -> Option<Arc<V>>;
+
+    /// Whether something has happened since the last look. Cheap: it is asked after each exit.
+    fn wants_a_look(&self, cpu: CpuId) -> bool;
+
+    /// Makes a CPU look.
+    fn ask_for_a_look(&self, cpu: CpuId);
+
+    /// Whether another vCPU could use this CPU. Cheap: it is asked before each entry.
+    fn competes(&self, cpu: CpuId) -> bool;
+
+    /// When this CPU is to look again, whatever happens.
+    fn look_at(&self, cpu: CpuId) -> Option<u64>;
+
+    /// A vCPU's move to another CPU has cost this much.
+    fn note_move(&self, ticks: u64);
+
+    /// Who waits for a CPU, the next to run first. For a debug key; under a lock.
+    fn for_each_waiting(&self, cpu: CpuId, visit: &mut dyn FnMut(&Arc<V>));
 }
 
 /// A vCPU on the CPU that is to run it, as far as a scheduler has to know it.

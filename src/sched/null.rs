@@ -3,10 +3,12 @@
 //! There is nothing to decide, so nothing is decided: a CPU runs its vCPU whenever that can run. What remains
 //! of a scheduler is the assignment, made once when a domain is built.
 
+use super::{AddError, Scheduled, Scheduler, Verdict};
 use crate::ids::CpuId;
 use crate::sync::{Lock, Rank};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ptr;
 
 /// The assignment of vCPUs to CPUs.
 pub struct Null<V> {
@@ -19,48 +21,107 @@ impl<V> Null<V> {
     pub fn new(cpus: usize) -> Null<V> {
         Null { slots: Lock::new(Rank::RunQueue, (0..cpus).map(|_| None).collect()) }
     }
+}
 
-    /// Gives `vcpu` to `cpu`. Hands it back if the CPU is taken or does not exist.
-    pub fn assign(&self, cpu: CpuId, vcpu: Arc<V>) -> Result<(), Arc<V>> {
-        match self.slots.lock().get_mut(cpu.index()) {
-            Some(slot @ None) => {
-                *slot = Some(vcpu);
+impl<V: Scheduled + Send + Sync> Scheduler<V> for Null<V> {
+    fn name(&self) -> &'static str {
+        "null"
+    }
+
+    fn shares_cpus(&self) -> bool {
+        false
+    }
+
+    fn add(&self, vcpu: &Arc<V>, home: CpuId) -> Result<(), AddError> {
+        match self.slots.lock().get_mut(home.index()) {
+            None => Err(AddError::NoSuchCpu(home)),
+            Some(Some(_)) => Err(AddError::Taken(home)),
+            Some(slot) => {
+                vcpu.entity().set_cpu(home);
+                *slot = Some(vcpu.clone());
                 Ok(())
             }
-            _ => Err(vcpu),
         }
     }
 
-    /// Takes `vcpu`, which is off, away from its CPU.
-    pub fn remove(&self, vcpu: &V) {
-        for slot in self.slots.lock().iter_mut() {
-            if slot.as_deref().is_some_and(|other| core::ptr::eq(other, vcpu)) {
-                *slot = None;
-            }
+    fn remove(&self, vcpu: &V) {
+        let mut slots = self.slots.lock();
+        let is_it = |slot: &Option<Arc<V>>| slot.as_ref().is_some_and(|other| ptr::eq(Arc::as_ptr(other), vcpu));
+        if let Some(slot) = slots.iter_mut().find(|slot| is_it(slot)) {
+            *slot = None;
         }
     }
 
-    /// The vCPU of `cpu`, if it has one.
-    #[must_use]
-    pub fn pick(&self, cpu: CpuId) -> Option<Arc<V>> {
+    fn place(&self, vcpu: &V) -> CpuId {
+        vcpu.entity().cpu()
+    }
+
+    fn next(&self, cpu: CpuId, _: u64) -> Option<Arc<V>> {
+        self.current(cpu).filter(|vcpu| vcpu.run_state().start_running())
+    }
+
+    fn look(&self, _: CpuId, _: u64) -> Verdict {
+        Verdict::Stay
+    }
+
+    fn stop(&self, cpu: CpuId, _: u64) -> Option<Arc<V>> {
+        self.current(cpu)
+    }
+
+    fn requeue(&self, _: CpuId, _: Arc<V>, _: u64) {}
+
+    fn current(&self, cpu: CpuId) -> Option<Arc<V>> {
         self.slots.lock().get(cpu.index())?.clone()
     }
+
+    fn wants_a_look(&self, _: CpuId) -> bool {
+        false
+    }
+
+    fn ask_for_a_look(&self, _: CpuId) {}
+
+    fn competes(&self, _: CpuId) -> bool {
+        false
+    }
+
+    fn look_at(&self, _: CpuId) -> Option<u64> {
+        None
+    }
+
+    fn note_move(&self, _: u64) {}
+
+    fn for_each_waiting(&self, _: CpuId, _: &mut dyn FnMut(&Arc<V>)) {}
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Entity, RunState};
     use super::*;
+
+    struct V(Entity, RunState);
+    impl Scheduled for V {
+        fn entity(&self) -> &Entity {
+            &self.0
+        }
+        fn run_state(&self) -> &RunState {
+            &self.1
+        }
+    }
 
     #[test]
     fn a_cpu_takes_one_vcpu_and_no_second() {
         let null = Null::new(2);
-        assert_eq!(null.assign(CpuId(1), Arc::new("a")), Ok(()));
-        assert_eq!(null.assign(CpuId(1), Arc::new("b")), Err(Arc::new("b")));
-        assert_eq!(null.assign(CpuId(2), Arc::new("c")), Err(Arc::new("c")));
-        assert_eq!(null.pick(CpuId(1)), Some(Arc::new("a")));
-        assert_eq!(null.pick(CpuId(0)), None);
-        let own = null.pick(CpuId(1)).unwrap();
-        null.remove(&own);
-        assert_eq!(null.pick(CpuId(1)), None);
+        let [a, b] = [0, 1].map(|cpu| Arc::new(V(Entity::new(CpuId(cpu)), RunState::new())));
+        assert_eq!(null.add(&a, CpuId(1)), Ok(()));
+        assert_eq!(null.add(&b, CpuId(1)), Err(AddError::Taken(CpuId(1))));
+        assert_eq!(null.add(&b, CpuId(2)), Err(AddError::NoSuchCpu(CpuId(2))));
+        assert!(Arc::ptr_eq(&null.current(CpuId(1)).unwrap(), &a));
+        assert!(null.next(CpuId(1), 0).is_none(), "it is off");
+        assert!(a.1.power_on());
+        assert_eq!(null.place(&a), CpuId(1));
+        assert!(null.next(CpuId(1), 0).is_some());
+        assert!(null.next(CpuId(1), 0).is_none(), "it runs");
+        null.remove(&a);
+        assert!(null.current(CpuId(1)).is_none());
     }
 }

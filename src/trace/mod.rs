@@ -80,6 +80,20 @@ events! {
     BlockCancelled => "block cancelled",
     /// A blocked vCPU was woken.
     Wake => "wake",
+    /// Another vCPU was switched in on a CPU than the one before.
+    Switch => "switch",
+    /// A vCPU was switched in on another CPU than the one it ran on before.
+    Move => "move",
+    /// A vPE became resident on another CPU than the one before: it takes a VMOVP.
+    VpeMove => "vPE move",
+    /// An idle CPU took a vCPU out of another's queue.
+    Steal => "steal",
+    /// A CPU gave a vCPU of its queue to another.
+    Push => "push",
+    /// A vCPU's timer woke it.
+    WakeTimer => "wake by timer",
+    /// A vCPU ran after another of its domain: the TLB was cleaned.
+    TlbClean => "tlb clean",
     /// A guest stored to a GITS_TRANSLATER; ignored.
     TranslaterStore => "translater store",
     /// A guest touched an address that nothing answers.

@@ -1,0 +1,465 @@
+//! `sched=credit`: any number of vCPUs on any number of CPUs, each to have its share.
+//!
+//! Each CPU has a [queue](super::queue) of its own. What keeps them together:
+//!
+//! * **Waking takes no lock.** Whoever wakes a vCPU chooses a CPU (the one it ran on if that is idle, else an idle one,
+//!   else the one it ran on or, if others wait there, one where fewer do), sets the vCPU's bit in that CPU's *inbox* and
+//!   has it interrupted. The CPU empties its inbox when it next looks. So a wake may come from under any lock, and a
+//!   doorbell costs two atomic writes.
+//! * **An idle CPU steals** the next of the longest queue.
+//! * **A CPU with a queue gives away** its next to an idle CPU at once; and, when a slice ends, to the CPU whose vCPU has
+//!   had most, if the difference is more than a slice and the cost of the move. That makes shares hold across CPUs without
+//!   a tick on those that have nobody waiting. Nobody else moves: a move costs a VMOVP.
+//!
+//! A vCPU is in one place at a time: current on a CPU, in a queue, in an inbox, or asleep. Its `RunState` and the one bit
+//! say which; a queue's lock covers the first two. No two queues are locked at once.
+
+use super::entity::{CpuSet, Entity};
+use super::queue::{From, Queue, Slices};
+use super::{AddError, Scheduled, Scheduler, Verdict};
+use crate::ids::CpuId;
+use crate::sync::{Lock, Rank};
+use crate::trace::{Event, count};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+/// vCPUs at most.
+const SLOTS: usize = 1024;
+const NEVER: u64 = u64::MAX;
+
+/// How it is to be run.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Its times.
+    pub slices: Slices,
+    /// Moves a vCPU to a random CPU this often, in ticks, over all CPUs: for tests.
+    pub torture: Option<u64>,
+    /// Has a CPU look at its queue: an SGI.
+    pub kick: fn(CpuId),
+}
+
+struct Cpu<V> {
+    queue: Lock<Queue<V>>,
+    inbox: Vec<AtomicU64>,
+    /// It has to look at its inbox or at the time.
+    look: AtomicBool,
+    /// How many wait that could run.
+    waiting: AtomicUsize,
+    /// When it is to look again.
+    look_at: AtomicU64,
+    /// What the current one had had when it was charged last, and when that was; for other CPUs' choices.
+    front: AtomicU64,
+    since: AtomicU64,
+    weight: AtomicU32,
+}
+
+/// The scheduler.
+pub struct Credit<V> {
+    cpus: Vec<Cpu<V>>,
+    slots: Vec<Lock<Option<Arc<V>>>>,
+    idle: CpuSet,
+    settings: Settings,
+    /// The furthest clock of all queues.
+    present: AtomicU64,
+    /// What a move to another CPU costs, in ticks: a running mean.
+    move_cost: AtomicU64,
+    random: AtomicU64,
+}
+
+impl<V: Scheduled> Credit<V> {
+    /// `cpus` CPUs, all idle.
+    #[must_use]
+    pub fn new(cpus: usize, settings: Settings) -> Credit<V> {
+        let cpu = || Cpu {
+            queue: Lock::new(Rank::RunQueue, Queue::new()),
+            inbox: (0..SLOTS / 64).map(|_| AtomicU64::new(0)).collect(),
+            look: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
+            look_at: AtomicU64::new(NEVER),
+            front: AtomicU64::new(0),
+            since: AtomicU64::new(0),
+            weight: AtomicU32::new(0),
+        };
+        let idle = CpuSet::none();
+        (0..cpus).filter_map(|cpu| u16::try_from(cpu).ok()).for_each(|cpu| idle.add(CpuId(cpu)));
+        Credit {
+            cpus: (0..cpus).map(|_| cpu()).collect(),
+            slots: (0..SLOTS).map(|_| Lock::new(Rank::RunQueue, None)).collect(),
+            idle,
+            settings,
+            present: AtomicU64::new(0),
+            move_cost: AtomicU64::new(0),
+            random: AtomicU64::new(0x9e37_79b9_7f4a_7c15),
+        }
+    }
+
+    fn cpu(&self, cpu: CpuId) -> &Cpu<V> {
+        &self.cpus[cpu.index()]
+    }
+
+    fn present(&self) -> u64 {
+        self.present.load(Ordering::Relaxed)
+    }
+
+    fn others(&self, than: CpuId) -> impl Iterator<Item = CpuId> {
+        let count = self.cpus.len();
+        (1..count).map(move |step| CpuId(((than.index() + step) % count) as u16))
+    }
+
+    /// Hands `vcpu`, which is nowhere, to `to`.
+    fn post(&self, vcpu: &V, to: CpuId) {
+        let slot = vcpu.entity().slot();
+        if let Some(word) = self.cpu(to).inbox.get(slot / 64) {
+            word.fetch_or(1 << (slot % 64), Ordering::SeqCst);
+        }
+        self.cpu(to).look.store(true, Ordering::SeqCst);
+    }
+
+    /// An idle CPU for `entity`, from `near` on. It is then nobody else's.
+    fn claim_idle(&self, entity: &Entity, near: CpuId) -> Option<CpuId> {
+        if entity.affinity.has(near) && self.idle.take(near) {
+            return Some(near);
+        }
+        while let Some(cpu) = self.idle.common(&entity.affinity, near) {
+            if self.idle.take(cpu) {
+                return Some(cpu);
+            }
+        }
+        None
+    }
+
+    /// A CPU where it may run, `cpu` if it may run there.
+    fn allowed(&self, entity: &Entity, cpu: CpuId) -> CpuId {
+        if entity.affinity.has(cpu) {
+            return cpu;
+        }
+        self.others(cpu).find(|&other| entity.affinity.has(other)).unwrap_or(cpu)
+    }
+
+    /// `near`, or where fewer wait.
+    fn shortest(&self, entity: &Entity, near: CpuId) -> CpuId {
+        let waiting = |cpu: CpuId| self.cpu(cpu).waiting.load(Ordering::Relaxed);
+        let (mut least, mut best) = (waiting(near), near);
+        for other in self.others(near) {
+            if least == 0 {
+                break;
+            }
+            if entity.affinity.has(other) && waiting(other) < least {
+                (least, best) = (waiting(other), other);
+            }
+        }
+        best
+    }
+
+    /// Takes what is in the inbox of `cpu` into its queue.
+    fn receive(&self, cpu: CpuId, now: u64) {
+        for (index, word) in self.cpu(cpu).inbox.iter().enumerate() {
+            if word.load(Ordering::SeqCst) == 0 {
+                continue;
+            }
+            let mut bits = word.swap(0, Ordering::SeqCst);
+            while bits != 0 {
+                let slot = index * 64 + bits.trailing_zeros() as usize;
+                bits &= bits - 1;
+                let vcpu = self.slots.get(slot).and_then(|slot| slot.lock().clone());
+                if let Some(vcpu) = vcpu {
+                    // What came from another queue is as far ahead as a sleeper may be, or less.
+                    let from =
+                        if vcpu.entity().moving.swap(false, Ordering::SeqCst) { From::Elsewhere } else { From::Sleep };
+                    self.cpu(cpu).queue.lock().insert(vcpu, from, now, self.present(), &self.settings.slices);
+                }
+            }
+        }
+    }
+
+    /// Tells the others, and this CPU's timer, how things are on `cpu`.
+    fn publish(&self, cpu: CpuId, queue: &Queue<V>, now: u64) {
+        let this = self.cpu(cpu);
+        self.present.fetch_max(queue.clock(), Ordering::Relaxed);
+        this.waiting.store(queue.eligible(now), Ordering::SeqCst);
+        if let Some(current) = queue.current() {
+            this.front.store(current.entity().vtime(), Ordering::Relaxed);
+            this.since.store(now, Ordering::Relaxed);
+        }
+        this.weight.store(queue.current().map_or(0, |current| current.entity().weight()), Ordering::Relaxed);
+        let mut at = queue.look_at(now, &self.settings.slices).unwrap_or(NEVER);
+        if let (Some(torture), Some(_)) = (self.settings.torture, queue.current()) {
+            // The CPUs take turns, by chance.
+            at = at.min(now + torture * self.cpus.len() as u64);
+        }
+        this.look_at.store(at, Ordering::Relaxed);
+    }
+
+    /// What the current one of `cpu` has had by now, as far as can be seen from outside; `None` if there is none.
+    fn front(&self, cpu: CpuId, now: u64) -> Option<u64> {
+        let cpu = self.cpu(cpu);
+        let weight = u64::from(cpu.weight.load(Ordering::Relaxed));
+        let ran = now.saturating_sub(cpu.since.load(Ordering::Relaxed));
+        (weight != 0).then(|| {
+            let weighted = ran.saturating_mul(u64::from(super::DEFAULT_WEIGHT)) / weight;
+            cpu.front.load(Ordering::Relaxed).saturating_add(weighted)
+        })
+    }
+
+    /// The next of the longest queue, if it may run on `cpu`.
+    fn steal(&self, cpu: CpuId, now: u64) -> Option<Arc<V>> {
+        let mut victims: Option<(usize, CpuId)> = None;
+        for other in self.others(cpu) {
+            let waiting = self.cpu(other).waiting.load(Ordering::SeqCst);
+            if waiting > 0 && victims.is_none_or(|(most, _)| waiting > most) {
+                victims = Some((waiting, other));
+            }
+        }
+        let longest = victims?.1;
+        let from_longest = self.take_from(longest, cpu, now);
+        // Whoever waits there may be bound to it.
+        let stolen = from_longest.or_else(|| {
+            self.others(cpu)
+                .filter(|&other| other != longest && self.cpu(other).waiting.load(Ordering::SeqCst) > 0)
+                .find_map(|other| self.take_from(other, cpu, now))
+        })?;
+        count(cpu, Event::Steal);
+        Some(stolen)
+    }
+
+    fn take_from(&self, victim: CpuId, thief: CpuId, now: u64) -> Option<Arc<V>> {
+        let mut queue = self.cpu(victim).queue.lock();
+        let taken = queue.take(now, |vcpu| vcpu.entity().affinity.has(thief));
+        self.cpu(victim).waiting.store(queue.eligible(now), Ordering::SeqCst);
+        taken
+    }
+
+    /// Gives those away who wait here while a CPU idles that they may run on.
+    fn give_to_idle(&self, cpu: CpuId, now: u64) {
+        while self.cpu(cpu).waiting.load(Ordering::SeqCst) > 0 {
+            let given = {
+                let mut queue = self.cpu(cpu).queue.lock();
+                let fits = |vcpu: &V| self.idle.common(&vcpu.entity().affinity, cpu).is_some();
+                let taken = queue.take(now, fits);
+                self.publish(cpu, &queue, now);
+                taken
+            };
+            let Some(vcpu) = given else { return };
+            // The idle one may be gone by now; then this CPU is as good as any.
+            let to = self.claim_idle(vcpu.entity(), cpu).unwrap_or(cpu);
+            self.hand_over(&vcpu, to);
+            if to == cpu {
+                return;
+            }
+            count(cpu, Event::Push);
+            (self.settings.kick)(to);
+        }
+    }
+
+    /// Gives the next that waits here to the CPU whose current one has had most, if that is worth a move.
+    fn give_to_richest(&self, cpu: CpuId, now: u64) {
+        let threshold = self.settings.slices.slice + self.move_cost.load(Ordering::Relaxed);
+        let richest = self.others(cpu).filter_map(|other| Some((self.front(other, now)?, other))).max();
+        let Some((front, to)) = richest else { return };
+        let given = {
+            let mut queue = self.cpu(cpu).queue.lock();
+            let poor = |vcpu: &V| {
+                let entity = vcpu.entity();
+                entity.affinity.has(to) && front.saturating_sub(entity.vtime()) > threshold
+            };
+            let taken = queue.take(now, poor);
+            self.publish(cpu, &queue, now);
+            taken
+        };
+        if let Some(vcpu) = given {
+            count(cpu, Event::Push);
+            self.hand_over(&vcpu, to);
+            (self.settings.kick)(to);
+        }
+    }
+
+    fn hand_over(&self, vcpu: &V, to: CpuId) {
+        vcpu.entity().moving.store(true, Ordering::SeqCst);
+        self.post(vcpu, to);
+    }
+
+    fn random_cpu(&self, entity: &Entity) -> CpuId {
+        let mut x = self.random.load(Ordering::Relaxed);
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        self.random.store(x, Ordering::Relaxed);
+        self.allowed(entity, CpuId((x % self.cpus.len() as u64) as u16))
+    }
+
+    /// Whether the current one of `cpu` is to be moved at random.
+    fn torture_is_due(&self, cpu: CpuId, now: u64) -> bool {
+        let Some(every) = self.settings.torture else { return false };
+        let queue = self.cpu(cpu).queue.lock();
+        queue.current().is_some() && queue.has_run(now) >= every * self.cpus.len() as u64
+    }
+}
+
+impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
+    fn name(&self) -> &'static str {
+        "credit"
+    }
+
+    fn shares_cpus(&self) -> bool {
+        true
+    }
+
+    fn add(&self, vcpu: &Arc<V>, home: CpuId) -> Result<(), AddError> {
+        if home.index() >= self.cpus.len() {
+            return Err(AddError::NoSuchCpu(home));
+        }
+        for (index, slot) in self.slots.iter().enumerate() {
+            let mut slot = slot.lock();
+            if slot.is_none() {
+                vcpu.entity().set_slot(Some(index));
+                vcpu.entity().set_cpu(home);
+                *slot = Some(vcpu.clone());
+                drop(slot);
+                // All may come to wait on one CPU; room for them is made now, as nothing is allocated later.
+                for cpu in &self.cpus {
+                    cpu.queue.lock().reserve(index + 1);
+                }
+                return Ok(());
+            }
+        }
+        Err(AddError::Full)
+    }
+
+    fn remove(&self, vcpu: &V) {
+        if let Some(slot) = self.slots.get(vcpu.entity().slot()) {
+            *slot.lock() = None;
+        }
+        vcpu.entity().set_slot(None);
+    }
+
+    fn place(&self, vcpu: &V) -> CpuId {
+        let entity = vcpu.entity();
+        let near = self.allowed(entity, entity.cpu());
+        let to = match self.settings.torture {
+            Some(_) => self.random_cpu(entity),
+            None => self.claim_idle(entity, near).unwrap_or_else(|| self.shortest(entity, near)),
+        };
+        self.post(vcpu, to);
+        to
+    }
+
+    fn next(&self, cpu: CpuId, now: u64) -> Option<Arc<V>> {
+        let this = self.cpu(cpu);
+        loop {
+            this.look.store(false, Ordering::SeqCst);
+            self.receive(cpu, now);
+            let slices = &self.settings.slices;
+            let mine = this.queue.lock().take(now, |_| true);
+            let next = mine.or_else(|| {
+                let stolen = self.steal(cpu, now)?;
+                // By way of the queue, whose clock it has to fit.
+                let mut queue = this.queue.lock();
+                queue.insert(stolen, From::Elsewhere, now, self.present(), slices);
+                queue.take(now, |_| true)
+            });
+            let mut queue = this.queue.lock();
+            if let Some(vcpu) = next {
+                self.idle.take(cpu);
+                vcpu.entity().set_cpu(cpu);
+                queue.start(vcpu.clone(), now);
+                self.publish(cpu, &queue, now);
+                drop(queue);
+                let runs = vcpu.run_state().start_running();
+                debug_assert!(runs, "what waits in a queue is runnable");
+                self.give_to_idle(cpu, now);
+                return Some(vcpu);
+            }
+            self.publish(cpu, &queue, now);
+            drop(queue);
+            self.idle.add(cpu);
+            // From here on others hand work to this CPU; what came just before is seen now.
+            if !this.look.load(Ordering::SeqCst) {
+                return None;
+            }
+        }
+    }
+
+    fn look(&self, cpu: CpuId, now: u64) -> Verdict {
+        let this = self.cpu(cpu);
+        this.look.store(false, Ordering::SeqCst);
+        // First the clock, then those who are measured by it.
+        this.queue.lock().charge(now, &self.settings.slices);
+        self.receive(cpu, now);
+        if self.torture_is_due(cpu, now) {
+            return Verdict::Switch;
+        }
+        let slices = &self.settings.slices;
+        let over = {
+            let queue = this.queue.lock();
+            self.publish(cpu, &queue, now);
+            queue.slice_is_over(now, slices)
+        };
+        self.give_to_idle(cpu, now);
+        if over && this.waiting.load(Ordering::SeqCst) > 0 {
+            self.give_to_richest(cpu, now);
+        }
+        let mut queue = this.queue.lock();
+        let banned = queue.current().is_some_and(|current| !current.entity().affinity.has(cpu));
+        if banned || queue.makes_way(now, slices) {
+            return Verdict::Switch;
+        }
+        queue.renew(now, slices);
+        self.publish(cpu, &queue, now);
+        Verdict::Stay
+    }
+
+    fn stop(&self, cpu: CpuId, now: u64) -> Option<Arc<V>> {
+        let mut queue = self.cpu(cpu).queue.lock();
+        let stopped = queue.stop(now, &self.settings.slices);
+        self.publish(cpu, &queue, now);
+        stopped
+    }
+
+    fn requeue(&self, cpu: CpuId, vcpu: Arc<V>, now: u64) {
+        let entity = vcpu.entity();
+        let to = match self.settings.torture {
+            Some(_) => self.random_cpu(entity),
+            None => self.allowed(entity, cpu),
+        };
+        if to != cpu {
+            self.hand_over(&vcpu, to);
+            (self.settings.kick)(to);
+            return;
+        }
+        let mut queue = self.cpu(cpu).queue.lock();
+        queue.insert(vcpu, From::Here, now, self.present(), &self.settings.slices);
+        self.publish(cpu, &queue, now);
+    }
+
+    fn current(&self, cpu: CpuId) -> Option<Arc<V>> {
+        self.cpus.get(cpu.index())?.queue.lock().current().cloned()
+    }
+
+    fn wants_a_look(&self, cpu: CpuId) -> bool {
+        self.cpu(cpu).look.load(Ordering::Relaxed)
+    }
+
+    fn ask_for_a_look(&self, cpu: CpuId) {
+        self.cpu(cpu).look.store(true, Ordering::SeqCst);
+    }
+
+    fn competes(&self, cpu: CpuId) -> bool {
+        self.cpu(cpu).waiting.load(Ordering::Relaxed) > 0
+    }
+
+    fn look_at(&self, cpu: CpuId) -> Option<u64> {
+        Some(self.cpu(cpu).look_at.load(Ordering::Relaxed)).filter(|&at| at != NEVER)
+    }
+
+    fn note_move(&self, ticks: u64) {
+        let mean = self.move_cost.load(Ordering::Relaxed);
+        self.move_cost.store(mean - mean / 8 + ticks / 8, Ordering::Relaxed);
+    }
+
+    fn for_each_waiting(&self, cpu: CpuId, visit: &mut dyn FnMut(&Arc<V>)) {
+        if let Some(cpu) = self.cpus.get(cpu.index()) {
+            cpu.queue.lock().for_each(visit);
+        }
+    }
+}

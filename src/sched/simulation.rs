@@ -1,0 +1,349 @@
+//! The credit scheduler on simulated CPUs: fairness, caps, work conservation and starvation over simulated time.
+//!
+//! A discrete-event world. Each vCPU has a behaviour (how long it computes, how long it then sleeps); each CPU does
+//! what `vm` does: looks when it is kicked or when its timer is due, runs what `next` gives it, blocks it when it has
+//! computed enough. Time goes on to the next event. One thread, no randomness but the seed in the behaviour.
+
+use super::*;
+use crate::ids::CpuId;
+use std::cell::RefCell;
+use std::vec::Vec;
+
+/// Ticks in a millisecond.
+const MS: u64 = 1_000;
+const SLICES: Slices = Slices { slice: 10 * MS, period: 100 * MS };
+
+std::thread_local!(static KICKED: RefCell<Vec<CpuId>> = const { RefCell::new(Vec::new()) });
+
+fn kick(cpu: CpuId) {
+    KICKED.with_borrow_mut(|kicked| kicked.push(cpu));
+}
+
+struct V {
+    entity: Entity,
+    run: RunState,
+}
+
+impl Scheduled for V {
+    fn entity(&self) -> &Entity {
+        &self.entity
+    }
+    fn run_state(&self) -> &RunState {
+        &self.run
+    }
+}
+
+/// Computes for the first number of ticks, sleeps for the second, and so on; the second 0: it never sleeps.
+#[derive(Clone, Copy)]
+struct Life(u64, u64);
+const BUSY: Life = Life(u64::MAX, 0);
+
+struct Guest {
+    vcpu: Arc<V>,
+    life: Life,
+    /// Ticks it still computes before it sleeps.
+    left: u64,
+    wakes_at: u64,
+    woken_at: u64,
+    worst_wait: u64,
+}
+
+struct World {
+    sched: Credit<V>,
+    cpus: usize,
+    guests: Vec<Guest>,
+    running: Vec<Option<usize>>,
+    ran_until: u64,
+    idle: u64,
+    now: u64,
+}
+
+impl World {
+    fn new(cpus: usize, torture: Option<u64>) -> World {
+        let sched = Credit::new(cpus, Settings { slices: SLICES, torture, kick });
+        KICKED.with_borrow_mut(Vec::clear);
+        let running = (0..cpus).map(|_| None).collect();
+        World { sched, cpus, guests: Vec::new(), running, ran_until: 0, idle: 0, now: 0 }
+    }
+
+    fn add(&mut self, weight: u32, life: Life) -> usize {
+        let home = CpuId((self.guests.len() % self.cpus) as u16);
+        let vcpu = Arc::new(V { entity: Entity::new(home), run: RunState::new() });
+        vcpu.entity.set_weight(weight);
+        self.sched.add(&vcpu, home).unwrap();
+        self.guests.push(Guest { vcpu, life, left: life.0, wakes_at: 0, woken_at: 0, worst_wait: 0 });
+        self.guests.len() - 1
+    }
+
+    fn start(&mut self) {
+        for index in 0..self.guests.len() {
+            assert!(self.guests[index].vcpu.run.power_on());
+            let cpu = self.sched.place(&self.guests[index].vcpu);
+            kick(cpu);
+        }
+        self.settle();
+    }
+
+    fn index_of(&self, vcpu: &Arc<V>) -> usize {
+        self.guests.iter().position(|guest| Arc::ptr_eq(&guest.vcpu, vcpu)).unwrap()
+    }
+
+    /// What an idle or interrupted CPU does.
+    fn schedule(&mut self, cpu: CpuId) {
+        let now = self.now;
+        if let Some(index) = self.running[cpu.index()] {
+            let sleeps = self.guests[index].left == 0;
+            if !sleeps && self.sched.look(cpu, now) == Verdict::Stay {
+                return;
+            }
+            let vcpu = self.sched.stop(cpu, now).unwrap();
+            self.running[cpu.index()] = None;
+            if sleeps {
+                vcpu.run.begin_block();
+                assert!(vcpu.run.commit_block(Found::Nothing));
+                let guest = &mut self.guests[index];
+                guest.left = guest.life.0;
+                guest.wakes_at = now + guest.life.1;
+            } else {
+                vcpu.run.preempted();
+                self.guests[index].woken_at = now;
+                self.sched.requeue(cpu, vcpu, now);
+            }
+        }
+        if let Some(vcpu) = self.sched.next(cpu, now) {
+            let index = self.index_of(&vcpu);
+            assert!(!self.running.contains(&Some(index)), "one vCPU on two CPUs");
+            assert!(vcpu.entity.affinity.has(cpu));
+            let guest = &mut self.guests[index];
+            guest.worst_wait = guest.worst_wait.max(now - guest.woken_at);
+            self.running[cpu.index()] = Some(index);
+        }
+    }
+
+    fn settle(&mut self) {
+        while let Some(cpu) = KICKED.with_borrow_mut(Vec::pop) {
+            self.schedule(cpu);
+        }
+    }
+
+    fn run(&mut self, until: u64) {
+        while self.now < until {
+            let mut at = until;
+            for cpu in (0..self.cpus).map(|cpu| CpuId(cpu as u16)) {
+                at = at.min(self.sched.look_at(cpu).unwrap_or(u64::MAX));
+                if let Some(index) = self.running[cpu.index()] {
+                    at = at.min(self.now.saturating_add(self.guests[index].left));
+                }
+            }
+            for guest in &self.guests {
+                if guest.vcpu.run.get() == State::Blocked {
+                    at = at.min(guest.wakes_at);
+                }
+            }
+            let passed = at.saturating_sub(self.now);
+            self.now = at.max(self.now);
+            for cpu in 0..self.cpus {
+                match self.running[cpu] {
+                    Some(index) if self.guests[index].life.1 != 0 => self.guests[index].left -= passed,
+                    Some(_) => {}
+                    None => self.idle += passed,
+                }
+            }
+            for index in 0..self.guests.len() {
+                let guest = &mut self.guests[index];
+                if guest.vcpu.run.get() == State::Blocked && guest.wakes_at <= self.now {
+                    assert_eq!(guest.vcpu.run.wake(), Woken::WasBlocked);
+                    guest.woken_at = self.now;
+                    let cpu = self.sched.place(&guest.vcpu);
+                    kick(cpu);
+                }
+            }
+            for cpu in (0..self.cpus).map(|cpu| CpuId(cpu as u16)) {
+                let due = self.sched.look_at(cpu).is_some_and(|at| at <= self.now);
+                let done = self.running[cpu.index()].is_some_and(|index| self.guests[index].left == 0);
+                if due || done {
+                    kick(cpu);
+                }
+            }
+            self.settle();
+            self.ran_until = self.now;
+        }
+        // Everything is charged.
+        for cpu in (0..self.cpus).map(|cpu| CpuId(cpu as u16)) {
+            let _ = self.sched.look(cpu, self.now);
+        }
+    }
+
+    fn ran(&self, index: usize) -> u64 {
+        self.guests[index].vcpu.entity.ran()
+    }
+
+    fn moves(&self) -> u64 {
+        self.guests.iter().map(|guest| guest.vcpu.entity.moves()).sum()
+    }
+
+    /// Each of these has had its share by weight of all that they had, within 5 %.
+    fn assert_fair(&self, which: &[usize]) {
+        let total: u64 = which.iter().map(|&index| self.ran(index)).sum();
+        let weights: u64 = which.iter().map(|&index| u64::from(self.guests[index].vcpu.entity.weight())).sum();
+        for &index in which {
+            let share = self.ran(index) as f64 / total as f64;
+            let due = f64::from(self.guests[index].vcpu.entity.weight()) / weights as f64;
+            assert!((share / due - 1.0).abs() < 0.05, "guest {index} has {share:.4} of all, due are {due:.4}");
+        }
+    }
+}
+
+const MINUTE: u64 = 60_000 * MS;
+
+#[test]
+fn eight_equals_share_four_cpus() {
+    let mut world = World::new(4, None);
+    let all: Vec<_> = (0..8).map(|_| world.add(256, BUSY)).collect();
+    world.start();
+    world.run(MINUTE);
+    world.assert_fair(&all);
+    assert!(world.idle < MS, "{}", world.idle);
+    assert!(world.moves() < 100, "they have no reason to move: {}", world.moves());
+}
+
+#[test]
+fn shares_follow_weights_across_cpus() {
+    let mut world = World::new(4, None);
+    // Two to a CPU by their homes: all heavy ones on two CPUs.
+    let weights = [512, 256, 128, 256, 512, 256, 128, 256, 512, 128, 256, 256];
+    let all: Vec<_> = weights.iter().map(|&weight| world.add(weight, BUSY)).collect();
+    world.start();
+    world.run(MINUTE);
+    world.assert_fair(&all);
+}
+
+#[test]
+fn three_share_two_cpus_and_five_share_four() {
+    for (vcpus, cpus) in [(3, 2), (5, 4), (7, 3)] {
+        let mut world = World::new(cpus, None);
+        let all: Vec<_> = (0..vcpus).map(|_| world.add(256, BUSY)).collect();
+        world.start();
+        world.run(MINUTE);
+        world.assert_fair(&all);
+        assert!(world.idle < 2 * SLICES.slice, "work is conserved: {}", world.idle);
+    }
+}
+
+#[test]
+fn nobody_starves_beside_a_hundred_times_its_weight() {
+    let mut world = World::new(2, None);
+    let light = world.add(16, BUSY);
+    for _ in 0..5 {
+        world.add(1600, BUSY);
+    }
+    world.start();
+    world.run(MINUTE);
+    let due = MINUTE * 2 * 16 / (16 + 5 * 1600);
+    assert!(world.ran(light) > due / 2, "{} of {due}", world.ran(light));
+    assert!(world.guests[light].worst_wait < 10_000 * MS, "{}", world.guests[light].worst_wait);
+}
+
+#[test]
+fn one_that_sleeps_often_runs_soon_after_it_wakes() {
+    let mut world = World::new(2, None);
+    for _ in 0..6 {
+        world.add(256, BUSY);
+    }
+    let io = world.add(256, Life(MS / 5, MS));
+    world.start();
+    world.run(100 * MS);
+    world.guests[io].worst_wait = 0;
+    world.run(MINUTE);
+    // It wants a sixth of a CPU, and less than its share: it gets nearly all it asks for.
+    let wanted = MINUTE / 6;
+    assert!(world.ran(io) > wanted * 9 / 10, "{} of {wanted}", world.ran(io));
+    assert!(world.guests[io].worst_wait < 2 * SLICES.slice, "{}", world.guests[io].worst_wait);
+}
+
+#[test]
+fn a_cap_holds_though_cpus_are_idle() {
+    let mut world = World::new(2, None);
+    let capped = world.add(256, BUSY);
+    world.guests[capped].vcpu.entity.set_cap(30);
+    world.start();
+    world.run(MINUTE);
+    let share = world.ran(capped) as f64 / MINUTE as f64;
+    assert!((share - 0.30).abs() < 0.015, "{share}");
+}
+
+#[test]
+fn an_idle_cpu_takes_over_what_waits() {
+    let mut world = World::new(2, None);
+    // Four on CPU 0 by force, then free.
+    let all: Vec<_> = (0..4).map(|_| world.add(256, BUSY)).collect();
+    for &index in &all {
+        world.guests[index].vcpu.entity.affinity.set([CpuId(0)].into_iter());
+    }
+    world.start();
+    world.run(1000 * MS);
+    assert_eq!(world.idle, 1000 * MS, "CPU 1 may not");
+    for &index in &all {
+        world.guests[index].vcpu.entity.affinity.set([CpuId(0), CpuId(1)].into_iter());
+    }
+    world.run(MINUTE);
+    assert!(world.idle <= 1000 * MS + SLICES.slice * 2, "{}", world.idle);
+    world.assert_fair(&all);
+}
+
+#[test]
+fn the_affinity_of_one_that_runs_is_obeyed_at_the_next_look() {
+    let mut world = World::new(2, None);
+    let one = world.add(256, BUSY);
+    world.start();
+    world.run(100 * MS);
+    let here = world.guests[one].vcpu.entity.cpu();
+    let there = CpuId(1 - here.0);
+    world.guests[one].vcpu.entity.affinity.set([there].into_iter());
+    kick(here);
+    world.settle();
+    assert_eq!(world.guests[one].vcpu.entity.cpu(), there);
+}
+
+#[test]
+fn alone_on_a_cpu_there_is_no_tick_and_no_move() {
+    let mut world = World::new(4, None);
+    (0..4).for_each(|_| _ = world.add(256, BUSY));
+    world.start();
+    for cpu in 0..4 {
+        assert_eq!(world.sched.look_at(CpuId(cpu)), None);
+        assert!(!world.sched.competes(CpuId(cpu)));
+    }
+    assert_eq!(world.moves(), 0);
+}
+
+#[test]
+fn torture_moves_one_each_time_and_loses_none() {
+    let mut world = World::new(4, Some(MS));
+    let all: Vec<_> = (0..8).map(|index| world.add(256, if index < 4 { BUSY } else { Life(MS, MS) })).collect();
+    world.start();
+    world.run(10_000 * MS);
+    assert!(world.moves() > 3_000, "{}", world.moves());
+    for index in all {
+        assert!(world.ran(index) > 500 * MS, "{index}: {}", world.ran(index));
+    }
+}
+
+#[test]
+fn one_that_is_removed_leaves_its_place_to_another() {
+    let mut world = World::new(1, None);
+    let first = world.add(256, BUSY);
+    world.sched.remove(&world.guests[first].vcpu);
+    let second = world.add(256, BUSY);
+    world.start_only(second);
+    assert_eq!(world.running[0], Some(second));
+}
+
+impl World {
+    fn start_only(&mut self, index: usize) {
+        assert!(self.guests[index].vcpu.run.power_on());
+        let cpu = self.sched.place(&self.guests[index].vcpu);
+        kick(cpu);
+        self.settle();
+    }
+}
