@@ -1,8 +1,9 @@
 //! The system registers of EL1 and EL0 that make up a vCPU, beyond what each exit saves.
 //!
-//! With one vCPU to a pCPU they stay in the hardware; they are written when a vCPU is switched on and move when it
-//! moves. Not here: the GIC's (`arch::ich`, `vgic`), stage 2's, the FP, SVE and SME registers, debug break- and
-//! watchpoints, the PMU. A scheduler that shares a CPU among vCPUs needs those that are exposed as well.
+//! With one vCPU to a pCPU they stay in the hardware, and are written when a vCPU is switched on. Where vCPUs share
+//! a CPU they are moved when another takes it. Not here: the virtual timer ([`VirtualTimer`]), which goes by rules of
+//! its own; FP ([`super::fp`]); the GIC's (`arch::ich`, `vgic`); stage 2's. What no guest sees (SVE, SME, the PMU, break-
+//! and watchpoints) is not switched.
 
 macro_rules! context {
     ($($field:ident $register:ident $reset:expr, $doc:literal;)* ; $($present:ident: $($opt:ident $opt_register:ident),+;)*) => {
@@ -69,8 +70,6 @@ context! {
     par PAR_EL1 0, "PAR_EL1.";
     mdscr MDSCR_EL1 0, "MDSCR_EL1.";
     cntkctl CNTKCTL_EL1 0, "CNTKCTL_EL1.";
-    cntv_ctl CNTV_CTL_EL0 0, "CNTV_CTL_EL0: the virtual timer off.";
-    cntv_cval CNTV_CVAL_EL0 0, "CNTV_CVAL_EL0.";
     ;
     pauth: apia_lo APIAKEYLO_EL1, apia_hi APIAKEYHI_EL1, apib_lo APIBKEYLO_EL1, apib_hi APIBKEYHI_EL1,
            apda_lo APDAKEYLO_EL1, apda_hi APDAKEYHI_EL1, apdb_lo APDBKEYLO_EL1, apdb_hi APDBKEYHI_EL1,
@@ -119,6 +118,56 @@ mod target {
     }
 }
 
+/// CNTV_CTL_EL0.ENABLE.
+const TIMER_ENABLE: u64 = 1 << 0;
+/// CNTV_CTL_EL0.IMASK.
+const TIMER_MASK: u64 = 1 << 1;
+
+/// The virtual timer of a vCPU that is not in a CPU. The count goes on (CNTVOFF_EL2 is 0), so it can expire there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VirtualTimer {
+    /// CNTV_CTL_EL0.
+    pub ctl: u64,
+    /// CNTV_CVAL_EL0.
+    pub cval: u64,
+}
+
+impl VirtualTimer {
+    /// When it asserts its interrupt; `None` if it is off or masked.
+    #[must_use]
+    pub const fn deadline(&self) -> Option<u64> {
+        if self.ctl & (TIMER_ENABLE | TIMER_MASK) == TIMER_ENABLE { Some(self.cval) } else { None }
+    }
+
+    /// Whether it asserts its interrupt at `now`.
+    #[must_use]
+    pub const fn level(&self, now: u64) -> bool {
+        match self.deadline() {
+            Some(at) => now >= at,
+            None => false,
+        }
+    }
+}
+
+#[cfg(target_os = "none")]
+impl VirtualTimer {
+    /// Takes it out of this CPU, where it is then off.
+    pub fn take(&mut self) {
+        use crate::arch::sysreg::{CNTV_CTL_EL0, CNTV_CVAL_EL0};
+        self.ctl = CNTV_CTL_EL0.get();
+        self.cval = CNTV_CVAL_EL0.get();
+        CNTV_CTL_EL0.set(0);
+        crate::arch::barrier::isb();
+    }
+
+    /// Puts it into this CPU. The time comes first, or the timer would fire at the last one's.
+    pub fn put(&self) {
+        use crate::arch::sysreg::{CNTV_CTL_EL0, CNTV_CVAL_EL0};
+        CNTV_CVAL_EL0.set(self.cval);
+        CNTV_CTL_EL0.set(self.ctl);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,6 +176,14 @@ mod tests {
     fn a_vcpu_starts_with_its_mmu_off_and_its_timer_silent() {
         let reset = El1Context::reset();
         assert_eq!(reset.sctlr & 0x1005, 0, "M, C, I");
-        assert_eq!((reset.cntv_ctl, reset.vbar, reset.apia_lo), (0, 0, 0));
+        assert_eq!((reset.vbar, reset.apia_lo), (0, 0));
+        assert_eq!(VirtualTimer::default().deadline(), None);
+    }
+
+    #[test]
+    fn a_timer_out_of_its_cpu_expires_unless_off_or_masked() {
+        let timer = |ctl| VirtualTimer { ctl, cval: 100 };
+        assert_eq!([0, 1, 2, 3, 5].map(|ctl| timer(ctl).deadline()), [None, Some(100), None, None, Some(100)]);
+        assert!(timer(1).level(100) && !timer(1).level(99) && !timer(3).level(100));
     }
 }

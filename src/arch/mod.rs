@@ -7,6 +7,7 @@
 pub mod el1;
 pub mod esr;
 pub mod features;
+pub mod fp;
 pub mod vcpu;
 
 #[cfg(target_os = "none")]

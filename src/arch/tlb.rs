@@ -47,11 +47,12 @@ pub fn forget_all(vmid: VmId, empty: Pa) {
     });
 }
 
-/// Forgets, on this CPU alone, all that a guest's stage 1 has left for this VMID: before a vCPU that ran elsewhere.
+/// Forgets, on this CPU alone, all that a guest's stage 1 has left for this VMID, and what was fetched as
+/// instructions: before a vCPU where another of its domain ran. The two may have differed about an address.
 pub fn forget_stage1_here() {
     barrier::dsb_nsh();
     // SAFETY: forgetting costs time and nothing else.
-    unsafe { asm!("tlbi vmalle1", options(nostack, preserves_flags)) };
+    unsafe { asm!("tlbi vmalle1", "ic iallu", options(nostack, preserves_flags)) };
     barrier::dsb_nsh();
     barrier::isb();
 }
