@@ -58,6 +58,9 @@ struct Cpu<V> {
 pub struct Credit<V> {
     cpus: Vec<Cpu<V>>,
     slots: Vec<Lock<Option<Arc<V>>>>,
+    /// Those that can run vCPUs.
+    online: CpuSet,
+    /// Those of them that do not.
     idle: CpuSet,
     settings: Settings,
     /// The furthest clock of all queues.
@@ -68,7 +71,7 @@ pub struct Credit<V> {
 }
 
 impl<V: Scheduled> Credit<V> {
-    /// `cpus` CPUs, all idle.
+    /// `cpus` CPUs, none of them up.
     #[must_use]
     pub fn new(cpus: usize, settings: Settings) -> Credit<V> {
         let cpu = || Cpu {
@@ -81,12 +84,11 @@ impl<V: Scheduled> Credit<V> {
             since: AtomicU64::new(0),
             weight: AtomicU32::new(0),
         };
-        let idle = CpuSet::none();
-        (0..cpus).filter_map(|cpu| u16::try_from(cpu).ok()).for_each(|cpu| idle.add(CpuId(cpu)));
         Credit {
             cpus: (0..cpus).map(|_| cpu()).collect(),
             slots: (0..SLOTS).map(|_| Lock::new(Rank::RunQueue, None)).collect(),
-            idle,
+            online: CpuSet::none(),
+            idle: CpuSet::none(),
             settings,
             present: AtomicU64::new(0),
             move_cost: AtomicU64::new(0),
@@ -129,12 +131,16 @@ impl<V: Scheduled> Credit<V> {
         None
     }
 
+    fn may_run(&self, entity: &Entity, cpu: CpuId) -> bool {
+        entity.affinity.has(cpu) && self.online.has(cpu)
+    }
+
     /// A CPU where it may run, `cpu` if it may run there.
     fn allowed(&self, entity: &Entity, cpu: CpuId) -> CpuId {
-        if entity.affinity.has(cpu) {
+        if self.may_run(entity, cpu) {
             return cpu;
         }
-        self.others(cpu).find(|&other| entity.affinity.has(other)).unwrap_or(cpu)
+        self.online.common(&entity.affinity, cpu).unwrap_or(cpu)
     }
 
     /// `near`, or where fewer wait.
@@ -145,7 +151,7 @@ impl<V: Scheduled> Credit<V> {
             if least == 0 {
                 break;
             }
-            if entity.affinity.has(other) && waiting(other) < least {
+            if self.may_run(entity, other) && waiting(other) < least {
                 (least, best) = (waiting(other), other);
             }
         }
@@ -303,6 +309,11 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
 
     fn shares_cpus(&self) -> bool {
         true
+    }
+
+    fn bring_up(&self, cpu: CpuId) {
+        self.online.add(cpu);
+        self.idle.add(cpu);
     }
 
     fn add(&self, vcpu: &Arc<V>, home: CpuId) -> Result<(), AddError> {

@@ -97,6 +97,9 @@ pub trait Scheduler<V>: Send + Sync {
     /// Whether a CPU may have to run one vCPU after another. If not, a vCPU's state stays in its CPU.
     fn shares_cpus(&self) -> bool;
 
+    /// A CPU can run vCPUs from now on.
+    fn bring_up(&self, cpu: CpuId);
+
     /// Takes on a vCPU that is off.
     ///
     /// # Errors

@@ -32,6 +32,8 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Null<V> {
         false
     }
 
+    fn bring_up(&self, _: CpuId) {}
+
     fn add(&self, vcpu: &Arc<V>, home: CpuId) -> Result<(), AddError> {
         match self.slots.lock().get_mut(home.index()) {
             None => Err(AddError::NoSuchCpu(home)),

@@ -62,6 +62,7 @@ impl World {
     fn new(cpus: usize, torture: Option<u64>) -> World {
         let sched = Credit::new(cpus, Settings { slices: SLICES, torture, kick });
         KICKED.with_borrow_mut(Vec::clear);
+        (0..cpus).for_each(|cpu| sched.bring_up(CpuId(cpu as u16)));
         let running = (0..cpus).map(|_| None).collect();
         World { sched, cpus, guests: Vec::new(), running, ran_until: 0, idle: 0, now: 0 }
     }

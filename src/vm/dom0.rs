@@ -1,9 +1,10 @@
 //! How dom0 is built: from the boot modules, on the memory and with the devices that EL2 does not keep.
 
+use super::affinity;
 use super::dom0_acpi::{self, Places};
 use super::dom0_fdt::{Dom0FdtError, Dom0Plan, build_dom0_fdt, vgicr_region};
 use super::dom0_plan::{Banks, Placement, place, plan_dom0_memory};
-use super::domain::{Console, Domain, Life};
+use super::domain::{Console, Domain, LastRan, Life};
 use super::hypervisor::Hypervisor;
 use super::image::Image;
 use super::lpi::LpiPaths;
@@ -134,11 +135,12 @@ pub fn build(hv: &'static Hypervisor, ground: &Ground<'_>) -> Result<(), NoDom0>
         vitss: virtual_itss(hv)?,
         paths,
         console: places.console.map(|(regs, irq)| Console { regs, irq, uart: Lock::new(Rank::Domain, Vpl011::new()) }),
+        last_ran: LastRan::new(machine.cpus.len()),
         vcpus: Once::new(),
         life: Life::new(),
     };
-    for vcpu in &vcpus {
-        hv.add_vcpu(vcpu, vcpu.cpu).map_err(|error| no("dom0's vCPUs have no place", error))?;
+    for (vcpu, &(home, _)) in vcpus.iter().zip(&cpus) {
+        hv.add_vcpu(vcpu, home).map_err(|error| no("dom0's vCPUs have no place", error))?;
     }
     for vcpu in &vcpus {
         if let Some(vpe) = vcpu.vpe {
@@ -152,9 +154,14 @@ pub fn build(hv: &'static Hypervisor, ground: &Ground<'_>) -> Result<(), NoDom0>
         unreachable!("a domain that was just made has no vCPUs");
     }
     hv.add_dom0(domain);
-    let started =
-        first.is_some_and(|vcpu| vcpu.power_on(Start { entry: Ipa(place.kernel.base.0), context: place.dtb.base.0 }));
-    if started { Ok(()) } else { Err(NoDom0("dom0 has no vCPU".to_string())) }
+    let start = Start { entry: Ipa(place.kernel.base.0), context: place.dtb.base.0 };
+    match first.filter(|vcpu| vcpu.power_on(start)) {
+        Some(vcpu) => {
+            hv.make_runnable(&vcpu);
+            Ok(())
+        }
+        None => Err(NoDom0("dom0 has no vCPU".to_string())),
+    }
 }
 
 fn module(machine: &Machine, kind: ModuleKind) -> Option<&Module> {
@@ -192,7 +199,8 @@ fn describe(
     }
 }
 
-/// The CPUs that get a vCPU, and the affinity each vCPU reads: its CPU's own. The boot CPU's comes first.
+/// The CPU that each vCPU starts on, and the affinity that it reads: its CPU's own, or one that is free. The boot
+/// CPU's comes first.
 fn vcpu_places(hv: &Hypervisor) -> Vec<(CpuId, Mpidr)> {
     let boot = crate::arch::percpu::cpu();
     let mut cpus: Vec<(CpuId, Mpidr)> = hv
@@ -205,10 +213,17 @@ fn vcpu_places(hv: &Hypervisor) -> Vec<(CpuId, Mpidr)> {
         .filter(|&(cpu, _)| cpu == boot || hv.is_online(cpu))
         .collect();
     cpus.sort_by_key(|&(cpu, _)| (cpu != boot, cpu));
-    if let Some(most) = hv.options.dom0_max_vcpus {
-        cpus.truncate(usize::from(most));
-    }
-    cpus
+    let count = match hv.options.dom0_max_vcpus.map(usize::from) {
+        Some(most) if most > cpus.len() && !hv.sched.shares_cpus() => {
+            log::warn!("dom0 gets {} vCPUs, not {most}: with sched=null there is one for each CPU", cpus.len());
+            cpus.len()
+        }
+        Some(most) => most,
+        None => cpus.len(),
+    };
+    let own: Vec<Mpidr> = cpus.iter().map(|&(_, mpidr)| mpidr).collect();
+    let homes: Vec<CpuId> = cpus.iter().map(|&(cpu, _)| cpu).collect();
+    homes.into_iter().cycle().zip(affinity::for_vcpus(&own, count)).collect()
 }
 
 fn load(ram: &GuestRam, module: &Module, to: Pa) -> Result<(), NoDom0> {

@@ -19,7 +19,7 @@ use crate::vits::{Progress, Vits};
 use crate::vm::dev::vpl011::Vpl011;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
 /// How long a CPU waits for another to leave its guest.
 const LEAVE_LIMIT_US: u64 = 1_000;
@@ -74,6 +74,8 @@ pub struct Domain {
     pub paths: LpiPaths,
     /// Its console.
     pub console: Option<Console>,
+    /// Which of its vCPUs each CPU ran last.
+    pub last_ran: LastRan,
     /// Its vCPUs.
     pub vcpus: Once<Vec<Arc<Vcpu>>>,
     /// Whether it lives.
@@ -317,14 +319,39 @@ impl Domain {
 
     /// Makes a vCPU look at its interrupts again, wherever it is.
     pub fn kick(&self, vcpu: &Vcpu) {
-        let woken = vcpu.run.wake();
-        if woken == Woken::WasBlocked {
+        if vcpu.run.wake() == Woken::WasBlocked {
             count(percpu::cpu(), Event::Wake);
+            hypervisor().make_runnable(vcpu);
+        } else if vcpu.is_in_guest() {
+            // If it has moved since, it has looked since.
+            let cpu = vcpu.cpu();
+            if cpu != percpu::cpu() {
+                hypervisor().send_kick(cpu);
+            }
         }
-        let elsewhere = vcpu.cpu != percpu::cpu();
-        if elsewhere && (woken == Woken::WasBlocked || vcpu.is_in_guest()) {
-            hypervisor().send_kick(vcpu.cpu);
-        }
+    }
+}
+
+/// Which vCPU of a domain each CPU ran last.
+///
+/// Two vCPUs of a domain may have different mappings of one address, for their own use, under one VMID: where one ran,
+/// the other must not find the first's in the TLB.
+pub struct LastRan(Vec<AtomicU16>);
+
+impl LastRan {
+    /// None on any of `cpus` CPUs.
+    #[must_use]
+    pub fn new(cpus: usize) -> LastRan {
+        LastRan((0..cpus).map(|_| AtomicU16::new(u16::MAX)).collect())
+    }
+
+    /// `vcpu` runs on `cpu` now. `true` if another did before.
+    #[must_use]
+    pub fn changes(&self, cpu: CpuId, vcpu: VcpuId) -> bool {
+        let Some(last) = self.0.get(cpu.index()) else { return true };
+        let before = last.load(Ordering::Relaxed);
+        last.store(vcpu.0, Ordering::Relaxed);
+        before != vcpu.0 && before != u16::MAX
     }
 }
 
@@ -342,12 +369,12 @@ pub struct DomainPort<'a> {
 
 impl DomainPort<'_> {
     fn cpu_of(&self, vcpu: VcpuId) -> Option<CpuId> {
-        Some(self.domain.vcpu(vcpu)?.cpu)
+        Some(self.domain.vcpu(vcpu)?.cpu())
     }
 
     /// Makes every vCPU but the current one leave the guest and look again before it goes on, and waits for it.
     fn settle(&self, which: impl Fn(&Vcpu) -> bool) {
-        for vcpu in self.domain.vcpus().iter().filter(|vcpu| which(vcpu) && vcpu.cpu != percpu::cpu()) {
+        for vcpu in self.domain.vcpus().iter().filter(|vcpu| which(vcpu) && vcpu.cpu() != percpu::cpu()) {
             self.domain.kick(vcpu);
             if !El2.wait(LEAVE_LIMIT_US, || !vcpu.is_in_guest()) {
                 log::warn!("{} of {} did not leave its guest within 1 ms", vcpu.id, self.domain.id);
@@ -400,8 +427,22 @@ impl Port for DomainPort<'_> {
     }
 
     fn ppi_deactivate(&self, vcpu: VcpuId, intid: Intid) {
-        if let Some(cpu) = self.cpu_of(vcpu) {
-            self.hv.gic.ppi_set_active(cpu, intid, false);
+        let Some(vcpu) = self.domain.vcpu(vcpu) else { return };
+        match vcpu.live_on() {
+            Some(cpu) if cpu == percpu::cpu() || !self.hv.sched.shares_cpus() => {
+                self.hv.gic.ppi_set_active(cpu, intid, false);
+            }
+            // Another vCPU may be there before the write is: its own CPU does it.
+            Some(cpu) => {
+                vcpu.ask_to_deactivate(intid);
+                self.domain.kick(vcpu);
+                if vcpu.live_on() != Some(cpu) {
+                    // It may have left before it was asked. One more level interrupt there does no harm, none would.
+                    self.hv.gic.ppi_set_active(cpu, intid, false);
+                }
+            }
+            // Nothing of it is in a CPU, and nothing will be made active for it.
+            None => {}
         }
     }
 

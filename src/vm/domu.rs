@@ -4,7 +4,7 @@
 //! given back by [`ends`](super::ends), or here when building fails half-way.
 
 use super::dom0_plan::Placement;
-use super::domain::{Console, Domain, Life};
+use super::domain::{Console, Domain, LastRan, Life};
 use super::domu_fdt::{DomuTree, build_domu_fdt};
 use super::domu_plan::{
     DIST, MAX_VCPUS, SPIS, UART, UART_IRQ, affinities, place_modules, plan_pool, ram_size, redists,
@@ -116,7 +116,7 @@ fn build(hv: &'static Hypervisor, id: DomId, config: &DomainConfig) -> Result<()
         }
     };
     let vcpus = domain.vcpus();
-    let places: Vec<String> = vcpus.iter().map(|vcpu| vcpu.cpu.to_string()).collect();
+    let places: Vec<String> = vcpus.iter().map(|vcpu| vcpu.cpu().to_string()).collect();
     log::info!("{id} `{}`: {count} vCPUs ({}), {} MiB", config.name, places.join(", "), size >> 20);
     let first = vcpus.first().cloned();
     let domain = Arc::new(domain);
@@ -204,6 +204,7 @@ fn furnish(
             irq: UART_IRQ,
             uart: Lock::new(Rank::Domain, Vpl011::new()),
         }),
+        last_ran: LastRan::new(hv.machine.cpus.len()),
         vcpus: Once::new(),
         life: Life::new(),
     };
@@ -211,7 +212,7 @@ fn furnish(
     for (index, &affinity) in (0..).zip(&affinities) {
         let Some(vcpu) = put_somewhere(hv, |cpu| Vcpu::new(id, VcpuId(index), affinity, cpu, None, ich::count()))
         else {
-            vcpus.iter().for_each(|vcpu: &Arc<Vcpu>| hv.sched.remove(vcpu));
+            vcpus.iter().for_each(|vcpu: &Arc<Vcpu>| hv.remove_vcpu(vcpu));
             give_address_space_back(hv, &domain);
             return Err(NoDomain("no CPU is free for all of its vCPUs".to_string()));
         };
@@ -221,9 +222,13 @@ fn furnish(
     Ok(domain)
 }
 
-/// A vCPU on the first CPU that takes it; the boot CPU is asked last, as it takes the console's interrupts.
+/// A vCPU on the first CPU that takes it; the boot CPU is asked last, as it takes the console's interrupts. Where CPUs
+/// are shared, each takes it, and they take turns.
 fn put_somewhere(hv: &Hypervisor, make: impl Fn(CpuId) -> Vcpu) -> Option<Arc<Vcpu>> {
-    let cpus = (0..hv.machine.cpus.len() as u16).rev().map(CpuId).filter(|&cpu| hv.is_online(cpu));
+    let count = hv.machine.cpus.len();
+    let turn = if hv.sched.shares_cpus() { hv.vcpus() % count } else { 0 };
+    let all = (0..count as u16).rev().map(CpuId).cycle().skip(turn).take(count);
+    let cpus = all.filter(|&cpu| hv.is_online(cpu));
     cpus.map(|cpu| (Arc::new(make(cpu)), cpu)).find_map(|(vcpu, cpu)| hv.add_vcpu(&vcpu, cpu).is_ok().then_some(vcpu))
 }
 

@@ -130,7 +130,7 @@ fn begin(hv: &Hypervisor, id: DomId) -> Option<Work> {
     let domain = hv.take_domain(id)?;
     console::detach(id);
     for vcpu in domain.vcpus() {
-        hv.sched.remove(vcpu);
+        hv.remove_vcpu(vcpu);
     }
     for (_, vits) in &domain.vitss {
         let _ = vits.reset();

@@ -17,7 +17,6 @@ use crate::trace::{Event, count};
 use crate::vgic::SgiGroup;
 use crate::vm::dev::psci::{self, PsciAction};
 use crate::vm::dev::vtimer::VTimer;
-use crate::vm::options::Vwfi;
 
 /// Exception level and stack selection in SPSR_EL2.
 const PSTATE_MODE: u64 = 0xf;
@@ -39,7 +38,7 @@ pub struct Exit<'a> {
 
 impl Exit<'_> {
     fn count(&self, event: Event) {
-        count(self.vcpu.cpu, event);
+        count(self.vcpu.cpu(), event);
     }
 
     fn advance(&mut self, esr: Esr) {
@@ -99,9 +98,9 @@ impl Exit<'_> {
         self.count(Event::ExitWfx);
         self.advance(esr);
         match esr.wfx() {
-            Wfx::Wfi if self.hv.options.vwfi == Vwfi::Trap => Next::Block,
-            // With one vCPU for each CPU there is nobody to yield to; a timed wait may end at once.
-            _ => Next::Resume,
+            Wfx::Wfi => Next::Block,
+            // A timed wait may end at once.
+            Wfx::Wfe | Wfx::Wfit | Wfx::Wfet => Next::Yield,
         }
     }
 
@@ -349,10 +348,8 @@ impl trapped::SysRegPort for SysRegs<'_, '_> {
         let level = self.exit.context.timer.level(now);
         let domain = self.exit.domain;
         domain.vgic.set_ppi_level(&domain.port(), self.exit.vcpu.id, super::run::CNTP_PPI, level);
-        match self.exit.context.timer.deadline(now) {
-            Some(at) => timer::arm(at),
-            None => timer::disarm(),
-        }
+        let deadline = self.exit.context.timer.deadline(now);
+        self.exit.hv.timer(self.exit.vcpu.cpu()).set_guest(deadline);
     }
 
     fn mdscr(&self) -> u64 {

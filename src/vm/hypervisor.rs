@@ -3,19 +3,21 @@
 use super::domain::Domain;
 use super::ends::Ends;
 use super::lpi::Routes;
-use super::options::Options;
+use super::options::{Options, Sched};
 use super::owners::{SpiOwners, VmIds, VpeOwners};
+use super::soft_timer::SoftTimer;
 use super::vcpu::Vcpu;
 use crate::arch::features::{self, Features};
-use crate::arch::{barrier, sysreg};
+use crate::arch::{barrier, percpu, sysreg, timer};
 use crate::gic::{Gic, GicError, cpuif};
 use crate::ids::{CpuId, DomId, Intid, Mpidr, VcpuId, VpeId};
 use crate::mm::guest_pool::GuestPool;
 use crate::mm::hw::El2;
 use crate::mm::tlb::Tlbs;
 use crate::platform::Machine;
-use crate::sched::{Null, State};
+use crate::sched::{AddError, Credit, Null, Scheduler, Settings, Slices, State};
 use crate::sync::{Lock, Once, Rank, Slot};
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -27,6 +29,9 @@ pub const DOMAINS: usize = 1 + crate::platform::DOMAINS;
 
 /// Complaints of one kind that are logged; the rest are counted.
 const COMPLAINTS: u32 = 16;
+
+/// Caps are kept over so many time slices.
+const CAP_PERIOD: u64 = 6;
 
 /// Why a CPU cannot run guests.
 #[derive(Clone, Copy, Debug)]
@@ -67,16 +72,6 @@ impl Deref for DomainRef<'_> {
     }
 }
 
-/// A CPU has a vCPU already.
-#[derive(Clone, Copy, Debug)]
-pub struct CpuTaken(pub CpuId);
-
-impl fmt::Display for CpuTaken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} has a vCPU already", self.0)
-    }
-}
-
 /// Everything.
 pub struct Hypervisor {
     /// What machine this is.
@@ -90,7 +85,7 @@ pub struct Hypervisor {
     /// Where physical LPIs go.
     pub routes: Routes,
     /// Which vCPU runs where.
-    pub sched: Null<Vcpu>,
+    pub sched: Box<dyn Scheduler<Vcpu>>,
     /// The interrupt of EL2's own UART.
     pub console_irq: Option<Intid>,
     /// The TLBs, for every stage 2.
@@ -109,8 +104,33 @@ pub struct Hypervisor {
     loaded: Vec<AtomicU64>,
     dom0: Once<Domain>,
     others: [Slot<Domain>; DOMAINS - 1],
+    timers: Vec<SoftTimer>,
+    /// The vCPU whose registers a CPU was given last.
+    last_on: Vec<AtomicU64>,
     online: Vec<AtomicBool>,
     complaints: AtomicU32,
+    vcpus: AtomicU32,
+}
+
+/// A domain's vCPU in one number, never 0.
+fn name_of(vcpu: &Vcpu) -> u64 {
+    1 << 32 | u64::from(vcpu.domain.0) << 16 | u64::from(vcpu.id.0)
+}
+
+fn scheduler(options: &Options, cpus: usize) -> Box<dyn Scheduler<Vcpu>> {
+    let ticks = |ms: u32| timer::us_to_ticks(u64::from(ms) * 1000);
+    match options.sched {
+        Sched::Null => Box::new(Null::new(cpus)),
+        Sched::Credit => {
+            let slice = ticks(options.tslice_ms);
+            let settings = Settings {
+                slices: Slices { slice, period: slice * CAP_PERIOD },
+                torture: options.torture_ms.map(ticks),
+                kick: |cpu| hypervisor().send_kick(cpu),
+            };
+            Box::new(Credit::new(cpus, settings))
+        }
+    }
 }
 
 static HYPERVISOR: Once<Hypervisor> = Once::new();
@@ -158,7 +178,7 @@ impl Hypervisor {
             features,
             gic,
             routes,
-            sched: Null::new(machine.cpus.len()),
+            sched: scheduler(&options, machine.cpus.len()),
             console_irq: machine.uart.and_then(|uart| uart.irq),
             tlbs,
             spis,
@@ -169,8 +189,11 @@ impl Hypervisor {
             loaded: machine.cpus.iter().map(|_| AtomicU64::new(0)).collect(),
             dom0: Once::new(),
             others: [const { Slot::new() }; DOMAINS - 1],
+            timers: machine.cpus.iter().map(|_| SoftTimer::new()).collect(),
+            last_on: machine.cpus.iter().map(|_| AtomicU64::new(0)).collect(),
             online: machine.cpus.iter().map(|_| AtomicBool::new(false)).collect(),
             complaints: AtomicU32::new(0),
+            vcpus: AtomicU32::new(0),
         }
     }
 
@@ -183,6 +206,7 @@ impl Hypervisor {
         for ppi in [self.machine.timer.virt, self.machine.timer.hyp, self.machine.gic.maintenance] {
             self.gic.ppi_enable(cpu, ppi);
         }
+        self.sched.bring_up(cpu);
         if let Some(online) = self.online.get(cpu.index()) {
             online.store(true, Ordering::Release);
         }
@@ -293,7 +317,7 @@ impl Hypervisor {
     /// The vCPU of a CPU.
     #[must_use]
     pub fn vcpu_of(&self, cpu: CpuId) -> Option<Arc<Vcpu>> {
-        self.sched.pick(cpu)
+        self.sched.current(cpu)
     }
 
     /// The vCPU whose vPE this is, with its domain.
@@ -309,24 +333,67 @@ impl Hypervisor {
         self.domain(self.spis.get(spi)?)
     }
 
-    /// Takes on a vCPU that is off, to run on `home`. Hands it back if that has one already.
-    ///
-    /// # Errors
-    ///
-    /// The CPU is taken.
-    pub fn add_vcpu(&self, vcpu: &Arc<Vcpu>, home: CpuId) -> Result<(), CpuTaken> {
-        self.sched.assign(home, vcpu.clone()).map_err(|_| CpuTaken(home))
-    }
-
-    /// Has a vCPU run that was asleep or off and is `Runnable` now.
-    pub fn make_runnable(&self, vcpu: &Vcpu) {
-        self.send_kick(vcpu.cpu);
-    }
-
     /// Makes another CPU leave its guest, or its sleep.
     pub fn send_kick(&self, cpu: CpuId) {
         if let Some(mpidr) = self.mpidr(cpu) {
             cpuif::send_sgi(super::irq::KICK, mpidr);
+        }
+    }
+
+    /// A CPU's EL2 timer.
+    ///
+    /// # Panics
+    ///
+    /// For a CPU that the machine does not have.
+    #[must_use]
+    pub fn timer(&self, cpu: CpuId) -> &SoftTimer {
+        &self.timers[cpu.index()]
+    }
+
+    /// Takes on a vCPU that is off. Allocates.
+    ///
+    /// # Errors
+    ///
+    /// [`AddError`].
+    pub fn add_vcpu(&self, vcpu: &Arc<Vcpu>, home: CpuId) -> Result<(), AddError> {
+        self.sched.add(vcpu, home)?;
+        self.vcpus.fetch_add(1, Ordering::Relaxed);
+        for timer in &self.timers {
+            timer.reserve(self.vcpus());
+        }
+        Ok(())
+    }
+
+    /// Forgets a vCPU that is off.
+    pub fn remove_vcpu(&self, vcpu: &Vcpu) {
+        self.sched.remove(vcpu);
+        self.vcpus.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How many vCPUs there are.
+    #[must_use]
+    pub fn vcpus(&self) -> usize {
+        self.vcpus.load(Ordering::Relaxed) as usize
+    }
+
+    /// Has a vCPU run that was asleep or off and is `Runnable` now.
+    pub fn make_runnable(&self, vcpu: &Vcpu) {
+        let cpu = self.sched.place(vcpu);
+        if cpu != percpu::cpu() {
+            self.send_kick(cpu);
+        }
+    }
+
+    /// Whether `vcpu` was the last whose registers `cpu` was given.
+    #[must_use]
+    pub fn was_last_on(&self, cpu: CpuId, vcpu: &Vcpu) -> bool {
+        self.last_on.get(cpu.index()).is_some_and(|last| last.load(Ordering::Relaxed) == name_of(vcpu))
+    }
+
+    /// `cpu` holds the registers of `vcpu`.
+    pub fn set_last_on(&self, cpu: CpuId, vcpu: &Vcpu) {
+        if let Some(last) = self.last_on.get(cpu.index()) {
+            last.store(name_of(vcpu), Ordering::Relaxed);
         }
     }
 

@@ -6,7 +6,8 @@
 //! by the guest through a hardware-linked list register for the guest's (IHI 0069, 4.1.1 and 4.7).
 
 use super::hypervisor;
-use crate::arch::{sysreg, timer};
+use super::run::virtual_timer_line;
+use crate::arch::sysreg;
 use crate::gic::cpuif;
 use crate::ids::{CpuId, Intid, Lpi};
 use crate::trace::{Event, count};
@@ -41,6 +42,11 @@ fn take(cpu: CpuId, intid: Intid) {
         }
         _ if intid == hv.machine.timer.virt => {
             count(cpu, Event::IrqVtimer);
+            if !virtual_timer_line() {
+                // It has fallen since: the vCPU that it was for has left this CPU, or its guest has set another time.
+                cpuif::deactivate(intid);
+                return;
+            }
             let taken = hv.vcpu_of(cpu).is_some_and(|vcpu| {
                 hv.domain(vcpu.domain).is_some_and(|domain| {
                     let port = domain.port();
@@ -55,10 +61,19 @@ fn take(cpu: CpuId, intid: Intid) {
         }
         _ if intid == hv.machine.timer.hyp => {
             count(cpu, Event::IrqHtimer);
-            // The vCPU's CNTP is looked at before it enters; the line is quieted until then.
-            timer::disarm();
+            let look = hv.timer(cpu).fired(&mut |vcpu| {
+                if hv.wake(vcpu) {
+                    count(cpu, Event::WakeTimer);
+                }
+            });
             cpuif::deactivate(intid);
-            if let Some(vcpu) = hv.vcpu_of(cpu) {
+            if look {
+                hv.sched.ask_for_a_look(cpu);
+            }
+            // One that sleeps in this CPU has its CNTP looked at before it enters.
+            if !hv.sched.shares_cpus()
+                && let Some(vcpu) = hv.vcpu_of(cpu)
+            {
                 hv.wake(&vcpu);
             }
         }

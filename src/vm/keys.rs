@@ -36,7 +36,7 @@ fn domain_state(domain: &Domain) {
     ));
     for vcpu in domain.vcpus() {
         let guest = if vcpu.is_in_guest() { ", in the guest" } else { "" };
-        line(format_args!("  {} ({}) on {}: {:?}{guest}", vcpu.id, vcpu.affinity, vcpu.cpu, vcpu.run.get()));
+        line(format_args!("  {} ({}) on {}: {:?}{guest}", vcpu.id, vcpu.affinity, vcpu.cpu(), vcpu.run.get()));
     }
 }
 

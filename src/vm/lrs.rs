@@ -25,8 +25,3 @@ pub fn store(image: &mut LrImage) {
     sysreg::ICH_HCR_EL2.set(0);
     barrier::isb();
 }
-
-/// The state after a reset: nothing enabled, nothing active.
-pub fn reset() {
-    ich::State::default().restore();
-}

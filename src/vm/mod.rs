@@ -1,6 +1,7 @@
 //! Domains: how one is built, how its vCPUs run, what happens when one leaves the guest, and who gets an
 //! interrupt.
 
+pub mod affinity;
 pub mod carve;
 pub mod dev;
 pub mod dom0_acpi;
@@ -12,6 +13,7 @@ pub mod image;
 pub mod lpi;
 pub mod options;
 pub mod owners;
+pub mod sleepers;
 pub mod trap;
 
 #[cfg(target_os = "none")]
@@ -36,6 +38,10 @@ pub mod keys;
 mod lrs;
 #[cfg(target_os = "none")]
 pub mod run;
+#[cfg(target_os = "none")]
+mod soft_timer;
+#[cfg(target_os = "none")]
+mod switch;
 #[cfg(target_os = "none")]
 mod vcpu;
 

@@ -14,6 +14,17 @@ pub enum Vwfi {
     Native,
     /// WFI blocks the vCPU, WFE yields.
     Trap,
+    /// They trap while another vCPU could use the CPU.
+    Auto,
+}
+
+/// Which vCPU runs where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sched {
+    /// Each CPU has one vCPU, for ever.
+    Null,
+    /// CPUs are shared by weight.
+    Credit,
 }
 
 /// Whether device interrupts go to the guest directly where the hardware can.
@@ -57,8 +68,14 @@ pub enum OnCrash {
 pub struct Options {
     /// `direct=on|off`.
     pub direct: Direct,
-    /// `vwfi=native|trap`.
+    /// `vwfi=native|trap|auto`.
     pub vwfi: Vwfi,
+    /// `sched=null|credit`.
+    pub sched: Sched,
+    /// `sched_credit_tslice_ms=N`: how long a vCPU runs while another waits.
+    pub tslice_ms: u32,
+    /// `sched-torture=Nms`: a vCPU is moved to a random CPU this often. For tests.
+    pub torture_ms: Option<u32>,
     /// `onpanic=park|off`.
     pub on_panic: OnPanic,
     /// `on-crash=destroy|restart`.
@@ -77,7 +94,10 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             direct: Direct::On,
-            vwfi: Vwfi::Native,
+            vwfi: Vwfi::Auto,
+            sched: Sched::Null,
+            tslice_ms: 10,
+            torture_ms: None,
             on_panic: OnPanic::Park,
             on_crash: OnCrash::Destroy,
             dom0_mem: None,
@@ -121,7 +141,8 @@ pub fn parse<'a>(line: &'a str, mut unknown: impl FnMut(&'a str)) -> Result<Opti
                 options.vwfi = match value {
                     "native" => Vwfi::Native,
                     "trap" => Vwfi::Trap,
-                    _ => return Err(bad("`native` or `trap`")),
+                    "auto" => Vwfi::Auto,
+                    _ => return Err(bad("`native`, `trap` or `auto`")),
                 }
             }
             "onpanic" => {
@@ -138,8 +159,20 @@ pub fn parse<'a>(line: &'a str, mut unknown: impl FnMut(&'a str)) -> Result<Opti
                     _ => return Err(bad("`destroy` or `restart`")),
                 }
             }
-            "sched" if value == "null" => {}
-            "sched" => return Err(bad("`null`")),
+            "sched" => {
+                options.sched = match value {
+                    "null" => Sched::Null,
+                    "credit" => Sched::Credit,
+                    _ => return Err(bad("`null` or `credit`")),
+                }
+            }
+            "sched_credit_tslice_ms" => {
+                options.tslice_ms = milliseconds(value).ok_or(bad("a number from 1 to 1000"))?;
+            }
+            "sched-torture" => {
+                let every = value.strip_suffix("ms").and_then(milliseconds);
+                options.torture_ms = Some(every.ok_or(bad("`1ms` to `1000ms`"))?);
+            }
             "dom0_mem" => {
                 let size = size(value).filter(|&bytes| bytes >= 32 << 20);
                 options.dom0_mem = Some(size.ok_or(bad("a size of 32M or more, in bytes or with K, M or G"))?);
@@ -179,6 +212,11 @@ pub fn powers_off_on_panic(line: &str) -> bool {
     line.split_ascii_whitespace().any(|word| word == "onpanic=off")
 }
 
+/// A number of milliseconds up to a second.
+fn milliseconds(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|ms| (1..=1000).contains(ms))
+}
+
 /// A size in bytes, or with one of the suffixes K, M and G.
 fn size(text: &str) -> Option<u64> {
     let (digits, shift) = match text.char_indices().next_back()? {
@@ -213,12 +251,16 @@ mod tests {
         assert_eq!((o.dom0_mem, o.dom0_max_vcpus), (Some(1536 << 20), Some(3)));
         assert_eq!(o.dom0_acpi, Dom0Acpi::Off);
         assert_eq!(o.loglvl, log::LevelFilter::Debug);
+        let o = read("sched=credit sched_credit_tslice_ms=5 sched-torture=1ms vwfi=auto");
+        assert_eq!((o.sched, o.tslice_ms, o.torture_ms, o.vwfi), (Sched::Credit, 5, Some(1), Vwfi::Auto));
     }
 
     #[test]
     fn a_value_that_makes_no_sense_is_named_with_what_the_word_takes() {
         for line in [
             "on-crash=",
+            "sched-torture=1",
+            "sched_credit_tslice_ms=0",
             "direct=maybe",
             "vwfi=",
             "dom0_mem=1T",

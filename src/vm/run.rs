@@ -3,15 +3,17 @@
 use super::domain::Domain;
 use super::vcpu::{Context, Vcpu};
 use super::{Hypervisor, ends, exit, hypervisor, irq, lrs};
-use crate::arch::el1::El1Context;
+use crate::arch::el1::{El1Context, VirtualTimer};
+use crate::arch::fp::FpContext;
 use crate::arch::vcpu::{GuestRegs, RawExit, Reason, enter};
-use crate::arch::{barrier, features, sysreg, timer};
-use crate::gic::v4;
-use crate::ids::{CpuId, Intid};
-use crate::sched::{Found, RunState, Schedulable, Why};
+use crate::arch::{barrier, features, ich, sysreg, timer};
+use crate::gic::v4::{self, EnterError};
+use crate::ids::{CpuId, Intid, VpeId};
+use crate::sched::{Schedulable, Verdict, Why};
 use crate::sync::Ownership;
 use crate::trace::{Event, count};
 use crate::vm::options::Vwfi;
+use alloc::sync::Arc;
 
 /// PPI of the physical timer that a guest programs through CNTP_*; emulated.
 pub(super) const CNTP_PPI: Intid = Intid(30);
@@ -24,6 +26,10 @@ const CNTP_ENABLE: u64 = 1;
 pub enum Next {
     /// Go on.
     Resume,
+    /// Go on, unless another vCPU wants the CPU.
+    Yield,
+    /// Make way, and come back later.
+    Preempt,
     /// Wait for an interrupt.
     Block,
     /// It is powered off.
@@ -35,13 +41,15 @@ pub fn cpu_loop(cpu: CpuId) -> ! {
     let hv = hypervisor();
     loop {
         irq::take_all(cpu);
-        match hv.vcpu_of(cpu) {
-            Some(vcpu) if vcpu.run.start_running() => {
+        let next = hv.sched.next(cpu, timer::now());
+        hv.timer(cpu).set_look(hv.sched.look_at(cpu));
+        match next {
+            Some(vcpu) => {
                 let Some(domain) = hv.domain(vcpu.domain) else { unreachable!("a vCPU without a domain") };
-                Stay { hv, domain: &domain, vcpu: &vcpu, resident: None }.run();
+                Stay { hv, domain: &domain, vcpu: &vcpu, cpu, shares: hv.sched.shares_cpus(), resident: None }.run();
             }
-            _ if ends::chore(cpu) => {}
-            _ => {
+            None if ends::chore(cpu) => {}
+            None => {
                 hv.unload_stage2(cpu);
                 barrier::wfi();
             }
@@ -50,17 +58,20 @@ pub fn cpu_loop(cpu: CpuId) -> ! {
 }
 
 /// Whether the virtual timer asserts its interrupt: enabled, not masked, condition met (DDI 0487, CNTV_CTL_EL0).
-fn virtual_timer_line() -> bool {
+pub(super) fn virtual_timer_line() -> bool {
     sysreg::CNTV_CTL_EL0.get() & 0b111 == 0b101
 }
 
 /// One vCPU on this CPU, from switch-in to switch-out.
-struct Stay<'a> {
-    hv: &'static Hypervisor,
-    domain: &'a Domain,
-    vcpu: &'a Vcpu,
+pub(super) struct Stay<'a> {
+    pub(super) hv: &'static Hypervisor,
+    pub(super) domain: &'a Domain,
+    pub(super) vcpu: &'a Arc<Vcpu>,
+    pub(super) cpu: CpuId,
+    /// Other vCPUs may come to this CPU: what this one has in it is saved when it goes.
+    pub(super) shares: bool,
     /// The right to be resident is this CPU's, not the vCPU's: it cannot leave this stack.
-    resident: Option<v4::Resident>,
+    pub(super) resident: Option<v4::Resident>,
 }
 
 impl Stay<'_> {
@@ -71,22 +82,21 @@ impl Stay<'_> {
         self.switch_in();
         let mut context = self.vcpu.own();
         let next = loop {
+            if self.makes_way() {
+                break Next::Preempt;
+            }
             match self.once(&mut context) {
                 Next::Resume => {}
+                Next::Yield => self.hv.sched.ask_for_a_look(self.cpu),
+                Next::Block if self.has_news(&context) => {}
                 stop => break stop,
             }
         };
         drop(context);
         match next {
-            Next::Off => {
-                let _ = self.switch_out(Why::Preempt);
-                sysreg::CNTV_CTL_EL0.set(0);
-                timer::disarm();
-                self.domain.vgic.reset_vcpu(&self.domain.port(), self.vcpu.id);
-                self.vcpu.run.power_off();
-                self.domain.vcpu_went_off();
-            }
-            _ => self.block(),
+            Next::Off => self.off(),
+            Next::Block => self.block(),
+            Next::Preempt | Next::Resume | Next::Yield => self.preempt(),
         }
     }
 
@@ -96,18 +106,71 @@ impl Stay<'_> {
         context.regs = GuestRegs { pc: start.entry.0, pstate: GuestRegs::PSTATE_EL1H_MASKED, ..GuestRegs::default() };
         context.regs.set(0, start.context);
         context.el1 = El1Context::reset();
+        context.fp = FpContext::reset();
+        context.vtimer = VirtualTimer::default();
+        context.ich = ich::State::default();
+        context.saved_from = None;
         context.timer = Default::default();
         context.serror = false;
+        self.vcpu.set_live(None);
         self.domain.vgic.reset_vcpu(&self.domain.port(), self.vcpu.id);
-        context.el1.restore();
-        lrs::reset();
+    }
+
+    /// Whether the scheduler has somebody else for this CPU. It is asked when something has happened.
+    fn makes_way(&self) -> bool {
+        let sched = &self.hv.sched;
+        if !self.shares || !sched.wants_a_look(self.cpu) {
+            return false;
+        }
+        let verdict = sched.look(self.cpu, timer::now());
+        self.hv.timer(self.cpu).set_look(sched.look_at(self.cpu));
+        verdict == Verdict::Switch
+    }
+
+    /// Whether it would be called back from its sleep at once, by something that is no vLPI. Not worth a look where
+    /// sleeping costs next to nothing.
+    fn has_news(&self, context: &Context) -> bool {
+        if !self.shares {
+            return false;
+        }
+        // The virtual timer may have fired just now.
+        irq::take_all(self.cpu);
+        context.timer.level(timer::now()) || self.domain.vgic.has_pending(self.vcpu.id, sysreg::ICH_VMCR_EL2.get())
+    }
+
+    fn preempt(&mut self) {
+        let stopped = self.hv.sched.stop(self.cpu, timer::now());
+        let _ = self.switch_out(Why::Preempt);
+        self.vcpu.run.preempted();
+        if let Some(vcpu) = stopped {
+            self.hv.sched.requeue(self.cpu, vcpu, timer::now());
+        }
     }
 
     fn block(&mut self) {
-        let cpu = self.vcpu.cpu;
-        let run = &self.vcpu.run;
-        let sleeps = run.block(|| self.switch_out(Why::Block));
-        count(cpu, if sleeps { Event::Block } else { Event::BlockCancelled });
+        let stopped = self.hv.sched.stop(self.cpu, timer::now());
+        let vcpu = self.vcpu;
+        // Once it has blocked, it may be on another CPU before the next instruction.
+        if vcpu.run.block(|| self.switch_out(Why::Block)) {
+            count(self.cpu, Event::Block);
+            return;
+        }
+        count(self.cpu, Event::BlockCancelled);
+        if let Some(vcpu) = stopped {
+            self.hv.sched.requeue(self.cpu, vcpu, timer::now());
+        }
+    }
+
+    fn off(&mut self) {
+        let _stopped = self.hv.sched.stop(self.cpu, timer::now());
+        let _ = self.switch_out(Why::Preempt);
+        if !self.shares {
+            sysreg::CNTV_CTL_EL0.set(0);
+            self.hv.timer(self.cpu).set_guest(None);
+        }
+        self.domain.vgic.reset_vcpu(&self.domain.port(), self.vcpu.id);
+        self.vcpu.run.power_off();
+        self.domain.vcpu_went_off();
     }
 
     /// One stay in the guest and what came of it.
@@ -120,7 +183,11 @@ impl Stay<'_> {
             vcpu.left();
             return Next::Off;
         }
-        self.update_residency();
+        self.deactivate_ppis();
+        if !self.update_residency(context) {
+            vcpu.left();
+            return Next::Preempt;
+        }
         vgic.flush(vcpu.id, &mut context.lrs);
         lrs::load(&context.lrs);
         sysreg::HCR_EL2.set(self.hcr(context));
@@ -146,15 +213,15 @@ impl Stay<'_> {
     fn handle(&self, context: &mut Context, exit: &RawExit) -> Next {
         match exit.reason {
             Reason::Irq | Reason::Fiq => {
-                count(self.vcpu.cpu, Event::ExitIrq);
-                irq::take_all(self.vcpu.cpu);
-                ends::chore(self.vcpu.cpu);
+                count(self.cpu, Event::ExitIrq);
+                irq::take_all(self.cpu);
+                ends::chore(self.cpu);
                 Next::Resume
             }
             Reason::Sync => exit::Exit { hv: self.hv, domain: self.domain, vcpu: self.vcpu, context }.sync(exit),
             Reason::SError => {
                 // The guest's access caused it: the guest gets it.
-                count(self.vcpu.cpu, Event::ExitSerror);
+                count(self.cpu, Event::ExitSerror);
                 context.serror = true;
                 Next::Resume
             }
@@ -163,7 +230,12 @@ impl Stay<'_> {
 
     fn hcr(&self, context: &Context) -> u64 {
         let mut hcr = self.hv.features.controls().hcr;
-        if self.hv.options.vwfi == Vwfi::Trap {
+        let traps_waits = match self.hv.options.vwfi {
+            Vwfi::Native => false,
+            Vwfi::Trap => true,
+            Vwfi::Auto => self.shares && self.hv.sched.competes(self.cpu),
+        };
+        if traps_waits {
             hcr |= features::hcr::TWI | features::hcr::TWE;
         }
         if context.serror {
@@ -180,61 +252,66 @@ impl Stay<'_> {
         let now = timer::now();
         let level = context.timer.level(now);
         self.domain.vgic.set_ppi_level(&self.domain.port(), self.vcpu.id, CNTP_PPI, level);
-        match context.timer.deadline(now) {
-            Some(at) => timer::arm(at),
-            None => timer::disarm(),
+        self.hv.timer(self.cpu).set_guest(context.timer.deadline(now));
+    }
+
+    /// What others have taken from this vCPU's physical PPIs since it was here last.
+    fn deactivate_ppis(&self) {
+        let mut ppis = self.vcpu.take_deactivations();
+        while ppis != 0 {
+            self.hv.gic.ppi_set_active(self.cpu, Intid(ppis.trailing_zeros()), false);
+            ppis &= ppis - 1;
         }
     }
 
-    /// Residency follows what the guest said about its LPIs (and, on GICv4.0, about group 1 at all).
-    fn update_residency(&mut self) {
-        let Some(v4) = self.hv.gic.v4() else { return };
-        let Some(vpe) = self.vcpu.vpe else { return };
+    /// Residency follows what the guest said about its LPIs (and, on GICv4.0, about group 1 at all). `false`: it cannot
+    /// be entered here now.
+    fn update_residency(&mut self, context: &mut Context) -> bool {
+        let Some(v4) = self.hv.gic.v4() else { return true };
+        let Some(vpe) = self.vcpu.vpe else { return true };
         let vgic = &self.domain.vgic;
         let wanted = vgic.lpis_on(self.vcpu.id) && (self.hv.gic.facts().v41 || vgic.group1_on());
         if wanted == self.resident.is_some() {
-            return;
+            return true;
         }
         match self.resident.take() {
-            None => match v4.enter(vpe, self.vcpu.cpu) {
-                Ok(resident) => self.resident = Some(resident),
-                Err(error) => self.hv.complain(format_args!("{} runs without its {}: {}", self.vcpu.id, vpe, error)),
-            },
+            None => self.enter_residency(vpe, context),
             Some(resident) => {
                 let _ = v4.leave(resident, v4::Why::Preempt);
+                true
             }
         }
     }
-}
 
-/// The scheduler hook. With one vCPU for each CPU its system registers stay where they are; what comes and goes is
-/// residency, and with it the doorbell.
-impl Schedulable for Stay<'_> {
-    fn switch_in(&mut self) {
-        sysreg::VMPIDR_EL2.set(features::vmpidr(self.vcpu.affinity));
-        self.hv.load_stage2(self.vcpu.cpu, self.domain);
-        self.vcpu.own().lrs.forget();
-    }
-
-    fn switch_out(&mut self, why: Why) -> Found {
-        let mut found = Found::Nothing;
-        if let (Some(v4), Some(resident)) = (self.hv.gic.v4(), self.resident.take()) {
-            let why = match why {
-                Why::Preempt => v4::Why::Preempt,
-                Why::Block => v4::Why::Block,
-            };
-            if v4.leave(resident, why).0 {
-                found = Found::Pending;
+    fn enter_residency(&mut self, vpe: VpeId, context: &mut Context) -> bool {
+        let Some(v4) = self.hv.gic.v4() else { return true };
+        let before = context.resident_on.replace(self.cpu);
+        let moves = before.is_some_and(|before| before != self.cpu);
+        let started = if moves { timer::now() } else { 0 };
+        match v4.enter(vpe, self.cpu) {
+            Ok(resident) => {
+                self.resident = Some(resident);
+                debug_assert_eq!((v4.is_resident(vpe), v4.home(vpe)), (Some(self.cpu), Some(self.cpu)), "{vpe}");
+                if moves {
+                    count(self.cpu, Event::VpeMove);
+                    self.hv.sched.note_move(timer::now() - started);
+                }
+                true
+            }
+            Err(error) => {
+                context.resident_on = before;
+                self.hv.complain(format_args!("{} runs without its {}: {}", self.vcpu.id, vpe, error));
+                debug_assert!(
+                    !matches!(error, EnterError::Elsewhere(_) | EnterError::Occupied(_)),
+                    "{vpe} on {}: {error}",
+                    self.cpu
+                );
+                if let EnterError::NotMoved { home } = error {
+                    // It may run there and nowhere else (its interrupts go there).
+                    self.vcpu.entity.affinity.set([home].into_iter());
+                }
+                !self.shares
             }
         }
-        let timer = self.vcpu.own().timer.level(timer::now());
-        if timer || self.domain.vgic.has_pending(self.vcpu.id, sysreg::ICH_VMCR_EL2.get()) {
-            found = Found::Pending;
-        }
-        found
-    }
-
-    fn run_state(&self) -> &RunState {
-        &self.vcpu.run
     }
 }

@@ -1,13 +1,15 @@
 //! A virtual CPU: what of it everybody may touch, and what only the CPU that runs it may.
 
-use crate::arch::el1::El1Context;
+use crate::arch::el1::{El1Context, VirtualTimer};
+use crate::arch::fp::FpContext;
+use crate::arch::ich;
 use crate::arch::vcpu::GuestRegs;
-use crate::ids::{CpuId, DomId, Ipa, Mpidr, VcpuId, VpeId};
-use crate::sched::RunState;
+use crate::ids::{CpuId, DomId, Intid, Ipa, Mpidr, VcpuId, VpeId};
+use crate::sched::{Entity, RunState, Scheduled};
 use crate::sync::{Lock, Owned, Rank};
 use crate::vgic::LrImage;
 use crate::vm::dev::vtimer::VTimer;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 
 /// Where a vCPU starts, as PSCI CPU_ON says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +20,9 @@ pub struct Start {
     pub context: u64,
 }
 
+/// No CPU.
+const NOWHERE: u16 = u16::MAX;
+
 /// A virtual CPU.
 pub struct Vcpu {
     /// Its domain.
@@ -26,15 +31,21 @@ pub struct Vcpu {
     pub id: VcpuId,
     /// What it reads as its affinity.
     pub affinity: Mpidr,
-    /// The CPU it runs on.
-    pub cpu: CpuId,
     /// Its vPE, if its LPIs can be direct.
     pub vpe: Option<VpeId>,
     /// Whether it sleeps, runs or is off.
     pub run: RunState,
+    /// Its share of the CPUs, and where it may run.
+    pub entity: Entity,
     /// Set by its CPU from before interrupts are put into list registers until the guest has been left: a
     /// change made while it is set needs an SGI to be seen.
     in_guest: AtomicBool,
+    /// The CPU that its system registers and physical PPIs are in.
+    live: AtomicU16,
+    /// The CPU that keeps the time for it while it sleeps.
+    asleep_on: AtomicU16,
+    /// Physical PPIs that its CPU is to deactivate before it enters.
+    deactivate: AtomicU32,
     start: Lock<Option<Start>>,
     context: Owned<Context>,
 }
@@ -45,6 +56,16 @@ pub struct Context {
     pub regs: GuestRegs,
     /// EL1's system registers, while they are not in the CPU.
     pub el1: El1Context,
+    /// FP and SIMD registers, likewise.
+    pub fp: FpContext,
+    /// The virtual timer, likewise.
+    pub vtimer: VirtualTimer,
+    /// What its CPU interface holds beside list registers, likewise.
+    pub ich: ich::State,
+    /// The CPU that EL1's and the FP registers were saved from, and that holds them still if nobody came after.
+    pub saved_from: Option<CpuId>,
+    /// Where its vPE was resident last.
+    pub resident_on: Option<CpuId>,
     /// List registers.
     pub lrs: LrImage,
     /// CNTP_*.
@@ -60,7 +81,7 @@ impl Vcpu {
         domain: DomId,
         id: VcpuId,
         affinity: Mpidr,
-        cpu: CpuId,
+        home: CpuId,
         vpe: Option<VpeId>,
         list_registers: usize,
     ) -> Vcpu {
@@ -68,14 +89,22 @@ impl Vcpu {
             domain,
             id,
             affinity,
-            cpu,
             vpe,
             run: RunState::new(),
+            entity: Entity::new(home),
             in_guest: AtomicBool::new(false),
+            live: AtomicU16::new(NOWHERE),
+            asleep_on: AtomicU16::new(NOWHERE),
+            deactivate: AtomicU32::new(0),
             start: Lock::new(Rank::Domain, None),
             context: Owned::new(Context {
                 regs: GuestRegs::default(),
                 el1: El1Context::reset(),
+                fp: FpContext::reset(),
+                vtimer: VirtualTimer::default(),
+                ich: ich::State::default(),
+                saved_from: None,
+                resident_on: None,
                 lrs: LrImage::new(list_registers),
                 timer: VTimer::default(),
                 serror: false,
@@ -118,6 +147,50 @@ impl Vcpu {
         }
     }
 
+    /// The CPU it runs on, or ran on last.
+    #[must_use]
+    pub fn cpu(&self) -> CpuId {
+        self.entity.cpu()
+    }
+
+    /// The CPU that its system registers are in; `None` while they are saved.
+    #[must_use]
+    pub fn live_on(&self) -> Option<CpuId> {
+        Some(self.live.load(Ordering::SeqCst)).filter(|&cpu| cpu != NOWHERE).map(CpuId)
+    }
+
+    /// Its system registers are in `cpu`, or saved.
+    pub fn set_live(&self, cpu: Option<CpuId>) {
+        self.live.store(cpu.map_or(NOWHERE, |cpu| cpu.0), Ordering::SeqCst);
+    }
+
+    /// `cpu` keeps the time for it.
+    pub fn set_asleep_on(&self, cpu: CpuId) {
+        self.asleep_on.store(cpu.0, Ordering::SeqCst);
+    }
+
+    /// Who keeps the time for it; it is then nobody.
+    pub fn take_asleep_on(&self) -> Option<CpuId> {
+        if self.asleep_on.load(Ordering::SeqCst) == NOWHERE {
+            return None;
+        }
+        Some(self.asleep_on.swap(NOWHERE, Ordering::SeqCst)).filter(|&cpu| cpu != NOWHERE).map(CpuId)
+    }
+
+    /// Has its CPU deactivate a physical PPI before it enters.
+    pub fn ask_to_deactivate(&self, ppi: Intid) {
+        self.deactivate.fetch_or(1u32.wrapping_shl(ppi.0), Ordering::SeqCst);
+    }
+
+    /// The physical PPIs to deactivate, a bit for each.
+    #[must_use]
+    pub fn take_deactivations(&self) -> u32 {
+        match self.deactivate.load(Ordering::SeqCst) {
+            0 => 0,
+            _ => self.deactivate.swap(0, Ordering::SeqCst),
+        }
+    }
+
     /// Its CPU is about to look for interrupts and enter.
     pub fn entering(&self) {
         self.in_guest.store(true, Ordering::SeqCst);
@@ -132,5 +205,15 @@ impl Vcpu {
     #[must_use]
     pub fn is_in_guest(&self) -> bool {
         self.in_guest.load(Ordering::SeqCst)
+    }
+}
+
+impl Scheduled for Vcpu {
+    fn entity(&self) -> &Entity {
+        &self.entity
+    }
+
+    fn run_state(&self) -> &RunState {
+        &self.run
     }
 }
