@@ -23,7 +23,7 @@ use doorward::console;
 use doorward::ids::Pa;
 use doorward::platform::acpi;
 use doorward::platform::efi::{Config, Firmware as Described, LoadOptions, MemoryMap};
-use doorward::platform::{self, Machine, Module, ModuleKind, Range, fdt as platform_fdt};
+use doorward::platform::{self, Machine, Module, ModuleKind, Range, fdt as platform_fdt, windows};
 use doorward::vm::image::Image;
 use files::{Loaded, Path, Volume, folder_of, offered_ramdisk, resolve};
 use firmware::{Firmware, Outcome, Refusal, Why};
@@ -236,6 +236,7 @@ fn describe(firmware: &Firmware, payload: &Payload, machine: &mut Machine) -> Ou
     add_payload(machine, payload);
     let map = memory_map(firmware, room)?;
     fill_memory(machine, kept, map).map_err(|error| refused(&error))?;
+    windows::apply(machine).map_err(|error| refused(&error))?;
     machine.check().map_err(|error| refused(&error))?;
     firmware.say(format_args!(
         "{} MiB of memory, {} CPUs, described by {}",

@@ -1,7 +1,7 @@
 //! What reaches EL2 for each I/O, counted from outside, next to what a Linux without a hypervisor takes on the same machine.
 
 use crate::count::{self, Clock, Counts, Source};
-use crate::qemu::{Boot, Disk, Machine};
+use crate::qemu::{Boot, Disk, Machine, Tables, Uefi};
 use crate::test::{Case, Lab, Verdict};
 
 const CELLS: [(&str, &str); 4] =
@@ -15,6 +15,7 @@ pub fn cases() -> Vec<Case> {
         case("counts-direct-16k-qd1", "the same, 16k", |lab| direct(lab, 1)),
         case("counts-direct-4k-qd4", "the same, four in flight", |lab| direct(lab, 2)),
         case("counts-direct-4k-jobs", "the same, four jobs on four queues", |lab| direct(lab, 3)),
+        case("counts-uefi", "no exit for an NVMe interrupt on ACPI under UEFI", uefi),
         case("counts-software", "direct=off costs one exit more for each I/O", software),
         case("counts-doorbells", "vwfi=trap: at least 0.5 doorbells for each I/O", doorbells),
     ]
@@ -46,6 +47,7 @@ impl Run<'_> {
         let table = inner.dir.join("table");
         let mut machine = Machine { hv: self.hv.into(), disk: self.disk, ..inner.linux("count", self.arg) };
         count::prepare(&mut machine, &table, self.clock);
+        machine.medium().map_err(|failure| failure.text)?;
         let mut window = count::Window::new(&machine, self.clock);
         let transcript =
             inner.watch(&machine, 300, |session, line| window.line(session, line).map_err(|failure| failure.text))?;
@@ -67,6 +69,22 @@ fn native(lab: &Lab, arg: &str) -> Result<f64, String> {
     let run = Run { what: "native", boot: Boot::Bare, hv: "", arg, disk: Disk::Null, clock: Clock::Instructions };
     let (counts, _) = run.go(lab)?;
     Ok((counts.of(Source::Timer) + 2 * counts.of(Source::Sgi)) as f64 / counts.ios as f64)
+}
+
+/// By firmware that describes the machine by ACPI tables, and with a second NVMe disk, the one it booted from.
+fn uefi(lab: &Lab) -> Verdict {
+    let disk = lab.dir.join("boot.raw");
+    let boot = Boot::Uefi(Uefi { disk: disk.clone(), tables: Tables::Acpi });
+    let run = Run { what: "uefi", boot, hv: "", arg: CELLS[0].1, disk: Disk::Null, clock: Clock::Instructions };
+    let outcome = run.go(lab);
+    let _ = std::fs::remove_file(disk);
+    let (counts, _) = outcome?;
+    match (counts.of(Source::Lpi), counts.listed, counts.direct) {
+        (0, 0, 1..) => Ok(()),
+        (lpis, listed, direct) => {
+            Err(format!("{lpis} LPIs at EL2, {listed} by list register, {direct} directly: only the last may be"))
+        }
+    }
 }
 
 /// Runs both sides until `enough` likes the figures: exits per I/O without a device's and with it. `check` judges each run.

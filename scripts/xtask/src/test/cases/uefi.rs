@@ -17,10 +17,17 @@ pub fn cases() -> Vec<Case> {
             one_file,
         ),
         case("uefi-shell", "started from the UEFI shell, another section by name, words behind --", from_shell),
-        case("uefi-fio", "five fio jobs after a boot by UEFI", |lab| {
-            let transcript = run(lab, &from_disk(lab, "fio", Tables::Fdt), 180)?;
-            let jobs = transcript.said("job").count();
-            if jobs == 5 { Ok(()) } else { Err(format!("{jobs} jobs ended, not 5")) }
+        case("uefi-fio-fdt", "boot from NVMe, fio on a second one; a device tree", |lab| {
+            fio(lab, from_disk(lab, "fio", Tables::Fdt), 4)
+        }),
+        case("uefi-fio-acpi", "the same with ACPI tables, GICv4, 4 CPUs; dom0 has ACPI", |lab| {
+            fio(lab, acpi(lab, 4, ""), 4)
+        }),
+        case("uefi-fio-acpi-8", "the same with 8 CPUs", |lab| fio(lab, acpi(lab, 8, ""), 8)),
+        case("uefi-fio-acpi-v3", "the same with a GICv3 and 4 CPUs", |lab| fio(lab, gicv3(acpi(lab, 4, "")), 4)),
+        case("uefi-fio-acpi-v3-8", "the same with a GICv3 and 8 CPUs", |lab| fio(lab, gicv3(acpi(lab, 8, "")), 8)),
+        case("uefi-fio-acpi-off", "ACPI tables, GICv4; dom0 has a device tree made from them", |lab| {
+            fio(lab, acpi(lab, 4, &format!("dom0_acpi=off pci_windows={WINDOWS}")), 4)
         }),
         case("uefi-refuse-el1", "firmware at EL1", |lab| {
             let machine = Machine { properties: "gic-version=3".into(), ..from_disk(lab, "boot", Tables::Fdt) };
@@ -55,6 +62,32 @@ pub fn cases() -> Vec<Case> {
 fn from_disk(lab: &Lab, test: &str, tables: Tables) -> Machine {
     let disk = lab.dir.join("boot.raw");
     Machine { boot: Boot::Uefi(Uefi { disk, tables }), cpu: "neoverse-v1".into(), ..lab.linux(test, "") }
+}
+
+/// QEMU's PCI windows, which only AML has (see boards/qemu-uefi).
+const WINDOWS: &str = "0:io:0x3eff0000+0x10000,0:mem32:0x10000000+0x2eff0000,0:mem64:0x8000000000+0x8000000000";
+
+/// A machine that firmware describes by ACPI tables.
+fn acpi(lab: &Lab, smp: u32, hv: &str) -> Machine {
+    let mut machine = Machine { smp, hv: hv.into(), ..from_disk(lab, "fio", Tables::Acpi) };
+    // Without it, a Linux with ACPI says nothing before it has found its console's driver.
+    machine.append += " earlycon=pl011,0x9000000";
+    machine
+}
+
+fn gicv3(machine: Machine) -> Machine {
+    Machine { properties: machine.properties.replace("gic-version=4", "gic-version=3"), ..machine }
+}
+
+/// Five jobs end well on the second disk, on `cpus` CPUs.
+fn fio(lab: &Lab, machine: Machine, cpus: usize) -> Verdict {
+    let transcript = run(lab, &machine, 240)?;
+    let jobs = transcript.said("job").count();
+    if jobs != 5 {
+        return Err(format!("{jobs} jobs ended, not 5"));
+    }
+    says(&transcript, &format!("main: {cpus} CPUs online"))?;
+    says(&transcript, &format!("dom0: {cpus} vCPUs"))
 }
 
 /// Makes the disk, runs the machine and judges what it says; the disk is not kept.
