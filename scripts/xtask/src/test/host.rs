@@ -61,6 +61,9 @@ fn units(choice: &Choice, summary: &mut Summary) {
     let start = Instant::now();
     let mut cargo = command(&["test", "--workspace", "--no-fail-fast"]);
     cargo.args(choice.filter.as_deref());
+    if let Some(steps) = choice.steps {
+        cargo.env("DOORWARD_STEPS", steps.to_string());
+    }
     let output = match cargo.output() {
         Ok(output) => output,
         Err(error) => return summary.count("host/units", Mark::Failed(error.to_string()), start.elapsed()),

@@ -105,6 +105,8 @@ struct Choice {
     host: bool,
     qemu: bool,
     bare: bool,
+    /// How many steps the property tests take; their own number if not given.
+    steps: Option<u64>,
 }
 
 impl Choice {
@@ -117,7 +119,8 @@ impl Choice {
 pub fn verb(mut args: Args) -> Outcome {
     let (host, qemu) = (args.flag("--host"), args.flag("--qemu"));
     let (bare, list) = (args.flag("--bare"), args.flag("--list"));
-    let choice = Choice { filter: args.word(), host: host || !qemu, qemu: qemu || !host, bare };
+    let steps = args.number("--steps")?;
+    let choice = Choice { filter: args.word(), host: host || !qemu, qemu: qemu || !host, bare, steps };
     args.finish("test")?;
     if list {
         for case in cases::all() {
