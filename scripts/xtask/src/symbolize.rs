@@ -77,9 +77,8 @@ fn annotate(log: &str, size: u64, describe: impl Fn(u64) -> Vec<String>) -> Stri
         out += "\n";
         if let Some(new) = base(line) {
             image = new;
-            continue;
         }
-        for address in addresses(line) {
+        for address in addresses(line).into_iter().filter(|address| *address != image) {
             if let Some(offset) = address.checked_sub(image).filter(|offset| *offset < size) {
                 for words in describe(offset) {
                     out += &format!("        {address:#x}: {words}\n");
@@ -111,6 +110,13 @@ mod tests {
         let log = "doorward: panic: oops\nimage base 0x40200000\nelr 0x40201000 far 0x9000000\n";
         let out = annotate(log, 0x10_0000, |offset| vec![format!("f+{offset:#x}")]);
         assert_eq!(out, format!("{log}        0x40201000: f+0x1000\n"));
+    }
+
+    #[test]
+    fn other_addresses_on_the_line_with_the_base_are_named_too() {
+        let out = annotate("CPU2, image base 0x40200000, ELR 0x40203a10\n", 0x10_0000, |_| vec!["f".into()]);
+        assert!(out.ends_with("        0x40203a10: f\n"), "{out}");
+        assert_eq!(out.lines().count(), 2, "the base itself is no place in the code");
     }
 
     #[test]
