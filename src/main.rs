@@ -21,13 +21,16 @@ const BRING_UP_LIMIT_US: u64 = 1_000_000;
 fn start(own: boot::Own) -> ! {
     use alloc::vec::Vec;
     use doorward::arch::features::{Features, IdRegs};
-    use doorward::arch::percpu;
+    use doorward::arch::{percpu, psci};
+    use doorward::gic::errata::{self, Who};
     use doorward::gic::{Gic, ItsLayout, Layout};
     use doorward::ids::{CpuId, Pa};
+    use doorward::mm::firmware::FirmwareMemory;
     use doorward::mm::hw::El2;
     use doorward::mm::tlb::Tlbs;
     use doorward::mmio::Hw;
-    use doorward::platform::Range;
+    use doorward::platform::acpi::Tables;
+    use doorward::platform::{Range, fdt};
     use doorward::vm::options::{self, Direct};
     use doorward::vm::{Hypervisor, dom0, domu, keys, run};
     use doorward::{console, fatal, smmu, vm};
@@ -48,19 +51,25 @@ fn start(own: boot::Own) -> ! {
     }
 
     let gic = &machine.gic;
-    let layout = Layout {
+    let mut itss: Vec<ItsLayout> =
+        gic.itss.iter().map(|its| ItsLayout { base: its.control.base, coherent: !its.non_coherent }).collect();
+    let mut layout = Layout {
         dist: gic.dist.base,
         redists: &gic.redists.iter().map(|range| (range.base, range.size)).collect::<Vec<_>>(),
         stride: gic.redist_stride,
         cpus: &machine.cpus.iter().map(|cpu| cpu.mpidr).collect::<Vec<_>>(),
-        itss: &gic
-            .itss
-            .iter()
-            .map(|its| ItsLayout { base: its.control.base, coherent: !its.non_coherent })
-            .collect::<Vec<_>>(),
+        itss: &[],
         coherent: !gic.non_coherent,
         virtual_lpis_wanted: options.direct == Direct::On,
     };
+    let memory = FirmwareMemory(machine);
+    let oem = machine.rsdp.and_then(|rsdp| Some(Tables::open(rsdp, &memory).ok()?.xsdt().oem()));
+    let who = Who { soc: psci::soc_id(), oem, is_compatible: &|word| fdt::is_compatible(own.fdt, word) };
+    errata::apply(&El2, &mut layout, &mut itss, who, |its, erratum| match its {
+        Some(its) => log::info!("ITS{its}: {erratum}"),
+        None => log::info!("GIC: {erratum}"),
+    });
+    let layout = Layout { itss: &itss, ..layout };
     let gic = Gic::discover(El2, &layout).unwrap_or_else(|error| fatal!("the interrupt controller: {error}"));
     log::info!("{}", gic.facts());
 

@@ -21,6 +21,11 @@ const AFFINITY_INFO: u32 = 0xc400_0004;
 const SYSTEM_OFF: u32 = 0x8400_0008;
 const SYSTEM_RESET: u32 = 0x8400_0009;
 
+const PSCI_FEATURES: u32 = 0x8400_000a;
+const SMCCC_VERSION: u32 = 0x8000_0000;
+const SMCCC_ARCH_FEATURES: u32 = 0x8000_0001;
+const SMCCC_ARCH_SOC_ID: u32 = 0x8000_0002;
+
 /// Zero while the firmware has no PSCI that we know of.
 static CONDUIT: AtomicU8 = AtomicU8::new(0);
 
@@ -102,6 +107,15 @@ fn outcome(answer: Option<i64>) -> Result<i32, PsciError> {
 /// Major and minor version.
 pub fn version() -> Result<(u16, u16), PsciError> {
     outcome(call(VERSION, 0, 0, 0)).map(|v| ((v >> 16) as u16, (v & 0xffff) as u16))
+}
+
+/// Which SoC this is (DEN 0028, SMCCC_ARCH_SOC_ID): JEP-106 code in [30:16], the maker's number in [15:0]. `None` where
+/// the firmware does not say: each step asks whether the next call exists.
+pub fn soc_id() -> Option<u32> {
+    outcome(call(PSCI_FEATURES, u64::from(SMCCC_VERSION), 0, 0)).ok()?;
+    outcome(call(SMCCC_VERSION, 0, 0, 0)).ok().filter(|&version| version >= 0x1_0001)?;
+    outcome(call(SMCCC_ARCH_FEATURES, u64::from(SMCCC_ARCH_SOC_ID), 0, 0)).ok()?;
+    outcome(call(SMCCC_ARCH_SOC_ID, 0, 0, 0)).ok()?.try_into().ok()
 }
 
 /// Starts a CPU at `entry`, MMU off, with `context` in x0.

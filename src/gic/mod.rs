@@ -16,10 +16,13 @@
 //! Everything is reached by `&self` and is generic over [`Hw`], so the same driver runs on the executable GIC of
 //! `tests/gic-model`. Manual: IHI 0069.
 
+#[cfg(test)]
+mod acpi_tests;
 pub mod counters;
 #[cfg(target_os = "none")]
 pub mod cpuif;
 mod dist;
+pub mod errata;
 mod facts;
 pub mod its;
 mod lpi;

@@ -13,6 +13,7 @@ pub const PIDR2: u64 = 0xffe8;
 pub mod gicd {
     pub const CTLR: u64 = 0x0000;
     pub const TYPER: u64 = 0x0004;
+    pub const IIDR: u64 = 0x0008;
     pub const TYPER2: u64 = 0x000c;
     pub const IGROUPR: u64 = 0x0080;
     pub const ISENABLER: u64 = 0x0100;

@@ -18,7 +18,7 @@ pub struct ModelHw(pub Machine, Rc<RefCell<VecDeque<Pa>>>);
 const REMEMBERED: usize = 64;
 
 impl ModelHw {
-    fn new(machine: Machine) -> Self {
+    pub fn new(machine: Machine) -> Self {
         ModelHw(machine, Rc::default())
     }
 

@@ -20,6 +20,9 @@ mod tables;
 pub use command::{Kind, SgiConfig};
 pub use events::{Batch, Event};
 
+/// Offset of GITS_IIDR.
+pub(super) const IIDR: u64 = regs::gits::IIDR;
+
 pub(super) use command::{Command, Target, VmappV40, VmappV41};
 pub(super) use events::{Device, collection};
 #[cfg(test)]

@@ -7,6 +7,7 @@ use tock_registers::register_bitfields;
 /// Offsets from the control frame.
 pub mod gits {
     pub const CTLR: u64 = 0x0000;
+    pub const IIDR: u64 = 0x0004;
     pub const TYPER: u64 = 0x0008;
     pub const MPIDR: u64 = 0x0018;
     pub const CBASER: u64 = 0x0080;

@@ -98,6 +98,18 @@ pub fn parse(blob: &[u8]) -> Result<Fdt<'_>, MachineError> {
     open(blob).map(|tree| tree.fdt)
 }
 
+/// Whether the machine says that it is compatible with something.
+#[must_use]
+pub fn is_compatible(blob: &[u8], word: &str) -> bool {
+    let Ok(tree) = open(blob) else { return false };
+    let mut found = false;
+    let walked = tree.walk(&mut |place| {
+        found |= place.depth == 0 && place.is_compatible(word);
+        Ok(Go::Over)
+    });
+    walked.is_ok() && found
+}
+
 /// Checks header, structure and depth, and finds the GIC.
 fn open(blob: &[u8]) -> Result<Tree<'_>, MachineError> {
     let fdt = Fdt::new(trim(blob)?).map_err(|error| match error.kind {
@@ -274,6 +286,13 @@ mod tests {
         assert_eq!(host.msi_map[..], [IdMap { rid_base: 0, target: ItsId(0), out_base: 0, length: 0x1_0000 }]);
         assert_eq!(host.iommu_map[..], [IdMap { rid_base: 0, target: SmmuId(0), out_base: 0, length: 0x1_0000 }]);
         assert_eq!(host.device_id(0x18), Some((ItsId(0), 0x18)));
+    }
+
+    #[test]
+    fn a_machine_is_compatible_with_what_its_root_says() {
+        assert!(is_compatible(GICV4, "linux,dummy-virt"));
+        assert!(!is_compatible(GICV4, "arm,gic-v3"));
+        assert!(!is_compatible(&[], ""));
     }
 
     #[test]

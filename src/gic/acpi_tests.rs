@@ -1,0 +1,87 @@
+//! From a server's ACPI tables to a vLPI in a guest: the layout of a Graviton3 (redistributors named by the CPUs only,
+//! in two runs 16 GiB apart, Aff3 in use) on the executable GIC in 4.1 mode.
+
+use super::testing::{DEV, Guest, ITS0, ModelHw, vlpi};
+use super::v4::Why::{Block, Preempt};
+use super::{Gic, ItsLayout, Layout};
+use crate::ids::{CpuId, EventId, Mpidr, Pa};
+use crate::platform::acpi::testing::{Memory, graviton3};
+use gic_model::Config;
+use std::vec::Vec;
+
+const CPUS: usize = 64;
+
+/// The driver on the model, with nothing but what the tables say.
+fn guest(homes: &[u16]) -> Guest {
+    let tables = Memory::with(&graviton3()).read().unwrap();
+    let config = Config::graviton3(CPUS).each_cpu(|n, cpu| cpu.affinity = tables.cpus[n].mpidr.packed());
+    for cpu in &config.cpus {
+        assert!(tables.gic.redists.iter().any(|region| region.contains(Pa(cpu.gicr))));
+    }
+    let machine = gic_model::Machine::new(config);
+    let layout = Layout {
+        dist: tables.gic.dist.base,
+        redists: &tables.gic.redists.iter().map(|range| (range.base, range.size)).collect::<Vec<_>>(),
+        stride: tables.gic.redist_stride,
+        cpus: &tables.cpus.iter().map(|cpu| cpu.mpidr).collect::<Vec<Mpidr>>(),
+        itss: &tables
+            .gic
+            .itss
+            .iter()
+            .map(|its| ItsLayout { base: its.control.base, coherent: !its.non_coherent })
+            .collect::<Vec<_>>(),
+        coherent: !tables.gic.non_coherent,
+        virtual_lpis_wanted: true,
+    };
+    let gic = Gic::discover(ModelHw::new(machine.clone()), &layout).expect("discover");
+    (0..CPUS).for_each(|cpu| gic.init_cpu(CpuId(cpu as u16)).expect("init_cpu"));
+    let v4 = gic.v4().expect("virtual LPIs");
+    let vm = v4.create_vm(14).unwrap();
+    let vpes = homes.iter().map(|&home| v4.add_vpe(vm, CpuId(home)).unwrap()).collect();
+    gic.map_device(ITS0, DEV, 5).unwrap();
+    machine.assert_clean();
+    Guest { machine, gic, vm, vpes }
+}
+
+#[test]
+fn a_vlpi_reaches_a_vpe_on_each_half_of_a_graviton3() {
+    let homes = [0u16, 31, 32, 63];
+    let g = guest(&homes);
+    assert!(g.gic.facts().v41 && g.gic.facts().single_vmovp);
+    for (vpe, &home) in homes.iter().enumerate() {
+        g.map(ITS0, vpe as u32, vpe);
+        let resident = g.enter(vpe, home);
+        g.msi(ITS0, vpe as u32);
+        assert_eq!(g.guest(usize::from(home)), [vpe as u32], "CPU {home}");
+        assert!(!g.leave(resident, Block));
+        // Nobody there: the bell rings.
+        g.msi(ITS0, vpe as u32);
+        assert_eq!(g.all_doorbells(), [g.vpes[vpe]]);
+        let resident = g.enter(vpe, home);
+        assert_eq!(g.guest(usize::from(home)), [vpe as u32]);
+        g.leave(resident, Preempt);
+    }
+    g.machine.assert_clean();
+    g.take_down();
+    g.machine.assert_clean();
+}
+
+#[test]
+fn a_vpe_moves_from_one_half_to_the_other_with_what_is_pending() {
+    let g = guest(&[5]);
+    g.map(ITS0, 7, 0);
+    let resident = g.enter(0, 5);
+    assert!(!g.leave(resident, Block));
+    g.msi(ITS0, 7);
+    // The table of vPEs that the other half's redistributors look into is another one.
+    let resident = g.enter(0, 40);
+    assert_eq!(g.guest(40), [7]);
+    g.msi(ITS0, 7);
+    assert_eq!(g.guest(40), [7]);
+    g.leave(resident, Preempt);
+    assert_eq!(g.v4().home(g.vpes[0]), Some(CpuId(40)));
+    g.gic.unmap_event(ITS0, DEV, EventId(7)).unwrap();
+    assert_eq!(vlpi(7).0, 8199);
+    g.take_down();
+    g.machine.assert_clean();
+}

@@ -1,0 +1,399 @@
+//! What is wrong with single GICs, and what is done about it.
+//!
+//! A part is recognised by its identification register, GICD_IIDR or GITS_IIDR. That is not always enough: 0x0201743b
+//! is every GIC-600 of that revision, of which a few were built into machines in a wrong way. Such lines also ask for
+//! the machine: its SoC by SMCCC (DEN 0028, SMCCC_ARCH_SOC_ID), the maker in its ACPI tables, or a word in its device
+//! tree.
+//!
+//! There are three answers, all of them safe: not to use direct injection, not to trust the caches' coherence, or
+//! nothing, where this hypervisor never does what goes wrong; the table then says why.
+
+use super::its::IIDR as GITS_IIDR;
+use super::regs::gicd;
+use super::{ItsLayout, Layout};
+use crate::mmio::Hw;
+use crate::platform::acpi::Oem;
+use core::fmt;
+
+/// Which part a line is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The distributor, by GICD_IIDR.
+    Distributor,
+    /// An ITS, by GITS_IIDR.
+    Its,
+}
+
+/// What else has to be true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Only {
+    /// Nothing: the register is enough.
+    Always,
+    /// The SoC by SMCCC, and redistributors on at least so many chips by address bits [45:44].
+    Soc(u32, u32),
+    /// A word in the `compatible` of the device tree's root, or a maker and his name for the machine in the ACPI tables.
+    Machine(&'static [&'static str], &'static [u8; 6], &'static [u8; 8]),
+}
+
+/// What is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remedy {
+    /// No direct injection: interrupts come by way of EL2.
+    NoVirtualLpis,
+    /// Tables are cleaned to memory, and not shareable.
+    NonCoherent,
+    /// Nothing: see the text of the line.
+    None,
+}
+
+/// A line of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Erratum {
+    /// Its maker's name for it.
+    pub name: &'static str,
+    part: Part,
+    iidr: u32,
+    mask: u32,
+    only: Only,
+    /// What is done about it.
+    pub remedy: Remedy,
+    /// Why that is right.
+    pub why: &'static str,
+}
+
+impl fmt::Display for Erratum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "erratum {}: {}", self.name, self.why)
+    }
+}
+
+const ROCKCHIP: &[&str] = &["rockchip,rk3588", "rockchip,rk3588s"];
+
+/// All that is known.
+pub const TABLE: &[Erratum] = &[
+    Erratum {
+        name: "ARM GIC-700 2941627 (r0, r1)",
+        part: Part::Distributor,
+        iidr: 0x0400_043b,
+        mask: 0xff0e_0fff,
+        only: Only::Always,
+        remedy: Remedy::None,
+        why: "a deactivation does not wake a sleeping redistributor, and none is ever put to sleep",
+    },
+    Erratum {
+        name: "ARM GIC-700 2941627 (r2)",
+        part: Part::Distributor,
+        iidr: 0x0402_043b,
+        mask: 0xff0f_0fff,
+        only: Only::Always,
+        remedy: Remedy::None,
+        why: "a deactivation does not wake a sleeping redistributor, and none is ever put to sleep",
+    },
+    Erratum {
+        name: "NVIDIA T241-FABRIC-4",
+        part: Part::Distributor,
+        iidr: 0x0402_043b,
+        mask: 0xffff_ffff,
+        only: Only::Soc(0x036b_0241, 3),
+        remedy: Remedy::NoVirtualLpis,
+        why: "with more than two chips GICv4 commands may corrupt the GIC; direct injection stays off",
+    },
+    Erratum {
+        name: "Cavium 38539",
+        part: Part::Distributor,
+        iidr: 0xa000_034c,
+        mask: 0xe8f0_0fff,
+        only: Only::Always,
+        remedy: Remedy::None,
+        why: "GICD_TYPER2 cannot be read, and only a GICv4.1's is",
+    },
+    Erratum {
+        name: "HiSilicon 161600802 (Hip07)",
+        part: Part::Its,
+        iidr: 0x0000_0004,
+        mask: 0xffff_ffff,
+        only: Only::Always,
+        remedy: Remedy::NoVirtualLpis,
+        why: "commands for vPEs take another address than the redistributor's; direct injection stays off",
+    },
+    Erratum {
+        name: "HiSilicon 162100801 (Hip09)",
+        part: Part::Its,
+        iidr: 0x0005_1736,
+        mask: 0xffff_ffff,
+        only: Only::Always,
+        remedy: Remedy::NoVirtualLpis,
+        why: "a vPE that moves leaves stale state behind; direct injection stays off",
+    },
+    Erratum {
+        name: "Rockchip 3588001",
+        part: Part::Distributor,
+        iidr: 0x0201_743b,
+        mask: 0xffff_ffff,
+        only: Only::Machine(ROCKCHIP, b"RKCP  ", b"RK3588  "),
+        remedy: Remedy::NonCoherent,
+        why: "the redistributors claim coherence that they do not have",
+    },
+    Erratum {
+        name: "Rockchip 3588001",
+        part: Part::Its,
+        iidr: 0x0201_743b,
+        mask: 0xffff_ffff,
+        only: Only::Machine(ROCKCHIP, b"RKCP  ", b"RK3588  "),
+        remedy: Remedy::NonCoherent,
+        why: "the ITS claims coherence that it does not have",
+    },
+];
+
+/// What machine this is, beside its GIC.
+#[derive(Clone, Copy)]
+pub struct Who<'a> {
+    /// The SoC by SMCCC: JEP-106 code in [30:16], the maker's number in [15:0].
+    pub soc: Option<u32>,
+    /// The maker by ACPI.
+    pub oem: Option<Oem>,
+    /// Whether the device tree's root says that it is compatible with something.
+    pub is_compatible: &'a dyn Fn(&str) -> bool,
+}
+
+/// The lines that hold for a part.
+pub fn of<'a>(
+    part: Part,
+    iidr: u32,
+    who: Who<'a>,
+    redists: &'a [(crate::ids::Pa, u64)],
+) -> impl Iterator<Item = &'static Erratum> + 'a {
+    TABLE.iter().filter(move |line| {
+        line.part == part
+            && iidr & line.mask == line.iidr
+            && match line.only {
+                Only::Always => true,
+                Only::Soc(soc, least) => who.soc == Some(soc) && chips(redists) >= least,
+                Only::Machine(words, id, table) => {
+                    words.iter().any(|word| (who.is_compatible)(word))
+                        || who.oem == Some(Oem { id: *id, table: *table })
+                }
+            }
+    })
+}
+
+/// Chips by the address bits in which a T241 has their number.
+fn chips(redists: &[(crate::ids::Pa, u64)]) -> u32 {
+    redists.iter().fold(0u32, |seen, (base, _)| seen | 1 << (base.0 >> 44 & 0b11)).count_ones()
+}
+
+/// Reads who the parts are, tells `each` what is known about them (with the ITS's number where it is about one), and
+/// changes the layout accordingly. Nothing is touched that [`Gic::discover`](super::Gic::discover) would not touch.
+pub fn apply(
+    hw: &impl Hw,
+    layout: &mut Layout<'_>,
+    itss: &mut [ItsLayout],
+    who: Who<'_>,
+    mut each: impl FnMut(Option<usize>, &'static Erratum),
+) {
+    let redists = layout.redists;
+    for erratum in of(Part::Distributor, hw.read32(layout.dist.add(gicd::IIDR)), who, redists) {
+        each(None, erratum);
+        match erratum.remedy {
+            Remedy::NoVirtualLpis => layout.virtual_lpis_wanted = false,
+            Remedy::NonCoherent => layout.coherent = false,
+            Remedy::None => {}
+        }
+    }
+    for (n, its) in itss.iter_mut().enumerate() {
+        for erratum in of(Part::Its, hw.read32(its.base.add(GITS_IIDR)), who, redists) {
+            each(Some(n), erratum);
+            match erratum.remedy {
+                Remedy::NoVirtualLpis => layout.virtual_lpis_wanted = false,
+                Remedy::NonCoherent => its.coherent = false,
+                Remedy::None => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gic::Gic;
+    use crate::gic::testing::{Described, ModelHw};
+    use crate::ids::{CpuId, DeviceId, EventId, ItsId, Pa};
+    use gic_model::{Config, Machine};
+    use std::vec::Vec;
+
+    fn nobody(_: &str) -> bool {
+        false
+    }
+
+    const NOBODY: Who<'static> = Who { soc: None, oem: None, is_compatible: &nobody };
+
+    fn names(part: Part, iidr: u32, who: Who<'_>, redists: &[(Pa, u64)]) -> Vec<&'static str> {
+        of(part, iidr, who, redists).map(|line| line.name).collect()
+    }
+
+    /// The driver on a model of `config`, with what is known about it; and what is.
+    fn discovered(config: Config, who: Who<'_>) -> (Machine, Gic<ModelHw>, Vec<(Option<usize>, &'static str)>) {
+        let described = Described::new(&config);
+        let cpus = config.cpus.len();
+        let machine = Machine::new(config);
+        let hw = ModelHw::new(machine.clone());
+        let mut layout = described.layout();
+        let mut itss = layout.itss.to_vec();
+        let mut known = Vec::new();
+        apply(&hw, &mut layout, &mut itss, who, |its, erratum| known.push((its, erratum.name)));
+        let gic = Gic::discover(hw, &Layout { itss: &itss, ..layout }).unwrap();
+        (0..cpus).for_each(|cpu| gic.init_cpu(CpuId(cpu as u16)).unwrap());
+        (machine, gic, known)
+    }
+
+    /// A device's interrupt arrives as a physical LPI.
+    fn takes_physical_lpis(machine: &Machine, gic: &Gic<ModelHw>) {
+        let (its, device, event) = (ItsId(0), DeviceId(7), EventId(1));
+        gic.map_device(its, device, 4).unwrap();
+        let lpi = gic.alloc_lpi().unwrap();
+        gic.configure_lpi(lpi, 0xa0, true);
+        gic.map_physical(its, device, event, lpi, CpuId(1)).unwrap();
+        machine.msi_at(0, 7, 1);
+        assert_eq!(machine.host_ack(1), Some(lpi.0));
+        machine.assert_clean();
+    }
+
+    #[test]
+    fn ordinary_gics_have_no_errata() {
+        for iidr in [0x0300_043b, 0x0201_743b, 0x0403_043b, 0] {
+            assert!(names(Part::Distributor, iidr, NOBODY, &[]).is_empty(), "{iidr:#x}");
+        }
+        assert!(names(Part::Its, 0x0201_743b, NOBODY, &[]).is_empty());
+        // A distributor's number is no ITS's.
+        assert!(names(Part::Distributor, 4, NOBODY, &[]).is_empty());
+        let (_, gic, known) = discovered(Config::v4_1(2, 1), NOBODY);
+        assert!(known.is_empty() && gic.facts().v41);
+    }
+
+    #[test]
+    fn gic700_is_known_by_revision() {
+        for iidr in [0x0400_043b, 0x0401_043b, 0x0400_143b, 0x0402_043b, 0x0402_343b] {
+            assert_eq!(names(Part::Distributor, iidr, NOBODY, &[]).len(), 1, "{iidr:#x}");
+        }
+        let mut config = Config::graviton3(4);
+        config.iidr = 0x0401_043b;
+        let (_, gic, known) = discovered(config, NOBODY);
+        assert_eq!(known, [(None, "ARM GIC-700 2941627 (r0, r1)")]);
+        // Direct injection is no part of it.
+        assert!(gic.facts().virtual_lpis);
+    }
+
+    #[test]
+    fn t241_is_without_direct_injection_from_three_chips_on() {
+        let who = Who { soc: Some(0x036b_0241), ..NOBODY };
+        let chips = |count: u64| (0..count).map(|chip| (Pa(chip << 44 | 0x2200_0000), 0x10_0000)).collect::<Vec<_>>();
+        let has =
+            |who, count| names(Part::Distributor, 0x0402_043b, who, &chips(count)).contains(&"NVIDIA T241-FABRIC-4");
+        assert!(has(who, 3) && has(who, 4));
+        assert!(!has(who, 2) && !has(NOBODY, 4));
+        assert!(!names(Part::Distributor, 0x0402_143b, who, &chips(4)).contains(&"NVIDIA T241-FABRIC-4"));
+
+        let mut config = Config::v4_1(4, 1).each_cpu(|n, cpu| cpu.gicr = (n as u64) << 44 | 0x2200_0000);
+        config.iidr = 0x0402_043b;
+        let (machine, gic, known) = discovered(config, who);
+        assert!(known.contains(&(None, "NVIDIA T241-FABRIC-4")));
+        assert!(!gic.facts().virtual_lpis && gic.v4().is_none());
+        takes_physical_lpis(&machine, &gic);
+    }
+
+    #[test]
+    fn hisilicons_itss_are_used_for_physical_lpis_only() {
+        for (config, iidr, name) in [
+            (Config::v4_0(2), 0x0000_0004, "HiSilicon 161600802 (Hip07)"),
+            (Config::v4_1(2, 1), 0x0005_1736, "HiSilicon 162100801 (Hip09)"),
+        ] {
+            let (machine, gic, known) = discovered(config.each_its(|_, its| its.iidr = iidr), NOBODY);
+            assert_eq!(known, [(Some(0), name)]);
+            assert!(gic.v4().is_none());
+            takes_physical_lpis(&machine, &gic);
+        }
+    }
+
+    #[test]
+    fn only_a_rockchips_gic600_is_not_coherent() {
+        let mut config = Config::gicv3(2).each_its(|_, its| its.iidr = 0x0201_743b);
+        config.iidr = 0x0201_743b;
+        let rk3588 = |word: &str| word == "rockchip,rk3588";
+        let by_tree = Who { is_compatible: &rk3588, ..NOBODY };
+        let by_acpi = Who { oem: Some(Oem { id: *b"RKCP  ", table: *b"RK3588  " }), ..NOBODY };
+        let another = Who { oem: Some(Oem { id: *b"RKCP  ", table: *b"RK356X  " }), ..NOBODY };
+        for (who, coherent) in [(NOBODY, true), (another, true), (by_tree, false), (by_acpi, false)] {
+            // The model refuses attributes that do not hold, and sees every line that is not cleaned.
+            let config = if coherent { config.clone() } else { config.clone().noncoherent() };
+            let (machine, gic, known) = discovered(config, who);
+            assert_eq!(known.is_empty(), coherent);
+            assert_eq!(gic.facts().its(ItsId(0)).unwrap().coherent, coherent);
+            takes_physical_lpis(&machine, &gic);
+        }
+    }
+
+    #[test]
+    fn thunderx_is_known_and_its_gicd_typer2_is_never_read() {
+        struct NoTyper2(ModelHw, Pa);
+        impl Clone for NoTyper2 {
+            fn clone(&self) -> Self {
+                NoTyper2(self.0.clone(), self.1)
+            }
+        }
+        impl Hw for NoTyper2 {
+            fn read32(&self, at: Pa) -> u32 {
+                assert_ne!(at, self.1, "GICD_TYPER2 was read");
+                self.0.read32(at)
+            }
+            fn write32(&self, at: Pa, value: u32) {
+                self.0.write32(at, value);
+            }
+            fn read64(&self, at: Pa) -> u64 {
+                self.0.read64(at)
+            }
+            fn write64(&self, at: Pa, value: u64) {
+                self.0.write64(at, value);
+            }
+            fn alloc(&self, size: usize, align: usize) -> Option<Pa> {
+                self.0.alloc(size, align)
+            }
+            fn free(&self, memory: Pa, size: usize, align: usize) {
+                self.0.free(memory, size, align);
+            }
+            fn load8(&self, at: Pa) -> u8 {
+                self.0.load8(at)
+            }
+            fn store8(&self, at: Pa, value: u8) {
+                self.0.store8(at, value);
+            }
+            fn load64(&self, at: Pa) -> u64 {
+                self.0.load64(at)
+            }
+            fn store64(&self, at: Pa, value: u64) {
+                self.0.store64(at, value);
+            }
+            fn publish(&self, memory: Pa, size: usize, coherence: crate::mmio::Coherence) {
+                self.0.publish(memory, size, coherence);
+            }
+            fn acquire(&self, memory: Pa, size: usize, coherence: crate::mmio::Coherence) {
+                self.0.acquire(memory, size, coherence);
+            }
+            fn now_us(&self) -> u64 {
+                self.0.now_us()
+            }
+            fn relax(&self) {
+                self.0.relax();
+            }
+        }
+        for iidr in [0xa000_034c, 0xa100_034c, 0xa200_f34c] {
+            assert_eq!(names(Part::Distributor, iidr, NOBODY, &[]), ["Cavium 38539"], "{iidr:#x}");
+        }
+        let mut config = Config::gicv3(2);
+        config.iidr = 0xa100_034c;
+        let described = Described::new(&config);
+        let typer2 = Pa(config.gicd + 0xc);
+        let hw = NoTyper2(ModelHw::new(Machine::new(config)), typer2);
+        let gic = Gic::discover(hw, &described.layout()).unwrap();
+        gic.init_cpu(CpuId(0)).unwrap();
+    }
+}
