@@ -231,15 +231,18 @@ mod tests {
         of(part, iidr, who, redists).map(|line| line.name).collect()
     }
 
+    /// What was found, and in which ITS.
+    type Known = Vec<(Option<usize>, &'static str)>;
+
     /// The driver on a model of `config`, with what is known about it; and what is.
-    fn discovered(config: Config, who: Who<'_>) -> (Machine, Gic<ModelHw>, Vec<(Option<usize>, &'static str)>) {
+    fn discovered(config: Config, who: Who<'_>) -> (Machine, Gic<ModelHw>, Known) {
         let described = Described::new(&config);
         let cpus = config.cpus.len();
         let machine = Machine::new(config);
         let hw = ModelHw::new(machine.clone());
         let mut layout = described.layout();
         let mut itss = layout.itss.to_vec();
-        let mut known = Vec::new();
+        let mut known = Known::new();
         apply(&hw, &mut layout, &mut itss, who, |its, erratum| known.push((its, erratum.name)));
         let gic = Gic::discover(hw, &Layout { itss: &itss, ..layout }).unwrap();
         (0..cpus).for_each(|cpu| gic.init_cpu(CpuId(cpu as u16)).unwrap());

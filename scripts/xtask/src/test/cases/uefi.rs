@@ -29,6 +29,7 @@ pub fn cases() -> Vec<Case> {
         case("uefi-fio-acpi-off", "ACPI tables, GICv4; dom0 has a device tree made from them", |lab| {
             fio(lab, acpi(lab, 4, &format!("dom0_acpi=off pci_windows={WINDOWS}")), 4)
         }),
+        case("uefi-acpi-same", "dom0 by ACPI and by dom0_acpi=off has the same functions and interrupts", same_devices),
         case("uefi-refuse-el1", "firmware at EL1", |lab| {
             let machine = Machine { properties: "gic-version=3".into(), ..from_disk(lab, "boot", Tables::Fdt) };
             refused(lab, &machine, |_| (), &["EL1"])
@@ -77,6 +78,29 @@ fn acpi(lab: &Lab, smp: u32, hv: &str) -> Machine {
 
 fn gicv3(machine: Machine) -> Machine {
     Machine { properties: machine.properties.replace("gic-version=4", "gic-version=3"), ..machine }
+}
+
+/// dom0 looks at PCI and its interrupts, once with ACPI and once with a device tree; controller and event of each
+/// interrupt, hence the DeviceIDs, are the same.
+fn same_devices(lab: &Lab) -> Verdict {
+    let mut seen = Vec::new();
+    for hv in [String::new(), format!("dom0_acpi=off pci_windows={WINDOWS}")] {
+        let mut machine = acpi(lab, 4, &hv);
+        machine.append = machine.append.replace("dw.test=fio", "dw.test=devices");
+        let transcript = run(lab, &machine, 180)?;
+        let mut said: Vec<String> =
+            ["pci", "irq"].iter().flat_map(|kind| transcript.said(kind)).map(String::from).collect();
+        // A host bridge and two disks, each with an interrupt for its administration and one for each CPU.
+        let disks = transcript.said("pci").filter(|device| device.ends_with("msis 5")).count();
+        if disks != 2 || transcript.said("irq").count() != 10 {
+            return Err(format!("{disks} disks with 5 MSIs, not 2: {said:?}"));
+        }
+        // Two disks are found at the same time: which asks for its interrupts first is up to chance.
+        said.sort();
+        seen.push(said);
+    }
+    seen[0].iter().for_each(|line| println!("   {line}"));
+    if seen[0] == seen[1] { Ok(()) } else { Err(format!("by ACPI {:?}, by a device tree {:?}", seen[0], seen[1])) }
 }
 
 /// Five jobs end well on the second disk, on `cpus` CPUs.
