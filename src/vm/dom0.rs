@@ -5,6 +5,7 @@ use super::dom0_acpi::{self, Places};
 use super::dom0_fdt::{Dom0FdtError, Dom0Plan, build_dom0_fdt, vgicr_region};
 use super::dom0_plan::{Banks, Placement, place, plan_dom0_memory};
 use super::domain::{Console, Domain, LastRan, Life};
+use super::hidden;
 use super::hypervisor::Hypervisor;
 use super::image::Image;
 use super::lpi::LpiPaths;
@@ -15,11 +16,12 @@ use crate::ids::{CpuId, DomId, Intid, Ipa, ItsId, Mpidr, Pa, VcpuId, VpeId};
 use crate::mm::firmware::FirmwareMemory;
 use crate::mm::guest_ram::{Bank, GuestRam};
 use crate::mm::hw::El2;
+use crate::mm::live;
 use crate::mm::stage2::{Attr, Fwb, Stage2, ipa_bits};
 use crate::mm::tlb::Tlbs;
 use crate::mmio::{Coherence, Hw};
 use crate::platform::acpi::Tables;
-use crate::platform::{Machine, Module, ModuleKind, Range, fdt};
+use crate::platform::{Machine, Module, ModuleKind, Range, UartKind, fdt};
 use crate::sync::{Lock, Once, Rank};
 use crate::vgic::{Vgic, VgicConfig};
 use crate::vits::{OnError, Quota, Vits, VitsConfig};
@@ -103,7 +105,8 @@ pub fn build(hv: &'static Hypervisor, ground: &Ground<'_>) -> Result<(), NoDom0>
     }
     crate::arch::cache::invalidate_instructions();
 
-    let stage2 = address_space(hv, ground, &banks)?;
+    let absent = absent(machine)?;
+    let stage2 = address_space(hv, ground, &banks, &absent)?;
     let paths = vpes(hv, &cpus);
     let vgic = Vgic::new(VgicConfig {
         vcpus: cpus.iter().map(|&(_, mpidr)| mpidr).collect(),
@@ -136,6 +139,7 @@ pub fn build(hv: &'static Hypervisor, ground: &Ground<'_>) -> Result<(), NoDom0>
         paths,
         console: places.console.map(|(regs, irq)| Console { regs, irq, uart: Lock::new(Rank::Domain, Vpl011::new()) }),
         last_ran: LastRan::new(machine.cpus.len()),
+        absent,
         vcpus: Once::new(),
         life: Life::new(),
     };
@@ -250,8 +254,31 @@ fn kept_frames(machine: &Machine) -> Vec<Range> {
     kept
 }
 
+/// Configuration space of the functions that dom0 is not to see: those it was said to, and our own console. Whether
+/// that is one only machines with ACPI leave open; a device tree's console is never a PCI function.
+fn absent(machine: &Machine) -> Result<Vec<Range>, NoDom0> {
+    let mut pages = hidden::by_word(machine)
+        .map_err(|text| NoDom0(alloc::format!("dom0_pci_hide= names no PCI function of this machine: `{text}`")))?;
+    let Some(uart) = machine.uart.filter(|uart| uart.kind != UartKind::Pl011 && machine.rsdp.is_some()) else {
+        return Ok(pages);
+    };
+    for host in &machine.pci {
+        live::map_device(host.ecam).map_err(|error| no("a PCI configuration space cannot be mapped", error))?;
+        if let Some(page) = hidden::owner_of(host, uart.regs.base, |at| El2.read32(at)) {
+            log::info!("the console is a PCI function: dom0 does not see it");
+            pages.push(page);
+        }
+    }
+    Ok(pages)
+}
+
 /// All that dom0 may touch: its RAM, and every device that EL2 does not keep.
-fn address_space(hv: &Hypervisor, ground: &Ground<'_>, banks: &Banks) -> Result<Stage2<'static, El2, Tlbs>, NoDom0> {
+fn address_space(
+    hv: &Hypervisor,
+    ground: &Ground<'_>,
+    banks: &Banks,
+    absent: &[Range],
+) -> Result<Stage2<'static, El2, Tlbs>, NoDom0> {
     let failed = |error| no("dom0's address space cannot be made", error);
     let params = hv.features.stage2();
     let fwb = if params.fwb { Fwb::On } else { Fwb::Off };
@@ -262,6 +289,7 @@ fn address_space(hv: &Hypervisor, ground: &Ground<'_>, banks: &Banks) -> Result<
     }
     let machine = hv.machine;
     let mut hidden = kept_frames(machine);
+    hidden.extend(absent);
     hidden.extend(machine.memory.iter());
     let mut windows: Vec<Range> =
         machine.pci.iter().flat_map(|host| host.windows.iter().map(|window| window.cpu)).collect();

@@ -38,6 +38,8 @@ pub enum Emulated {
     Its(usize, u64),
     /// The console.
     Uart(u64),
+    /// A PCI function that it is not to see.
+    Absent,
 }
 
 /// The console that a domain sees.
@@ -76,6 +78,8 @@ pub struct Domain {
     pub console: Option<Console>,
     /// Which of its vCPUs each CPU ran last.
     pub last_ran: LastRan,
+    /// Configuration space of PCI functions that are not there for it.
+    pub absent: Vec<Range>,
     /// Its vCPUs.
     pub vcpus: Once<Vec<Arc<Vcpu>>>,
     /// Whether it lives.
@@ -163,6 +167,9 @@ impl Domain {
         if let Some(console) = self.console.as_ref().filter(|console| console.regs.contains(at)) {
             return Some(Emulated::Uart(at.0 - console.regs.base.0));
         }
+        if self.absent.iter().any(|page| page.contains(at)) {
+            return Some(Emulated::Absent);
+        }
         let its = self.vitss.iter().position(|(range, _)| range.contains(at))?;
         Some(Emulated::Its(its, at.0 - self.vitss.get(its)?.0.base.0))
     }
@@ -193,6 +200,7 @@ impl Domain {
             Emulated::Dist(offset) => self.vgic.dist_read(&port, from, offset, bytes),
             Emulated::Redist(frame, offset) => self.vgic.redist_read(&port, from, frame, offset, bytes),
             Emulated::Its(its, offset) => self.vitss.get(its).map_or(0, |(_, vits)| vits.read(offset, bytes)),
+            Emulated::Absent => u64::MAX >> (64 - 8 * u32::from(bytes.clamp(1, 8))),
             Emulated::Uart(offset) => {
                 let Some(console) = &self.console else { return 0 };
                 let mut uart = console.uart.lock();
@@ -228,6 +236,7 @@ impl Domain {
                     }
                 }
             }
+            Emulated::Absent => {}
             Emulated::Uart(offset) => {
                 let Some(console) = &self.console else { return };
                 let mut uart = console.uart.lock();

@@ -205,6 +205,7 @@ fn furnish(
             uart: Lock::new(Rank::Domain, Vpl011::new()),
         }),
         last_ran: LastRan::new(hv.machine.cpus.len()),
+        absent: Vec::new(),
         vcpus: Once::new(),
         life: Life::new(),
     };

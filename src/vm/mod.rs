@@ -9,6 +9,7 @@ pub mod dom0_fdt;
 pub mod dom0_plan;
 pub mod domu_fdt;
 pub mod domu_plan;
+pub mod hidden;
 pub mod image;
 pub mod lpi;
 pub mod options;

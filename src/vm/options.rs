@@ -188,8 +188,8 @@ pub fn parse<'a>(line: &'a str, mut unknown: impl FnMut(&'a str)) -> Result<Opti
                     _ => return Err(bad("`on` or `off`")),
                 }
             }
-            // Read long before, together with the firmware's tables.
-            crate::platform::windows::WORD => {}
+            // Read by others, the first of them together with the firmware's tables.
+            crate::platform::windows::WORD | super::hidden::WORD => {}
             "loglvl" => {
                 options.loglvl = match value {
                     "error" => log::LevelFilter::Error,

@@ -14,6 +14,7 @@ pub fn cases() -> Vec<Case> {
         case("boot-mem-8G", "dom0 in 8 GiB", |lab| boots(lab, 4, "8G")),
         Case { name: "boot-time", shows: "at most 1.5 times as long as without us", bare: false, run: in_time },
         Case { name: "boot-keys", shows: "Ctrl-A, the debug keys, and typing to dom0", bare: false, run: keys },
+        Case { name: "boot-hidden", shows: "dom0_pci_hide= leaves an empty slot", bare: false, run: hidden },
         case("boot-limits", "dom0_mem= and dom0_max_vcpus= are kept", limits),
     ]
 }
@@ -33,6 +34,14 @@ fn boots(lab: &Lab, smp: u32, mem: &str) -> Verdict {
     // Linux keeps some for itself, and counts the initramfs as used; EL2 needs little.
     let (has, wants) = (transcript.number("memory")?, whole * 8 / 10);
     if has < wants { Err(format!("dom0 has {has} KiB of {whole} KiB, less than four fifths")) } else { Ok(()) }
+}
+
+/// The disk's function reads as nothing; the host bridge is still there.
+fn hidden(lab: &Lab) -> Verdict {
+    let machine = Machine { hv: "dom0_pci_hide=0000:00:01.0".into(), ..lab.linux("devices", "") };
+    let transcript = lab.linux_run(&machine, 90)?;
+    let functions: Vec<&str> = transcript.said("pci").filter_map(|line| line.split(' ').next()).collect();
+    if functions == ["0000:00:00.0"] { Ok(()) } else { Err(format!("dom0 sees {functions:?}")) }
 }
 
 fn in_time(_: &Lab) -> Verdict {
