@@ -166,6 +166,9 @@ fn advance(hv: &Hypervisor, cpu: CpuId, work: &mut Work) -> Progress {
                 // That CPU is on its way from it to another vCPU, or to its sleep.
                 patience(work, "a CPU still has its stage 2");
                 Step::Alone(domain)
+            } else if domain.vcpus().iter().any(|vcpu| Arc::strong_count(vcpu) > 1) {
+                patience(work, "somebody still looks at a vCPU of it");
+                Step::Alone(domain)
             } else {
                 match Arc::try_unwrap(domain) {
                     Ok(domain) => {

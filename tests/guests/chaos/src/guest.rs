@@ -1,7 +1,7 @@
 //! The guest.
 
 use core::arch::asm;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use guest_rt::exception::{Outcome, probe};
 use guest_rt::its::{GITS, Its, Table};
 use guest_rt::{console, cpu, gic, mrs, off, say, smccc};
@@ -10,6 +10,8 @@ const ROUNDS: u64 = 40_000;
 const STEPS: u64 = 10;
 
 static MINE: Table<0x4_0000> = Table::new();
+/// A domain beside dom0 has none.
+static HAS_ITS: AtomicBool = AtomicBool::new(false);
 static DONE: AtomicU32 = AtomicU32::new(0);
 static PROGRESS: [AtomicU64; cpu::MAX] = [const { AtomicU64::new(0) }; cpu::MAX];
 static SEED: AtomicU64 = AtomicU64::new(0);
@@ -328,6 +330,7 @@ fn chaos() {
         match dice.below(16) {
             0 | 1 => distributor(&mut dice),
             2 | 3 => redistributor(&mut dice),
+            4..=7 if !HAS_ITS.load(Ordering::Relaxed) => elsewhere(&mut dice),
             4 => its(&mut dice),
             5..=7 => commands(&mut dice),
             8 | 9 => system_register(&mut dice),
@@ -377,7 +380,10 @@ extern "C" fn guest_main() -> ! {
     for (n, r) in gic::redistributors().take(cpu::MAX).enumerate() {
         gic::lpis_on(r, properties, 14, MINE.address() + 0x1_0000 + (n as u64 % 3) * 0x1_0000);
     }
-    let _ = Its::on();
+    if probe(|| _ = guest_rt::mmio::read32(GITS)) == Outcome::Ran {
+        HAS_ITS.store(true, Ordering::Relaxed);
+        let _ = Its::on();
+    }
     gic::cpu_on(1 << 27 | 1 << 30);
     for index in 1..vcpus as usize {
         let answer = cpu::start(index, other);

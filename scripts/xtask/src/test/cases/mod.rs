@@ -2,6 +2,7 @@
 
 mod boot;
 mod counts;
+mod domains;
 mod guests;
 mod io;
 mod order;
@@ -19,6 +20,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(guests::cases());
     cases.extend(boot::cases());
     cases.extend(io::cases());
+    cases.extend(domains::cases());
     cases.extend(order::cases());
     cases.extend(uefi::cases());
     cases.extend(counts::cases());
