@@ -5,8 +5,9 @@
 
 use super::domain::Domain;
 use super::hypervisor;
-use crate::arch::power;
+use crate::arch::{power, timer};
 use crate::console::{self, keys, line};
+use crate::gic::its::Kind;
 use crate::ids::{CpuId, Intid};
 use crate::trace::{Event, on, total};
 
@@ -17,6 +18,7 @@ pub fn register() {
     keys::register(b'i', "interrupts", interrupts);
     keys::register(b'v', "vPEs and residency", vpes);
     keys::register(b'x', "exits by reason", exits);
+    keys::register(b's', "the scheduler", scheduler);
     keys::register(b'm', "memory", memory);
     keys::register(b'R', "reboot the machine", reboot);
 }
@@ -87,6 +89,38 @@ fn vpes() {
     for event in [Event::IrqDoorbell, Event::DoorbellSpurious, Event::Block, Event::BlockCancelled, Event::Wake] {
         line(format_args!("  {}: {}", event.label(), total(event)));
     }
+}
+
+fn scheduler() {
+    let hv = hypervisor();
+    line(format_args!("sched={}: {} vCPUs", hv.sched.name(), hv.vcpus()));
+    for cpu in (0..hv.machine.cpus.len()).filter_map(|cpu| u16::try_from(cpu).ok()).map(CpuId) {
+        match hv.sched.current(cpu) {
+            Some(vcpu) => line(format_args!("  {cpu}: {} of {}, {:?}", vcpu.id, vcpu.domain, vcpu.run.get())),
+            None => line(format_args!("  {cpu}: nobody")),
+        }
+        hv.sched.for_each_waiting(cpu, &mut |vcpu| line(format_args!("    waits: {} of {}", vcpu.id, vcpu.domain)));
+    }
+    for domain in hv.domains() {
+        for vcpu in domain.vcpus() {
+            let entity = &vcpu.entity;
+            line(format_args!(
+                "  {} {}: weight {}, cap {}, has run {} ms, last on {}, moved {} times",
+                domain.id,
+                vcpu.id,
+                entity.weight(),
+                entity.cap(),
+                timer::ticks_to_us(entity.ran(), timer::frequency()) / 1000,
+                vcpu.cpu(),
+                entity.moves()
+            ));
+        }
+    }
+    for event in [Event::Switch, Event::Move, Event::Steal, Event::Push, Event::WakeTimer, Event::TlbClean] {
+        line(format_args!("  {}: {}", event.label(), total(event)));
+    }
+    // The first is counted where vCPUs run, the second where commands are sent: they say the same.
+    line(format_args!("  vPE moves: {}, VMOVPs: {}", total(Event::VpeMove), hv.gic.counters().commands(Kind::Vmovp)));
 }
 
 fn exits() {

@@ -64,7 +64,7 @@ pub struct Context {
     pub ich: ich::State,
     /// The CPU that EL1's and the FP registers were saved from, and that holds them still if nobody came after.
     pub saved_from: Option<CpuId>,
-    /// Where its vPE was resident last.
+    /// Where its vPE was resident last; before that, where it was made.
     pub resident_on: Option<CpuId>,
     /// List registers.
     pub lrs: LrImage,
@@ -104,7 +104,7 @@ impl Vcpu {
                 vtimer: VirtualTimer::default(),
                 ich: ich::State::default(),
                 saved_from: None,
-                resident_on: None,
+                resident_on: Some(home),
                 lrs: LrImage::new(list_registers),
                 timer: VTimer::default(),
                 serror: false,

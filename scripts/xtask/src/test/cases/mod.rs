@@ -8,6 +8,7 @@ mod io;
 mod order;
 mod placed;
 mod refuse;
+mod sched;
 mod uefi;
 
 use super::Case;
@@ -21,6 +22,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(boot::cases());
     cases.extend(io::cases());
     cases.extend(domains::cases());
+    cases.extend(sched::cases());
     cases.extend(order::cases());
     cases.extend(uefi::cases());
     cases.extend(counts::cases());

@@ -1,0 +1,85 @@
+//! More vCPUs than CPUs: the I/O jobs under the credit scheduler, with and without vCPUs that are moved all the time.
+
+use crate::qemu::Machine;
+use crate::session::Session;
+use crate::test::linux::Transcript;
+use crate::test::{Case, Lab, Verdict};
+
+/// The cases of this topic.
+pub fn cases() -> Vec<Case> {
+    let case = |name, shows, run| Case { name, shows, bare: false, run };
+    vec![
+        case("sched-oversubscribed", "five fio jobs, 8 vCPUs on 4 CPUs", |lab| fio(lab, "", 180)),
+        case("sched-oversubscribed-software", "the same with direct=off", |lab| fio(lab, "direct=off", 180)),
+        case("sched-trapped-wfi", "the same with vwfi=trap", |lab| fio(lab, "vwfi=trap", 180)),
+        case("sched-native-wfi", "the same with vwfi=native", |lab| fio(lab, "vwfi=native", 240)),
+        case("sched-torture", "the same, a vCPU moved each millisecond", |lab| fio(lab, "sched-torture=1ms", 400)),
+        case("sched-torture-software", "the same with direct=off", |lab| fio(lab, "sched-torture=1ms direct=off", 400)),
+        case("sched-hotplug", "CPU_OFF and CPU_ON, 4 vCPUs on 2 CPUs", hotplug),
+        case("sched-alone", "vwfi=auto, one vCPU to a CPU: no WFI or WFE traps", alone),
+    ]
+}
+
+/// The machine with `sched=credit` and these words.
+fn machine(lab: &Lab, test: &str, arg: &str, hv: &str) -> Machine {
+    Machine { hv: format!("sched=credit {hv}"), ..lab.linux(test, arg) }
+}
+
+/// Asks for the scheduler's state and the exits once the last job has ended.
+fn ask(session: &mut Session, line: &str) -> Result<(), String> {
+    if line.contains("DW-TEST: job verify") || line.contains("DW-TEST: cpus 4 ") {
+        session.type_in("\x01\x01\x01sx\x01\x01\x01").map_err(|failure| failure.text)?;
+    }
+    Ok(())
+}
+
+fn fio(lab: &Lab, hv: &str, seconds: u64) -> Verdict {
+    let machine = machine(lab, "fio", "500", &format!("dom0_max_vcpus=8 {hv}"));
+    let transcript = lab.watch(&machine, seconds, ask)?;
+    lab.judge(&transcript)?;
+    for job in transcript.said("job") {
+        println!("   {job}");
+    }
+    let jobs = transcript.said("job").count();
+    if jobs != 5 {
+        return Err(format!("{jobs} jobs ended, not 5"));
+    }
+    if !hv.contains("direct=off") {
+        moves(&transcript)?;
+    }
+    Ok(())
+}
+
+/// A vPE is moved when its vCPU runs elsewhere, and then only. The two are counted apart, on CPUs that go on meanwhile.
+fn moves(transcript: &Transcript) -> Verdict {
+    let line = transcript.lines.iter().find_map(|(_, line)| Some(line.split_once("vPE moves: ")?.1));
+    let (moves, commands) = line.and_then(|line| line.trim().split_once(", VMOVPs: ")).ok_or("no count of moves")?;
+    println!("   vPE moves {moves}, VMOVPs {commands}");
+    let number = |text: &str| text.parse::<u64>().map_err(|_| format!("`{text}` is no number"));
+    let (moves, commands) = (number(moves)?, number(commands)?);
+    if moves == 0 || commands.abs_diff(moves) > 4 {
+        return Err(format!("{commands} VMOVPs for {moves} moves"));
+    }
+    Ok(())
+}
+
+fn hotplug(lab: &Lab) -> Verdict {
+    let machine = Machine { smp: 2, ..machine(lab, "hotplug", "20", "dom0_max_vcpus=4") };
+    let transcript = lab.linux_run(&machine, 240)?;
+    match transcript.said("cpus").next() {
+        Some("4 rounds 20") => Ok(()),
+        other => Err(format!("at the end: cpus {}", other.unwrap_or("unknown"))),
+    }
+}
+
+fn alone(lab: &Lab) -> Verdict {
+    let transcript = lab.watch(&machine(lab, "fio", "200", ""), 150, ask)?;
+    lab.judge(&transcript)?;
+    let asked = transcript.lines.iter().any(|(_, line)| line.contains("exit irq: "));
+    let wfx = transcript.lines.iter().find(|(_, line)| line.contains("exit wfx: "));
+    match (asked, wfx) {
+        (false, _) => Err("the exits were not printed".to_owned()),
+        (true, Some((_, line))) => Err(format!("WFI or WFE trapped: {}", line.trim())),
+        (true, None) => Ok(()),
+    }
+}
