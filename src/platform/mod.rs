@@ -325,9 +325,9 @@ pub struct DomainConfig {
     pub memory: u64,
     /// Whether it has a serial port.
     pub vpl011: bool,
-    /// Its share of CPU time relative to others', where the scheduler has such a thing.
+    /// Each vCPU's share of CPU time relative to others', where the scheduler has such a thing.
     pub weight: Option<u32>,
-    /// The most CPU time that it gets, in percent of one CPU.
+    /// The most CPU time that each of its vCPUs gets, in percent of a CPU.
     pub cap: Option<u32>,
     /// Its kernel, and what goes with it.
     pub modules: ArrayVec<Module, 4>,

@@ -217,6 +217,12 @@ fn furnish(
             give_address_space_back(hv, &domain);
             return Err(NoDomain("no CPU is free for all of its vCPUs".to_string()));
         };
+        if let Some(weight) = config.weight {
+            vcpu.entity.set_weight(weight);
+        }
+        if let Some(percent) = config.cap {
+            vcpu.entity.set_cap(percent);
+        }
         vcpus.push(vcpu);
     }
     let _ = domain.vcpus.set(vcpus);

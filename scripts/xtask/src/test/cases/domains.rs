@@ -22,7 +22,10 @@ pub fn cases() -> Vec<Case> {
     let case = |name, shows, run| Case { name, shows, bare: false, run };
     vec![
         case("domain-linux", "a second Linux with two vCPUs, typed to, switched off and gone", linux),
-        case("domain-resets", "200 resets of a small domain leave as much free as there was", resets),
+        case("domain-resets", "200 resets of a small domain leave as much free as there was", |lab| resets(lab, HV, 4)),
+        case("domain-resets-credit", "the same with sched=credit, on the two CPUs that dom0 has, too", |lab| {
+            resets(lab, "sched=credit", 2)
+        }),
         case("domain-chaos", "a domain that writes nonsense everywhere harms nobody", chaos),
     ]
 }
@@ -81,8 +84,8 @@ fn linux(lab: &Lab) -> Verdict {
     }
 }
 
-fn resets(lab: &Lab) -> Verdict {
-    let machine = machine(lab, guest(lab, "guest-again")?);
+fn resets(lab: &Lab, hv: &str, smp: u32) -> Verdict {
+    let machine = Machine { hv: hv.into(), smp, ..machine(lab, guest(lab, "guest-again")?) };
     let mut counts = Vec::new();
     let mut settled = false;
     let transcript = lab.watch(&machine, 150, |session, line| {
