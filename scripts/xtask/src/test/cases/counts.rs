@@ -24,7 +24,7 @@ pub fn cases() -> Vec<Case> {
 /// How often a count is tried. Only the host's own business makes a difference between two runs: while it keeps QEMU's main
 /// loop from the CPU, the guest idles, its clock jumps to the next timer, and timer interrupts are added. So each figure is
 /// the smallest of the runs so far.
-const ATTEMPTS: usize = 3;
+const ATTEMPTS: usize = 6;
 
 /// Exits per I/O that neither a timer nor an SGI explains; and what the comparison with bare Linux leaves over.
 const SLACK: f64 = 0.01;
