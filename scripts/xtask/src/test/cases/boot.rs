@@ -12,7 +12,6 @@ pub fn cases() -> Vec<Case> {
         case("boot-smp-8", "dom0 on eight CPUs", |lab| boots(lab, 8, "2G")),
         case("boot-mem-512M", "dom0 in 512 MiB", |lab| boots(lab, 4, "512M")),
         case("boot-mem-8G", "dom0 in 8 GiB", |lab| boots(lab, 4, "8G")),
-        Case { name: "boot-time", shows: "at most 1.5 times as long as without us", bare: false, run: in_time },
         Case { name: "boot-keys", shows: "Ctrl-A, the debug keys, and typing to dom0", bare: false, run: keys },
         Case { name: "boot-hidden", shows: "dom0_pci_hide= leaves an empty slot", bare: false, run: hidden },
         case("boot-limits", "dom0_mem= and dom0_max_vcpus= are kept", limits),
@@ -42,14 +41,6 @@ fn hidden(lab: &Lab) -> Verdict {
     let transcript = lab.linux_run(&machine, 90)?;
     let functions: Vec<&str> = transcript.said("pci").filter_map(|line| line.split(' ').next()).collect();
     if functions == ["0000:00:00.0"] { Ok(()) } else { Err(format!("dom0 sees {functions:?}")) }
-}
-
-fn in_time(_: &Lab) -> Verdict {
-    match crate::bench::boot(3) {
-        Ok(..=1.5) => Ok(()),
-        Ok(ratio) => Err(format!("{ratio:.2} times as long as without us")),
-        Err(failure) => Err(failure.text),
-    }
 }
 
 /// Types at a shell of dom0, at the debug keys, and at the shell again.

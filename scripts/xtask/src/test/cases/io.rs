@@ -1,6 +1,6 @@
 //! I/O on the passed-through NVMe disk: the five jobs, CPU hotplug under load, driver unbind and bind.
 
-use crate::qemu::Machine;
+use crate::qemu::{Boot, Machine};
 use crate::test::linux::Transcript;
 use crate::test::{Case, Lab, Verdict};
 
@@ -36,25 +36,42 @@ fn fio(lab: &Lab, cpu: &str, hv: &str) -> Verdict {
 }
 
 /// How often the latency case is tried.
-const LATENCY_ATTEMPTS: usize = 6;
+const LATENCY_ATTEMPTS: usize = 4;
+/// No completion takes longer, in microseconds.
+const LONGEST: u64 = 50_000;
 
-/// A wake-up that is lost shows in every attempt; a host that was busy elsewhere for 50 ms does not.
+/// A wake-up that is lost shows in every attempt; a host that was busy elsewhere for 50 ms does not, and holds up a Linux
+/// without a hypervisor as well.
 fn latency(lab: &Lab) -> Verdict {
-    let machine = Machine { hv: "vwfi=trap".into(), ..lab.linux("latency", "2000") };
-    let mut slowest = Vec::new();
+    let ours = quickest(lab, Machine { hv: "vwfi=trap".into(), ..lab.linux("latency", "2000") })?;
+    if ours <= LONGEST {
+        return Ok(());
+    }
+    let inner = Lab { dir: lab.dir.join("bare"), boot: Boot::Bare };
+    std::fs::create_dir_all(&inner.dir).map_err(|error| error.to_string())?;
+    let bare = quickest(&inner, inner.linux("latency", "2000"))?;
+    if bare > LONGEST && ours <= 2 * bare {
+        println!("   this host holds up bare Linux for {bare} us: the limit says nothing here");
+        return Ok(());
+    }
+    Err(format!(
+        "the longest completion took {ours} us in the best of {LATENCY_ATTEMPTS} attempts, bare Linux {bare} us"
+    ))
+}
+
+/// The longest completion, of the attempt in which it was shortest.
+fn quickest(lab: &Lab, machine: Machine) -> Result<u64, String> {
+    let mut best = u64::MAX;
     for _ in 0..LATENCY_ATTEMPTS {
         let transcript = lab.linux_run(&machine, 200)?;
         let job = transcript.said("job").next().ok_or("no job ended")?;
         println!("   {job}");
-        let longest = Transcript::field::<u64>(job, "max_us").ok_or("fio names no longest completion")?;
-        if longest <= 50_000 {
-            return Ok(());
+        best = best.min(Transcript::field::<u64>(job, "max_us").ok_or("fio names no longest completion")?);
+        if best <= LONGEST {
+            break;
         }
-        slowest.push(longest);
     }
-    Err(format!(
-        "the longest completions of {LATENCY_ATTEMPTS} attempts took {slowest:?} microseconds, more than 50 ms each"
-    ))
+    Ok(best)
 }
 
 fn hotplug(lab: &Lab, hv: &str) -> Verdict {
