@@ -7,7 +7,6 @@ use super::dom0_plan::{Banks, Placement, place, plan_dom0_memory};
 use super::domain::{Console, Domain, LastRan, Life};
 use super::hidden;
 use super::hypervisor::Hypervisor;
-use super::image::Image;
 use super::lpi::LpiPaths;
 use super::options::{Direct, Dom0Acpi};
 use super::vcpu::{Start, Vcpu};
@@ -231,10 +230,8 @@ fn vcpu_places(hv: &Hypervisor) -> Vec<(CpuId, Mpidr)> {
 }
 
 fn load(ram: &GuestRam, module: &Module, to: Pa) -> Result<(), NoDom0> {
-    let bytes = usize::try_from(module.range.size).unwrap_or(usize::MAX);
-    // SAFETY: modules lie in RAM, which is mapped, and nobody runs who could write them.
-    #[allow(unsafe_code, reason = "copies what the boot loader left")]
-    let loaded = unsafe { ram.load(module.range.base, Ipa(to.0), bytes) };
+    let bytes = module.range.size;
+    let loaded = super::module::load(ram, module, to);
     loaded.map_err(|at| NoDom0(alloc::format!("a boot module of {bytes} bytes does not fit dom0's RAM at {}", at.0)))
 }
 
@@ -384,11 +381,7 @@ fn placement(
     ramdisk: Option<&Module>,
     banks: &Banks,
 ) -> Result<Placement, NoDom0> {
-    let mut header = [0; 64];
-    // SAFETY: modules lie in RAM, which is mapped.
-    #[allow(unsafe_code, reason = "looks at what the boot loader left")]
-    let header = unsafe { crate::mm::guest_ram::peek(kernel.range, &mut header) };
-    let image = Image::parse(header).map_err(|error| NoDom0(error.to_string()))?;
+    let image = super::module::image(kernel).map_err(|error| NoDom0(error.to_string()))?;
     place(banks, &image, kernel.range, ramdisk.map(|module| module.range), &[ground.fdt_range])
         .map_err(|error| no("dom0 does not fit its memory", error))
 }

@@ -10,7 +10,6 @@ use super::domu_plan::{
     DIST, MAX_VCPUS, SPIS, UART, UART_IRQ, affinities, place_modules, plan_pool, ram_size, redists,
 };
 use super::hypervisor::Hypervisor;
-use super::image::{HEADER_LEN, Image};
 use super::lpi::LpiPaths;
 use super::run::CNTP_PPI;
 use super::vcpu::{Start, Vcpu};
@@ -18,7 +17,7 @@ use crate::arch::{cache, ich, percpu};
 use crate::console;
 use crate::ids::{CpuId, DomId, Ipa, Pa, VcpuId};
 use crate::mm::guest_pool::Stretches;
-use crate::mm::guest_ram::{Bank, GuestRam, peek, zero};
+use crate::mm::guest_ram::{Bank, GuestRam, zero};
 use crate::mm::hw::El2;
 use crate::mm::stage2::{Attr, Fwb, Stage2, ipa_bits};
 use crate::mm::tlb::Tlbs;
@@ -135,11 +134,7 @@ fn build(hv: &'static Hypervisor, id: DomId, config: &DomainConfig) -> Result<()
 
 /// Where kernel, RAM disk and device tree go, as the guest sees it.
 fn placement(kernel: &Module, ramdisk: Option<&Module>, ram: u64) -> Result<Placement, NoDomain> {
-    let mut header = [0; HEADER_LEN];
-    // SAFETY: modules lie in RAM, which is mapped, and are kept out of every domain's.
-    #[allow(unsafe_code, reason = "looks at what the boot loader left")]
-    let header = unsafe { peek(kernel.range, &mut header) };
-    let image = Image::parse(header).map_err(|error| NoDomain(error.to_string()))?;
+    let image = super::module::image(kernel).map_err(|error| NoDomain(error.to_string()))?;
     place_modules(ram, &image, kernel.range.size, ramdisk.map(|module| module.range.size))
         .map_err(|error| no("it does not fit its memory", error))
 }
@@ -251,10 +246,8 @@ fn banks(stretches: &Stretches) -> Vec<Bank> {
 }
 
 fn load(ram: &GuestRam, module: &Module, to: Pa) -> Result<(), NoDomain> {
-    let bytes = usize::try_from(module.range.size).unwrap_or(usize::MAX);
-    // SAFETY: modules lie in RAM, which is mapped, and are kept out of every domain's: nobody writes them.
-    #[allow(unsafe_code, reason = "copies what the boot loader left")]
-    let loaded = unsafe { ram.load(module.range.base, Ipa(to.0), bytes) };
+    let bytes = module.range.size;
+    let loaded = super::module::load(ram, module, to);
     loaded.map_err(|at| NoDomain(alloc::format!("a boot module of {bytes} bytes does not fit its RAM at {}", at.0)))
 }
 

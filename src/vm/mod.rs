@@ -38,6 +38,8 @@ pub mod keys;
 #[cfg(target_os = "none")]
 mod lrs;
 #[cfg(target_os = "none")]
+mod module;
+#[cfg(target_os = "none")]
 pub mod run;
 #[cfg(target_os = "none")]
 mod soft_timer;
