@@ -179,6 +179,15 @@ impl<H: Hw + Clone> Dist<H> {
         }
     }
 
+    /// Sends all SPIs that went to one CPU to another; how many. A pending one goes along, an active one stays active
+    /// and can be deactivated from any CPU.
+    pub fn reroute(&self, from: Mpidr, to: Mpidr) -> u32 {
+        let at = |i: u32| self.base.add(gicd::IROUTER + 8 * u64::from(i));
+        let routed = |i: &u32| self.hw.read64(at(*i)) == from.0;
+        let moved = (FIRST_SPI..self.end).filter(routed).map(|i| self.hw.write64(at(i), to.0));
+        moved.count() as u32
+    }
+
     /// GICD_TYPER2. Some distributors abort the access, QEMU logs it: only for GICv4.1.
     pub fn typer2(&self) -> LocalRegisterCopy<u32, super::regs::GICD_TYPER2::Register> {
         LocalRegisterCopy::new(self.hw.read32(self.base.add(gicd::TYPER2)))

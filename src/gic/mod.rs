@@ -5,6 +5,7 @@
 //! | `regs`, `its/regs` | register layouts; no mask, shift or offset stands above them |
 //! | `dist`, `redist` | the distributor; each CPU's redistributor |
 //! | `lpi` | LPI numbers and their configuration table |
+//! | `hotplug` | taking a CPU out of service; [`init_cpu`](Gic::init_cpu) takes it back |
 //! | `its` | interrupt translation services: bring-up, commands, devices and events |
 //! | `v4` | virtual LPIs: VMs, vPEs, residency, doorbells |
 //! | `facts`, `counters` | what this machine has; what happened |
@@ -24,6 +25,7 @@ pub mod cpuif;
 mod dist;
 pub mod errata;
 mod facts;
+mod hotplug;
 pub mod its;
 mod lpi;
 mod redist;
@@ -37,6 +39,7 @@ pub mod v4;
 pub use counters::Counters;
 pub use dist::Trigger;
 pub use facts::{Facts, ItsFacts};
+pub use hotplug::{Moved, TakeOutError};
 pub use its::{Batch, Event, ItsError};
 pub use v4::V4;
 
@@ -225,7 +228,8 @@ impl<H: Hw + Clone> Gic<H> {
     }
 
     /// Brings up one CPU's part, on that CPU or (before it is started) for it: redistributor awake, SGIs enabled,
-    /// PPIs disabled, LPIs on, its collection mapped on every ITS.
+    /// PPIs disabled, LPIs on, its collection mapped on every ITS. Also for a CPU that was
+    /// [taken out](Self::take_out) and comes back: what its redistributor kept is used again.
     pub fn init_cpu(&self, cpu: CpuId) -> Result<(), GicError> {
         let redist = self.redists.get(cpu.index()).ok_or(GicError::NoSuchCpu(cpu))?;
         redist.wake()?;
@@ -237,6 +241,7 @@ impl<H: Hw + Clone> Gic<H> {
         for its in self.itss.iter().flatten().filter(|its| !its.queue.is_dead()) {
             its.map_collection(&self.counters, redist).map_err(|e| GicError::Collection(its.id, e))?;
         }
+        redist.open();
         Ok(())
     }
 
@@ -261,6 +266,12 @@ impl<H: Hw + Clone> Gic<H> {
     #[inline]
     fn online(&self, cpu: CpuId) -> Result<&Redist<H>, ItsError> {
         self.redists.get(cpu.index()).filter(|r| r.has_lpis()).ok_or(ItsError::CpuOffline(cpu))
+    }
+
+    /// The same, if LPIs and vPEs may be sent there: the CPU is not being taken out.
+    #[inline]
+    fn open(&self, cpu: CpuId) -> Result<&Redist<H>, ItsError> {
+        self.redists.get(cpu.index()).filter(|r| r.takes_lpis()).ok_or(ItsError::CpuOffline(cpu))
     }
 
     // ---- LPIs -----------------------------------------------------------------------------------------------

@@ -43,10 +43,11 @@ type Ctlr = LocalRegisterCopy<u32, GICR_CTLR::Register>;
 type Vprop = LocalRegisterCopy<u64, GICR_VPROPBASER_4_1::Register>;
 pub type Vpend = LocalRegisterCopy<u64, GICR_VPENDBASER::Register>;
 
-/// How far a redistributor has been brought up.
+/// How far a redistributor has been brought up. One that is LEAVING still has LPIs, and gets no more of them.
 const OFFLINE: u8 = 0;
 const AWAKE: u8 = 1;
-const LPIS: u8 = 2;
+const LEAVING: u8 = 2;
+const LPIS: u8 = 3;
 
 /// One redistributor.
 pub struct Redist<H> {
@@ -59,6 +60,8 @@ pub struct Redist<H> {
     /// INVLPIR, INVALLR and VSGIR: nothing is written to them while they are busy.
     invalidate: Lock<()>,
     state: AtomicU8,
+    /// Its pending table, once it has one: it is its own for ever, as EnableLPIs may be a one-way switch. 0: none yet.
+    pending: AtomicU64,
     /// Which vPE is resident, plus one.
     resident: AtomicU32,
     /// What GICR_VPROPBASER holds (GICv4.0), so that it is only written when it changes.
@@ -137,6 +140,7 @@ impl<H: Hw + Clone> Redist<H> {
             ir: ctlr.is_set(GICR_CTLR::IR),
             invalidate: Lock::new(Rank::Redist, ()),
             state: AtomicU8::new(OFFLINE),
+            pending: AtomicU64::new(0),
             resident: AtomicU32::new(0),
             vprop: AtomicU64::new(0),
             dirty_is_noise: AtomicBool::new(false),
@@ -178,7 +182,27 @@ impl<H: Hw> Redist<H> {
     }
 
     pub fn has_lpis(&self) -> bool {
-        self.state.load(Ordering::Acquire) >= LPIS
+        self.state.load(Ordering::Acquire) >= LEAVING
+    }
+
+    /// Whether LPIs and vPEs may be sent here.
+    pub fn takes_lpis(&self) -> bool {
+        self.state.load(Ordering::Acquire) == LPIS
+    }
+
+    /// From now on nothing is sent here any more. `false`: it is not in service, or is leaving already.
+    pub fn begin_leaving(&self) -> bool {
+        self.state.compare_exchange(LPIS, LEAVING, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// LPIs and vPEs may be sent here: everything is ready, or it stays after all.
+    pub fn open(&self) {
+        self.state.store(LPIS, Ordering::Release);
+    }
+
+    /// Nothing is here any more.
+    pub fn left(&self) {
+        self.state.store(OFFLINE, Ordering::Release);
     }
 
     fn ctlr(&self) -> Ctlr {
@@ -250,40 +274,74 @@ impl<H: Hw> Redist<H> {
 
     /// Points the redistributor at the configuration table and at a pending table of its own, and turns LPIs on.
     ///
-    /// EnableLPIs may be a one-way switch. When an earlier owner set it and it cannot be cleared, the tables in
-    /// use are unknown memory: that CPU gets no LPIs.
+    /// EnableLPIs may be a one-way switch. Where it is set already and points at our tables (the CPU was out and is
+    /// back) they are used as they are. When an earlier owner set it and it cannot be cleared, the tables in use are
+    /// unknown memory: that CPU gets no LPIs.
     pub fn enable_lpis(&self, lpis: &Lpis<H>, coherent: bool) -> Result<(), GicError> {
         if self.has_lpis() {
             return Ok(());
         }
-        let ctlr = self.base.add(gicr::CTLR);
+        let vlpis_v40 = self.has_vlpis() && !self.has_rvpeid();
+        if vlpis_v40 {
+            // Whoever had the CPU meanwhile may have written it.
+            self.vprop.store(self.hw.read64(self.base.add(gicr::VPROPBASER)), Ordering::Relaxed);
+        }
         if self.ctlr().is_set(GICR_CTLR::ENABLE_LPIS) {
+            if self.has_our_tables(lpis) {
+                return Ok(());
+            }
             let mut off = self.ctlr();
             off.modify(GICR_CTLR::ENABLE_LPIS::CLEAR);
-            self.hw.write32(ctlr, off.get());
+            self.hw.write32(self.base.add(gicr::CTLR), off.get());
             if !self.settled() || self.ctlr().is_set(GICR_CTLR::ENABLE_LPIS) {
                 return Err(GicError::LpisStuckOn(self.cpu));
             }
         }
-        let bytes = pending_bytes(lpis.id_bits());
-        let pending = self.hw.alloc(bytes, PENDING_ALIGN).ok_or(GicError::NoMemory)?;
-        self.hw.publish(pending, bytes, Coherence::NonCoherent);
+        let pending = self.pending_table(lpis)?;
         if !self.set_propbaser(lpis, coherent) {
             lpis.not_shared();
         }
         self.set_pendbaser(pending, coherent);
         let mut on = self.ctlr();
         on.modify(GICR_CTLR::ENABLE_LPIS::SET);
-        self.hw.write32(ctlr, on.get());
+        self.hw.write32(self.base.add(gicr::CTLR), on.get());
         if !self.settled() || !self.ctlr().is_set(GICR_CTLR::ENABLE_LPIS) {
             return Err(GicError::RegisterWrite(self.cpu));
         }
-        if self.has_vlpis() && !self.has_rvpeid() {
+        if vlpis_v40 {
             // Before the first residency the redistributor drops vLPIs beyond IDbits.
             self.set_vpropbaser(GICR_VPROPBASER::ID_BITS.val(u64::from(lpis.id_bits() - 1)).value);
         }
-        self.state.store(LPIS, Ordering::Release);
         Ok(())
+    }
+
+    /// An empty pending table: this redistributor's own, emptied, or a new one.
+    fn pending_table(&self, lpis: &Lpis<H>) -> Result<Pa, GicError> {
+        let bytes = pending_bytes(lpis.id_bits());
+        let pending = match self.pending.load(Ordering::Acquire) {
+            0 => self.hw.alloc(bytes, PENDING_ALIGN).ok_or(GicError::NoMemory)?,
+            // What it held went elsewhere before the CPU did.
+            own => {
+                (0..bytes as u64).step_by(8).for_each(|at| self.hw.store64(Pa(own).add(at), 0));
+                Pa(own)
+            }
+        };
+        self.hw.publish(pending, bytes, Coherence::NonCoherent);
+        self.pending.store(pending.0, Ordering::Release);
+        Ok(pending)
+    }
+
+    /// Whether the tables that the redistributor uses are those that we gave it.
+    fn has_our_tables(&self, lpis: &Lpis<H>) -> bool {
+        let prop =
+            LocalRegisterCopy::<u64, GICR_PROPBASER::Register>::new(self.hw.read64(self.base.add(gicr::PROPBASER)));
+        let pend =
+            LocalRegisterCopy::<u64, GICR_PENDBASER::Register>::new(self.hw.read64(self.base.add(gicr::PENDBASER)));
+        let own = self.pending.load(Ordering::Acquire);
+        own != 0
+            && pend.read(GICR_PENDBASER::PA_64K) == pa_64k(Pa(own))
+            && prop.read(GICR_PROPBASER::PA_4K) == pa_4k(lpis.table())
+            && prop.read(GICR_PROPBASER::ID_BITS) == u64::from(lpis.id_bits() - 1)
     }
 
     /// `false`: it does not look into caches.
@@ -401,6 +459,13 @@ impl<H: Hw> Redist<H> {
     /// Frees a table from [`make_vpe_table`](Self::make_vpe_table) that nothing has been pointed at.
     pub fn free_vpe_table(&self, table: &Table) {
         table.give_back(&self.hw);
+    }
+
+    /// Whether this redistributor uses this vPE table (GICv4.1).
+    pub fn has_vpe_table(&self, table: &Table) -> bool {
+        let (base, ..) = table.shape();
+        let got = Vprop::new(self.hw.read64(self.base.add(gicr::VPROPBASER)));
+        got.is_set(GICR_VPROPBASER_4_1::VALID) && got.read(GICR_VPROPBASER_4_1::PA_4K) == pa_4k(base)
     }
 
     /// Points this redistributor at its group's vPE table (GICv4.1), once. `zeroed`: nobody has used it before.

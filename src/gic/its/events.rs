@@ -126,13 +126,13 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
         if !self.gic.lpis.as_ref().is_some_and(|l| l.contains(lpi)) {
             return Err(ItsError::LpiRange(lpi));
         }
-        self.gic.online(cpu).map(|_| ())
+        self.gic.open(cpu).map(|_| ())
     }
 
     /// Moves a physical event to another CPU, its pending state too.
     pub fn move_physical(&mut self, dev: DeviceId, ev: EventId, cpu: CpuId) -> Result<(), ItsError> {
         let Event::Physical { lpi, cpu: old } = self.event(dev, ev)? else { return Err(ItsError::EventState(ev)) };
-        self.gic.online(cpu)?;
+        self.gic.open(cpu)?;
         if old == cpu {
             return Ok(());
         }
@@ -245,12 +245,34 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
 
     /// Makes every event of every device pending: MSIs may have been lost while the ITS was stopped.
     pub(in crate::gic) fn set_all_pending(&mut self) -> Result<(), ItsError> {
+        self.for_each(|batch, dev, ev, event| match event {
+            Event::Unmapped => Ok(()),
+            _ => batch.set_pending(dev, ev),
+        })
+    }
+
+    /// Moves every physical event of a CPU to another; how many.
+    pub(in crate::gic) fn move_all_physical(&mut self, from: CpuId, to: CpuId) -> Result<u32, ItsError> {
+        let mut moved = 0;
+        self.for_each(|batch, dev, ev, event| match event {
+            Event::Physical { cpu, .. } if cpu == from => {
+                moved += 1;
+                batch.move_physical(dev, ev, to)
+            }
+            _ => Ok(()),
+        })?;
+        Ok(moved)
+    }
+
+    fn for_each(
+        &mut self,
+        mut act: impl FnMut(&mut Self, DeviceId, EventId, Event) -> Result<(), ItsError>,
+    ) -> Result<(), ItsError> {
         let mut next = self.state.devices.iter().next().map(|(dev, d)| (*dev, d.events.len() as u32));
         while let Some((dev, count)) = next {
             for ev in (0..count).map(EventId) {
-                if self.event(dev, ev)? != Event::Unmapped {
-                    self.set_pending(dev, ev)?;
-                }
+                let event = self.event(dev, ev)?;
+                act(self, dev, ev, event)?;
             }
             let after = (Bound::Excluded(dev), Bound::Unbounded);
             next = self.state.devices.range(after).next().map(|(dev, d)| (*dev, d.events.len() as u32));

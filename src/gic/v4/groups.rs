@@ -120,9 +120,12 @@ impl Groups {
         self.groups.iter().find(|g| g.label == label)
     }
 
-    /// Points a redistributor at its group's table.
+    /// Points a redistributor at its group's table. One whose CPU was out for a while has it already, unless it lost it.
     pub fn join<H: Hw>(&self, redist: &Redist<H>, coherent: bool) -> Result<(), GicError> {
         let group = self.of(redist.cpu).ok_or(GicError::RegisterWrite(redist.cpu))?;
+        if redist.has_vpe_table(&group.table) {
+            return Ok(());
+        }
         let first = group.fresh.swap(false, Ordering::AcqRel);
         if redist.set_vpe_table(&group.table, first, coherent) {
             Ok(())

@@ -10,10 +10,13 @@
 //! * Posted on some rings only (one stayed full): it is finished before any other vPE's move is posted.
 //! * Posted, completion not seen: the vPE is *moving*, and resident nowhere until the completion is seen.
 //! * An ITS died: if it had consumed the move or not no longer matters, it translates nothing. It leaves the list.
+//!
+//! A vPE that moves because it is about to run can lose a doorbell that is ringing on the way. One that moves because
+//! its CPU is taken out cannot: its virtual CPU may sleep, and nothing but that doorbell will wake it.
 
-use super::V4;
 use super::residency::EnterError;
 use super::vm::{Control, Vpe, bit};
+use super::{CHUNK, V4};
 use crate::gic::its::{Command, Its, ItsError, Ticket};
 use crate::gic::redist::Redist;
 use crate::ids::{CpuId, ItsId, Lpi, VpeId};
@@ -23,6 +26,15 @@ use arrayvec::ArrayVec;
 /// How long a virtual CPU's switch may wait for its move.
 const MOVE_LIMIT_US: u64 = 10_000;
 const ITSS: usize = 16;
+
+/// What becomes of a doorbell that is pending where a vPE leaves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ringing {
+    /// It may go: the vPE is about to run.
+    Drop,
+    /// It stays pending, there or where the vPE goes.
+    Keep,
+}
 
 /// What has been posted about where a vPE lives, and was not seen to complete: a move, or in ITSList mode a map or unmap.
 pub(super) struct Moving {
@@ -69,21 +81,62 @@ struct Broadcast {
 impl<H: Hw + Clone> V4<'_, H> {
     /// Makes a vPE live on `cpu`, completely. It is resident nowhere.
     #[cold]
-    pub(super) fn bring(self, vpe: VpeId, v: &mut Vpe, cpu: CpuId) -> Result<(), EnterError> {
+    pub(super) fn bring(self, vpe: VpeId, v: &mut Vpe, cpu: CpuId, ringing: Ringing) -> Result<(), EnterError> {
         if v.moving.is_some() {
             self.finish_move(vpe, v)?;
         }
         if v.home == cpu {
             return Ok(());
         }
-        self.start_move(vpe, v, cpu)?;
+        self.start_move(vpe, v, cpu, ringing)?;
         self.finish_move(vpe, v)
     }
 
+    /// Moves every vPE that lives on a CPU, or is on its way there, to another; how many. Stops at the first that
+    /// cannot be moved, and says which. `from` is leaving: none can follow.
+    pub(in crate::gic) fn evacuate(self, from: CpuId, to: CpuId) -> Result<u32, (VpeId, EnterError)> {
+        // Whoever found `from` open while making a vPE has made it when this lock is free.
+        drop(self.state.vms.lock());
+        let mut moved = 0;
+        for (n, chunk) in self.state.chunks.iter().enumerate() {
+            for (m, slot) in chunk.get().into_iter().flatten().enumerate() {
+                let vpe = VpeId((n * CHUNK + m) as u16);
+                let mut guard = slot.vpe.lock();
+                let Some(v) = guard.as_mut() else { continue };
+                match self.evict(vpe, v, from, to) {
+                    Ok(one) => moved += u32::from(one),
+                    Err(e) => {
+                        drop(guard);
+                        self.mend();
+                        return Err((vpe, e));
+                    }
+                }
+            }
+        }
+        Ok(moved)
+    }
+
+    fn evict(self, vpe: VpeId, v: &mut Vpe, from: CpuId, to: CpuId) -> Result<bool, EnterError> {
+        if v.unclean_on == Some(from) {
+            self.settle(v)?;
+        }
+        if v.resident == Some(from) {
+            return Err(EnterError::Elsewhere(from));
+        }
+        if v.moving.as_ref().is_some_and(|m| m.to == from || v.home == from) {
+            self.finish_move(vpe, v)?;
+        }
+        if v.home != from {
+            return Ok(false);
+        }
+        self.bring(vpe, v, to, Ringing::Keep)?;
+        Ok(true)
+    }
+
     /// Posts a move. After an error nothing has happened.
-    fn start_move(self, vpe: VpeId, v: &mut Vpe, cpu: CpuId) -> Result<(), EnterError> {
+    fn start_move(self, vpe: VpeId, v: &mut Vpe, cpu: CpuId, ringing: Ringing) -> Result<(), EnterError> {
         let stays = EnterError::NotMoved { home: v.home };
-        let to = self.gic.online(cpu).map_err(|_| EnterError::CpuOffline(cpu))?;
+        let to = self.gic.open(cpu).map_err(|_| EnterError::CpuOffline(cpu))?;
         let alive =
             self.itss().filter(|its| v.mapped & bit(its) != 0 && !its.queue.is_dead()).fold(0, |a, its| a | bit(its));
         let mut moving = Moving::new(cpu);
@@ -104,7 +157,7 @@ impl<H: Hw + Clone> V4<'_, H> {
             self.broadcast(vpe, default_doorbell, to, alive, &mut moving).map_err(|_| stays)?;
         }
         self.gic.counters.vmovp.bump();
-        self.move_doorbell(v, to, &mut moving);
+        self.move_doorbell(v, to, ringing, &mut moving);
         v.moving = Some(moving);
         Ok(())
     }
@@ -166,15 +219,16 @@ impl<H: Hw + Clone> V4<'_, H> {
         }
     }
 
-    /// Takes the doorbell along: a ring that is pending goes with it or is dropped, since the vPE is about to run.
-    fn move_doorbell(self, v: &mut Vpe, to: &Redist<H>, moving: &mut Moving) {
+    /// Takes the doorbell along.
+    fn move_doorbell(self, v: &mut Vpe, to: &Redist<H>, ringing: Ringing, moving: &mut Moving) {
         let gic = self.gic;
         let Ok(from) = gic.online(v.home) else { return };
         match v.control {
             // It follows the vPE by itself.
             Control::Default => {}
             Control::Direct => {
-                let cleared = !gic.facts.can_setclr || from.clear_lpi(v.doorbell);
+                let keep = ringing == Ringing::Keep || !gic.facts.can_setclr;
+                let cleared = keep || from.clear_lpi(v.doorbell);
                 if !(to.invalidate_lpi(v.doorbell) && cleared) {
                     gic.counters.redist_timeouts.bump();
                 }

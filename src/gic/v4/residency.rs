@@ -13,6 +13,7 @@
 //! memory is not given back until it is known to be clean.
 
 use super::V4;
+use super::moves::Ringing;
 use super::vm::Vpe;
 use crate::gic::redist::Redist;
 use crate::gic::regs::{GICR_VPENDBASER, GICR_VPENDBASER_4_1, GICR_VPROPBASER, attributes, pa_4k, pa_64k};
@@ -107,7 +108,7 @@ impl<H: Hw + Clone> V4<'_, H> {
     /// Makes a vPE resident on this CPU, after moving it here if it lives elsewhere.
     pub fn enter(self, vpe: VpeId, cpu: CpuId) -> Result<Resident, EnterError> {
         let slot = self.state.slot(vpe).ok_or(EnterError::NoSuchVpe(vpe))?;
-        let redist = self.gic.online(cpu).map_err(|_| EnterError::CpuOffline(cpu))?;
+        let redist = self.gic.open(cpu).map_err(|_| EnterError::CpuOffline(cpu))?;
         if redist.dirty_missed.load(Ordering::Relaxed) {
             self.recover(redist)?;
         }
@@ -119,14 +120,16 @@ impl<H: Hw + Clone> V4<'_, H> {
         if let Some(there) = v.resident {
             return Err(EnterError::Elsewhere(there));
         }
+        // Before it is moved: one that cannot run here has its doorbell where it was.
+        redist.claim(vpe).map_err(EnterError::Occupied)?;
         if (v.home != cpu || v.moving.is_some())
-            && let Err(e) = self.bring(vpe, v, cpu)
+            && let Err(e) = self.bring(vpe, v, cpu, Ringing::Drop)
         {
+            redist.release();
             drop(guard);
             self.mend();
             return Err(e);
         }
-        redist.claim(vpe).map_err(EnterError::Occupied)?;
         if self.gic.facts.v41 {
             enter_v41(vpe, v, redist)
         } else {

@@ -228,7 +228,7 @@ impl<'a, H: Hw + Clone> V4<'a, H> {
     /// Adds a vPE to a VM, living on `home` at first. `NoVpeId`, `NoLpi` and `NoMemory` mean: this virtual CPU has to
     /// take the software path.
     pub fn add_vpe(self, vm: VmHandle, home: CpuId) -> Result<VpeId, V4Error> {
-        let redist = self.gic.online(home).map_err(|_| V4Error::CpuOffline(home))?;
+        let redist = self.gic.open(home).map_err(|_| V4Error::CpuOffline(home))?;
         let id_bits = self.vm_of_handle(vm)?;
         let vpe = VpeId(self.state.ids.alloc().ok_or(V4Error::NoVpeId)? as u16);
         let result = self.build(vm, id_bits, vpe, redist);
@@ -262,7 +262,8 @@ impl<'a, H: Hw + Clone> V4<'a, H> {
         let doorbell = lpis.alloc().ok_or_else(|| give_back(V4Error::NoLpi))?;
 
         let mut vms = self.state.vms.lock();
-        let mut ready = self.make_room(vpe);
+        // Whoever takes the CPU out passes this lock before looking for vPEs there.
+        let mut ready = gic.open(home.cpu).map_err(|_| V4Error::CpuOffline(home.cpu)).and(self.make_room(vpe));
         // Second levels everywhere, before any ITS is told the number.
         for its in self.itss() {
             let table = its.vpe_table.as_ref().ok_or(ItsError::NotVirtual);

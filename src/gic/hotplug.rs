@@ -1,0 +1,329 @@
+//! Taking a CPU out of service while the machine runs; [`Gic::init_cpu`] takes it back.
+//!
+//! What a CPU has is SPIs that are routed to it, events that its collection takes, and vPEs whose home it is, with their
+//! doorbells. First the door is closed: from then on nothing new can be sent there. Whoever looked before that looked
+//! under a lock which this file takes afterwards, so what slipped in is found. Then everything moves:
+//!
+//! | what | how | what is pending |
+//! |---|---|---|
+//! | SPIs | GICD_IROUTER | stays in the distributor |
+//! | events | MOVI, INV, SYNC at both ends | goes along |
+//! | vPEs | VMOVP, VSYNC | is in the VPT |
+//! | doorbells | with the vPE; the proxy's events by MOVI | goes along, or is left for the last step |
+//! | what is still pending | MOVALL, after all of the above has been synchronised | goes along |
+//!
+//! The collection stays mapped, and nothing is mapped to it: changing one that events are mapped to is UNPREDICTABLE
+//! (IHI 0069, 5.3 MAPC). The redistributor keeps its tables. EnableLPIs may be a one-way switch, and on GICv4.1 others may have taken
+//! the vPE table from this redistributor; memory that it points at is never given back.
+//!
+//! A failure leaves the CPU in service. What has moved by then stays where it went, which is harmless: a vPE comes back
+//! when it next runs there.
+//!
+//! What follows is not this file's: putting redistributor and CPU to sleep is the firmware's (PSCI), under two Security
+//! states as under one.
+
+use super::Gic;
+use super::its::{Command, ItsError, collection};
+use super::redist::Redist;
+use super::v4::EnterError;
+use crate::ids::{CpuId, ItsId, Mpidr, VpeId};
+use crate::mmio::Hw;
+use core::fmt;
+
+/// What was moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// SPIs.
+    pub spis: u32,
+    /// Events that EL2 takes.
+    pub events: u32,
+    /// vPEs, with their doorbells.
+    pub vpes: u32,
+}
+
+impl fmt::Display for Moved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} SPIs, {} events, {} vPEs", self.spis, self.events, self.vpes)
+    }
+}
+
+/// Why a CPU could not be taken out. It is in service as before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TakeOutError {
+    /// It is not in service, or is being taken out already.
+    NotIn(CpuId),
+    /// Where its interrupts were to go is not in service, or the same.
+    NoTarget(CpuId),
+    /// An ITS did not move its events.
+    Its(ItsId, ItsError),
+    /// A vPE could not be moved.
+    Vpe(VpeId, EnterError),
+}
+
+impl fmt::Display for TakeOutError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TakeOutError::NotIn(cpu) => write!(f, "{cpu} takes no interrupts"),
+            TakeOutError::NoTarget(cpu) => write!(f, "its interrupts cannot go to {cpu}"),
+            TakeOutError::Its(its, e) => write!(f, "{its} does not move its events: {e}"),
+            TakeOutError::Vpe(vpe, e) => write!(f, "{vpe} cannot be moved: {e}"),
+        }
+    }
+}
+
+impl<H: Hw + Clone> Gic<H> {
+    /// Takes a CPU out of service: everything that it has goes to `to`, nothing pending is lost. No vPE is resident
+    /// there. One CPU at a time; may be called on any. What was pending for the CPU itself (SGIs, PPIs) stays with it.
+    pub fn take_out(&self, cpu: CpuId, to: CpuId) -> Result<Moved, TakeOutError> {
+        let from = self.redists.get(cpu.index()).ok_or(TakeOutError::NotIn(cpu))?;
+        let to = self.redists.get(to.index()).filter(|r| r.cpu != cpu).ok_or(TakeOutError::NoTarget(to))?;
+        if self.lpis.is_none() {
+            return Ok(Moved { spis: self.reroute(from, to), ..Moved::default() });
+        }
+        if !to.takes_lpis() {
+            return Err(TakeOutError::NoTarget(to.cpu));
+        }
+        if !from.begin_leaving() {
+            return Err(TakeOutError::NotIn(cpu));
+        }
+        match self.empty(from, to) {
+            Ok(moved) => {
+                from.left();
+                Ok(moved)
+            }
+            Err(e) => {
+                from.open();
+                Err(e)
+            }
+        }
+    }
+
+    fn reroute(&self, from: &Redist<H>, to: &Redist<H>) -> u32 {
+        self.dist.reroute(Mpidr::from_packed(from.affinity()), Mpidr::from_packed(to.affinity()))
+    }
+
+    fn empty(&self, from: &Redist<H>, to: &Redist<H>) -> Result<Moved, TakeOutError> {
+        let mut moved = Moved::default();
+        for its in self.itss.iter().flatten().filter(|its| !its.queue.is_dead()) {
+            let events = self.batch(its.id).and_then(|mut batch| {
+                let events = batch.move_all_physical(from.cpu, to.cpu)?;
+                batch.finish()?;
+                Ok(events)
+            });
+            match events {
+                Ok(n) => moved.events += n,
+                // What it had is lost in any case.
+                Err(ItsError::Dead) => {}
+                Err(e) => return Err(TakeOutError::Its(its.id, e)),
+            }
+        }
+        if let Some(v4) = self.v4() {
+            moved.vpes = v4.evacuate(from.cpu, to.cpu).map_err(|(vpe, e)| TakeOutError::Vpe(vpe, e))?;
+        }
+        self.move_pending(from, to)?;
+        moved.spis = self.reroute(from, to);
+        Ok(moved)
+    }
+
+    /// Takes along what is still pending: doorbells whose vPEs are elsewhere by now. Any ITS can say it for all.
+    fn move_pending(&self, from: &Redist<H>, to: &Redist<H>) -> Result<(), TakeOutError> {
+        for its in self.itss.iter().flatten().filter(|its| !its.queue.is_dead()) {
+            let (source, target) = (its.target(from), its.target(to));
+            let commands = [
+                Command::movall(source, target),
+                Command::sync(source),
+                // Bytes that it has from earlier, of numbers that have had other owners since.
+                Command::invall(collection(to.cpu)),
+                Command::sync(target),
+            ];
+            match its.run(&self.counters, &commands) {
+                Ok(_) => return Ok(()),
+                Err(ItsError::Dead) => {}
+                Err(e) => return Err(TakeOutError::Its(its.id, e)),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gic::testing::{Bench, DEV, Guest, ITS0};
+    use crate::gic::v4::{V4Error, Why};
+    use crate::ids::{EventId, Intid, Lpi};
+    use gic_model::{CommandFault, Config, Fault, Staleness};
+    use std::vec::Vec;
+
+    const CPUS: usize = 4;
+    const GOES: CpuId = CpuId(1);
+    const STAYS: CpuId = CpuId(2);
+    const SPI: Intid = Intid(40);
+    const IROUTER: u64 = 0x6000;
+
+    fn v4_machines() -> Vec<Config> {
+        let proxy = |c: Config| c.each_cpu(|_, cpu| cpu.direct_lpi = false);
+        vec![
+            Config::qemu(CPUS),
+            Config::v4_0(CPUS),
+            proxy(Config::v4_0(CPUS)).stale(Staleness::Random(5)),
+            proxy(Config::its_list(CPUS, 2)),
+            Config::its_list(CPUS, 3),
+            Config::v4_1(CPUS, 2),
+            Config::graviton3(CPUS),
+        ]
+    }
+
+    fn sticky(config: Config) -> Config {
+        config.each_cpu(|_, cpu| cpu.ces = false)
+    }
+
+    fn affinity(config: &Config, cpu: CpuId) -> Mpidr {
+        Mpidr::from_packed(config.cpus[cpu.index()].affinity)
+    }
+
+    #[test]
+    fn spis_and_events_go_elsewhere_and_what_is_pending_goes_along() {
+        for config in v4_machines().into_iter().chain([Config::gicv3(CPUS), Config::gicv3(CPUS).noncoherent()]) {
+            let Bench { machine, gic } = Bench::up(config.clone());
+            gic.map_device(ITS0, DEV, 3).unwrap();
+            let lpi = gic.alloc_lpi().unwrap();
+            gic.configure_lpi(lpi, 0x80, true);
+            gic.map_physical(ITS0, DEV, EventId(1), lpi, GOES).unwrap();
+            gic.spi_route(SPI, affinity(&config, GOES));
+            gic.spi_route(Intid(41), affinity(&config, CpuId(3)));
+            machine.msi(DEV.0, 1);
+            machine.advance_us(100);
+
+            let moved = gic.take_out(GOES, STAYS).unwrap();
+            assert_eq!((moved.spis, moved.events), (1, 1));
+            let route = |spi: Intid| machine.read64(config.gicd + IROUTER + 8 * u64::from(spi.0));
+            assert_eq!(route(SPI), affinity(&config, STAYS).0);
+            assert_eq!(route(Intid(41)), affinity(&config, CpuId(3)).0);
+            assert_eq!((machine.host_ack(1), machine.host_ack(2)), (None, Some(lpi.0)));
+            machine.msi(DEV.0, 1);
+            machine.advance_us(100);
+            assert_eq!((machine.host_ack(1), machine.host_ack(2)), (None, Some(lpi.0)));
+            machine.assert_clean();
+        }
+    }
+
+    #[test]
+    fn a_doorbell_that_nobody_has_taken_yet_rings_where_the_vpe_goes() {
+        for config in v4_machines() {
+            let g = Guest::new(config, 2);
+            g.map(ITS0, 1, 1);
+            let r = g.enter(1, GOES.0);
+            assert!(!g.leave(r, Why::Block));
+            g.msi(ITS0, 1);
+            g.machine.advance_us(100);
+            let moved = g.gic.take_out(GOES, STAYS).unwrap();
+            assert_eq!((moved.vpes, g.v4().home(g.vpes[1])), (1, Some(STAYS)));
+            g.machine.advance_us(100);
+            assert_eq!(g.doorbells(GOES.index()), []);
+            assert_eq!(g.doorbells(STAYS.index()), [g.vpes[1]]);
+            // And it rings there from now on.
+            let r = g.enter(1, STAYS.0);
+            assert_eq!(g.guest(STAYS.index()), [1]);
+            assert!(!g.leave(r, Why::Block));
+            g.msi(ITS0, 1);
+            g.machine.advance_us(100);
+            assert_eq!(g.doorbells(STAYS.index()), [g.vpes[1]]);
+            g.machine.assert_clean();
+        }
+    }
+
+    #[test]
+    fn a_cpu_comes_back_with_the_tables_that_it_had() {
+        for config in v4_machines().into_iter().map(sticky).chain(v4_machines()) {
+            let (gicr, ces) = (config.cpus[GOES.index()].gicr, config.cpus[GOES.index()].ces);
+            let g = Guest::new(config, 2);
+            g.map(ITS0, 1, 1);
+            let allocations = g.machine.allocations().len();
+            for _ in 0..2 {
+                let _ = g.gic.take_out(GOES, STAYS).unwrap();
+                if ces {
+                    // Firmware that turns LPIs off before it lets the redistributor sleep.
+                    g.machine.write32(gicr, 0);
+                    g.machine.advance_us(10);
+                }
+                g.gic.init_cpu(GOES).unwrap();
+                assert_eq!(g.machine.allocations().len(), allocations);
+                let r = g.enter(1, GOES.0);
+                g.msi(ITS0, 1);
+                g.machine.advance_us(100);
+                assert_eq!(g.guest(GOES.index()), [1]);
+                assert!(!g.leave(r, Why::Block));
+                g.msi(ITS0, 1);
+                g.machine.advance_us(100);
+                assert_eq!(g.doorbells(GOES.index()), [g.vpes[1]]);
+                let r = g.enter(1, GOES.0);
+                assert_eq!(g.guest(GOES.index()), [1]);
+                assert!(!g.leave(r, Why::Block));
+            }
+            g.machine.assert_clean();
+        }
+    }
+
+    #[test]
+    fn a_cpu_stays_while_a_vpe_is_resident_there() {
+        for config in v4_machines() {
+            let g = Guest::new(config, 2);
+            g.map(ITS0, 1, 1);
+            let r = g.enter(1, GOES.0);
+            let stays = TakeOutError::Vpe(g.vpes[1], EnterError::Elsewhere(GOES));
+            assert_eq!(g.gic.take_out(GOES, STAYS), Err(stays));
+            g.msi(ITS0, 1);
+            g.machine.advance_us(100);
+            assert_eq!(g.guest(GOES.index()), [1]);
+            assert!(!g.leave(r, Why::Block));
+            assert!(g.gic.take_out(GOES, STAYS).is_ok());
+            g.machine.assert_clean();
+        }
+    }
+
+    #[test]
+    fn nothing_can_be_sent_to_a_cpu_that_is_out() {
+        let g = Guest::new(Config::v4_0(CPUS), 2);
+        let offline = Err(ItsError::CpuOffline(GOES));
+        let lpi = g.gic.alloc_lpi().unwrap();
+        g.gic.map_physical(ITS0, DEV, EventId(2), lpi, STAYS).unwrap();
+        let _ = g.gic.take_out(GOES, STAYS).unwrap();
+        assert_eq!(g.gic.map_physical(ITS0, DEV, EventId(3), Lpi(lpi.0 + 1), GOES), offline);
+        assert_eq!(g.gic.move_physical(ITS0, DEV, EventId(2), GOES), offline);
+        assert_eq!(g.v4().add_vpe(g.vm, GOES), Err(V4Error::CpuOffline(GOES)));
+        assert_eq!(g.v4().enter(g.vpes[1], GOES).unwrap_err(), EnterError::CpuOffline(GOES));
+        assert_eq!(g.gic.take_out(GOES, STAYS), Err(TakeOutError::NotIn(GOES)));
+        assert_eq!(g.gic.take_out(STAYS, GOES), Err(TakeOutError::NoTarget(GOES)));
+        assert_eq!(g.gic.take_out(STAYS, STAYS), Err(TakeOutError::NoTarget(STAYS)));
+        assert_eq!(g.gic.take_out(CpuId(9), STAYS), Err(TakeOutError::NotIn(CpuId(9))));
+        g.machine.assert_clean();
+    }
+
+    #[test]
+    fn an_its_that_is_late_leaves_the_cpu_in_service_until_it_is_asked_again() {
+        for nth in 0..6 {
+            let g = Guest::new(Config::v4_0(CPUS), 2);
+            g.map(ITS0, 1, 1);
+            let lpi = g.gic.alloc_lpi().unwrap();
+            g.gic.configure_lpi(lpi, 0x80, true);
+            g.gic.map_physical(ITS0, DEV, EventId(2), lpi, GOES).unwrap();
+            g.machine.inject(Fault::Command { its: 0, nth, fault: CommandFault::Late { us: 150_000 } });
+            assert!(g.gic.take_out(GOES, STAYS).is_err(), "{nth}");
+            g.machine.advance_us(200_000);
+            g.gic.drain(ITS0).unwrap();
+            // It takes what it is given, as before.
+            g.gic.map_physical(ITS0, DEV, EventId(3), Lpi(lpi.0 + 1), GOES).unwrap();
+            let r = g.enter(1, GOES.0);
+            assert!(!g.leave(r, Why::Block));
+            g.machine.advance_us(100);
+            g.msi(ITS0, 1);
+            g.msi(ITS0, 2);
+            g.machine.advance_us(100);
+            assert!(g.gic.take_out(GOES, STAYS).is_ok(), "{nth}");
+            let taken: Vec<u32> = core::iter::from_fn(|| g.machine.host_ack(STAYS.index())).collect();
+            assert_eq!(taken.len(), 2, "{nth}: an LPI and a doorbell of {taken:?}");
+            g.machine.assert_clean();
+        }
+    }
+}
