@@ -2,6 +2,17 @@
 //!
 //! Every synchronous exit ends in one of three ways: EL2 did what the instruction asked for, the guest gets an
 //! exception that a real machine could have given it, or the vCPU stops. None ends in a panic.
+//!
+//! A domain beside dom0 *crashes* when EL2 can see that it cannot go on:
+//!
+//! * its exception vectors are not in its memory: what it would be told, it could not fetch;
+//! * it faults, over and over, at the same instruction of its own exception handler (a stack that is not there): seen
+//!   if the fault is one that EL2 answers, an access or an instruction that a guest does not have;
+//! * all of its vCPUs have switched themselves off;
+//! * it says so: SYSTEM_RESET2 with a reset_type of ours.
+//!
+//! What only EL1 sees, EL2 does not: a kernel that panics and spins, stage-1 faults without end, a masked loop. Such a
+//! domain hangs, at its own expense, until somebody ends it with the debug key `K`.
 
 use super::Hypervisor;
 use super::domain::{Domain, End};
@@ -17,6 +28,9 @@ use crate::trace::{Event, count};
 use crate::vgic::SgiGroup;
 use crate::vm::dev::psci::{self, PsciAction};
 use crate::vm::dev::vtimer::VTimer;
+
+/// Faults of an exception handler at one of its instructions, one after the other, that are no attempt any more.
+const HANDLER_FAULTS: u32 = 1000;
 
 /// Exception level and stack selection in SPSR_EL2.
 const PSTATE_MODE: u64 = 0xf;
@@ -62,13 +76,11 @@ impl Exit<'_> {
             }
             Class::SysReg => {
                 self.count(Event::ExitSysreg);
-                self.system_register(esr);
-                Next::Resume
+                self.system_register(esr)
             }
             Class::DataAbortLower => {
                 self.count(Event::ExitDataAbort);
-                self.data_abort(esr, exit);
-                Next::Resume
+                self.data_abort(esr, exit)
             }
             Class::InstrAbortLower => {
                 self.count(Event::ExitInstrAbort);
@@ -83,13 +95,11 @@ impl Exit<'_> {
                 }
                 self.count(Event::AbortInjected);
                 let entry = inject::instr_abort(&self.at(), exit.far, &esr.instr_abort());
-                self.enter_exception(entry);
-                Next::Resume
+                self.enter_exception(entry)
             }
             _ => {
                 self.count(Event::ExitOther);
-                self.undef(esr);
-                Next::Resume
+                self.undef(esr)
             }
         }
     }
@@ -119,12 +129,20 @@ impl Exit<'_> {
             }
             PsciAction::SystemOff if self.domain.id != DomId(0) => return self.end(End::Off),
             PsciAction::SystemReset if self.domain.id != DomId(0) => return self.end(End::Reset),
+            PsciAction::SystemCrash { cookie } if self.domain.id != DomId(0) => {
+                log::warn!("{} {}: says that it cannot go on: {cookie:#x}", self.domain.id, self.vcpu.id);
+                return self.end(End::Crash);
+            }
             PsciAction::SystemOff => {
                 log::info!("{} powered off", self.domain.id);
                 power::off()
             }
             PsciAction::SystemReset => {
                 log::info!("{} reset", self.domain.id);
+                power::reset()
+            }
+            PsciAction::SystemCrash { cookie } => {
+                log::error!("{} says that it cannot go on: {cookie:#x}", self.domain.id);
                 power::reset()
             }
         };
@@ -175,7 +193,7 @@ impl Exit<'_> {
         states.max_by_key(by_rank).unwrap_or(psci::status::INVALID_PARAMETERS)
     }
 
-    fn system_register(&mut self, esr: Esr) {
+    fn system_register(&mut self, esr: Esr) -> Next {
         let access = esr.sys_reg();
         let written = self.context.regs.get(access.rt);
         let mut port = SysRegs { exit: self };
@@ -187,9 +205,10 @@ impl Exit<'_> {
             trapped::Outcome::Written => self.advance(esr),
             trapped::Outcome::Undef => {
                 self.report_undef(access);
-                self.undef(esr);
+                return self.undef(esr);
             }
         }
+        Next::Resume
     }
 
     fn report_undef(&self, access: SysRegAccess) {
@@ -203,24 +222,25 @@ impl Exit<'_> {
         );
     }
 
-    fn data_abort(&mut self, esr: Esr, exit: &RawExit) {
+    fn data_abort(&mut self, esr: Esr, exit: &RawExit) -> Next {
         let abort = esr.data_abort();
         if matches!(abort.fault, Fault::External | Fault::ExternalOnWalk(_)) {
-            self.inject_data_abort(exit.far, &abort);
-            return;
+            return self.inject_data_abort(exit.far, &abort);
         }
         let ipa = esr::ipa(exit.hpfar, exit.far);
         let Some(_) = self.domain.emulated(ipa) else {
             self.count(Event::UnmappedAccess);
-            self.inject_data_abort(exit.far, &abort);
-            return;
+            return self.inject_data_abort(exit.far, &abort);
         };
         let insn = if mmio::needs_instruction(&abort) { self.instruction() } else { None };
         let plan = match mmio::decode(&abort, exit.far, ipa, insn, &self.context.regs) {
             Ok(plan) => plan,
-            Err(mmio::Refused::NotAnAccess) => return self.advance(esr),
+            Err(mmio::Refused::NotAnAccess) => {
+                self.advance(esr);
+                return Next::Resume;
+            }
             Err(mmio::Refused::Unsupported) => return self.inject_data_abort(exit.far, &abort),
-            Err(mmio::Refused::Changed) => return,
+            Err(mmio::Refused::Changed) => return Next::Resume,
         };
         for access in plan.accesses() {
             // A pair may straddle two devices; each half goes where it belongs.
@@ -244,6 +264,7 @@ impl Exit<'_> {
             }
         }
         self.advance(esr);
+        Next::Resume
     }
 
     /// The instruction at PC, through the guest's own translation; `None` if that does not lead to its RAM.
@@ -264,13 +285,13 @@ impl Exit<'_> {
         }
     }
 
-    fn undef(&mut self, esr: Esr) {
+    fn undef(&mut self, esr: Esr) -> Next {
         self.count(Event::UndefInjected);
         let entry = inject::undef(&self.at(), esr);
-        self.enter_exception(entry);
+        self.enter_exception(entry)
     }
 
-    fn inject_data_abort(&mut self, far: u64, abort: &DataAbort) {
+    fn inject_data_abort(&mut self, far: u64, abort: &DataAbort) -> Next {
         self.count(Event::AbortInjected);
         log::debug!(
             "{} {}: no access to {far:#x} at pc {:#x}: data abort",
@@ -279,10 +300,19 @@ impl Exit<'_> {
             self.context.regs.pc
         );
         let entry = inject::data_abort(&self.at(), far, abort);
-        self.enter_exception(entry);
+        self.enter_exception(entry)
     }
 
-    fn enter_exception(&mut self, entry: inject::Entry) {
+    fn enter_exception(&mut self, entry: inject::Entry) -> Next {
+        let faults = &mut self.context.handler_faults;
+        *faults = match entry.is_of_its_own_handler(sysreg::ELR_EL1.get(), sysreg::SPSR_EL1.get()) {
+            true => faults.saturating_add(1),
+            false => 0,
+        };
+        if *faults >= HANDLER_FAULTS && self.domain.id != DomId(0) {
+            log::warn!("{} {}: its exception handler faults at {:#x}", self.domain.id, self.vcpu.id, entry.elr_el1);
+            return self.end(End::Crash);
+        }
         self.context.regs.pc = entry.pc;
         self.context.regs.pstate = entry.pstate;
         sysreg::ELR_EL1.set(entry.elr_el1);
@@ -291,6 +321,7 @@ impl Exit<'_> {
         if let Some(far) = entry.far_el1 {
             sysreg::FAR_EL1.set(far);
         }
+        Next::Resume
     }
 }
 

@@ -1,15 +1,19 @@
 //! The debug keys that show what domains and interrupts are doing.
 //!
-//! Each prints and changes nothing (but `R`). They run on the CPU that took the UART's interrupt and look at others' state
+//! Each prints and changes nothing (but `K` and `R`). They run on the CPU that took the UART's interrupt and look at others' state
 //! as it is at that moment.
 
-use super::domain::Domain;
+use super::domain::{Domain, End};
 use super::hypervisor;
 use crate::arch::{power, timer};
 use crate::console::{self, keys, line};
 use crate::gic::its::Kind;
-use crate::ids::{CpuId, Intid};
+use crate::ids::{CpuId, DomId, Intid};
 use crate::trace::{Event, on, total};
+use core::sync::atomic::{AtomicU16, Ordering};
+
+/// The domain that `K` ends; 0 is none.
+static CHOSEN: AtomicU16 = AtomicU16::new(0);
 
 /// Makes the keys known to the console.
 pub fn register() {
@@ -20,6 +24,8 @@ pub fn register() {
     keys::register(b'x', "exits by reason", exits);
     keys::register(b's', "the scheduler", scheduler);
     keys::register(b'm', "memory", memory);
+    keys::register(b'n', "choose the next domain, for K", choose);
+    keys::register(b'K', "end the chosen domain, as if it had crashed", kill);
     keys::register(b'R', "reboot the machine", reboot);
 }
 
@@ -144,6 +150,29 @@ fn exits() {
 
 fn memory() {
     super::ends::report(hypervisor());
+}
+
+fn choose() {
+    let hv = hypervisor();
+    let before = CHOSEN.load(Ordering::Relaxed);
+    let ids = || hv.domains().map(|domain| domain.id.0).filter(|&id| id != 0);
+    let next = ids().find(|&id| id > before).or_else(|| ids().next()).unwrap_or(0);
+    CHOSEN.store(next, Ordering::Relaxed);
+    match next {
+        0 => line(format_args!("there is no domain beside dom0")),
+        next => line(format_args!("{} is chosen: K ends it", DomId(next))),
+    }
+}
+
+fn kill() {
+    let chosen = DomId(CHOSEN.load(Ordering::Relaxed));
+    match hypervisor().domain(chosen).filter(|_| chosen != DomId(0)) {
+        Some(domain) => {
+            line(format_args!("{chosen} is ended by hand"));
+            domain.finish(End::Crash);
+        }
+        None => line(format_args!("no domain is chosen: n chooses")),
+    }
 }
 
 fn reboot() {

@@ -112,6 +112,7 @@ impl Stay<'_> {
         context.saved_from = None;
         context.timer = Default::default();
         context.serror = false;
+        context.handler_faults = 0;
         self.vcpu.set_live(None);
         self.domain.vgic.reset_vcpu(&self.domain.port(), self.vcpu.id);
     }

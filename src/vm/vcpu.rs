@@ -72,6 +72,8 @@ pub struct Context {
     pub timer: VTimer,
     /// An SError waits to be taken (HCR_EL2.VSE).
     pub serror: bool,
+    /// Faults of its exception handler itself, one after the other.
+    pub handler_faults: u32,
 }
 
 impl Vcpu {
@@ -108,6 +110,7 @@ impl Vcpu {
                 lrs: LrImage::new(list_registers),
                 timer: VTimer::default(),
                 serror: false,
+                handler_faults: 0,
             }),
         }
     }

@@ -66,6 +66,24 @@ pub fn build_guest(name: &str, image: &Path) -> Outcome {
     pack(name, Profile::Release, image, None)
 }
 
+/// The same, with a number that the guest reads as its seed.
+pub fn build_seeded_guest(name: &str, seed: u64, image: &Path) -> Outcome {
+    build_guest(name, image)?;
+    let mut bytes = std::fs::read(image).doing(format_args!("reading {}", image.display()))?;
+    plant(&mut bytes, seed).map_err(|why| Failure::new(format!("{name}: {why}")))?;
+    std::fs::write(image, bytes).doing(format_args!("writing {}", image.display()))
+}
+
+/// Where a guest has its tag, and the number behind it.
+const TAG: (usize, &[u8]) = (0x800, b"GUEST   ");
+
+fn plant(image: &mut [u8], seed: u64) -> Result<(), String> {
+    let (at, tag) = TAG;
+    let room = image.get_mut(at..at + 16).filter(|room| room.starts_with(tag)).ok_or("it has no place for a seed")?;
+    room[8..].copy_from_slice(&seed.to_le_bytes());
+    Ok(())
+}
+
 /// Compiles the package `name`, whose program has the same name, and writes what is to be loaded.
 pub fn pack(name: &str, profile: Profile, image: &Path, with_symbols: Option<&Path>) -> Outcome {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -151,6 +169,16 @@ mod tests {
     fn a_flattened_image_is_what_its_segments_say() {
         let bytes = segment(0x1000);
         assert_eq!(flatten(&elf_with(&bytes)).unwrap(), bytes);
+    }
+
+    #[test]
+    fn a_seed_is_planted_behind_its_tag_and_nowhere_else() {
+        let mut bytes = vec![0; 0x810];
+        assert!(plant(&mut bytes, 7).is_err());
+        bytes[0x800..0x808].copy_from_slice(b"GUEST   ");
+        plant(&mut bytes, 0x0102).unwrap();
+        assert_eq!(bytes[0x808..], [2, 1, 0, 0, 0, 0, 0, 0]);
+        assert!(plant(&mut bytes[..0x80c], 7).is_err());
     }
 
     #[test]

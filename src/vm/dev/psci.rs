@@ -74,6 +74,11 @@ pub enum PsciAction {
     SystemOff,
     /// Restart the domain; there is no return.
     SystemReset,
+    /// The domain says that it cannot go on; there is no return.
+    SystemCrash {
+        /// Whatever it says beside that.
+        cookie: u64,
+    },
 }
 
 /// Functions that a 64-bit caller may call with 32-bit or 64-bit arguments differ in this bit.
@@ -90,14 +95,19 @@ const MIGRATE_INFO_TYPE: u64 = 0x8400_0006;
 const SYSTEM_OFF: u64 = 0x8400_0008;
 const SYSTEM_RESET: u64 = 0x8400_0009;
 const PSCI_FEATURES: u64 = 0x8400_000a;
+const SYSTEM_RESET2: u64 = 0x8400_0012;
 const CPU_SUSPEND_64: u64 = CPU_SUSPEND | SMC64;
 const CPU_ON_64: u64 = CPU_ON | SMC64;
 const AFFINITY_INFO_64: u64 = AFFINITY_INFO | SMC64;
+const SYSTEM_RESET2_64: u64 = SYSTEM_RESET2 | SMC64;
 
 /// PSCI 1.1 and SMCCC 1.1: major in [31:16], minor in [15:0].
 const VERSION_1_1: u64 = 0x0001_0001;
 /// MIGRATE_INFO_TYPE: no trusted OS that would have to be migrated.
 const NO_TRUSTED_OS: u64 = 2;
+/// SYSTEM_RESET2 (DEN 0022, 5.20), reset_type: SYSTEM_WARM_RESET, and the one that is ours. Bit 31 says whose.
+const WARM_RESET: u64 = 0;
+const CRASH: u64 = 0x8000_0001;
 const AFFINITY_BITS: u64 = 0xff_00ff_ffff;
 
 /// Answers a call. `immediate` is that of the HVC or SMC: the convention has only 0. `x` is X0 to X3.
@@ -122,7 +132,9 @@ pub fn call(immediate: u16, x: [u64; 4]) -> PsciAction {
         }),
         PSCI_FEATURES => Return(match a1 & 0xffff_ffff {
             SMCCC_VERSION | PSCI_VERSION | CPU_OFF | CPU_ON | CPU_ON_64 | AFFINITY_INFO | AFFINITY_INFO_64
-            | MIGRATE_INFO_TYPE | SYSTEM_OFF | SYSTEM_RESET | PSCI_FEATURES => status::SUCCESS,
+            | MIGRATE_INFO_TYPE | SYSTEM_OFF | SYSTEM_RESET | SYSTEM_RESET2 | SYSTEM_RESET2_64 | PSCI_FEATURES => {
+                status::SUCCESS
+            }
             // Original format of power_state, no OS-initiated mode.
             CPU_SUSPEND | CPU_SUSPEND_64 => 0,
             _ => status::NOT_SUPPORTED,
@@ -144,6 +156,11 @@ pub fn call(immediate: u16, x: [u64; 4]) -> PsciAction {
         MIGRATE_INFO_TYPE => Return(NO_TRUSTED_OS),
         SYSTEM_OFF => PsciAction::SystemOff,
         SYSTEM_RESET => PsciAction::SystemReset,
+        SYSTEM_RESET2 | SYSTEM_RESET2_64 => match a1 & 0xffff_ffff {
+            WARM_RESET => PsciAction::SystemReset,
+            CRASH => PsciAction::SystemCrash { cookie: a2 },
+            _ => Return(status::INVALID_PARAMETERS),
+        },
         _ => Return(status::NOT_SUPPORTED),
     }
 }
@@ -174,7 +191,7 @@ mod tests {
     #[test]
     fn an_unknown_function_is_not_supported_whoever_owns_it() {
         for function in
-            [0u64, 1, 0x8400_0005, 0x8400_000e, 0xc400_0012, 0x8600_0000, 0xc600_ff01, 0xbf00_0001, 0xffff_ffff]
+            [0u64, 1, 0x8400_0005, 0x8400_000e, 0xc400_0014, 0x8600_0000, 0xc600_ff01, 0xbf00_0001, 0xffff_ffff]
         {
             assert_eq!(hvc([function, 1, 2, 3]), Return(u64::MAX), "{function:#x}");
         }
@@ -234,6 +251,17 @@ mod tests {
         assert_eq!(hvc([0x8400_0008, 0, 0, 0]), PsciAction::SystemOff);
         assert_eq!(hvc([0x8400_0009, 0, 0, 0]), PsciAction::SystemReset);
         assert_eq!(hvc([0x8400_0006, 0, 0, 0]), Return(2));
+    }
+
+    #[test]
+    fn reset2_resets_warmly_or_says_that_the_domain_has_crashed() {
+        assert_eq!(hvc([0x8400_0012, 0xffff_ffff_0000_0000, 7, 0]), PsciAction::SystemReset);
+        let crash = |function| hvc([function, 0x8000_0001, 0x1_dead_beef, 0]);
+        assert_eq!(crash(0xc400_0012), PsciAction::SystemCrash { cookie: 0x1_dead_beef });
+        assert_eq!(crash(0x8400_0012), PsciAction::SystemCrash { cookie: 0xdead_beef }, "W2");
+        for unknown in [1, 0x8000_0000, 0x8000_0002] {
+            assert_eq!(hvc([0xc400_0012, unknown, 0, 0]), Return(status::INVALID_PARAMETERS), "{unknown:#x}");
+        }
     }
 
     #[test]

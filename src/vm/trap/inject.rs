@@ -53,6 +53,18 @@ pub struct Entry {
     pub far_el1: Option<u64>,
 }
 
+impl Entry {
+    /// Whether EL1, as its ELR_EL1 and SPSR_EL1 stand, is in the handler of an exception from the very same instruction, all
+    /// exceptions masked: it faults where it would handle the fault.
+    ///
+    /// What runs at EL0 cannot bring this about, nor can an EL1 that lets interrupts in.
+    #[must_use]
+    pub fn is_of_its_own_handler(&self, elr_el1: u64, spsr_el1: u64) -> bool {
+        let masked = !from_el0(self.spsr_el1) && self.spsr_el1 & DAIF == DAIF;
+        masked && (elr_el1, spsr_el1) == (self.elr_el1, self.spsr_el1)
+    }
+}
+
 const fn from_el0(pstate: u64) -> bool {
     pstate & AARCH32 != 0 || pstate & 0xc == 0
 }
@@ -215,6 +227,19 @@ mod tests {
         assert_eq!(instr_abort(&at(0x0), 1, &fetch).esr_el1, 0x8200_0016);
         let plain = Esr(0x8200_0007).instr_abort();
         assert_eq!(instr_abort(&at(0x5), 1, &plain).esr_el1, 0x8600_0010);
+    }
+
+    #[test]
+    fn a_fault_of_the_handler_itself_is_told_from_others() {
+        let first = undef(&at(0x3c5), Esr(0));
+        assert!(!first.is_of_its_own_handler(0x1000, 0x3c5), "an earlier exception came from elsewhere");
+        assert!(!first.is_of_its_own_handler(first.elr_el1, 0x5), "the same instruction, in another state");
+        assert!(first.is_of_its_own_handler(first.elr_el1, first.spsr_el1));
+        // A program may fault in one place for ever, and a kernel may try again with interrupts on.
+        for pstate in [0x0, 0x3c0, 0x10, 0x5, 0x345] {
+            let entry = undef(&at(pstate), Esr(0));
+            assert!(!entry.is_of_its_own_handler(entry.elr_el1, entry.spsr_el1), "{pstate:#x}");
+        }
     }
 
     #[test]

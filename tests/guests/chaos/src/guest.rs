@@ -246,14 +246,15 @@ fn call(dice: &mut Dice) {
         0xc400_000d,
         0xc400_000e,
         0x8400_0010,
-        0xc400_0012,
+        0xc400_0014,
         0x8000_0000,
         0x8000_0001,
         0x8600_ff01,
     ];
     let function = if dice.one_in(2) { dice.of(FUNCTIONS) } else { dice.value() };
     // What ends or stops the guest by right. CPU_ON of one that is on is refused, of nobody too.
-    if matches!(function & 0xffff_ffff, 0x8400_0001 | 0xc400_0001 | 0x8400_0002 | 0x8400_0008 | 0x8400_0009) {
+    const ENDS: &[u64] = &[0x8400_0001, 0xc400_0001, 0x8400_0002, 0x8400_0008, 0x8400_0009, 0x8400_0012, 0xc400_0012];
+    if ENDS.contains(&(function & 0xffff_ffff)) {
         return;
     }
     let (a, b, c) = (dice.value(), dice.value(), dice.value());

@@ -3,7 +3,7 @@
 //! What it reaches: the registers of the GIC, of the ITS and of the serial port in every size and alignment, ITS commands
 //! (half of them plausible), system registers by random encoding, random calls by HVC and SMC, SGIs, instructions that
 //! have no syndrome, and memory that is not its own. What it spares: whatever ends the guest by right (SYSTEM_OFF,
-//! SYSTEM_RESET, CPU_OFF, CPU_SUSPEND), and devices that reach memory by themselves.
+//! SYSTEM_RESET, SYSTEM_RESET2, CPU_OFF, CPU_SUSPEND), and devices that reach memory by themselves.
 //!
 //! `GUEST PASS chaos` says that it came through; that the hypervisor did, its log says. The seed is a word of the image
 //! (see `guest_rt::cpu::seed`); 0 takes the time of day. A run is repeated by its seed on one vCPU.

@@ -1,5 +1,5 @@
-//! Domains beside dom0: a Linux with a console of its own, one that is started 200 times, one that writes nonsense. dom0
-//! does verified I/O all the while.
+//! Domains beside dom0: a Linux with a console of its own, some that are started 200 times, some that end in every way there
+//! is, one that writes nonsense. dom0 does verified I/O all the while.
 
 use crate::domu::DomU;
 use crate::image;
@@ -11,7 +11,7 @@ use crate::test::{Case, Lab, Verdict};
 /// What the hypervisor keeps for dom0 here; the other two CPUs are for the others.
 const HV: &str = "dom0_max_vcpus=2";
 
-/// Times that the small guest asks for a reset.
+/// Times that a small guest is started again.
 const RESETS: usize = 200;
 
 /// Three times Ctrl-A.
@@ -22,10 +22,18 @@ pub fn cases() -> Vec<Case> {
     let case = |name, shows, run| Case { name, shows, bare: false, run };
     vec![
         case("domain-linux", "a second Linux with two vCPUs, typed to, switched off and gone", linux),
-        case("domain-resets", "200 resets of a small domain leave as much free as there was", |lab| resets(lab, HV, 4)),
-        case("domain-resets-credit", "the same with sched=credit, on the two CPUs that dom0 has, too", |lab| {
-            resets(lab, "sched=credit", 2)
+        case("domain-resets", "200 resets of a small domain leave as much free as there was", |lab| {
+            resets(lab, guest(lab, "guest-again")?, HV, 4)
         }),
+        case("domain-resets-credit", "the same with sched=credit, on the two CPUs that dom0 has, too", |lab| {
+            resets(lab, guest(lab, "guest-again")?, "sched=credit", 2)
+        }),
+        case(
+            "domain-crashes",
+            "on-crash=restart: 200 restarts after crashes and resets by turns leave as much free",
+            |lab| resets(lab, guest(lab, "guest-ends")?, "sched=credit on-crash=restart", 2),
+        ),
+        case("domain-ends", "one that crashes, hangs or powers off is taken down, by hand if need be", ends),
         case("domain-chaos", "a domain that writes nonsense everywhere harms nobody", chaos),
     ]
 }
@@ -84,8 +92,8 @@ fn linux(lab: &Lab) -> Verdict {
     }
 }
 
-fn resets(lab: &Lab, hv: &str, smp: u32) -> Verdict {
-    let machine = Machine { hv: hv.into(), smp, ..machine(lab, guest(lab, "guest-again")?) };
+fn resets(lab: &Lab, domu: DomU, hv: &str, smp: u32) -> Verdict {
+    let machine = Machine { hv: hv.into(), smp, ..machine(lab, domu) };
     let mut counts = Vec::new();
     let mut settled = false;
     let transcript = lab.watch(&machine, 150, |session, line| {
@@ -102,11 +110,83 @@ fn resets(lab: &Lab, hv: &str, smp: u32) -> Verdict {
     lab.judge(&transcript)?;
     // dom0's disk may have taken its last frames in the first rounds.
     let (early, late) = counts.split_at(counts.len().min(5));
-    println!("   {} resets; free: {}", counts.len(), late.last().map_or("", |last| last));
+    println!("   {} restarts; free: {}", counts.len(), late.last().map_or("", |last| last));
+    let lines = || transcript.lines.iter().map(|(_, line)| line.as_str());
+    let crashes = lines().filter(|line| line.contains(" dom1 crashed")).count();
+    if hv.contains("on-crash=restart") {
+        println!("   {crashes} of them after a crash");
+        // Four of the guest's five ways to end are crashes.
+        if let Some(way) = ENDS[..4].iter().find(|(way, _)| !lines().any(|line| line.contains(way))) {
+            return Err(format!("it never ended {}", way.0));
+        }
+    }
     match late.iter().position(|free| Some(free) != late.first()) {
-        _ if counts.len() < RESETS => Err(format!("{} resets, not {RESETS}", counts.len())),
-        Some(at) => Err(format!("free at reset {}: {}, before: {}", at + early.len(), late[at], late[0])),
+        _ if counts.len() < RESETS => Err(format!("{} restarts, not {RESETS}", counts.len())),
+        Some(at) => Err(format!("free at restart {}: {}, before: {}", at + early.len(), late[at], late[0])),
         None => Ok(()),
+    }
+}
+
+/// How the guest `ends` ends with seed 1, 2 and so on, and what the hypervisor says of it.
+const ENDS: [(&str, &str); 8] = [
+    ("without vectors", "crashed"),
+    ("without a stack", "crashed"),
+    ("with all vCPUs off", "crashed"),
+    ("by saying that it crashed", "crashed"),
+    ("by a reset", "reset"),
+    ("by power off", "powered off"),
+    ("never", "crashed"),
+    ("never, in its own vectors", "crashed"),
+];
+
+/// What a reset leads to is another case.
+const RESET: usize = 4;
+
+fn ends(lab: &Lab) -> Verdict {
+    let mut domus = Vec::new();
+    for (seed, (way, _)) in (1..).zip(ENDS).filter(|(_, (way, _))| *way != ENDS[RESET].0) {
+        let kernel = lab.dir.join(format!("kernel-{seed}"));
+        image::build_seeded_guest("guest-ends", seed, &kernel).map_err(|failure| failure.text)?;
+        domus.push((way, DomU { kernel, cpus: 2, mem: 16, ..DomU::default() }));
+    }
+    let pool = 16 * domus.len();
+    let (ways, domus): (Vec<_>, Vec<_>) = domus.into_iter().unzip();
+    // The last two hang: there is nothing to be seen of that but their last words.
+    let hang = ways.len() - 1..=ways.len();
+    let hv = "sched=credit".to_owned();
+    let machine = Machine { hv, domus, ..lab.linux("until", "") };
+    let (mut ended, mut typed, mut free_at_end) = (0, false, None);
+    let transcript = lab.watch(&machine, 150, |session, line| {
+        if line.contains("GUEST FAIL") {
+            return Err(line.to_owned());
+        }
+        if let Some(free) = free(line) {
+            free_at_end = Some(free.to_owned());
+            // The first line is from before any domain was built.
+            ended += 1;
+        }
+        // dom0 shows that it goes on; those that hang have had time to show that they would not.
+        if ended == ways.len() - 1 && !typed && line.starts_with("DW-TEST: round ") {
+            typed = true;
+            session.type_in(&format!("{}nKnK{NEXT}", NEXT.repeat(3))).map_err(|failure| failure.text)?;
+        }
+        stop(session, line, ended == ways.len() + 1)
+    })?;
+    lab.judge(&transcript)?;
+    let said = |words: &str| transcript.lines.iter().any(|(_, line)| line.contains(words));
+    for (id, way) in (1..).zip(&ways) {
+        let end = ENDS.iter().find(|(known, _)| known == way).map_or("", |(_, end)| end);
+        if !said(&format!("(d{id}) GUEST ENDS {way}")) || !said(&format!(" dom{id} {end}")) {
+            return Err(format!("dom{id} was to end {way}, and the hypervisor to say: {end}"));
+        }
+        if said(&format!("dom{id} is ended by hand")) != hang.contains(&id) {
+            return Err(format!("dom{id}, which ends {way}, ended by hand or not"));
+        }
+    }
+    println!("   dom0: {} rounds of verified writes meanwhile", transcript.number("rounds")?);
+    match free_at_end {
+        Some(free) if free.contains(&format!(" {pool} MiB for domains")) => Ok(()),
+        other => Err(format!("at the end: {other:?}")),
     }
 }
 
