@@ -6,11 +6,12 @@
 //! and watchpoints) is not switched.
 
 macro_rules! context {
-    ($($field:ident $register:ident $reset:expr, $doc:literal;)* ; $($present:ident: $($opt:ident $opt_register:ident),+;)*) => {
+    ($($field:ident $register:ident $reset:expr, $doc:literal;)* ; $($calm:ident $calm_register:ident, $calm_doc:literal;)* ; $($present:ident: $($opt:ident $opt_register:ident),+;)*) => {
         /// EL1's and EL0's registers.
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub struct El1Context {
             $(#[doc = $doc] pub $field: u64,)*
+            $(#[doc = $calm_doc] pub $calm: u64,)*
             $($(#[doc = concat!(stringify!($opt_register), ", where the CPU has it.")] pub $opt: u64,)*)*
         }
 
@@ -18,7 +19,7 @@ macro_rules! context {
             /// As architected after a reset, with zero for what is then unknown.
             #[must_use]
             pub const fn reset() -> El1Context {
-                El1Context { $($field: $reset,)* $($($opt: 0,)*)* }
+                El1Context { $($field: $reset,)* $($calm: 0,)* $($($opt: 0,)*)* }
             }
         }
 
@@ -29,14 +30,17 @@ macro_rules! context {
                 use crate::arch::sysreg::*;
                 let present = target::Present::here();
                 $(self.$field = $register.get();)*
+                $(self.$calm = $calm_register.get();)*
                 $(if present.$present { $(self.$opt = $opt_register.get();)* })*
             }
 
-            /// Makes this CPU hold it.
+            /// Makes this CPU hold it. Registers that hardly ever differ are written if they do: an emulator forgets all of
+            /// its translations at a write of TCR_EL1, which costs the guest its TLB and hides where we forget too little.
             pub fn restore(&self) {
                 use crate::arch::{barrier, sysreg::*};
                 let present = target::Present::here();
                 $($register.set(self.$field);)*
+                $(if $calm_register.get() != self.$calm { $calm_register.set(self.$calm); })*
                 $(if present.$present { $($opt_register.set(self.$opt);)* })*
                 barrier::isb();
             }
@@ -50,7 +54,6 @@ context! {
     cpacr CPACR_EL1 0, "CPACR_EL1.";
     ttbr0 TTBR0_EL1 0, "TTBR0_EL1.";
     ttbr1 TTBR1_EL1 0, "TTBR1_EL1.";
-    tcr TCR_EL1 0, "TCR_EL1.";
     mair MAIR_EL1 0, "MAIR_EL1.";
     amair AMAIR_EL1 0, "AMAIR_EL1.";
     vbar VBAR_EL1 0, "VBAR_EL1.";
@@ -70,6 +73,8 @@ context! {
     par PAR_EL1 0, "PAR_EL1.";
     mdscr MDSCR_EL1 0, "MDSCR_EL1.";
     cntkctl CNTKCTL_EL1 0, "CNTKCTL_EL1.";
+    ;
+    tcr TCR_EL1, "TCR_EL1.";
     ;
     pauth: apia_lo APIAKEYLO_EL1, apia_hi APIAKEYHI_EL1, apib_lo APIBKEYLO_EL1, apib_hi APIBKEYHI_EL1,
            apda_lo APDAKEYLO_EL1, apda_hi APDAKEYHI_EL1, apdb_lo APDBKEYLO_EL1, apdb_hi APDBKEYHI_EL1,

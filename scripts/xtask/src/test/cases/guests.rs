@@ -1,5 +1,5 @@
 //! Small EL1 guests in Linux's place: one that proves which features it has, one that writes nonsense wherever it can, one
-//! that sleeps until an LPI wakes it.
+//! whose vCPUs share a CPU and disagree about an address, one that sleeps until an LPI wakes it.
 
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,7 @@ pub fn cases() -> Vec<Case> {
             |lab| chaos(lab, 1, ""),
         ),
         case("chaos-2", "the same from two vCPUs at once, direct=off", |lab| chaos(lab, 2, "vwfi=trap direct=off")),
+        case("twins", "two vCPUs on one CPU, one address and two pages: neither sees the other's", twins),
         anywhere("wake-1", "10,000 MSIs at random moments, one sleeping vCPU, none lost", |lab| {
             wake(lab, 1, "vwfi=trap")
         }),
@@ -88,6 +89,21 @@ fn chaos(lab: &Lab, smp: u32, hv: &str) -> Verdict {
         return Err(format!("{start}: {:?} ({})", transcript.end, lab.dir.join("console.log").display()));
     }
     println!("   {start}");
+    lab.complaints()
+}
+
+fn twins(lab: &Lab) -> Verdict {
+    let hv = "sched=credit sched_credit_tslice_ms=1 dom0_max_vcpus=2".to_owned();
+    let machine = Machine { smp: 1, hv, ..machine(lab, "guest-twins")? };
+    let transcript = lab.watch(&machine, 120, |_, _| Ok(()))?;
+    let lines = || transcript.lines.iter().map(|(_, line)| line.trim());
+    if let Some(line) = lines().find(|line| line.starts_with("GUEST FAIL")) {
+        return Err(line.to_owned());
+    }
+    match lines().find(|line| line.starts_with("GUEST PASS twins vcpus=2 ")) {
+        Some(line) if transcript.end == End::Off => println!("   {line}"),
+        _ => return Err(format!("{:?} ({})", transcript.end, lab.dir.join("console.log").display())),
+    }
     lab.complaints()
 }
 
