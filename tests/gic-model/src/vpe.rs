@@ -212,7 +212,8 @@ impl State {
         if !self.may_enter(rd, vpt, &name) {
             return;
         }
-        for its in 0..self.its.len() {
+        // What a disabled ITS holds leads nowhere; it is looked at when it is enabled again.
+        for its in (0..self.its.len()).filter(|its| self.its[*its].enabled).collect::<Vec<_>>() {
             let Some((vpe, vte)) = self.its[its].vpes.iter().find(|(_, v)| v.vpt == vpt).map(|(n, v)| (*n, *v)) else {
                 continue;
             };
@@ -278,7 +279,7 @@ impl State {
                 format!("{name} made resident on CPU{rd}; it is on CPU{home}, which shares no vPE table with it"),
             );
         }
-        if let Some(its) = (0..self.its.len()).find(|i| self.its[*i].moving.contains(&id)) {
+        if let Some(its) = (0..self.its.len()).find(|i| self.its[*i].enabled && self.its[*i].moving.contains(&id)) {
             self.flag(
                 VPENDBASER,
                 format!("{name} made resident on CPU{rd} before its VMAPP or VMOVP on ITS{its} was complete"),

@@ -112,6 +112,34 @@ fn the_list_is_exact() {
 }
 
 #[test]
+fn an_its_that_is_disabled_need_not_know_where_a_vpe_is_until_it_comes_back() {
+    let (b, vconf, vpt) = list();
+    b.m.write32(b.c.its[1].base, 0x10);
+    b.run(0, &[vmovp(1, 0b01, 0, b.rdbase(0, 2)), vsync(0)]);
+    b.enter(2, vpt[0], vconf);
+    b.m.msi_at(0, 5, 1);
+    assert_eq!(b.m.guest_ack(2), Some(V));
+    b.m.assert_clean();
+    // A list that names it waits for it.
+    b.leave(2);
+    b.post(0, &[vmovp(2, 0b11, 0, b.rdbase(0, 1))]);
+    assert!(!b.drained(0));
+    b.m.assert_clean();
+    // It comes back with what it had.
+    let (b, vconf, vpt) = list();
+    b.m.write32(b.c.its[1].base, 0x10);
+    b.run(0, &[vmovp(1, 0b01, 0, b.rdbase(0, 2)), vsync(0)]);
+    b.enter(2, vpt[0], vconf);
+    b.m.write32(b.c.its[1].base, 0x11);
+    b.expect("12.19 GITS_CTLR");
+    b.leave(2);
+    b.enter(2, vpt[0], vconf);
+    b.expect("12.11 GICR_VPENDBASER");
+    b.run(0, &[vmovp(2, 0b01, 1, b.rdbase(0, 2))]);
+    b.expect("5.3 VMOVP");
+}
+
+#[test]
 fn until_the_move_is_whole_the_vpe_stays_at_home() {
     let (b, vconf, vpt) = list();
     b.m.inject(Fault::DeafAtVmovp { its: 1 });

@@ -214,8 +214,23 @@ impl State {
             }
         }
         self.check_shared_vpe_table(its);
+        self.check_homes(its);
         self.its[its].enabled = true;
         self.start(its);
+    }
+
+    /// What the ITS kept of vPEs while it was disabled and heard of no move.
+    fn check_homes(&mut self, its: usize) {
+        for (vpe, vte) in self.its[its].vpes.clone() {
+            if let Some(holder) =
+                self.holder(vte.vpt).filter(|holder| *holder != vte.rd && !self.cfg.cpus[*holder].rvpeid)
+            {
+                self.flag(
+                    CTLR,
+                    format!("ITS{its} enabled with vPE {vpe} on CPU{}, while it is resident on CPU{holder}", vte.rd),
+                );
+            }
+        }
     }
 
     fn disable_its(&mut self, its: usize) {

@@ -314,13 +314,23 @@ impl State {
         }
         let peers: Vec<usize> = (0..self.its.len()).filter(|o| self.its[*o].vpes.contains_key(&vpe)).collect();
         if !single {
-            for other in 0..self.its.len() {
+            // Each of the listed ITSs gets the command; one of them says what is wrong with the list.
+            let speaker = peers.iter().find(|o| self.its[**o].enabled) == Some(&its);
+            for other in (0..self.its.len()).filter(|_| speaker) {
                 let listed = list >> self.its[other].number & 1 == 1;
-                // Each of the listed ITSs gets the command; one of them says what is wrong with the list.
-                if listed != peers.contains(&other) && Some(&its) == peers.first() {
-                    let how = if listed { "lists" } else { "does not list" };
-                    let has = if listed { "does not have" } else { "has" };
-                    self.flag(section, format!("ITSList {list:#x} {how} ITS{other}, which {has} vPE {vpe} mapped"));
+                let has = peers.contains(&other);
+                // One that is disabled takes no commands and translates nothing: it need not know, while it is.
+                let must_have = has && self.its[other].enabled;
+                if listed && !has {
+                    self.flag(
+                        section,
+                        format!("ITSList {list:#x} lists ITS{other}, which does not have vPE {vpe} mapped"),
+                    );
+                } else if !listed && must_have {
+                    self.flag(
+                        section,
+                        format!("ITSList {list:#x} does not list ITS{other}, which has vPE {vpe} mapped"),
+                    );
                 }
             }
         }
