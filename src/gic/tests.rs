@@ -1,9 +1,9 @@
 //! The driver on the executable GIC: bring-up and physical interrupts.
 
-use super::testing::Bench;
+use super::testing::{Bench, Described, ModelHw};
 use super::*;
 use crate::ids::{DeviceId, EventId};
-use gic_model::{Config, Delivery};
+use gic_model::{Config, Delivery, Machine};
 
 const DEV: DeviceId = DeviceId(0x10);
 const ITS: ItsId = ItsId(0);
@@ -38,4 +38,15 @@ fn an_msi_reaches_the_cpu_that_its_event_is_mapped_to() {
         gic.free_lpi(lpi);
         machine.assert_clean();
     }
+}
+
+#[test]
+fn itss_of_a_list_have_numbers_of_their_own_even_with_virtual_lpis_off() {
+    let config = Config::its_list(2, 3);
+    let (described, machine) = (Described::new(&config), Machine::new(config));
+    let layout = Layout { virtual_lpis_wanted: false, ..described.layout() };
+    let gic = Gic::discover(ModelHw::new(machine.clone()), &layout).unwrap();
+    assert!(!gic.facts().virtual_lpis);
+    assert_eq!(gic.facts().itss().map(|its| its.number).collect::<Vec<_>>(), [0, 1, 2]);
+    machine.assert_clean();
 }

@@ -264,16 +264,18 @@ impl<H: Hw + Clone> Its<H> {
             facts.device_bits = facts.device_bits.min(table.capacity().ilog2() as u8);
         }
         facts.virtual_lpis &= vpe_table.is_some();
-        if facts.virtual_lpis && !facts.single_vmovp {
+        // With virtual LPIs off, too: no two ITSs that could meet at a VMOVP have the same number.
+        if typer.is_set(GITS_TYPER::VIRTUAL) && !facts.single_vmovp {
             match number(&hw, base, *taken) {
                 Some(n) => {
                     *taken |= 1 << n;
                     facts.number = n;
                 }
-                None => {
+                None if facts.virtual_lpis => {
                     log::warn!("{id}: no ITS number of its own: no virtual LPIs");
                     facts.virtual_lpis = false;
                 }
+                None => {}
             }
         }
         let (ring, coherence) = start_ring(&hw, base, layout.coherent)?;
