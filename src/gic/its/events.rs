@@ -23,7 +23,6 @@ use crate::mmio::{Coherence, Hw};
 use crate::sync::Guard;
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
-use core::ops::Bound;
 
 /// What an event is mapped to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -268,14 +267,13 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
         &mut self,
         mut act: impl FnMut(&mut Self, DeviceId, EventId, Event) -> Result<(), ItsError>,
     ) -> Result<(), ItsError> {
-        let mut next = self.state.devices.iter().next().map(|(dev, d)| (*dev, d.events.len() as u32));
-        while let Some((dev, count)) = next {
+        let mut last = None;
+        while let Some((dev, count)) = self.state.devices.after(last).map(|(dev, d)| (dev, d.events.len() as u32)) {
             for ev in (0..count).map(EventId) {
                 let event = self.event(dev, ev)?;
                 act(self, dev, ev, event)?;
             }
-            let after = (Bound::Excluded(dev), Bound::Unbounded);
-            next = self.state.devices.range(after).next().map(|(dev, d)| (*dev, d.events.len() as u32));
+            last = Some(dev);
         }
         Ok(())
     }
@@ -392,12 +390,12 @@ pub(in crate::gic) const fn collection(cpu: CpuId) -> CollectionId {
 
 impl State {
     fn event(&self, dev: DeviceId, ev: EventId) -> Result<Event, ItsError> {
-        let device = self.devices.get(&dev).ok_or(ItsError::NoSuchDevice(dev))?;
+        let device = self.devices.get(dev).ok_or(ItsError::NoSuchDevice(dev))?;
         device.events.get(ev.0 as usize).copied().ok_or(ItsError::EventRange(ev))
     }
 
     fn slot(&mut self, dev: DeviceId, ev: EventId) -> Option<&mut Event> {
-        self.devices.get_mut(&dev)?.events.get_mut(ev.0 as usize)
+        self.devices.get_mut(dev)?.events.get_mut(ev.0 as usize)
     }
 }
 
@@ -421,7 +419,7 @@ impl<H: Hw + Clone> Its<H> {
         self.hw.publish(itt, bytes, if self.facts.coherent { self.coherence } else { Coherence::NonCoherent });
 
         let mut state = self.state.lock();
-        let ready = if state.devices.contains_key(&dev) {
+        let ready = if state.devices.contains(dev) {
             Err(ItsError::DeviceMapped(dev))
         } else {
             let table = state.device_table.as_ref().ok_or(ItsError::DeviceRange(dev));
@@ -443,7 +441,7 @@ impl<H: Hw + Clone> Its<H> {
 
     fn unmap_device(&self, gic: &Gic<H>, dev: DeviceId) -> Result<(), ItsError> {
         let mut batch = Batch::new(gic, self);
-        let device = batch.state.devices.get(&dev).ok_or(ItsError::NoSuchDevice(dev))?;
+        let device = batch.state.devices.get(dev).ok_or(ItsError::NoSuchDevice(dev))?;
         if device.reserved {
             return Err(ItsError::DeviceRange(dev));
         }
@@ -454,7 +452,7 @@ impl<H: Hw + Clone> Its<H> {
             self.queue.wait(&gic.counters, ticket, super::COMMAND_LIMIT_US)
         });
         // Events that could not be discarded hold their vPEs no longer: the device is gone for EL2 in any case.
-        if let Some(device) = batch.state.devices.remove(&dev) {
+        if let Some(device) = batch.state.devices.remove(dev) {
             device.events.iter().for_each(|e| batch.let_go(*e));
             match &gone {
                 Ok(proof) => self.free_itt(&device, proof),

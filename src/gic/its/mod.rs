@@ -7,10 +7,12 @@
 //! | `queue` | the ring, completion, stalls |
 //! | `tables` | GITS_BASER and what it points at |
 //! | `events` | which event is mapped to what; the verbs on events |
+//! | `by_device` | where a device is found by its number |
 //!
 //! Programming an ITS that is not quiescent is UNPREDICTABLE, and on GICv4.1 tables are shared between ITSs:
 //! so all of them are made quiet before the first is looked at.
 
+mod by_device;
 mod command;
 mod events;
 mod queue;
@@ -38,7 +40,7 @@ use super::regs::{attributes, pa_4k};
 use crate::ids::{CollectionId, CpuId, DeviceId, EventId, ItsId, Lpi, Pa, VIntid, VpeId};
 use crate::mmio::{Coherence, Hw};
 use crate::sync::{Lock, Rank};
-use alloc::collections::BTreeMap;
+use by_device::ByDevice;
 use core::fmt;
 use queue::{Queue, RING_SIZE};
 use regs::{GITS_BASER, GITS_CBASER, GITS_CTLR, GITS_SGIR, GITS_TYPER, gits};
@@ -132,7 +134,7 @@ impl From<TableError> for ItsError {
 
 /// What an ITS keeps about its devices.
 pub(super) struct State {
-    pub devices: BTreeMap<DeviceId, Device>,
+    pub devices: ByDevice<Device>,
     device_table: Option<Table>,
     collection_table: Option<Table>,
     /// Collections below this live in the ITS itself.
@@ -292,7 +294,12 @@ impl<H: Hw + Clone> Its<H> {
             coherence,
             state: Lock::new(
                 Rank::ItsEvents,
-                State { devices: BTreeMap::new(), device_table, collection_table, hardware_collections },
+                State {
+                    devices: ByDevice::new(facts.device_bits),
+                    device_table,
+                    collection_table,
+                    hardware_collections,
+                },
             ),
             vpe_table,
         })
