@@ -1,5 +1,7 @@
 //! `bench`: figures that a person asks for, and that tests hold to a limit.
 
+mod gic;
+
 use std::time::Duration;
 
 use crate::args::Args;
@@ -20,7 +22,8 @@ pub fn verb(mut args: Args) -> Outcome {
             image::build(Profile::Release)?;
             boot(runs).map(drop)
         }
-        _ => Err(Failure::usage("bench knows `boot`")),
+        Some("gic") => gic::run(),
+        _ => Err(Failure::usage("bench knows `boot` and `gic`")),
     }
 }
 

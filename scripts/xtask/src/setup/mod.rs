@@ -10,6 +10,7 @@ mod disk;
 mod initramfs;
 mod packages;
 mod qemu;
+pub mod tools;
 
 use std::fs::File;
 use std::path::Path;

@@ -74,7 +74,9 @@ impl Summary {
                 Mark::Skipped(why) => println!("  skipped  {name:<40} {:>9}  {why}", ""),
             }
         }
-        println!("{} passed, {} failed", self.passed, self.failed);
+        let skipped = self.lines.iter().filter(|(_, mark, _)| matches!(mark, Mark::Skipped(_))).count();
+        let note = if skipped == 0 { String::new() } else { format!(", {skipped} skipped") };
+        println!("{} passed, {} failed{note}", self.passed, self.failed);
         if self.failed == 0 { Ok(()) } else { Err(Failure::silent(1)) }
     }
 }
@@ -144,6 +146,16 @@ pub fn lint(args: Args) -> Outcome {
     args.finish("lint")?;
     let mut summary = Summary::default();
     host::lint(&mut summary);
+    summary.finish()
+}
+
+/// The verb `fuzz`.
+pub fn fuzz(mut args: Args) -> Outcome {
+    let seconds = args.number("--seconds")?.unwrap_or(60);
+    let filter = args.word();
+    args.finish("fuzz")?;
+    let mut summary = Summary::default();
+    fuzz::install_and_run(filter.as_deref(), seconds, &mut summary)?;
     summary.finish()
 }
 
