@@ -20,7 +20,6 @@ const BRING_UP_LIMIT_US: u64 = 1_000_000;
 #[cfg(target_os = "none")]
 fn start(own: boot::Own) -> ! {
     use alloc::vec::Vec;
-    use doorward::arch::features::{Features, IdRegs};
     use doorward::arch::{percpu, psci};
     use doorward::gic::errata::{self, Who};
     use doorward::gic::{Gic, ItsLayout, Layout};
@@ -73,10 +72,9 @@ fn start(own: boot::Own) -> ! {
     let gic = Gic::discover(El2, &layout).unwrap_or_else(|error| fatal!("the interrupt controller: {error}"));
     log::info!("{}", gic.facts());
 
-    let features = Features::decide(&IdRegs::read());
     let tlbs = Tlbs::new().unwrap_or_else(|| fatal!("there is no memory for stage 2"));
     let tlbs: &'static Tlbs = alloc::boxed::Box::leak(alloc::boxed::Box::new(tlbs));
-    let hv = vm::install(Hypervisor::new(machine, options, features, gic, tlbs));
+    let hv = vm::install(Hypervisor::new(machine, options, gic, tlbs));
     let boot_cpu = percpu::cpu();
     if let Err(error) = hv.bring_up(boot_cpu) {
         fatal!("{boot_cpu}: {error}");
@@ -97,6 +95,7 @@ fn start(own: boot::Own) -> ! {
             Ok(()) => {}
         }
     }
+    hv.kinds.settle();
     log::info!("{} CPUs online", hv.online());
 
     let fdt = Range::new(Pa(own.fdt.as_ptr() as u64), own.fdt.len() as u64);

@@ -54,6 +54,9 @@ pub mod hcr {
     pub const FWB: u64 = 1 << 46;
     pub const TID5: u64 = 1 << 58;
 
+    /// What is switched on for guests; all else is a trap, or the same on every CPU.
+    pub(super) const ENABLES: u64 = APK | API | FWB;
+
     /// What every guest runs under: stage 2, interrupts and SErrors to EL2, barriers and TLB maintenance
     /// widened to the inner shareable domain, and the traps that need no feature.
     pub const BASE: u64 = VM | SWIO | PTW | FMO | IMO | AMO | FB | BSU_IS | TID1 | TID3 | TSC | TIDCP | TACR | TSW | RW;
@@ -64,6 +67,9 @@ pub mod hcr {
 pub mod hcrx {
     pub const TALLINT: u64 = 1 << 6;
     pub const MSCEN: u64 = 1 << 11;
+
+    /// What is switched on for guests; all else is a trap.
+    pub(super) const ENABLES: u64 = MSCEN;
 }
 
 /// Bits of CPTR_EL2.
@@ -192,10 +198,28 @@ impl Features {
         Features { host: *host, guest, controls: Controls::decide(host) }
     }
 
-    /// Takes another kind of CPU into account: guests then have what both have. EL2's traps stay those of each
-    /// CPU; `program` looks for itself.
+    /// Takes another kind of CPU into account: guests then have what both have.
     pub fn restrict(&mut self, other: &IdRegs) {
         *self = Features::decide(&self.host.common(other));
+    }
+
+    /// Whether guests have the same by both, and stage 2 as well.
+    #[must_use]
+    pub fn offers_what(&self, other: &Features) -> bool {
+        let enabled = |f: &Features| (f.controls.hcr & hcr::ENABLES, f.controls.hcrx.unwrap_or(0) & hcrx::ENABLES);
+        self.guest == other.guest && self.stage2() == other.stage2() && enabled(self) == enabled(other)
+    }
+
+    /// The controls on a CPU of one kind: every trap that it has, but switched on only what all CPUs have.
+    #[must_use]
+    pub fn controls_on(&self, cpu: &IdRegs) -> Controls {
+        let own = Controls::decide(cpu);
+        let common = self.controls.hcrx.unwrap_or(0);
+        Controls {
+            hcr: own.hcr & (!hcr::ENABLES | self.controls.hcr),
+            hcrx: own.hcrx.map(|hcrx| hcrx & (!hcrx::ENABLES | common)),
+            ..own
+        }
     }
 
     /// Why this CPU cannot run Doorward at all, as a sentence; `None` if it can.
@@ -227,7 +251,7 @@ impl Features {
         }
     }
 
-    /// The controls of EL2, on the CPU that the decision was made from.
+    /// The controls of EL2 on a CPU that has what all have and no more; see [`controls_on`](Self::controls_on).
     #[must_use]
     pub const fn controls(&self) -> &Controls {
         &self.controls

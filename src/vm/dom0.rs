@@ -277,7 +277,7 @@ fn address_space(
     absent: &[Range],
 ) -> Result<Stage2<'static, El2, Tlbs>, NoDom0> {
     let failed = |error| no("dom0's address space cannot be made", error);
-    let params = hv.features.stage2();
+    let params = hv.features().stage2();
     let fwb = if params.fwb { Fwb::On } else { Fwb::Off };
     let vmid = hv.vmids.take().ok_or_else(|| NoDom0("there is no VMID for dom0".to_string()))?;
     let mut stage2 = Stage2::new(&El2, hv.tlbs, vmid, ipa_bits(params.pa_range), fwb).map_err(failed)?;

@@ -254,7 +254,7 @@ fn load(ram: &GuestRam, module: &Module, to: Pa) -> Result<(), NoDomain> {
 /// All that the domain may touch: its RAM.
 fn address_space(hv: &Hypervisor, banks: &[Bank]) -> Result<Stage2<'static, El2, Tlbs>, NoDomain> {
     let failed = |error| no("its address space cannot be made", error);
-    let params = hv.features.stage2();
+    let params = hv.features().stage2();
     let fwb = if params.fwb { Fwb::On } else { Fwb::Off };
     let vmid = hv.vmids.take().ok_or_else(|| NoDomain("there is no VMID left".to_string()))?;
     let made = Stage2::new(&El2, hv.tlbs, vmid, ipa_bits(params.pa_range), fwb).and_then(|mut stage2| {

@@ -349,7 +349,7 @@ struct SysRegs<'a, 'b> {
 
 impl trapped::SysRegPort for SysRegs<'_, '_> {
     fn guest_id(&self, op1: u8, crn: u8, crm: u8, op2: u8) -> Option<u64> {
-        self.exit.hv.features.guest_id(op1, crn, crm, op2)
+        self.exit.hv.features().guest_id(op1, crn, crm, op2)
     }
 
     fn send_sgi(&mut self, kind: trapped::SgiKind, value: u64) {

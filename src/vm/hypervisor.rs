@@ -2,12 +2,13 @@
 
 use super::domain::Domain;
 use super::ends::Ends;
+use super::kinds::Kinds;
 use super::lpi::Routes;
 use super::options::{Options, Sched};
 use super::owners::{SpiOwners, VmIds, VpeOwners};
 use super::soft_timer::SoftTimer;
 use super::vcpu::Vcpu;
-use crate::arch::features::{self, Features};
+use crate::arch::features::{Features, IdRegs};
 use crate::arch::{barrier, percpu, sysreg, timer};
 use crate::gic::{Gic, GicError, cpuif};
 use crate::ids::{CpuId, DomId, Intid, Mpidr, VcpuId, VpeId};
@@ -40,6 +41,8 @@ pub enum CpuError {
     NoSystemRegisters,
     /// Its redistributor.
     Gic(GicError),
+    /// It is of a kind that cannot be used here, for this reason.
+    Kind(&'static str),
 }
 
 impl fmt::Display for CpuError {
@@ -47,6 +50,7 @@ impl fmt::Display for CpuError {
         match self {
             CpuError::NoSystemRegisters => f.write_str("its GIC CPU interface has no system registers"),
             CpuError::Gic(error) => error.fmt(f),
+            CpuError::Kind(why) => f.write_str(why),
         }
     }
 }
@@ -78,8 +82,8 @@ pub struct Hypervisor {
     pub machine: &'static Machine,
     /// How it was asked to run.
     pub options: Options,
-    /// What guests get to see of the CPUs.
-    pub features: Features,
+    /// What kinds of CPU there are.
+    pub kinds: Kinds,
     /// The physical GIC.
     pub gic: Gic<El2>,
     /// Where physical LPIs go.
@@ -163,19 +167,13 @@ pub fn install(hypervisor: Hypervisor) -> &'static Hypervisor {
 impl Hypervisor {
     /// A machine without domains.
     #[must_use]
-    pub fn new(
-        machine: &'static Machine,
-        options: Options,
-        features: Features,
-        gic: Gic<El2>,
-        tlbs: &'static Tlbs,
-    ) -> Hypervisor {
+    pub fn new(machine: &'static Machine, options: Options, gic: Gic<El2>, tlbs: &'static Tlbs) -> Hypervisor {
         let routes = Routes::new(gic.facts().lpis);
         let (spis, vpes) = (SpiOwners::new(gic.facts().spis), VpeOwners::new(gic.facts().vpes));
         Hypervisor {
             machine,
             options,
-            features,
+            kinds: Kinds::new(&IdRegs::read()),
             gic,
             routes,
             sched: scheduler(&options, machine.cpus.len()),
@@ -199,10 +197,12 @@ impl Hypervisor {
 
     /// Makes this CPU able to run guests and to take interrupts. Once on each CPU.
     pub fn bring_up(&self, cpu: CpuId) -> Result<(), CpuError> {
-        features::program(&self.features);
         sysreg::CNTVOFF_EL2.set(0);
         cpuif::init().map_err(|_| CpuError::NoSystemRegisters)?;
         self.gic.init_cpu(cpu).map_err(CpuError::Gic)?;
+        if self.kinds.join(&IdRegs::read()).map_err(CpuError::Kind)? {
+            log::info!("{cpu} lacks something that the CPUs before it have: guests are not shown it");
+        }
         for ppi in [self.machine.timer.virt, self.machine.timer.hyp, self.machine.gic.maintenance] {
             self.gic.ppi_enable(cpu, ppi);
         }
@@ -211,6 +211,19 @@ impl Hypervisor {
             online.store(true, Ordering::Release);
         }
         Ok(())
+    }
+
+    /// What guests have of the CPUs.
+    ///
+    /// # Panics
+    ///
+    /// Before that is settled, which is when the first domain is built.
+    #[must_use]
+    pub fn features(&self) -> &Features {
+        match self.kinds.features() {
+            Some(features) => features,
+            None => panic!("a guest before it is known what guests have"),
+        }
     }
 
     /// Whether a CPU has been brought up.

@@ -11,6 +11,7 @@ pub mod domu_fdt;
 pub mod domu_plan;
 pub mod hidden;
 pub mod image;
+pub mod kinds;
 pub mod lpi;
 pub mod options;
 pub mod owners;

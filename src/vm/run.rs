@@ -39,6 +39,8 @@ pub enum Next {
 /// Runs whatever there is to run on `cpu`, for ever.
 pub fn cpu_loop(cpu: CpuId) -> ! {
     let hv = hypervisor();
+    // The first vCPU comes when it is settled what guests have.
+    let mut hcr = None;
     loop {
         irq::take_all(cpu);
         let next = hv.sched.next(cpu, timer::now());
@@ -46,7 +48,9 @@ pub fn cpu_loop(cpu: CpuId) -> ! {
         match next {
             Some(vcpu) => {
                 let Some(domain) = hv.domain(vcpu.domain) else { unreachable!("a vCPU without a domain") };
-                Stay { hv, domain: &domain, vcpu: &vcpu, cpu, shares: hv.sched.shares_cpus(), resident: None }.run();
+                let hcr = *hcr.get_or_insert_with(|| features::program(hv.features()));
+                let shares = hv.sched.shares_cpus();
+                Stay { hv, domain: &domain, vcpu: &vcpu, cpu, hcr, shares, resident: None }.run();
             }
             None if ends::chore(cpu) => {}
             None => {
@@ -68,6 +72,8 @@ pub(super) struct Stay<'a> {
     pub(super) domain: &'a Domain,
     pub(super) vcpu: &'a Arc<Vcpu>,
     pub(super) cpu: CpuId,
+    /// HCR_EL2 on this CPU, without what is the vCPU's own.
+    hcr: u64,
     /// Other vCPUs may come to this CPU: what this one has in it is saved when it goes.
     pub(super) shares: bool,
     /// The right to be resident is this CPU's, not the vCPU's: it cannot leave this stack.
@@ -230,7 +236,7 @@ impl Stay<'_> {
     }
 
     fn hcr(&self, context: &Context) -> u64 {
-        let mut hcr = self.hv.features.controls().hcr;
+        let mut hcr = self.hcr;
         let traps_waits = match self.hv.options.vwfi {
             Vwfi::Native => false,
             Vwfi::Trap => true,

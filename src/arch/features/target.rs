@@ -1,8 +1,8 @@
 //! Reading the ID registers and writing the controls.
 #![allow(unsafe_code, reason = "system registers")]
 
+use super::Features;
 use super::ids::{COUNT, IdRegs, reg};
-use super::{Controls, Features};
 use core::arch::asm;
 
 macro_rules! read {
@@ -55,13 +55,11 @@ impl IdRegs {
     }
 }
 
-/// Writes the controls on the CPU that calls, before its first guest: all of [`Controls`] but HCR_EL2, which
-/// goes with each vCPU, as do VMPIDR_EL2, VTTBR_EL2 and VTCR_EL2. CNTVOFF_EL2 becomes 0.
-///
-/// `features` is there as proof that the decision was made; the traps are those that *this* CPU needs.
-pub fn program(_features: &Features) {
+/// Writes the controls on the CPU that calls, before its first guest: all of [`Controls`](super::Controls) but HCR_EL2, which
+/// goes with each vCPU and is handed back, as do VMPIDR_EL2, VTTBR_EL2 and VTCR_EL2. CNTVOFF_EL2 becomes 0.
+pub fn program(features: &Features) -> u64 {
     let host = IdRegs::read();
-    let c = Controls::decide(&host);
+    let c = features.controls_on(&host);
     write!("cptr_el2", c.cptr);
     write!("mdcr_el2", c.mdcr);
     write!("hstr_el2", c.hstr);
@@ -107,6 +105,7 @@ pub fn program(_features: &Features) {
     quiet_debug(&host);
     // SAFETY: a barrier.
     unsafe { asm!("isb", options(nostack, preserves_flags)) };
+    c.hcr
 }
 
 /// Opens the OS lock, without which a guest's single step would not step, and switches off every breakpoint and

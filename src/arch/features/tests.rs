@@ -175,6 +175,37 @@ fn a_second_kind_of_cpu_takes_away_what_it_lacks() {
 }
 
 #[test]
+fn each_kind_of_cpu_keeps_its_own_traps_and_switches_on_only_what_all_have() {
+    let (big, little) = (qemu_max(), cortex_a57());
+    let mut features = Features::decide(&big);
+    assert_eq!(features.controls_on(&big), *features.controls());
+    features.restrict(&little);
+    let on_big = features.controls_on(&big);
+    assert_eq!(on_big.hcr & (hcr::APK | hcr::API | hcr::FWB), 0);
+    assert_eq!(on_big.hcr & (hcr::TERR | hcr::TLOR), hcr::TERR | hcr::TLOR);
+    assert_eq!(on_big.hcrx, Some(hcrx::TALLINT), "no MOPS on the little ones");
+    assert!(on_big.fine_grained && on_big.ras);
+    assert_eq!(features.controls_on(&little), Controls::decide(&little));
+}
+
+#[test]
+fn a_cpu_with_more_than_the_others_changes_nothing_for_guests() {
+    let little = Features::decide(&cortex_a57());
+    let mut both = little;
+    both.restrict(&cortex_a57());
+    assert!(both.offers_what(&little));
+    let mut more = Features::decide(&qemu_max());
+    more.restrict(&qemu_neoverse_v1());
+    assert!(!more.offers_what(&Features::decide(&qemu_max())));
+    assert!(!more.offers_what(&little));
+    // Less room for addresses alone is a difference too: stage 2 is made with it.
+    let small = qemu_neoverse_v1().with(reg::MMFR0, 0x0000_0000_0010_1122);
+    let mut restricted = Features::decide(&qemu_neoverse_v1());
+    restricted.restrict(&small);
+    assert!(!restricted.offers_what(&Features::decide(&qemu_neoverse_v1())));
+}
+
+#[test]
 fn a_cpu_that_cannot_run_doorward_is_refused_in_words() {
     assert_eq!(Features::refusal(&cortex_a57()), None);
     assert!(Features::refusal(&cortex_a57().with(reg::MMFR4, 0xe << 24)).is_some());
