@@ -9,6 +9,8 @@
 //! `write_volatile` in a loop may compile to a store with writeback, which has no valid syndrome when the
 //! hypervisor itself runs under another one (rust-lang/rust issue 131894).
 
+pub(crate) mod layout;
+
 use crate::ids::Pa;
 
 /// Whether the memory system keeps a device's view of memory coherent with the CPUs' caches.

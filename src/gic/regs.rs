@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "layouts are kept whole")]
 
 use crate::ids::Pa;
+use crate::mmio::layout::{fits, layout};
 use tock_registers::register_bitfields;
 
 /// Identification register 2, at the same place in the last page of every GIC frame.
@@ -165,6 +166,87 @@ register_bitfields! [u64,
         VALID OFFSET(63) NUMBITS(1) []
     ]
 ];
+
+layout! { 32:
+    GICD_CTLR { RWP [31:31] DS [6:6] ARE [4:4] ENABLE_GRP1 [1:1] }
+    GICD_TYPER { ID_BITS [23:19] LPIS [17:17] NUM_LPIS [15:11] IT_LINES [4:0] }
+    GICD_TYPER2 { NASSGICAP [8:8] VIL [7:7] VID [4:0] }
+    PIDR2_FIELDS { ARCH_REV [7:4] }
+    GICR_CTLR { RWP [3:3] IR [2:2] CES [1:1] ENABLE_LPIS [0:0] }
+    GICR_WAKER { CHILDREN_ASLEEP [2:2] PROCESSOR_SLEEP [1:1] }
+    GICR_SYNCR { BUSY [0:0] }
+    GICR_VSGIPENDR { BUSY [31:31] PENDING [15:0] }
+}
+
+layout! { 64:
+    GICR_TYPER {
+        AFFINITY [63:32] VSGI [26:26] COMMON_LPI_AFF [25:24] PROCESSOR_NUMBER [23:8] RVPEID [7:7] LAST [4:4]
+        DIRECT_LPI [3:3] DIRTY [2:2] VLPIS [1:1] PLPIS [0:0]
+    }
+    GICR_PROPBASER { OUTER_CACHE [58:56] PA_4K [51:12] SHAREABILITY [11:10] INNER_CACHE [9:7] ID_BITS [4:0] }
+    GICR_PENDBASER { PTZ [62:62] OUTER_CACHE [58:56] PA_64K [51:16] SHAREABILITY [11:10] INNER_CACHE [9:7] }
+    GICR_INVLPIR { V [63:63] VPEID [47:32] INTID [31:0] }
+    GICR_VPROPBASER { OUTER_CACHE [58:56] PA_4K [51:12] SHAREABILITY [11:10] INNER_CACHE [9:7] ID_BITS [4:0] }
+    GICR_VPENDBASER {
+        VALID [63:63] IDAI [62:62] PENDING_LAST [61:61] DIRTY [60:60] OUTER_CACHE [58:56] PA_64K [51:16]
+        SHAREABILITY [11:10] INNER_CACHE [9:7]
+    }
+    GICR_VPROPBASER_4_1 {
+        VALID [63:63] ENTRY_SIZE [61:59] OUTER_CACHE [58:56] INDIRECT [55:55] PAGE_SIZE [54:53] Z [52:52] PA_4K [51:12]
+        SHAREABILITY [11:10] INNER_CACHE [9:7] SIZE [6:0]
+    }
+    GICR_VPENDBASER_4_1 {
+        VALID [63:63] DOORBELL [62:62] PENDING_LAST [61:61] DIRTY [60:60] VGRP0EN [59:59] VGRP1EN [58:58] VPEID [15:0]
+    }
+}
+
+/// Bytes of a register block with one bit, a byte, two bits, or eight bytes for each of 1024 INTIDs.
+const BITS: u64 = 1024 / 8;
+const BYTES: u64 = 1024;
+const PAIRS: u64 = 1024 / 4;
+const ROUTES: u64 = 1024 * 8;
+
+const _: () = assert!(fits(
+    &[
+        (gicd::CTLR, 4),
+        (gicd::TYPER, 4),
+        (gicd::IIDR, 4),
+        (gicd::TYPER2, 4),
+        (gicd::IGROUPR, BITS),
+        (gicd::ISENABLER, BITS),
+        (gicd::ICENABLER, BITS),
+        (gicd::ISPENDR, BITS),
+        (gicd::ICPENDR, BITS),
+        (gicd::ISACTIVER, BITS),
+        (gicd::ICACTIVER, BITS),
+        (gicd::IPRIORITYR, BYTES),
+        (gicd::ICFGR, PAIRS),
+        (gicd::IROUTER, ROUTES),
+        (PIDR2, 4),
+    ],
+    gicr::FRAME
+));
+
+const _: () = assert!(fits(
+    &[
+        (gicr::CTLR, 4),
+        (gicr::TYPER, 8),
+        (gicr::WAKER, 4),
+        (gicr::CLRLPIR, 8),
+        (gicr::PROPBASER, 8),
+        (gicr::PENDBASER, 8),
+        (gicr::INVLPIR, 8),
+        (gicr::INVALLR, 8),
+        (gicr::SYNCR, 4),
+        (PIDR2, 4),
+        (gicr::SGI_BASE, gicr::FRAME),
+        (gicr::VPROPBASER, 8),
+        (gicr::VPENDBASER, 8),
+        (gicr::VSGIR, 4),
+        (gicr::VSGIPENDR, 4),
+    ],
+    4 * gicr::FRAME
+));
 
 /// The configuration byte of an LPI or a vLPI (IHI 0069, 5.1.1).
 pub mod config {

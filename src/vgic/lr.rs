@@ -52,6 +52,17 @@ pub const fn intid(value: u64) -> u32 {
     value as u32
 }
 
+// ICH_LR<n>_EL2: State [63:62], HW [61], Group [60], Priority [55:48], pINTID [44:32] with HW and EOI [41] without,
+// vINTID [31:0]. ICH_HCR_EL2: EOIcount [31:27].
+const _: () = {
+    assert!(encode(u32::MAX, u8::MAX, true) == 0x10ff_0000_ffff_ffff && encode(0, 0, false) == 0);
+    assert!(linked_to(u32::MAX) == 0x2000_1fff_0000_0000 && EOI == 0x0000_0200_0000_0000);
+    assert!(STATE == 0xc000_0000_0000_0000 && PENDING & ACTIVE == 0 && STATE & (HW | encode(!0, !0, true)) == 0);
+    assert!(intid(linked_to(7) | STATE | encode(0x1234, !0, true)) == 0x1234);
+    assert!(HCR_EOICOUNT_MASK << HCR_EOICOUNT_SHIFT == 0xf800_0000);
+    assert!(HCR_EN | HCR_LRENPIE | HCR_NPIE | HCR_TDIR == 0x400d);
+};
+
 /// The list registers and ICH_HCR_EL2 of one vCPU, between software and `arch`.
 ///
 /// * Entry: write `lr[i]` to ICH_LR`i`_EL2 for `i` in `0..write` (mostly none), and `hcr` to ICH_HCR_EL2.

@@ -15,6 +15,7 @@
 use super::VitsConfig;
 use super::refusal::Refusal;
 use crate::ids::Ipa;
+use crate::mmio::layout::{fits, layout};
 use tock_registers::{LocalRegisterCopy, register_bitfields};
 
 register_bitfields![u32,
@@ -60,6 +61,20 @@ register_bitfields![u64,
     ]
 ];
 
+layout! { 32:
+    CTLR { Quiescent [31:31] Enabled [0:0] }
+}
+
+layout! { 64:
+    TYPER { Cil [36:36] CidBits [35:32] DevBits [17:13] IdBits [12:8] IttEntrySize [7:4] Physical [0:0] }
+    CBASER { Valid [63:63] InnerCache [61:59] OuterCache [55:53] Address [51:12] Shareability [11:10] Size [7:0] }
+    QUEUE { Offset [19:5] Flag [0:0] }
+    BASER {
+        Valid [63:63] Indirect [62:62] InnerCache [61:59] Type [58:56] OuterCache [55:53] EntrySize [52:48] Address [47:12]
+        Shareability [11:10] PageSize [9:8] Size [7:0]
+    }
+}
+
 /// What a guest may change in GITS_CBASER.
 const CBASER_WRITABLE: u64 = CBASER::Size.val(0).mask()
     | CBASER::Shareability.val(0).mask()
@@ -90,6 +105,21 @@ mod offset {
     pub const BASER0: u64 = 0x0100;
     pub const BASER1: u64 = 0x0108;
 }
+
+const _: () = assert!(fits(
+    &[
+        (offset::CTLR, 4),
+        (offset::IIDR, 4),
+        (offset::TYPER, 8),
+        (offset::CBASER, 8),
+        (offset::CWRITER, 8),
+        (offset::CREADR, 8),
+        (offset::BASER0, 8),
+        (offset::BASER1, 8),
+        (ID_BLOCK, 4 * ID_REGISTERS.len() as u64),
+    ],
+    FRAME
+));
 
 /// GITS_PIDR4..7, PIDR0..3 and CIDR0..3 (0xffd0 to 0xfffc): a component of Arm's, ArchRev 3.
 const ID_BLOCK: u64 = 0xffd0;

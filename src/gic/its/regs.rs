@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "layouts are kept whole")]
 
 use crate::ids::Pa;
+use crate::mmio::layout::{fits, layout};
 use tock_registers::register_bitfields;
 
 /// Offsets from the control frame.
@@ -104,6 +105,44 @@ register_bitfields! [u64,
         VALID OFFSET(63) NUMBITS(1) []
     ]
 ];
+
+layout! { 32:
+    GITS_CTLR { QUIESCENT [31:31] ITS_NUMBER [7:4] IMDE [1:1] ENABLED [0:0] }
+}
+
+layout! { 64:
+    GITS_TYPER {
+        INV [46:46] SVPET [42:41] VMAPP [40:40] VSGI [39:39] VMOVP [37:37] CIL [36:36] CID_BITS [35:32] HCC [31:24]
+        PTA [19:19] DEV_BITS [17:13] ID_BITS [12:8] ITT_ENTRY_SIZE [7:4] VIRTUAL [1:1] PHYSICAL [0:0]
+    }
+    GITS_CBASER {
+        VALID [63:63] INNER_CACHE [61:59] OUTER_CACHE [55:53] PA_4K [51:12] SHAREABILITY [11:10] SIZE [7:0]
+    }
+    GITS_CWRITER { SLOT [19:5] RETRY [0:0] }
+    GITS_CREADR { SLOT [19:5] STALLED [0:0] }
+    GITS_BASER {
+        VALID [63:63] INDIRECT [62:62] INNER_CACHE [61:59] TYPE [58:56] OUTER_CACHE [55:53] ENTRY_SIZE [52:48] PA [47:12]
+        SHAREABILITY [11:10] PAGE_SIZE [9:8] SIZE [7:0]
+    }
+    GITS_SGIR { VPEID [47:32] VINTID [3:0] }
+    LEVEL1 { VALID [63:63] PA [51:12] }
+}
+
+const _: () = assert!(fits(
+    &[
+        (gits::CTLR, 4),
+        (gits::IIDR, 4),
+        (gits::TYPER, 8),
+        (gits::MPIDR, 4),
+        (gits::CBASER, 8),
+        (gits::CWRITER, 8),
+        (gits::CREADR, 8),
+        (gits::baser(0), 8 * gits::BASERS),
+        (gits::TRANSLATER, 4),
+        (gits::SGIR, 8),
+    ],
+    0x3_0000
+));
 
 /// A table's address as GITS_BASER.PA holds it: with 64 KiB pages the four bits that would be zero carry PA[51:48].
 #[must_use]
