@@ -6,6 +6,9 @@ use crate::vgic::LrImage;
 /// ICH_HCR_EL2.LRENPIE: EOIcount is in use.
 const LRENPIE: u64 = 1 << 2;
 
+/// ICH_HCR_EL2[7:1], UIE to VGrp1DIE: what may raise the maintenance interrupt, besides list registers.
+const CAUSES: u64 = 0xfe;
+
 /// Puts the image into the CPU. An ERET follows, which synchronises it.
 pub fn load(image: &LrImage) {
     for (index, &value) in image.lr.iter().enumerate().take(usize::from(image.write)) {
@@ -14,7 +17,8 @@ pub fn load(image: &LrImage) {
     sysreg::ICH_HCR_EL2.set(image.hcr);
 }
 
-/// Takes it back, and makes the maintenance interrupt, which is level-sensitive, drop.
+/// Takes it back. The maintenance interrupt, which is level-sensitive, drops if it could have been raised at all; mostly
+/// nothing is listed, and then the interface stays as it is: a virtual interrupt does nothing to EL2.
 pub fn store(image: &mut LrImage) {
     for (index, value) in image.lr.iter_mut().enumerate().take(usize::from(image.used)) {
         *value = ich::read_lr(index);
@@ -22,6 +26,8 @@ pub fn store(image: &mut LrImage) {
     if image.hcr & LRENPIE != 0 {
         image.hcr = sysreg::ICH_HCR_EL2.get();
     }
-    sysreg::ICH_HCR_EL2.set(0);
-    barrier::isb();
+    if image.used != 0 || image.hcr & CAUSES != 0 {
+        sysreg::ICH_HCR_EL2.set(0);
+        barrier::isb();
+    }
 }
