@@ -185,7 +185,7 @@ fn calls() {
     equal("PSCI-version", smccc::hvc(0x8400_0000, 0, 0, 0), 0x1_0001);
     equal("SMC-PSCI-version", smc(0x8400_0000, 0, 0, 0), 0x1_0001);
     equal("SMCCC-version", smccc::hvc(0x8000_0000, 0, 0, 0), 0x1_0001);
-    for function in [0u64, 0x8400_0005, 0x8400_001f, 0xc400_0012, 0x8600_ff01, 0x8200_0000, 0xb200_0000, 0xffff_ffff] {
+    for function in [0u64, 0x8400_0005, 0x8400_001f, 0xc400_0014, 0x8600_ff01, 0x8200_0000, 0xb200_0000, 0xffff_ffff] {
         equal("SMCCC-unknown-by-HVC", smccc::hvc(function, 1, 2, 3), -1);
         equal("SMCCC-unknown-by-SMC", smc(function, 1, 2, 3), -1);
     }
