@@ -96,6 +96,11 @@ impl Described {
         }
     }
 
+    /// Whether the ITSs look into caches, as the platform has it.
+    pub fn say_coherent(&mut self, coherent: bool) {
+        self.itss.iter_mut().for_each(|its| its.coherent = coherent);
+    }
+
     pub fn layout(&self) -> Layout<'_> {
         Layout {
             dist: self.dist,

@@ -18,6 +18,8 @@ mod events;
 mod queue;
 mod regs;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 pub use command::{Kind, SgiConfig};
 pub use events::{Batch, Event};
@@ -187,12 +189,12 @@ pub(super) fn quiesce<H: Hw>(hw: &H, base: Pa) -> Result<(), ItsError> {
     Ok(())
 }
 
-/// With whom an ITS has its vPE table in common (GICv4.1): affinity and GITS_TYPER.SVPET; `None` with nobody.
+/// With whom an ITS has its vPE table in common (GICv4.1): affinity and GITS_TYPER.SVPET; `None` with nobody. The field is
+/// RES0 where there is no GICv4.1.
 pub(super) fn shares_vpe_table<H: Hw>(hw: &H, base: Pa) -> Option<(u32, u8)> {
     let typer = typer_at(hw, base);
     let svpet = typer.read(GITS_TYPER::SVPET) as u8;
-    let v41 = typer.is_set(GITS_TYPER::VIRTUAL) && typer.is_set(GITS_TYPER::VMAPP);
-    (v41 && svpet != 0).then(|| (hw.read32(base.add(gits::MPIDR)), svpet))
+    (svpet != 0).then(|| (hw.read32(base.add(gits::MPIDR)), svpet))
 }
 
 /// What bring-up is told about the whole machine.

@@ -12,6 +12,12 @@ fn guest() -> Guest {
     Guest::new(Config::v4_0(CPUS), 2)
 }
 
+/// For tests that wait out whole deadlines: who polls does so every 20 us.
+fn patient(mut config: Config) -> Config {
+    config.timing.relax = 20_000;
+    config
+}
+
 fn on_next(nth: usize, fault: CommandFault) -> Fault {
     Fault::Command { its: 0, nth, fault }
 }
@@ -118,7 +124,7 @@ fn an_its_that_waits_for_a_stalled_one_before_a_vmovp_gets_on() {
 
 #[test]
 fn an_its_that_stops_is_given_up_in_bounded_time_and_keeps_its_memory() {
-    let g = guest();
+    let g = Guest::new(patient(Config::v4_0(CPUS)), 2);
     g.map(ITS0, 1, 0);
     let memory = g.machine.allocations().len();
     g.machine.inject(Fault::Deaf { its: 0 });
@@ -149,7 +155,7 @@ fn an_its_that_stops_is_given_up_in_bounded_time_and_keeps_its_memory() {
 
 #[test]
 fn a_move_that_its_its_never_makes_leaves_the_vpe_where_it_was() {
-    let g = guest();
+    let g = Guest::new(patient(Config::v4_0(CPUS)), 2);
     g.map(ITS0, 1, 0);
     g.machine.inject(Fault::DeafAtVmovp { its: 0 });
     let start = g.machine.now_us();
@@ -167,7 +173,7 @@ fn a_move_that_its_its_never_makes_leaves_the_vpe_where_it_was() {
 
 #[test]
 fn when_one_its_of_a_list_goes_deaf_in_a_vmovp_the_others_finish_it_and_lose_nothing() {
-    let g = Guest::new(Config::its_list(CPUS, 3), 2);
+    let g = Guest::new(patient(Config::its_list(CPUS, 3)), 2);
     for its in 0..3u8 {
         g.map(ItsId(its), u32::from(its) + 1, 0);
     }

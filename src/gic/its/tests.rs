@@ -1,0 +1,295 @@
+//! Bring-up of ITSs that are not like the one in the manual's examples, and of those that do not do as they are told.
+
+use super::*;
+use crate::gic::Gic;
+use crate::gic::testing::{Bench, DEV, Described, ITS0, ModelHw};
+use gic_model::{Config, Fault, ItsNumber, Machine, TableKind};
+use std::collections::BTreeSet;
+use std::string::{String, ToString};
+use std::vec::Vec;
+
+const VALID: u64 = 1 << 63;
+const SHAREABILITY: u64 = 3 << 10;
+
+/// A machine whose registers do not all read as the model has them.
+#[derive(Clone)]
+struct Amended {
+    hw: ModelHw,
+    read64: fn(Pa, u64) -> u64,
+}
+
+impl Hw for Amended {
+    fn read32(&self, at: Pa) -> u32 {
+        self.hw.read32(at)
+    }
+    fn write32(&self, at: Pa, value: u32) {
+        self.hw.write32(at, value);
+    }
+    fn read64(&self, at: Pa) -> u64 {
+        (self.read64)(at, self.hw.read64(at))
+    }
+    fn write64(&self, at: Pa, value: u64) {
+        self.hw.write64(at, value);
+    }
+    fn alloc(&self, size: usize, align: usize) -> Option<Pa> {
+        self.hw.alloc(size, align)
+    }
+    fn free(&self, memory: Pa, size: usize, align: usize) {
+        self.hw.free(memory, size, align);
+    }
+    fn load8(&self, at: Pa) -> u8 {
+        self.hw.load8(at)
+    }
+    fn store8(&self, at: Pa, value: u8) {
+        self.hw.store8(at, value);
+    }
+    fn load64(&self, at: Pa) -> u64 {
+        self.hw.load64(at)
+    }
+    fn store64(&self, at: Pa, value: u64) {
+        self.hw.store64(at, value);
+    }
+    fn publish(&self, memory: Pa, size: usize, coherence: Coherence) {
+        self.hw.publish(memory, size, coherence);
+    }
+    fn acquire(&self, memory: Pa, size: usize, coherence: Coherence) {
+        self.hw.acquire(memory, size, coherence);
+    }
+    fn now_us(&self) -> u64 {
+        self.hw.now_us()
+    }
+    fn relax(&self) {
+        self.hw.relax();
+    }
+}
+
+/// The driver on a machine of which register reads are changed on the way.
+fn amended(config: &Config, read64: fn(Pa, u64) -> u64) -> Gic<Amended> {
+    let machine = Machine::new(config.clone());
+    Gic::discover(Amended { hw: ModelHw::new(machine), read64 }, &Described::new(config).layout()).unwrap()
+}
+
+/// The register of an ITS that points at a table of some kind.
+fn baser(machine: &Machine, its: usize, kind: TableKind) -> u64 {
+    let config = &machine.config().its[its];
+    let n = config.basers.iter().position(|b| b.as_ref().is_some_and(|b| b.kind == kind)).expect("such a table");
+    machine.read64(config.base + 0x100 + 8 * n as u64)
+}
+
+fn without(kind: TableKind) -> impl FnMut(usize, &mut gic_model::Its) {
+    move |_, its| its.basers.retain(|b| b.as_ref().is_some_and(|b| b.kind != kind))
+}
+
+fn virtual_lpis(gic: &Gic<impl Hw + Clone>) -> Vec<bool> {
+    gic.facts().itss().map(|its| its.virtual_lpis).collect()
+}
+
+#[test]
+fn every_error_is_a_sentence_of_its_own() {
+    let (dev, ev, vpe) = (DeviceId(1), EventId(2), VpeId(3));
+    let all = [
+        ItsError::NoSuchIts(ITS0),
+        ItsError::Dead,
+        ItsError::Timeout,
+        ItsError::NoSuchDevice(dev),
+        ItsError::DeviceMapped(dev),
+        ItsError::DeviceRange(dev),
+        ItsError::EventBits(4),
+        ItsError::EventRange(ev),
+        ItsError::EventMapped(ev),
+        ItsError::EventState(ev),
+        ItsError::LpiRange(Lpi(5)),
+        ItsError::VIntidRange(VIntid(6)),
+        ItsError::NoSuchVpe(vpe),
+        ItsError::OtherVm(vpe),
+        ItsError::NotVirtual,
+        ItsError::CpuOffline(CpuId(7)),
+        ItsError::NoMemory,
+        ItsError::Register,
+        ItsError::NotQuiescent,
+        ItsError::Table(TableError::ReadBack),
+    ];
+    let sentences: BTreeSet<String> = all.iter().map(ToString::to_string).collect();
+    assert_eq!(sentences.len(), all.len());
+    assert!(sentences.iter().all(|s| s.contains(' ')));
+}
+
+#[test]
+fn an_its_that_an_earlier_owner_left_running_is_stopped_before_its_tables_are_touched() {
+    for config in [Config::v4_0(2), Config::its_list(2, 2), Config::v4_1(2, 2)] {
+        let bench = Bench::up(config.each_its(|_, its| its.enabled_at_reset = true));
+        bench.gic.map_device(ITS0, DEV, 5).unwrap();
+        bench.machine.assert_clean();
+    }
+}
+
+#[test]
+fn an_its_that_does_not_become_quiescent_is_left_alone_and_left_out() {
+    let config = Config::v4_0(2).each_its(|_, its| its.enabled_at_reset = true);
+    let machine = Machine::new(config.clone());
+    machine.inject(Fault::NeverQuiescent { its: 0 });
+    let gic = Gic::discover(ModelHw::new(machine.clone()), &Described::new(&config).layout()).unwrap();
+    assert_eq!(gic.facts().its(ITS0), None);
+    assert!(!gic.facts().virtual_lpis);
+    assert_eq!(gic.map_device(ITS0, DEV, 5), Err(ItsError::NoSuchIts(ITS0)));
+    machine.assert_clean();
+}
+
+#[test]
+fn the_widths_of_an_its_are_those_of_its_registers() {
+    let widths = |config| {
+        let bench = Bench::up(config);
+        let its = *bench.gic.facts().its(ITS0).unwrap();
+        (its.event_bits, its.device_bits)
+    };
+    assert_eq!(widths(Config::qemu(2)), (16, 16));
+    assert_eq!(widths(Config::graviton3(2)), (16, 18));
+    assert_eq!(widths(Config::v4_0(2).each_its(|_, its| (its.event_bits, its.device_bits) = (5, 8))), (5, 8));
+    // 256 flat pages of 4 KiB with entries of 8 bytes have room for 17 bits.
+    let small = Config::v4_0(2).each_its(|_, its| {
+        its.device_bits = 20;
+        its.basers.iter_mut().flatten().for_each(|b| (b.pages, b.indirect) = (vec![4], false));
+    });
+    assert_eq!(widths(small), (16, 17));
+}
+
+#[test]
+fn itss_and_redistributors_of_different_sockets_have_vpe_tables_of_their_own() {
+    const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
+    let socket = |n: usize| (n as u32 % 2) << 24;
+    // How many tables there are behind the ITSs, and in all.
+    let tables = |levels: u8| {
+        let config = Config::v4_1(4, 4)
+            .each_cpu(|n, cpu| (cpu.affinity, cpu.common_lpi_aff) = (socket(n) | n as u32, levels))
+            .each_its(|n, its| (its.mpidr, its.svpet) = (socket(n), levels));
+        let bench = Bench::up(config);
+        let (machine, config) = (&bench.machine, bench.machine.config());
+        let of_itss: BTreeSet<u64> = (0..4).map(|n| baser(machine, n, TableKind::Vpe) & ADDRESS).collect();
+        let of_cpus = config.cpus.iter().map(|cpu| machine.read64(cpu.gicr + 0x2_0070) & ADDRESS);
+        (of_itss.len(), of_itss.iter().copied().chain(of_cpus).collect::<BTreeSet<_>>().len())
+    };
+    assert_eq!(tables(1), (2, 2), "one for each socket");
+    assert_eq!(tables(0), (4, 5), "ITSs share with nobody, all redistributors with each other");
+    // Levels that name only Aff3 and Aff2: the same, as sockets differ in Aff3 alone.
+    assert_eq!(tables(2), (2, 2));
+}
+
+#[test]
+fn the_seventeenth_its_has_no_virtual_lpis_and_works_otherwise() {
+    let mut config = Config::v4_0(2);
+    let its = config.its[0].clone();
+    config.its = (0..17).map(|n| gic_model::Its { base: 0x2d00_0000 + n * 0x10_0000, ..its.clone() }).collect();
+    let bench = Bench::up(config);
+    let all = virtual_lpis(&bench.gic);
+    assert_eq!(all, [[true; 16].as_slice(), &[false]].concat());
+    bench.gic.map_device(ItsId(16), DEV, 5).unwrap();
+    bench.machine.assert_clean();
+}
+
+#[test]
+fn no_vpe_table_is_made_where_virtual_lpis_are_not_wanted() {
+    let config = Config::v4_0(2);
+    let (described, machine) = (Described::new(&config), Machine::new(config));
+    let layout = crate::gic::Layout { virtual_lpis_wanted: false, ..described.layout() };
+    let gic = Gic::discover(ModelHw::new(machine.clone()), &layout).unwrap();
+    assert!(gic.v4().is_none());
+    assert_eq!(baser(&machine, 0, TableKind::Vpe) & VALID, 0);
+    assert_ne!(baser(&machine, 0, TableKind::Device) & VALID, 0);
+}
+
+#[test]
+fn an_its_without_a_vpe_table_has_no_virtual_lpis() {
+    let bench = Bench::up(Config::v4_0(2).each_its(without(TableKind::Vpe)));
+    assert_eq!(virtual_lpis(&bench.gic), [false]);
+    assert!(bench.gic.v4().is_none());
+}
+
+#[test]
+fn of_two_itss_of_the_same_fixed_number_one_has_virtual_lpis() {
+    let numbered = |numbers: [u8; 3]| {
+        let mut config = Config::its_list(2, 3);
+        (config.its.iter_mut().zip(numbers)).for_each(|(its, n)| its.number = ItsNumber::Fixed(n));
+        let (described, machine) = (Described::new(&config), Machine::new(config));
+        let gic = Gic::discover(ModelHw::new(machine), &described.layout()).unwrap();
+        (virtual_lpis(&gic), gic.facts().itss().map(|its| its.number).collect::<Vec<_>>())
+    };
+    assert_eq!(numbered([3, 0, 1]), (vec![true; 3], vec![3, 0, 1]));
+    assert_eq!(numbered([5, 5, 2]).0, [true, false, true]);
+}
+
+#[test]
+fn collections_that_an_its_holds_itself_need_no_table() {
+    let config = Config::gicv3(4).each_its(without(TableKind::Collection)).each_its(|_, its| its.hcc = 4);
+    let bench = Bench::up(config);
+    let (gic, lpi) = (&bench.gic, bench.gic.alloc_lpi().unwrap());
+    gic.configure_lpi(lpi, 0x80, true);
+    gic.map_device(ITS0, DEV, 5).unwrap();
+    gic.map_physical(ITS0, DEV, EventId(1), lpi, CpuId(3)).unwrap();
+    bench.machine.msi(DEV.0, 1);
+    bench.machine.advance_us(100);
+    assert_eq!(bench.machine.host_ack(3), Some(lpi.0));
+    bench.machine.assert_clean();
+}
+
+#[test]
+fn a_cpu_beyond_the_collections_of_an_its_is_refused() {
+    let config = Config::gicv3(4).each_its(without(TableKind::Collection)).each_its(|_, its| its.hcc = 3);
+    let bench = Bench::discovered(config).unwrap();
+    (0..3).for_each(|cpu| bench.gic.init_cpu(CpuId(cpu)).unwrap());
+    assert!(bench.gic.init_cpu(CpuId(3)).is_err());
+    bench.machine.assert_clean();
+}
+
+#[test]
+fn registers_say_what_the_platform_says_of_coherence_and_what_the_its_accepts() {
+    // Whether the platform says so, and whether the ITS does.
+    for (described_so, accepted) in [(true, true), (true, false), (false, true), (false, false)] {
+        let config = Config::v4_0(2).each_its(|_, its| its.shareable = accepted);
+        let (mut described, machine) = (Described::new(&config), Machine::new(config));
+        described.say_coherent(described_so);
+        let gic = Gic::discover(ModelHw::new(machine.clone()), &described.layout()).unwrap();
+        let coherent = described_so && accepted;
+        assert_eq!(gic.facts().its(ITS0).unwrap().coherent, coherent);
+        let cbaser = machine.read64(machine.config().its[0].base + 0x80);
+        let tables = [TableKind::Device, TableKind::Vpe, TableKind::Collection].map(|kind| baser(&machine, 0, kind));
+        for register in [cbaser, tables[0], tables[1], tables[2]] {
+            assert_eq!((register & VALID != 0, register & SHAREABILITY != 0), (true, coherent), "{register:#x}");
+            // InnerCache: normal non-cacheable where it is not shared, else read-allocate, write-allocate, write-back.
+            assert_eq!(register >> 59 & 7, if coherent { 7 } else { 1 }, "{register:#x}");
+        }
+        (0..2).for_each(|cpu| gic.init_cpu(CpuId(cpu)).unwrap());
+        gic.map_device(ITS0, DEV, 5).unwrap();
+        machine.assert_clean();
+    }
+}
+
+#[test]
+fn an_its_that_does_not_keep_its_queue_is_left_out() {
+    const CBASER: u64 = 0x80;
+    let refused: [fn(Pa, u64) -> u64; 2] = [
+        |at, value| if at.0 & 0xffff == CBASER { value & !VALID } else { value },
+        |at, value| if at.0 & 0xffff == CBASER { value ^ 0x10_0000 } else { value },
+    ];
+    for read64 in refused {
+        assert_eq!(amended(&Config::gicv3(2), read64).facts().its(ITS0), None);
+    }
+    assert!(amended(&Config::gicv3(2), |_, value| value).facts().its(ITS0).is_some());
+}
+
+#[test]
+fn an_its_that_does_not_keep_its_vpe_table_has_no_virtual_lpis() {
+    // GITS_BASER2 of the model is the vPE table's; its size does not stick.
+    let gic = amended(&Config::v4_0(2), |at, value| if at.0 & 0xffff == 0x110 { value & !0xff | 0x11 } else { value });
+    assert_eq!(virtual_lpis(&gic), [false]);
+    let machine = gic.hw.hw.0.clone();
+    assert_eq!(baser(&machine, 0, TableKind::Vpe) & VALID, 0, "nothing is left half-way");
+    assert_ne!(baser(&machine, 0, TableKind::Device) & VALID, 0);
+}
+
+#[test]
+fn the_table_that_an_its_refused_is_given_back() {
+    let memory = |read64| amended(&Config::v4_0(2), read64).hw.hw.0.allocations().len();
+    let refused = memory(|at, value| if at.0 & 0xffff == 0x110 { value & !0xff | 0x11 } else { value });
+    let absent = Bench::discovered(Config::v4_0(2).each_its(without(TableKind::Vpe))).unwrap();
+    assert_eq!(refused, absent.machine.allocations().len());
+}
