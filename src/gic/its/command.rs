@@ -578,6 +578,13 @@ mod tests {
     }
 
     #[test]
+    fn kinds_are_called_what_the_manual_calls_them() {
+        for kind in Kind::ALL {
+            assert_eq!(kind.name(), format!("{kind:?}").to_uppercase());
+        }
+    }
+
+    #[test]
     fn each_command_is_encoded_as_the_manual_says() {
         for (command, kind, words) in [physical(), v4_0(), v4_1()].concat() {
             golden(command, kind, words);

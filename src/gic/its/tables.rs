@@ -227,15 +227,37 @@ fn page_code(page: u64) -> tock_registers::fields::FieldValue<u64, GITS_BASER::R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gic::testing::ModelHw;
+    use gic_model::{Config, Its, Machine};
+
+    const VALID: u64 = 1 << 63;
 
     fn table(indirect: bool) -> Table {
         Table { base: Pa(0x10_0000), pages: 1, page: 0x1_0000, entry: 8, indirect }
+    }
+
+    /// A machine of which the device table's register (GITS_BASER0) is as told.
+    fn machine(pages: &[u32], indirect: bool, entry_size: u32) -> (ModelHw, Pa) {
+        let change = |_, its: &mut Its| {
+            let baser = its.basers[0].as_mut().unwrap();
+            (baser.pages, baser.indirect, baser.entry_size) = (pages.to_vec(), indirect, entry_size);
+        };
+        let config = Config::v4_0(1).each_its(change);
+        (ModelHw::new(Machine::new(config.clone())), Pa(config.its[0].base))
+    }
+
+    fn set_up(pages: &[u32], indirect: bool, entry_size: u32, wanted: u64) -> (ModelHw, Pa, Table) {
+        let (hw, its) = machine(pages, indirect, entry_size);
+        let table = Table::set_up(&hw, its, 0, wanted, true).unwrap();
+        (hw, its, table)
     }
 
     #[test]
     fn capacity_counts_both_levels() {
         assert_eq!(table(false).capacity(), 8192);
         assert_eq!(table(true).capacity(), 8192 * 8192);
+        assert_eq!(Table { pages: 2, ..table(false) }.capacity(), 16384);
+        assert_eq!(Table { pages: 2, page: 0x1000, entry: 32, ..table(true) }.capacity(), 1024 * 128);
     }
 
     #[test]
@@ -252,5 +274,90 @@ mod tests {
         assert_eq!(Content::of(0x0207_0000_0000_0200), Some(Content::Vpes));
         assert_eq!(Content::of(0x0407_0000_0000_0200), Some(Content::Collections));
         assert_eq!(Content::of(0), None);
+    }
+
+    #[test]
+    fn the_largest_page_that_a_register_keeps_is_taken() {
+        for (pages, page) in
+            [(&[4u32][..], 0x1000), (&[16], 0x4000), (&[64], 0x1_0000), (&[4, 16], 0x4000), (&[4, 16, 64], 0x1_0000)]
+        {
+            let (hw, its, table) = set_up(pages, false, 8, 1 << 12);
+            assert_eq!(table.page, page, "{pages:?}");
+            let register = Baser::new(hw.read64(its.add(0x100)));
+            assert_eq!(page_bytes(register.read(GITS_BASER::PAGE_SIZE)), page);
+            assert!(register.is_set(GITS_BASER::VALID));
+            assert_eq!(register.read(GITS_BASER::SIZE) + 1, table.pages);
+        }
+    }
+
+    #[test]
+    fn a_table_that_fits_one_page_is_flat_and_a_larger_one_has_two_levels_where_it_can() {
+        let shape = |indirect, wanted| {
+            let (hw, its, table) = set_up(&[64], indirect, 8, wanted);
+            let register = hw.read64(its.add(0x100));
+            assert_eq!(register >> 62 & 1 == 1, table.indirect);
+            (table.indirect, table.pages, table.capacity())
+        };
+        assert_eq!(shape(true, 8192), (false, 1, 8192));
+        assert_eq!(shape(true, 8193), (true, 1, 8192 * 8192));
+        assert_eq!(shape(false, 8193), (false, 2, 16384));
+        // The register counts 256 pages at most: fewer entries than wanted, and it is known how many.
+        assert_eq!(shape(false, 1 << 32), (false, 256, 256 * 8192));
+        // So many entries that the first level takes more than one page.
+        assert_eq!(shape(true, 8192 * 8192 + 1), (true, 2, 2 * 8192 * 8192));
+    }
+
+    #[test]
+    fn a_second_level_is_made_once_and_for_the_ids_that_share_it() {
+        let (hw, _, table) = set_up(&[4], true, 32, 1 << 12);
+        let made = || hw.0.allocations().len();
+        let entry = |n: u64| hw.load64(table.base.add(8 * n));
+        let before = made();
+        table.ensure(&hw, 0).unwrap();
+        table.ensure(&hw, 127).unwrap();
+        table.ensure(&hw, 1).unwrap();
+        assert_eq!((made(), entry(0) & VALID, entry(1)), (before + 1, VALID, 0));
+        table.ensure(&hw, 128).unwrap();
+        assert_eq!((made(), entry(1) & VALID, entry(2)), (before + 2, VALID, 0));
+        let page = hw.0.allocations().iter().any(|a| a.address == entry(1) & !VALID && a.size == 0x1000);
+        assert!(page, "{:#x} is a page of its own", entry(1));
+    }
+
+    #[test]
+    fn a_flat_table_needs_nothing_more_and_no_table_reaches_beyond_its_end() {
+        let (hw, _, flat) = set_up(&[64], false, 8, 16384);
+        let before = hw.0.allocations().len();
+        assert_eq!((flat.ensure(&hw, 0), flat.ensure(&hw, 16383)), (Ok(()), Ok(())));
+        assert_eq!(hw.0.allocations().len(), before);
+        assert_eq!(flat.ensure(&hw, 16384), Err(TableError::Range));
+        let (hw, _, two) = set_up(&[4], true, 32, 1 << 12);
+        assert_eq!((two.ensure(&hw, two.capacity() - 1), two.ensure(&hw, two.capacity())), (Ok(()), Err(TableError::Range)));
+    }
+
+    #[test]
+    fn a_table_is_shared_only_by_registers_with_entries_of_its_size() {
+        let (hw, its, table) = set_up(&[64], true, 8, 1 << 20);
+        // The model's collection table has entries of eight bytes, too, and no second level.
+        assert_eq!(table.adopt(&hw, its, 1, true).err(), Some(TableError::ReadBack), "Indirect does not stick");
+        assert_eq!(hw.read64(its.add(0x108)) & VALID, 0, "and nothing is left half-way");
+        let adopted = table.adopt(&hw, its, 2, true).unwrap();
+        assert_eq!(adopted.shape(), table.shape());
+        let address = |n: u64| hw.read64(its.add(0x100 + 8 * n)) & 0xffff_ffff_f000;
+        assert_eq!(address(2), address(0));
+        let (hw, its, table) = set_up(&[64], true, 16, 1 << 20);
+        assert_eq!(table.adopt(&hw, its, 2, true).err(), Some(TableError::ReadBack));
+        assert_eq!(hw.read64(its.add(0x110)) & VALID, 0);
+    }
+
+    #[test]
+    fn the_memory_of_a_table_is_as_large_as_its_register_says_and_goes_back_whole() {
+        let (hw, _) = machine(&[64], true, 8);
+        let before = hw.0.allocations().len();
+        let table = Table::allocate(&hw, (8192 * 3 + 1, 8), 0x1_0000, MAX_PAGES, || false).unwrap();
+        assert_eq!(table.shape(), (table.base, 4, 0x1_0000, false));
+        assert!(hw.0.allocations().iter().any(|a| a.address == table.base.0 && a.size == 0x4_0000));
+        table.give_back(&hw);
+        assert_eq!(hw.0.allocations().len(), before);
+        hw.0.assert_clean();
     }
 }

@@ -115,7 +115,8 @@ impl Ids {
                 if bit == 64 {
                     break;
                 }
-                if word.fetch_or(1 << bit, Ordering::AcqRel) & 1 << bit == 0 {
+                let mask = 1 << bit;
+                if word.fetch_or(mask, Ordering::AcqRel) & mask == 0 {
                     return Some(n as u32 * 64 + bit);
                 }
             }
