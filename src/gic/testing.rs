@@ -78,6 +78,65 @@ impl Hw for ModelHw {
     }
 }
 
+/// A machine whose registers do not all read as the model has them.
+#[derive(Clone)]
+pub struct Amended {
+    pub hw: ModelHw,
+    read64: Rc<dyn Fn(Pa, u64) -> u64>,
+}
+
+impl Amended {
+    /// `read64` makes what is read of a 64-bit register's address and value.
+    pub fn new(machine: Machine, read64: impl Fn(Pa, u64) -> u64 + 'static) -> Self {
+        Amended { hw: ModelHw::new(machine), read64: Rc::new(read64) }
+    }
+}
+
+impl Hw for Amended {
+    fn read32(&self, at: Pa) -> u32 {
+        self.hw.read32(at)
+    }
+    fn write32(&self, at: Pa, value: u32) {
+        self.hw.write32(at, value);
+    }
+    fn read64(&self, at: Pa) -> u64 {
+        (self.read64)(at, self.hw.read64(at))
+    }
+    fn write64(&self, at: Pa, value: u64) {
+        self.hw.write64(at, value);
+    }
+    fn alloc(&self, size: usize, align: usize) -> Option<Pa> {
+        self.hw.alloc(size, align)
+    }
+    fn free(&self, memory: Pa, size: usize, align: usize) {
+        self.hw.free(memory, size, align);
+    }
+    fn load8(&self, at: Pa) -> u8 {
+        self.hw.load8(at)
+    }
+    fn store8(&self, at: Pa, value: u8) {
+        self.hw.store8(at, value);
+    }
+    fn load64(&self, at: Pa) -> u64 {
+        self.hw.load64(at)
+    }
+    fn store64(&self, at: Pa, value: u64) {
+        self.hw.store64(at, value);
+    }
+    fn publish(&self, memory: Pa, size: usize, coherence: Coherence) {
+        self.hw.publish(memory, size, coherence);
+    }
+    fn acquire(&self, memory: Pa, size: usize, coherence: Coherence) {
+        self.hw.acquire(memory, size, coherence);
+    }
+    fn now_us(&self) -> u64 {
+        self.hw.now_us()
+    }
+    fn relax(&self) {
+        self.hw.relax();
+    }
+}
+
 /// What a platform description would say of a model machine: one region for each redistributor.
 pub struct Described {
     redists: Vec<(Pa, u64)>,

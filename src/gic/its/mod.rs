@@ -15,7 +15,11 @@
 mod by_device;
 mod command;
 mod events;
+#[cfg(test)]
+mod events_tests;
 mod queue;
+#[cfg(test)]
+mod queue_tests;
 mod regs;
 mod tables;
 #[cfg(test)]

@@ -331,7 +331,10 @@ mod tests {
         assert_eq!(hw.0.allocations().len(), before);
         assert_eq!(flat.ensure(&hw, 16384), Err(TableError::Range));
         let (hw, _, two) = set_up(&[4], true, 32, 1 << 12);
-        assert_eq!((two.ensure(&hw, two.capacity() - 1), two.ensure(&hw, two.capacity())), (Ok(()), Err(TableError::Range)));
+        assert_eq!(
+            (two.ensure(&hw, two.capacity() - 1), two.ensure(&hw, two.capacity())),
+            (Ok(()), Err(TableError::Range))
+        );
     }
 
     #[test]

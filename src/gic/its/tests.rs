@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::gic::Gic;
-use crate::gic::testing::{Bench, DEV, Described, ITS0, ModelHw};
+use crate::gic::testing::{Amended, Bench, DEV, Described, ITS0, ModelHw};
 use gic_model::{Config, Fault, ItsNumber, Machine, TableKind};
 use std::collections::BTreeSet;
 use std::string::{String, ToString};
@@ -11,62 +11,10 @@ use std::vec::Vec;
 const VALID: u64 = 1 << 63;
 const SHAREABILITY: u64 = 3 << 10;
 
-/// A machine whose registers do not all read as the model has them.
-#[derive(Clone)]
-struct Amended {
-    hw: ModelHw,
-    read64: fn(Pa, u64) -> u64,
-}
-
-impl Hw for Amended {
-    fn read32(&self, at: Pa) -> u32 {
-        self.hw.read32(at)
-    }
-    fn write32(&self, at: Pa, value: u32) {
-        self.hw.write32(at, value);
-    }
-    fn read64(&self, at: Pa) -> u64 {
-        (self.read64)(at, self.hw.read64(at))
-    }
-    fn write64(&self, at: Pa, value: u64) {
-        self.hw.write64(at, value);
-    }
-    fn alloc(&self, size: usize, align: usize) -> Option<Pa> {
-        self.hw.alloc(size, align)
-    }
-    fn free(&self, memory: Pa, size: usize, align: usize) {
-        self.hw.free(memory, size, align);
-    }
-    fn load8(&self, at: Pa) -> u8 {
-        self.hw.load8(at)
-    }
-    fn store8(&self, at: Pa, value: u8) {
-        self.hw.store8(at, value);
-    }
-    fn load64(&self, at: Pa) -> u64 {
-        self.hw.load64(at)
-    }
-    fn store64(&self, at: Pa, value: u64) {
-        self.hw.store64(at, value);
-    }
-    fn publish(&self, memory: Pa, size: usize, coherence: Coherence) {
-        self.hw.publish(memory, size, coherence);
-    }
-    fn acquire(&self, memory: Pa, size: usize, coherence: Coherence) {
-        self.hw.acquire(memory, size, coherence);
-    }
-    fn now_us(&self) -> u64 {
-        self.hw.now_us()
-    }
-    fn relax(&self) {
-        self.hw.relax();
-    }
-}
-
 /// The driver on a machine of which register reads are changed on the way.
-fn amended(config: &Config, read64: fn(Pa, u64) -> u64) -> Gic<Amended> {
+fn amended(config: &Config, read64: impl Fn(Pa, u64) -> u64 + 'static) -> Gic<Amended> {
     let machine = Machine::new(config.clone());
-    Gic::discover(Amended { hw: ModelHw::new(machine), read64 }, &Described::new(config).layout()).unwrap()
+    Gic::discover(Amended::new(machine, read64), &Described::new(config).layout()).unwrap()
 }
 
 /// The register of an ITS that points at a table of some kind.
@@ -288,8 +236,8 @@ fn an_its_that_does_not_keep_its_vpe_table_has_no_virtual_lpis() {
 
 #[test]
 fn the_table_that_an_its_refused_is_given_back() {
-    let memory = |read64| amended(&Config::v4_0(2), read64).hw.hw.0.allocations().len();
-    let refused = memory(|at, value| if at.0 & 0xffff == 0x110 { value & !0xff | 0x11 } else { value });
+    let gic = amended(&Config::v4_0(2), |at, value| if at.0 & 0xffff == 0x110 { value & !0xff | 0x11 } else { value });
+    let refused = gic.hw.hw.0.allocations().len();
     let absent = Bench::discovered(Config::v4_0(2).each_its(without(TableKind::Vpe))).unwrap();
     assert_eq!(refused, absent.machine.allocations().len());
 }
