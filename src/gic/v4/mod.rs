@@ -32,6 +32,8 @@ mod groups;
 mod mend;
 mod moves;
 #[cfg(test)]
+mod moves_tests;
+#[cfg(test)]
 mod property_tests;
 mod proxy;
 mod residency;
@@ -41,6 +43,8 @@ mod tests;
 #[cfg(test)]
 mod v41_tests;
 mod vm;
+#[cfg(test)]
+mod vm_tests;
 
 pub use crate::gic::its::SgiConfig;
 pub use residency::{EnterError, Groups as InterruptGroups, PendingLast, Resident, Why};

@@ -344,3 +344,21 @@ pub struct Groups {
     /// GICD_CTLR.EnableGrp1.
     pub group1: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_registers_of_a_vpe_are_encoded_as_the_manual_says() {
+        let pa = Pa(0x000a_bcde_1234_0000);
+        let (shared, not) = (Coherence::Coherent, Coherence::NonCoherent);
+        // InnerCache 0b011 (read-allocate, write-back), inner shareable, IDbits one less than the bits.
+        assert_eq!(vpropbaser(pa, 14, shared), 0x000a_bcde_1234_058d);
+        // InnerCache 0b001 (non-cacheable), non-shareable.
+        assert_eq!(vpropbaser(pa, 16, not), 0x000a_bcde_1234_008f);
+        // InnerCache 0b111 (read- and write-allocate, write-back), inner shareable, PendingLast.
+        assert_eq!(vpendbaser(pa, shared), 0x200a_bcde_1234_0780);
+        assert_eq!(vpendbaser(pa, not), 0x200a_bcde_1234_0080);
+    }
+}

@@ -241,3 +241,33 @@ fn what_an_earlier_owner_left_resident_is_taken_off_before_anything_else() {
     assert_eq!(b.machine.resident(1), None);
     b.machine.assert_clean();
 }
+
+#[test]
+fn virtual_sgis_go_by_any_its_that_lives() {
+    let g = guest(2);
+    let (v4, vpe) = (g.v4(), g.vpes[0]);
+    let dead = |its: u8| g.gic.its(ItsId(its)).unwrap().queue.give_up(g.gic.counters());
+    let sgir = |its: usize| crate::ids::Pa(g.machine.config().its[its].base + 0x2_0020);
+    v4.configure_sgi(vpe, 15, ON).unwrap();
+    v4.send_sgi(vpe, 15).unwrap();
+    assert_eq!(g.gic.hw.writes().last(), Some(&sgir(0)));
+    dead(0);
+    v4.configure_sgi(vpe, 2, ON).unwrap();
+    v4.send_sgi(vpe, 2).unwrap();
+    assert_eq!(g.gic.hw.writes().last(), Some(&sgir(1)));
+    assert_eq!(v4.pending_sgis(vpe), Ok(1 << 15 | 1 << 2));
+    v4.clear_sgi(vpe, 2).unwrap();
+    assert_eq!(v4.pending_sgis(vpe), Ok(1 << 15));
+    assert_eq!(v4.configure_sgi(vpe, 16, ON), Err(V4Error::NoSuchSgi(16)));
+    assert_eq!(v4.clear_sgi(vpe, 16), Err(V4Error::NoSuchSgi(16)));
+    dead(1);
+    assert_eq!(v4.send_sgi(vpe, 2), Err(V4Error::Its(ItsError::Dead)));
+    assert_eq!(v4.configure_sgi(vpe, 2, ON), Err(V4Error::Its(ItsError::Dead)));
+}
+
+#[test]
+fn there_are_no_virtual_sgis_on_gicv4_0() {
+    let g = Guest::new(Config::v4_0(CPUS), 1);
+    assert_eq!(g.v4().pending_sgis(g.vpes[0]), Err(V4Error::NoSuchSgi(0)));
+    assert_eq!(g.v4().clear_sgi(g.vpes[0], 3), Err(V4Error::NoSuchSgi(3)));
+}

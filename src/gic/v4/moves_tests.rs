@@ -1,0 +1,137 @@
+//! Moves in ITSList mode that not every ring has room for, and moves that nobody is left to make.
+
+use super::*;
+use crate::gic::its::Command;
+use crate::gic::testing::{Guest, ITS0};
+use crate::gic::v4::Why::Preempt;
+use gic_model::{Command as Seen, CommandFault, Config, Fault};
+use std::vec::Vec;
+
+const CPUS: usize = 4;
+/// Commands that a ring has room for.
+const ROOM: usize = 0x1_0000 / 32 - 1;
+const SECOND: ItsId = ItsId(1);
+
+fn patient(mut config: Config) -> Config {
+    config.timing.relax = 20_000;
+    config
+}
+
+/// Two vPEs with an event on each of two ITSs, and the second ITS's ring is full until `ms` have passed.
+fn held_up(ms: u64) -> Guest {
+    let g = Guest::new(patient(Config::its_list(CPUS, 2)), 2);
+    for (ev, its, vpe) in [(1, ITS0, 0), (2, SECOND, 0), (3, ITS0, 1), (4, SECOND, 1)] {
+        g.map(its, ev, vpe);
+    }
+    g.machine.inject(Fault::Command { its: 1, nth: 1, fault: CommandFault::Late { us: ms * 1000 } });
+    let its = g.gic.its(SECOND).unwrap();
+    let harmless: Vec<_> = (0..ROOM).map(|_| Command::sync(its.target(&g.gic.redists[0]))).collect();
+    assert!(its.queue.post(g.gic.counters(), &harmless).is_ok());
+    g
+}
+
+/// Sequence number and vPE of each VMOVP that an ITS has seen.
+fn seen(g: &Guest, its: usize) -> Vec<(u16, u16)> {
+    let of = |c: &Seen| if let Seen::Vmovp { sequence, vpe, .. } = *c { Some((sequence, vpe)) } else { None };
+    g.machine.commands(its).iter().filter_map(of).collect()
+}
+
+fn gets_its_interrupts(g: &Guest, vpe: usize, cpu: u16) {
+    let resident = g.enter(vpe, cpu);
+    let (first, second) = (2 * vpe as u32 + 1, 2 * vpe as u32 + 2);
+    g.msi(ITS0, first);
+    g.msi(SECOND, second);
+    g.machine.advance_us(100);
+    let mut got = g.guest(cpu.into());
+    got.sort_unstable();
+    assert_eq!(got, [first, second]);
+    let _ = g.leave(resident, Preempt);
+}
+
+#[test]
+fn a_move_that_one_ring_had_no_room_for_is_posted_there_when_there_is() {
+    let g = held_up(350);
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+    assert_eq!(g.v4().home(g.vpes[0]), Some(CpuId(0)));
+    // No other move may overtake it, and nothing has happened to what was to move.
+    assert_eq!(g.v4().enter(g.vpes[1], CpuId(3)).err(), Some(EnterError::NotMoved { home: CpuId(1) }));
+    assert_eq!((seen(&g, 0).len(), seen(&g, 1).len()), (0, 0), "the first waits for the second");
+    g.machine.advance_us(350_000);
+    gets_its_interrupts(&g, 0, 2);
+    gets_its_interrupts(&g, 1, 3);
+    assert_eq!(seen(&g, 0), seen(&g, 1));
+    assert_eq!(seen(&g, 0).len(), 2);
+    g.take_down();
+    g.machine.assert_clean();
+}
+
+#[test]
+fn a_move_that_another_vpe_finished_on_its_way_is_complete() {
+    let g = held_up(250);
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+    g.machine.advance_us(250_000);
+    // This one posts what is missing of the other first.
+    gets_its_interrupts(&g, 1, 3);
+    assert_eq!(seen(&g, 0), seen(&g, 1));
+    assert_eq!(seen(&g, 0).iter().map(|(_, vpe)| *vpe).collect::<Vec<_>>(), [g.vpes[0].0, g.vpes[1].0]);
+    gets_its_interrupts(&g, 0, 2);
+    assert_eq!(seen(&g, 0).len(), 2, "it was moved once");
+    g.take_down();
+    g.machine.assert_clean();
+}
+
+#[test]
+fn a_move_that_is_missing_on_an_its_that_has_died_is_complete_without_it() {
+    let g = held_up(600_000);
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+    g.gic.its(SECOND).unwrap().queue.give_up(g.gic.counters());
+    let start = g.machine.now_us();
+    let resident = loop {
+        match g.v4().enter(g.vpes[0], CpuId(2)) {
+            Ok(resident) => break resident,
+            Err(e) => assert_eq!(e, EnterError::Moving),
+        }
+        assert!(g.machine.now_us() - start < 5_000_000);
+    };
+    g.v4().before_eret(&resident);
+    g.msi(ITS0, 1);
+    g.machine.advance_us(100);
+    assert!(g.guest(2).contains(&1));
+    let _ = g.leave(resident, Preempt);
+}
+
+#[test]
+fn a_vpe_whose_itss_have_all_died_runs_where_it_lives_and_nowhere_else() {
+    for config in [Config::v4_0(CPUS), Config::its_list(CPUS, 2), Config::v4_1(CPUS, 2)] {
+        let itss = config.its.len() as u8;
+        let g = Guest::new(config, 1);
+        g.map(ITS0, 1, 0);
+        (0..itss).for_each(|its| g.gic.its(ItsId(its)).unwrap().queue.give_up(g.gic.counters()));
+        let stays = EnterError::NotMoved { home: CpuId(0) };
+        assert_eq!(g.v4().enter(g.vpes[0], CpuId(1)).err(), Some(stays));
+        let resident = g.v4().enter(g.vpes[0], CpuId(0)).unwrap();
+        let _ = g.v4().leave(resident, Preempt);
+        assert_eq!(g.gic.counters().vmovp.get(), 0);
+    }
+}
+
+#[test]
+fn sequence_numbers_go_on_and_each_move_is_listed_for_the_itss_that_have_the_vpe() {
+    let g = Guest::new(Config::its_list(CPUS, 3), 2);
+    for (ev, its, vpe) in [(1, 0, 0), (2, 2, 0), (3, 1, 1), (4, 2, 1)] {
+        g.map(ItsId(its), ev, vpe);
+    }
+    for (vpe, cpu) in [(0, 2), (1, 3), (0, 1)] {
+        let resident = g.enter(vpe, cpu);
+        let _ = g.leave(resident, Preempt);
+    }
+    let lists = |its: usize| {
+        let of = |c: &Seen| if let Seen::Vmovp { sequence, list, .. } = *c { Some((sequence, list)) } else { None };
+        g.machine.commands(its).iter().filter_map(of).collect::<Vec<_>>()
+    };
+    let [a, b, c]: [(u16, u16); 3] = lists(2).try_into().unwrap();
+    assert_eq!([a.1, b.1, c.1], [0b101, 0b110, 0b101]);
+    assert_eq!([b.0, c.0], [a.0.wrapping_add(1), a.0.wrapping_add(2)]);
+    assert_eq!((lists(0), lists(1)), (vec![a, c], vec![b]));
+    g.machine.assert_clean();
+}
