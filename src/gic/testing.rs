@@ -10,16 +10,24 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::vec::Vec;
 
-/// A model machine, and the 64-bit registers that were written lately.
+/// What is read of a 64-bit register, from its address and value.
+type Amendment = Rc<dyn Fn(Pa, u64) -> u64>;
+
+/// A model machine, the 64-bit registers that were written lately, and how some read other than the model has them.
 #[derive(Clone)]
-pub struct ModelHw(pub Machine, Rc<RefCell<VecDeque<Pa>>>);
+pub struct ModelHw(pub Machine, Rc<RefCell<VecDeque<Pa>>>, Option<Amendment>);
 
 /// How many register writes are remembered.
 const REMEMBERED: usize = 64;
 
 impl ModelHw {
     pub fn new(machine: Machine) -> Self {
-        ModelHw(machine, Rc::default())
+        ModelHw(machine, Rc::default(), None)
+    }
+
+    /// A machine whose 64-bit registers do not all read as the model has them.
+    pub fn amended(machine: Machine, read64: impl Fn(Pa, u64) -> u64 + 'static) -> Self {
+        ModelHw(machine, Rc::default(), Some(Rc::new(read64)))
     }
 
     /// The 64-bit registers that were written lately, oldest first.
@@ -36,7 +44,8 @@ impl Hw for ModelHw {
         self.0.write32(at.0, value);
     }
     fn read64(&self, at: Pa) -> u64 {
-        self.0.read64(at.0)
+        let value = self.0.read64(at.0);
+        self.2.as_ref().map_or(value, |amend| amend(at, value))
     }
     fn write64(&self, at: Pa, value: u64) {
         let mut writes = self.1.borrow_mut();
@@ -75,65 +84,6 @@ impl Hw for ModelHw {
     }
     fn relax(&self) {
         self.0.relax();
-    }
-}
-
-/// A machine whose registers do not all read as the model has them.
-#[derive(Clone)]
-pub struct Amended {
-    pub hw: ModelHw,
-    read64: Rc<dyn Fn(Pa, u64) -> u64>,
-}
-
-impl Amended {
-    /// `read64` makes what is read of a 64-bit register's address and value.
-    pub fn new(machine: Machine, read64: impl Fn(Pa, u64) -> u64 + 'static) -> Self {
-        Amended { hw: ModelHw::new(machine), read64: Rc::new(read64) }
-    }
-}
-
-impl Hw for Amended {
-    fn read32(&self, at: Pa) -> u32 {
-        self.hw.read32(at)
-    }
-    fn write32(&self, at: Pa, value: u32) {
-        self.hw.write32(at, value);
-    }
-    fn read64(&self, at: Pa) -> u64 {
-        (self.read64)(at, self.hw.read64(at))
-    }
-    fn write64(&self, at: Pa, value: u64) {
-        self.hw.write64(at, value);
-    }
-    fn alloc(&self, size: usize, align: usize) -> Option<Pa> {
-        self.hw.alloc(size, align)
-    }
-    fn free(&self, memory: Pa, size: usize, align: usize) {
-        self.hw.free(memory, size, align);
-    }
-    fn load8(&self, at: Pa) -> u8 {
-        self.hw.load8(at)
-    }
-    fn store8(&self, at: Pa, value: u8) {
-        self.hw.store8(at, value);
-    }
-    fn load64(&self, at: Pa) -> u64 {
-        self.hw.load64(at)
-    }
-    fn store64(&self, at: Pa, value: u64) {
-        self.hw.store64(at, value);
-    }
-    fn publish(&self, memory: Pa, size: usize, coherence: Coherence) {
-        self.hw.publish(memory, size, coherence);
-    }
-    fn acquire(&self, memory: Pa, size: usize, coherence: Coherence) {
-        self.hw.acquire(memory, size, coherence);
-    }
-    fn now_us(&self) -> u64 {
-        self.hw.now_us()
-    }
-    fn relax(&self) {
-        self.hw.relax();
     }
 }
 

@@ -4,7 +4,7 @@ use super::*;
 use crate::gic::Gic;
 use crate::gic::counters::Counter;
 use crate::gic::its::queue::{DEAD_AFTER_US, RING_SIZE};
-use crate::gic::testing::{Amended, Bench, Described, ITS0, ModelHw};
+use crate::gic::testing::{Bench, Described, ITS0, ModelHw};
 use gic_model::{CommandFault, Config, Fault, Machine};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -198,12 +198,12 @@ fn whoever_finds_a_queue_stalled_gets_it_going() {
 }
 
 /// A driver on a machine whose GITS_CREADR says "stalled" while the switch is on, whatever it does.
-fn seems_stalled() -> (Machine, Gic<Amended>, Rc<Cell<bool>>) {
+fn seems_stalled() -> (Machine, Gic<ModelHw>, Rc<Cell<bool>>) {
     let mut config = Config::v4_0(2);
     config.timing.relax = 10_000;
     let (machine, stalled) = (Machine::new(config.clone()), Rc::new(Cell::new(false)));
     let (at, on) = (config.its[0].base + CREADR, stalled.clone());
-    let hw = Amended::new(machine.clone(), move |a, v| if a.0 == at && on.get() { v | STALLED } else { v });
+    let hw = ModelHw::amended(machine.clone(), move |a, v| if a.0 == at && on.get() { v | STALLED } else { v });
     let gic = Gic::discover(hw, &Described::new(&config).layout()).unwrap();
     (0..2).for_each(|cpu| gic.init_cpu(CpuId(cpu)).unwrap());
     (machine, gic, stalled)

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::gic::Gic;
-use crate::gic::testing::{Amended, Bench, DEV, Described, ITS0, ModelHw};
+use crate::gic::testing::{Bench, DEV, Described, ITS0, ModelHw};
 use gic_model::{Config, Fault, ItsNumber, Machine, TableKind};
 use std::collections::BTreeSet;
 use std::string::{String, ToString};
@@ -12,9 +12,9 @@ const VALID: u64 = 1 << 63;
 const SHAREABILITY: u64 = 3 << 10;
 
 /// The driver on a machine of which register reads are changed on the way.
-fn amended(config: &Config, read64: impl Fn(Pa, u64) -> u64 + 'static) -> Gic<Amended> {
+fn amended(config: &Config, read64: impl Fn(Pa, u64) -> u64 + 'static) -> Gic<ModelHw> {
     let machine = Machine::new(config.clone());
-    Gic::discover(Amended::new(machine, read64), &Described::new(config).layout()).unwrap()
+    Gic::discover(ModelHw::amended(machine, read64), &Described::new(config).layout()).unwrap()
 }
 
 /// The register of an ITS that points at a table of some kind.
@@ -229,7 +229,7 @@ fn an_its_that_does_not_keep_its_vpe_table_has_no_virtual_lpis() {
     // GITS_BASER2 of the model is the vPE table's; its size does not stick.
     let gic = amended(&Config::v4_0(2), |at, value| if at.0 & 0xffff == 0x110 { value & !0xff | 0x11 } else { value });
     assert_eq!(virtual_lpis(&gic), [false]);
-    let machine = gic.hw.hw.0.clone();
+    let machine = gic.hw.0.clone();
     assert_eq!(baser(&machine, 0, TableKind::Vpe) & VALID, 0, "nothing is left half-way");
     assert_ne!(baser(&machine, 0, TableKind::Device) & VALID, 0);
 }
@@ -237,7 +237,7 @@ fn an_its_that_does_not_keep_its_vpe_table_has_no_virtual_lpis() {
 #[test]
 fn the_table_that_an_its_refused_is_given_back() {
     let gic = amended(&Config::v4_0(2), |at, value| if at.0 & 0xffff == 0x110 { value & !0xff | 0x11 } else { value });
-    let refused = gic.hw.hw.0.allocations().len();
+    let refused = gic.hw.0.allocations().len();
     let absent = Bench::discovered(Config::v4_0(2).each_its(without(TableKind::Vpe))).unwrap();
     assert_eq!(refused, absent.machine.allocations().len());
 }
