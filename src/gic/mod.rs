@@ -308,6 +308,11 @@ impl<H: Hw + Clone> Gic<H> {
         Some(vpe)
     }
 
+    /// The same, without taking it for a ring.
+    pub fn whose_doorbell(&self, lpi: Lpi) -> Option<VpeId> {
+        self.lpis.as_ref()?.doorbell(lpi)
+    }
+
     // ---- SPIs: INTIDs from 32. Numbers that do not exist are ignored, and are neither pending nor active. -----
 
     /// Enables an SPI.

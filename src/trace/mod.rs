@@ -72,6 +72,10 @@ events! {
     IrqDoorbell => "irq doorbell",
     /// A doorbell for a vCPU that was already awake.
     DoorbellSpurious => "doorbell spurious",
+    /// An LPI or a doorbell came too often and was masked.
+    StormMask => "storm mask",
+    /// One that was masked may come again.
+    StormRelief => "storm relief",
     /// A physical interrupt that nobody owns.
     IrqUnknown => "irq unknown",
     /// A vCPU blocked.

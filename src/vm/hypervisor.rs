@@ -7,6 +7,7 @@ use super::lpi::Routes;
 use super::options::{Options, Sched};
 use super::owners::{SpiOwners, VmIds, VpeOwners};
 use super::soft_timer::SoftTimer;
+use super::storm::{Rate, Storms};
 use super::vcpu::Vcpu;
 use crate::arch::features::{Features, IdRegs};
 use crate::arch::{barrier, percpu, sysreg, timer};
@@ -88,6 +89,8 @@ pub struct Hypervisor {
     pub gic: Gic<El2>,
     /// Where physical LPIs go.
     pub routes: Routes,
+    /// Those of them that come too often.
+    pub storms: Storms,
     /// Which vCPU runs where.
     pub sched: Box<dyn Scheduler<Vcpu>>,
     /// The interrupt of EL2's own UART.
@@ -169,6 +172,7 @@ impl Hypervisor {
     #[must_use]
     pub fn new(machine: &'static Machine, options: Options, gic: Gic<El2>, tlbs: &'static Tlbs) -> Hypervisor {
         let routes = Routes::new(gic.facts().lpis);
+        let storms = Storms::new(gic.facts().lpis, Rate::new(options.irq_rate, timer::frequency()));
         let (spis, vpes) = (SpiOwners::new(gic.facts().spis), VpeOwners::new(gic.facts().vpes));
         Hypervisor {
             machine,
@@ -176,6 +180,7 @@ impl Hypervisor {
             kinds: Kinds::new(&IdRegs::read()),
             gic,
             routes,
+            storms,
             sched: scheduler(&options, machine.cpus.len()),
             console_irq: machine.uart.and_then(|uart| uart.irq),
             tlbs,

@@ -5,11 +5,12 @@
 //! dropped (ICC_EOIR1_EL1) so that others can come, and deactivated when its owner is done: by EL2 for its own,
 //! by the guest through a hardware-linked list register for the guest's (IHI 0069, 4.1.1 and 4.7).
 
-use super::hypervisor;
 use super::run::virtual_timer_line;
-use crate::arch::sysreg;
+use super::storm::Meter;
+use super::{DomainRef, hypervisor};
+use crate::arch::{sysreg, timer};
 use crate::gic::cpuif;
-use crate::ids::{CpuId, Intid, Lpi};
+use crate::ids::{CpuId, Intid, Lpi, VcpuId};
 use crate::trace::{Event, count};
 
 /// The SGI by which one CPU makes another look again.
@@ -61,13 +62,16 @@ fn take(cpu: CpuId, intid: Intid) {
         }
         _ if intid == hv.machine.timer.hyp => {
             count(cpu, Event::IrqHtimer);
-            let look = hv.timer(cpu).fired(&mut |vcpu| {
+            let fired = hv.timer(cpu).fired(&mut |vcpu| {
                 if hv.wake(vcpu) {
                     count(cpu, Event::WakeTimer);
                 }
             });
             cpuif::deactivate(intid);
-            if look {
+            if fired.relief {
+                relieve(cpu);
+            }
+            if fired.look {
                 hv.sched.ask_for_a_look(cpu);
             }
             // One that sleeps in this CPU has its CNTP looked at before it enters.
@@ -112,6 +116,7 @@ fn take_lpi(cpu: CpuId, lpi: Lpi) {
                 if !hv.wake(vcpu) {
                     count(cpu, Event::DoorbellSpurious);
                 }
+                meter(cpu, lpi, &vcpu.meter);
             }
             None => count(cpu, Event::IrqUnknown),
         }
@@ -119,9 +124,45 @@ fn take_lpi(cpu: CpuId, lpi: Lpi) {
     }
     count(cpu, Event::IrqLpi);
     let injected = hv.routes.get(lpi).is_some_and(|route| {
-        hv.domain(route.domain).is_some_and(|domain| domain.vgic.inject_lpi(&domain.port(), route.vcpu, route.vintid))
+        hv.domain(route.domain).is_some_and(|domain| {
+            let injected = domain.vgic.inject_lpi(&domain.port(), route.vcpu, route.vintid);
+            if let Some(vcpu) = domain.vcpu(route.vcpu) {
+                meter(cpu, lpi, &vcpu.meter);
+            }
+            injected
+        })
     });
     if !injected {
         count(cpu, Event::IrqUnknown);
+    }
+}
+
+/// An LPI or a doorbell was taken. The only ITS command that follows from an interrupt is the one that masks it, over its
+/// rate.
+fn meter(cpu: CpuId, lpi: Lpi, meter: &Meter) {
+    let hv = hypervisor();
+    if let Some(at) = hv.storms.took(&hv.gic, &hv.routes, lpi, meter, timer::now()) {
+        count(cpu, Event::StormMask);
+        hv.timer(cpu).relieve_at(at);
+    }
+}
+
+/// Lets masked interrupts come again, those that may.
+pub fn relieve(cpu: CpuId) {
+    let hv = hypervisor();
+    let of = |domain: Option<DomainRef<'_>>, vcpu: VcpuId| {
+        domain.and_then(|domain| Some(domain.vcpu(vcpu)?.meter.relief_at(&hv.storms.rate)))
+    };
+    let relief = |lpi: Lpi| match hv.routes.get(lpi) {
+        Some(route) => of(hv.domain(route.domain), route.vcpu),
+        None => {
+            let (domain, vcpu) = hv.vcpu_of_vpe(hv.gic.whose_doorbell(lpi)?)?;
+            of(Some(domain), vcpu)
+        }
+    };
+    let (again, unmasked) = hv.storms.relieve(&hv.gic, &hv.routes, timer::now(), relief);
+    (0..unmasked).for_each(|_| count(cpu, Event::StormRelief));
+    if let Some(at) = again {
+        hv.timer(cpu).relieve_at(at);
     }
 }

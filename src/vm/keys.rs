@@ -131,6 +131,7 @@ fn scheduler() {
 
 fn exits() {
     let cpus = hypervisor().machine.cpus.len();
+    line(format_args!("in {} ms:", timer::now_us() / 1000));
     for &event in Event::ALL {
         let sum = total(event);
         if sum == 0 {

@@ -18,7 +18,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// The priority at which EL2 takes device LPIs; doorbells and SPIs have the same, so that nothing nests.
-const PRIORITY: u8 = 0xa0;
+pub(super) const PRIORITY: u8 = 0xa0;
 
 /// Where a physical LPI that EL2 takes is to be injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,45 +29,62 @@ pub struct Route {
     pub vcpu: VcpuId,
     /// The LPI as the guest knows it.
     pub vintid: VIntid,
+    /// The event that it stands for.
+    pub its: ItsId,
+    /// See `its`.
+    pub device: DeviceId,
+    /// See `its`.
+    pub event: EventId,
 }
 
-/// Routes of all physical LPIs; read on each of their arrivals, without a lock.
-pub struct Routes(Vec<AtomicU64>);
+/// Routes of all physical LPIs; read on each of their arrivals, without a lock: two words for each.
+pub struct Routes(Vec<[AtomicU64; 2]>);
 
 const VALID: u64 = 1 << 63;
+
+/// EventIDs that a route can tell apart: more than fit any translation table of ours.
+const EVENT: u32 = 0xff_ffff;
 
 impl Routes {
     /// Room for `lpis` LPIs from 8192 on.
     #[must_use]
     pub fn new(lpis: u32) -> Routes {
-        Routes((0..lpis).map(|_| AtomicU64::new(0)).collect())
+        Routes((0..lpis).map(|_| [const { AtomicU64::new(0) }; 2]).collect())
     }
 
-    fn slot(&self, lpi: Lpi) -> Option<&AtomicU64> {
+    fn slot(&self, lpi: Lpi) -> Option<&[AtomicU64; 2]> {
         self.0.get(lpi.0.checked_sub(Lpi::FIRST)? as usize)
     }
 
     /// Where `lpi` goes.
     #[must_use]
     pub fn get(&self, lpi: Lpi) -> Option<Route> {
-        let raw = self.slot(lpi)?.load(Ordering::Acquire);
+        let [to, from] = self.slot(lpi)?;
+        let raw = to.load(Ordering::Acquire);
+        let source = from.load(Ordering::Relaxed);
         (raw & VALID != 0).then_some(Route {
             domain: DomId((raw >> 48) as u16 & 0x7fff),
             vcpu: VcpuId((raw >> 32) as u16),
             vintid: VIntid(raw as u32),
+            its: ItsId((source >> 56) as u8),
+            device: DeviceId(source as u32),
+            event: EventId((source >> 32) as u32 & EVENT),
         })
     }
 
-    fn set(&self, lpi: Lpi, route: Route) {
-        if let Some(slot) = self.slot(lpi) {
+    pub(super) fn set(&self, lpi: Lpi, route: Route) {
+        if let Some([to, from]) = self.slot(lpi) {
+            let event = u64::from(route.event.0 & EVENT);
+            let source = u64::from(route.its.0) << 56 | event << 32 | u64::from(route.device.0);
+            from.store(source, Ordering::Relaxed);
             let raw = VALID | u64::from(route.domain.0) << 48 | u64::from(route.vcpu.0) << 32;
-            slot.store(raw | u64::from(route.vintid.0), Ordering::Release);
+            to.store(raw | u64::from(route.vintid.0), Ordering::Release);
         }
     }
 
     fn clear(&self, lpi: Lpi) {
-        if let Some(slot) = self.slot(lpi) {
-            slot.store(0, Ordering::Release);
+        if let Some([to, _]) = self.slot(lpi) {
+            to.store(0, Ordering::Release);
         }
     }
 }
@@ -121,16 +138,21 @@ impl<H: Hw + Clone> LpiBackend<'_, H> {
         Some((self.gic.v4()?, self.paths.vm?, self.paths.vpe(vcpu)?))
     }
 
-    fn route(&self, vcpu: VcpuId, vintid: VIntid) -> Route {
-        Route { domain: self.domain, vcpu, vintid }
+    fn route(&self, (its, device, event): (ItsId, DeviceId, EventId), vcpu: VcpuId, vintid: VIntid) -> Route {
+        Route { domain: self.domain, vcpu, vintid, its, device, event }
     }
 
     /// Takes a physical LPI for an event, ready to arrive.
-    fn take_lpi(&self, vcpu: VcpuId, vintid: VIntid) -> Result<(Lpi, CpuId), BackendError> {
+    fn take_lpi(
+        &self,
+        from: (ItsId, DeviceId, EventId),
+        vcpu: VcpuId,
+        vintid: VIntid,
+    ) -> Result<(Lpi, CpuId), BackendError> {
         let cpu = self.paths.cpu(vcpu).ok_or(BackendError::NotMapped)?;
         let lpi = self.gic.alloc_lpi().ok_or(BackendError::NoLpi)?;
         self.gic.configure_lpi(lpi, PRIORITY, true);
-        self.routes.set(lpi, self.route(vcpu, vintid));
+        self.routes.set(lpi, self.route(from, vcpu, vintid));
         Ok((lpi, cpu))
     }
 
@@ -198,14 +220,14 @@ impl<H: Hw + Clone> LpiBackend<'_, H> {
             }
             (Event::Virtual { .. }, None) => {
                 let v4 = self.gic.v4().ok_or(BackendError::Hardware)?;
-                let (lpi, cpu) = self.take_lpi(to, v)?;
+                let (lpi, cpu) = self.take_lpi((its, device, event), to, v)?;
                 let _ = self.vgic.set_lpi_owner(self.port, to, v, Owner::Soft);
                 v4.to_software(its, device, event, lpi, cpu).map_err(|error| self.undo(its, device, event, lpi, error))
             }
             (Event::Physical { lpi, .. }, None) => {
                 let cpu = self.paths.cpu(to).ok_or(BackendError::NotMapped)?;
                 // The route changes first: from here on an arrival, on either CPU, is the new vCPU's.
-                self.routes.set(lpi, self.route(to, v));
+                self.routes.set(lpi, self.route((its, device, event), to, v));
                 self.gic.move_physical(its, device, event, cpu).map_err(failed)?;
                 self.vgic.move_lpi(self.port, from, to, v);
                 Ok(())
@@ -260,7 +282,7 @@ impl<H: Hw + Clone> Backend for LpiBackend<'_, H> {
             self.hand_over(its, device, event, vcpu, vintid);
             return Ok(());
         }
-        let (lpi, cpu) = self.take_lpi(vcpu, vintid)?;
+        let (lpi, cpu) = self.take_lpi((its, device, event), vcpu, vintid)?;
         let _ = self.vgic.set_lpi_owner(self.port, vcpu, vintid, Owner::Soft);
         self.gic.map_physical(its, device, event, lpi, cpu).map_err(|error| self.undo(its, device, event, lpi, error))
     }

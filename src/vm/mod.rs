@@ -16,6 +16,7 @@ pub mod lpi;
 pub mod options;
 pub mod owners;
 pub mod sleepers;
+pub mod storm;
 pub mod trap;
 
 #[cfg(target_os = "none")]

@@ -76,6 +76,8 @@ pub struct Options {
     pub tslice_ms: u32,
     /// `sched-torture=Nms`: a vCPU is moved to a random CPU this often. For tests.
     pub torture_ms: Option<u32>,
+    /// `irq-rate=N`: interrupts of devices that EL2 takes for one vCPU in a second.
+    pub irq_rate: u32,
     /// `onpanic=park|off`.
     pub on_panic: OnPanic,
     /// `on-crash=destroy|restart`.
@@ -98,6 +100,7 @@ impl Default for Options {
             sched: Sched::Null,
             tslice_ms: 10,
             torture_ms: None,
+            irq_rate: 100_000,
             on_panic: OnPanic::Park,
             on_crash: OnCrash::Destroy,
             dom0_mem: None,
@@ -172,6 +175,10 @@ pub fn parse<'a>(line: &'a str, mut unknown: impl FnMut(&'a str)) -> Result<Opti
             "sched-torture" => {
                 let every = value.strip_suffix("ms").and_then(milliseconds);
                 options.torture_ms = Some(every.ok_or(bad("`1ms` to `1000ms`"))?);
+            }
+            "irq-rate" => {
+                let rate = value.parse().ok().filter(|rate| (100..=10_000_000).contains(rate));
+                options.irq_rate = rate.ok_or(bad("a number from 100 to 10000000"))?;
             }
             "dom0_mem" => {
                 let size = size(value).filter(|&bytes| bytes >= 32 << 20);
@@ -251,6 +258,7 @@ mod tests {
         assert_eq!((o.dom0_mem, o.dom0_max_vcpus), (Some(1536 << 20), Some(3)));
         assert_eq!(o.dom0_acpi, Dom0Acpi::Off);
         assert_eq!(o.loglvl, log::LevelFilter::Debug);
+        assert_eq!((o.irq_rate, read("irq-rate=500").irq_rate), (100_000, 500));
         let o = read("sched=credit sched_credit_tslice_ms=5 sched-torture=1ms vwfi=auto");
         assert_eq!((o.sched, o.tslice_ms, o.torture_ms, o.vwfi), (Sched::Credit, 5, Some(1), Vwfi::Auto));
     }
@@ -261,6 +269,7 @@ mod tests {
             "on-crash=",
             "sched-torture=1",
             "sched_credit_tslice_ms=0",
+            "irq-rate=99",
             "direct=maybe",
             "vwfi=",
             "dom0_mem=1T",

@@ -1,7 +1,7 @@
-//! What a CPU's one EL2 timer is used for: the emulated CNTP of the vCPU that runs, the scheduler's next look, and
-//! those who sleep until a time.
+//! What a CPU's one EL2 timer is used for: the emulated CNTP of the vCPU that runs, the scheduler's next look, those who
+//! sleep until a time, and interrupts that are masked until one.
 //!
-//! The first two are this CPU's alone. A sleeper is entered by the CPU that it went to sleep on and taken out by the
+//! All but the sleepers are this CPU's alone. A sleeper is entered by the CPU that it went to sleep on and taken out by the
 //! one that it wakes up on, which may be another; the timer may then fire once for nobody.
 
 use super::sleepers::Sleepers;
@@ -13,12 +13,23 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 const NEVER: u64 = u64::MAX;
 
+/// What is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fired {
+    /// The scheduler's look.
+    pub look: bool,
+    /// The end of a mask.
+    pub relief: bool,
+}
+
 /// One CPU's EL2 timer.
 pub struct SoftTimer {
     guest: AtomicU64,
     look: AtomicU64,
     /// The first of the sleepers.
     wake: AtomicU64,
+    /// When masked interrupts may come again.
+    relief: AtomicU64,
     armed: AtomicU64,
     sleepers: Lock<Sleepers<Vcpu>>,
 }
@@ -32,6 +43,7 @@ impl SoftTimer {
             guest: never(),
             look: never(),
             wake: never(),
+            relief: never(),
             armed: never(),
             sleepers: Lock::new(Rank::RunQueue, Sleepers::default()),
         }
@@ -51,7 +63,8 @@ impl SoftTimer {
     }
 
     fn program(&self) {
-        let at = [&self.guest, &self.look, &self.wake].map(|what| what.load(Relaxed)).into_iter().fold(NEVER, u64::min);
+        let at = [&self.guest, &self.look, &self.wake, &self.relief];
+        let at = at.map(|what| what.load(Relaxed)).into_iter().fold(NEVER, u64::min);
         if self.armed.load(Relaxed) != at {
             self.armed.store(at, Relaxed);
             if at == NEVER { timer::disarm() } else { timer::arm(at) }
@@ -68,6 +81,11 @@ impl SoftTimer {
         self.set(&self.look, at);
     }
 
+    /// Interrupts that this CPU has masked may come again at `at`. On this CPU.
+    pub fn relieve_at(&self, at: u64) {
+        self.set(&self.relief, Some(at.min(self.relief.load(Relaxed))));
+    }
+
     /// Wakes `vcpu` at `at`, if nobody else does. On this CPU.
     pub fn sleep(&self, vcpu: Arc<Vcpu>, at: u64) {
         let mut sleepers = self.sleepers.lock();
@@ -82,8 +100,8 @@ impl SoftTimer {
         self.sleepers.lock().forget(vcpu);
     }
 
-    /// The timer has fired, on this CPU: `wake` is called for each sleeper that is due. `true` if the scheduler is to look.
-    pub fn fired(&self, wake: &mut dyn FnMut(&Arc<Vcpu>)) -> bool {
+    /// The timer has fired, on this CPU: `wake` is called for each sleeper that is due.
+    pub fn fired(&self, wake: &mut dyn FnMut(&Arc<Vcpu>)) -> Fired {
         let now = timer::now();
         timer::disarm();
         self.armed.store(NEVER, Relaxed);
@@ -97,12 +115,16 @@ impl SoftTimer {
         if self.guest.load(Relaxed) <= now {
             self.guest.store(NEVER, Relaxed);
         }
-        let look = self.look.load(Relaxed) <= now;
-        if look {
-            self.look.store(NEVER, Relaxed);
-        }
+        let is_due = |what: &AtomicU64| {
+            let due = what.load(Relaxed) <= now;
+            if due {
+                what.store(NEVER, Relaxed);
+            }
+            due
+        };
+        let fired = Fired { look: is_due(&self.look), relief: is_due(&self.relief) };
         self.program();
-        look
+        fired
     }
 }
 

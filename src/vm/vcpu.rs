@@ -9,6 +9,7 @@ use crate::sched::{Entity, RunState, Scheduled};
 use crate::sync::{Lock, Owned, Rank};
 use crate::vgic::LrImage;
 use crate::vm::dev::vtimer::VTimer;
+use crate::vm::storm::Meter;
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 
 /// Where a vCPU starts, as PSCI CPU_ON says it.
@@ -37,6 +38,8 @@ pub struct Vcpu {
     pub run: RunState,
     /// Its share of the CPUs, and where it may run.
     pub entity: Entity,
+    /// What its devices' interrupts have cost.
+    pub meter: Meter,
     /// Set by its CPU from before interrupts are put into list registers until the guest has been left: a
     /// change made while it is set needs an SGI to be seen.
     in_guest: AtomicBool,
@@ -94,6 +97,7 @@ impl Vcpu {
             vpe,
             run: RunState::new(),
             entity: Entity::new(home),
+            meter: Meter::default(),
             in_guest: AtomicBool::new(false),
             live: AtomicU16::new(NOWHERE),
             asleep_on: AtomicU16::new(NOWHERE),

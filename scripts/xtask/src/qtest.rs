@@ -43,6 +43,13 @@ impl Qtest {
         self.ask(&format!("writel {address:#x} {value:#x}")).map(drop)
     }
 
+    /// 32-bit stores to one address, as fast as they can be.
+    pub fn flood(&mut self, address: u64, values: &[u32]) -> Outcome {
+        let commands: String = values.iter().map(|value| format!("writel {address:#x} {value:#x}\n")).collect();
+        self.stream.get_mut().write_all(commands.as_bytes()).doing("writing to qtest")?;
+        values.iter().try_for_each(|_| self.answer("writel").map(drop))
+    }
+
     /// A 64-bit store.
     pub fn write64(&mut self, address: u64, value: u64) -> Outcome {
         self.ask(&format!("writeq {address:#x} {value:#x}")).map(drop)
@@ -69,6 +76,10 @@ impl Qtest {
 
     fn ask(&mut self, command: &str) -> Outcome<String> {
         writeln!(self.stream.get_mut(), "{command}").doing("writing to qtest")?;
+        self.answer(command)
+    }
+
+    fn answer(&mut self, command: &str) -> Outcome<String> {
         loop {
             let mut line = String::new();
             self.stream.read_line(&mut line).doing(format_args!("waiting for qtest's answer to `{command}`"))?;

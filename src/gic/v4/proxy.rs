@@ -64,6 +64,12 @@ impl Proxy {
         ]
     }
 
+    /// Has a doorbell's byte read anew.
+    pub fn reread<H: Hw + Clone>(&self, gic: &Gic<H>, ev: EventId, home: &Redist<H>) -> Result<(), ItsError> {
+        let its = gic.its(self.its)?;
+        its.run(&gic.counters, &[Command::inv(self.device, ev), Command::sync(its.target(home))]).map(|_| ())
+    }
+
     /// Takes a doorbell's event away; its byte has been disabled. The event is only used again after that is complete.
     pub fn unmap<H: Hw + Clone>(&self, gic: &Gic<H>, ev: EventId, home: &Redist<H>) -> Result<(), ItsError> {
         let its = gic.its(self.its)?;

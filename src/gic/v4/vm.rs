@@ -483,6 +483,34 @@ impl<'a, H: Hw + Clone> V4<'a, H> {
         }
     }
 
+    /// Lets a vPE's doorbell ring, or keeps it quiet; a ring that comes meanwhile is kept until it may. `false` where it
+    /// needs no quiet: on GICv4.1 it rings once for each sleep.
+    pub fn let_ring(self, vpe: VpeId, on: bool) -> Result<bool, V4Error> {
+        let slot = self.state.slot(vpe).ok_or(V4Error::NoSuchVpe(vpe))?;
+        let mut guard = slot.vpe.lock();
+        let v = guard.as_mut().ok_or(V4Error::NoSuchVpe(vpe))?;
+        if matches!(v.control, Control::Default) {
+            return Ok(false);
+        }
+        if v.moving.is_some() {
+            self.finish_move(vpe, v).map_err(|_| V4Error::Its(ItsError::Timeout))?;
+        }
+        let home = self.gic.online(v.home).map_err(|_| V4Error::CpuOffline(v.home))?;
+        let lpis = self.gic.lpis.as_ref().ok_or(V4Error::NoLpi)?;
+        lpis.configure(v.doorbell, DOORBELL_PRIORITY, on);
+        match v.control {
+            Control::Direct if !home.invalidate_lpi(v.doorbell) => return Err(V4Error::Redist(v.home)),
+            Control::Default | Control::Direct => {}
+            Control::Proxy(ev) => {
+                if let Some(proxy) = &self.state.proxy {
+                    proxy.reread(self.gic, ev, home)?;
+                }
+            }
+            Control::Coarse => self.gic.invalidate_cpu(v.home)?,
+        }
+        Ok(true)
+    }
+
     /// Disables a doorbell and makes that known.
     fn dismiss(self, v: &Vpe) -> Result<(), V4Error> {
         let lpis = self.gic.lpis.as_ref().ok_or(V4Error::NoLpi)?;

@@ -10,7 +10,7 @@ use crate::session::{Echo, End, Event, Input, Session};
 use crate::test::{Case, Lab, Verdict};
 
 /// Where a store is an MSI on QEMU's `virt`.
-const TRANSLATER: u64 = 0x0809_0040;
+pub(super) const TRANSLATER: u64 = 0x0809_0040;
 
 /// How many MSIs a guest gets that may lose none.
 const MESSAGES: u64 = 10_000;
@@ -42,7 +42,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// A machine with the guest `name` as dom0's kernel.
-fn machine(lab: &Lab, name: &str) -> Result<Machine, String> {
+pub(super) fn machine(lab: &Lab, name: &str) -> Result<Machine, String> {
     let kernel = lab.dir.join("kernel");
     image::build_guest(name, &kernel).map_err(|failure| failure.text)?;
     let mut machine = Machine {
@@ -123,16 +123,17 @@ fn wake(lab: &Lab, smp: u32, hv: &str) -> Verdict {
     lab.complaints()
 }
 
-/// Waits until the guest is ready, sends it messages, and has it end.
-fn play(session: &mut Session, socket: &std::path::Path) -> Verdict {
-    let mut table = None;
+/// Waits until the guest `wake` is ready: where it counts, and whether `also` was true of a line before.
+pub(super) fn ready(session: &mut Session, also: impl Fn(&str) -> bool) -> Result<(Table, bool), String> {
+    let (mut table, mut seen) = (None, false);
     loop {
         match session.next() {
             Event::Line(line) => {
+                seen |= also(&line);
                 if let Some(rest) = line.trim().strip_prefix("GUEST COUNTERS ") {
                     table = Some(Table::parse(rest).ok_or_else(|| format!("the guest says `{line}`"))?);
                 } else if line.trim().starts_with("GUEST READY") {
-                    break;
+                    return Ok((table.ok_or("the guest named no counters")?, seen));
                 } else if line.trim().starts_with("GUEST FAIL") {
                     return Err(line);
                 }
@@ -140,28 +141,38 @@ fn play(session: &mut Session, socket: &std::path::Path) -> Verdict {
             Event::Ended(end) => return Err(format!("the guest was never ready: {end:?}")),
         }
     }
-    let table = table.ok_or("the guest named no counters")?;
-    let mut qtest = Qtest::connect(socket).map_err(|failure| failure.text)?;
-    let start = Instant::now();
-    bombard(&mut qtest, table)?;
-    let took = start.elapsed().as_secs_f64();
-    println!("   {MESSAGES} messages to {} events on {} vCPUs in {took:.1} s, none lost", table.events, table.cpus);
-    table.stop(&mut qtest).map_err(|failure| failure.text)?;
+}
+
+/// Waits until it ends, having been told to.
+pub(super) fn passed(session: &mut Session) -> Verdict {
     let mut passed = false;
     loop {
         match session.next() {
-            Event::Line(line) => passed |= line.trim() == "GUEST PASS wake",
+            // Without the keyboard its lines have a mark.
+            Event::Line(line) => passed |= line.trim().ends_with("GUEST PASS wake"),
             Event::Ended(End::Off) if passed => return Ok(()),
             Event::Ended(end) => return Err(format!("the guest did not end well: {end:?}")),
         }
     }
 }
 
+/// Waits until the guest is ready, sends it messages, and has it end.
+fn play(session: &mut Session, socket: &std::path::Path) -> Verdict {
+    let (table, _) = ready(session, |_| false)?;
+    let mut qtest = Qtest::connect(socket).map_err(|failure| failure.text)?;
+    let start = Instant::now();
+    bombard(&mut qtest, table)?;
+    let took = start.elapsed().as_secs_f64();
+    println!("   {MESSAGES} messages to {} events on {} vCPUs in {took:.1} s, none lost", table.events, table.cpus);
+    table.stop(&mut qtest).map_err(|failure| failure.text)?;
+    passed(session)
+}
+
 /// The guest's page of counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Table {
-    address: u64,
-    events: usize,
+pub(super) struct Table {
+    pub(super) address: u64,
+    pub(super) events: usize,
     cpus: usize,
 }
 
@@ -182,11 +193,11 @@ impl Table {
         Some(Self { address, events, cpus })
     }
 
-    fn word(self, index: u64) -> u64 {
+    pub(super) fn word(self, index: u64) -> u64 {
         self.address + 8 * index
     }
 
-    fn stop(self, qtest: &mut Qtest) -> crate::fail::Outcome {
+    pub(super) fn stop(self, qtest: &mut Qtest) -> crate::fail::Outcome {
         qtest.write64(self.word(STOP), 1)?;
         qtest.write32(TRANSLATER, 0)
     }

@@ -9,6 +9,7 @@ mod order;
 mod placed;
 mod refuse;
 mod sched;
+mod storms;
 mod uefi;
 
 use super::Case;
@@ -23,6 +24,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(io::cases());
     cases.extend(domains::cases());
     cases.extend(sched::cases());
+    cases.extend(storms::cases());
     cases.extend(order::cases());
     cases.extend(uefi::cases());
     cases.extend(counts::cases());

@@ -1,0 +1,204 @@
+//! A device that floods: what it costs EL2 is counted, another domain on the same CPU keeps its share, and no edge is lost.
+//!
+//! The device is qtest, which stores to GITS_TRANSLATER as fast as QEMU lets it; the domain that it belongs to is dom0, a
+//! small guest that sleeps in between. Verdicts are counts against the hypervisor's own clock: a slow host makes the storm
+//! smaller, and what is allowed grows with the time that it takes.
+
+use std::time::{Duration, Instant};
+
+use super::guests::{self, TRANSLATER};
+use crate::domu::DomU;
+use crate::image;
+use crate::qemu::Machine;
+use crate::qtest::Qtest;
+use crate::session::{Echo, Event, Input, Session};
+use crate::test::{Case, Lab, Verdict};
+
+/// `irq-rate=`: as low as it goes, so that any host can be ten times as fast.
+const RATE: u64 = 100;
+
+/// What may come at once (`vm::storm`).
+const BURST: u64 = 32;
+
+/// How long a storm lasts, and how many messages it has at least.
+const DURATION: Duration = Duration::from_secs(4);
+/// See `DURATION`.
+const MESSAGES: u64 = 10_000;
+
+/// So many at once, then QEMU gets to run its CPU.
+const SQUALL: u32 = 16;
+/// For so long.
+const PAUSE: Duration = Duration::from_micros(200);
+
+/// A storm must be so many times what is allowed.
+const TIMES: u64 = 5;
+
+/// What was masked comes within a second; the host may be slow.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The cases of this topic.
+pub fn cases() -> Vec<Case> {
+    let case = |name, shows, run| Case { name, shows, bare: false, run };
+    vec![
+        case("storm-doorbells", "MSIs without end: doorbells at their rate, another domain keeps its share", |lab| {
+            storm(lab, "direct=on", "irq doorbell: ")
+        }),
+        case("storm-software", "the same with direct=off: LPIs at their rate", |lab| {
+            storm(lab, "direct=off", "irq lpi: ")
+        }),
+    ]
+}
+
+/// What the hypervisor says of itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Account {
+    /// Its clock.
+    ms: u64,
+    /// Interrupts of the device that it took.
+    taken: u64,
+    /// How often it masked one.
+    masked: u64,
+    /// What the other domain has run.
+    other_ms: u64,
+}
+
+impl Account {
+    /// Takes what a line of the debug keys `x` and `s` has to say. `true` with the last one.
+    fn read(&mut self, line: &str, label: &str) -> bool {
+        let number = |text: &str| text.split_whitespace().next().and_then(|word| word.parse().ok());
+        let after = |label: &str| line.split_once(label).and_then(|(_, rest)| number(rest));
+        for (label, field) in [(label, &mut self.taken), ("storm mask: ", &mut self.masked), ("in ", &mut self.ms)] {
+            if let Some(value) = after(label).filter(|_| label != "in " || line.trim_end().ends_with(" ms:")) {
+                *field = value;
+            }
+        }
+        if line.contains("dom1 ")
+            && let Some(value) = after("has run ")
+        {
+            self.other_ms = value;
+        }
+        line.contains("vPE moves: ")
+    }
+}
+
+/// Asks for it. The debug keys have the keyboard.
+fn ask(session: &mut Session, label: &str) -> Result<Account, String> {
+    session.type_in("xs").map_err(|failure| failure.text)?;
+    let mut account = Account::default();
+    loop {
+        match session.next() {
+            Event::Line(line) if account.read(&line, label) => return Ok(account),
+            Event::Line(_) => {}
+            Event::Ended(end) => return Err(format!("{end:?} where the hypervisor was asked for its counters")),
+        }
+    }
+}
+
+fn storm(lab: &Lab, hv: &str, label: &str) -> Verdict {
+    let kernel = lab.dir.join("busy");
+    // It ends never: a busy domain.
+    image::build_seeded_guest("guest-ends", 7, &kernel).map_err(|failure| failure.text)?;
+    let busy = DomU { kernel, cpus: 1, mem: 16, ..DomU::default() };
+    let hv = format!("sched=credit dom0_max_vcpus=1 irq-rate={RATE} {hv}");
+    let mut machine = Machine { smp: 1, hv, domus: vec![busy], ..guests::machine(lab, "guest-wake")? };
+    let socket = std::env::temp_dir().join(format!("doorward-storm-{}", std::process::id()));
+    machine.extra.extend(Qtest::flags(&socket));
+    let command = machine.batch().map_err(|failure| failure.text)?;
+    let console = lab.dir.join("console.log");
+    let limit = Some(Duration::from_secs(240));
+    let session = Session::start(command, Echo::Nobody, Input::Typed, Some(&console), limit);
+    let mut session = session.map_err(|failure| failure.text)?;
+    let verdict = play(&mut session, &socket, label);
+    drop(session);
+    let _ = std::fs::remove_file(&socket);
+    verdict.map_err(|why| format!("{why} ({})", console.display()))?;
+    lab.complaints()
+}
+
+fn play(session: &mut Session, socket: &std::path::Path, label: &str) -> Verdict {
+    let say = |failure: crate::fail::Failure| failure.text;
+    let (table, busy) = guests::ready(session, |line| line.contains("(d1) GUEST ENDS never"))?;
+    if !busy {
+        wait_for(session, "(d1) GUEST ENDS never")?;
+    }
+    let mut qtest = Qtest::connect(socket).map_err(say)?;
+    // From dom0 over the other domain to the debug keys.
+    session.type_in(&"\u{1}".repeat(6)).map_err(say)?;
+    let before = ask(session, label)?;
+
+    let events = table.events as u32;
+    let squall: Vec<u32> = (0..SQUALL).map(|n| n % events).collect();
+    let (start, mut sent) = (Instant::now(), 0);
+    while sent < MESSAGES || start.elapsed() < DURATION {
+        qtest.flood(TRANSLATER, &squall).map_err(say)?;
+        sent += u64::from(SQUALL);
+        std::thread::sleep(PAUSE);
+    }
+    let mut seen = Vec::new();
+    for event in 0..events {
+        seen.push(qtest.read64(table.word(event.into())).map_err(say)?);
+        qtest.write32(TRANSLATER, event).map_err(say)?;
+    }
+    let after = ask(session, label)?;
+
+    let (ms, taken) = (after.ms - before.ms, after.taken - before.taken);
+    let (masked, other) = (after.masked - before.masked, after.other_ms - before.other_ms);
+    // Each event, the doorbell, and what was under way at either end.
+    let allowed = BURST + RATE * (ms + 1) / 1000 + u64::from(events) + 1 + 2;
+    println!(
+        "   {sent} messages in {ms} ms: {taken} taken, {allowed} allowed, {masked} masks; the other ran {other} ms"
+    );
+    if sent < TIMES * allowed {
+        return Err(format!("{sent} messages in {ms} ms are no storm"));
+    }
+    if taken > allowed || masked == 0 {
+        return Err(format!("{taken} interrupts taken in {ms} ms, {allowed} allowed, {masked} masks"));
+    }
+    // Both have the same weight, and dom0 mostly sleeps.
+    if other < ms * 45 / 100 {
+        return Err(format!("the other domain ran {other} of {ms} ms"));
+    }
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let now = qtest.read_words(table.address, table.events).map_err(say)?;
+        match now.iter().zip(&seen).position(|(now, seen)| now <= seen) {
+            None => break,
+            Some(event) if Instant::now() > until => return Err(format!("the last message of event {event} was lost")),
+            Some(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+    table.stop(&mut qtest).map_err(say)?;
+    guests::passed(session)
+}
+
+fn wait_for(session: &mut Session, words: &str) -> Verdict {
+    loop {
+        match session.next() {
+            Event::Line(line) if line.contains(words) => return Ok(()),
+            Event::Line(_) => {}
+            Event::Ended(end) => return Err(format!("{end:?} before `{words}`")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hypervisors_account_is_read() {
+        let mut account = Account::default();
+        let lines = [
+            "in 12345 ms:",
+            "             exit irq: 77",
+            "              irq lpi: 42",
+            "                       cpu0: 41",
+            "           storm mask: 7",
+            "  dom0 vcpu0: weight 256, cap 0, has run 1 ms, last on cpu0, moved 0 times",
+            "  dom1 vcpu0: weight 256, cap 0, has run 999 ms, last on cpu0, moved 0 times",
+        ];
+        assert!(!lines.iter().any(|line| account.read(line, "irq lpi: ")));
+        assert!(account.read("  vPE moves: 0, VMOVPs: 0", "irq lpi: "));
+        assert_eq!(account, Account { ms: 12345, taken: 42, masked: 7, other_ms: 999 });
+    }
+}
