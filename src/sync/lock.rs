@@ -1,13 +1,17 @@
-//! A ticket lock with a rank.
+//! A lock with a rank, given in [turn](super::turns).
 //!
-//! Ticket, not test-and-set: on a machine of 64 CPUs an unfair lock starves the far socket, and a fair one
+//! In turn, not to whoever is quickest: on a machine of 64 CPUs an unfair lock starves the far socket, and a fair one
 //! bounds the wait by the number of CPUs times the longest hold. There is no timed acquire: a lock that is
 //! held for ever is a defect of EL2, and the panic path (the console) only ever uses [`Lock::try_lock`].
 
+use super::turns::Turns;
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicU32, Ordering};
+
+/// How often a waiter looks at a lock that is free before it takes the next in line for absent. A CPU that is there takes
+/// its turn within two or three looks.
+const PATIENCE: u32 = 100;
 
 /// The one order in which locks are taken: a CPU may take a lock only of a higher rank than all it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,36 +49,33 @@ pub enum Rank {
 
 /// Mutual exclusion between CPUs.
 pub struct Lock<T> {
-    next: AtomicU32,
-    owner: AtomicU32,
+    turns: Turns,
     rank: Rank,
     data: UnsafeCell<T>,
 }
 
-// SAFETY: the ticket protocol lets one CPU at a time reach `data`.
+// SAFETY: `turns` lets one CPU at a time reach `data`.
 unsafe impl<T: Send> Sync for Lock<T> {}
 
 impl<T> Lock<T> {
     /// A free lock.
     pub const fn new(rank: Rank, data: T) -> Self {
-        Lock { next: AtomicU32::new(0), owner: AtomicU32::new(0), rank, data: UnsafeCell::new(data) }
+        Lock { turns: Turns::new(), rank, data: UnsafeCell::new(data) }
     }
 
     /// Waits for its turn and takes the lock. In debug builds, panics when this CPU holds one of this rank or higher.
     pub fn lock(&self) -> Guard<'_, T> {
         held::rising(self.rank);
-        let ticket = self.next.fetch_add(1, Ordering::Relaxed);
-        while self.owner.load(Ordering::Acquire) != ticket {
-            spin();
-        }
+        self.turns.take(PATIENCE, spin);
         held::push(self.rank);
         Guard { lock: self, not_send: PhantomData }
     }
 
     /// Takes the lock if it is free now. Its rank is not checked: what does not wait cannot deadlock.
     pub fn try_lock(&self) -> Option<Guard<'_, T>> {
-        let owner = self.owner.load(Ordering::Relaxed);
-        self.next.compare_exchange(owner, owner.wrapping_add(1), Ordering::Acquire, Ordering::Relaxed).ok()?;
+        if !self.turns.try_take() {
+            return None;
+        }
         held::push(self.rank);
         Some(Guard { lock: self, not_send: PhantomData })
     }
@@ -94,7 +95,7 @@ pub struct Guard<'a, T> {
 impl<T> Deref for Guard<'_, T> {
     type Target = T;
     fn deref(&self) -> &T {
-        // SAFETY: a guard exists only while its CPU's ticket is served.
+        // SAFETY: a guard exists only while its CPU has the lock.
         unsafe { &*self.lock.data.get() }
     }
 }
@@ -109,8 +110,7 @@ impl<T> DerefMut for Guard<'_, T> {
 impl<T> Drop for Guard<'_, T> {
     fn drop(&mut self) {
         held::pop(self.lock.rank);
-        let owner = self.lock.owner.load(Ordering::Relaxed);
-        self.lock.owner.store(owner.wrapping_add(1), Ordering::Release);
+        self.lock.turns.give_back();
     }
 }
 

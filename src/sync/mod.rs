@@ -10,6 +10,7 @@ mod lock;
 mod once;
 mod owned;
 mod slot;
+mod turns;
 pub use lock::{Guard, Lock, Rank};
 pub use once::Once;
 pub use owned::{Owned, Ownership};
