@@ -391,6 +391,12 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
         }
     }
 
+    fn arrived(&self, cpu: CpuId, now: u64) {
+        let mut queue = self.cpu(cpu).queue.lock();
+        queue.arrived(now);
+        self.publish(cpu, &queue, now);
+    }
+
     fn look(&self, cpu: CpuId, now: u64) -> Verdict {
         let this = self.cpu(cpu);
         this.look.store(false, Ordering::SeqCst);

@@ -117,6 +117,10 @@ pub trait Scheduler<V>: Send + Sync {
     /// The vCPU that is to run on this CPU now; it is `Running`. `None`: there is none; wait for an interrupt.
     fn next(&self, cpu: CpuId, now: u64) -> Option<Arc<V>>;
 
+    /// The vCPU of this CPU is only now ready to run: to bring it here has taken long, and is not to count as its time.
+    /// Without this, one whose way here takes longer than its slice would be sent away before its first instruction.
+    fn arrived(&self, _cpu: CpuId, _now: u64) {}
+
     /// Whether the vCPU of this CPU goes on. To be asked when [`Scheduler::wants_a_look`].
     fn look(&self, cpu: CpuId, now: u64) -> Verdict;
 

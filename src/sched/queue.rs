@@ -181,6 +181,12 @@ impl<V: Scheduled> Queue<V> {
         self.started = now;
     }
 
+    /// The current one starts now, and not when it was made so.
+    pub fn arrived(&mut self, now: u64) {
+        self.charged = now;
+        self.started = now;
+    }
+
     /// Nobody is current any more.
     pub fn stop(&mut self, now: u64, slices: &Slices) -> Option<Arc<V>> {
         self.charge(now, slices);

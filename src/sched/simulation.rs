@@ -331,6 +331,31 @@ fn torture_moves_one_each_time_and_loses_none() {
 }
 
 #[test]
+fn one_whose_way_here_took_longer_than_its_slice_runs_before_it_goes() {
+    for torture in [None, Some(MS)] {
+        let mut world = World::new(1, torture);
+        (0..3).for_each(|_| _ = world.add(256, BUSY));
+        world.start();
+        let (cpu, mut arrived) = (CpuId(0), 0);
+        for _ in 0..100 {
+            // Fifty slices for a VMOVP, and a kick on top.
+            world.now += 50 * SLICES.slice;
+            world.sched.arrived(cpu, world.now);
+            arrived += 1;
+            world.sched.ask_for_a_look(cpu);
+            assert_eq!(world.sched.look(cpu, world.now), Verdict::Stay, "gone without one instruction");
+            assert!(world.sched.look_at(cpu).unwrap() > world.now, "its timer would end its stay at once");
+            world.now = world.sched.look_at(cpu).unwrap();
+            kick(cpu);
+            world.settle();
+        }
+        let ran: u64 = (0..3).map(|index| world.ran(index)).sum();
+        let least = if torture.is_some() { MS } else { SLICES.slice };
+        assert!(ran >= arrived * least, "{ran} ticks in {arrived} stays");
+    }
+}
+
+#[test]
 fn one_that_is_removed_leaves_its_place_to_another() {
     let mut world = World::new(1, None);
     let first = world.add(256, BUSY);

@@ -125,8 +125,17 @@ fn scheduler() {
     for event in [Event::Switch, Event::Move, Event::Steal, Event::Push, Event::WakeTimer, Event::TlbClean] {
         line(format_args!("  {}: {}", event.label(), total(event)));
     }
+    let counters = hv.gic.counters();
+    line(format_args!(
+        "  residency: entered {}, left to sleep {}, left preempted {}; doorbells {}, for one awake {}",
+        counters.enters.get(),
+        counters.leaves_block.get(),
+        counters.leaves_preempt.get(),
+        total(Event::IrqDoorbell),
+        total(Event::DoorbellSpurious)
+    ));
     // The first is counted where vCPUs run, the second where commands are sent: they say the same.
-    line(format_args!("  vPE moves: {}, VMOVPs: {}", total(Event::VpeMove), hv.gic.counters().commands(Kind::Vmovp)));
+    line(format_args!("  vPE moves: {}, VMOVPs: {}", total(Event::VpeMove), counters.commands(Kind::Vmovp)));
 }
 
 fn exits() {

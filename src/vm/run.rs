@@ -21,6 +21,9 @@ pub(super) const CNTP_PPI: Intid = Intid(30);
 /// CNTP_CTL_EL0.ENABLE.
 const CNTP_ENABLE: u64 = 1;
 
+/// A vCPU's way to a CPU that takes longer than this is not counted as its time.
+const LONG_WAY_US: u64 = 200;
+
 /// What to do after an exit has been handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
@@ -50,7 +53,7 @@ pub fn cpu_loop(cpu: CpuId) -> ! {
                 let Some(domain) = hv.domain(vcpu.domain) else { unreachable!("a vCPU without a domain") };
                 let hcr = *hcr.get_or_insert_with(|| features::program(hv.features()));
                 let shares = hv.sched.shares_cpus();
-                Stay { hv, domain: &domain, vcpu: &vcpu, cpu, hcr, shares, resident: None }.run();
+                Stay { hv, domain: &domain, vcpu: &vcpu, cpu, hcr, shares, resident: None, called: timer::now() }.run();
             }
             None if ends::chore(cpu) => {}
             None => {
@@ -78,6 +81,8 @@ pub(super) struct Stay<'a> {
     pub(super) shares: bool,
     /// The right to be resident is this CPU's, not the vCPU's: it cannot leave this stack.
     pub(super) resident: Option<v4::Resident>,
+    /// When it was called to this CPU; 0 once it has been in the guest.
+    pub(super) called: u64,
 }
 
 impl Stay<'_> {
@@ -86,6 +91,7 @@ impl Stay<'_> {
             self.power_on(start);
         }
         self.switch_in();
+        self.note_delay();
         let mut context = self.vcpu.own();
         let next = loop {
             if self.makes_way() {
@@ -103,6 +109,17 @@ impl Stay<'_> {
             Next::Off => self.off(),
             Next::Block => self.block(),
             Next::Preempt | Next::Resume | Next::Yield => self.preempt(),
+        }
+    }
+
+    /// Tells the scheduler if it has taken long to come here. What stands behind that (a VMOVP, a lock) is short on a real
+    /// machine; where CPUs are emulated it may be longer than a slice.
+    fn note_delay(&mut self) {
+        let now = timer::now();
+        if self.shares && now.saturating_sub(self.called) > timer::us_to_ticks(LONG_WAY_US) {
+            self.called = now;
+            self.hv.sched.arrived(self.cpu, now);
+            self.hv.timer(self.cpu).set_look(self.hv.sched.look_at(self.cpu));
         }
     }
 
@@ -194,6 +211,10 @@ impl Stay<'_> {
         if !self.update_residency(context) {
             vcpu.left();
             return Next::Preempt;
+        }
+        if self.called != 0 {
+            self.note_delay();
+            self.called = 0;
         }
         vgic.flush(vcpu.id, &mut context.lrs);
         lrs::load(&context.lrs);

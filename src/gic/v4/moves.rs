@@ -140,6 +140,7 @@ impl<H: Hw + Clone> V4<'_, H> {
         let alive =
             self.itss().filter(|its| v.mapped & bit(its) != 0 && !its.queue.is_dead()).fold(0, |a, its| a | bit(its));
         let mut moving = Moving::new(cpu);
+        let mut with_doorbell = false;
         if alive == 0 {
             if v.mapped != 0 {
                 return Err(stays);
@@ -147,17 +148,21 @@ impl<H: Hw + Clone> V4<'_, H> {
             // Mapped nowhere: the first VMAPP will name the new home.
         } else if self.gic.facts.single_vmovp {
             let its = self.itss().find(|its| bit(its) & alive != 0).ok_or(stays)?;
-            let ticket = its
-                .queue
-                .post(&self.gic.counters, &[self.vmovp(its, vpe, v, to), Command::vsync(vpe)])
-                .map_err(|_| stays)?;
-            moving.add(its.id, ticket);
+            let mut commands: ArrayVec<Command, 6> =
+                [self.vmovp(its, vpe, v, to), Command::vsync(vpe)].into_iter().collect();
+            if let Some(doorbell) = self.doorbell_commands(its, v, to) {
+                commands.extend(doorbell);
+                with_doorbell = true;
+            }
+            moving.add(its.id, its.queue.post(&self.gic.counters, &commands).map_err(|_| stays)?);
         } else {
             let default_doorbell = self.gic.facts.v41.then_some(v.doorbell);
             self.broadcast(vpe, default_doorbell, to, alive, &mut moving).map_err(|_| stays)?;
         }
         self.gic.counters.vmovp.bump();
-        self.move_doorbell(v, to, ringing, &mut moving);
+        if !with_doorbell {
+            self.move_doorbell(v, to, ringing, &mut moving);
+        }
         v.moving = Some(moving);
         Ok(())
     }
@@ -217,6 +222,14 @@ impl<H: Hw + Clone> V4<'_, H> {
             }
             all.missing &= !bit(its);
         }
+    }
+
+    /// The commands that take the doorbell along, if `its` is the one to take them: they go with the move in one piece, as
+    /// to post is to take the ring's lock and to wake the ITS up.
+    fn doorbell_commands(self, its: &Its<H>, v: &Vpe, to: &Redist<H>) -> Option<[Command; 4]> {
+        let (Control::Proxy(ev), Some(proxy)) = (v.control, &self.state.proxy) else { return None };
+        let from = self.gic.online(v.home).ok()?;
+        (proxy.its == its.id).then(|| proxy.move_commands(its, ev, from, to))
     }
 
     /// Takes the doorbell along.
