@@ -87,6 +87,8 @@ pub struct Lab {
     pub dir: PathBuf,
     /// What starts the machine: ours, or (to tell the guest's faults from ours) Linux alone.
     pub boot: Boot,
+    /// Whether time is no object: what can go on for longer does.
+    pub long: bool,
 }
 
 /// One case on QEMU.
@@ -109,6 +111,7 @@ struct Choice {
     bare: bool,
     /// How many steps the property tests take; their own number if not given.
     steps: Option<u64>,
+    long: bool,
 }
 
 impl Choice {
@@ -121,8 +124,9 @@ impl Choice {
 pub fn verb(mut args: Args) -> Outcome {
     let (host, qemu) = (args.flag("--host"), args.flag("--qemu"));
     let (bare, list) = (args.flag("--bare"), args.flag("--list"));
+    let long = args.flag("--long");
     let steps = args.number("--steps")?;
-    let choice = Choice { filter: args.word(), host: host || !qemu, qemu: qemu || !host, bare, steps };
+    let choice = Choice { filter: args.word(), host: host || !qemu, qemu: qemu || !host, bare, steps, long };
     args.finish("test")?;
     if list {
         for case in cases::all() {
@@ -179,7 +183,7 @@ fn on_qemu(choice: &Choice, summary: &mut Summary) -> Outcome {
         let dir = paths::target().join("tests").join(case.name);
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir).doing(format_args!("creating {}", dir.display()))?;
-        let lab = Lab { dir, boot: if choice.bare { Boot::Bare } else { Boot::Doorward } };
+        let lab = Lab { dir, boot: if choice.bare { Boot::Bare } else { Boot::Doorward }, long: choice.long };
         summary.case(&format!("qemu/{}", case.name), || (case.run)(&lab));
     }
     Ok(())

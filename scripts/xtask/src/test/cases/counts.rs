@@ -2,6 +2,7 @@
 
 use crate::count::{self, Clock, Counts, Source};
 use crate::qemu::{Boot, Disk, Machine, Tables, Uefi};
+use crate::test::cases::sched::{BUSY, busy};
 use crate::test::{Case, Lab, Verdict};
 
 const CELLS: [(&str, &str); 4] =
@@ -17,6 +18,10 @@ pub fn cases() -> Vec<Case> {
         case("counts-direct-4k-jobs", "the same, four jobs on four queues", |lab| direct(lab, 3)),
         case("counts-uefi", "no exit for an NVMe interrupt on ACPI under UEFI", uefi),
         case("counts-software", "direct=off costs one exit more for each I/O", software),
+        case("counts-shared", "4 vCPUs of dom0 and 4 busy ones of another domain on 4 CPUs", |lab| {
+            shared(lab, "", 1.2)
+        }),
+        case("counts-shared-software", "the same with direct=off", |lab| shared(lab, "direct=off", 2.5)),
         case("counts-doorbells", "vwfi=trap: at least 0.5 doorbells for each I/O", doorbells),
     ]
 }
@@ -37,20 +42,37 @@ struct Run<'a> {
     arg: &'a str,
     disk: Disk,
     clock: Clock,
+    /// Whether another domain keeps every CPU busy meanwhile.
+    busy: bool,
 }
 
 impl Run<'_> {
     /// The counts, and how many interrupts the guest's /proc/interrupts adds up to.
     fn go(self, lab: &Lab) -> Result<(Counts, u64), String> {
-        let inner = Lab { dir: lab.dir.join(self.what), boot: self.boot };
+        let inner = Lab { dir: lab.dir.join(self.what), boot: self.boot, long: lab.long };
         std::fs::create_dir_all(&inner.dir).map_err(|error| error.to_string())?;
         let table = inner.dir.join("table");
         let mut machine = Machine { hv: self.hv.into(), disk: self.disk, ..inner.linux("count", self.arg) };
+        if self.busy {
+            machine.domus.push(busy(4));
+        }
         count::prepare(&mut machine, &table, self.clock);
         machine.medium().map_err(|failure| failure.text)?;
         let mut window = count::Window::new(&machine, self.clock);
-        let transcript =
-            inner.watch(&machine, 300, |session, line| window.line(session, line).map_err(|failure| failure.text))?;
+        // dom0 waits for the window to be opened until the other domain is busy.
+        let (mut busy, mut waits) = (!self.busy, None);
+        let transcript = inner.watch(&machine, 300, |session, line| {
+            busy |= line.contains(BUSY);
+            if line.starts_with("DW-TEST: count?") {
+                waits = Some(line.to_owned());
+            } else {
+                window.line(session, line).map_err(|failure| failure.text)?;
+            }
+            match waits.take_if(|_| busy) {
+                Some(line) => window.line(session, &line).map_err(|failure| failure.text),
+                None => Ok(()),
+            }
+        })?;
         // A counted run logs to one file: the complaints are looked for there.
         let log = inner.dir.join("guest.log");
         std::fs::rename(machine.log.unwrap_or_default(), &log).map_err(|error| error.to_string())?;
@@ -66,7 +88,15 @@ impl Run<'_> {
 
 /// What bare Linux takes: its timer interrupts, and its SGIs twice (one trap to send, one to kick).
 fn native(lab: &Lab, arg: &str) -> Result<f64, String> {
-    let run = Run { what: "native", boot: Boot::Bare, hv: "", arg, disk: Disk::Null, clock: Clock::Instructions };
+    let run = Run {
+        what: "native",
+        boot: Boot::Bare,
+        hv: "",
+        arg,
+        disk: Disk::Null,
+        clock: Clock::Instructions,
+        busy: false,
+    };
     let (counts, _) = run.go(lab)?;
     Ok((counts.of(Source::Timer) + 2 * counts.of(Source::Sgi)) as f64 / counts.ios as f64)
 }
@@ -75,7 +105,8 @@ fn native(lab: &Lab, arg: &str) -> Result<f64, String> {
 fn uefi(lab: &Lab) -> Verdict {
     let disk = lab.dir.join("boot.raw");
     let boot = Boot::Uefi(Uefi { disk: disk.clone(), tables: Tables::Acpi });
-    let run = Run { what: "uefi", boot, hv: "", arg: CELLS[0].1, disk: Disk::Null, clock: Clock::Instructions };
+    let run =
+        Run { what: "uefi", boot, hv: "", arg: CELLS[0].1, disk: Disk::Null, clock: Clock::Instructions, busy: false };
     let outcome = run.go(lab);
     let _ = std::fs::remove_file(disk);
     let (counts, _) = outcome?;
@@ -100,7 +131,8 @@ fn compare(
     for _ in 0..ATTEMPTS {
         bare = bare.min(native(lab, arg)?);
         let what = if hv.is_empty() { "direct" } else { "software" };
-        let run = Run { what, boot: Boot::Doorward, hv, arg, disk: Disk::Null, clock: Clock::Instructions };
+        let run =
+            Run { what, boot: Boot::Doorward, hv, arg, disk: Disk::Null, clock: Clock::Instructions, busy: false };
         let (counts, irqs) = run.go(lab)?;
         check(&counts, irqs).map_err(|why| format!("{name}: {why}"))?;
         ours = ours.min(counts.total() as f64 / counts.ios as f64);
@@ -154,13 +186,33 @@ fn software(lab: &Lab) -> Verdict {
     if enough(bare, ours) { Ok(()) } else { Err(format!("{:.3} exits per I/O above bare Linux, not one", ours - bare)) }
 }
 
+/// More vCPUs than CPUs, and none of them idle: what dom0's I/O costs in exits of both domains.
+fn shared(lab: &Lab, direct: &str, limit: f64) -> Verdict {
+    let what = if direct.is_empty() { "direct" } else { "software" };
+    let hv = format!("sched=credit {direct}");
+    let mut best = f64::INFINITY;
+    for _ in 0..ATTEMPTS {
+        let (boot, arg, clock) = (Boot::Doorward, CELLS[0].1, Clock::Instructions);
+        let (counts, _) = Run { what, boot, hv: &hv, arg, disk: Disk::Null, clock, busy: true }.go(lab)?;
+        if let Some(class) = counts.exits.keys().find(|class| class.contains("(trapped)")) {
+            return Err(format!("exits for {class}"));
+        }
+        best = best.min(counts.total() as f64 / counts.ios as f64);
+        println!("   {best:.3} exits per I/O");
+        if best < limit {
+            return Ok(());
+        }
+    }
+    Err(format!("{best:.3} exits per I/O, fewer than {limit} expected"))
+}
+
 /// The best of some runs: on a busy host a vCPU is often not yet asleep when its I/O is complete, however slow the disk.
 fn doorbells(lab: &Lab) -> Verdict {
     let mut best = 0.0_f64;
     for _ in 0..ATTEMPTS {
         let disk = Disk::Slow(crate::paths::disk());
         let (boot, arg) = (Boot::Doorward, CELLS[0].1);
-        let run = Run { what: "doorbells", boot, hv: "vwfi=trap", arg, disk, clock: Clock::Real };
+        let run = Run { what: "doorbells", boot, hv: "vwfi=trap", arg, disk, clock: Clock::Real, busy: false };
         let (counts, _) = run.go(lab)?;
         best = best.max(counts.of(Source::Lpi) as f64 / counts.ios as f64);
         println!("   {best:.3} doorbells per I/O");

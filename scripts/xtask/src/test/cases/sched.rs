@@ -1,5 +1,8 @@
 //! More vCPUs than CPUs: the I/O jobs under the credit scheduler, with and without vCPUs that are moved all the time.
 
+use crate::domu::DomU;
+use crate::image::{self, Profile};
+use crate::paths;
 use crate::qemu::Machine;
 use crate::session::Session;
 use crate::test::linux::Transcript;
@@ -13,11 +16,24 @@ pub fn cases() -> Vec<Case> {
         case("sched-oversubscribed-software", "the same with direct=off", |lab| fio(lab, "direct=off", 180)),
         case("sched-trapped-wfi", "the same with vwfi=trap", |lab| fio(lab, "vwfi=trap", 180)),
         case("sched-native-wfi", "the same with vwfi=native", |lab| fio(lab, "vwfi=native", 240)),
-        case("sched-torture", "the same, a vCPU moved each millisecond", |lab| fio(lab, "sched-torture=1ms", 400)),
-        case("sched-torture-software", "the same with direct=off", |lab| fio(lab, "sched-torture=1ms direct=off", 400)),
+        case("sched-crowded", "8 vCPUs of dom0 and 8 busy ones of two domains on 4 CPUs", crowded),
+        case("sched-torture", "verified writes while vCPUs are moved each millisecond, for a minute", torture),
+        case("sched-torture-debug", "the same, shorter, by a build that asserts its invariants", torture_debug),
+        case("sched-torture-software", "five fio jobs, vCPUs moved, direct=off", |lab| {
+            fio(lab, "sched-torture=1ms direct=off", 400)
+        }),
         case("sched-hotplug", "CPU_OFF and CPU_ON, 4 vCPUs on 2 CPUs", hotplug),
         case("sched-alone", "vwfi=auto, one vCPU to a CPU: no WFI or WFE traps", alone),
     ]
+}
+
+/// What a busy domain says once it is.
+pub const BUSY: &str = ") DW-TEST: busy ";
+
+/// A Linux beside dom0 that keeps all of its vCPUs busy.
+pub fn busy(cpus: u32) -> DomU {
+    let append = "console=ttyAMA0 dw.test=busy".into();
+    DomU { initrd: Some(paths::initramfs()), cpus, mem: 384, append, ..DomU::default() }
 }
 
 /// The machine with `sched=credit` and these words.
@@ -27,7 +43,10 @@ fn machine(lab: &Lab, test: &str, arg: &str, hv: &str) -> Machine {
 
 /// Asks for the scheduler's state and the exits once the last job has ended.
 fn ask(session: &mut Session, line: &str) -> Result<(), String> {
-    if line.contains("DW-TEST: job verify") || line.contains("DW-TEST: cpus 4 ") {
+    if line.starts_with("DW-TEST: job verify")
+        || line.starts_with("DW-TEST: job torture")
+        || line.contains("DW-TEST: cpus 4 ")
+    {
         session.type_in("\x01\x01\x01sx\x01\x01\x01").map_err(|failure| failure.text)?;
     }
     Ok(())
@@ -35,19 +54,52 @@ fn ask(session: &mut Session, line: &str) -> Result<(), String> {
 
 fn fio(lab: &Lab, hv: &str, seconds: u64) -> Verdict {
     let machine = machine(lab, "fio", "500", &format!("dom0_max_vcpus=8 {hv}"));
-    let transcript = lab.watch(&machine, seconds, ask)?;
-    lab.judge(&transcript)?;
-    for job in transcript.said("job") {
-        println!("   {job}");
-    }
-    let jobs = transcript.said("job").count();
-    if jobs != 5 {
-        return Err(format!("{jobs} jobs ended, not 5"));
-    }
+    let transcript = jobs(lab, &machine, seconds, 5)?;
     if !hv.contains("direct=off") {
         moves(&transcript)?;
     }
     Ok(())
+}
+
+/// Runs fio's jobs to their end.
+fn jobs(lab: &Lab, machine: &Machine, seconds: u64, jobs: usize) -> Result<Transcript, String> {
+    let transcript = lab.watch(machine, seconds, ask)?;
+    lab.judge(&transcript)?;
+    for job in transcript.said("job") {
+        println!("   {job}");
+    }
+    match transcript.said("job").count() {
+        ended if ended == jobs => Ok(transcript),
+        ended => Err(format!("{ended} jobs ended, not {jobs}")),
+    }
+}
+
+/// Sixteen vCPUs on four CPUs; half of them always want to run.
+fn crowded(lab: &Lab) -> Verdict {
+    let machine = machine(lab, "fio", "100", "dom0_max_vcpus=8 dom0_mem=1G");
+    let machine = Machine { domus: vec![busy(4), busy(4)], ..machine };
+    let transcript = jobs(lab, &machine, 400, 5)?;
+    let busy = transcript.lines.iter().filter(|(_, line)| line.contains(BUSY)).count();
+    if busy != 2 {
+        return Err(format!("{busy} domains were busy, not 2"));
+    }
+    moves(&transcript)
+}
+
+const TORTURE: &str = "dom0_max_vcpus=8 sched-torture=1ms";
+
+fn torture(lab: &Lab) -> Verdict {
+    let seconds: u64 = if lab.long { 600 } else { 60 };
+    let machine = machine(lab, "torture", &seconds.to_string(), TORTURE);
+    moves(&jobs(lab, &machine, seconds * 2 + 240, 1)?)
+}
+
+/// A vPE that is resident twice, or where it does not live, or moved while resident: the debug build stops at each.
+fn torture_debug(lab: &Lab) -> Verdict {
+    let image = lab.dir.join("doorward.img");
+    image::pack("doorward", Profile::Debug, &image, None).map_err(|failure| failure.text)?;
+    let machine = Machine { image, ..machine(lab, "torture", if lab.long { "300" } else { "20" }, TORTURE) };
+    moves(&jobs(lab, &machine, if lab.long { 1200 } else { 400 }, 1)?)
 }
 
 /// A vPE is moved when its vCPU runs elsewhere, and then only. The two are counted apart, on CPUs that go on meanwhile.
@@ -55,6 +107,9 @@ fn moves(transcript: &Transcript) -> Verdict {
     let line = transcript.lines.iter().find_map(|(_, line)| Some(line.split_once("vPE moves: ")?.1));
     let (moves, commands) = line.and_then(|line| line.trim().split_once(", VMOVPs: ")).ok_or("no count of moves")?;
     println!("   vPE moves {moves}, VMOVPs {commands}");
+    if let Some((_, counts)) = transcript.lines.iter().find_map(|(_, line)| line.split_once("residency: ")) {
+        println!("   residency: {}", counts.trim());
+    }
     let number = |text: &str| text.parse::<u64>().map_err(|_| format!("`{text}` is no number"));
     let (moves, commands) = (number(moves)?, number(commands)?);
     if moves == 0 || commands.abs_diff(moves) > 4 {
