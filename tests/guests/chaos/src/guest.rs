@@ -6,8 +6,11 @@ use guest_rt::exception::{Outcome, probe};
 use guest_rt::its::{GITS, Its, Table};
 use guest_rt::{console, cpu, gic, mrs, off, say, smccc};
 
-const ROUNDS: u64 = 40_000;
+/// Acts of a vCPU that is alone, if the seed names no number.
+const ACTS: u64 = 40_000;
 const STEPS: u64 = 10;
+/// SGIs, or interrupts by command, of a flood.
+const FLOOD: u64 = 256;
 
 static MINE: Table<0x4_0000> = Table::new();
 /// A domain beside dom0 has none.
@@ -144,6 +147,14 @@ fn its(dice: &mut Dice) {
     }
 }
 
+/// A command at an address inside the ring.
+fn write_command(at: u64, words: [u64; 4]) {
+    for (n, word) in words.iter().enumerate() {
+        // SAFETY: the caller has looked that the ring is ours.
+        unsafe { ((at + 8 * n as u64) as *mut u64).write_volatile(*word) };
+    }
+}
+
 fn commands(dice: &mut Dice) {
     const OPCODES: &[u64] = &[
         0x01, 0x03, 0x04, 0x05, 0x08, 0x08, 0x09, 0x09, 0x0a, 0x0a, 0x0a, 0x0b, 0x0c, 0x0d, 0x0e, 0x0f, 0x21, 0x22,
@@ -158,7 +169,14 @@ fn commands(dice: &mut Dice) {
         if !guest_rt::its::is_ring(at) || size > 0x1_0000 || write >= size {
             return;
         }
-        for _ in 0..=dice.below(8) {
+        let flood = dice.one_in(64);
+        let (count, one) = if flood { (FLOOD, dice.below(8)) } else { (1 + dice.below(8), 0) };
+        for _ in 0..count {
+            if flood {
+                write_command(at + write, [0x03, one, 0, 0]);
+                write = (write + 32) % size;
+                continue;
+            }
             let device = if dice.one_in(4) { dice.value() & 0xffff_ffff } else { dice.of(&[0, 0, 0, 8, 0x10]) };
             let event = if dice.one_in(4) { dice.value() & 0xffff_ffff } else { dice.below(40) };
             let lpi = if dice.one_in(4) { dice.value() & 0xffff_ffff } else { 8192 + dice.below(64) };
@@ -177,10 +195,7 @@ fn commands(dice: &mut Dice) {
                 _ if dice.one_in(16) => [dice.roll(), dice.roll(), dice.roll(), dice.roll()],
                 _ => [opcode | device << 32, event | lpi << 32, collection, 0],
             };
-            for (n, word) in words.iter().enumerate() {
-                // SAFETY: inside the ring, see above.
-                unsafe { ((at + write + 8 * n as u64) as *mut u64).write_volatile(*word) };
-            }
+            write_command(at + write, words);
             write = (write + 32) % size;
         }
         guest_rt::mmio::write64(GITS + 0x88, write);
@@ -266,6 +281,12 @@ fn call(dice: &mut Dice) {
 }
 
 fn sgi(dice: &mut Dice) {
+    if dice.one_in(32) {
+        // A flood: to all others, or to some.
+        let value = dice.below(16) << 24 | if dice.one_in(2) { 1 << 40 } else { dice.below(16) };
+        (0..FLOOD).for_each(|_| guest_rt::msr!("s3_0_c12_c11_5", value));
+        return;
+    }
     let value = if dice.one_in(3) { dice.value() } else { dice.below(16) << 24 | dice.below(16) };
     match dice.below(3) {
         0 => guest_rt::msr!("s3_0_c12_c11_5", value),
@@ -320,14 +341,27 @@ fn uart(dice: &mut Dice) {
     }
 }
 
+/// How many acts each vCPU is to do.
+fn acts() -> u64 {
+    let vcpus = u64::from(VCPUS.load(Ordering::Relaxed));
+    match cpu::seed() >> 32 {
+        // Where there are fewer real CPUs than vCPUs the hypervisor's locks take their time.
+        0 => ACTS / (vcpus * vcpus),
+        thousands => thousands * 1000 / vcpus,
+    }
+}
+
+/// Acts done so far, by all vCPUs.
+fn done() -> u64 {
+    PROGRESS.iter().map(|progress| progress.load(Ordering::Acquire)).sum()
+}
+
 fn chaos() {
     let index = cpu::this().index();
     let mut dice =
         Dice(SEED.load(Ordering::Relaxed).wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1);
-    let vcpus = u64::from(VCPUS.load(Ordering::Relaxed));
-    // Where there are fewer real CPUs than vCPUs the hypervisor's locks, which are fair, take their time.
-    let rounds = ROUNDS / (vcpus * vcpus);
-    for round in 0..rounds {
+    let acts = acts();
+    for act in 0..acts {
         match dice.below(16) {
             0 | 1 => distributor(&mut dice),
             2 | 3 => redistributor(&mut dice),
@@ -342,9 +376,9 @@ fn chaos() {
             14 => elsewhere(&mut dice),
             _ => uart(&mut dice),
         }
-        PROGRESS[index].store(round + 1, Ordering::Release);
-        if index == 0 && round % (rounds / STEPS) == 0 {
-            say!("GUEST NOTE chaos {round} of {rounds}");
+        PROGRESS[index].store(act + 1, Ordering::Release);
+        if index == 0 && act % (acts / STEPS) == 0 {
+            say!("GUEST NOTE chaos {act} of {acts}");
         }
     }
     DONE.fetch_add(1, Ordering::AcqRel);
@@ -360,7 +394,7 @@ fn other() -> ! {
 
 #[unsafe(no_mangle)]
 extern "C" fn guest_main() -> ! {
-    let seed = match cpu::seed() {
+    let seed = match cpu::seed() & 0xffff_ffff {
         0 => cpu::now() | 1,
         seed => seed,
     };
@@ -394,13 +428,17 @@ extern "C" fn guest_main() -> ! {
         }
     }
     chaos();
-    if !cpu::wait(60_000, || DONE.load(Ordering::Acquire) == vcpus) {
-        for (n, progress) in PROGRESS.iter().take(vcpus as usize).enumerate() {
-            say!("GUEST FAIL chaos: vCPU {n} stopped at round {}", progress.load(Ordering::Relaxed));
+    let mut before = 0;
+    while !cpu::wait(60_000, || DONE.load(Ordering::Acquire) == vcpus) {
+        if done() == before {
+            for (n, progress) in PROGRESS.iter().take(vcpus as usize).enumerate() {
+                say!("GUEST FAIL chaos: vCPU {n} stopped at act {}", progress.load(Ordering::Relaxed));
+            }
+            off()
         }
-        off()
+        before = done();
     }
     // What went through all that still does its work.
-    say!("GUEST PASS chaos seed={seed:#x} version={:#x}", smccc::hvc(0x8400_0000, 0, 0, 0));
+    say!("GUEST PASS chaos seed={seed:#x} acts={} version={:#x}", done(), smccc::hvc(0x8400_0000, 0, 0, 0));
     off()
 }

@@ -6,7 +6,8 @@
 //! SYSTEM_RESET, SYSTEM_RESET2, CPU_OFF, CPU_SUSPEND), and devices that reach memory by themselves.
 //!
 //! `GUEST PASS chaos` says that it came through; that the hypervisor did, its log says. The seed is a word of the image
-//! (see `guest_rt::cpu::seed`); 0 takes the time of day. A run is repeated by its seed on one vCPU.
+//! (the lower half of `guest_rt::cpu::seed`); 0 takes the time of day. The upper half is how many thousand acts all vCPUs
+//! do together; 0 leaves it to the guest. A run is repeated by its seed on one vCPU.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "nonsense")]
 

@@ -6,6 +6,7 @@ use crate::image;
 use crate::paths;
 use crate::qemu::{Boot, Machine};
 use crate::session::Session;
+use crate::test::linux::Transcript;
 use crate::test::{Case, Lab, Verdict};
 
 /// What the hypervisor keeps for dom0 here; the other two CPUs are for the others.
@@ -13,6 +14,9 @@ const HV: &str = "dom0_max_vcpus=2";
 
 /// Times that a small guest is started again.
 const RESETS: usize = 200;
+
+/// What the guest that writes nonsense does, on all its vCPUs together.
+const ACTS: u64 = 500_000;
 
 /// Three times Ctrl-A.
 const NEXT: &str = "\u{1}\u{1}\u{1}";
@@ -191,17 +195,22 @@ fn ends(lab: &Lab) -> Verdict {
 }
 
 fn chaos(lab: &Lab) -> Verdict {
-    let machine = machine(lab, DomU { mem: 64, ..guest(lab, "guest-chaos")? });
-    let (mut passed, mut gone) = (false, false);
-    let transcript = lab.watch(&machine, 150, |session, line| {
+    let kernel = lab.dir.join("kernel");
+    image::build_seeded_guest("guest-chaos", ACTS / 1000 << 32, &kernel).map_err(|failure| failure.text)?;
+    let machine = machine(lab, DomU { kernel, cpus: 2, mem: 64, ..DomU::default() });
+    let (mut passed, mut gone) = (None, false);
+    let transcript = lab.watch(&machine, 300, |session, line| {
         if line.contains("GUEST FAIL") {
             return Err(line.to_owned());
         }
-        passed |= line.contains("GUEST PASS chaos");
+        if line.contains("GUEST PASS chaos") {
+            passed = Transcript::field::<u64>(line, "acts");
+        }
         gone |= line.contains(" dom1 powered off");
         stop(session, line, gone)
     })?;
     lab.judge(&transcript)?;
-    println!("   dom0: {} rounds of verified writes meanwhile", transcript.number("rounds")?);
-    if passed { Ok(()) } else { Err("the guest did not come through".into()) }
+    let acts = passed.ok_or("the guest did not come through")?;
+    println!("   {acts} acts; dom0: {} rounds of verified writes meanwhile", transcript.number("rounds")?);
+    if acts == ACTS { Ok(()) } else { Err(format!("{acts} acts, not {ACTS}")) }
 }

@@ -7,6 +7,7 @@ use crate::image;
 use crate::qemu::{Boot, Disk, Machine};
 use crate::qtest::Qtest;
 use crate::session::{Echo, End, Event, Input, Session};
+use crate::test::linux::Transcript;
 use crate::test::{Case, Lab, Verdict};
 
 /// Where a store is an MSI on QEMU's `virt`.
@@ -88,7 +89,7 @@ fn chaos(lab: &Lab, smp: u32, hv: &str) -> Verdict {
     if transcript.end != End::Off || !lines().any(|line| line.starts_with("GUEST PASS chaos")) {
         return Err(format!("{start}: {:?} ({})", transcript.end, lab.dir.join("console.log").display()));
     }
-    println!("   {start}");
+    println!("   {start}, {} acts", lines().find_map(|line| Transcript::field::<u64>(line, "acts")).unwrap_or(0));
     lab.complaints()
 }
 
