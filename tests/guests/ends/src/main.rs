@@ -77,7 +77,14 @@ mod guest {
         }
     }
 
-    const WAYS: [(&str, fn()); 8] = [
+    /// SGIs to all others without end; one that sleeps is woken by each.
+    fn flood() {
+        loop {
+            gic::sgi1r(1 << 40);
+        }
+    }
+
+    const WAYS: [(&str, fn()); 9] = [
         ("without vectors", || undefined(NOWHERE)),
         ("without a stack", no_stack),
         ("with all vCPUs off", all_off),
@@ -86,6 +93,7 @@ mod guest {
         ("by power off", || off()),
         ("never", hang),
         ("never, in its own vectors", || undefined(UNDEFINED.0.as_ptr() as u64)),
+        ("never, flooding", flood),
     ];
 
     /// After so many it may be started again.

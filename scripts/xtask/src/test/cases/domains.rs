@@ -196,7 +196,7 @@ fn ends(lab: &Lab) -> Verdict {
 
 fn chaos(lab: &Lab) -> Verdict {
     let kernel = lab.dir.join("kernel");
-    image::build_seeded_guest("guest-chaos", ACTS / 1000 << 32, &kernel).map_err(|failure| failure.text)?;
+    image::build_seeded_guest("guest-chaos", (ACTS / 1000) << 32, &kernel).map_err(|failure| failure.text)?;
     let machine = machine(lab, DomU { kernel, cpus: 2, mem: 64, ..DomU::default() });
     let (mut passed, mut gone) = (None, false);
     let transcript = lab.watch(&machine, 300, |session, line| {

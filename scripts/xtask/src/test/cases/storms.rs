@@ -1,4 +1,5 @@
 //! A device that floods: what it costs EL2 is counted, another domain on the same CPU keeps its share, and no edge is lost.
+//! A guest that floods: the others keep their shares, and dom0's I/O is verified.
 //!
 //! The device is qtest, which stores to GITS_TRANSLATER as fast as QEMU lets it; the domain that it belongs to is dom0, a
 //! small guest that sleeps in between. Verdicts are counts against the hypervisor's own clock: a slow host makes the storm
@@ -46,6 +47,7 @@ pub fn cases() -> Vec<Case> {
         case("storm-software", "the same with direct=off: LPIs at their rate", |lab| {
             storm(lab, "direct=off", "irq lpi: ")
         }),
+        case("storm-exits", "a guest that sends SGIs without end, on the one CPU that all share", exits),
     ]
 }
 
@@ -169,6 +171,70 @@ fn play(session: &mut Session, socket: &std::path::Path, label: &str) -> Verdict
     }
     table.stop(&mut qtest).map_err(say)?;
     guests::passed(session)
+}
+
+/// How long shares are looked at, by the hypervisor's clock.
+const LOOK_MS: u64 = 5_000;
+
+/// What two vCPUs have run when, in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Shares {
+    ms: u64,
+    flooding: u64,
+    busy: u64,
+}
+
+impl Shares {
+    fn read(&mut self, line: &str) {
+        let number = |text: &str| text.split_whitespace().next().and_then(|word| word.parse().ok());
+        let ran = || line.split_once("has run ").and_then(|(_, rest)| number(rest)).unwrap_or(0);
+        if line.contains("dom1 vCPU0: ") {
+            self.flooding = ran();
+        } else if line.contains("dom2 vCPU0: ") {
+            self.busy = ran();
+        } else if let Some((_, rest)) = line.split_once("in ").filter(|_| line.trim_end().ends_with(" ms:")) {
+            self.ms = number(rest).unwrap_or(0);
+        }
+    }
+}
+
+/// Everything on one CPU: dom0's I/O, a vCPU that floods, one that each SGI wakes, and one that is busy.
+fn exits(lab: &Lab) -> Verdict {
+    let mut domus = Vec::new();
+    for (seed, cpus) in [(9, 2), (7, 1)] {
+        let kernel = lab.dir.join(format!("kernel-{seed}"));
+        image::build_seeded_guest("guest-ends", seed, &kernel).map_err(|failure| failure.text)?;
+        domus.push(DomU { kernel, cpus, mem: 16, ..DomU::default() });
+    }
+    let hv = "sched=credit dom0_max_vcpus=1".to_owned();
+    let machine = Machine { smp: 1, hv, domus, ..lab.linux("until", "") };
+    let (mut started, mut now, mut shares) = (0, Shares::default(), Vec::new());
+    let transcript = lab.watch(&machine, 240, |session, line| {
+        started += usize::from(line.contains("GUEST ENDS never"));
+        now.read(line);
+        if line.contains("vPE moves: ") {
+            shares.push(now);
+        }
+        let looked = shares.first().is_some_and(|first| now.ms >= first.ms + LOOK_MS);
+        if started == 2 && line.starts_with("DW-TEST: round ") {
+            // Past both consoles to the debug keys and back, until it was long enough.
+            let keys = if looked { "\r" } else { &format!("{0}{0}{0}xs{0}", "\u{1}".repeat(3)) };
+            session.type_in(keys).map_err(|failure| failure.text)?;
+        }
+        Ok(())
+    })?;
+    lab.judge(&transcript)?;
+    let (Some(first), Some(last)) = (shares.first(), shares.last()) else { return Err("nobody was asked".into()) };
+    let (ms, flooding, busy) = (last.ms - first.ms, last.flooding - first.flooding, last.busy - first.busy);
+    let rounds = transcript.number("rounds")?;
+    println!(
+        "   in {ms} ms the busy one ran {busy}, the flooding one {flooding}; dom0: {rounds} rounds of verified writes"
+    );
+    // Four vCPUs of one weight, two of which sleep at times.
+    if busy * 10 < flooding * 9 || busy * 4 * 10 < ms * 9 {
+        return Err(format!("of {ms} ms the busy one had {busy}, the flooding one {flooding}"));
+    }
+    Ok(())
 }
 
 fn wait_for(session: &mut Session, words: &str) -> Verdict {
