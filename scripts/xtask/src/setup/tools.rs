@@ -20,7 +20,7 @@ pub fn valgrind() -> Outcome {
     }
     sh::say("installing valgrind");
     apt::host_get("apt-get update", &["update"])?;
-    // The Debian package alone cannot tell where functions of the C library begin.
+    // Of what it recommends, the C library's symbols, which some of its tools cannot do without; not a debugger.
     apt::host_get("installing valgrind", &["install", "--no-install-recommends", "valgrind", "libc6-dbg"])
 }
 
