@@ -180,6 +180,21 @@ fn collections_that_an_its_holds_itself_need_no_table() {
 }
 
 #[test]
+fn a_collection_table_has_room_for_every_cpu_beside_those_that_the_its_holds_itself() {
+    let pages = |hcc| {
+        let config = Config::gicv3(200).each_its(|_, its| {
+            its.hcc = hcc;
+            let table = its.basers.iter_mut().flatten().find(|b| b.kind == TableKind::Collection).unwrap();
+            (table.pages, table.entry_size) = (vec![4], 32);
+        });
+        let bench = Bench::discovered(config).unwrap();
+        (baser(&bench.machine, 0, TableKind::Collection) & 0xff) + 1
+    };
+    // 128 entries to a page.
+    assert_eq!([0, 56, 57, 184, 185].map(pages), [2, 2, 3, 3, 4]);
+}
+
+#[test]
 fn a_cpu_beyond_the_collections_of_an_its_is_refused() {
     let config = Config::gicv3(4).each_its(without(TableKind::Collection)).each_its(|_, its| its.hcc = 3);
     let bench = Bench::discovered(config).unwrap();

@@ -267,6 +267,9 @@ fn doorbells_that_the_proxy_has_no_events_for_ring_all_the_same() {
     let config = Config::qemu(CPUS).each_its(|_, its| its.event_bits = 5);
     let g = Guest::new(config, 0);
     let vpes: Vec<VpeId> = (0..34).map(|_| g.v4().add_vpe(g.vm, CpuId(0)).unwrap()).collect();
+    let (_, proxy) = g.gic.facts().proxy.unwrap();
+    let lent = |c: &&Command| matches!(c, Command::Mapti { device, .. } if *device == proxy.0);
+    assert_eq!(g.machine.commands(0).iter().filter(lent).count(), 32);
     let (v4, last) = (g.v4(), vpes[33]);
     v4.configure(g.vm, vlpi(1), 0xa1).unwrap();
     v4.map_event(ITS0, DEV, EventId(1), last, vlpi(1)).unwrap();
