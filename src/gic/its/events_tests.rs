@@ -101,6 +101,20 @@ fn a_batch_does_any_number_of_operations_for_any_number_of_cpus_and_vpes() {
 }
 
 #[test]
+fn a_batch_of_swaps_of_one_cpu_and_one_vpe_is_as_long_as_one_likes() {
+    let (g, evs) = (guest(), || (0..EVENTS).map(EventId));
+    let lpis = lpis(&g);
+    let mut batch = g.gic.batch(ITS0).unwrap();
+    evs().for_each(|ev| batch.map_physical(DEV, ev, lpis[ev.0 as usize], CpuId(1)).unwrap());
+    evs().for_each(|ev| batch.map_virtual(DEV, ev, g.vpes[2], vlpi(ev.0)).unwrap());
+    evs().for_each(|ev| batch.to_software(DEV, ev, lpis[ev.0 as usize], CpuId(1)).unwrap());
+    batch.finish().unwrap();
+    assert_taken_at_el2(&g, &lpis, |_| CpuId(1));
+    g.take_down();
+    g.machine.assert_clean();
+}
+
+#[test]
 fn a_batch_needs_one_sync_for_each_cpu_and_one_vsync_for_each_vpe() {
     let g = guest();
     let lpis = lpis(&g);

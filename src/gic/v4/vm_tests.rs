@@ -4,7 +4,7 @@ use super::*;
 use crate::gic::its::{COMMAND_LIMIT_US, Event};
 use crate::gic::testing::{Bench, DEV, Guest, ITS0, vlpi};
 use crate::gic::v4::Why::{Block, Preempt};
-use gic_model::{Command, Config, Fault, TableKind};
+use gic_model::{Command, CommandFault, Config, Fault, TableKind};
 use std::collections::BTreeSet;
 use std::string::{String, ToString};
 use std::vec::Vec;
@@ -186,6 +186,23 @@ fn a_vpe_whose_map_was_not_seen_to_complete_is_not_used_and_its_number_is_not_gi
     // The VM can go; its configuration table stays as long as what may read it.
     g.v4().destroy_vm(g.vm).unwrap();
     assert_eq!(g.gic.counters().quarantined_bytes.get(), 2048 + 8192);
+    g.machine.assert_clean();
+}
+
+#[test]
+fn a_vpe_that_the_ring_had_no_room_for_is_named_in_no_command() {
+    let mut config = Config::v4_1(CPUS, 2);
+    config.timing.relax = 20_000;
+    let g = Guest::new(config, 0);
+    g.machine.inject(Fault::Command { its: 0, nth: 1, fault: CommandFault::Late { us: 150_000 } });
+    let its = g.gic.its(ITS0).unwrap();
+    let harmless = crate::gic::its::Command::sync(its.target(&g.gic.redists[0]));
+    (0..0x1_0000 / 32 - 1).for_each(|_| assert!(its.queue.post(g.gic.counters(), &[harmless]).is_ok()));
+    assert!(g.v4().add_vpe(g.vm, CpuId(0)).is_err());
+    g.machine.advance_us(150_000);
+    g.gic.drain(ITS0).unwrap();
+    let named = |its| g.machine.commands(its).iter().any(|c| std::format!("{c:?}").starts_with('V'));
+    assert!(!named(0) && !named(1));
     g.machine.assert_clean();
 }
 

@@ -1,0 +1,203 @@
+//! `mutants`: do the tests of the ITS and GICv4 code notice when it is wrong?
+//!
+//! cargo-mutants changes that code in one place after another, and runs the GIC driver's own tests for each change: one
+//! that they let pass is a test that is missing, or a line that nobody needs. It does so in a copy of the checkout, in which
+//! the library has only the rooms that the driver stands on; so a change is built in a second.
+//!
+//! Cargo starts the test binary through this program ([`run_tests`]): quick tests first, no further than the first failure,
+//! with a bound on processor time and memory instead of one on the clock. So a change that loops for ever is noticed, and
+//! a busy machine makes nothing look noticed that is not.
+//!
+//! What came of each mutant is kept in `target/mutants/outcomes`, with the commit it was seen at. A run without flags starts
+//! from nothing; `--missed`, `--rest` and `--file` measure a part again. The score is over all mutants that there are now.
+//! They are tried in a random order, so that those of a run that is interrupted (`--rest` goes on) are a fair sample.
+
+mod outcomes;
+mod tree;
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use crate::args::Args;
+use crate::fail::{Doing, Failure, Outcome};
+use crate::setup::tools;
+use crate::{paths, sh};
+use outcomes::{Outcomes, Seen};
+
+/// cargo-mutants; another version makes other mutants.
+const VERSION: &str = "27.1.0";
+/// What is changed.
+const FILES: [&str; 2] = ["src/gic/its/**", "src/gic/v4/**"];
+/// How much of it has to be noticed, in percent.
+const WANTED: f64 = 90.0;
+/// Where each mutant that is not noticed has its reason.
+const SURVIVORS: &str = "tests/mutants.md";
+
+/// Names of tests to run, in stages; what a later stage names, an earlier one leaves out.
+const STAGES: [&str; 3] = ["gic::", "gic::v4::fault_tests", "gic::v4::property_tests"];
+/// Seconds of processor time for a stage; the longest takes three.
+const CPU_SECONDS: u32 = 10;
+/// KiB of address space.
+const MEMORY: u32 = 4 << 20;
+/// Random steps of each property test: it takes two thousand in all even if less is asked for.
+const STEPS: &str = "1000";
+/// On the clock, so that a run that waits for ever ends; no test does.
+const SECONDS: &str = "600";
+
+/// The verb.
+pub fn verb(mut args: Args) -> Outcome {
+    if let Some(binary) = args.value("--run-tests")? {
+        return run_tests(&binary);
+    }
+    let (missed, rest, file) = (args.flag("--missed"), args.flag("--rest"), args.value("--file")?);
+    args.finish("mutants")?;
+    let program = tools::cargo("cargo-mutants", VERSION)?;
+    let bench = Bench { program, tree: tree::prepare()? };
+    let all = bench.list()?;
+    let commit = commit()?;
+
+    let part = missed || rest || file.is_some();
+    let mut outcomes = if part { Outcomes::read(&bench.output())? } else { Outcomes::default() };
+    let chosen: Vec<&String> = (all.iter())
+        .filter(|name| !missed || outcomes.get(name) == Some(Seen::Missed))
+        .filter(|name| !rest || outcomes.get(name).is_none())
+        .filter(|name| file.as_deref().is_none_or(|file| name.starts_with(&format!("{file}:"))))
+        .collect();
+    if !chosen.is_empty() {
+        println!("{} of {} mutants at {commit}", chosen.len(), all.len());
+        let names = (chosen.len() < all.len()).then_some(&chosen[..]);
+        outcomes.write()?;
+        outcomes::begin(&commit)?;
+        let ran = bench.run(names);
+        outcomes = Outcomes::read(&bench.output())?;
+        ran?;
+    }
+    outcomes.keep(&all);
+    outcomes.write()?;
+    judge(&outcomes, all.len())
+}
+
+/// The last line is the score.
+fn judge(outcomes: &Outcomes, all: usize) -> Outcome {
+    let listed = outcomes::listed(&std::fs::read_to_string(paths::root().join(SURVIVORS)).doing(SURVIVORS)?);
+    let survivors: Vec<&str> = outcomes.names(Seen::Missed).collect();
+    let unexplained: Vec<&&str> = survivors.iter().filter(|name| !listed.contains(&outcomes::place(name))).collect();
+    for name in &unexplained {
+        println!("not noticed, and without a reason in {SURVIVORS}: {name}");
+    }
+    let open = all - outcomes.len();
+    let (caught, ended) = (outcomes.names(Seen::Caught).count(), outcomes.names(Seen::Timeout).count());
+    let viable = caught + ended + survivors.len();
+    let score = 100.0 * (caught + ended) as f64 / viable.max(1) as f64;
+    let (commits, unviable) = (outcomes.commits().join(", "), outcomes.names(Seen::Unviable).count());
+    println!(
+        "score: {score:.1} % of {viable} mutants noticed, {ended} of them by the clock ({} not; {unviable} do not build; \
+         {open} not tried); seen at {commits}",
+        survivors.len()
+    );
+    let good = score >= WANTED && open == 0 && unexplained.is_empty();
+    if good { Ok(()) } else { Err(Failure::silent(1)) }
+}
+
+/// cargo-mutants and the copy that it works in.
+struct Bench {
+    program: PathBuf,
+    tree: PathBuf,
+}
+
+impl Bench {
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("mutants").args(FILES.iter().flat_map(|file| ["--file", file])).current_dir(&self.tree);
+        command
+    }
+
+    /// The names of all mutants.
+    fn list(&self) -> Outcome<Vec<String>> {
+        let said = sh::quiet(self.command().args(["--list", "--colors", "never"]))?;
+        Ok(said.lines().map(str::to_owned).collect())
+    }
+
+    /// Where cargo-mutants writes what it saw.
+    fn output(&self) -> PathBuf {
+        tree::folder().join("mutants.out")
+    }
+
+    /// Tries all mutants, or those that are named.
+    fn run(&self, names: Option<&[&String]>) -> Outcome {
+        let mut command = self.command();
+        command.args(["--in-place", "--shuffle", "--timeout", SECONDS, "--build-timeout", SECONDS, "--output"]);
+        command.arg(tree::folder());
+        for name in names.unwrap_or_default() {
+            command.arg(format!("--re=^{}$", escaped(name)));
+        }
+        command.args(["--", "--lib"]);
+        // What the debugger would read is half of the build.
+        command.env("CARGO_PROFILE_DEV_DEBUG", "0").env("CARGO_PROFILE_TEST_DEBUG", "0").env("CARGO_INCREMENTAL", "1");
+        command.env("CARGO_TARGET_DIR", tree::folder().join("build")).env("DOORWARD_STEPS", STEPS);
+        command.env_remove("RUSTC").env_remove("CARGO");
+        let status = command.status().doing(sh::shown(&command))?;
+        // 2: some were missed; 3: some ended by the clock.
+        match status.code() {
+            Some(0 | 2 | 3) => Ok(()),
+            _ => Err(Failure::new(format!("cargo-mutants: {status}; its log is in {}", self.output().display()))),
+        }
+    }
+}
+
+/// A name as a regular expression that matches it alone.
+fn escaped(name: &str) -> String {
+    let special = |c: char| r"\.+*?()|[]{}^$#&-~".contains(c);
+    name.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect()
+}
+
+/// The commit that the checkout is at.
+fn commit() -> Outcome<String> {
+    let mut git = Command::new("git");
+    git.args(["describe", "--always", "--abbrev=9", "--dirty=+changes", "--exclude=*"]).current_dir(paths::root());
+    Ok(sh::quiet(&mut git)?.trim().to_owned())
+}
+
+/// Runs a test binary for cargo, in stages, until a test fails.
+fn run_tests(binary: &str) -> Outcome {
+    for (n, stage) in STAGES.iter().enumerate() {
+        let limits = format!("ulimit -t {CPU_SECONDS} -v {MEMORY} && exec \"$0\" \"$@\"");
+        let mut command = Command::new("bash");
+        command.args(["-c", &limits, binary, stage]);
+        command.args(STAGES[n + 1..].iter().flat_map(|later| ["--skip", later]));
+        let mut tests = command.stdout(Stdio::piped()).spawn().doing(binary)?;
+        let mut failed = false;
+        for line in BufReader::new(tests.stdout.take().expect("it is piped")).lines() {
+            let line = line.doing(binary)?;
+            println!("{line}");
+            if line.starts_with("test ") && line.ends_with("FAILED") {
+                failed = true;
+                // The others would only take time.
+                tests.kill().doing(binary)?;
+                break;
+            }
+        }
+        let status = tests.wait().doing(binary)?;
+        if failed || !status.success() {
+            return Err(Failure::silent(101));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_taken_literally() {
+        let name = "src/a.rs:1:2: replace | with ^ in A<H>::b -> Result<(), [u8; 4]>";
+        assert_eq!(escaped(name), r"src/a\.rs:1:2: replace \| with \^ in A<H>::b \-> Result<\(\), \[u8; 4\]>");
+    }
+
+    #[test]
+    fn stages_leave_out_what_comes_later() {
+        assert!(STAGES[1..].iter().all(|later| later.starts_with(STAGES[0])));
+    }
+}

@@ -1,0 +1,149 @@
+//! What came of each mutant, kept from run to run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::tree;
+use crate::fail::{Doing, Outcome};
+
+/// What a test run said of a mutant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// A test failed, or took more processor time than all of them should.
+    Caught,
+    /// The tests did not end in time.
+    Timeout,
+    /// All tests passed.
+    Missed,
+    /// It does not build.
+    Unviable,
+}
+
+const ALL: [(Seen, &str); 4] =
+    [(Seen::Caught, "caught"), (Seen::Timeout, "timeout"), (Seen::Missed, "missed"), (Seen::Unviable, "unviable")];
+
+/// By name: what was seen, and at which commit.
+#[derive(Default)]
+pub struct Outcomes(BTreeMap<String, (Seen, String)>);
+
+impl Outcomes {
+    fn file() -> PathBuf {
+        tree::folder().join("outcomes")
+    }
+
+    /// Those of earlier runs; what the last one wrote to `output` is among them, even if it was interrupted.
+    pub fn read(output: &Path) -> Outcome<Outcomes> {
+        let kept = |file: &Path| {
+            if file.exists() { std::fs::read_to_string(file).doing(file.display()) } else { Ok(String::new()) }
+        };
+        let mut all = Outcomes(kept(&Self::file())?.lines().filter_map(line).collect());
+        let commit = kept(&running())?;
+        if !commit.is_empty() {
+            all.add(output, &commit)?;
+            all.write()?;
+            std::fs::remove_file(running()).doing(running().display())?;
+        }
+        Ok(all)
+    }
+
+    /// Keeps them for later runs.
+    pub fn write(&self) -> Outcome {
+        let word = |seen| ALL.iter().find(|(s, _)| *s == seen).map_or("", |(_, word)| word);
+        let lines = self.0.iter().map(|(name, (seen, commit))| format!("{} {commit} {name}\n", word(*seen)));
+        std::fs::write(Self::file(), lines.collect::<String>()).doing(Self::file().display())
+    }
+
+    /// Adds what cargo-mutants wrote down.
+    fn add(&mut self, output: &Path, commit: &str) -> Outcome {
+        for (seen, word) in ALL {
+            // There is none before the first mutant has been tried.
+            let text = std::fs::read_to_string(output.join(format!("{word}.txt"))).unwrap_or_default();
+            self.0.extend(text.lines().map(|name| (name.to_owned(), (seen, commit.to_owned()))));
+        }
+        Ok(())
+    }
+
+    /// Forgets what is no longer a mutant.
+    pub fn keep(&mut self, names: &[String]) {
+        self.0.retain(|name, _| names.contains(name));
+    }
+
+    /// What was seen of a mutant.
+    pub fn get(&self, name: &str) -> Option<Seen> {
+        self.0.get(name).map(|(seen, _)| *seen)
+    }
+
+    /// The mutants of which that was seen.
+    pub fn names(&self, seen: Seen) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(move |(_, (s, _))| *s == seen).map(|(name, _)| name.as_str())
+    }
+
+    /// How many mutants were tried.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The commits that they were tried at.
+    pub fn commits(&self) -> Vec<&str> {
+        let commits: BTreeSet<&str> = self.0.values().map(|(_, commit)| commit.as_str()).collect();
+        commits.into_iter().collect()
+    }
+}
+
+/// Exists while a run's outcomes have not been added; the commit that it tries.
+fn running() -> PathBuf {
+    tree::folder().join("running")
+}
+
+/// A run begins.
+pub fn begin(commit: &str) -> Outcome {
+    // What an earlier one wrote there is not this one's.
+    let _ = std::fs::remove_dir_all(tree::folder().join("mutants.out"));
+    std::fs::write(running(), commit).doing(running().display())
+}
+
+fn line(line: &str) -> Option<(String, (Seen, String))> {
+    let (word, rest) = line.split_once(' ')?;
+    let (commit, name) = rest.split_once(' ')?;
+    let (seen, _) = ALL.iter().find(|(_, w)| *w == word)?;
+    Some((name.to_owned(), (*seen, commit.to_owned())))
+}
+
+/// A mutant's file and what is done in it, without the line: lines move.
+pub fn place(name: &str) -> (String, String) {
+    let (at, what) = name.split_once(": ").unwrap_or(("", name));
+    (at.split(':').next().unwrap_or_default().to_owned(), what.to_owned())
+}
+
+/// The mutants that a list in Markdown gives reasons for: a heading for each file, `- `mutant`: reason` below.
+pub fn listed(text: &str) -> BTreeSet<(String, String)> {
+    let mut file = String::new();
+    let mut all = BTreeSet::new();
+    for line in text.lines() {
+        if let Some(heading) = line.strip_prefix("## ") {
+            file = heading.trim().to_owned();
+        } else if let Some((what, _)) = line.strip_prefix("- `").and_then(|rest| rest.split_once("`: ")) {
+            all.insert((file.clone(), what.to_owned()));
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kept_line_is_read_as_it_was_written() {
+        let read = line("missed 0123abcde src/a.rs:1:2: replace + with - in f");
+        assert_eq!(read, Some(("src/a.rs:1:2: replace + with - in f".into(), (Seen::Missed, "0123abcde".into()))));
+        assert_eq!(line("nonsense"), None);
+    }
+
+    #[test]
+    fn a_reason_is_found_wherever_the_line_has_moved() {
+        let listed = listed("# Survivors\n\n## src/a.rs\n\n- `replace + with - in f`: because.\n\ntext\n");
+        assert!(listed.contains(&place("src/a.rs:77:3: replace + with - in f")));
+        assert!(!listed.contains(&place("src/b.rs:77:3: replace + with - in f")));
+    }
+}
