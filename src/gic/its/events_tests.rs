@@ -115,6 +115,30 @@ fn a_batch_of_swaps_of_one_cpu_and_one_vpe_is_as_long_as_one_likes() {
 }
 
 #[test]
+fn operations_that_need_one_sync_and_two_may_come_in_any_order() {
+    let g = guest();
+    let lpis = lpis(&g);
+    for odd in 0..2 {
+        let mut batch = g.gic.batch(ITS0).unwrap();
+        (0..EVENTS).for_each(|ev| batch.map_physical(DEV, EventId(ev), lpis[ev as usize], cpu_of(ev)).unwrap());
+        batch.finish().unwrap();
+        let mut batch = g.gic.batch(ITS0).unwrap();
+        (0..odd).for_each(|_| batch.clear_pending(DEV, EventId(0)).unwrap());
+        (1..11).step_by(2).for_each(|ev| batch.move_physical(DEV, EventId(ev), cpu_of(ev + 1)).unwrap());
+        (0..EVENTS).for_each(|ev| batch.map_virtual(DEV, EventId(ev), g.vpes[cpu_of(ev).index()], vlpi(ev)).unwrap());
+        batch.finish().unwrap();
+        let mut batch = g.gic.batch(ITS0).unwrap();
+        (0..odd).for_each(|_| batch.clear_pending(DEV, EventId(0)).unwrap());
+        let next = |ev| g.vpes[cpu_of(ev + 1).index()];
+        (1..11).step_by(2).for_each(|ev| batch.move_virtual(DEV, EventId(ev), next(ev)).unwrap());
+        (0..EVENTS).for_each(|ev| assert!(batch.unmap_event(DEV, EventId(ev)).is_ok()));
+        batch.finish().unwrap();
+    }
+    g.take_down();
+    g.machine.assert_clean();
+}
+
+#[test]
 fn a_batch_needs_one_sync_for_each_cpu_and_one_vsync_for_each_vpe() {
     let g = guest();
     let lpis = lpis(&g);

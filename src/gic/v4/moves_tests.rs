@@ -81,6 +81,61 @@ fn a_move_that_another_vpe_finished_on_its_way_is_complete() {
 }
 
 #[test]
+fn a_move_that_another_vpe_posted_is_waited_for_on_every_its() {
+    let g = held_up(250);
+    // What follows the VMOVP on the second ITS takes long.
+    let late = CommandFault::Late { us: 60_000 };
+    g.machine.inject(Fault::Command { its: 1, nth: ROOM + 2, fault: late });
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+    g.machine.advance_us(250_000);
+    assert_eq!(g.v4().enter(g.vpes[1], CpuId(3)).err(), Some(EnterError::Moving));
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+    g.machine.advance_us(60_000);
+    gets_its_interrupts(&g, 0, 2);
+    gets_its_interrupts(&g, 1, 3);
+    g.machine.assert_clean();
+}
+
+#[test]
+fn in_itslist_mode_a_move_is_over_when_the_only_its_that_had_it_has_died() {
+    let g = Guest::new(patient(Config::its_list(CPUS, 2)), 1);
+    g.map(ITS0, 1, 0);
+    g.machine.inject(Fault::DeafAtVmovp { its: 0 });
+    let start = g.machine.now_us();
+    let resident = loop {
+        match g.v4().enter(g.vpes[0], CpuId(2)) {
+            Ok(resident) => break resident,
+            Err(e) => assert_eq!(e, EnterError::Moving),
+        }
+        assert!(g.machine.now_us() - start < 3_000_000);
+    };
+    assert_eq!(g.v4().home(g.vpes[0]), Some(CpuId(2)), "what has died translates nothing");
+    let _ = g.v4().leave(resident, Preempt);
+    // An ITS that lives learns where it is.
+    g.map(SECOND, 2, 0);
+    g.msi(SECOND, 2);
+    assert_eq!(g.doorbells(2), [g.vpes[0]]);
+}
+
+#[test]
+fn a_ring_that_nobody_has_taken_does_not_stay_where_a_vpe_no_longer_lives() {
+    let proxy = |c: Config| c.each_cpu(|_, cpu| cpu.direct_lpi = false);
+    for config in [Config::v4_0(CPUS), proxy(Config::v4_0(CPUS)), Config::qemu(CPUS), proxy(Config::its_list(CPUS, 2))]
+    {
+        let g = Guest::new(config, 1);
+        g.map(ITS0, 1, 0);
+        g.msi(ITS0, 1);
+        g.machine.advance_us(100);
+        assert!(g.machine.host_irq(0));
+        let resident = g.enter(0, 2);
+        g.machine.advance_us(100);
+        assert!(!g.machine.host_irq(0), "it went along, or was dropped");
+        let _ = g.leave(resident, Preempt);
+        g.machine.assert_clean();
+    }
+}
+
+#[test]
 fn a_move_that_is_missing_on_an_its_that_has_died_is_complete_without_it() {
     let g = held_up(600_000);
     assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
