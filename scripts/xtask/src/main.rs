@@ -1,7 +1,7 @@
 //! `cargo xtask`: everything a person does with this tree besides editing it.
 //!
 //! One verb per module: [`setup`] gets what is missing, [`image`] builds and packs, [`run`] boots, [`test`] runs every test,
-//! [`symbolize`] reads a panic log, [`bench`] measures. [`qemu`] is the machine they share and [`guest`] the Linux that runs in
+//! [`symbolize`] reads a panic log, [`bench`] measures, [`mutants`] tests the tests. [`qemu`] is the machine they share and [`guest`] the Linux that runs in
 //! it. `cargo xtask help` prints the flags; other scripts rely on them and on the exit codes.
 
 mod args;
@@ -14,6 +14,7 @@ mod count;
 mod domu;
 mod image;
 mod medium;
+mod mutants;
 mod order;
 mod pe;
 mod qemu;
@@ -73,6 +74,10 @@ usage: cargo xtask VERB [FLAGS]
   fuzz [FILTER]             the fuzz targets, or those whose name contains FILTER; installs Rust's nightly toolchain and
                             cargo-fuzz if they are missing, without which `test` skips them
       [--seconds N]         for each (60)
+  mutants                   whether the tests of src/gic/its and src/gic/v4 notice changes of that code: fails if less than
+                            90 % of them, or if one that they do not has no reason in tests/mutants.md. Installs
+                            cargo-mutants. Takes an hour; the last line is the score
+      [--missed|--rest|--file F]   tries again what was missed, tries what was not tried yet, or one file
   lint                      formatting, lints and the import order: what `test --host` checks first
   help                      this
 
@@ -106,6 +111,7 @@ fn dispatch(verb: &str, args: Args) -> Outcome {
         "symbolize" => symbolize::verb(args),
         "bench" => bench::verb(args),
         "fuzz" => test::fuzz(args),
+        "mutants" => mutants::verb(args),
         "lint" => test::lint(args),
         "help" | "--help" | "-h" => {
             print!("{HELP}");

@@ -23,7 +23,7 @@ use crate::args::Args;
 use crate::fail::{Doing, Failure, Outcome};
 use crate::setup::tools;
 use crate::{paths, sh};
-use outcomes::{Outcomes, Seen};
+use outcomes::{Outcomes, Reasons, Seen};
 
 /// cargo-mutants; another version makes other mutants.
 const VERSION: &str = "27.1.0";
@@ -80,9 +80,9 @@ pub fn verb(mut args: Args) -> Outcome {
 
 /// The last line is the score.
 fn judge(outcomes: &Outcomes, all: usize) -> Outcome {
-    let listed = outcomes::listed(&std::fs::read_to_string(paths::root().join(SURVIVORS)).doing(SURVIVORS)?);
+    let reasons = Reasons::of(&std::fs::read_to_string(paths::root().join(SURVIVORS)).doing(SURVIVORS)?);
     let survivors: Vec<&str> = outcomes.names(Seen::Missed).collect();
-    let unexplained: Vec<&&str> = survivors.iter().filter(|name| !listed.contains(&outcomes::place(name))).collect();
+    let unexplained: Vec<&&str> = survivors.iter().filter(|name| !reasons.has(name)).collect();
     for name in &unexplained {
         println!("not noticed, and without a reason in {SURVIVORS}: {name}");
     }

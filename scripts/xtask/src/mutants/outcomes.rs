@@ -109,24 +109,35 @@ fn line(line: &str) -> Option<(String, (Seen, String))> {
     Some((name.to_owned(), (*seen, commit.to_owned())))
 }
 
-/// A mutant's file and what is done in it, without the line: lines move.
-pub fn place(name: &str) -> (String, String) {
-    let (at, what) = name.split_once(": ").unwrap_or(("", name));
-    (at.split(':').next().unwrap_or_default().to_owned(), what.to_owned())
-}
+/// The mutants that a list in Markdown gives reasons for: a heading for each file, `- `mutant`: reason` below. Lines move, so
+/// none is named; one that ends in `*` stands for all that begin so.
+pub struct Reasons(Vec<(String, String)>);
 
-/// The mutants that a list in Markdown gives reasons for: a heading for each file, `- `mutant`: reason` below.
-pub fn listed(text: &str) -> BTreeSet<(String, String)> {
-    let mut file = String::new();
-    let mut all = BTreeSet::new();
-    for line in text.lines() {
-        if let Some(heading) = line.strip_prefix("## ") {
-            file = heading.trim().to_owned();
-        } else if let Some((what, _)) = line.strip_prefix("- `").and_then(|rest| rest.split_once("`: ")) {
-            all.insert((file.clone(), what.to_owned()));
+impl Reasons {
+    /// Reads the list.
+    pub fn of(text: &str) -> Reasons {
+        let mut file = String::new();
+        let mut all = Vec::new();
+        for line in text.lines() {
+            if let Some(heading) = line.strip_prefix("## ") {
+                file = heading.trim().to_owned();
+            } else if let Some((what, _)) = line.strip_prefix("- `").and_then(|rest| rest.split_once("`: ")) {
+                all.push((file.clone(), what.to_owned()));
+            }
         }
+        Reasons(all)
     }
-    all
+
+    /// Whether it has one for a mutant.
+    pub fn has(&self, name: &str) -> bool {
+        let (at, what) = name.split_once(": ").unwrap_or(("", name));
+        let file = at.split(':').next().unwrap_or_default();
+        let fits = |listed: &str| match listed.strip_suffix('*') {
+            Some(start) => what.starts_with(start),
+            None => what == listed,
+        };
+        self.0.iter().any(|(in_file, listed)| in_file == file && fits(listed))
+    }
 }
 
 #[cfg(test)]
@@ -142,8 +153,12 @@ mod tests {
 
     #[test]
     fn a_reason_is_found_wherever_the_line_has_moved() {
-        let listed = listed("# Survivors\n\n## src/a.rs\n\n- `replace + with - in f`: because.\n\ntext\n");
-        assert!(listed.contains(&place("src/a.rs:77:3: replace + with - in f")));
-        assert!(!listed.contains(&place("src/b.rs:77:3: replace + with - in f")));
+        let reasons = Reasons::of(
+            "# Survivors\n\n## src/a.rs\n\n- `replace + with * in f`: because.\n- `delete ! in A::*`: too.\n",
+        );
+        assert!(reasons.has("src/a.rs:77:3: replace + with * in f"));
+        assert!(!reasons.has("src/a.rs:77:3: replace + with * in fg"));
+        assert!(!reasons.has("src/b.rs:77:3: replace + with * in f"));
+        assert!(reasons.has("src/a.rs:1:1: delete ! in A::b") && !reasons.has("src/a.rs:1:1: delete ! in B::a"));
     }
 }
