@@ -74,6 +74,10 @@ pub trait Hw {
     where
         Self: Sized,
     {
+        // Most often it is done already, and the clock costs more than the question.
+        if done() {
+            return true;
+        }
         let start = self.now_us();
         loop {
             if done() {

@@ -42,6 +42,8 @@ pub struct Settings {
 struct Cpu<V> {
     queue: Lock<Queue<V>>,
     inbox: Vec<AtomicU64>,
+    /// Words of it in which there may be something, a bit for each.
+    posted: AtomicU64,
     /// It has to look at its inbox or at the time.
     look: AtomicBool,
     /// How many wait that could run.
@@ -77,6 +79,7 @@ impl<V: Scheduled> Credit<V> {
         let cpu = || Cpu {
             queue: Lock::new(Rank::RunQueue, Queue::new()),
             inbox: (0..SLOTS / 64).map(|_| AtomicU64::new(0)).collect(),
+            posted: AtomicU64::new(0),
             look: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
             look_at: AtomicU64::new(NEVER),
@@ -112,10 +115,12 @@ impl<V: Scheduled> Credit<V> {
     /// Hands `vcpu`, which is nowhere, to `to`.
     fn post(&self, vcpu: &V, to: CpuId) {
         let slot = vcpu.entity().slot();
-        if let Some(word) = self.cpu(to).inbox.get(slot / 64) {
+        let cpu = self.cpu(to);
+        if let Some(word) = cpu.inbox.get(slot / 64) {
             word.fetch_or(1 << (slot % 64), Ordering::SeqCst);
+            cpu.posted.fetch_or(1 << (slot / 64), Ordering::SeqCst);
         }
-        self.cpu(to).look.store(true, Ordering::SeqCst);
+        cpu.look.store(true, Ordering::SeqCst);
     }
 
     /// An idle CPU for `entity`, from `near` on. It is then nobody else's.
@@ -160,11 +165,15 @@ impl<V: Scheduled> Credit<V> {
 
     /// Takes what is in the inbox of `cpu` into its queue.
     fn receive(&self, cpu: CpuId, now: u64) {
-        for (index, word) in self.cpu(cpu).inbox.iter().enumerate() {
-            if word.load(Ordering::SeqCst) == 0 {
-                continue;
-            }
-            let mut bits = word.swap(0, Ordering::SeqCst);
+        let this = self.cpu(cpu);
+        if this.posted.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let mut words = this.posted.swap(0, Ordering::SeqCst);
+        while words != 0 {
+            let index = words.trailing_zeros() as usize;
+            words &= words - 1;
+            let mut bits = this.inbox[index].swap(0, Ordering::SeqCst);
             while bits != 0 {
                 let slot = index * 64 + bits.trailing_zeros() as usize;
                 bits &= bits - 1;
@@ -173,7 +182,7 @@ impl<V: Scheduled> Credit<V> {
                     // What came from another queue is as far ahead as a sleeper may be, or less.
                     let from =
                         if vcpu.entity().moving.swap(false, Ordering::SeqCst) { From::Elsewhere } else { From::Sleep };
-                    self.cpu(cpu).queue.lock().insert(vcpu, from, now, self.present(), &self.settings.slices);
+                    this.queue.lock().insert(vcpu, from, now, self.present(), &self.settings.slices);
                 }
             }
         }
@@ -236,9 +245,15 @@ impl<V: Scheduled> Credit<V> {
         taken
     }
 
+    /// Whether somebody waits here while another CPU idles.
+    fn has_to_give(&self, cpu: &Cpu<V>) -> bool {
+        cpu.waiting.load(Ordering::SeqCst) > 0 && !self.idle.is_empty()
+    }
+
     /// Gives those away who wait here while a CPU idles that they may run on.
+    #[cold]
     fn give_to_idle(&self, cpu: CpuId, now: u64) {
-        while self.cpu(cpu).waiting.load(Ordering::SeqCst) > 0 {
+        while self.has_to_give(self.cpu(cpu)) {
             let given = {
                 let mut queue = self.cpu(cpu).queue.lock();
                 let fits = |vcpu: &V| self.idle.common(&vcpu.entity().affinity, cpu).is_some();
@@ -360,16 +375,18 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
         loop {
             this.look.store(false, Ordering::SeqCst);
             self.receive(cpu, now);
-            let slices = &self.settings.slices;
-            let mine = this.queue.lock().take(now, |_| true);
-            let next = mine.or_else(|| {
-                let stolen = self.steal(cpu, now)?;
-                // By way of the queue, whose clock it has to fit.
-                let mut queue = this.queue.lock();
-                queue.insert(stolen, From::Elsewhere, now, self.present(), slices);
-                queue.take(now, |_| true)
-            });
             let mut queue = this.queue.lock();
+            let mut next = queue.take(now, |_| true);
+            if next.is_none() {
+                drop(queue);
+                let stolen = self.steal(cpu, now);
+                queue = this.queue.lock();
+                if let Some(stolen) = stolen {
+                    // By way of the queue, whose clock it has to fit.
+                    queue.insert(stolen, From::Elsewhere, now, self.present(), &self.settings.slices);
+                    next = queue.take(now, |_| true);
+                }
+            }
             if let Some(vcpu) = next {
                 self.idle.take(cpu);
                 vcpu.entity().set_cpu(cpu);
@@ -378,7 +395,9 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
                 drop(queue);
                 let runs = vcpu.run_state().start_running();
                 debug_assert!(runs, "what waits in a queue is runnable");
-                self.give_to_idle(cpu, now);
+                if self.has_to_give(this) {
+                    self.give_to_idle(cpu, now);
+                }
                 return Some(vcpu);
             }
             self.publish(cpu, &queue, now);
@@ -407,16 +426,18 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
             return Verdict::Switch;
         }
         let slices = &self.settings.slices;
-        let over = {
-            let queue = this.queue.lock();
-            self.publish(cpu, &queue, now);
-            queue.slice_is_over(now, slices)
-        };
-        self.give_to_idle(cpu, now);
-        if over && this.waiting.load(Ordering::SeqCst) > 0 {
-            self.give_to_richest(cpu, now);
-        }
         let mut queue = this.queue.lock();
+        let waiting = queue.eligible(now);
+        this.waiting.store(waiting, Ordering::SeqCst);
+        let over = waiting > 0 && queue.slice_is_over(now, slices);
+        if over || self.has_to_give(this) {
+            drop(queue);
+            self.give_to_idle(cpu, now);
+            if over && this.waiting.load(Ordering::SeqCst) > 0 {
+                self.give_to_richest(cpu, now);
+            }
+            queue = this.queue.lock();
+        }
         let banned = queue.current().is_some_and(|current| !current.entity().affinity.has(cpu));
         if banned || queue.makes_way(now, slices) {
             return Verdict::Switch;
@@ -427,9 +448,10 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
     }
 
     fn stop(&self, cpu: CpuId, now: u64) -> Option<Arc<V>> {
-        let mut queue = self.cpu(cpu).queue.lock();
-        let stopped = queue.stop(now, &self.settings.slices);
-        self.publish(cpu, &queue, now);
+        let this = self.cpu(cpu);
+        let stopped = this.queue.lock().stop(now, &self.settings.slices);
+        // All else is said by `next`, which follows.
+        this.weight.store(0, Ordering::Relaxed);
         stopped
     }
 
@@ -444,9 +466,7 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
             (self.settings.kick)(to);
             return;
         }
-        let mut queue = self.cpu(cpu).queue.lock();
-        queue.insert(vcpu, From::Here, now, self.present(), &self.settings.slices);
-        self.publish(cpu, &queue, now);
+        self.cpu(cpu).queue.lock().insert(vcpu, From::Here, now, self.present(), &self.settings.slices);
     }
 
     fn current(&self, cpu: CpuId) -> Option<Arc<V>> {

@@ -65,6 +65,12 @@ impl CpuSet {
         }
     }
 
+    /// Whether no CPU is in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| word.load(Ordering::SeqCst) == 0)
+    }
+
     /// The first CPU of both sets, from `start` on and around.
     #[must_use]
     pub fn common(&self, other: &CpuSet, start: CpuId) -> Option<CpuId> {
@@ -185,8 +191,11 @@ impl Entity {
 
     /// Ticks at the default weight that `ticks` of its own are.
     pub(super) fn weighted(&self, ticks: u64) -> u64 {
-        let scaled = u128::from(ticks) * u128::from(DEFAULT_WEIGHT) / u128::from(self.weight());
-        scaled as u64
+        let weight = u64::from(self.weight());
+        match ticks.checked_mul(u64::from(DEFAULT_WEIGHT)) {
+            Some(scaled) => scaled / weight,
+            None => (ticks / weight).saturating_mul(u64::from(DEFAULT_WEIGHT)),
+        }
     }
 
     pub(super) fn vtime(&self) -> u64 {

@@ -11,8 +11,8 @@
 //! Pure: time comes from the caller, in ticks. Nothing here locks, and nothing allocates but [`Queue::reserve`].
 
 use super::Scheduled;
+use alloc::collections::VecDeque;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 
 /// The lengths of a queue's times, in ticks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,8 +59,10 @@ struct Waiting<V> {
 
 /// One CPU's queue.
 pub struct Queue<V> {
-    /// The one that has had most first, so that the next to run is taken from the end.
-    waiting: Vec<Waiting<V>>,
+    /// The next to run first. Who has just run goes in near the end and who has slept near the front: both are cheap.
+    waiting: VecDeque<Waiting<V>>,
+    /// How many of them wait for their cap, or did when they came.
+    parked: usize,
     clock: u64,
     current: Option<Arc<V>>,
     /// Up to when `current` has been charged.
@@ -72,7 +74,7 @@ pub struct Queue<V> {
 impl<V: Scheduled> Queue<V> {
     /// An empty one.
     pub const fn new() -> Queue<V> {
-        Queue { waiting: Vec::new(), clock: 0, current: None, charged: 0, started: 0 }
+        Queue { waiting: VecDeque::new(), parked: 0, clock: 0, current: None, charged: 0, started: 0 }
     }
 
     /// Makes room for `vcpus` in all.
@@ -92,12 +94,15 @@ impl<V: Scheduled> Queue<V> {
 
     /// How many wait that could run now.
     pub fn eligible(&self, now: u64) -> usize {
+        if self.parked == 0 {
+            return self.waiting.len();
+        }
         self.waiting.iter().filter(|waiting| waiting.not_before <= now).count()
     }
 
     /// Who waits, the next to run first.
     pub fn for_each(&self, visit: &mut dyn FnMut(&Arc<V>)) {
-        self.waiting.iter().rev().for_each(|waiting| visit(&waiting.vcpu));
+        self.waiting.iter().for_each(|waiting| visit(&waiting.vcpu));
     }
 
     /// Books what the current one has had until `now`.
@@ -111,11 +116,14 @@ impl<V: Scheduled> Queue<V> {
     }
 
     fn next_at(&self, now: u64, fits: impl Fn(&V) -> bool) -> Option<usize> {
-        self.waiting.iter().rposition(|waiting| waiting.not_before <= now && fits(&waiting.vcpu))
+        self.waiting.iter().position(|waiting| waiting.not_before <= now && fits(&waiting.vcpu))
     }
 
     /// The vtime of the one that runs next.
     pub fn next_vtime(&self, now: u64) -> Option<u64> {
+        if self.parked == 0 {
+            return self.waiting.front().map(|waiting| waiting.vtime);
+        }
         Some(self.waiting.get(self.next_at(now, |_| true)?)?.vtime)
     }
 
@@ -134,15 +142,17 @@ impl<V: Scheduled> Queue<V> {
         };
         entity.set_vtime(vtime);
         let not_before = entity.not_before(now, slices.period);
-        let at = self.waiting.partition_point(|waiting| waiting.vtime > vtime);
+        self.parked += usize::from(not_before != 0);
+        let at = self.waiting.partition_point(|waiting| waiting.vtime <= vtime);
         debug_assert!(self.waiting.len() < self.waiting.capacity(), "room was reserved for every vCPU");
         self.waiting.insert(at, Waiting { vtime, not_before, vcpu });
     }
 
     /// Takes the next of those that `fits`, to run elsewhere or here.
     pub fn take(&mut self, now: u64, fits: impl Fn(&V) -> bool) -> Option<Arc<V>> {
-        let at = self.next_at(now, fits)?;
-        Some(self.waiting.remove(at).vcpu)
+        let taken = self.waiting.remove(self.next_at(now, fits)?)?;
+        self.parked -= usize::from(taken.not_before != 0);
+        Some(taken.vcpu)
     }
 
     /// Whether the current one, charged until `now`, is to make way.
@@ -173,9 +183,9 @@ impl<V: Scheduled> Queue<V> {
         }
     }
 
-    /// Makes `vcpu` the current one.
+    /// Makes `vcpu`, which was the next, the current one.
     pub fn start(&mut self, vcpu: Arc<V>, now: u64) {
-        self.clock = self.clock.max(vcpu.entity().vtime().min(self.next_vtime(now).unwrap_or(u64::MAX)));
+        self.clock = self.clock.max(vcpu.entity().vtime());
         self.current = Some(vcpu);
         self.charged = now;
         self.started = now;
@@ -196,14 +206,20 @@ impl<V: Scheduled> Queue<V> {
     /// When somebody has to look again: at the end of the slice if others wait, when a cap is used up, when one that
     /// waits for its cap may run.
     pub fn look_at(&self, now: u64, slices: &Slices) -> Option<u64> {
-        let slice = (self.current.is_some() && self.eligible(now) > 0).then(|| self.started + slices.slice);
-        let cap = self
-            .current
-            .as_ref()
-            .and_then(|current| current.entity().allowance(now, slices.period))
-            .map(|left| now + left);
-        let parked = self.waiting.iter().map(|waiting| waiting.not_before).filter(|&at| at > now).min();
-        [slice, cap, parked].into_iter().flatten().min()
+        let mut at = None;
+        let mut also = |other: u64| at = Some(at.map_or(other, |at: u64| at.min(other)));
+        if let Some(current) = &self.current {
+            if self.eligible(now) > 0 {
+                also(self.started + slices.slice);
+            }
+            if let Some(left) = current.entity().allowance(now, slices.period) {
+                also(now + left);
+            }
+        }
+        if self.parked > 0 {
+            self.waiting.iter().map(|waiting| waiting.not_before).filter(|&at| at > now).for_each(also);
+        }
+        at
     }
 }
 

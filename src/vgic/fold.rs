@@ -43,9 +43,8 @@ impl Vgic {
 
     #[cold]
     fn fold(&self, port: &dyn Port, vcpu: VcpuId, image: &mut LrImage) -> Synced {
-        let (values, used, ends) = image.take();
+        let (values, ends) = image.take();
         let Some(cpu) = self.vcpus.get(vcpu.index()) else { return Synced::default() };
-        let values = values.get(..usize::from(used)).unwrap_or_default();
         let is_spi = |value: &u64| (SPI_FIRST..SPI_END).contains(&lr::intid(*value));
         let mut dist = (ends != 0 || values.iter().any(is_spi)).then(|| self.dist.lock());
         let mut state = cpu.state.lock();
@@ -117,12 +116,13 @@ impl Vgic {
         drop(state);
         drop(dist);
 
-        for intid in orphans {
-            self.deactivate_physical(port, vcpu, intid);
+        // By reference: moved into a loop, either would be copied whole.
+        for intid in &orphans {
+            self.deactivate_physical(port, vcpu, *intid);
         }
         self.notify(port, Some(vcpu), &others, Work::SPI);
-        for (to, _) in moved {
-            self.notify_one(port, Some(vcpu), to, Work::LPI);
+        for (to, _) in &moved {
+            self.notify_one(port, Some(vcpu), *to, Work::LPI);
         }
         Synced { hw_ppis_pending }
     }

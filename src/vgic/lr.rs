@@ -99,9 +99,9 @@ impl LrImage {
         self.stale = self.count;
     }
 
-    /// Starts over for a flush.
+    /// Starts over for a flush. What [`seal`](Self::seal) has written beyond the used ones is zero.
     pub(super) fn clear(&mut self) {
-        self.lr = [0; MAX_LIST_REGISTERS];
+        self.lr.iter_mut().take(usize::from(self.stale)).for_each(|lr| *lr = 0);
         self.hcr = HCR_EN;
         self.used = 0;
     }
@@ -121,14 +121,14 @@ impl LrImage {
     }
 
     /// Hands out the used registers as the hardware left them, and the number of ends that matched none of them.
-    pub(super) fn take(&mut self) -> ([u64; MAX_LIST_REGISTERS], u8, u32) {
+    pub(super) fn take(&mut self) -> (&[u64], u32) {
         let ends =
             if self.hcr & HCR_LRENPIE != 0 { ((self.hcr >> HCR_EOICOUNT_SHIFT) & HCR_EOICOUNT_MASK) as u32 } else { 0 };
         let used = self.used;
         self.stale = self.stale.max(used);
         self.used = 0;
         self.hcr = HCR_EN;
-        (self.lr, used, ends)
+        (self.lr.get(..usize::from(used)).unwrap_or_default(), ends)
     }
 }
 
@@ -171,8 +171,8 @@ mod tests {
     fn ends_are_counted_only_when_they_were_asked_for() {
         let mut image = LrImage::new(4);
         image.hcr = HCR_EN | 3 << 27;
-        assert_eq!(image.take().2, 0);
+        assert_eq!(image.take().1, 0);
         image.hcr = HCR_EN | HCR_LRENPIE | 3 << 27;
-        assert_eq!(image.take().2, 3);
+        assert_eq!(image.take().1, 3);
     }
 }

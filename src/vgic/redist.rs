@@ -39,6 +39,8 @@ pub(super) struct Private {
     irqs: [Irq; SPI_FIRST as usize],
     /// SGIs and PPIs that have to be looked at, a bit for each.
     pub queued: u32,
+    /// Interrupts whose physical twin is active, a bit for each.
+    held: u32,
     /// LPIs in list registers, and what becomes of them if they come back unacknowledged.
     listed: ArrayVec<(u32, Fate), { super::lr::MAX_LIST_REGISTERS }>,
     /// GICR_CTLR.EnableLPIs.
@@ -55,7 +57,16 @@ impl Private {
         for sgi in irqs.iter_mut().take(16) {
             *sgi = Irq::new(Trigger::Edge);
         }
-        Private { irqs, queued: 0, listed: ArrayVec::new(), lpis_on: false, asleep: true, propbaser: 0, pendbaser: 0 }
+        Private {
+            irqs,
+            queued: 0,
+            held: 0,
+            listed: ArrayVec::new(),
+            lpis_on: false,
+            asleep: true,
+            propbaser: 0,
+            pendbaser: 0,
+        }
     }
 
     pub fn irq(&self, intid: u32) -> Option<&Irq> {
@@ -66,29 +77,29 @@ impl Private {
         self.irqs.get_mut(intid as usize)
     }
 
-    /// Notes whether an interrupt that has changed has to be looked at.
+    /// Notes of an interrupt that has changed whether it has to be looked at, and whether its physical twin is active.
     pub fn requeue(&mut self, intid: u32) {
         let Some(irq) = self.irq(intid) else { return };
+        let (queued, held) = (irq.is_queued(), irq.is_held());
         let mask = 1u32.wrapping_shl(intid);
-        if irq.is_queued() {
-            self.queued |= mask;
-        } else {
-            self.queued &= !mask;
-        }
+        let put = |set: u32, member: bool| if member { set | mask } else { set & !mask };
+        (self.queued, self.held) = (put(self.queued, queued), put(self.held, held));
     }
 
-    fn mask_of(&self, what: impl Fn(&Irq) -> bool) -> u32 {
-        self.irqs.iter().zip(0u32..).filter(|(irq, _)| what(irq)).fold(0, |m, (_, i)| m | 1u32.wrapping_shl(i))
+    fn these(&self, which: u32, what: impl Fn(&Irq) -> bool) -> u32 {
+        let has = |intid: &u32| self.irq(*intid).is_some_and(&what);
+        bits(u64::from(which)).filter(has).fold(0, |mask, intid| mask | 1u32.wrapping_shl(intid))
     }
 
-    /// Interrupts whose physical twin is active.
+    /// Interrupts whose physical twin is active. Asked at each switch.
     pub fn held(&self) -> u32 {
-        self.mask_of(Irq::is_held)
+        debug_assert_eq!(self.held, self.these(u32::MAX, Irq::is_held));
+        self.held
     }
 
     /// Those of them that the guest has not acknowledged.
     pub fn held_pending(&self) -> u32 {
-        self.mask_of(Irq::is_held_pending)
+        self.these(self.held(), Irq::is_held_pending)
     }
 
     fn any_listed(&self) -> bool {
