@@ -1,6 +1,7 @@
 //! `bench`: figures that a person asks for, and that tests hold to a limit.
 
 mod gic;
+mod sched;
 
 use std::time::Duration;
 
@@ -9,21 +10,38 @@ use crate::fail::{Failure, Outcome};
 use crate::image::{self, Profile};
 use crate::qemu::{Boot, Machine};
 use crate::session::{Echo, End, Event, Input, Session};
-use crate::setup;
+use crate::{cost, paths, setup};
 
 /// The verb.
 pub fn verb(mut args: Args) -> Outcome {
-    let what = args.word();
+    let verb = args.word();
     let runs = args.number("--runs")?.unwrap_or(3);
+    let functions = args.flag("--functions");
+    let what = (args.flag("--counts"), args.flag("--latency"));
     args.finish("bench")?;
-    match what.as_deref() {
+    match verb.as_deref() {
         Some("boot") => {
             setup::ensure()?;
             image::build(Profile::Release)?;
             boot(runs).map(drop)
         }
         Some("gic") => gic::run(),
-        _ => Err(Failure::usage("bench knows `boot` and `gic`")),
+        Some("cost") => {
+            setup::ensure()?;
+            image::build(Profile::Release)?;
+            cost(functions)
+        }
+        Some("sched") => {
+            setup::ensure()?;
+            image::build(Profile::Release)?;
+            let what = match what {
+                (true, false) => sched::What::Counts,
+                (false, true) => sched::What::Latency,
+                _ => sched::What::All,
+            };
+            sched::table(what, runs)
+        }
+        _ => Err(Failure::usage("bench knows `boot`, `gic`, `cost` and `sched`")),
     }
 }
 
@@ -46,6 +64,18 @@ pub fn boot(runs: usize) -> Outcome<f64> {
     let ratio = ours / bare;
     println!("boot to init, medians of {runs}: {bare:.2} s bare, {ours:.2} s under Doorward, ratio {ratio:.2}");
     Ok(ratio)
+}
+
+/// Instructions for a wake, a switch and a move, with more and more vCPUs on two CPUs.
+fn cost(functions: bool) -> Outcome {
+    let folder = paths::target().join("bench/cost");
+    for vcpus in [1, 4, 16, 64] {
+        println!("{vcpus} vCPUs, and one that wakes them: how often, least, median, most");
+        cost::measure(&folder, vcpus, "", functions)?.print();
+    }
+    println!("16 vCPUs that are moved all the time");
+    cost::measure(&folder, 16, "sched-torture=1ms", functions)?.print();
+    Ok(())
 }
 
 fn to_init(boot: Boot) -> Outcome<Duration> {

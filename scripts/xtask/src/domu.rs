@@ -24,18 +24,23 @@ pub struct DomU {
     pub cpus: u32,
     /// RAM in MiB.
     pub mem: u64,
+    /// Its vCPUs' weight, if not the usual one.
+    pub weight: Option<u32>,
+    /// The most that each of its vCPUs may have of a CPU, in percent.
+    pub cap: Option<u32>,
     /// The kernel's command line.
     pub append: String,
 }
 
 impl Default for DomU {
     fn default() -> Self {
-        Self { kernel: paths::linux(), initrd: None, cpus: 1, mem: 256, append: "console=ttyAMA0".into() }
+        let append = "console=ttyAMA0".into();
+        Self { kernel: paths::linux(), initrd: None, cpus: 1, mem: 256, weight: None, cap: None, append }
     }
 }
 
 impl DomU {
-    /// Reads `KERNEL[,initrd=F][,cpus=N][,mem=SIZE][,append=WORDS]`; WORDS go on to the end.
+    /// Reads `KERNEL[,initrd=F][,cpus=N][,mem=SIZE][,weight=N][,cap=N][,append=WORDS]`; WORDS go on to the end.
     pub fn parse(text: &str) -> Outcome<Self> {
         let (text, words) = text.split_once(",append=").map_or((text, None), |(text, words)| (text, Some(words)));
         let mut fields = text.split(',');
@@ -44,11 +49,16 @@ impl DomU {
             domu.append = format!("{} {words}", domu.append);
         }
         for field in fields {
-            let bad = || Failure::usage(format!("--domu: `{field}` is not initrd=F, cpus=N, mem=SIZE or append=WORDS"));
+            let bad = || {
+                let known = "initrd=F, cpus=N, mem=SIZE, weight=N, cap=N or append=WORDS";
+                Failure::usage(format!("--domu: `{field}` is not {known}"))
+            };
             let (key, value) = field.split_once('=').ok_or_else(bad)?;
             match key {
                 "initrd" => domu.initrd = Some(value.into()),
                 "cpus" => domu.cpus = value.parse().map_err(|_| bad())?,
+                "weight" => domu.weight = Some(value.parse().map_err(|_| bad())?),
+                "cap" => domu.cap = Some(value.parse().map_err(|_| bad())?),
                 "mem" => domu.mem = mebibytes(value).ok_or_else(bad)?,
                 _ => return Err(bad()),
             }
@@ -125,6 +135,11 @@ fn with_domains(host: &[u8], domains: &[DomU], blobs: &[Blob]) -> Result<Vec<u8>
         set(&mut node, "cpus", domain.cpus);
         set(&mut node, "memory", &cells(domain.mem << 10)[..]);
         set(&mut node, "vpl011", &[0u32; 0][..]);
+        for (name, value) in [("doorward,cpu-weight", domain.weight), ("doorward,cpu-cap", domain.cap)] {
+            if let Some(value) = value {
+                set(&mut node, name, value);
+            }
+        }
         let files = [("multiboot,kernel", Some(&domain.kernel)), ("multiboot,ramdisk", domain.initrd.as_ref())];
         for (kind, file) in files {
             let Some(file) = file else { continue };
@@ -149,7 +164,8 @@ mod tests {
 
     #[test]
     fn a_domain_is_read_from_one_word() {
-        let domu = DomU::parse("k,initrd=i,cpus=2,mem=1G,append=quiet a=b,c=d").unwrap();
+        let domu = DomU::parse("k,initrd=i,cpus=2,mem=1G,weight=512,cap=50,append=quiet a=b,c=d").unwrap();
+        assert_eq!((domu.weight, domu.cap), (Some(512), Some(50)));
         assert_eq!((domu.kernel, domu.initrd), ("k".into(), Some("i".into())));
         assert_eq!((domu.cpus, domu.mem, domu.append.as_str()), (2, 1024, "console=ttyAMA0 quiet a=b,c=d"));
         assert_eq!(DomU::parse("k").unwrap(), DomU { kernel: "k".into(), ..DomU::default() });
@@ -159,7 +175,7 @@ mod tests {
     #[test]
     fn nodes_are_written_in_xens_binding() {
         let host = std::fs::read(paths::root().join("tests/data/virt-gicv4-dom0.dtb")).unwrap();
-        let domains = [DomU { kernel: "k".into(), initrd: Some("i".into()), ..DomU::default() }];
+        let domains = [DomU { kernel: "k".into(), initrd: Some("i".into()), weight: Some(512), ..DomU::default() }];
         let blobs = [
             Blob { file: "k".into(), at: 0x5600_0000, bytes: 5 },
             Blob { file: "i".into(), at: 0x1_5620_0000, bytes: 7 },
@@ -171,6 +187,7 @@ mod tests {
             bytes.chunks(4).map(|cell| u32::from_be_bytes(cell.try_into().unwrap())).collect::<Vec<_>>()
         };
         assert_eq!(cells("/chosen/domU1", "memory"), [0, 256 << 10]);
+        assert_eq!(cells("/chosen/domU1", "doorward,cpu-weight"), [512]);
         assert_eq!(cells("/chosen/domU1/module@56000000", "reg"), [0, 0x5600_0000, 0, 5]);
         assert_eq!(cells("/chosen/domU1/module@156200000", "reg"), [1, 0x5620_0000, 0, 7]);
     }

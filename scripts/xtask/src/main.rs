@@ -10,6 +10,7 @@ mod fail;
 mod paths;
 mod sh;
 
+mod cost;
 mod count;
 mod domu;
 mod image;
@@ -50,7 +51,8 @@ usage: cargo xtask VERB [FLAGS]
       [--disk F]            a raw image for the NVMe disk, which the guest may change; `null` for one without content,
                             `none` for none. The default is the disk of known content, and writes to it are dropped
       [--smp N] [--mem SIZE] [--cpu MODEL]
-      [--domu KERNEL[,initrd=F][,cpus=N][,mem=SIZE][,append=WORDS]]    a domain beside dom0; may be given several times
+      [--domu KERNEL[,initrd=F][,cpus=N][,mem=SIZE][,weight=N][,cap=N][,append=WORDS]]
+                            a domain beside dom0; may be given several times
       [--timeout SECONDS]   a batch run: exit code 0 when the machine powered off, 124 on time-out, 1 when the hypervisor
                             panicked or refused to start. Also without this flag when standard input is no terminal
       [--log F]             the console goes to F, too (batch)
@@ -71,6 +73,10 @@ usage: cargo xtask VERB [FLAGS]
   bench boot [--runs N]     time to dom0's init against the same Linux without the hypervisor, as a ratio
   bench gic                 instructions for the GIC driver's verbs with 1, 64 and 16384 vPEs, counted by valgrind on this
                             machine; fails if they grow with the number
+  bench cost [--functions]  instructions in EL2 for waking a vCPU, switching between two and moving a vPE, with 1 to 64 vCPUs;
+                            and in which functions they are
+  bench sched [--runs N]    exceptions to EL2 for each I/O, and how long reads take next to a Linux without the hypervisor, for
+      [--counts|--latency]  each of sched=, vwfi= and direct=, as the table in boards/qemu-virt; only the one or the other
   fuzz [FILTER]             the fuzz targets, or those whose name contains FILTER; installs Rust's nightly toolchain and
                             cargo-fuzz if they are missing, without which `test` skips them
       [--seconds N]         for each (60)

@@ -3,11 +3,11 @@
 //! A case is a name, a sentence and a function; [`cases`] lists those that boot a machine, [`host`] those that do not. Each
 //! case on QEMU keeps its console and logs in `target/tests/NAME/`, whether it passes or not.
 
-mod cases;
+pub mod cases;
 mod fuzz;
 mod host;
 mod imports;
-mod linux;
+pub mod linux;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -9,6 +9,7 @@ pub const PL011: u64 = 0x0900_0000;
 
 const FR: u64 = 0x18;
 const TXFF: u32 = 1 << 5;
+const RXFE: u32 = 1 << 4;
 const CR: u64 = 0x30;
 const UARTEN: u32 = 1 << 0;
 const TXE: u32 = 1 << 8;
@@ -38,6 +39,12 @@ pub fn line(text: fmt::Arguments<'_>) {
     let _ = Port.write_fmt(text);
     let _ = Port.write_str("\r\n");
     BUSY.store(false, Ordering::Release);
+}
+
+/// What was typed, if anything was.
+#[must_use]
+pub fn read() -> Option<u8> {
+    (mmio::read32(PL011 + FR) & RXFE == 0).then(|| mmio::read32(PL011) as u8)
 }
 
 /// Prints a line.

@@ -5,7 +5,7 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// How many vCPUs a guest makes use of.
-pub const MAX: usize = 8;
+pub const MAX: usize = 65;
 
 /// Reads a system register by name, `s3_0_c0_c4_0` for one.
 #[macro_export]
@@ -71,7 +71,7 @@ impl Cpu {
 #[unsafe(no_mangle)]
 static guest_cpus: [Cpu; MAX] = [const { Cpu::new() }; MAX];
 
-const STACK: usize = 0x8000;
+const STACK: usize = 0x2000;
 
 #[repr(C, align(16))]
 struct Stacks(core::cell::UnsafeCell<[[u8; STACK]; MAX]>);
@@ -91,7 +91,7 @@ pub fn this() -> &'static Cpu {
     unsafe { &*cpu }
 }
 
-/// Starts another vCPU, whose affinity is its index in Aff0, with `entry`. Returns PSCI's answer.
+/// Starts another vCPU, by its index, with `entry`. Returns PSCI's answer.
 pub fn start(index: usize, entry: fn() -> !) -> i64 {
     let cpu = &guest_cpus[index];
     let top = STACKS.0.get() as u64 + ((index + 1) * STACK) as u64;
@@ -101,7 +101,9 @@ pub fn start(index: usize, entry: fn() -> !) -> i64 {
     // SAFETY: a barrier. The other vCPU reads its stack pointer with its caches off, so that is cleaned to memory.
     unsafe { asm!("dc civac, {}", "dsb sy", in(reg) core::ptr::from_ref(cpu), options(nostack)) };
     let start = guest_secondary as *const () as u64;
-    smccc::hvc(smccc::CPU_ON, index as u64, start, core::ptr::from_ref(cpu) as u64)
+    // Sixteen to a cluster, as the board numbers its CPUs and Doorward a domain's.
+    let affinity = ((index / 16) << 8) | (index % 16);
+    smccc::hvc(smccc::CPU_ON, affinity as u64, start, core::ptr::from_ref(cpu) as u64)
 }
 
 #[unsafe(no_mangle)]

@@ -22,7 +22,7 @@ mod guest {
     use guest_rt::{cpu, exception, off, say};
 
     const EVENTS_EACH: usize = 4;
-    const EVENT_BITS: u32 = 5;
+    const EVENT_BITS: u32 = (EVENTS_EACH * cpu::MAX).next_power_of_two().trailing_zeros();
     const FIRST_LPI: u32 = 8192;
     const DEVICE: u32 = 0;
     const STRANGERS: usize = 508;

@@ -1,7 +1,8 @@
 //! The cases that boot a machine, by topic.
 
 mod boot;
-mod counts;
+mod cost;
+pub mod counts;
 mod domains;
 mod guests;
 mod io;
@@ -9,6 +10,7 @@ mod order;
 mod placed;
 mod refuse;
 mod sched;
+mod shares;
 mod storms;
 mod uefi;
 
@@ -24,6 +26,8 @@ pub fn all() -> Vec<Case> {
     cases.extend(io::cases());
     cases.extend(domains::cases());
     cases.extend(sched::cases());
+    cases.extend(cost::cases());
+    cases.extend(shares::cases());
     cases.extend(storms::cases());
     cases.extend(order::cases());
     cases.extend(uefi::cases());

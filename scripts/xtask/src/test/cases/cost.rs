@@ -1,0 +1,53 @@
+//! What a wake, a switch and a move of a vPE cost in instructions, and that it does not grow with the number of vCPUs.
+//!
+//! The limits are a little above what was measured when they were set: whoever makes a path longer is to notice.
+
+use crate::cost::{self, Purpose};
+use crate::test::{Case, Lab, Verdict};
+
+/// The most that the median of each may be.
+const LIMITS: [(Purpose, u64); 4] =
+    [(Purpose::Wake, 2000), (Purpose::Switch, SWITCH), (Purpose::Sleep, 1500), (Purpose::Move, 1000)];
+const SWITCH: u64 = 2400;
+
+/// Instructions by which 64 vCPUs may cost more than four: a run queue is searched in halves.
+const GROWTH: u64 = 200;
+
+/// Stays of a kind, for its median to mean something.
+const LEAST: usize = 10;
+
+/// The cases of this topic.
+pub fn cases() -> Vec<Case> {
+    vec![Case {
+        name: "sched-cost",
+        shows: "instructions for a wake, a switch, a sleep and a VMOVP, with 4 and with 64 vCPUs",
+        bare: false,
+        run: judge,
+    }]
+}
+
+fn judge(lab: &Lab) -> Verdict {
+    let run = |vcpus, hv| {
+        println!("   -- {vcpus} vCPUs {hv}");
+        let costs = cost::measure(&lab.dir, vcpus, hv, false).map_err(|failure| failure.text)?;
+        costs.print();
+        Ok::<_, String>(costs)
+    };
+    let (few, many) = (run(4, "")?, run(64, "")?);
+    // Who is moved all the time causes VMOVPs.
+    let moved = run(16, "sched-torture=1ms")?;
+    for (purpose, limit) in LIMITS {
+        let runs: &[_] = if purpose == Purpose::Move { &[&moved] } else { &[&few, &many] };
+        let medians: Option<Vec<u64>> = runs.iter().map(|costs| costs.median(purpose, LEAST)).collect();
+        let medians = medians.ok_or_else(|| format!("`{purpose}` was seen less than {LEAST} times"))?;
+        if let Some(over) = medians.iter().find(|median| **median > limit) {
+            return Err(format!("`{purpose}` takes {over} instructions, at most {limit} expected"));
+        }
+        if let [few, many] = medians[..]
+            && many > few + GROWTH
+        {
+            return Err(format!("`{purpose}` takes {few} instructions with 4 vCPUs and {many} with 64"));
+        }
+    }
+    Ok(())
+}
