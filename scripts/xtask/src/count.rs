@@ -26,6 +26,9 @@ const EVENTS: [&str; 6] = [
     "gicv3_its_translation_write",
 ];
 
+/// The class of a WFI or WFE that trapped.
+pub const WAIT: &str = "WFI or WFE";
+
 /// The smallest LPI.
 const LPI: u64 = 8192;
 
@@ -341,7 +344,7 @@ fn between<'a>(text: &'a str, open: &str, close: &str) -> Option<&'a str> {
 /// The class of a synchronous exception, from ESR_EL2 (Arm ARM, D24.2.45).
 fn class(esr: u64, kind: &str) -> String {
     match esr >> 26 & 0x3f {
-        0x01 => "WFI or WFE".into(),
+        0x01 => WAIT.into(),
         0x07 => "FP or SVE (trapped)".into(),
         0x09 => "pointer authentication (trapped)".into(),
         0x16 => "HVC".into(),

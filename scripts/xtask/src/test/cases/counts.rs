@@ -17,6 +17,7 @@ pub fn cases() -> Vec<Case> {
         case("counts-direct-4k-qd4", "the same, four in flight", |lab| direct(lab, 2)),
         case("counts-direct-4k-jobs", "the same, four jobs on four queues", |lab| direct(lab, 3)),
         case("counts-uefi", "no exit for an NVMe interrupt on ACPI under UEFI", uefi),
+        case("counts-adaptive-wfi", "vwfi=auto: no WFI traps, but where another vCPU could use the CPU", adaptive),
         case("counts-software", "direct=off costs one exit more for each I/O", software),
         case("counts-shared", "4 vCPUs of dom0 and 4 busy ones of another domain on 4 CPUs", |lab| {
             shared(lab, "", 1.2)
@@ -207,6 +208,22 @@ fn shared(lab: &Lab, direct: &str, limit: f64) -> Verdict {
         }
     }
     Err(format!("{best:.3} exits per I/O, fewer than {limit} expected"))
+}
+
+/// A WFI costs an exit only where it gives the CPU to somebody.
+fn adaptive(lab: &Lab) -> Verdict {
+    let waits = |what, hv, busy| {
+        let (counts, _) = Run { busy, ..Run::counted(what, hv, CELLS[0].1) }.go(lab)?;
+        Ok::<_, String>(counts.exits.get(count::WAIT).copied().unwrap_or(0))
+    };
+    let alone = waits("alone", "sched=credit vwfi=auto", false)?;
+    let trapped = waits("trapped", "sched=credit vwfi=trap", false)?;
+    let shared = waits("shared", "sched=credit vwfi=auto", true)?;
+    println!("   WFIs that trapped: {alone} alone, {trapped} alone with vwfi=trap, {shared} beside a busy domain");
+    match (alone, trapped, shared) {
+        (0, 1.., 1..) => Ok(()),
+        _ => Err(format!("{alone}, {trapped} and {shared} WFIs trapped: none, some and some were expected")),
+    }
 }
 
 /// The best of some runs: on a busy host a vCPU is often not yet asleep when its I/O is complete, however slow the disk.
