@@ -68,6 +68,8 @@ events! {
     IrqSpi => "irq spi",
     /// A device LPI taken at EL2 and injected by list register.
     IrqLpi => "irq lpi",
+    /// A device LPI was moved to the CPU of its vCPU.
+    LpiMove => "lpi move",
     /// A doorbell.
     IrqDoorbell => "irq doorbell",
     /// A doorbell for a vCPU that was already awake.

@@ -5,6 +5,7 @@
 //! dropped (ICC_EOIR1_EL1) so that others can come, and deactivated when its owner is done: by EL2 for its own,
 //! by the guest through a hardware-linked list register for the guest's (IHI 0069, 4.1.1 and 4.7).
 
+use super::lpi::follow;
 use super::run::virtual_timer_line;
 use super::storm::Meter;
 use super::{DomainRef, hypervisor};
@@ -128,6 +129,9 @@ fn take_lpi(cpu: CpuId, lpi: Lpi) {
             let injected = domain.vgic.inject_lpi(&domain.port(), route.vcpu, route.vintid);
             if let Some(vcpu) = domain.vcpu(route.vcpu) {
                 meter(cpu, lpi, &vcpu.meter);
+                if hv.sched.shares_cpus() && follow(&hv.gic, &hv.routes, lpi, cpu, vcpu.cpu()) {
+                    count(cpu, Event::LpiMove);
+                }
             }
             injected
         })
@@ -137,8 +141,8 @@ fn take_lpi(cpu: CpuId, lpi: Lpi) {
     }
 }
 
-/// An LPI or a doorbell was taken. The only ITS command that follows from an interrupt is the one that masks it, over its
-/// rate.
+/// An LPI or a doorbell was taken. Over its rate it is masked: beside that only what has it [`follow`] its vCPU issues an
+/// ITS command.
 fn meter(cpu: CpuId, lpi: Lpi, meter: &Meter) {
     let hv = hypervisor();
     if let Some(at) = hv.storms.took(&hv.gic, &hv.routes, lpi, meter, timer::now()) {

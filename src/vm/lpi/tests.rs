@@ -332,3 +332,25 @@ fn the_guest_cannot_tell_the_paths_apart() {
         }
     }
 }
+
+#[test]
+fn a_physical_lpi_follows_its_vcpu_once_it_has_strayed_often_enough() {
+    let world = World::new(|_| false);
+    world.map(1, 0).unwrap();
+    let Ok(Event::Physical { lpi, cpu: CpuId(0) }) = world.gic.event(ITS0, DEV, EventId(1)) else {
+        panic!("not on CPU 0")
+    };
+    let taken = |runs_on| {
+        world.machine.msi(DEV.0, 1);
+        let on = (0..usize::from(VCPUS)).find(|&cpu| world.machine.host_ack(cpu) == Some(lpi.0)).expect("it arrives");
+        (on, follow(&world.gic, &world.routes, lpi, CpuId(on as u16), CpuId(runs_on)))
+    };
+    // A vCPU that comes back in between is not followed.
+    for _ in 0..5 {
+        assert_eq!((0..STRAYS - 1).filter(|_| taken(2).1).count(), 0);
+        assert_eq!(taken(0), (0, false));
+    }
+    assert_eq!((0..STRAYS).filter(|_| taken(2).1).count(), 1);
+    assert_eq!(taken(2), (2, false), "it arrives where its vCPU runs");
+    world.machine.assert_clean();
+}
