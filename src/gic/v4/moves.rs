@@ -135,6 +135,10 @@ impl<H: Hw + Clone> V4<'_, H> {
 
     /// Posts a move. After an error nothing has happened.
     fn start_move(self, vpe: VpeId, v: &mut Vpe, cpu: CpuId, ringing: Ringing) -> Result<(), EnterError> {
+        debug_assert!(
+            v.resident.is_none() && v.moving.is_none(),
+            "{vpe} is resident or being moved, and moves to {cpu}"
+        );
         let stays = EnterError::NotMoved { home: v.home };
         let to = self.gic.open(cpu).map_err(|_| EnterError::CpuOffline(cpu))?;
         let alive =

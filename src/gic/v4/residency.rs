@@ -136,6 +136,12 @@ impl<H: Hw + Clone> V4<'_, H> {
             enter_v40(v, redist)
         }
         v.resident = Some(cpu);
+        // Invariants 1 to 3, live in a debug build: here and nowhere else, where it lives, and the register says so.
+        debug_assert!(v.home == cpu && v.moving.is_none(), "{vpe} is resident on {cpu} and lives on {}", v.home);
+        debug_assert!(
+            redist.resident() == Some(vpe) && redist.vpend().is_set(GICR_VPENDBASER::VALID),
+            "{vpe} on {cpu}"
+        );
         self.gic.counters.enters.bump();
         Ok(Resident { vpe, cpu, not_send: PhantomData })
     }
@@ -165,6 +171,11 @@ impl<H: Hw + Clone> V4<'_, H> {
             return PendingLast(true);
         };
         let mut guard = slot.vpe.lock();
+        debug_assert!(redist.resident() == Some(vpe), "{vpe} leaves {cpu}, where {:?} is", redist.resident());
+        debug_assert!(
+            guard.as_ref().is_none_or(|v| v.resident == Some(cpu) && v.home == cpu && v.moving.is_none()),
+            "{vpe} leaves {cpu}, where it does not live"
+        );
         let Left { pending, idai, state } =
             if redist.clean_before_change() { self.take_off(redist, why) } else { Left::STUCK };
         if state != Off::Clean {

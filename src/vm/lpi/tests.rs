@@ -336,6 +336,7 @@ fn the_guest_cannot_tell_the_paths_apart() {
 #[test]
 fn a_physical_lpi_follows_its_vcpu_once_it_has_strayed_often_enough() {
     let world = World::new(|_| false);
+    world.backend().map_device(ITS0, DEV, 3).unwrap();
     world.map(1, 0).unwrap();
     let Ok(Event::Physical { lpi, cpu: CpuId(0) }) = world.gic.event(ITS0, DEV, EventId(1)) else {
         panic!("not on CPU 0")
