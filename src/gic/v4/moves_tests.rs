@@ -97,6 +97,25 @@ fn a_move_that_another_vpe_posted_is_waited_for_on_every_its() {
 }
 
 #[test]
+fn whoever_waits_for_an_its_gets_the_one_going_that_it_stands_before_a_vmovp_for() {
+    let g = Guest::new(patient(Config::its_list(CPUS, 2)), 1);
+    g.map(ITS0, 1, 0);
+    g.map(SECOND, 2, 0);
+    let next = |fault| g.machine.inject(Fault::Command { its: 1, nth: 1, fault });
+    next(CommandFault::Late { us: 60_000 });
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+    // The second stalls there, and nobody waits for it.
+    next(CommandFault::Stall);
+    assert_eq!(g.gic.set_pending(ITS0, crate::gic::testing::DEV, EventId(1)), Ok(()));
+    assert_eq!(g.gic.counters().stalls.get(), 1);
+    let resident = g.enter(0, 2);
+    assert_eq!(g.guest(2), [1]);
+    let _ = g.leave(resident, Preempt);
+    g.take_down();
+    g.machine.assert_clean();
+}
+
+#[test]
 fn in_itslist_mode_a_move_is_over_when_the_only_its_that_had_it_has_died() {
     let g = Guest::new(patient(Config::its_list(CPUS, 2)), 1);
     g.map(ITS0, 1, 0);

@@ -87,6 +87,13 @@ fn each_of_many_vpes_has_its_own_interrupts() {
     // The one that every guest of these tests has lives there, too.
     assert_eq!((moved.vpes as usize, moved.events), (VPES / 2 + 1, 0));
     assert!(vpes.iter().all(|vpe| v4.home(*vpe) == Some(CpuId(1))));
+    for (n, vpe) in (0..).zip(&vpes) {
+        g.machine.msi(0x20, n);
+        let resident = v4.enter(*vpe, CpuId(1)).unwrap();
+        v4.before_eret(&resident);
+        assert_eq!(g.guest(1), [n], "it lives there for the hardware, too");
+        let _ = v4.leave(resident, Preempt);
+    }
     g.gic.unmap_device(ITS0, DeviceId(0x20)).unwrap();
     vpes.iter().for_each(|vpe| v4.remove_vpe(*vpe).unwrap());
     g.take_down();
