@@ -173,7 +173,7 @@ impl<H: Hw + Clone> V4<'_, H> {
         let mut guard = slot.vpe.lock();
         debug_assert!(redist.resident() == Some(vpe), "{vpe} leaves {cpu}, where {:?} is", redist.resident());
         debug_assert!(
-            guard.as_ref().is_none_or(|v| v.resident == Some(cpu) && v.home == cpu && v.moving.is_none()),
+            guard.as_ref().is_none_or(|v| v.resident == Some(cpu) && v.home == cpu),
             "{vpe} leaves {cpu}, where it does not live"
         );
         let Left { pending, idai, state } =
