@@ -17,10 +17,11 @@ fn patient(mut config: Config) -> Config {
     config
 }
 
-/// Two vPEs with an event on each of two ITSs, and the second ITS's ring is full until `ms` have passed.
+/// Two vPEs with an event on each of two ITSs, a third with one on the second ITS alone, the ring of which is full until
+/// `ms` have passed.
 fn held_up(ms: u64) -> Guest {
-    let g = Guest::new(patient(Config::its_list(CPUS, 2)), 2);
-    for (ev, its, vpe) in [(1, ITS0, 0), (2, SECOND, 0), (3, ITS0, 1), (4, SECOND, 1)] {
+    let g = Guest::new(patient(Config::its_list(CPUS, 2)), 3);
+    for (ev, its, vpe) in [(1, ITS0, 0), (2, SECOND, 0), (3, ITS0, 1), (4, SECOND, 1), (5, SECOND, 2)] {
         g.map(its, ev, vpe);
     }
     g.machine.inject(Fault::Command { its: 1, nth: 1, fault: CommandFault::Late { us: ms * 1000 } });
@@ -83,12 +84,12 @@ fn a_move_that_another_vpe_finished_on_its_way_is_complete() {
 #[test]
 fn a_move_that_another_vpe_posted_is_waited_for_on_every_its() {
     let g = held_up(250);
-    // What follows the VMOVP on the second ITS takes long.
+    // What follows the VMOVP on the second ITS takes long; the first is through by then.
     let late = CommandFault::Late { us: 60_000 };
     g.machine.inject(Fault::Command { its: 1, nth: ROOM + 2, fault: late });
     assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
     g.machine.advance_us(250_000);
-    assert_eq!(g.v4().enter(g.vpes[1], CpuId(3)).err(), Some(EnterError::Moving));
+    assert_eq!(g.v4().enter(g.vpes[2], CpuId(3)).err(), Some(EnterError::Moving));
     assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
     g.machine.advance_us(60_000);
     gets_its_interrupts(&g, 0, 2);
