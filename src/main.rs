@@ -91,8 +91,8 @@ fn start(own: boot::Own) -> ! {
     for cpu in others.filter(|&cpu| cpu != boot_cpu && machine.cpus[cpu.index()].enabled) {
         match boot::start_cpu(cpu, secondary) {
             Err(error) => log::warn!("{cpu} stays off: {error}"),
-            Ok(()) if !El2.wait(BRING_UP_LIMIT_US, || hv.is_online(cpu)) => log::warn!("{cpu} did not come up"),
-            Ok(()) => {}
+            Ok(_) if !El2.wait(BRING_UP_LIMIT_US, || hv.is_online(cpu)) => log::warn!("{cpu} did not come up"),
+            Ok(place) => hv.hotplug.remember(cpu, place),
         }
     }
     hv.kinds.settle();
@@ -108,7 +108,7 @@ fn start(own: boot::Own) -> ! {
     run::cpu_loop(boot_cpu)
 }
 
-/// Each other CPU, once it has a stack and stage 1.
+/// Each other CPU, once it has a stack and stage 1: at boot, and each time that it comes back.
 #[cfg(target_os = "none")]
 extern "C" fn secondary(cpu: doorward::ids::CpuId) -> ! {
     let hv = doorward::vm::hypervisor();

@@ -100,10 +100,28 @@ extern "C" fn doorward_secondary_main(start: &'static Start) -> ! {
     (start.entry)(start.cpu)
 }
 
+/// Where a CPU has been started, and can be again once it is off.
+#[derive(Clone, Copy)]
+pub struct Place {
+    mpidr: Mpidr,
+    start: &'static Start,
+}
+
+impl Place {
+    fn call(&self) -> Result<(), PsciError> {
+        psci::cpu_on(self.mpidr, Pa(&raw const doorward_secondary as u64), ptr::from_ref(self.start) as u64)
+    }
+
+    /// Starts the CPU again, which has switched itself off: same stack, same entry. Does not wait until it is there.
+    pub fn start_again(&self) -> Result<(), PsciError> {
+        self.call()
+    }
+}
+
 /// Starts the CPU at `mpidr` as `cpu`, on the stack that ends at `stack`, in `entry`. Returns once it is there.
 ///
-/// Each CPU is started once; `stack` is its own.
-pub fn start(cpu: CpuId, mpidr: Mpidr, stack: Pa, entry: extern "C" fn(CpuId) -> !) -> Result<(), StartError> {
+/// Each CPU is started so once; `stack` is its own.
+pub fn start(cpu: CpuId, mpidr: Mpidr, stack: Pa, entry: extern "C" fn(CpuId) -> !) -> Result<Place, StartError> {
     let percpu: &'static PerCpu = Box::leak(Box::new(PerCpu::new(cpu)));
     let start: &'static Start = Box::leak(Box::new(Start {
         root: mmu::root().0,
@@ -115,9 +133,9 @@ pub fn start(cpu: CpuId, mpidr: Mpidr, stack: Pa, entry: extern "C" fn(CpuId) ->
         cpu,
         entry,
     }));
-    let context = ptr::from_ref(start) as u64;
-    cache::clean(Pa(context), size_of::<Start>() as u64);
-    psci::cpu_on(mpidr, Pa(&raw const doorward_secondary as u64), context).map_err(StartError::Firmware)?;
+    cache::clean(Pa(ptr::from_ref(start) as u64), size_of::<Start>() as u64);
+    let place = Place { mpidr, start };
+    place.call().map_err(StartError::Firmware)?;
     let begin = timer::now_us();
     while !percpu.is_online() {
         if timer::now_us() - begin > LIMIT_US {
@@ -125,5 +143,5 @@ pub fn start(cpu: CpuId, mpidr: Mpidr, stack: Pa, entry: extern "C" fn(CpuId) ->
         }
         super::barrier::yield_cpu();
     }
-    Ok(())
+    Ok(place)
 }

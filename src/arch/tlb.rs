@@ -47,6 +47,16 @@ pub fn forget_all(vmid: VmId, empty: Pa) {
     });
 }
 
+/// Forgets, on this CPU alone, all that it holds of guests: it comes from a reset, or from where nobody told it what to
+/// forget.
+pub fn forget_guests_here() {
+    barrier::dsb_nsh();
+    // SAFETY: forgetting costs time and nothing else.
+    unsafe { asm!("tlbi alle1", "ic iallu", options(nostack, preserves_flags)) };
+    barrier::dsb_nsh();
+    barrier::isb();
+}
+
 /// Forgets, on this CPU alone, all that a guest's stage 1 has left for this VMID, and what was fetched as
 /// instructions: before a vCPU where another of its domain ran. The two may have differed about an address.
 pub fn forget_stage1_here() {

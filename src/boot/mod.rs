@@ -186,7 +186,7 @@ fn take_memory(machine: &Machine, image: Range, fdt: Range) -> Range {
 }
 
 /// Starts a CPU of the machine in `entry`; returns once it is there. Not for the boot CPU, and once for each.
-pub fn start_cpu(cpu: CpuId, entry: extern "C" fn(CpuId) -> !) -> Result<(), StartError> {
+pub fn start_cpu(cpu: CpuId, entry: extern "C" fn(CpuId) -> !) -> Result<smp::Place, StartError> {
     let unknown = StartError::Firmware(psci::PsciError::InvalidParameters);
     let (Some(machine), Some(stacks)) = (MACHINE.get(), STACKS.get()) else { return Err(unknown) };
     let (Some(listed), Some(stack)) = (machine.cpus.get(cpu.index()), stacks.top(cpu.index())) else {

@@ -43,6 +43,12 @@ pub fn init() -> Result<(), NoSystemRegisters> {
     Ok(())
 }
 
+/// This CPU's interface takes no more interrupts, and none wakes the CPU. [`init`] brings it up again.
+pub fn shut() {
+    ICC_IGRPEN1_EL1.set(0);
+    barrier::isb();
+}
+
 /// Acknowledges the most urgent pending interrupt; `None` when there is none (any more). A CPU that is told to stop by
 /// one that panics does not come back.
 #[inline]

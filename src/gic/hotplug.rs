@@ -288,7 +288,9 @@ mod tests {
         let offline = Err(ItsError::CpuOffline(GOES));
         let lpi = g.gic.alloc_lpi().unwrap();
         g.gic.map_physical(ITS0, DEV, EventId(2), lpi, STAYS).unwrap();
+        assert_eq!(g.gic.taker(GOES), Some(GOES));
         let _ = g.gic.take_out(GOES, STAYS).unwrap();
+        assert_eq!((g.gic.taker(GOES), g.gic.taker(CpuId(3))), (Some(STAYS), Some(CpuId(3))));
         assert_eq!(g.gic.map_physical(ITS0, DEV, EventId(3), Lpi(lpi.0 + 1), GOES), offline);
         assert_eq!(g.gic.move_physical(ITS0, DEV, EventId(2), GOES), offline);
         assert_eq!(g.v4().add_vpe(g.vm, GOES), Err(V4Error::CpuOffline(GOES)));

@@ -274,6 +274,13 @@ impl<H: Hw + Clone> Gic<H> {
         self.redists.get(cpu.index()).filter(|r| r.takes_lpis()).ok_or(ItsError::CpuOffline(cpu))
     }
 
+    /// A CPU that takes LPIs: this one if it does, or the next that does.
+    #[must_use]
+    pub fn taker(&self, cpu: CpuId) -> Option<CpuId> {
+        let (before, from) = self.redists.split_at_checked(cpu.index())?;
+        from.iter().chain(before).find(|redist| redist.takes_lpis()).map(|redist| redist.cpu)
+    }
+
     // ---- LPIs -----------------------------------------------------------------------------------------------
 
     /// Takes an LPI number: disabled, mapped to nothing.

@@ -11,10 +11,14 @@
 //!   had most, if the difference is more than a slice and the cost of the move. That makes shares hold across CPUs without
 //!   a tick on those that have nobody waiting. Nobody else moves: a move costs a VMOVP.
 //!
+//! * **A CPU that is taken out** is chosen no more, and its inbox is [closed](super::inbox). What runs there is banned as if
+//!   its affinity said so; when the CPU next asks whom to run, it gives away all that waits there.
+//!
 //! A vCPU is in one place at a time: current on a CPU, in a queue, in an inbox, or asleep. Its `RunState` and the one bit
 //! say which; a queue's lock covers the first two. No two queues are locked at once.
 
 use super::entity::{CpuSet, Entity};
+use super::inbox::Inbox;
 use super::queue::{From, Queue, Slices};
 use super::{AddError, Scheduled, Scheduler, Verdict};
 use crate::ids::CpuId;
@@ -41,9 +45,7 @@ pub struct Settings {
 
 struct Cpu<V> {
     queue: Lock<Queue<V>>,
-    inbox: Vec<AtomicU64>,
-    /// Words of it in which there may be something, a bit for each.
-    posted: AtomicU64,
+    inbox: Inbox,
     /// It has to look at its inbox or at the time.
     look: AtomicBool,
     /// How many wait that could run.
@@ -78,8 +80,7 @@ impl<V: Scheduled> Credit<V> {
     pub fn new(cpus: usize, settings: Settings) -> Credit<V> {
         let cpu = || Cpu {
             queue: Lock::new(Rank::RunQueue, Queue::new()),
-            inbox: (0..SLOTS / 64).map(|_| AtomicU64::new(0)).collect(),
-            posted: AtomicU64::new(0),
+            inbox: Inbox::new(SLOTS),
             look: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
             look_at: AtomicU64::new(NEVER),
@@ -112,15 +113,14 @@ impl<V: Scheduled> Credit<V> {
         (1..count).map(move |step| CpuId(((than.index() + step) % count) as u16))
     }
 
-    /// Hands `vcpu`, which is nowhere, to `to`.
-    fn post(&self, vcpu: &V, to: CpuId) {
-        let slot = vcpu.entity().slot();
-        let cpu = self.cpu(to);
-        if let Some(word) = cpu.inbox.get(slot / 64) {
-            word.fetch_or(1 << (slot % 64), Ordering::SeqCst);
-            cpu.posted.fetch_or(1 << (slot / 64), Ordering::SeqCst);
+    /// Hands `vcpu`, which is nowhere, to `to`, or to another if that is being taken out. To whom.
+    fn post(&self, vcpu: &V, to: CpuId) -> CpuId {
+        let mut to = to;
+        while !self.cpu(to).inbox.post(vcpu.entity().slot()) {
+            to = self.allowed(vcpu.entity(), to);
         }
-        cpu.look.store(true, Ordering::SeqCst);
+        self.cpu(to).look.store(true, Ordering::SeqCst);
+        to
     }
 
     /// An idle CPU for `entity`, from `near` on. It is then nobody else's.
@@ -140,12 +140,39 @@ impl<V: Scheduled> Credit<V> {
         entity.affinity.has(cpu) && self.online.has(cpu)
     }
 
-    /// A CPU where it may run, `cpu` if it may run there.
+    /// A CPU where it may run, `cpu` if it may run there. One that could run nowhere runs somewhere.
     fn allowed(&self, entity: &Entity, cpu: CpuId) -> CpuId {
         if self.may_run(entity, cpu) {
             return cpu;
         }
-        self.online.common(&entity.affinity, cpu).unwrap_or(cpu)
+        let anywhere = || self.online.common(&self.online, cpu);
+        self.online.common(&entity.affinity, cpu).or_else(anywhere).unwrap_or(cpu)
+    }
+
+    /// The CPUs that can run vCPUs, but one.
+    fn online_but(&self, cpu: CpuId) -> impl Iterator<Item = CpuId> {
+        self.others(cpu).filter(|&other| self.online.has(other))
+    }
+
+    /// This CPU has been taken out: gives everybody away who waits here.
+    fn evacuate(&self, cpu: CpuId, now: u64) {
+        self.idle.take(cpu);
+        self.cpu(cpu).inbox.empty(|slot| self.admit(cpu, slot, now));
+        loop {
+            let gone = {
+                let mut queue = self.cpu(cpu).queue.lock();
+                // Those too that wait for their cap.
+                let taken = queue.take(u64::MAX, |_| true);
+                self.publish(cpu, &queue, now);
+                taken
+            };
+            let Some(vcpu) = gone else { return };
+            let near = self.allowed(vcpu.entity(), cpu);
+            let to = self.claim_idle(vcpu.entity(), near).unwrap_or_else(|| self.shortest(vcpu.entity(), near));
+            count(cpu, Event::Evacuate);
+            let to = self.hand_over(&vcpu, to);
+            (self.settings.kick)(to);
+        }
     }
 
     /// `near`, or where fewer wait.
@@ -165,26 +192,14 @@ impl<V: Scheduled> Credit<V> {
 
     /// Takes what is in the inbox of `cpu` into its queue.
     fn receive(&self, cpu: CpuId, now: u64) {
-        let this = self.cpu(cpu);
-        if this.posted.load(Ordering::SeqCst) == 0 {
-            return;
-        }
-        let mut words = this.posted.swap(0, Ordering::SeqCst);
-        while words != 0 {
-            let index = words.trailing_zeros() as usize;
-            words &= words - 1;
-            let mut bits = this.inbox[index].swap(0, Ordering::SeqCst);
-            while bits != 0 {
-                let slot = index * 64 + bits.trailing_zeros() as usize;
-                bits &= bits - 1;
-                let vcpu = self.slots.get(slot).and_then(|slot| slot.lock().clone());
-                if let Some(vcpu) = vcpu {
-                    // What came from another queue is as far ahead as a sleeper may be, or less.
-                    let from =
-                        if vcpu.entity().moving.swap(false, Ordering::SeqCst) { From::Elsewhere } else { From::Sleep };
-                    this.queue.lock().insert(vcpu, from, now, self.present(), &self.settings.slices);
-                }
-            }
+        self.cpu(cpu).inbox.take(|slot| self.admit(cpu, slot, now));
+    }
+
+    fn admit(&self, cpu: CpuId, slot: usize, now: u64) {
+        if let Some(vcpu) = self.slots.get(slot).and_then(|slot| slot.lock().clone()) {
+            // What came from another queue is as far ahead as a sleeper may be, or less.
+            let from = if vcpu.entity().moving.swap(false, Ordering::SeqCst) { From::Elsewhere } else { From::Sleep };
+            self.cpu(cpu).queue.lock().insert(vcpu, from, now, self.present(), &self.settings.slices);
         }
     }
 
@@ -264,7 +279,7 @@ impl<V: Scheduled> Credit<V> {
             let Some(vcpu) = given else { return };
             // The idle one may be gone by now; then this CPU is as good as any.
             let to = self.claim_idle(vcpu.entity(), cpu).unwrap_or(cpu);
-            self.hand_over(&vcpu, to);
+            let to = self.hand_over(&vcpu, to);
             if to == cpu {
                 return;
             }
@@ -290,14 +305,14 @@ impl<V: Scheduled> Credit<V> {
         };
         if let Some(vcpu) = given {
             count(cpu, Event::Push);
-            self.hand_over(&vcpu, to);
+            let to = self.hand_over(&vcpu, to);
             (self.settings.kick)(to);
         }
     }
 
-    fn hand_over(&self, vcpu: &V, to: CpuId) {
+    fn hand_over(&self, vcpu: &V, to: CpuId) -> CpuId {
         vcpu.entity().moving.store(true, Ordering::SeqCst);
-        self.post(vcpu, to);
+        self.post(vcpu, to)
     }
 
     fn random_cpu(&self, entity: &Entity) -> CpuId {
@@ -327,8 +342,21 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
     }
 
     fn bring_up(&self, cpu: CpuId) {
+        self.cpu(cpu).inbox.open();
         self.online.add(cpu);
         self.idle.add(cpu);
+    }
+
+    fn take_out(&self, cpu: CpuId) -> Result<(), Arc<V>> {
+        let bound = |vcpu: &Arc<V>| !self.online_but(cpu).any(|other| vcpu.entity().affinity.has(other));
+        if let Some(vcpu) = self.slots.iter().find_map(|slot| slot.lock().clone().filter(bound)) {
+            return Err(vcpu);
+        }
+        self.online.take(cpu);
+        self.idle.take(cpu);
+        self.cpu(cpu).inbox.close();
+        self.ask_for_a_look(cpu);
+        Ok(())
     }
 
     fn add(&self, vcpu: &Arc<V>, home: CpuId) -> Result<(), AddError> {
@@ -366,14 +394,17 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
             Some(_) => self.random_cpu(entity),
             None => self.claim_idle(entity, near).unwrap_or_else(|| self.shortest(entity, near)),
         };
-        self.post(vcpu, to);
-        to
+        self.post(vcpu, to)
     }
 
     fn next(&self, cpu: CpuId, now: u64) -> Option<Arc<V>> {
         let this = self.cpu(cpu);
         loop {
             this.look.store(false, Ordering::SeqCst);
+            if !self.online.has(cpu) {
+                self.evacuate(cpu, now);
+                return None;
+            }
             self.receive(cpu, now);
             let mut queue = this.queue.lock();
             let mut next = queue.take(now, |_| true);
@@ -438,7 +469,7 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
             }
             queue = this.queue.lock();
         }
-        let banned = queue.current().is_some_and(|current| !current.entity().affinity.has(cpu));
+        let banned = queue.current().is_some_and(|current| !self.may_run(current.entity(), cpu));
         if banned || queue.makes_way(now, slices) {
             return Verdict::Switch;
         }
@@ -462,7 +493,7 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
             None => self.allowed(entity, cpu),
         };
         if to != cpu {
-            self.hand_over(&vcpu, to);
+            let to = self.hand_over(&vcpu, to);
             (self.settings.kick)(to);
             return;
         }

@@ -7,6 +7,7 @@
 //!
 //! Run by `RUSTFLAGS="--cfg loom" cargo test --lib interleavings`.
 
+use super::inbox::Inbox;
 use super::{Found, RunState, State, Woken};
 use loom::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use loom::sync::{Arc, Mutex};
@@ -262,5 +263,43 @@ fn declaring_the_block_last_loses_a_wake_up() {
         let _ = vcpu.run.commit_block(found);
         device.join().unwrap();
         assert!(!vcpu.is_forgotten(), "slept through");
+    });
+}
+
+/// A CPU is taken out while two vCPUs are woken for it: each is either handed back to who woke it, or found by the CPU.
+#[test]
+fn one_that_is_posted_to_a_cpu_that_goes_is_in_one_place() {
+    loom::model(|| {
+        let inbox = Arc::new(Inbox::new(64));
+        inbox.open();
+        let posters = [1, 2].map(|slot| {
+            let inbox = inbox.clone();
+            thread::spawn(move || !inbox.post(slot))
+        });
+        inbox.close();
+        let mut found = [0, 0, 0];
+        inbox.empty(|slot| found[slot] += 1);
+        for (slot, poster) in (1..).zip(posters) {
+            let handed_back = u8::from(poster.join().unwrap());
+            assert_eq!(found[slot] + handed_back, 1, "vCPU {slot}");
+        }
+    });
+}
+
+/// The test of the test: with a look before the post, one is lost.
+#[test]
+#[should_panic(expected = "lost")]
+fn looking_whether_the_inbox_is_open_before_posting_loses_one() {
+    loom::model(|| {
+        let inbox = Arc::new(Inbox::new(64));
+        inbox.open();
+        let poster = thread::spawn({
+            let inbox = inbox.clone();
+            move || inbox.is_open().then(|| inbox.post_unseen(1)).is_none()
+        });
+        inbox.close();
+        let mut found = false;
+        inbox.empty(|_| found = true);
+        assert!(poster.join().unwrap() || found, "lost");
     });
 }

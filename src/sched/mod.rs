@@ -15,6 +15,7 @@
 
 mod credit;
 mod entity;
+mod inbox;
 #[cfg(all(test, loom))]
 mod interleavings;
 mod null;
@@ -65,7 +66,7 @@ pub enum AddError {
     Full,
     /// That CPU has a vCPU, and can have one.
     Taken(CpuId),
-    /// There is no such CPU.
+    /// There is no such CPU, or it has been taken out.
     NoSuchCpu(CpuId),
 }
 
@@ -99,6 +100,14 @@ pub trait Scheduler<V>: Send + Sync {
 
     /// A CPU can run vCPUs from now on.
     fn bring_up(&self, cpu: CpuId);
+
+    /// A CPU is to run no more vCPUs. What runs there makes way when it looks; what waits there goes elsewhere when it
+    /// asks who is [`next`](Scheduler::next), which is then nobody; once it has asked after this returned, nothing more comes. [`bring_up`](Scheduler::bring_up) takes it back.
+    ///
+    /// # Errors
+    ///
+    /// A vCPU that could run nowhere else: nothing has changed.
+    fn take_out(&self, cpu: CpuId) -> Result<(), Arc<V>>;
 
     /// Takes on a vCPU that is off.
     ///

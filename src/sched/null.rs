@@ -3,7 +3,7 @@
 //! There is nothing to decide, so nothing is decided: a CPU runs its vCPU whenever that can run. What remains
 //! of a scheduler is the assignment, made once when a domain is built.
 
-use super::{AddError, Scheduled, Scheduler, Verdict};
+use super::{AddError, CpuSet, Scheduled, Scheduler, Verdict};
 use crate::ids::CpuId;
 use crate::sync::{Lock, Rank};
 use alloc::sync::Arc;
@@ -13,13 +13,15 @@ use core::ptr;
 /// The assignment of vCPUs to CPUs.
 pub struct Null<V> {
     slots: Lock<Vec<Option<Arc<V>>>>,
+    /// CPUs that take none.
+    out: CpuSet,
 }
 
 impl<V> Null<V> {
     /// `cpus` CPUs, all free.
     #[must_use]
     pub fn new(cpus: usize) -> Null<V> {
-        Null { slots: Lock::new(Rank::RunQueue, (0..cpus).map(|_| None).collect()) }
+        Null { slots: Lock::new(Rank::RunQueue, (0..cpus).map(|_| None).collect()), out: CpuSet::none() }
     }
 }
 
@@ -32,11 +34,26 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Null<V> {
         false
     }
 
-    fn bring_up(&self, _: CpuId) {}
+    fn bring_up(&self, cpu: CpuId) {
+        self.out.take(cpu);
+    }
+
+    fn take_out(&self, cpu: CpuId) -> Result<(), Arc<V>> {
+        let slots = self.slots.lock();
+        match slots.get(cpu.index()).and_then(Option::as_ref) {
+            Some(vcpu) => Err(vcpu.clone()),
+            None => {
+                self.out.add(cpu);
+                Ok(())
+            }
+        }
+    }
 
     fn add(&self, vcpu: &Arc<V>, home: CpuId) -> Result<(), AddError> {
-        match self.slots.lock().get_mut(home.index()) {
+        let mut slots = self.slots.lock();
+        match slots.get_mut(home.index()) {
             None => Err(AddError::NoSuchCpu(home)),
+            Some(_) if self.out.has(home) => Err(AddError::NoSuchCpu(home)),
             Some(Some(_)) => Err(AddError::Taken(home)),
             Some(slot) => {
                 vcpu.entity().set_cpu(home);
@@ -123,7 +140,12 @@ mod tests {
         assert_eq!(null.place(&a), CpuId(1));
         assert!(null.next(CpuId(1), 0).is_some());
         assert!(null.next(CpuId(1), 0).is_none(), "it runs");
+        assert!(null.take_out(CpuId(1)).is_err_and(|vcpu| Arc::ptr_eq(&vcpu, &a)), "it can run nowhere else");
         null.remove(&a);
         assert!(null.current(CpuId(1)).is_none());
+        assert!(null.take_out(CpuId(1)).is_ok());
+        assert_eq!(null.add(&a, CpuId(1)), Err(AddError::NoSuchCpu(CpuId(1))));
+        null.bring_up(CpuId(1));
+        assert_eq!(null.add(&a, CpuId(1)), Ok(()));
     }
 }

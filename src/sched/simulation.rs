@@ -307,6 +307,60 @@ fn the_affinity_of_one_that_runs_is_obeyed_at_the_next_look() {
 }
 
 #[test]
+fn a_cpu_is_taken_out_and_back_and_nobody_is_lost_or_treated_unfairly() {
+    for torture in [None, Some(MS)] {
+        let mut world = World::new(4, torture);
+        let busy: Vec<_> = (0..8).map(|_| world.add(256, BUSY)).collect();
+        let sleepers: Vec<_> = (0..4).map(|_| world.add(256, Life(MS, MS))).collect();
+        world.start();
+        world.run(100 * MS);
+        for round in 0..20 {
+            let out = CpuId(round % 4);
+            assert!(world.sched.take_out(out).is_ok());
+            kick(out);
+            world.settle();
+            for _ in 0..20 {
+                world.run(world.now + 5 * MS);
+                assert_eq!(world.running[out.index()], None);
+                world.sched.for_each_waiting(out, &mut |_| panic!("one waits where nobody runs"));
+            }
+            world.sched.bring_up(out);
+            kick(out);
+            world.settle();
+            world.run(world.now + 100 * MS);
+            assert!(world.running[out.index()].is_some());
+        }
+        for index in busy.iter().chain(&sleepers) {
+            assert!(world.ran(*index) > 500 * MS, "{index}: {}", world.ran(*index));
+            assert!(world.guests[*index].worst_wait < 20 * SLICES.slice, "{}", world.guests[*index].worst_wait);
+        }
+        if torture.is_none() {
+            world.run(world.now + MINUTE);
+            world.assert_fair(&busy);
+        }
+    }
+}
+
+#[test]
+fn a_cpu_stays_for_one_that_can_run_nowhere_else() {
+    let mut world = World::new(3, None);
+    let bound = world.add(256, BUSY);
+    world.guests[bound].vcpu.entity.affinity.set([CpuId(1), CpuId(2)].into_iter());
+    world.start();
+    assert!(world.sched.take_out(CpuId(2)).is_ok());
+    kick(CpuId(2));
+    world.settle();
+    let stays = world.sched.take_out(CpuId(1));
+    assert!(stays.is_err_and(|vcpu| Arc::ptr_eq(&vcpu, &world.guests[bound].vcpu)));
+    assert_eq!(world.running[1], Some(bound));
+    world.sched.bring_up(CpuId(2));
+    assert!(world.sched.take_out(CpuId(1)).is_ok());
+    kick(CpuId(1));
+    world.settle();
+    assert_eq!((world.running[1], world.running[2]), (None, Some(bound)));
+}
+
+#[test]
 fn alone_on_a_cpu_there_is_no_tick_and_no_move() {
     let mut world = World::new(4, None);
     (0..4).for_each(|_| _ = world.add(256, BUSY));

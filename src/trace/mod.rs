@@ -96,6 +96,8 @@ events! {
     Steal => "steal",
     /// A CPU gave a vCPU of its queue to another.
     Push => "push",
+    /// A CPU that is taken out gave a vCPU that waited there to another.
+    Evacuate => "evacuate",
     /// A vCPU's timer woke it.
     WakeTimer => "wake by timer",
     /// A vCPU ran after another of its domain: the TLB was cleaned.

@@ -422,8 +422,8 @@ impl Port for DomainPort<'_> {
     }
 
     fn spi_route(&self, intid: Intid, vcpu: VcpuId) {
-        if let Some(mpidr) = self.cpu_of(vcpu).and_then(|cpu| self.hv.mpidr(cpu)) {
-            self.hv.gic.spi_route(intid, mpidr);
+        if let Some(cpu) = self.cpu_of(vcpu) {
+            self.hv.route_spi(intid, cpu);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::domain::Domain;
 use super::ends::Ends;
+use super::hotplug::Hotplug;
 use super::kinds::Kinds;
 use super::lpi::Routes;
 use super::options::{Options, Sched};
@@ -10,7 +11,7 @@ use super::soft_timer::SoftTimer;
 use super::storm::{Rate, Storms};
 use super::vcpu::Vcpu;
 use crate::arch::features::{Features, IdRegs};
-use crate::arch::{barrier, percpu, sysreg, timer};
+use crate::arch::{barrier, percpu, sysreg, timer, tlb};
 use crate::gic::{Gic, GicError, cpuif};
 use crate::ids::{CpuId, DomId, Intid, Mpidr, VcpuId, VpeId};
 use crate::mm::guest_pool::GuestPool;
@@ -107,6 +108,8 @@ pub struct Hypervisor {
     pub guest_pool: Lock<GuestPool>,
     /// What goes on with domains that end.
     pub ends: Ends,
+    /// CPUs that are taken out and back in.
+    pub hotplug: Hotplug,
     /// The stage 2 that each CPU has loaded.
     loaded: Vec<AtomicU64>,
     dom0: Once<Domain>,
@@ -189,6 +192,7 @@ impl Hypervisor {
             vmids: VmIds::new(),
             guest_pool: Lock::new(Rank::Domain, GuestPool::new()),
             ends: Ends::new(),
+            hotplug: Hotplug::new(machine.cpus.len()),
             loaded: machine.cpus.iter().map(|_| AtomicU64::new(0)).collect(),
             dom0: Once::new(),
             others: [const { Slot::new() }; DOMAINS - 1],
@@ -200,21 +204,29 @@ impl Hypervisor {
         }
     }
 
-    /// Makes this CPU able to run guests and to take interrupts. Once on each CPU.
+    /// Makes this CPU able to run guests and to take interrupts: at boot, and after it was out.
     pub fn bring_up(&self, cpu: CpuId) -> Result<(), CpuError> {
+        let ready = self.prepare(cpu);
+        if ready.is_err() {
+            self.hotplug.failed(cpu);
+            return ready;
+        }
+        self.sched.bring_up(cpu);
+        self.set_online(cpu, true);
+        self.hotplug.came_up(cpu);
+        Ok(())
+    }
+
+    fn prepare(&self, cpu: CpuId) -> Result<(), CpuError> {
         sysreg::CNTVOFF_EL2.set(0);
+        tlb::forget_guests_here();
         cpuif::init().map_err(|_| CpuError::NoSystemRegisters)?;
-        self.gic.init_cpu(cpu).map_err(CpuError::Gic)?;
         if self.kinds.join(&IdRegs::read()).map_err(CpuError::Kind)? {
             log::info!("{cpu} lacks something that the CPUs before it have: guests are not shown it");
         }
-        for ppi in [self.machine.timer.virt, self.machine.timer.hyp, self.machine.gic.maintenance] {
-            self.gic.ppi_enable(cpu, ppi);
-        }
-        self.sched.bring_up(cpu);
-        if let Some(online) = self.online.get(cpu.index()) {
-            online.store(true, Ordering::Release);
-        }
+        // Last: from here on interrupts may be sent to it.
+        self.gic.init_cpu(cpu).map_err(CpuError::Gic)?;
+        self.own_ppis().for_each(|ppi| self.gic.ppi_enable(cpu, ppi));
         Ok(())
     }
 
@@ -231,13 +243,25 @@ impl Hypervisor {
         }
     }
 
-    /// Whether a CPU has been brought up.
-    #[must_use]
-    pub fn is_online(&self, cpu: CpuId) -> bool {
-        self.online.get(cpu.index()).is_some_and(|online| online.load(Ordering::Acquire))
+    /// The PPIs that each CPU takes.
+    pub fn own_ppis(&self) -> impl Iterator<Item = Intid> {
+        [self.machine.timer.virt, self.machine.timer.hyp, self.machine.gic.maintenance].into_iter()
     }
 
-    /// How many CPUs have been brought up.
+    /// Says whether a CPU is there.
+    pub fn set_online(&self, cpu: CpuId, now: bool) {
+        if let Some(online) = self.online.get(cpu.index()) {
+            online.store(now, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether a CPU has been brought up, and not taken out since.
+    #[must_use]
+    pub fn is_online(&self, cpu: CpuId) -> bool {
+        self.online.get(cpu.index()).is_some_and(|online| online.load(Ordering::SeqCst))
+    }
+
+    /// How many CPUs are there.
     #[must_use]
     pub fn online(&self) -> usize {
         self.online.iter().filter(|online| online.load(Ordering::Acquire)).count()
@@ -406,6 +430,28 @@ impl Hypervisor {
     #[must_use]
     pub fn was_last_on(&self, cpu: CpuId, vcpu: &Vcpu) -> bool {
         self.last_on.get(cpu.index()).is_some_and(|last| last.load(Ordering::Relaxed) == name_of(vcpu))
+    }
+
+    /// `cpu` holds nobody's registers.
+    pub fn forget_last_on(&self, cpu: CpuId) {
+        if let Some(last) = self.last_on.get(cpu.index()) {
+            last.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Sends an SPI to `cpu`, or to another if that has been taken out.
+    pub fn route_spi(&self, spi: Intid, cpu: CpuId) {
+        let mut to = cpu;
+        loop {
+            if let Some(mpidr) = self.mpidr(to) {
+                self.gic.spi_route(spi, mpidr);
+            }
+            // Looked at afterwards: a CPU that goes says so first, and then looks for SPIs that come to it.
+            if self.is_online(to) {
+                return;
+            }
+            to = percpu::cpu();
+        }
     }
 
     /// `cpu` holds the registers of `vcpu`.

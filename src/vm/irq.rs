@@ -153,6 +153,18 @@ fn meter(cpu: CpuId, lpi: Lpi, meter: &Meter) {
 
 /// Lets masked interrupts come again, those that may.
 pub fn relieve(cpu: CpuId) {
+    if let Some(at) = relieve_as_of(cpu, timer::now()) {
+        hypervisor().timer(cpu).relieve_at(at);
+    }
+}
+
+/// Lets all masked interrupts come again: this CPU's timer is not going to see to it.
+pub fn relieve_all(cpu: CpuId) {
+    let _nothing_later = relieve_as_of(cpu, u64::MAX);
+}
+
+/// When to come again.
+fn relieve_as_of(cpu: CpuId, now: u64) -> Option<u64> {
     let hv = hypervisor();
     let of = |domain: Option<DomainRef<'_>>, vcpu: VcpuId| {
         domain.and_then(|domain| Some(domain.vcpu(vcpu)?.meter.relief_at(&hv.storms.rate)))
@@ -164,9 +176,7 @@ pub fn relieve(cpu: CpuId) {
             of(Some(domain), vcpu)
         }
     };
-    let (again, unmasked) = hv.storms.relieve(&hv.gic, &hv.routes, timer::now(), relief);
+    let (again, unmasked) = hv.storms.relieve(&hv.gic, &hv.routes, now, relief);
     (0..unmasked).for_each(|_| count(cpu, Event::StormRelief));
-    if let Some(at) = again {
-        hv.timer(cpu).relieve_at(at);
-    }
+    again
 }

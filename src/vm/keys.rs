@@ -1,10 +1,10 @@
 //! The debug keys that show what domains and interrupts are doing.
 //!
-//! Each prints and changes nothing (but `K` and `R`). They run on the CPU that took the UART's interrupt and look at others' state
-//! as it is at that moment.
+//! Each prints and changes nothing (but `o`, `O`, `K` and `R`). They run on the CPU that took the UART's interrupt and look
+//! at others' state as it is at that moment.
 
 use super::domain::{Domain, End};
-use super::hypervisor;
+use super::{hotplug, hypervisor};
 use crate::arch::{power, timer};
 use crate::console::{self, keys, line};
 use crate::gic::its::Kind;
@@ -26,6 +26,8 @@ pub fn register() {
     keys::register(b'm', "memory", memory);
     keys::register(b'n', "choose the next domain, for K", choose);
     keys::register(b'K', "end the chosen domain, as if it had crashed", kill);
+    keys::register(b'o', "take the last CPU out", hotplug::take_out);
+    keys::register(b'O', "take a CPU back in", hotplug::take_back);
     keys::register(b'R', "reboot the machine", reboot);
 }
 
@@ -122,9 +124,13 @@ fn scheduler() {
             ));
         }
     }
-    for event in [Event::Switch, Event::Move, Event::Steal, Event::Push, Event::WakeTimer, Event::TlbClean] {
+    for event in
+        [Event::Switch, Event::Move, Event::Steal, Event::Push, Event::Evacuate, Event::WakeTimer, Event::TlbClean]
+    {
         line(format_args!("  {}: {}", event.label(), total(event)));
     }
+    let (outs, backs, vpes) = hv.hotplug.counts();
+    line(format_args!("  {} CPUs; taken out: {outs}, back: {backs}, vPEs moved for it: {vpes}", hv.online()));
     let counters = hv.gic.counters();
     line(format_args!(
         "  residency: entered {}, left to sleep {}, left preempted {}; doorbells {}, for one awake {}",
@@ -134,7 +140,8 @@ fn scheduler() {
         total(Event::IrqDoorbell),
         total(Event::DoorbellSpurious)
     ));
-    // The first is counted where vCPUs run, the second where commands are sent: they say the same.
+    // The first is counted where vCPUs run, the second where commands are sent: they say the same, but for what moved
+    // because its CPU was taken out.
     line(format_args!("  vPE moves: {}, VMOVPs: {}", total(Event::VpeMove), counters.commands(Kind::Vmovp)));
 }
 

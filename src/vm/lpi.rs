@@ -140,8 +140,9 @@ impl LpiPaths {
         self.vcpus.get(vcpu.index())?.1
     }
 
-    fn cpu(&self, vcpu: VcpuId) -> Option<CpuId> {
-        Some(self.vcpus.get(vcpu.index())?.0)
+    /// The CPU that takes a vCPU's LPIs where EL2 does; another, while that one is out.
+    fn cpu<H: Hw + Clone>(&self, vcpu: VcpuId, gic: &Gic<H>) -> Option<CpuId> {
+        gic.taker(self.vcpus.get(vcpu.index())?.0)
     }
 }
 
@@ -185,7 +186,7 @@ impl<H: Hw + Clone> LpiBackend<'_, H> {
         vcpu: VcpuId,
         vintid: VIntid,
     ) -> Result<(Lpi, CpuId), BackendError> {
-        let cpu = self.paths.cpu(vcpu).ok_or(BackendError::NotMapped)?;
+        let cpu = self.paths.cpu(vcpu, self.gic).ok_or(BackendError::NotMapped)?;
         let lpi = self.gic.alloc_lpi().ok_or(BackendError::NoLpi)?;
         self.gic.configure_lpi(lpi, PRIORITY, true);
         self.routes.set(lpi, self.route(from, vcpu, vintid));
@@ -261,7 +262,7 @@ impl<H: Hw + Clone> LpiBackend<'_, H> {
                 v4.to_software(its, device, event, lpi, cpu).map_err(|error| self.undo(its, device, event, lpi, error))
             }
             (Event::Physical { lpi, .. }, None) => {
-                let cpu = self.paths.cpu(to).ok_or(BackendError::NotMapped)?;
+                let cpu = self.paths.cpu(to, self.gic).ok_or(BackendError::NotMapped)?;
                 // The route changes first: from here on an arrival, on either CPU, is the new vCPU's.
                 self.routes.set(lpi, self.route((its, device, event), to, v));
                 self.gic.move_physical(its, device, event, cpu).map_err(failed)?;

@@ -30,6 +30,8 @@ mod ends;
 #[cfg(target_os = "none")]
 mod exit;
 #[cfg(target_os = "none")]
+mod hotplug;
+#[cfg(target_os = "none")]
 mod hypervisor;
 #[cfg(target_os = "none")]
 mod input;

@@ -2,7 +2,7 @@
 
 use super::domain::Domain;
 use super::vcpu::{Context, Vcpu};
-use super::{Hypervisor, ends, exit, hypervisor, irq, lrs};
+use super::{Hypervisor, ends, exit, hotplug, hypervisor, irq, lrs};
 use crate::arch::el1::{El1Context, VirtualTimer};
 use crate::arch::fp::FpContext;
 use crate::arch::vcpu::{GuestRegs, RawExit, Reason, enter};
@@ -46,6 +46,9 @@ pub fn cpu_loop(cpu: CpuId) -> ! {
     let mut hcr = None;
     loop {
         irq::take_all(cpu);
+        if hv.hotplug.is_asked(cpu) {
+            hotplug::leave(hv, cpu);
+        }
         let next = hv.sched.next(cpu, timer::now());
         hv.timer(cpu).set_look(hv.sched.look_at(cpu));
         match next {

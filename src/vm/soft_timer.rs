@@ -100,6 +100,17 @@ impl SoftTimer {
         self.sleepers.lock().forget(vcpu);
     }
 
+    /// This CPU goes: whoever sleeps is woken, and nothing is due any more. On this CPU.
+    pub fn give_up(&self, wake: &mut dyn FnMut(&Arc<Vcpu>)) {
+        loop {
+            let sleeper = self.sleepers.lock().due(NEVER);
+            let Some(vcpu) = sleeper else { break };
+            wake(&vcpu);
+        }
+        [&self.guest, &self.look, &self.wake, &self.relief].into_iter().for_each(|what| what.store(NEVER, Relaxed));
+        self.program();
+    }
+
     /// The timer has fired, on this CPU: `wake` is called for each sleeper that is due.
     pub fn fired(&self, wake: &mut dyn FnMut(&Arc<Vcpu>)) -> Fired {
         let now = timer::now();

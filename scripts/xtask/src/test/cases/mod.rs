@@ -3,6 +3,7 @@
 mod boot;
 mod cost;
 pub mod counts;
+mod cpus;
 mod domains;
 mod guests;
 mod io;
@@ -26,6 +27,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(io::cases());
     cases.extend(domains::cases());
     cases.extend(sched::cases());
+    cases.extend(cpus::cases());
     cases.extend(cost::cases());
     cases.extend(shares::cases());
     cases.extend(storms::cases());

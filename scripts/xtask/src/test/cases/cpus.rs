@@ -1,0 +1,118 @@
+//! Physical CPUs taken out and back in by the debug keys, while dom0 does verified I/O on its disk.
+//!
+//! Each key is typed when the answer to the one before has been seen, however long that takes.
+
+use crate::qemu::Machine;
+use crate::session::Session;
+use crate::test::linux::Transcript;
+use crate::test::{Case, Lab, Verdict};
+
+/// Three times Ctrl-A.
+const NEXT: &str = "\u{1}\u{1}\u{1}";
+
+/// Times that a CPU goes and comes back, with interrupts that go to the guest and with those that EL2 injects.
+const CYCLES: usize = 100;
+const CYCLES_SOFTWARE: usize = 20;
+
+/// A key, and what the hypervisor says to it. No key: time goes on in dom0.
+type Step = (Option<char>, &'static str);
+
+/// dom0 has had time to use the CPU that came, or to miss the one that went.
+const TICK: Step = (None, "DW-TEST: tick");
+
+/// The cases of this topic.
+pub fn cases() -> Vec<Case> {
+    let case = |name, shows, run| Case { name, shows, bare: false, run };
+    vec![
+        case(
+            "cpus-out-and-back",
+            "a CPU goes and comes back 100 times under fio with verify; then all but one go",
+            |lab| under_load(lab, "direct=on", CYCLES),
+        ),
+        case("cpus-out-and-back-software", "the same 20 times with direct=off", |lab| {
+            under_load(lab, "direct=off", CYCLES_SOFTWARE)
+        }),
+        case("cpus-bound", "sched=null: a CPU goes only if it has no vCPU", bound),
+    ]
+}
+
+/// Types the steps one by one, from dom0's first round of I/O on; then has dom0 stop.
+fn drive(lab: &Lab, machine: &Machine, seconds: u64, steps: &[Step]) -> Result<Transcript, String> {
+    let mut next = 0;
+    let mut started = false;
+    let transcript = lab.watch(machine, seconds, |session, line| {
+        let round = line.starts_with("DW-TEST: round ");
+        if !started && round {
+            started = true;
+            return press(session, steps, next);
+        }
+        match steps.get(next) {
+            Some((_, answer)) if started && line.contains(answer) => {
+                next += 1;
+                press(session, steps, next)
+            }
+            Some(_) if line.contains("stays: ") || line.contains("stays out: ") || line.contains("is of no use") => {
+                Err(format!("step {next}: `{}`", line.trim()))
+            }
+            None if round => session.type_in("\r").map_err(|failure| failure.text),
+            _ => Ok(()),
+        }
+    })?;
+    lab.judge(&transcript)?;
+    match steps.get(next) {
+        Some((key, answer)) => Err(format!("no answer `{answer}` to {key:?}, step {next}")),
+        None => Ok(transcript),
+    }
+}
+
+fn press(session: &mut Session, steps: &[Step], next: usize) -> Verdict {
+    let Some((Some(key), _)) = steps.get(next) else { return Ok(()) };
+    session.type_in(&format!("{NEXT}{key}{NEXT}")).map_err(|failure| failure.text)
+}
+
+fn under_load(lab: &Lab, hv: &str, cycles: usize) -> Verdict {
+    // Whatever CPU is in has a vCPU that computes; while one is out, another vCPU waits for it.
+    let machine = Machine { hv: format!("sched=credit dom0_max_vcpus=6 {hv}"), ..lab.linux("until", "4") };
+    let key = |key, answer| [(Some(key), answer), TICK];
+    let cycle = [key('o', "CPU3 is out; to CPU2 went"), key('O', "CPU3 is back")].concat();
+    let rest = [
+        key('o', "CPU3 is out; to CPU2 went"),
+        key('o', "CPU2 is out; to CPU1 went"),
+        key('o', "CPU1 is out; to CPU0 went"),
+        key('o', "CPU0 stays: the machine was started on it"),
+        key('O', "CPU1 is back"),
+        key('O', "CPU2 is back"),
+        key('O', "CPU3 is back"),
+        key('O', "no CPU is out"),
+        key('s', "VMOVPs: "),
+    ];
+    let steps: Vec<Step> = [cycle.repeat(cycles), rest.concat()].concat();
+    let transcript = drive(lab, &machine, 400, &steps)?;
+    let shown =
+        |word: &str| transcript.lines.iter().rev().map(|(_, line)| line.trim()).find(|line| line.contains(word));
+    let outs = cycles + 3;
+    println!("   dom0: {} rounds of verified writes meanwhile", transcript.number("rounds")?);
+    for word in ["taken out: ", "evacuate: ", "VMOVPs: "] {
+        println!("   {}", shown(word).unwrap_or("nothing"));
+    }
+    let line = shown("taken out: ").ok_or("the scheduler's state was not printed")?;
+    if !line.starts_with(&format!("4 CPUs; taken out: {outs}, back: {outs}, ")) {
+        return Err(format!("after {outs} cycles: `{line}`"));
+    }
+    // A vPE lives where its vCPU ran last.
+    if hv.contains("direct=on") && line.ends_with(": 0") {
+        return Err(format!("no vPE was moved: `{line}`"));
+    }
+    Ok(())
+}
+
+fn bound(lab: &Lab) -> Verdict {
+    let machine = Machine { hv: "dom0_max_vcpus=3".into(), ..lab.linux("until", "") };
+    let steps = [
+        (Some('o'), "CPU3 is out; to CPU2 went"),
+        (Some('o'), "CPU2 stays: vCPU2 of dom0 can run nowhere else"),
+        (Some('O'), "CPU3 is back"),
+        (Some('O'), "no CPU is out"),
+    ];
+    drive(lab, &machine, 120, &steps).map(|_| ())
+}
