@@ -14,6 +14,8 @@ const CPUS: u32 = 4;
 
 /// How far a share may be from what its weight says, as a part of it.
 const TOLERANCE: f64 = 0.05;
+/// The same for a cap, which is a part of a CPU and not of what is left of it beside the hypervisor.
+const CAP_TOLERANCE: f64 = 0.1;
 
 /// What a domain asks for.
 struct Claim {
@@ -35,7 +37,7 @@ const CLAIMS: [Claim; 4] = [
 pub fn cases() -> Vec<Case> {
     vec![Case {
         name: "sched-shares",
-        shows: "four domains' shares of 60 s follow their weights, and a cap, within 5 %",
+        shows: "shares of 60 s follow weights within 5 %, and a cap within 10 %",
         bare: false,
         run: shares,
     }]
@@ -74,11 +76,12 @@ fn shares(lab: &Lab) -> Verdict {
         initrd: None,
         disk: Disk::None,
         smp: CPUS,
-        hv: format!("sched=credit dom0_max_vcpus={}", CLAIMS[0].vcpus),
+        // A cap is a part of a CPU, and what is measured is a part of what all guests got done, from which the hypervisor's
+        // own time is missing. With long slices that is little, also on CPUs that are as slow as these.
+        hv: format!("sched=credit sched_credit_tslice_ms=40 dom0_max_vcpus={}", CLAIMS[0].vcpus),
         domus: CLAIMS[1..].iter().map(domu).collect(),
         log: Some(lab.dir.join("guest.log")),
-        // 32 ns for an instruction: four CPUs of 8 MIPS, whose minute is over soon. Were they slower still, the hypervisor's
-        // own instructions would show: of the four CPUs there would be less to share, and nothing less of the capped part.
+        // 32 ns for an instruction: four CPUs of 8 MIPS, whose minute is over soon.
         extra: ["-icount", "shift=5,sleep=off"].map(str::to_owned).to_vec(),
         ..Machine::default()
     };
@@ -116,7 +119,8 @@ fn shares(lab: &Lab) -> Verdict {
             100.0 * expected,
             100.0 * off
         );
-        if off.abs() > TOLERANCE {
+        let tolerance = if CLAIMS[domain].cap.is_some() { CAP_TOLERANCE } else { TOLERANCE };
+        if off.abs() > tolerance {
             wrong.push(format!("dom{domain} has {:.2} %, not {:.2} %", 100.0 * share, 100.0 * expected));
         }
     }
