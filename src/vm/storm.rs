@@ -17,7 +17,8 @@
 //! * a vCPU's exits are its own time, an SGI to one that is not in a guest costs nobody an interrupt, and to one that is,
 //!   costs that one: its domain's own time.
 
-use crate::gic::Gic;
+use crate::gic::v4::V4Error;
+use crate::gic::{Gic, ItsError};
 use crate::ids::Lpi;
 use crate::mmio::Hw;
 use crate::vm::lpi::{PRIORITY, Routes};
@@ -103,7 +104,7 @@ impl Storms {
         let (word, bit) = self.word(lpi)?;
         // The bit comes last: whoever finds it unmasks what is masked. If the LPI has become another's meanwhile, it is
         // unmasked for that one.
-        if !set_enabled(gic, routes, lpi, false) {
+        if set_enabled(gic, routes, lpi, false) == Became::Nothing {
             return None;
         }
         word.fetch_or(bit, Ordering::SeqCst);
@@ -126,20 +127,22 @@ impl Storms {
             }
             let mut bits = word.swap(0, Ordering::SeqCst);
             let mut later = 0;
+            let mut wait = |bit: u64, at: u64| {
+                later |= bit;
+                again = Some(again.map_or(at, |again| again.min(at)));
+            };
             while bits != 0 {
                 let bit = bits & bits.wrapping_neg();
                 bits &= !bit;
                 let lpi = Lpi(Lpi::FIRST + index * 64 + bit.trailing_zeros());
                 match relief(lpi) {
                     None => {}
-                    Some(at) if at > now => {
-                        later |= bit;
-                        again = Some(again.map_or(at, |again| again.min(at)));
-                    }
-                    Some(_) => {
-                        let _ = set_enabled(gic, routes, lpi, true);
-                        unmasked += 1;
-                    }
+                    Some(at) if at > now => wait(bit, at),
+                    Some(_) => match set_enabled(gic, routes, lpi, true) {
+                        Became::Nothing => {}
+                        Became::Known => unmasked += 1,
+                        Became::Unsure => wait(bit, now + RELIEF * self.rate.interval),
+                    },
                 }
             }
             if later != 0 {
@@ -150,16 +153,35 @@ impl Storms {
     }
 }
 
-/// Masks or unmasks what leads to a vCPU. `false` if it leads to none, or needs no mask.
-fn set_enabled<H: Hw + Clone>(gic: &Gic<H>, routes: &Routes, lpi: Lpi, enabled: bool) -> bool {
-    if let Some(route) = routes.get(lpi) {
+/// What came of masking or unmasking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Became {
+    /// The LPI leads to nobody, or needs no mask.
+    Nothing,
+    /// The hardware knows, or will get no interrupt through any more.
+    Known,
+    /// It was told and has not said so, or could not be told now.
+    Unsure,
+}
+
+fn set_enabled<H: Hw + Clone>(gic: &Gic<H>, routes: &Routes, lpi: Lpi, enabled: bool) -> Became {
+    let told = if let Some(route) = routes.get(lpi) {
         gic.configure_lpi(lpi, PRIORITY, enabled);
-        // An error is an event that is gone, or an ITS: nothing comes then.
-        let _ = gic.invalidate(route.its, route.device, route.event);
-        return true;
+        gic.invalidate(route.its, route.device, route.event)
+    } else {
+        let Some((v4, vpe)) = gic.v4().zip(gic.whose_doorbell(lpi)) else { return Became::Nothing };
+        match v4.let_ring(vpe, enabled) {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(V4Error::NoSuchVpe(_)) => return Became::Nothing,
+            Err(V4Error::Its(error)) => Err(error),
+            Err(_) => return Became::Unsure,
+        }
+    };
+    match told {
+        Err(ItsError::Timeout | ItsError::CpuOffline(_)) => Became::Unsure,
+        // Other errors are an event or an ITS that is gone.
+        _ => Became::Known,
     }
-    let Some((v4, vpe)) = gic.v4().zip(gic.whose_doorbell(lpi)) else { return false };
-    v4.let_ring(vpe, enabled).unwrap_or(false)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use crate::gic::testing::{Bench, DEV, Guest, ITS0, ModelHw};
 use crate::gic::v4::Why;
 use crate::ids::{CpuId, DomId, EventId, VIntid, VcpuId};
 use crate::vm::lpi::Route;
-use gic_model::{Config, Machine, Staleness};
+use gic_model::{CommandFault, Config, Fault, Machine, Staleness};
 
 const HZ: u64 = 1_000_000;
 const RATE: u32 = 1000;
@@ -210,4 +210,29 @@ fn an_lpi_that_leads_to_nobody_any_more_is_forgotten() {
     assert!(storms.took(&gic, &routes, lpi, &meter, 0).is_some());
     assert_eq!(storms.relieve(&gic, &routes, u64::MAX, |_| None), (None, 0));
     assert_eq!(storms.relieve(&gic, &routes, u64::MAX, |_| Some(0)), (None, 0), "it was forgotten");
+}
+
+#[test]
+fn an_unmasking_that_is_not_confirmed_is_tried_again() {
+    let Bench { machine, gic } = Bench::up(Config::gicv3(1));
+    gic.map_device(ITS0, DEV, 1).unwrap();
+    let mut el2 = El2::new(&machine, &gic);
+    let lpi = gic.alloc_lpi().unwrap();
+    gic.configure_lpi(lpi, PRIORITY, true);
+    let (vcpu, vintid, event) = (VcpuId(0), VIntid(8192), EventId(0));
+    el2.routes.set(lpi, Route { domain: DomId(1), vcpu, vintid, its: ITS0, device: DEV, event });
+    gic.map_physical(ITS0, DEV, event, lpi, CPU).unwrap();
+    while el2.relief.is_none() {
+        machine.msi(DEV.0, 0);
+        machine.advance_us(5);
+        el2.take(|_| {});
+    }
+    machine.msi(DEV.0, 0);
+    machine.inject(Fault::Command { its: 0, nth: 1, fault: CommandFault::Late { us: 150_000 } });
+    let relieve = |now| el2.storms.relieve(&gic, &el2.routes, now, |_| Some(0));
+    assert_eq!(relieve(1), (Some(1 + 16_000), 0));
+    machine.advance_us(200_000);
+    assert_eq!(relieve(2), (None, 1));
+    machine.advance_us(5);
+    assert_eq!(machine.host_ack(CPU.index()), Some(lpi.0));
 }
