@@ -67,7 +67,8 @@ usage: cargo xtask VERB [FLAGS]
       [--host|--qemu]       only those that boot nothing, or only those that boot a machine
       [--bare]              the guest's part of the QEMU tests without the hypervisor, to tell its faults from theirs
       [--list]              the names of those that boot a machine
-      [--long]              tests that can go on do: ten minutes of moved vCPUs instead of one
+      [--long]              tests that can go on do: ten minutes of moved vCPUs instead of one, ten million acts of
+                            nonsense instead of one
       [--steps N]           how many random steps the GIC driver's property tests take (100,000)
   symbolize F [--elf F]     a panic log with functions and lines beside its addresses
   bench boot [--runs N]     time to dom0's init against the same Linux without the hypervisor, as a ratio

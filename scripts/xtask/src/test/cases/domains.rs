@@ -16,8 +16,8 @@ const HV: &str = "dom0_max_vcpus=2";
 const RESETS: usize = 200;
 
 /// What the guest that writes nonsense does, on all its vCPUs together.
-const ACTS: u64 = 500_000;
-/// With `--long`, which is half an hour where the other is a minute.
+const ACTS: u64 = 1_000_000;
+/// With `--long`, which is ten times as long.
 const ACTS_LONG: u64 = 10_000_000;
 
 /// Three times Ctrl-A.
