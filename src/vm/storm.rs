@@ -141,7 +141,7 @@ impl Storms {
                     Some(_) => match set_enabled(gic, routes, lpi, true) {
                         Became::Nothing => {}
                         Became::Known => unmasked += 1,
-                        Became::Unsure => wait(bit, now + RELIEF * self.rate.interval),
+                        Became::Unsure => wait(bit, now.saturating_add(RELIEF * self.rate.interval)),
                     },
                 }
             }
