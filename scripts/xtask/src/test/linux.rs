@@ -34,12 +34,17 @@ impl Transcript {
     }
 }
 
+/// What Linux calls a stall (of RCU, of a CPU) after two minutes, as it does for tasks: after the usual twenty seconds it
+/// speaks of how busy the host is. One that lasts does not outlast a case's own deadline.
+const PATIENCE: &str = " rcupdate.rcu_cpu_stall_timeout=120 watchdog_thresh=60";
+
 impl Lab {
     /// The machine of this case with the guest's test `name`.
     pub fn linux(&self, name: &str, arg: &str) -> Machine {
         let mut machine =
             Machine { boot: self.boot.clone(), log: Some(self.dir.join("guest.log")), ..Machine::default() };
         machine.append += &format!(" dw.test={name}");
+        machine.append += PATIENCE;
         if !arg.is_empty() {
             machine.append += &format!(" dw.arg={arg}");
         }
