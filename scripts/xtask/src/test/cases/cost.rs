@@ -13,7 +13,8 @@ const SWITCH: u64 = 2400;
 /// Instructions by which 64 vCPUs may cost more than four: a run queue is searched in halves.
 const GROWTH: u64 = 200;
 
-/// Stays of a kind, for its median to mean something.
+/// Stays of a kind, for its median to mean something, in one of the runs. How often a sleeper's home is the CPU that idles, and
+/// not that of who wakes it, is chance: another run may hardly have any.
 const LEAST: usize = 10;
 
 /// The cases of this topic.
@@ -38,8 +39,10 @@ fn judge(lab: &Lab) -> Verdict {
     let moved = run(16, "sched-torture=1ms")?;
     for (purpose, limit) in LIMITS {
         let runs: &[_] = if purpose == Purpose::Move { &[&moved] } else { &[&few, &many] };
-        let medians: Option<Vec<u64>> = runs.iter().map(|costs| costs.median(purpose, LEAST)).collect();
-        let medians = medians.ok_or_else(|| format!("`{purpose}` was seen less than {LEAST} times"))?;
+        if !runs.iter().any(|costs| costs.median(purpose, LEAST).is_some()) {
+            return Err(format!("`{purpose}` was seen less than {LEAST} times"));
+        }
+        let medians: Vec<u64> = runs.iter().filter_map(|costs| costs.median(purpose, 1)).collect();
         if let Some(over) = medians.iter().find(|median| **median > limit) {
             return Err(format!("`{purpose}` takes {over} instructions, at most {limit} expected"));
         }

@@ -4,7 +4,6 @@ use crate::domu::DomU;
 use crate::image::{self, Profile};
 use crate::paths;
 use crate::qemu::Machine;
-use crate::session::Session;
 use crate::test::linux::Transcript;
 use crate::test::{Case, Lab, Verdict};
 
@@ -40,19 +39,29 @@ fn machine(lab: &Lab, test: &str, arg: &str, hv: &str) -> Machine {
     Machine { hv: format!("sched=credit {hv}"), ..lab.linux(test, arg) }
 }
 
-/// Asks for the scheduler's state and the exits once the last job has ended. The keyboard comes to EL2 behind all domains.
-fn ask(session: &mut Session, line: &str, domains: usize) -> Result<(), String> {
-    let jobs = ["DW-TEST: job verify", "DW-TEST: job torture"].iter().any(|job| line.starts_with(job));
-    if jobs || line.contains("DW-TEST: cpus 4 ") {
-        const NEXT: &str = "\x01\x01\x01";
-        session.type_in(&format!("{}sx{NEXT}", NEXT.repeat(domains))).map_err(|failure| failure.text)?;
-    }
-    Ok(())
+/// Three times Ctrl-A.
+const NEXT: &str = "\x01\x01\x01";
+
+/// Runs `machine` to its end. The guest's test waits at its end; then EL2 is asked for the scheduler's state and the exits.
+/// It has the keyboard behind all domains.
+fn asked(lab: &Lab, mut machine: Machine, seconds: u64) -> Result<Transcript, String> {
+    machine.append += " dw.wait";
+    let question = format!("{}sx{NEXT}", NEXT.repeat(1 + machine.domus.len()));
+    let transcript = lab.watch(&machine, seconds, |session, line| {
+        let keys = match line.trim() {
+            "DW-TEST: waits" => &question,
+            "(dom0 has the keyboard)" => "\r",
+            _ => return Ok(()),
+        };
+        session.type_in(keys).map_err(|failure| failure.text)
+    })?;
+    lab.judge(&transcript)?;
+    Ok(transcript)
 }
 
 fn fio(lab: &Lab, hv: &str, seconds: u64) -> Verdict {
     let machine = machine(lab, "fio", "500", &format!("dom0_max_vcpus=8 {hv}"));
-    let transcript = jobs(lab, &machine, seconds, 5)?;
+    let transcript = jobs(lab, machine, seconds, 5)?;
     if !hv.contains("direct=off") {
         moves(&transcript)?;
     }
@@ -60,9 +69,8 @@ fn fio(lab: &Lab, hv: &str, seconds: u64) -> Verdict {
 }
 
 /// Runs fio's jobs to their end.
-fn jobs(lab: &Lab, machine: &Machine, seconds: u64, jobs: usize) -> Result<Transcript, String> {
-    let transcript = lab.watch(machine, seconds, |session, line| ask(session, line, 1 + machine.domus.len()))?;
-    lab.judge(&transcript)?;
+fn jobs(lab: &Lab, machine: Machine, seconds: u64, jobs: usize) -> Result<Transcript, String> {
+    let transcript = asked(lab, machine, seconds)?;
     for job in transcript.said("job") {
         println!("   {job}");
     }
@@ -77,7 +85,7 @@ const TORTURE: &str = "dom0_max_vcpus=8 sched-torture=1ms";
 fn torture(lab: &Lab) -> Verdict {
     let seconds: u64 = if lab.long { 600 } else { 60 };
     let machine = machine(lab, "torture", &seconds.to_string(), TORTURE);
-    moves(&jobs(lab, &machine, seconds * 2 + 240, 1)?)
+    moves(&jobs(lab, machine, seconds * 2 + 240, 1)?)
 }
 
 /// A vPE that is resident twice, or where it does not live, or moved while resident: the debug build stops at each.
@@ -85,7 +93,7 @@ fn torture_debug(lab: &Lab) -> Verdict {
     let image = lab.dir.join("doorward.img");
     image::pack("doorward", Profile::Debug, &image, None).map_err(|failure| failure.text)?;
     let machine = Machine { image, ..machine(lab, "torture", if lab.long { "300" } else { "20" }, TORTURE) };
-    moves(&jobs(lab, &machine, if lab.long { 1200 } else { 400 }, 1)?)
+    moves(&jobs(lab, machine, if lab.long { 1200 } else { 400 }, 1)?)
 }
 
 /// A vPE is moved when its vCPU runs elsewhere, and then only. The two are counted apart, on CPUs that go on meanwhile.
@@ -114,8 +122,7 @@ fn hotplug(lab: &Lab) -> Verdict {
 }
 
 fn alone(lab: &Lab) -> Verdict {
-    let transcript = lab.watch(&machine(lab, "fio", "200", ""), 150, |session, line| ask(session, line, 1))?;
-    lab.judge(&transcript)?;
+    let transcript = asked(lab, machine(lab, "fio", "200", ""), 150)?;
     let asked = transcript.lines.iter().any(|(_, line)| line.contains("exit irq: "));
     let wfx = transcript.lines.iter().find(|(_, line)| line.contains("exit wfx: "));
     match (asked, wfx) {
