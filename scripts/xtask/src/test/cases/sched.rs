@@ -15,6 +15,7 @@ pub fn cases() -> Vec<Case> {
         case("sched-oversubscribed-software", "the same with direct=off", |lab| fio(lab, "direct=off", 180)),
         case("sched-trapped-wfi", "the same with vwfi=trap", |lab| fio(lab, "vwfi=trap", 180)),
         case("sched-native-wfi", "the same with vwfi=native", |lab| fio(lab, "vwfi=native", 240)),
+        case("sched-crowded", "8 vCPUs of dom0 and 8 busy ones of two domains on 4 CPUs", crowded),
         case("sched-torture", "verified writes while vCPUs are moved each millisecond, for a minute", torture),
         case("sched-torture-debug", "the same, shorter, by a build that asserts its invariants", torture_debug),
         case("sched-torture-software", "five fio jobs, vCPUs moved, direct=off", |lab| {
@@ -78,6 +79,18 @@ fn jobs(lab: &Lab, machine: Machine, seconds: u64, jobs: usize) -> Result<Transc
         ended if ended == jobs => Ok(transcript),
         ended => Err(format!("{ended} jobs ended, not {jobs}")),
     }
+}
+
+/// Sixteen vCPUs on four CPUs; half of them always want to run.
+fn crowded(lab: &Lab) -> Verdict {
+    let machine = machine(lab, "fio", "100", "dom0_max_vcpus=8 dom0_mem=1G");
+    let machine = Machine { domus: vec![busy(4), busy(4)], ..machine };
+    let transcript = jobs(lab, machine, 600, 5)?;
+    let busy = transcript.lines.iter().filter(|(_, line)| line.contains(BUSY)).count();
+    if busy != 2 {
+        return Err(format!("{busy} domains were busy, not 2"));
+    }
+    moves(&transcript)
 }
 
 const TORTURE: &str = "dom0_max_vcpus=8 sched-torture=1ms";
