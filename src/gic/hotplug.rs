@@ -190,6 +190,9 @@ mod tests {
             let lpi = gic.alloc_lpi().unwrap();
             gic.configure_lpi(lpi, 0x80, true);
             gic.map_physical(ITS0, DEV, EventId(1), lpi, GOES).unwrap();
+            let other = gic.alloc_lpi().unwrap();
+            gic.configure_lpi(other, 0x80, true);
+            gic.map_physical(ITS0, DEV, EventId(2), other, CpuId(3)).unwrap();
             gic.spi_route(SPI, affinity(&config, GOES));
             gic.spi_route(Intid(41), affinity(&config, CpuId(3)));
             machine.msi(DEV.0, 1);
@@ -204,6 +207,9 @@ mod tests {
             machine.msi(DEV.0, 1);
             machine.advance_us(100);
             assert_eq!((machine.host_ack(1), machine.host_ack(2)), (None, Some(lpi.0)));
+            machine.msi(DEV.0, 2);
+            machine.advance_us(100);
+            assert_eq!((machine.host_ack(2), machine.host_ack(3)), (None, Some(other.0)), "of another CPU");
             machine.assert_clean();
         }
     }

@@ -380,3 +380,39 @@ fn an_event_of_an_its_without_virtual_lpis_cannot_be_virtual() {
     g.map(ITS0, 1, 0);
     g.machine.assert_clean();
 }
+
+#[test]
+fn a_doorbell_that_is_kept_quiet_rings_once_it_may_again() {
+    let proxy = |c: Config| c.each_cpu(|_, cpu| cpu.direct_lpi = false);
+    // By INVLPIR; by the proxy; by INVALL, as the proxy has no event for the 33rd vPE.
+    let few = Config::qemu(CPUS).each_its(|_, its| its.event_bits = 5);
+    for (config, others) in [(Config::v4_0(CPUS), 0), (proxy(Config::v4_0(CPUS)), 0), (few, 32)] {
+        let g = Guest::new(config, 0);
+        (0..others).for_each(|_| _ = g.v4().add_vpe(g.vm, CpuId(0)).unwrap());
+        let vpe = g.v4().add_vpe(g.vm, CpuId(1)).unwrap();
+        g.v4().configure(g.vm, vlpi(1), 0xa1).unwrap();
+        g.v4().map_event(ITS0, DEV, EventId(1), vpe, vlpi(1)).unwrap();
+        assert_eq!(g.v4().let_ring(vpe, false), Ok(true));
+        g.msi(ITS0, 1);
+        assert!(g.all_doorbells().is_empty(), "it is to be quiet");
+        assert_eq!(g.v4().let_ring(vpe, true), Ok(true));
+        g.machine.advance_us(100);
+        assert_eq!(g.all_doorbells(), [vpe], "the ring was kept");
+        g.machine.assert_clean();
+    }
+}
+
+#[test]
+fn a_doorbell_whose_redistributor_does_not_answer_is_not_said_to_be_quiet() {
+    let g = Guest::new(Config::v4_0(CPUS), 2);
+    g.machine.inject(Fault::BusyStuck { cpu: 1 });
+    assert_eq!(g.v4().let_ring(g.vpes[1], false), Err(V4Error::Redist(CpuId(1))));
+}
+
+#[test]
+fn a_default_doorbell_needs_no_quiet() {
+    let g = Guest::new(Config::v4_1(CPUS, 1), 1);
+    let before = g.machine.commands(0).len();
+    assert_eq!(g.v4().let_ring(g.vpes[0], false), Ok(false));
+    assert_eq!(g.machine.commands(0).len(), before);
+}

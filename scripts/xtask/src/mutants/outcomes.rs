@@ -110,7 +110,7 @@ fn line(line: &str) -> Option<(String, (Seen, String))> {
 }
 
 /// The mutants that a list in Markdown gives reasons for: a heading for each file, `- `mutant`: reason` below. Lines move, so
-/// none is named; one that ends in `*` stands for all that begin so.
+/// none is named; one that ends in `::*` stands for all that go on so.
 pub struct Reasons(Vec<(String, String)>);
 
 impl Reasons {
@@ -132,8 +132,8 @@ impl Reasons {
     pub fn has(&self, name: &str) -> bool {
         let (at, what) = name.split_once(": ").unwrap_or(("", name));
         let file = at.split(':').next().unwrap_or_default();
-        let fits = |listed: &str| match listed.strip_suffix('*') {
-            Some(start) => what.starts_with(start),
+        let fits = |listed: &str| match listed.strip_suffix("::*") {
+            Some(start) => what.strip_prefix(start).is_some_and(|rest| rest.starts_with("::")),
             None => what == listed,
         };
         self.0.iter().any(|(in_file, listed)| in_file == file && fits(listed))
