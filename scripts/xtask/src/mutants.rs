@@ -136,6 +136,7 @@ impl Bench {
         // What the debugger would read is half of the build.
         command.env("CARGO_PROFILE_DEV_DEBUG", "0").env("CARGO_PROFILE_TEST_DEBUG", "0").env("CARGO_INCREMENTAL", "1");
         command.env("CARGO_TARGET_DIR", tree::folder().join("build")).env("DOORWARD_STEPS", STEPS);
+        command.env("DOORWARD_FORGET_SEEDS", "1");
         command.env_remove("RUSTC").env_remove("CARGO");
         let status = command.status().doing(sh::shown(&command))?;
         // 2: some were missed; 3: some ended by the clock.

@@ -13,6 +13,10 @@ use std::vec::Vec;
 
 /// Which doorbells have, whoever's they are.
 const DOORBELL_PRIORITY: u8 = 0xa0;
+/// Offset of GITS_CREADR, and its Stalled.
+const GITS_CREADR: u64 = 0x90;
+const STALLED: u64 = 1;
+
 /// A configuration table, and a pending table for each vPE.
 const ALLOCATIONS_OF_VM: usize = 1 + VPES / VMS;
 const CTLR: u64 = 0x0;
@@ -352,8 +356,12 @@ impl World {
                 self.machine.inject(Fault::Command { its: (i % self.itss).into(), nth: n.into(), fault });
             }
             Op::Stall(i, n) => {
-                let fault = CommandFault::Stall;
-                self.machine.inject(Fault::Command { its: (i % self.itss).into(), nth: n.into(), fault });
+                let its = usize::from(i % self.itss);
+                let creadr = self.machine.read64(self.config.its[its].base + GITS_CREADR);
+                // One that stalls at a command again after the retry is given up: here no ITS is to die.
+                if creadr & STALLED == 0 {
+                    self.machine.inject(Fault::Command { its, nth: n.into(), fault: CommandFault::Stall });
+                }
             }
         }
     }
