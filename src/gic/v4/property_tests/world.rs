@@ -297,7 +297,7 @@ impl World {
                 let result = self.gic.unmap_event(its(k), dev, ev(k)).map(|_| ());
                 self.settle(k, result, false);
                 if let Event::Physical { lpi, .. } = old {
-                    self.gic.free_lpi(lpi);
+                    self.give_back(k, lpi);
                 }
             }
             Op::Int(i, e) => {
@@ -405,6 +405,14 @@ impl World {
             self.gic.free_lpi(lpi);
         } else {
             self.settle(k, result, may);
+            self.give_back(k, lpi);
+        }
+    }
+
+    /// An LPI is free, unless its event has it: what a full ring had no room for has not happened.
+    fn give_back(&self, k: Key, lpi: Lpi) {
+        if !matches!(self.events[&k].0, Event::Physical { lpi: has, .. } if has == lpi) {
+            self.gic.free_lpi(lpi);
         }
     }
 
@@ -413,7 +421,7 @@ impl World {
         // A vLPI that was disabled under its old VM is enabled as the table of this one says.
         self.apply(k);
         if let Some(lpi) = lpi {
-            self.gic.free_lpi(lpi);
+            self.give_back(k, lpi);
             self.wake(v);
         }
     }
@@ -426,12 +434,17 @@ impl World {
             if keys.is_empty() || self.out[cpu as usize] {
                 continue;
             }
+            let lpis: Vec<(Key, Lpi)> = keys.iter().map(|k| (*k, self.lpi(*k))).collect();
             let mut batch = self.gic.batch(ItsId(its)).unwrap();
-            for k in &keys {
-                batch.to_software(DEV, EventId(k.1.into()), self.lpi(*k), CpuId(cpu.into())).unwrap();
+            for (k, lpi) in &lpis {
+                let done = batch.to_software(DEV, EventId(k.1.into()), *lpi, CpuId(cpu.into()));
+                assert!(matches!(done, Ok(()) | Err(ItsError::Timeout)), "{k:?}: {done:?}");
             }
             let result = batch.finish();
-            keys.iter().for_each(|k| self.settle(*k, result, true));
+            for (k, lpi) in lpis {
+                self.settle(k, result, true);
+                self.give_back(k, lpi);
+            }
         }
     }
 
