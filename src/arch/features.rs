@@ -251,12 +251,6 @@ impl Features {
         }
     }
 
-    /// The controls of EL2 on a CPU that has what all have and no more; see [`controls_on`](Self::controls_on).
-    #[must_use]
-    pub const fn controls(&self) -> &Controls {
-        &self.controls
-    }
-
     /// What stage 2 may do.
     #[must_use]
     pub const fn stage2(&self) -> Stage2Params {

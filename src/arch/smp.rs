@@ -108,13 +108,9 @@ pub struct Place {
 }
 
 impl Place {
-    fn call(&self) -> Result<(), PsciError> {
+    /// Starts the CPU, which is off, for the first time or again: same stack, same entry. Does not wait until it is there.
+    pub fn start(&self) -> Result<(), PsciError> {
         psci::cpu_on(self.mpidr, Pa(&raw const doorward_secondary as u64), ptr::from_ref(self.start) as u64)
-    }
-
-    /// Starts the CPU again, which has switched itself off: same stack, same entry. Does not wait until it is there.
-    pub fn start_again(&self) -> Result<(), PsciError> {
-        self.call()
     }
 }
 
@@ -135,7 +131,7 @@ pub fn start(cpu: CpuId, mpidr: Mpidr, stack: Pa, entry: extern "C" fn(CpuId) ->
     }));
     cache::clean(Pa(ptr::from_ref(start) as u64), size_of::<Start>() as u64);
     let place = Place { mpidr, start };
-    place.call().map_err(StartError::Firmware)?;
+    place.start().map_err(StartError::Firmware)?;
     let begin = timer::now_us();
     while !percpu.is_online() {
         if timer::now_us() - begin > LIMIT_US {

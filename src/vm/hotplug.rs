@@ -247,7 +247,7 @@ fn call_back(hv: &Hypervisor) -> Result<(), Refusal> {
     barrier::sev();
     let mut answer = Ok(());
     let _ = El2.wait(OFF_LIMIT_US, || {
-        answer = place.start_again();
+        answer = place.start();
         answer != Err(PsciError::AlreadyOn) || hotplug.state(cpu) == State::In
     });
     match answer {

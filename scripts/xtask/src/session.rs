@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 use crate::fail::{Doing, Failure, Outcome};
 use crate::sh;
 
+/// Three times Ctrl-A: the keyboard goes from dom0 on to the next domain, behind all of them to the debug keys, then back.
+pub const NEXT: &str = "\x01\x01\x01";
+
 /// How a machine came to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {

@@ -124,7 +124,7 @@ fn what_is_hidden_is_also_armed() {
 #[test]
 fn an_armv8_0_cpu_gets_no_control_it_does_not_have() {
     let features = Features::decide(&cortex_a57());
-    let c = features.controls();
+    let c = features.controls;
     assert_eq!(c.hcr, hcr::BASE);
     assert_eq!(c.hcr & hcr::TWI, 0, "waiting is the scheduler's");
     assert_eq!(c.hcrx, None);
@@ -178,7 +178,7 @@ fn a_second_kind_of_cpu_takes_away_what_it_lacks() {
 fn each_kind_of_cpu_keeps_its_own_traps_and_switches_on_only_what_all_have() {
     let (big, little) = (qemu_max(), cortex_a57());
     let mut features = Features::decide(&big);
-    assert_eq!(features.controls_on(&big), *features.controls());
+    assert_eq!(features.controls_on(&big), features.controls);
     features.restrict(&little);
     let on_big = features.controls_on(&big);
     assert_eq!(on_big.hcr & (hcr::APK | hcr::API | hcr::FWB), 0);

@@ -402,11 +402,10 @@ impl World {
     fn became_physical(&mut self, k: Key, lpi: Lpi, cpu: u8, result: Result<(), ItsError>, may: bool) {
         if self.out[cpu as usize] {
             assert_eq!(result, Err(ItsError::CpuOffline(CpuId(cpu.into()))));
-            self.gic.free_lpi(lpi);
         } else {
             self.settle(k, result, may);
-            self.give_back(k, lpi);
         }
+        self.give_back(k, lpi);
     }
 
     /// An LPI is free, unless its event has it: what a full ring had no room for has not happened.

@@ -3,12 +3,9 @@
 //! Each key is typed when the answer to the one before has been seen, however long that takes.
 
 use crate::qemu::Machine;
-use crate::session::Session;
+use crate::session::{NEXT, Session};
 use crate::test::linux::Transcript;
 use crate::test::{Case, Lab, Verdict};
-
-/// Three times Ctrl-A.
-const NEXT: &str = "\u{1}\u{1}\u{1}";
 
 /// Times that a CPU goes and comes back, with interrupts that go to the guest and with those that EL2 injects.
 const CYCLES: usize = 100;

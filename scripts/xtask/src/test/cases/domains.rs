@@ -5,7 +5,7 @@ use crate::domu::DomU;
 use crate::image;
 use crate::paths;
 use crate::qemu::{Boot, Machine};
-use crate::session::Session;
+use crate::session::{NEXT, Session};
 use crate::test::linux::Transcript;
 use crate::test::{Case, Lab, Verdict};
 
@@ -19,9 +19,6 @@ const RESETS: usize = 200;
 const ACTS: u64 = 1_000_000;
 /// With `--long`, which is ten times as long.
 const ACTS_LONG: u64 = 10_000_000;
-
-/// Three times Ctrl-A.
-const NEXT: &str = "\u{1}\u{1}\u{1}";
 
 /// The cases of this topic.
 pub fn cases() -> Vec<Case> {
@@ -61,6 +58,13 @@ fn guest(lab: &Lab, name: &str) -> Result<DomU, String> {
     debug_assert!(matches!(lab.boot, Boot::Doorward));
     let kernel = lab.dir.join("kernel");
     image::build_guest(name, &kernel).map_err(|failure| failure.text)?;
+    Ok(DomU { kernel, cpus: 2, mem: 16, ..DomU::default() })
+}
+
+/// The same with a number of its own, which the guest reads.
+pub(super) fn seeded(lab: &Lab, name: &str, seed: u64) -> Result<DomU, String> {
+    let kernel = lab.dir.join(format!("kernel-{seed}"));
+    image::build_seeded_guest(name, seed, &kernel).map_err(|failure| failure.text)?;
     Ok(DomU { kernel, cpus: 2, mem: 16, ..DomU::default() })
 }
 
@@ -151,9 +155,7 @@ const RESET: usize = 4;
 fn ends(lab: &Lab) -> Verdict {
     let mut domus = Vec::new();
     for (seed, (way, _)) in (1..).zip(ENDS).filter(|(_, (way, _))| *way != ENDS[RESET].0) {
-        let kernel = lab.dir.join(format!("kernel-{seed}"));
-        image::build_seeded_guest("guest-ends", seed, &kernel).map_err(|failure| failure.text)?;
-        domus.push((way, DomU { kernel, cpus: 2, mem: 16, ..DomU::default() }));
+        domus.push((way, seeded(lab, "guest-ends", seed)?));
     }
     let pool = 16 * domus.len();
     let (ways, domus): (Vec<_>, Vec<_>) = domus.into_iter().unzip();
@@ -198,9 +200,7 @@ fn ends(lab: &Lab) -> Verdict {
 
 fn chaos(lab: &Lab) -> Verdict {
     let (wanted, seconds) = if lab.long { (ACTS_LONG, 3600) } else { (ACTS, 300) };
-    let kernel = lab.dir.join("kernel");
-    image::build_seeded_guest("guest-chaos", (wanted / 1000) << 32, &kernel).map_err(|failure| failure.text)?;
-    let machine = machine(lab, DomU { kernel, cpus: 2, mem: 64, ..DomU::default() });
+    let machine = machine(lab, DomU { mem: 64, ..seeded(lab, "guest-chaos", (wanted / 1000) << 32)? });
     let (mut passed, mut gone) = (None, false);
     let transcript = lab.watch(&machine, seconds, |session, line| {
         if line.contains("GUEST FAIL") {

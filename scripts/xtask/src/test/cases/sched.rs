@@ -4,6 +4,7 @@ use crate::domu::DomU;
 use crate::image::{self, Profile};
 use crate::paths;
 use crate::qemu::Machine;
+use crate::session::NEXT;
 use crate::test::linux::Transcript;
 use crate::test::{Case, Lab, Verdict};
 
@@ -39,9 +40,6 @@ pub fn busy(cpus: u32) -> DomU {
 fn machine(lab: &Lab, test: &str, arg: &str, hv: &str) -> Machine {
     Machine { hv: format!("sched=credit {hv}"), ..lab.linux(test, arg) }
 }
-
-/// Three times Ctrl-A.
-const NEXT: &str = "\x01\x01\x01";
 
 /// Runs `machine` to its end. The guest's test waits at its end; then EL2 is asked for the scheduler's state and the exits.
 /// It has the keyboard behind all domains.

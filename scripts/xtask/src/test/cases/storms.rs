@@ -7,12 +7,12 @@
 
 use std::time::{Duration, Instant};
 
+use super::domains::seeded;
 use super::guests::{self, TRANSLATER};
 use crate::domu::DomU;
-use crate::image;
 use crate::qemu::Machine;
 use crate::qtest::Qtest;
-use crate::session::{Echo, Event, Input, Session};
+use crate::session::{Echo, Event, Input, NEXT, Session};
 use crate::test::{Case, Lab, Verdict};
 
 /// `irq-rate=`: as low as it goes, so that any host can be ten times as fast.
@@ -51,6 +51,19 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
+/// Before the milliseconds that a vCPU has run.
+const RAN: &str = "has run ";
+
+/// The number behind `label`.
+fn after(line: &str, label: &str) -> Option<u64> {
+    line.split_once(label)?.1.split_whitespace().next()?.parse().ok()
+}
+
+/// The hypervisor's clock, where that is what a line says.
+fn clock(line: &str) -> Option<u64> {
+    after(line, "in ").filter(|_| line.trim_end().ends_with(" ms:"))
+}
+
 /// What the hypervisor says of itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Account {
@@ -67,17 +80,14 @@ struct Account {
 impl Account {
     /// Takes what a line of the debug keys `x` and `s` has to say. `true` with the last one.
     fn read(&mut self, line: &str, label: &str) -> bool {
-        let number = |text: &str| text.split_whitespace().next().and_then(|word| word.parse().ok());
-        let after = |label: &str| line.split_once(label).and_then(|(_, rest)| number(rest));
-        for (label, field) in [(label, &mut self.taken), ("storm mask: ", &mut self.masked), ("in ", &mut self.ms)] {
-            if let Some(value) = after(label).filter(|_| label != "in " || line.trim_end().ends_with(" ms:")) {
-                *field = value;
-            }
-        }
-        if line.contains("dom1 ")
-            && let Some(value) = after("has run ")
-        {
-            self.other_ms = value;
+        let other = line.contains("dom1 ").then(|| after(line, RAN)).flatten();
+        for (value, field) in [
+            (after(line, label), &mut self.taken),
+            (after(line, "storm mask: "), &mut self.masked),
+            (clock(line), &mut self.ms),
+            (other, &mut self.other_ms),
+        ] {
+            *field = value.unwrap_or(*field);
         }
         line.contains("vPE moves: ")
     }
@@ -97,10 +107,8 @@ fn ask(session: &mut Session, label: &str) -> Result<Account, String> {
 }
 
 fn storm(lab: &Lab, hv: &str, label: &str) -> Verdict {
-    let kernel = lab.dir.join("busy");
     // It ends never: a busy domain.
-    image::build_seeded_guest("guest-ends", 7, &kernel).map_err(|failure| failure.text)?;
-    let busy = DomU { kernel, cpus: 1, mem: 16, ..DomU::default() };
+    let busy = DomU { cpus: 1, ..seeded(lab, "guest-ends", 7)? };
     let hv = format!("sched=credit dom0_max_vcpus=1 irq-rate={RATE} {hv}");
     let mut machine = Machine { smp: 1, hv, domus: vec![busy], ..guests::machine(lab, "guest-wake")? };
     let socket = std::env::temp_dir().join(format!("doorward-storm-{}", std::process::id()));
@@ -125,7 +133,7 @@ fn play(session: &mut Session, socket: &std::path::Path, label: &str) -> Verdict
     }
     let mut qtest = Qtest::connect(socket).map_err(say)?;
     // From dom0 over the other domain to the debug keys.
-    session.type_in(&"\u{1}".repeat(6)).map_err(say)?;
+    session.type_in(&NEXT.repeat(2)).map_err(say)?;
     let before = ask(session, label)?;
 
     let events = table.events as u32;
@@ -186,14 +194,13 @@ struct Shares {
 
 impl Shares {
     fn read(&mut self, line: &str) {
-        let number = |text: &str| text.split_whitespace().next().and_then(|word| word.parse().ok());
-        let ran = || line.split_once("has run ").and_then(|(_, rest)| number(rest)).unwrap_or(0);
-        if line.contains("dom1 vCPU0: ") {
-            self.flooding = ran();
-        } else if line.contains("dom2 vCPU0: ") {
-            self.busy = ran();
-        } else if let Some((_, rest)) = line.split_once("in ").filter(|_| line.trim_end().ends_with(" ms:")) {
-            self.ms = number(rest).unwrap_or(0);
+        let ran = |vcpu: &str| line.contains(vcpu).then(|| after(line, RAN).unwrap_or(0));
+        for (value, field) in [
+            (ran("dom1 vCPU0: "), &mut self.flooding),
+            (ran("dom2 vCPU0: "), &mut self.busy),
+            (clock(line), &mut self.ms),
+        ] {
+            *field = value.unwrap_or(*field);
         }
     }
 }
@@ -202,9 +209,7 @@ impl Shares {
 fn exits(lab: &Lab) -> Verdict {
     let mut domus = Vec::new();
     for (seed, cpus) in [(9, 2), (7, 1)] {
-        let kernel = lab.dir.join(format!("kernel-{seed}"));
-        image::build_seeded_guest("guest-ends", seed, &kernel).map_err(|failure| failure.text)?;
-        domus.push(DomU { kernel, cpus, mem: 16, ..DomU::default() });
+        domus.push(DomU { cpus, ..seeded(lab, "guest-ends", seed)? });
     }
     let hv = "sched=credit dom0_max_vcpus=1".to_owned();
     let machine = Machine { smp: 1, hv, domus, ..lab.linux("until", "") };
@@ -218,7 +223,7 @@ fn exits(lab: &Lab) -> Verdict {
         let looked = shares.first().is_some_and(|first| now.ms >= first.ms + LOOK_MS);
         if started == 2 && line.starts_with("DW-TEST: round ") {
             // Past both consoles to the debug keys and back, until it was long enough.
-            let keys = if looked { "\r" } else { &format!("{0}{0}{0}xs{0}", "\u{1}".repeat(3)) };
+            let keys = if looked { "\r" } else { &format!("{}xs{NEXT}", NEXT.repeat(3)) };
             session.type_in(keys).map_err(|failure| failure.text)?;
         }
         Ok(())
