@@ -14,6 +14,8 @@
 
 mod by_device;
 mod command;
+#[cfg(test)]
+mod command_tests;
 mod events;
 #[cfg(test)]
 mod events_tests;

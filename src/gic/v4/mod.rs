@@ -14,6 +14,7 @@
 //! | `moves` | VMOVP: one ITS for all, or the ITSs of a list in one global order |
 //! | `mend` | what to do when one ITS of a list no longer comes to its VMOVPs |
 //! | `residency` | enter and leave |
+//! | `doorbell` | doorbells: made known, taken along, kept quiet, taken away |
 //! | `proxy` | control of doorbells where redistributors cannot do it |
 //! | `groups` | GICv4.1: which redistributors and ITSs have a vPE table in common |
 //! | `sgi` | GICv4.1: virtual SGIs |
@@ -26,6 +27,7 @@
 //! On GICv4.0 doorbells stay enabled: none rings while its vPE is resident, and one that rings for a runnable
 //! virtual CPU is counted and ignored by the caller.
 
+mod doorbell;
 #[cfg(test)]
 mod fault_tests;
 mod groups;

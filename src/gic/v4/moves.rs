@@ -14,8 +14,9 @@
 //! A vPE that moves because it is about to run can lose a doorbell that is ringing on the way. One that moves because
 //! its CPU is taken out cannot: its virtual CPU may sleep, and nothing but that doorbell will wake it.
 
+use super::doorbell::Ringing;
 use super::residency::EnterError;
-use super::vm::{Control, Vpe, bit};
+use super::vm::{Vpe, bit};
 use super::{CHUNK, V4};
 use crate::gic::its::{Command, Its, ItsError, Ticket};
 use crate::gic::redist::Redist;
@@ -26,15 +27,6 @@ use arrayvec::ArrayVec;
 /// How long a virtual CPU's switch may wait for its move.
 const MOVE_LIMIT_US: u64 = 10_000;
 const ITSS: usize = 16;
-
-/// What becomes of a doorbell that is pending where a vPE leaves.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ringing {
-    /// It may go: the vPE is about to run.
-    Drop,
-    /// It stays pending, there or where the vPE goes.
-    Keep,
-}
 
 /// What has been posted about where a vPE lives, and was not seen to complete: a move, or in ITSList mode a map or unmap.
 pub(super) struct Moving {
@@ -225,46 +217,6 @@ impl<H: Hw + Clone> V4<'_, H> {
                 Err(_) => return,
             }
             all.missing &= !bit(its);
-        }
-    }
-
-    /// The commands that take the doorbell along, if `its` is the one to take them: they go with the move in one piece, as
-    /// to post is to take the ring's lock and to wake the ITS up.
-    fn doorbell_commands(self, its: &Its<H>, v: &Vpe, to: &Redist<H>) -> Option<[Command; 4]> {
-        let (Control::Proxy(ev), Some(proxy)) = (v.control, &self.state.proxy) else { return None };
-        let from = self.gic.online(v.home).ok()?;
-        (proxy.its == its.id).then(|| proxy.move_commands(its, ev, from, to))
-    }
-
-    /// Takes the doorbell along.
-    fn move_doorbell(self, v: &mut Vpe, to: &Redist<H>, ringing: Ringing, moving: &mut Moving) {
-        let gic = self.gic;
-        let Ok(from) = gic.online(v.home) else { return };
-        match v.control {
-            // It follows the vPE by itself.
-            Control::Default => {}
-            Control::Direct => {
-                let keep = ringing == Ringing::Keep || !gic.facts.can_setclr;
-                let cleared = keep || from.clear_lpi(v.doorbell);
-                if !(to.invalidate_lpi(v.doorbell) && cleared) {
-                    gic.counters.redist_timeouts.bump();
-                }
-            }
-            Control::Proxy(ev) => {
-                let Some(proxy) = &self.state.proxy else { return };
-                let posted = gic
-                    .its(proxy.its)
-                    .and_then(|its| its.queue.post(&gic.counters, &proxy.move_commands(its, ev, from, to)));
-                match posted {
-                    Ok(ticket) => moving.add(proxy.its, ticket),
-                    Err(_) => v.control = Control::Coarse,
-                }
-            }
-            Control::Coarse => {
-                if gic.invalidate_cpu(to.cpu).is_err() {
-                    gic.counters.batch_errors.bump();
-                }
-            }
         }
     }
 

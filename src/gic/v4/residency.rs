@@ -13,7 +13,7 @@
 //! memory is not given back until it is known to be clean.
 
 use super::V4;
-use super::moves::Ringing;
+use super::doorbell::Ringing;
 use super::vm::Vpe;
 use crate::gic::redist::Redist;
 use crate::gic::regs::{GICR_VPENDBASER, GICR_VPENDBASER_4_1, GICR_VPROPBASER, attributes, pa_4k, pa_64k};

@@ -6,6 +6,7 @@
 //!
 //! A step that cannot be proven complete leaves its memory, vPEID and doorbell in quarantine: never used again.
 
+use super::doorbell::{Control, DOORBELL_PRIORITY};
 use super::moves::Moving;
 use super::residency::{Groups, vpendbaser, vpropbaser};
 use super::{CHUNK, Chunk, V4};
@@ -13,7 +14,7 @@ use crate::gic::its::{COMMAND_LIMIT_US, Command, Its, ItsError, Synced, Ticket, 
 use crate::gic::lpi::{Lpis, pending_bytes};
 use crate::gic::redist::Redist;
 use crate::gic::regs::config;
-use crate::ids::{CpuId, EventId, Lpi, Pa, VIntid, VpeId};
+use crate::ids::{CpuId, Lpi, Pa, VIntid, VpeId};
 use crate::mmio::{Coherence, Hw};
 use crate::sync::{Lock, Rank};
 use core::fmt;
@@ -24,7 +25,6 @@ const TABLE_ALIGN: usize = 0x1_0000;
 pub const MIN_ID_BITS: u8 = 14;
 /// The ITSs that can be in an ITSList.
 const ITSS: usize = 16;
-const DOORBELL_PRIORITY: u8 = 0xa0;
 
 /// A VM, as the GIC sees it: vPEs that share a configuration table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,19 +97,6 @@ pub(super) struct Vm {
     vpes: u32,
     /// A vPE of it could not be unmapped: its tables stay.
     quarantined: bool,
-}
-
-/// How a doorbell's configuration and place are changed.
-#[derive(Clone, Copy)]
-pub(super) enum Control {
-    /// By its redistributor: INVLPIR, and CLRLPIR where there is one.
-    Direct,
-    /// As the vPE's default doorbell: INVDB (GICv4.1).
-    Default,
-    /// By an event of the proxy device.
-    Proxy(EventId),
-    /// By INVALL: the proxy has no event left.
-    Coarse,
 }
 
 /// A vPE. Guarded by its lock.
@@ -343,15 +330,6 @@ impl<'a, H: Hw + Clone> V4<'a, H> {
         self.invalidate_default_doorbell(vpe, v)
     }
 
-    /// Has the configuration of a default doorbell read anew by all redistributors (GICv4.1). The vPE is mapped.
-    fn invalidate_default_doorbell(self, vpe: VpeId, v: &Vpe) -> Result<(), V4Error> {
-        if let Control::Default = v.control {
-            let its = self.alive(v.mapped).ok_or(V4Error::Its(ItsError::Dead))?;
-            its.run(&self.gic.counters, &[Command::invdb(vpe), Command::vsync(vpe)])?;
-        }
-        Ok(())
-    }
-
     fn is_eager(self) -> bool {
         self.gic.facts.single_vmovp || self.gic.facts.v41
     }
@@ -459,75 +437,6 @@ impl<'a, H: Hw + Clone> V4<'a, H> {
         self.gic.hw.free(v.vpt, vpt_bytes(v.id_bits), TABLE_ALIGN);
         if let Some(lpis) = &self.gic.lpis {
             lpis.free(v.doorbell);
-        }
-    }
-
-    /// Makes an enabled doorbell known to the redistributor it rings on.
-    fn introduce(self, doorbell: Lpi, home: &Redist<H>) -> Control {
-        let facts = &self.gic.facts;
-        if facts.v41 {
-            return Control::Default;
-        }
-        if facts.can_invlpi {
-            if !home.invalidate_lpi(doorbell) {
-                self.gic.counters.redist_timeouts.bump();
-            }
-            return Control::Direct;
-        }
-        match self.state.proxy.as_ref().map(|p| p.map(self.gic, doorbell, home)) {
-            Some(Ok(ev)) => Control::Proxy(ev),
-            _ => {
-                let _ = self.gic.invalidate_cpu(home.cpu);
-                Control::Coarse
-            }
-        }
-    }
-
-    /// Lets a vPE's doorbell ring, or keeps it quiet; a ring that comes meanwhile is kept until it may. `false` where it
-    /// needs no quiet: on GICv4.1 it rings once for each sleep.
-    pub fn let_ring(self, vpe: VpeId, on: bool) -> Result<bool, V4Error> {
-        let slot = self.state.slot(vpe).ok_or(V4Error::NoSuchVpe(vpe))?;
-        let mut guard = slot.vpe.lock();
-        let v = guard.as_mut().ok_or(V4Error::NoSuchVpe(vpe))?;
-        if matches!(v.control, Control::Default) {
-            return Ok(false);
-        }
-        if v.moving.is_some() {
-            self.finish_move(vpe, v).map_err(|_| V4Error::Its(ItsError::Timeout))?;
-        }
-        let home = self.gic.online(v.home).map_err(|_| V4Error::CpuOffline(v.home))?;
-        let lpis = self.gic.lpis.as_ref().ok_or(V4Error::NoLpi)?;
-        lpis.configure(v.doorbell, DOORBELL_PRIORITY, on);
-        match v.control {
-            Control::Direct if !home.invalidate_lpi(v.doorbell) => return Err(V4Error::Redist(v.home)),
-            Control::Default | Control::Direct => {}
-            Control::Proxy(ev) => {
-                if let Some(proxy) = &self.state.proxy {
-                    proxy.reread(self.gic, ev, home)?;
-                }
-            }
-            Control::Coarse => self.gic.invalidate_cpu(v.home)?,
-        }
-        Ok(true)
-    }
-
-    /// Disables a doorbell and makes that known.
-    fn dismiss(self, v: &Vpe) -> Result<(), V4Error> {
-        let lpis = self.gic.lpis.as_ref().ok_or(V4Error::NoLpi)?;
-        let home = self.gic.online(v.home).map_err(|_| V4Error::CpuOffline(v.home))?;
-        lpis.configure(v.doorbell, DOORBELL_PRIORITY, false);
-        if self.gic.facts.can_setclr && !home.clear_lpi(v.doorbell) {
-            return Err(V4Error::Redist(v.home));
-        }
-        match v.control {
-            Control::Default => Ok(()),
-            Control::Direct if home.invalidate_lpi(v.doorbell) => Ok(()),
-            Control::Direct => Err(V4Error::Redist(v.home)),
-            Control::Proxy(ev) => match &self.state.proxy {
-                Some(proxy) => Ok(proxy.unmap(self.gic, ev, home)?),
-                None => Ok(()),
-            },
-            Control::Coarse => Ok(self.gic.invalidate_cpu(v.home)?),
         }
     }
 

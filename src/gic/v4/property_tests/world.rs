@@ -1,5 +1,8 @@
 //! A machine, what runs on it, and what ought to be true of it.
 
+mod cpus;
+mod vms;
+
 use super::{CPUS, EVENTS, Op, Power, VMS, VPES};
 use crate::gic::its::Event;
 use crate::gic::testing::{Bench, DEV, ModelHw, vlpi};
@@ -16,12 +19,6 @@ const DOORBELL_PRIORITY: u8 = 0xa0;
 /// Offset of GITS_CREADR, and its Stalled.
 const GITS_CREADR: u64 = 0x90;
 const STALLED: u64 = 1;
-
-/// A configuration table, and a pending table for each vPE.
-const ALLOCATIONS_OF_VM: usize = 1 + VPES / VMS;
-const CTLR: u64 = 0x0;
-const WAKER: u64 = 0x14;
-const PROCESSOR_SLEEP: u32 = 1 << 1;
 
 /// An event's ITS and number.
 type Key = (u8, u8);
@@ -368,6 +365,10 @@ impl World {
 
     // ---- residency
 
+    fn is_resident(&self, v: usize) -> bool {
+        self.resident.iter().flatten().any(|(_, w)| *w == v)
+    }
+
     fn enter(&mut self, v: usize, c: usize) {
         let Some(vpe) = self.vpes[v] else { return };
         match self.v4().enter(vpe, CpuId(c as u16)) {
@@ -493,70 +494,7 @@ impl World {
         }
     }
 
-    // ---- VMs and vPEs
-
-    fn is_resident(&self, v: usize) -> bool {
-        self.resident.iter().flatten().any(|(_, w)| *w == v)
-    }
-
-    /// Takes a vPE away and makes a new one in its place.
-    fn replace(&mut self, v: usize) {
-        let (Some(vpe), Some(vm)) = (self.vpes[v], self.vms[v / 2]) else { return };
-        if self.is_resident(v) {
-            assert!(matches!(self.v4().remove_vpe(vpe), Err(V4Error::Resident(_))));
-            return;
-        }
-        self.quiet();
-        if self.events.values().any(|(e, _)| matches!(e, Event::Virtual { vpe: w, .. } if *w == vpe)) {
-            assert_eq!(self.v4().remove_vpe(vpe), Err(V4Error::HasEvents));
-            self.drop_events(|_, e| matches!(e, Event::Virtual { vpe: w, .. } if w == vpe), true);
-        }
-        // A doorbell that rang for it is nobody's any more, or its successor's.
-        self.listen();
-        self.v4().remove_vpe(vpe).unwrap();
-        self.vpes[v] = Some(self.v4().add_vpe(vm, self.in_service(v)).unwrap());
-        self.wake(v);
-    }
-
-    fn try_destroy(&mut self, vm: usize) {
-        let Some(handle) = self.vms[vm] else { return };
-        let members = 2 * vm..2 * vm + 2;
-        if members.clone().any(|v| self.is_resident(v)) {
-            assert_eq!(self.v4().destroy_vm(handle), Err(V4Error::HasVpes));
-            return;
-        }
-        self.quiet();
-        let vpes: Vec<VpeId> = members.filter_map(|v| self.vpes[v]).collect();
-        self.drop_events(|_, e| matches!(e, Event::Virtual { vpe, .. } if vpes.contains(&vpe)), true);
-        self.listen();
-        self.destroy(vm);
-    }
-
-    /// Takes a VM down that nothing is mapped to: all that it had comes back.
-    fn destroy(&mut self, vm: usize) {
-        let Some(handle) = self.vms[vm].take() else { return };
-        let before = self.memory();
-        let members = 2 * vm..2 * vm + 2;
-        for v in members.clone() {
-            self.v4().remove_vpe(self.vpes[v].expect("a vPE")).unwrap();
-            self.vpes[v] = None;
-            self.wake(v);
-        }
-        self.v4().destroy_vm(handle).unwrap();
-        let (allocations, lpis) = self.memory();
-        assert_eq!((allocations + ALLOCATIONS_OF_VM, lpis + members.len() as u32), before, "memory, LPIs of a VM");
-    }
-
-    fn create(&mut self, vm: usize) {
-        let handle = self.v4().create_vm(14).unwrap();
-        self.vms[vm] = Some(handle);
-        for (k, (_, owed)) in &self.events {
-            self.v4().configure(handle, Self::vintid(*k), owed.priority | u8::from(owed.enabled)).unwrap();
-        }
-        for v in 2 * vm..2 * vm + 2 {
-            self.vpes[v] = Some(self.v4().add_vpe(handle, self.in_service(v)).unwrap());
-        }
-    }
+    // ---- the end of things
 
     /// Whatever is late has happened, and no fault is armed.
     fn quiet(&self) {
@@ -578,73 +516,6 @@ impl World {
                 }
             }
         }
-    }
-
-    // ---- CPUs
-
-    fn take_out(&mut self, c: usize, to: usize, power: Power) {
-        let (cpu, target) = (CpuId(c as u16), CpuId(to as u16));
-        let result = self.gic.take_out(cpu, target);
-        if c == to || self.out[to] {
-            assert_eq!(result, Err(TakeOutError::NoTarget(target)));
-            return;
-        }
-        if self.out[c] {
-            assert_eq!(result, Err(TakeOutError::NotIn(cpu)));
-            return;
-        }
-        // Some may have moved, if it is out or not.
-        for k in self.keys() {
-            self.events.get_mut(&k).unwrap().0 = self.gic.event(ItsId(k.0), DEV, EventId(k.1.into())).unwrap();
-        }
-        match result {
-            Ok(_) => {
-                assert!(self.resident[c].is_none(), "a vPE is resident on {cpu}");
-                let homes = self.vpes.iter().flatten().filter_map(|v| self.v4().home(*v));
-                assert_eq!(homes.filter(|home| *home == cpu).count(), 0, "vPEs that live on {cpu}");
-                self.out[c] = true;
-                self.power(c, power);
-            }
-            Err(TakeOutError::Vpe(_, EnterError::Elsewhere(there))) => {
-                assert!(there == cpu && self.resident[c].is_some());
-            }
-            Err(TakeOutError::Its(_, ItsError::Timeout))
-            | Err(TakeOutError::Vpe(_, EnterError::Moving | EnterError::NotMoved { .. })) => {
-                // So that what comes next meets what was posted.
-                for its in 0..self.itss {
-                    while self.gic.drain(ItsId(its)) == Err(ItsError::Timeout) {}
-                }
-            }
-            Err(e) => panic!("{cpu} cannot be taken out: {e}"),
-        }
-    }
-
-    /// The firmware's part.
-    fn power(&self, c: usize, power: Power) {
-        let cpu = &self.config.cpus[c];
-        if let Power::LpisOff = power
-            && cpu.ces
-        {
-            self.machine.write32(cpu.gicr + CTLR, 0);
-            self.soon();
-        }
-        if let Power::Asleep | Power::LpisOff = power {
-            self.machine.write32(cpu.gicr + WAKER, PROCESSOR_SLEEP);
-        }
-    }
-
-    fn take_back(&mut self, c: usize) {
-        if !self.out[c] {
-            return;
-        }
-        let memory = self.memory();
-        if let Err(e) = self.gic.init_cpu(CpuId(c as u16)) {
-            assert!(matches!(e, GicError::Collection(_, ItsError::Timeout)), "{e}");
-            self.quiet();
-            self.gic.init_cpu(CpuId(c as u16)).unwrap();
-        }
-        assert_eq!(self.memory(), memory, "a CPU that comes back has its tables");
-        self.out[c] = false;
     }
 
     /// Everything that is owed comes, and all memory goes back.
