@@ -1,6 +1,7 @@
 //! The verbs on a GIC that fails: bounded time, no violation, nothing freed that the hardware may still use.
 
 use super::*;
+use crate::gic::TakeOutError;
 use crate::gic::its::{DEAD_AFTER_US, Event};
 use crate::gic::testing::{DEV, Guest, ITS0, vlpi};
 use crate::gic::v4::Why::{Block, Preempt};
@@ -208,6 +209,37 @@ fn when_one_its_of_a_list_goes_deaf_in_a_vmovp_the_others_finish_it_and_lose_not
 }
 
 #[test]
+fn an_its_that_stops_when_it_is_told_to_and_yet_never_makes_its_move_is_given_up() {
+    let g = Guest::new(patient(Config::its_list(CPUS, 2)), 1);
+    g.map(ITS0, 1, 0);
+    g.map(ItsId(1), 2, 0);
+    g.machine.inject(on_next(1, CommandFault::Hang));
+    let start = g.machine.now_us();
+    while g.gic.counters().mends.get() == 0 {
+        assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+        assert!(g.machine.now_us() - start < 3 * DEAD_AFTER_US);
+    }
+    assert_eq!(g.gic.counters().dead_itss.get(), 1, "at once");
+    let r = g.enter(0, 2);
+    let _ = g.guest(2);
+    g.msi(ItsId(1), 2);
+    assert_eq!(g.guest(2), [2]);
+    let _ = g.leave(r, Preempt);
+    g.machine.assert_clean();
+}
+
+#[test]
+fn a_doorbell_whose_redistributor_does_not_answer_in_a_move_is_counted() {
+    for cpu in [0, 2] {
+        let g = guest();
+        g.machine.inject(Fault::BusyStuck { cpu });
+        let r = g.enter(0, 2);
+        assert_eq!(g.gic.counters().redist_timeouts.get(), 1, "CPU{cpu}");
+        let _ = g.leave(r, Preempt);
+    }
+}
+
+#[test]
 fn a_full_ring_that_never_drains_is_an_error_and_nothing_is_claimed_complete() {
     let g = guest();
     g.map(ITS0, 1, 0);
@@ -281,6 +313,53 @@ fn valid_is_not_cleared_while_dirty_even_if_dirty_stays() {
     let _ = g.leave(r, Preempt);
     g.take_down();
     g.machine.assert_clean();
+}
+
+#[test]
+fn a_cpu_goes_only_when_the_vpe_that_did_not_come_off_it_has() {
+    // Without GICR_TYPER.Dirty nothing says that it is too early to clear Valid; then it is the write-back that hangs.
+    for says_dirty in [true, false] {
+        let g = Guest::new(Config::v4_0(CPUS).each_cpu(|_, cpu| cpu.dirty = says_dirty), 2);
+        g.map(ITS0, 1, 0);
+        let r = g.enter(0, 0);
+        g.machine.inject(Fault::DirtyStuck { cpu: 0 });
+        assert!(g.leave(r, Block));
+        assert_eq!(g.v4().is_resident(g.vpes[0]), says_dirty.then_some(CpuId(0)));
+        let take_out = || g.gic.take_out(CpuId(0), CpuId(2));
+        assert_eq!(take_out(), Err(TakeOutError::Vpe(g.vpes[0], EnterError::Busy)));
+        g.machine.heal();
+        g.machine.advance_us(100);
+        assert_eq!(take_out().map(|all| all.vpes), Ok(1));
+        g.msi(ITS0, 1);
+        assert_eq!(g.doorbells(2), [g.vpes[0]]);
+        let r = g.enter(0, 2);
+        assert_eq!(g.guest(2), [1]);
+        let _ = g.leave(r, Preempt);
+        g.machine.assert_clean();
+    }
+}
+
+#[test]
+fn a_vpe_is_left_with_the_idai_that_its_redistributor_says_in_the_end_whoever_comes_next() {
+    for idai in [true, false] {
+        let mut config = Config::v4_0(CPUS).each_cpu(|_, cpu| cpu.dirty = false);
+        config.idai = Some(idai);
+        let g = Guest::new(config, 2);
+        g.map(ITS0, 1, 0);
+        let r = g.enter(0, 0);
+        g.machine.inject(Fault::DirtyStuck { cpu: 0 });
+        assert!(g.leave(r, Block));
+        assert_eq!(g.v4().enter(g.vpes[1], CpuId(0)).err(), Some(EnterError::Busy));
+        g.machine.heal();
+        g.machine.advance_us(100);
+        let r = g.enter(1, 0);
+        let _ = g.leave(r, Preempt);
+        let r = g.enter(0, 3);
+        g.msi(ITS0, 1);
+        assert_eq!(g.guest(3), [1]);
+        let _ = g.leave(r, Preempt);
+        g.machine.assert_clean();
+    }
 }
 
 #[test]

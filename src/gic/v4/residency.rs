@@ -190,7 +190,7 @@ impl<H: Hw + Clone> V4<'_, H> {
                 v.resident = None;
             }
         }
-        if state != Off::Stuck {
+        if state == Off::Clean {
             redist.release();
         }
         if pending {
@@ -206,22 +206,17 @@ impl<H: Hw + Clone> V4<'_, H> {
     /// A redistributor missed its deadline earlier: waits once more, and takes off what could not be taken off then.
     #[cold]
     fn recover(self, redist: &Redist<H>) -> Result<(), EnterError> {
-        match redist.resident().and_then(|vpe| self.state.slot(vpe)) {
-            Some(slot) => match slot.vpe.lock().as_mut() {
-                Some(v) if v.unclean_on == Some(redist.cpu) => self.settle(v)?,
-                _ => {}
-            },
-            None => {
-                if !redist.clean() {
-                    return Err(EnterError::Busy);
-                }
-            }
+        if let Some(slot) = redist.resident().and_then(|vpe| self.state.slot(vpe))
+            && let Some(v) = slot.vpe.lock().as_mut()
+        {
+            self.settle(v)?;
         }
         redist.dirty_missed.store(false, Ordering::Relaxed);
         Ok(())
     }
 
-    /// The same for a vPE, wherever it is dirty.
+    /// The same for a vPE, wherever it is dirty, if it is. Until then the redistributor stays claimed: its register is the
+    /// only one that says with which IDAI the vPE was left.
     #[cold]
     pub(super) fn settle(self, v: &mut Vpe) -> Result<(), EnterError> {
         let Some(redist) = v.unclean_on.and_then(|cpu| self.gic.redists.get(cpu.index())) else { return Ok(()) };
@@ -230,15 +225,18 @@ impl<H: Hw + Clone> V4<'_, H> {
                 return Err(EnterError::Busy);
             }
             let left = self.take_off(redist, Why::Preempt);
-            v.idai = left.idai;
             v.resident = None;
-            redist.release();
+            v.idai = left.idai;
             if left.state != Off::Clean {
                 return Err(EnterError::Busy);
             }
-        } else if !redist.clean() {
-            return Err(EnterError::Busy);
+        } else {
+            if !redist.clean() {
+                return Err(EnterError::Busy);
+            }
+            v.idai = redist.vpend().is_set(GICR_VPENDBASER::IDAI);
         }
+        redist.release();
         v.unclean_on = None;
         Ok(())
     }
