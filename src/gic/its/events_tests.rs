@@ -139,6 +139,31 @@ fn operations_that_need_one_sync_and_two_may_come_in_any_order() {
 }
 
 #[test]
+fn a_flush_that_is_full_has_room_for_its_ends() {
+    let g = guest();
+    let lpis = lpis(&g);
+    (0..8).for_each(|n| g.gic.map_physical(ITS0, DEV, EventId(n), lpis[n as usize], cpu_of(n)).unwrap());
+    (8..14).for_each(|n| g.map(ITS0, n, n as usize - 8));
+    let start = g.machine.commands(0).len();
+    let mut batch = g.gic.batch(ITS0).unwrap();
+    let mut gathered = 0;
+    // Six CPUs and six vPEs, as often as commands are gathered; the operation after that needs one more of each.
+    for n in (0..6).chain(8..14).cycle().take(30) {
+        batch.set_pending(DEV, EventId(n)).unwrap();
+        gathered += 1;
+    }
+    batch.map_virtual(DEV, EventId(7), g.vpes[7], vlpi(7)).unwrap();
+    gathered += 4;
+    assert_eq!(g.machine.commands(0).len(), start, "nothing is sent yet");
+    batch.finish().unwrap();
+    assert_eq!(g.machine.commands(0).len() - start, gathered + 7 + 7);
+    let resident = g.enter(7, 7);
+    assert_eq!(g.guest(7), [7]);
+    let _ = g.leave(resident, Preempt);
+    g.machine.assert_clean();
+}
+
+#[test]
 fn a_batch_needs_one_sync_for_each_cpu_and_one_vsync_for_each_vpe() {
     let g = guest();
     let lpis = lpis(&g);
@@ -154,6 +179,16 @@ fn a_batch_needs_one_sync_for_each_cpu_and_one_vsync_for_each_vpe() {
     (8..16).for_each(|n| batch.map_virtual(DEV, EventId(n), g.vpes[n as usize % 3], vlpi(n)).unwrap());
     batch.finish().unwrap();
     assert_eq!(syncs(), [before[0], before[1] + 3]);
+    // As many as are gathered: 31 of one command, or 12 changes on six CPUs in turn.
+    let before = syncs();
+    let mut batch = g.gic.batch(ITS0).unwrap();
+    (0..31).for_each(|_| batch.set_pending(DEV, EventId(0)).unwrap());
+    batch.finish().unwrap();
+    assert_eq!(syncs(), [before[0] + 1, before[1]]);
+    let mut batch = g.gic.batch(ITS0).unwrap();
+    (16..28).for_each(|n| batch.map_physical(DEV, EventId(n), lpis[n as usize], CpuId(n as u16 % 6)).unwrap());
+    batch.finish().unwrap();
+    assert_eq!(syncs(), [before[0] + 1 + 6, before[1]]);
     let before = g.gic.counters().commands(Kind::Sync);
     g.gic.batch(ITS0).unwrap().finish().unwrap();
     assert_eq!(g.gic.counters().commands(Kind::Sync), before, "an empty one needs none");

@@ -66,7 +66,6 @@ pub struct Queue<H> {
     /// Where the ring last stood still at a deadline (plus one; 0: nowhere), and since when.
     stuck_at: AtomicU64,
     stuck_since: AtomicU64,
-    retried_at: AtomicU64,
     /// It stands before a VMOVP that several ITSs have to come to, and has for too long. Which of them is to blame
     /// cannot be told from here.
     waits_for_others: AtomicBool,
@@ -85,7 +84,6 @@ impl<H: Hw> Queue<H> {
             dead: AtomicBool::new(false),
             stuck_at: AtomicU64::new(0),
             stuck_since: AtomicU64::new(0),
-            retried_at: AtomicU64::new(0),
             waits_for_others: AtomicBool::new(false),
         }
     }
@@ -151,7 +149,7 @@ impl<H: Hw> Queue<H> {
                 return Err(ItsError::Dead);
             }
             let ring = self.ring.lock();
-            // A stall is retried once a position, so this ends.
+            // A retry that gets no further is the end of the ITS, so this ends.
             if stalled && in_time && !self.stalled_for_good(counters, &ring) {
                 continue;
             }
@@ -203,7 +201,7 @@ impl<H: Hw> Queue<H> {
         self.creadr().is_set(GITS_CREADR::STALLED)
     }
 
-    /// Deals with a stall: one retry a position; when that does not help the ITS is dead. `true` when it is.
+    /// Deals with a stall: one retry; when that does not help the ITS is dead. `true` when it is.
     ///
     /// STALLED may stay set after a recovery (QEMU clears it only with CBASER), so progress decides, not the bit.
     fn stalled_for_good(&self, counters: &Counters, ring: &Ring) -> bool {
@@ -214,7 +212,8 @@ impl<H: Hw> Queue<H> {
         if at >= ring.produced {
             return false;
         }
-        if self.retried_at.swap(at + 1, Ordering::AcqRel) != at + 1 {
+        // Another CPU may have tried while this one waited for the ring, and given the ITS up.
+        if !self.is_dead() {
             counters.stalls.bump();
             log::error!(
                 "{}: stalled at command {} of {}: {}; retrying once",

@@ -197,13 +197,33 @@ fn whoever_finds_a_queue_stalled_gets_it_going() {
     machine.assert_clean();
 }
 
-/// A driver on a machine whose GITS_CREADR says "stalled" while the switch is on, whatever it does.
-fn seems_stalled() -> (Machine, Gic<ModelHw>, Rc<Cell<bool>>) {
+#[test]
+fn a_queue_that_is_only_busy_is_left_alone() {
+    let Bench { machine, gic } = bench(Config::v4_0(2));
+    let tickets: Vec<_> = (0..200).map(|_| post(&gic).unwrap()).collect();
+    while !queue(&gic).is_done(tickets[199]) {
+        assert!(!queue(&gic).prod(gic.counters()));
+    }
+    assert_eq!(faults(&gic), [0, 0, 0]);
+    machine.assert_clean();
+}
+
+const NEVER: u32 = 0;
+const ALWAYS: u32 = u32::MAX;
+
+/// A driver on a machine whose GITS_CREADR says "stalled" that many times from now on, whatever the ITS does.
+fn seems_stalled() -> (Machine, Gic<ModelHw>, Rc<Cell<u32>>) {
     let mut config = Config::v4_0(2);
     config.timing.relax = 10_000;
-    let (machine, stalled) = (Machine::new(config.clone()), Rc::new(Cell::new(false)));
-    let (at, on) = (config.its[0].base + CREADR, stalled.clone());
-    let hw = ModelHw::amended(machine.clone(), move |a, v| if a.0 == at && on.get() { v | STALLED } else { v });
+    let (machine, stalled) = (Machine::new(config.clone()), Rc::new(Cell::new(NEVER)));
+    let (at, times) = (config.its[0].base + CREADR, stalled.clone());
+    let hw = ModelHw::amended(machine.clone(), move |a, v| {
+        if a.0 != at || times.get() == NEVER {
+            return v;
+        }
+        times.set(times.get() - 1);
+        v | STALLED
+    });
     let gic = Gic::discover(hw, &Described::new(&config).layout()).unwrap();
     (0..2).for_each(|cpu| gic.init_cpu(CpuId(cpu)).unwrap());
     (machine, gic, stalled)
@@ -212,16 +232,16 @@ fn seems_stalled() -> (Machine, Gic<ModelHw>, Rc<Cell<bool>>) {
 #[test]
 fn progress_counts_and_not_a_stalled_bit_that_stays_set() {
     let (machine, gic, stalled) = seems_stalled();
-    stalled.set(true);
+    stalled.set(ALWAYS);
     for _ in 0..3 {
         let ticket = post(&gic).unwrap();
         assert_eq!(wait(&gic, ticket), Ok(()));
     }
     late(&machine, 1, 50);
     let ticket = post(&gic).unwrap();
-    stalled.set(false);
+    stalled.set(NEVER);
     assert_eq!(wait(&gic, ticket), Ok(()));
-    stalled.set(true);
+    stalled.set(ALWAYS);
     assert!(!queue(&gic).prod(gic.counters()), "nothing is left to do");
     assert!(!queue(&gic).is_dead());
     machine.assert_clean();
@@ -234,7 +254,7 @@ fn a_stall_that_a_retry_does_not_end_is_the_end_of_the_its() {
         let ticket = post(&gic).unwrap();
         wait(&gic, ticket).unwrap();
         machine.inject(Fault::Deaf { its: 0 });
-        stalled.set(true);
+        stalled.set(ALWAYS);
         let ticket = post(&gic).unwrap();
         let start = machine.now_us();
         if prodded {
@@ -244,7 +264,20 @@ fn a_stall_that_a_retry_does_not_end_is_the_end_of_the_its() {
         assert!(machine.now_us() - start < 10 * MS, "at once");
         assert_eq!(faults(&gic), [0, 1, 1]);
         assert_eq!(machine.read32(machine.config().its[0].base) & 1, 0);
+        assert!(!queue(&gic).prod(gic.counters()), "nothing gets it going any more");
     }
+}
+
+#[test]
+fn a_stall_that_is_over_when_the_ring_is_free_has_not_been_ended_here() {
+    let (machine, gic, stalled) = seems_stalled();
+    let ticket = post(&gic).unwrap();
+    wait(&gic, ticket).unwrap();
+    machine.inject(Fault::Deaf { its: 0 });
+    let _ = post(&gic).unwrap();
+    stalled.set(1);
+    assert!(!queue(&gic).prod(gic.counters()));
+    assert_eq!(faults(&gic), [0, 0, 0]);
 }
 
 #[test]

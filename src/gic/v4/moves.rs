@@ -232,10 +232,8 @@ impl<H: Hw + Clone> V4<'_, H> {
                 Ok(_) => {
                     moving.tickets.pop();
                 }
-                // It was to tell the others, and has not: the others can still be told by another.
-                Err(ItsError::Dead)
-                    if self.gic.facts.single_vmovp && v.mapped & 1 << its != 0 && moving.tickets.len() == 1 =>
-                {
+                // The first that it was posted on: it was to tell the others, and has not. They can be told by another.
+                Err(ItsError::Dead) if self.gic.facts.single_vmovp && moving.tickets.len() == 1 => {
                     v.moving = None;
                     return Err(EnterError::NotMoved { home: v.home });
                 }

@@ -1,6 +1,7 @@
 //! Moves in ITSList mode that not every ring has room for, and moves that nobody is left to make.
 
 use super::*;
+use crate::gic::TakeOutError;
 use crate::gic::its::Command;
 use crate::gic::testing::{Guest, ITS0};
 use crate::gic::v4::Why::Preempt;
@@ -98,6 +99,73 @@ fn a_move_that_another_vpe_posted_is_waited_for_on_every_its() {
 }
 
 #[test]
+fn a_move_that_another_vpe_posted_on_two_rings_is_waited_for_on_both() {
+    let g = Guest::new(patient(Config::its_list(CPUS, 3)), 2);
+    for (ev, its, vpe) in [(1, 0, 0), (2, 1, 0), (3, 2, 0), (4, 0, 1)] {
+        g.map(ItsId(its), ev, vpe);
+    }
+    for its in [1, 2] {
+        g.machine.inject(Fault::Command { its, nth: 1, fault: CommandFault::Late { us: 250_000 } });
+        let queue = &g.gic.its(ItsId(its as u8)).unwrap();
+        let harmless: Vec<_> = (0..ROOM).map(|_| Command::sync(queue.target(&g.gic.redists[0]))).collect();
+        assert!(queue.queue.post(g.gic.counters(), &harmless).is_ok());
+    }
+    // What follows the VMOVP on the last ITS takes long; the others are through by then.
+    g.machine.inject(Fault::Command { its: 2, nth: ROOM + 2, fault: CommandFault::Late { us: 60_000 } });
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+    g.machine.advance_us(250_000);
+    let resident = g.enter(1, 3);
+    let _ = g.leave(resident, Preempt);
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+    g.machine.advance_us(60_000);
+    let resident = g.enter(0, 2);
+    (0..3).for_each(|its| g.msi(ItsId(its), u32::from(its) + 1));
+    g.machine.advance_us(100);
+    assert_eq!(g.guest(2).len(), 3);
+    let _ = g.leave(resident, Preempt);
+    g.take_down();
+    g.machine.assert_clean();
+}
+
+#[test]
+fn a_cpu_goes_only_when_the_moves_to_it_and_from_it_are_complete() {
+    for (gone, home, moved) in [(2, CpuId(3), 1), (0, CpuId(2), 0)] {
+        let g = Guest::new(patient(Config::v4_0(CPUS)), 1);
+        g.map(ITS0, 1, 0);
+        g.machine.inject(Fault::Command { its: 0, nth: 1, fault: CommandFault::Late { us: 60_000 } });
+        assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+        let take_out = || g.gic.take_out(CpuId(gone), CpuId(3));
+        assert_eq!(take_out(), Err(TakeOutError::Vpe(g.vpes[0], EnterError::Moving)));
+        g.machine.advance_us(60_000);
+        assert_eq!(take_out().map(|all| all.vpes), Ok(moved));
+        assert_eq!(g.v4().home(g.vpes[0]), Some(home));
+        g.msi(ITS0, 1);
+        assert_eq!(g.doorbells(home.index()), [g.vpes[0]]);
+        let resident = g.enter(0, home.0);
+        assert_eq!(g.guest(home.index()), [1]);
+        let _ = g.leave(resident, Preempt);
+        g.machine.assert_clean();
+    }
+}
+
+#[test]
+fn a_move_takes_the_doorbell_along_in_one_piece() {
+    let g = Guest::new(Config::v4_0(CPUS).each_cpu(|_, cpu| cpu.direct_lpi = false), 1);
+    g.map(ITS0, 1, 0);
+    let writer = crate::ids::Pa(g.machine.config().its[0].base + 0x88);
+    let posts = || g.gic.hw.writes().iter().filter(|at| **at == writer).count();
+    // Until what was posted before is no longer remembered.
+    while posts() > 0 {
+        let resident = g.enter(0, 0);
+        let _ = g.leave(resident, Preempt);
+    }
+    let resident = g.enter(0, 2);
+    assert_eq!(posts(), 1);
+    let _ = g.leave(resident, Preempt);
+    g.machine.assert_clean();
+}
+
+#[test]
 fn whoever_waits_for_an_its_gets_the_one_going_that_it_stands_before_a_vmovp_for() {
     let g = Guest::new(patient(Config::its_list(CPUS, 2)), 1);
     g.map(ITS0, 1, 0);
@@ -113,6 +181,21 @@ fn whoever_waits_for_an_its_gets_the_one_going_that_it_stands_before_a_vmovp_for
     assert_eq!(g.guest(2), [1]);
     let _ = g.leave(resident, Preempt);
     g.take_down();
+    g.machine.assert_clean();
+}
+
+#[test]
+fn a_move_that_the_last_of_two_itss_never_made_leaves_the_vpe_where_it_was() {
+    let g = Guest::new(patient(Config::v4_1(CPUS, 2)), 1);
+    g.gic.its(ITS0).unwrap().queue.give_up(g.gic.counters());
+    g.machine.inject(Fault::DeafAtVmovp { its: 1 });
+    let start = g.machine.now_us();
+    let mut last = EnterError::Moving;
+    while last == EnterError::Moving && g.machine.now_us() - start < 3_000_000 {
+        last = g.v4().enter(g.vpes[0], CpuId(2)).unwrap_err();
+    }
+    assert_eq!(last, EnterError::NotMoved { home: CpuId(0) });
+    assert_eq!(g.v4().home(g.vpes[0]), Some(CpuId(0)));
     g.machine.assert_clean();
 }
 

@@ -70,6 +70,26 @@ fn a_doorbell_is_asked_for_when_a_vpe_blocks_and_not_when_it_is_preempted() {
 }
 
 #[test]
+fn a_doorbell_rings_though_its_number_was_that_of_an_lpi_that_was_off() {
+    let g = guest(1);
+    let (v4, home, lpi) = (g.v4(), CpuId(3), g.gic.alloc_lpi().unwrap());
+    // The redistributor has read that it is.
+    g.gic.map_physical(ITS0, DEV, EventId(9), lpi, home).unwrap();
+    g.gic.unmap_event(ITS0, DEV, EventId(9)).unwrap();
+    g.gic.free_lpi(lpi);
+    let vpe = v4.add_vpe(g.vm, home).unwrap();
+    assert_eq!(g.gic.doorbell(lpi), Some(vpe));
+    v4.configure(g.vm, vlpi(1), 0xa1).unwrap();
+    v4.map_event(ITS0, DEV, EventId(1), vpe, vlpi(1)).unwrap();
+    let r = v4.enter(vpe, home).unwrap();
+    v4.before_eret(&r);
+    assert!(!g.leave(r, Block));
+    g.msi(ITS0, 1);
+    assert_eq!(g.all_doorbells(), [vpe]);
+    g.machine.assert_clean();
+}
+
+#[test]
 fn events_carry_no_doorbell_of_their_own() {
     let g = guest(1);
     g.map(ITS0, 1, 0);
