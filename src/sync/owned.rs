@@ -4,9 +4,9 @@
 //! switched out, across any number of stays in the guest. That is no critical section: nobody may wait for
 //! it. [`Owned`] is taken or it is not; taking it twice is a defect of the scheduler and is reported as such.
 
+use super::atomic::{AtomicBool, Ordering};
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicBool, Ordering};
 
 /// A value with at most one owner at a time.
 pub struct Owned<T> {
@@ -19,7 +19,7 @@ unsafe impl<T: Send> Sync for Owned<T> {}
 
 impl<T> Owned<T> {
     /// A value that nobody owns yet.
-    pub const fn new(value: T) -> Owned<T> {
+    pub fn new(value: T) -> Owned<T> {
         Owned { taken: AtomicBool::new(false), value: UnsafeCell::new(value) }
     }
 
@@ -27,6 +27,11 @@ impl<T> Owned<T> {
     pub fn take(&self) -> Option<Ownership<'_, T>> {
         self.taken.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).ok()?;
         Some(Ownership(self))
+    }
+
+    /// Whether there is an owner, at this moment.
+    pub fn is_taken(&self) -> bool {
+        self.taken.load(Ordering::SeqCst)
     }
 }
 
@@ -54,7 +59,7 @@ impl<T> Drop for Ownership<'_, T> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
@@ -63,7 +68,7 @@ mod tests {
         let owned = Owned::new(1);
         let mut first = owned.take().unwrap();
         *first += 1;
-        assert!(owned.take().is_none());
+        assert!(owned.is_taken() && owned.take().is_none());
         drop(first);
         assert_eq!(*owned.take().unwrap(), 2);
     }

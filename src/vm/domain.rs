@@ -1,8 +1,9 @@
 //! A domain: its memory, its interrupt controller, its vCPUs, and the devices EL2 emulates for it.
 
+use super::life::{End, Life};
 use super::lpi::{LpiBackend, LpiPaths};
 use super::vcpu::Vcpu;
-use super::{Hypervisor, hypervisor};
+use super::{Hypervisor, ends, hypervisor};
 use crate::arch::percpu;
 use crate::ids::{CpuId, DomId, Intid, Ipa, ItsId, Mpidr, VcpuId};
 use crate::mm::guest_ram::GuestRam;
@@ -19,7 +20,7 @@ use crate::vits::{Progress, Vits};
 use crate::vm::dev::vpl011::Vpl011;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+use core::sync::atomic::{AtomicU16, Ordering};
 
 /// How long a CPU waits for another to leave its guest.
 const LEAVE_LIMIT_US: u64 = 1_000;
@@ -84,49 +85,6 @@ pub struct Domain {
     pub vcpus: Once<Vec<Arc<Vcpu>>>,
     /// Whether it lives.
     pub life: Life,
-}
-
-/// How a domain ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// It switched itself off.
-    Off,
-    /// It asked for a reset.
-    Reset,
-    /// It cannot go on.
-    Crash,
-}
-
-/// Whether a domain lives, and how it ends if not.
-pub struct Life(AtomicU8);
-
-impl Life {
-    /// It lives.
-    #[must_use]
-    #[allow(clippy::new_without_default, reason = "to live is no default")]
-    pub const fn new() -> Life {
-        Life(AtomicU8::new(0))
-    }
-
-    /// How it ends, once it does.
-    #[must_use]
-    pub fn end(&self) -> Option<End> {
-        match self.0.load(Ordering::SeqCst) {
-            0 => None,
-            1 => Some(End::Off),
-            2 => Some(End::Reset),
-            _ => Some(End::Crash),
-        }
-    }
-
-    fn set(&self, end: End) -> bool {
-        let raw = match end {
-            End::Off => 1,
-            End::Reset => 2,
-            End::Crash => 3,
-        };
-        self.0.compare_exchange(0, raw, Ordering::SeqCst, Ordering::SeqCst).is_ok()
-    }
 }
 
 /// A redistributor of a domain without virtual LPIs: two frames (IHI 0069, 12.10).
@@ -306,7 +264,7 @@ impl Domain {
     /// Ends the domain, for the first reason that is given. Each of its vCPUs goes off as soon as its CPU sees it; the
     /// last one to do so has the domain taken down. Not for dom0.
     pub fn finish(&self, end: End) {
-        if self.life.set(end) {
+        if self.life.finish(end) {
             match end {
                 End::Off => log::info!("{} powered off", self.id),
                 End::Reset => log::info!("{} reset", self.id),
@@ -322,7 +280,9 @@ impl Domain {
         let all_off = || self.vcpus().iter().all(|vcpu| vcpu.run.get() == State::Off);
         if self.id != DomId(0) && all_off() {
             self.finish(End::Crash);
-            hypervisor().ends.announce(self.id);
+            if self.life.is_over() {
+                ends::announce(hypervisor(), self.id);
+            }
         }
     }
 

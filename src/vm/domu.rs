@@ -4,12 +4,13 @@
 //! given back by [`ends`](super::ends), or here when building fails half-way.
 
 use super::dom0_plan::Placement;
-use super::domain::{Console, Domain, LastRan, Life};
+use super::domain::{Console, Domain, LastRan};
 use super::domu_fdt::{DomuTree, build_domu_fdt};
 use super::domu_plan::{
     DIST, MAX_VCPUS, SPIS, UART, UART_IRQ, affinities, place_modules, plan_pool, ram_size, redists,
 };
 use super::hypervisor::Hypervisor;
+use super::life::Life;
 use super::lpi::LpiPaths;
 use super::run::CNTP_PPI;
 use super::vcpu::{Start, Vcpu};

@@ -1,7 +1,7 @@
 //! What is left of a domain that has ended, and how it is given back.
 //!
-//! The last vCPU of a domain to go off announces it. From then on whichever CPU has nothing better to do, or leaves a
-//! guest because of an interrupt, does a short stretch of the work, one CPU at a time:
+//! The last vCPU of a domain to go off announces it. From then on whichever CPU has nothing better to do does a short
+//! stretch of the work after the other ([`Duty`](super::duty::Duty)):
 //!
 //! 1. Nobody finds it any more: it leaves its place, the scheduler, the table of SPIs and the console.
 //! 2. What the hardware knows of it goes: its devices' events, its vPEs, interrupts that are active for it.
@@ -10,22 +10,21 @@
 //!
 //! After a reset it is then built anew from the same boot modules.
 
-use super::domain::{Domain, End};
+use super::domain::Domain;
 use super::domu;
-use super::hypervisor;
+use super::duty::Stretch;
 use super::hypervisor::Hypervisor;
+use super::life::End;
 use super::options::OnCrash;
-use crate::arch::timer;
+use crate::arch::{barrier, timer};
 use crate::console;
 use crate::gic::v4::V4Error;
 use crate::ids::{CpuId, DomId, Pa};
 use crate::mm::{frames, heap};
 use crate::platform::Range;
-use crate::sync::Owned;
 use crate::vits::Progress;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, Ordering};
 
 /// Bytes that are zeroed in one stretch.
 const STRETCH: u64 = 256 << 10;
@@ -36,36 +35,8 @@ const VITS_BUDGET: usize = 64;
 /// How long a domain that nobody runs may be looked at by others before that is said.
 const PATIENCE_US: u64 = 5_000_000;
 
-/// The domains that have ended, and the one that is being taken down.
-pub struct Ends {
-    announced: AtomicU32,
-    /// 1 while there is something to do.
-    busy: AtomicU32,
-    work: Owned<Option<Work>>,
-}
-
-impl Ends {
-    /// No domain has ended.
-    #[allow(clippy::new_without_default, reason = "it belongs to the hypervisor")]
-    #[must_use]
-    pub fn new() -> Ends {
-        Ends { announced: AtomicU32::new(0), busy: AtomicU32::new(0), work: Owned::new(None) }
-    }
-
-    /// All vCPUs of a domain are off, and it has ended. May be said more than once.
-    pub fn announce(&self, id: DomId) {
-        self.announced.fetch_or(1 << (id.0 % 32), Ordering::SeqCst);
-        self.busy.store(1, Ordering::SeqCst);
-    }
-
-    fn next(&self) -> Option<DomId> {
-        let announced = self.announced.load(Ordering::SeqCst);
-        (announced != 0).then(|| DomId(announced.trailing_zeros() as u16))
-    }
-}
-
 /// A domain on its way out.
-struct Work {
+pub struct Work {
     id: DomId,
     end: End,
     since: u64,
@@ -84,33 +55,49 @@ enum Step {
     Done,
 }
 
+/// All vCPUs of a domain are off, and it has ended. Said once for each domain.
+pub fn announce(hv: &Hypervisor, id: DomId) {
+    hv.ends.announce(id);
+    pass_on(hv);
+}
+
+/// This CPU has something better to do: if there is work left and nobody is at it, one that sleeps is called.
+pub fn pass_on(hv: &Hypervisor) {
+    if let Some(cpu) = hv.ends.whom_to_call() {
+        hv.send_kick(cpu);
+    }
+}
+
+/// This CPU has no vCPU: it does a stretch, or sleeps until it is called.
+pub fn rest(hv: &'static Hypervisor, cpu: CpuId) {
+    hv.ends.lie_down(cpu);
+    if !stretch(hv, cpu) {
+        hv.unload_stage2(cpu);
+        barrier::wfi();
+    }
+    hv.ends.get_up(cpu);
+}
+
+/// This CPU has left a guest because of an interrupt: it does a stretch if nobody has more time.
+pub fn lend_a_hand(hv: &'static Hypervisor, cpu: CpuId) {
+    if hv.ends.is_quiet() {
+        return;
+    }
+    if hv.ends.whom_to_call().is_some() || stretch(hv, cpu) {
+        pass_on(hv);
+    }
+}
+
 /// Does a short stretch of what there is to do. `false` if there is nothing, or another CPU is at it.
-pub fn chore(cpu: CpuId) -> bool {
-    let hv = hypervisor();
-    if hv.ends.busy.load(Ordering::Relaxed) == 0 {
-        return false;
-    }
-    let Some(mut work) = hv.ends.work.take() else { return false };
-    if work.is_none() {
-        *work = hv.ends.next().and_then(|id| begin(hv, id));
-    }
-    let Some(current) = work.as_mut() else {
-        if hv.ends.next().is_none() {
-            hv.ends.busy.store(0, Ordering::SeqCst);
-            // One may have been announced between the two.
-            if hv.ends.next().is_some() {
-                hv.ends.busy.store(1, Ordering::SeqCst);
+fn stretch(hv: &'static Hypervisor, cpu: CpuId) -> bool {
+    match hv.ends.stretch(|id| begin(hv, id), |work| advance(hv, cpu, work)) {
+        Stretch::Nothing => return false,
+        Stretch::More => {}
+        Stretch::Done(Work { id, end, .. }) => {
+            report(hv);
+            if end == End::Reset || end == End::Crash && hv.options.on_crash == OnCrash::Restart {
+                domu::build_or_say(hv, id);
             }
-        }
-        return false;
-    };
-    if advance(hv, cpu, current) == Progress::Done {
-        let (id, end) = (current.id, current.end);
-        *work = None;
-        drop(work);
-        report(hv);
-        if end == End::Reset || end == End::Crash && hv.options.on_crash == OnCrash::Restart {
-            domu::build_or_say(hv, id);
         }
     }
     true
@@ -126,7 +113,6 @@ pub(super) fn report(hv: &Hypervisor) {
 
 /// Nobody finds the domain any more.
 fn begin(hv: &Hypervisor, id: DomId) -> Option<Work> {
-    hv.ends.announced.fetch_and(!(1 << id.0), Ordering::SeqCst);
     let domain = hv.take_domain(id)?;
     console::detach(id);
     for vcpu in domain.vcpus() {

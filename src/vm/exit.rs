@@ -15,7 +15,8 @@
 //! domain hangs, at its own expense, until somebody ends it with the debug key `K`.
 
 use super::Hypervisor;
-use super::domain::{Domain, End};
+use super::domain::Domain;
+use super::life::End;
 use super::run::Next;
 use super::trap::{inject, mmio, sysreg as trapped};
 use super::vcpu::{Context, Start, Vcpu};

@@ -1,7 +1,8 @@
 //! The machine as EL2 runs it: what is set up once at boot and looked at from everywhere in `vm`.
 
 use super::domain::Domain;
-use super::ends::Ends;
+use super::duty::Duty;
+use super::ends::Work;
 use super::hotplug::Hotplug;
 use super::kinds::Kinds;
 use super::lpi::Routes;
@@ -107,7 +108,7 @@ pub struct Hypervisor {
     /// RAM for domains beside dom0.
     pub guest_pool: Lock<GuestPool>,
     /// What goes on with domains that end.
-    pub ends: Ends,
+    pub ends: Duty<Work>,
     /// CPUs that are taken out and back in.
     pub hotplug: Hotplug,
     /// The stage 2 that each CPU has loaded.
@@ -191,7 +192,7 @@ impl Hypervisor {
             vpes,
             vmids: VmIds::new(),
             guest_pool: Lock::new(Rank::Domain, GuestPool::new()),
-            ends: Ends::new(),
+            ends: Duty::new(machine.cpus.len()),
             hotplug: Hotplug::new(machine.cpus.len()),
             loaded: machine.cpus.iter().map(|_| AtomicU64::new(0)).collect(),
             dom0: Once::new(),

@@ -3,7 +3,8 @@
 //! Each prints and changes nothing (but `o`, `O`, `K` and `R`). They run on the CPU that took the UART's interrupt and look
 //! at others' state as it is at that moment.
 
-use super::domain::{Domain, End};
+use super::domain::Domain;
+use super::life::End;
 use super::{hotplug, hypervisor};
 use crate::arch::{power, timer};
 use crate::console::{self, keys, line};

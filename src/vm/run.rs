@@ -6,7 +6,7 @@ use super::{Hypervisor, ends, exit, hotplug, hypervisor, irq, lrs};
 use crate::arch::el1::{El1Context, VirtualTimer};
 use crate::arch::fp::FpContext;
 use crate::arch::vcpu::{GuestRegs, RawExit, Reason, enter};
-use crate::arch::{barrier, features, ich, sysreg, timer};
+use crate::arch::{features, ich, sysreg, timer};
 use crate::gic::v4::{self, EnterError};
 use crate::ids::{CpuId, Intid, VpeId};
 use crate::sched::{Schedulable, Verdict, Why};
@@ -53,16 +53,13 @@ pub fn cpu_loop(cpu: CpuId) -> ! {
         hv.timer(cpu).set_look(hv.sched.look_at(cpu));
         match next {
             Some(vcpu) => {
+                ends::pass_on(hv);
                 let Some(domain) = hv.domain(vcpu.domain) else { unreachable!("a vCPU without a domain") };
                 let hcr = *hcr.get_or_insert_with(|| features::program(hv.features()));
                 let shares = hv.sched.shares_cpus();
                 Stay { hv, domain: &domain, vcpu: &vcpu, cpu, hcr, shares, resident: None, called: timer::now() }.run();
             }
-            None if ends::chore(cpu) => {}
-            None => {
-                hv.unload_stage2(cpu);
-                barrier::wfi();
-            }
+            None => ends::rest(hv, cpu),
         }
     }
 }
@@ -246,7 +243,7 @@ impl Stay<'_> {
             Reason::Irq | Reason::Fiq => {
                 count(self.cpu, Event::ExitIrq);
                 irq::take_all(self.cpu);
-                ends::chore(self.cpu);
+                ends::lend_a_hand(self.hv, self.cpu);
                 Next::Resume
             }
             Reason::Sync => exit::Exit { hv: self.hv, domain: self.domain, vcpu: self.vcpu, context }.sync(exit),
