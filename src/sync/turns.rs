@@ -73,10 +73,17 @@ impl<W: Word> Turns<W> {
     /// free loses its turn.
     #[inline]
     pub fn take(&self, patience: u32, mut spin: impl FnMut()) {
-        if self.turn.peek() == self.next.peek() && self.try_take() {
+        if self.turn.peek() == self.next.peek() && self.held.change(0, 1) {
             return;
         }
-        while !self.wait(self.next.bump(), patience, &mut spin) {}
+        self.queue_up(patience, &mut spin);
+    }
+
+    /// Out of line: most locks are free, and who takes one shall not carry the waiting with it.
+    #[cold]
+    #[inline(never)]
+    fn queue_up(&self, patience: u32, spin: &mut impl FnMut()) {
+        while !self.wait(self.next.bump(), patience, spin) {}
     }
 
     /// Waits with a ticket. `false`: it was passed over.

@@ -181,7 +181,7 @@ impl<H: Hw + Clone> V4<'_, H> {
         if state != Off::Clean {
             counters.redist_timeouts.bump();
             redist.dirty_missed.store(true, Ordering::Relaxed);
-            log::error!("{cpu}: {vpe} is still dirty after its time; taken as having an interrupt pending");
+            say_dirty(vpe, cpu);
         }
         if let Some(v) = guard.as_mut() {
             v.idai = idai;
@@ -240,6 +240,11 @@ impl<H: Hw + Clone> V4<'_, H> {
         v.unclean_on = None;
         Ok(())
     }
+}
+
+#[cold]
+fn say_dirty(vpe: VpeId, cpu: CpuId) {
+    log::error!("{cpu}: {vpe} is still dirty after its time; taken as having an interrupt pending");
 }
 
 /// How far a vPE has come off its redistributor.
