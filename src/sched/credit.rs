@@ -155,15 +155,17 @@ impl<V: Scheduled> Credit<V> {
     }
 
     /// This CPU has been taken out: gives everybody away who waits here.
+    #[cold]
     fn evacuate(&self, cpu: CpuId, now: u64) {
+        let this = self.cpu(cpu);
         self.idle.take(cpu);
-        self.cpu(cpu).inbox.empty(|slot| self.admit(cpu, slot, now));
+        this.inbox.empty(|slot| self.admit(this, slot, now));
         loop {
             let gone = {
-                let mut queue = self.cpu(cpu).queue.lock();
+                let mut queue = this.queue.lock();
                 // Those too that wait for their cap.
                 let taken = queue.take(u64::MAX, |_| true);
-                self.publish(cpu, &queue, now);
+                self.publish(this, &queue, now);
                 taken
             };
             let Some(vcpu) = gone else { return };
@@ -191,21 +193,20 @@ impl<V: Scheduled> Credit<V> {
     }
 
     /// Takes what is in the inbox of `cpu` into its queue.
-    fn receive(&self, cpu: CpuId, now: u64) {
-        self.cpu(cpu).inbox.take(|slot| self.admit(cpu, slot, now));
+    fn receive(&self, this: &Cpu<V>, now: u64) {
+        this.inbox.take(|slot| self.admit(this, slot, now));
     }
 
-    fn admit(&self, cpu: CpuId, slot: usize, now: u64) {
+    fn admit(&self, this: &Cpu<V>, slot: usize, now: u64) {
         if let Some(vcpu) = self.slots.get(slot).and_then(|slot| slot.lock().clone()) {
             // What came from another queue is as far ahead as a sleeper may be, or less.
             let from = if vcpu.entity().moving.swap(false, Ordering::SeqCst) { From::Elsewhere } else { From::Sleep };
-            self.cpu(cpu).queue.lock().insert(vcpu, from, now, self.present(), &self.settings.slices);
+            this.queue.lock().insert(vcpu, from, now, self.present(), &self.settings.slices);
         }
     }
 
     /// Tells the others, and this CPU's timer, how things are on `cpu`.
-    fn publish(&self, cpu: CpuId, queue: &Queue<V>, now: u64) {
-        let this = self.cpu(cpu);
+    fn publish(&self, this: &Cpu<V>, queue: &Queue<V>, now: u64) {
         self.present.fetch_max(queue.clock(), Ordering::Relaxed);
         this.waiting.store(queue.eligible(now), Ordering::SeqCst);
         if let Some(current) = queue.current() {
@@ -268,12 +269,13 @@ impl<V: Scheduled> Credit<V> {
     /// Gives those away who wait here while a CPU idles that they may run on.
     #[cold]
     fn give_to_idle(&self, cpu: CpuId, now: u64) {
-        while self.has_to_give(self.cpu(cpu)) {
+        let this = self.cpu(cpu);
+        while self.has_to_give(this) {
             let given = {
-                let mut queue = self.cpu(cpu).queue.lock();
+                let mut queue = this.queue.lock();
                 let fits = |vcpu: &V| self.idle.common(&vcpu.entity().affinity, cpu).is_some();
                 let taken = queue.take(now, fits);
-                self.publish(cpu, &queue, now);
+                self.publish(this, &queue, now);
                 taken
             };
             let Some(vcpu) = given else { return };
@@ -294,13 +296,14 @@ impl<V: Scheduled> Credit<V> {
         let richest = self.others(cpu).filter_map(|other| Some((self.front(other, now)?, other))).max();
         let Some((front, to)) = richest else { return };
         let given = {
-            let mut queue = self.cpu(cpu).queue.lock();
+            let this = self.cpu(cpu);
+            let mut queue = this.queue.lock();
             let poor = |vcpu: &V| {
                 let entity = vcpu.entity();
                 entity.affinity.has(to) && front.saturating_sub(entity.vtime()) > threshold
             };
             let taken = queue.take(now, poor);
-            self.publish(cpu, &queue, now);
+            self.publish(this, &queue, now);
             taken
         };
         if let Some(vcpu) = given {
@@ -405,7 +408,7 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
                 self.evacuate(cpu, now);
                 return None;
             }
-            self.receive(cpu, now);
+            self.receive(this, now);
             let mut queue = this.queue.lock();
             let mut next = queue.take(now, |_| true);
             if next.is_none() {
@@ -422,7 +425,7 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
                 self.idle.take(cpu);
                 vcpu.entity().set_cpu(cpu);
                 queue.start(vcpu.clone(), now);
-                self.publish(cpu, &queue, now);
+                self.publish(this, &queue, now);
                 drop(queue);
                 let runs = vcpu.run_state().start_running();
                 debug_assert!(runs, "what waits in a queue is runnable");
@@ -431,7 +434,7 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
                 }
                 return Some(vcpu);
             }
-            self.publish(cpu, &queue, now);
+            self.publish(this, &queue, now);
             drop(queue);
             self.idle.add(cpu);
             // From here on others hand work to this CPU; what came just before is seen now.
@@ -442,9 +445,10 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
     }
 
     fn arrived(&self, cpu: CpuId, now: u64) {
-        let mut queue = self.cpu(cpu).queue.lock();
+        let this = self.cpu(cpu);
+        let mut queue = this.queue.lock();
         queue.arrived(now);
-        self.publish(cpu, &queue, now);
+        self.publish(this, &queue, now);
     }
 
     fn look(&self, cpu: CpuId, now: u64) -> Verdict {
@@ -452,7 +456,7 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
         this.look.store(false, Ordering::SeqCst);
         // First the clock, then those who are measured by it.
         this.queue.lock().charge(now, &self.settings.slices);
-        self.receive(cpu, now);
+        self.receive(this, now);
         if self.torture_is_due(cpu, now) {
             return Verdict::Switch;
         }
@@ -474,7 +478,7 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
             return Verdict::Switch;
         }
         queue.renew(now, slices);
-        self.publish(cpu, &queue, now);
+        self.publish(this, &queue, now);
         Verdict::Stay
     }
 

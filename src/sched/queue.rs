@@ -116,7 +116,11 @@ impl<V: Scheduled> Queue<V> {
     }
 
     fn next_at(&self, now: u64, fits: impl Fn(&V) -> bool) -> Option<usize> {
-        self.waiting.iter().position(|waiting| waiting.not_before <= now && fits(&waiting.vcpu))
+        let takes = |waiting: &Waiting<V>| waiting.not_before <= now && fits(&waiting.vcpu);
+        if takes(self.waiting.front()?) {
+            return Some(0);
+        }
+        self.waiting.iter().position(takes)
     }
 
     /// The vtime of the one that runs next.
@@ -134,23 +138,32 @@ impl<V: Scheduled> Queue<V> {
         if self.current.is_none() && self.waiting.is_empty() {
             self.clock = self.clock.max(own).max(present);
         }
-        let most = self.clock.saturating_add(entity.weighted(slices.slice).saturating_mul(2));
+        let most = || self.clock.saturating_add(entity.weighted(slices.slice).saturating_mul(2));
         let vtime = match from {
-            From::Sleep => own.clamp(self.clock.saturating_sub(slices.boost()), most),
-            From::Elsewhere => own.clamp(self.clock.saturating_sub(slices.credit()), most),
+            From::Sleep => own.clamp(self.clock.saturating_sub(slices.boost()), most()),
+            From::Elsewhere => own.clamp(self.clock.saturating_sub(slices.credit()), most()),
             From::Here => own,
         };
         entity.set_vtime(vtime);
         let not_before = entity.not_before(now, slices.period);
         self.parked += usize::from(not_before != 0);
-        let at = self.waiting.partition_point(|waiting| waiting.vtime <= vtime);
         debug_assert!(self.waiting.len() < self.waiting.capacity(), "room was reserved for every vCPU");
-        self.waiting.insert(at, Waiting { vtime, not_before, vcpu });
+        let waiting = Waiting { vtime, not_before, vcpu };
+        // Mostly it has just run, and has had more than all others.
+        if self.waiting.back().is_none_or(|last| last.vtime <= vtime) {
+            self.waiting.push_back(waiting);
+        } else {
+            let at = self.waiting.partition_point(|waiting| waiting.vtime <= vtime);
+            self.waiting.insert(at, waiting);
+        }
     }
 
     /// Takes the next of those that `fits`, to run elsewhere or here.
     pub fn take(&mut self, now: u64, fits: impl Fn(&V) -> bool) -> Option<Arc<V>> {
-        let taken = self.waiting.remove(self.next_at(now, fits)?)?;
+        let taken = match self.next_at(now, fits)? {
+            0 => self.waiting.pop_front()?,
+            at => self.waiting.remove(at)?,
+        };
         self.parked -= usize::from(taken.not_before != 0);
         Some(taken.vcpu)
     }
