@@ -6,103 +6,101 @@
 //! and watchpoints) is not switched.
 
 macro_rules! context {
-    ($($field:ident $register:ident $reset:expr, $doc:literal;)* ; $($calm:ident $calm_register:ident, $calm_doc:literal;)* ; $($present:ident: $($opt:ident $opt_register:ident),+;)*) => {
+    (always: $([$($field:ident $register:ident),+])+
+     if it differs: $($calm:ident $calm_register:ident),+;
+     where there is: $($present:ident [$($opt:ident $opt_register:ident),+])+) => {
         /// EL1's and EL0's registers.
         #[derive(Clone, Debug, PartialEq, Eq)]
+        #[repr(C)]
         pub struct El1Context {
-            $(#[doc = $doc] pub $field: u64,)*
-            $(#[doc = $calm_doc] pub $calm: u64,)*
-            $($(#[doc = concat!(stringify!($opt_register), ", where the CPU has it.")] pub $opt: u64,)*)*
+            $($(#[doc = concat!(stringify!($register), ".")] pub $field: u64,)+)+
+            $(#[doc = concat!(stringify!($calm_register), ".")] pub $calm: u64,)+
+            $($(#[doc = concat!(stringify!($opt_register), ", where the CPU has it.")] pub $opt: u64,)+)+
         }
 
         impl El1Context {
-            /// As architected after a reset, with zero for what is then unknown.
-            #[must_use]
-            pub const fn reset() -> El1Context {
-                El1Context { $($field: $reset,)* $($calm: 0,)* $($($opt: 0,)*)* }
-            }
+            const ZERO: El1Context = El1Context { $($($field: 0,)+)+ $($calm: 0,)+ $($($opt: 0,)+)+ };
         }
 
         #[cfg(target_os = "none")]
         impl El1Context {
             /// Reads what this CPU holds.
-            pub fn save(&mut self) {
+            pub fn save(&mut self, present: &Present) {
                 use crate::arch::sysreg::*;
-                let present = target::Present::here();
-                $(self.$field = $register.get();)*
-                $(self.$calm = $calm_register.get();)*
-                $(if present.$present { $(self.$opt = $opt_register.get();)* })*
+                $(context!(@save self $($field $register),+);)+
+                $(self.$calm = $calm_register.get();)+
+                $(if present.$present { context!(@save self $($opt $opt_register),+); })+
             }
 
             /// Makes this CPU hold it. Registers that hardly ever differ are written if they do: an emulator forgets all of
             /// its translations at a write of TCR_EL1, which costs the guest its TLB and hides where we forget too little.
-            pub fn restore(&self) {
-                use crate::arch::{barrier, sysreg::*};
-                let present = target::Present::here();
-                $($register.set(self.$field);)*
-                $(if $calm_register.get() != self.$calm { $calm_register.set(self.$calm); })*
-                $(if present.$present { $($opt_register.set(self.$opt);)* })*
-                barrier::isb();
+            /// An ISB is to follow.
+            pub fn restore(&self, present: &Present) {
+                use crate::arch::sysreg::*;
+                $(context!(@restore self $($field $register),+);)+
+                $(if $calm_register.get() != self.$calm { $calm_register.set(self.$calm); })+
+                $(if present.$present { context!(@restore self $($opt $opt_register),+); })+
             }
         }
+    };
+    // By groups: what is next to each other in memory goes there, and comes from there, two at a time.
+    (@save $self:ident $($field:ident $register:ident),+) => {
+        $(let $field = $register.get();)+
+        $($self.$field = $field;)+
+    };
+    (@restore $self:ident $($field:ident $register:ident),+) => {
+        $(let $field = $self.$field;)+
+        $($register.set($field);)+
     };
 }
 
 context! {
-    sctlr SCTLR_EL1 0x30d0_0800, "SCTLR_EL1: the RES1 bits; MMU and caches off, little-endian.";
-    actlr ACTLR_EL1 0, "ACTLR_EL1.";
-    cpacr CPACR_EL1 0, "CPACR_EL1.";
-    ttbr0 TTBR0_EL1 0, "TTBR0_EL1.";
-    ttbr1 TTBR1_EL1 0, "TTBR1_EL1.";
-    mair MAIR_EL1 0, "MAIR_EL1.";
-    amair AMAIR_EL1 0, "AMAIR_EL1.";
-    vbar VBAR_EL1 0, "VBAR_EL1.";
-    esr ESR_EL1 0, "ESR_EL1.";
-    far FAR_EL1 0, "FAR_EL1.";
-    afsr0 AFSR0_EL1 0, "AFSR0_EL1.";
-    afsr1 AFSR1_EL1 0, "AFSR1_EL1.";
-    elr ELR_EL1 0, "ELR_EL1.";
-    spsr SPSR_EL1 0, "SPSR_EL1.";
-    sp_el0 SP_EL0 0, "SP_EL0.";
-    sp_el1 SP_EL1 0, "SP_EL1.";
-    tpidr_el0 TPIDR_EL0 0, "TPIDR_EL0.";
-    tpidrro_el0 TPIDRRO_EL0 0, "TPIDRRO_EL0.";
-    tpidr_el1 TPIDR_EL1 0, "TPIDR_EL1.";
-    contextidr CONTEXTIDR_EL1 0, "CONTEXTIDR_EL1.";
-    csselr CSSELR_EL1 0, "CSSELR_EL1.";
-    par PAR_EL1 0, "PAR_EL1.";
-    mdscr MDSCR_EL1 0, "MDSCR_EL1.";
-    cntkctl CNTKCTL_EL1 0, "CNTKCTL_EL1.";
-    ;
-    tcr TCR_EL1, "TCR_EL1.";
-    ;
-    pauth: apia_lo APIAKEYLO_EL1, apia_hi APIAKEYHI_EL1, apib_lo APIBKEYLO_EL1, apib_hi APIBKEYHI_EL1,
+    always:
+    [sctlr SCTLR_EL1, actlr ACTLR_EL1, cpacr CPACR_EL1, ttbr0 TTBR0_EL1, ttbr1 TTBR1_EL1, mair MAIR_EL1, amair AMAIR_EL1,
+     vbar VBAR_EL1]
+    [esr ESR_EL1, far FAR_EL1, afsr0 AFSR0_EL1, afsr1 AFSR1_EL1, elr ELR_EL1, spsr SPSR_EL1, sp_el0 SP_EL0, sp_el1 SP_EL1]
+    [tpidr_el0 TPIDR_EL0, tpidrro_el0 TPIDRRO_EL0, tpidr_el1 TPIDR_EL1, contextidr CONTEXTIDR_EL1, csselr CSSELR_EL1,
+     par PAR_EL1, mdscr MDSCR_EL1, cntkctl CNTKCTL_EL1]
+    if it differs: tcr TCR_EL1;
+    where there is:
+    pauth [apia_lo APIAKEYLO_EL1, apia_hi APIAKEYHI_EL1, apib_lo APIBKEYLO_EL1, apib_hi APIBKEYHI_EL1,
            apda_lo APDAKEYLO_EL1, apda_hi APDAKEYHI_EL1, apdb_lo APDBKEYLO_EL1, apdb_hi APDBKEYHI_EL1,
-           apga_lo APGAKEYLO_EL1, apga_hi APGAKEYHI_EL1;
-    scxtnum: scxtnum_el0 SCXTNUM_EL0, scxtnum_el1 SCXTNUM_EL1;
-    tcr2: tcr2 TCR2_EL1;
-    sctlr2: sctlr2 SCTLR2_EL1;
-    s1pie: pir PIR_EL1, pire0 PIRE0_EL1;
-    s1poe: por_el1 POR_EL1, por_el0 POR_EL0;
-    ras: disr DISR_EL1, vdisr VDISR_EL2, vsesr VSESR_EL2;
+           apga_lo APGAKEYLO_EL1, apga_hi APGAKEYHI_EL1]
+    scxtnum [scxtnum_el0 SCXTNUM_EL0, scxtnum_el1 SCXTNUM_EL1]
+    tcr2 [tcr2 TCR2_EL1]
+    sctlr2 [sctlr2 SCTLR2_EL1]
+    s1pie [pir PIR_EL1, pire0 PIRE0_EL1]
+    s1poe [por_el1 POR_EL1, por_el0 POR_EL0]
+    ras [disr DISR_EL1, vdisr VDISR_EL2, vsesr VSESR_EL2]
+}
+
+impl El1Context {
+    /// As architected after a reset, with zero for what is then unknown.
+    #[must_use]
+    pub const fn reset() -> El1Context {
+        // The RES1 bits; MMU and caches off, little-endian.
+        El1Context { sctlr: 0x30d0_0800, ..El1Context::ZERO }
+    }
 }
 
 #[cfg(target_os = "none")]
 mod target {
     use crate::arch::sysreg::{ID_AA64ISAR1_EL1, ID_AA64ISAR2_EL1, ID_AA64MMFR3_EL1, ID_AA64PFR0_EL1, ID_AA64PFR1_EL1};
 
-    /// Which of the registers that come with a feature this CPU has.
+    /// Which of the registers that come with a feature a CPU has.
     pub struct Present {
-        pub pauth: bool,
-        pub scxtnum: bool,
-        pub tcr2: bool,
-        pub sctlr2: bool,
-        pub s1pie: bool,
-        pub s1poe: bool,
-        pub ras: bool,
+        pub(super) pauth: bool,
+        pub(super) scxtnum: bool,
+        pub(super) tcr2: bool,
+        pub(super) sctlr2: bool,
+        pub(super) s1pie: bool,
+        pub(super) s1poe: bool,
+        pub(super) ras: bool,
     }
 
     impl Present {
+        /// This CPU.
+        #[must_use]
         pub fn here() -> Present {
             let field = |register: u64, shift: u32| (register >> shift) & 0xf;
             let (isar1, isar2) = (ID_AA64ISAR1_EL1.get(), ID_AA64ISAR2_EL1.get());
@@ -122,6 +120,9 @@ mod target {
         }
     }
 }
+
+#[cfg(target_os = "none")]
+pub use target::Present;
 
 /// CNTV_CTL_EL0.ENABLE.
 const TIMER_ENABLE: u64 = 1 << 0;

@@ -42,6 +42,11 @@ list_registers! {
     15 ICH_LR15_EL2
 }
 
+/// Empties all list registers: after a reset they are unknown.
+pub fn clear_lrs() {
+    (0..count()).for_each(|index| write_lr(index, 0));
+}
+
 /// List registers that hold nothing, one bit each (ICH_ELRSR_EL2).
 #[inline]
 #[must_use]
@@ -89,7 +94,7 @@ impl State {
         }
     }
 
-    /// Makes this CPU hold it.
+    /// Makes this CPU hold it. An ISB is to follow.
     pub fn restore(&self) {
         let count = apr_count();
         ICH_VMCR_EL2.set(self.vmcr);
@@ -105,6 +110,5 @@ impl State {
             ICH_AP0R3_EL2.set(self.ap0r[3]);
             ICH_AP1R3_EL2.set(self.ap1r[3]);
         }
-        super::barrier::isb();
     }
 }

@@ -80,23 +80,23 @@ pub struct LrImage {
     pub write: u8,
     /// How many may hold something old in the hardware, while `used` is 0.
     pub(super) stale: u8,
-    /// How many the machine has.
-    count: u8,
 }
 
 impl LrImage {
     /// An empty image for a machine with `list_registers` of them (ICH_VTR_EL2.ListRegs + 1). The hardware's are
-    /// taken to hold something old.
+    /// taken to hold something old, the first time.
     #[must_use]
     pub fn new(list_registers: usize) -> LrImage {
         let count = list_registers.min(MAX_LIST_REGISTERS) as u8;
-        LrImage { lr: [0; MAX_LIST_REGISTERS], hcr: HCR_EN, used: 0, write: 0, stale: count, count }
+        LrImage { lr: [0; MAX_LIST_REGISTERS], hcr: HCR_EN, used: 0, write: 0, stale: count }
     }
 
-    /// Says that the hardware's list registers may hold anything: the vCPU is on another CPU now, or another vCPU
-    /// ran on this one.
-    pub fn forget(&mut self) {
-        self.stale = self.count;
+    /// How many list registers the caller is to write as zero now, the first ones: the vCPU leaves the CPU, where no
+    /// other is to find anything. After the sync.
+    #[must_use]
+    pub fn give_up(&mut self) -> usize {
+        debug_assert_eq!(self.used, 0, "list registers are given up before they were read");
+        usize::from(core::mem::take(&mut self.stale))
     }
 
     /// Starts over for a flush. What [`seal`](Self::seal) has written beyond the used ones is zero.
@@ -165,6 +165,21 @@ mod tests {
         image.clear();
         image.seal();
         assert_eq!(image.write, 0);
+    }
+
+    #[test]
+    fn a_register_that_was_used_is_given_up_once() {
+        let mut image = LrImage::new(4);
+        image.clear();
+        image.push(encode(33, 0, true) | PENDING);
+        image.push(encode(34, 0, true) | PENDING);
+        image.seal();
+        let _ = image.take();
+        assert_eq!((image.give_up(), image.give_up()), (2, 0));
+        image.clear();
+        image.push(encode(35, 0, true) | PENDING);
+        image.seal();
+        assert_eq!(image.write, 1, "the hardware holds nothing old");
     }
 
     #[test]

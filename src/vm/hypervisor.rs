@@ -12,7 +12,7 @@ use super::soft_timer::SoftTimer;
 use super::storm::{Rate, Storms};
 use super::vcpu::Vcpu;
 use crate::arch::features::{Features, IdRegs};
-use crate::arch::{barrier, percpu, sysreg, timer, tlb};
+use crate::arch::{barrier, ich, percpu, sysreg, timer, tlb};
 use crate::gic::{Gic, GicError, cpuif};
 use crate::ids::{CpuId, DomId, Intid, Mpidr, VcpuId, VpeId};
 use crate::mm::guest_pool::GuestPool;
@@ -222,6 +222,7 @@ impl Hypervisor {
         sysreg::CNTVOFF_EL2.set(0);
         tlb::forget_guests_here();
         cpuif::init().map_err(|_| CpuError::NoSystemRegisters)?;
+        ich::clear_lrs();
         if self.kinds.join(&IdRegs::read()).map_err(CpuError::Kind)? {
             log::info!("{cpu} lacks something that the CPUs before it have: guests are not shown it");
         }

@@ -31,3 +31,13 @@ pub fn store(image: &mut LrImage) {
         barrier::isb();
     }
 }
+
+/// The vCPU leaves this CPU: its list registers hold nothing then, which is how the next one expects them.
+pub fn give_up(image: &mut LrImage) {
+    (0..image.give_up()).for_each(|index| ich::write_lr(index, 0));
+}
+
+/// Whether this CPU's list registers hold nothing.
+pub fn hold_nothing() -> bool {
+    (0..ich::count()).all(|index| ich::read_lr(index) == 0)
+}

@@ -3,7 +3,7 @@
 use super::domain::Domain;
 use super::vcpu::{Context, Vcpu};
 use super::{Hypervisor, ends, exit, hotplug, hypervisor, irq, lrs};
-use crate::arch::el1::{El1Context, VirtualTimer};
+use crate::arch::el1::{El1Context, Present, VirtualTimer};
 use crate::arch::fp::FpContext;
 use crate::arch::vcpu::{GuestRegs, RawExit, Reason, enter};
 use crate::arch::{features, ich, sysreg, timer};
@@ -42,10 +42,10 @@ pub enum Next {
 /// Runs whatever there is to run on `cpu`, for ever.
 pub fn cpu_loop(cpu: CpuId) -> ! {
     let hv = hypervisor();
+    let (present, long_way) = (Present::here(), timer::us_to_ticks(LONG_WAY_US));
     // The first vCPU comes when it is settled what guests have.
     let mut hcr = None;
     loop {
-        irq::take_all(cpu);
         if hv.hotplug.is_asked(cpu) {
             hotplug::leave(hv, cpu);
         }
@@ -57,9 +57,14 @@ pub fn cpu_loop(cpu: CpuId) -> ! {
                 let Some(domain) = hv.domain(vcpu.domain) else { unreachable!("a vCPU without a domain") };
                 let hcr = *hcr.get_or_insert_with(|| features::program(hv.features()));
                 let shares = hv.sched.shares_cpus();
-                Stay { hv, domain: &domain, vcpu: &vcpu, cpu, hcr, shares, resident: None, called: timer::now() }.run();
+                let late = Some(timer::now() + long_way);
+                Stay { hv, domain: &domain, vcpu: &vcpu, cpu, present: &present, hcr, shares, resident: None, late }
+                    .run();
             }
-            None => ends::rest(hv, cpu),
+            None => {
+                ends::rest(hv, cpu);
+                irq::take_all(cpu);
+            }
         }
     }
 }
@@ -75,14 +80,16 @@ pub(super) struct Stay<'a> {
     pub(super) domain: &'a Domain,
     pub(super) vcpu: &'a Arc<Vcpu>,
     pub(super) cpu: CpuId,
+    /// What of EL1 this CPU has.
+    pub(super) present: &'a Present,
     /// HCR_EL2 on this CPU, without what is the vCPU's own.
     hcr: u64,
     /// Other vCPUs may come to this CPU: what this one has in it is saved when it goes.
     pub(super) shares: bool,
     /// The right to be resident is this CPU's, not the vCPU's: it cannot leave this stack.
     pub(super) resident: Option<v4::Resident>,
-    /// When it was called to this CPU; 0 once it has been in the guest.
-    pub(super) called: u64,
+    /// From when on its way to this CPU has been long; `None` once it has been in the guest.
+    pub(super) late: Option<u64>,
 }
 
 impl Stay<'_> {
@@ -91,7 +98,6 @@ impl Stay<'_> {
             self.power_on(start);
         }
         self.switch_in();
-        self.note_delay();
         let mut context = self.vcpu.own();
         let next = loop {
             if self.makes_way() {
@@ -116,8 +122,8 @@ impl Stay<'_> {
     /// machine; where CPUs are emulated it may be longer than a slice.
     fn note_delay(&mut self) {
         let now = timer::now();
-        if self.shares && now.saturating_sub(self.called) > timer::us_to_ticks(LONG_WAY_US) {
-            self.called = now;
+        if self.shares && self.late.is_some_and(|late| now > late) {
+            self.late = Some(now + timer::us_to_ticks(LONG_WAY_US));
             self.hv.sched.arrived(self.cpu, now);
             self.hv.timer(self.cpu).set_look(self.hv.sched.look_at(self.cpu));
         }
@@ -141,14 +147,19 @@ impl Stay<'_> {
     }
 
     /// Whether the scheduler has somebody else for this CPU. It is asked when something has happened.
-    fn makes_way(&self) -> bool {
+    fn makes_way(&mut self) -> bool {
         let sched = &self.hv.sched;
         if !self.shares || !sched.wants_a_look(self.cpu) {
             return false;
         }
-        let verdict = sched.look(self.cpu, timer::now());
+        self.note_delay();
+        if sched.look(self.cpu, timer::now()) == Verdict::Switch {
+            // The time of the next look comes with the next vCPU. Until then it would be one that has passed: an interrupt
+            // for nothing.
+            return true;
+        }
         self.hv.timer(self.cpu).set_look(sched.look_at(self.cpu));
-        verdict == Verdict::Switch
+        false
     }
 
     /// Whether it would be called back from its sleep at once, by something that is no vLPI. Not worth a look where
@@ -212,9 +223,9 @@ impl Stay<'_> {
             vcpu.left();
             return Next::Preempt;
         }
-        if self.called != 0 {
+        if self.late.is_some() {
             self.note_delay();
-            self.called = 0;
+            self.late = None;
         }
         vgic.flush(vcpu.id, &mut context.lrs);
         lrs::load(&context.lrs);

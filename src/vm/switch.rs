@@ -10,17 +10,17 @@
 //! | CNTV | taken, and off; a sleeper's deadline is kept by EL2's timer | put back last |
 //! | CNTP | emulated: as CNTV, but never in the CPU | |
 //! | ICH_VMCR, ICH_AP*R | saved | restored, before residency |
-//! | list registers | emptied into software at each exit | written in full at the first entry |
+//! | list registers | emptied into software at each exit; zero, where they held something | |
 //! | a physical PPI that is active for the guest | deactivated | made active again |
 //! | residency | left; the doorbell is armed if it sleeps | entered before the first entry |
 //! | TLB, instruction cache | | cleaned if another vCPU of the domain ran here since |
 //!
-//! FP is moved eagerly: 528 bytes each way are less than the trap that laziness costs a guest which uses FP, and Linux
-//! does, in each of its context switches.
+//! FP is moved eagerly: 528 bytes each way, 42 of a switch's 1,600 instructions, are less than the trap that laziness costs
+//! a guest which uses FP, and Linux does, in each of its context switches.
 
-use super::irq;
 use super::run::Stay;
 use super::vcpu::Context;
+use super::{irq, lrs};
 use crate::arch::{barrier, features, sysreg, timer, tlb};
 use crate::gic::{cpuif, v4};
 use crate::ids::Intid;
@@ -42,7 +42,7 @@ impl Stay<'_> {
         let resumes = context.saved_from == Some(self.cpu);
         if !(resumes && self.hv.was_last_on(self.cpu, self.vcpu)) {
             count(self.cpu, Event::Switch);
-            context.el1.restore();
+            context.el1.restore(self.present);
             context.fp.restore();
         }
         if context.saved_from.is_some() && !resumes {
@@ -61,7 +61,7 @@ impl Stay<'_> {
     /// Takes everything out of this CPU.
     fn unload(&self, context: &mut Context) {
         context.vtimer.take();
-        context.el1.save();
+        context.el1.save(self.present);
         context.fp.save();
         context.ich.save();
         context.saved_from = Some(self.cpu);
@@ -110,7 +110,7 @@ impl Schedulable for Stay<'_> {
             vcpu.set_live(Some(cpu));
             self.load(&mut context);
         }
-        context.lrs.forget();
+        debug_assert!(lrs::hold_nothing(), "{cpu} holds list registers of a vCPU that has left");
         drop(context);
         if self.domain.last_ran.changes(cpu, vcpu.id) {
             count(cpu, Event::TlbClean);
@@ -134,6 +134,7 @@ impl Schedulable for Stay<'_> {
             }
         }
         let mut context = self.vcpu.own();
+        lrs::give_up(&mut context.lrs);
         if self.shares {
             self.unload(&mut context);
         }

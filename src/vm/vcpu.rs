@@ -50,6 +50,8 @@ pub struct Vcpu {
     /// Physical PPIs that its CPU is to deactivate before it enters.
     deactivate: AtomicU32,
     start: Lock<Option<Start>>,
+    /// There is a `start`: looked at before each switch, without the lock.
+    starting: AtomicBool,
     context: Owned<Context>,
 }
 
@@ -103,6 +105,7 @@ impl Vcpu {
             asleep_on: AtomicU16::new(NOWHERE),
             deactivate: AtomicU32::new(0),
             start: Lock::new(Rank::Domain, None),
+            starting: AtomicBool::new(false),
             context: Owned::new(Context {
                 regs: GuestRegs::default(),
                 el1: El1Context::reset(),
@@ -127,12 +130,18 @@ impl Vcpu {
             return false;
         }
         *slot = Some(start);
+        self.starting.store(true, Ordering::SeqCst);
         true
     }
 
     /// Where to start, if it was powered on and has not run since.
     pub fn take_start(&self) -> Option<Start> {
-        self.start.lock().take()
+        if !self.starting.load(Ordering::SeqCst) {
+            return None;
+        }
+        let mut slot = self.start.lock();
+        self.starting.store(false, Ordering::SeqCst);
+        slot.take()
     }
 
     /// Whether it was powered on and has not run since.
