@@ -7,11 +7,11 @@ use crate::test::{Case, Lab, Verdict};
 
 /// The most that the median of each may be.
 const LIMITS: [(Purpose, u64); 4] =
-    [(Purpose::Wake, 2000), (Purpose::Switch, SWITCH), (Purpose::Sleep, 1500), (Purpose::Move, 1000)];
-const SWITCH: u64 = 2400;
+    [(Purpose::Wake, 1600), (Purpose::Switch, 1900), (Purpose::Sleep, 1350), (Purpose::Move, 900)];
 
-/// Instructions by which 64 vCPUs may cost more than four: a run queue is searched in halves.
-const GROWTH: u64 = 200;
+/// Instructions by which 64 vCPUs may cost more than four: who has run goes in near the end of a longer queue, which is searched
+/// in halves and of which the shorter part is moved. Of four vCPUs it mostly goes to the end.
+const GROWTH: u64 = 220;
 
 /// Stays of a kind, for its median to mean something, in one of the runs. How often a sleeper's home is the CPU that idles, and
 /// not that of who wakes it, is chance: another run may hardly have any.
