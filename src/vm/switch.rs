@@ -144,7 +144,8 @@ impl Schedulable for Stay<'_> {
         let now = timer::now();
         let vmcr = if self.shares { context.ich.vmcr } else { sysreg::ICH_VMCR_EL2.get() };
         let timer = context.timer.level(now) || (self.shares && self.timer_is_due(&context, now));
-        if timer || self.domain.vgic.has_pending(self.vcpu.id, vmcr) {
+        // The domain's end too has to be looked for: who announced it may have found this vCPU awake and outside the guest.
+        if timer || self.domain.is_ending() || self.domain.vgic.has_pending(self.vcpu.id, vmcr) {
             found = Found::Pending;
         }
         if self.shares && found == Found::Nothing {
