@@ -32,6 +32,13 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering
 const SLOTS: usize = 1024;
 const NEVER: u64 = u64::MAX;
 
+/// Between two accesses whose order matters: a test has other CPUs go on here.
+#[inline]
+fn window() {
+    #[cfg(all(test, not(loom)))]
+    super::crowd::window();
+}
+
 /// How it is to be run.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -413,6 +420,11 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
             let mut next = queue.take(now, |_| true);
             if next.is_none() {
                 drop(queue);
+                window();
+                // Said before others' queues are looked at: who comes to wait there from here on is seen by the one or the
+                // other. If not, he would wait for a slice beside a CPU that idles.
+                self.idle.add(cpu);
+                window();
                 let stolen = self.steal(cpu, now);
                 queue = this.queue.lock();
                 if let Some(stolen) = stolen {
@@ -436,8 +448,8 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
             }
             self.publish(this, &queue, now);
             drop(queue);
-            self.idle.add(cpu);
-            // From here on others hand work to this CPU; what came just before is seen now.
+            window();
+            // Others hand work to this CPU since it said that it is idle: what has come by now is seen now.
             if !this.look.load(Ordering::SeqCst) {
                 return None;
             }

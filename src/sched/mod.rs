@@ -14,6 +14,8 @@
 //! the last step fail.
 
 mod credit;
+#[cfg(all(test, not(loom)))]
+mod crowd;
 mod entity;
 mod inbox;
 #[cfg(all(test, loom))]

@@ -341,6 +341,42 @@ fn a_cpu_is_taken_out_and_back_and_nobody_is_lost_or_treated_unfairly() {
     }
 }
 
+/// Eight that sleep now and then beside six that never do, and CPUs that go and come back at any time.
+#[test]
+fn nobody_waits_long_however_cpus_come_and_go() {
+    for seed in 1..=6u64 {
+        let mut world = World::new(4, None);
+        let mut random = seed;
+        let mut below = |n: u64| {
+            random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(seed);
+            (random >> 33) % n
+        };
+        for index in 0..14 {
+            let life = if index < 8 { Life(1 + below(20 * MS), 1 + below(5 * MS)) } else { BUSY };
+            world.add(256, life);
+        }
+        world.start();
+        let mut out = [false; 4];
+        for _ in 0..400 {
+            world.run(world.now + below(40 * MS));
+            let cpu = CpuId(1 + below(3) as u16);
+            out[cpu.index()] ^= true;
+            match out[cpu.index()] {
+                true => assert!(world.sched.take_out(cpu).is_ok()),
+                false => world.sched.bring_up(cpu),
+            }
+            kick(cpu);
+            world.settle();
+        }
+        for (index, guest) in world.guests.iter().enumerate() {
+            let waits = if guest.vcpu.run.get() == State::Runnable { world.now - guest.woken_at } else { 0 };
+            let worst = guest.worst_wait.max(waits);
+            // All others, one after the other, when but one CPU is left.
+            assert!(worst < 20 * SLICES.slice, "seed {seed}: guest {index} has waited {worst}");
+        }
+    }
+}
+
 #[test]
 fn a_cpu_stays_for_one_that_can_run_nowhere_else() {
     let mut world = World::new(3, None);
