@@ -436,6 +436,7 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
             if let Some(vcpu) = next {
                 self.idle.take(cpu);
                 vcpu.entity().set_cpu(cpu);
+                vcpu.entity().end_to_wait(now);
                 queue.start(vcpu.clone(), now);
                 self.publish(this, &queue, now);
                 drop(queue);
@@ -504,6 +505,7 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
 
     fn requeue(&self, cpu: CpuId, vcpu: Arc<V>, now: u64) {
         let entity = vcpu.entity();
+        entity.begin_to_wait(now);
         let to = match self.settings.torture {
             Some(_) => self.random_cpu(entity),
             None => self.allowed(entity, cpu),

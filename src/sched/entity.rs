@@ -109,6 +109,10 @@ pub struct Entity {
     pub(super) period: AtomicU64,
     /// How often it started on another CPU than the one before.
     pub(super) moves: AtomicU64,
+    /// Since when it would run, while it does not.
+    waits_since: AtomicU64,
+    /// The longest that it has waited, in ticks.
+    waited: AtomicU64,
     /// It is in an inbox because another CPU gave it away, not because it was woken.
     pub(super) moving: AtomicBool,
 }
@@ -130,6 +134,8 @@ impl Entity {
             used: AtomicU64::new(0),
             period: AtomicU64::new(0),
             moves: AtomicU64::new(0),
+            waits_since: AtomicU64::new(0),
+            waited: AtomicU64::new(0),
             moving: AtomicBool::new(false),
         }
     }
@@ -187,6 +193,25 @@ impl Entity {
     #[must_use]
     pub fn moves(&self) -> u64 {
         self.moves.load(Ordering::Relaxed)
+    }
+
+    /// The longest that it has waited for a CPU, in ticks.
+    #[must_use]
+    pub fn waited(&self) -> u64 {
+        self.waited.load(Ordering::Relaxed)
+    }
+
+    /// From `now` on it would run.
+    pub fn begin_to_wait(&self, now: u64) {
+        self.waits_since.store(now, Ordering::Relaxed);
+    }
+
+    /// It runs at `now`. Its CPU may have taken the time before it was woken.
+    pub(super) fn end_to_wait(&self, now: u64) {
+        let waited = now.saturating_sub(self.waits_since.load(Ordering::Relaxed));
+        if waited > self.waited() {
+            self.waited.store(waited, Ordering::Relaxed);
+        }
     }
 
     /// Ticks at the default weight that `ticks` of its own are.

@@ -122,7 +122,8 @@ pub trait Scheduler<V>: Send + Sync {
     fn remove(&self, vcpu: &V);
 
     /// Has a vCPU run that has just become runnable (from sleep, or because it was powered on), and says which CPU
-    /// is to be interrupted for it. Takes no lock, so that it may be called with any held.
+    /// is to be interrupted for it. Takes no lock, so that it may be called with any held. It has begun to
+    /// [wait](Entity::begin_to_wait).
     fn place(&self, vcpu: &V) -> CpuId;
 
     /// The vCPU that is to run on this CPU now; it is `Running`. `None`: there is none; wait for an interrupt.

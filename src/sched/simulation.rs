@@ -155,6 +155,7 @@ impl World {
                 if guest.vcpu.run.get() == State::Blocked && guest.wakes_at <= self.now {
                     assert_eq!(guest.vcpu.run.wake(), Woken::WasBlocked);
                     guest.woken_at = self.now;
+                    guest.vcpu.entity.begin_to_wait(self.now);
                     let cpu = self.sched.place(&guest.vcpu);
                     kick(cpu);
                 }
@@ -370,6 +371,7 @@ fn nobody_waits_long_however_cpus_come_and_go() {
         }
         for (index, guest) in world.guests.iter().enumerate() {
             let waits = if guest.vcpu.run.get() == State::Runnable { world.now - guest.woken_at } else { 0 };
+            assert_eq!(guest.vcpu.entity.waited(), guest.worst_wait, "what is shown to people");
             let worst = guest.worst_wait.max(waits);
             // All others, one after the other, when but one CPU is left.
             assert!(worst < 20 * SLICES.slice, "seed {seed}: guest {index} has waited {worst}");

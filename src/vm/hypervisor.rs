@@ -422,6 +422,7 @@ impl Hypervisor {
 
     /// Has a vCPU run that was asleep or off and is `Runnable` now.
     pub fn make_runnable(&self, vcpu: &Vcpu) {
+        vcpu.entity.begin_to_wait(timer::now());
         let cpu = self.sched.place(vcpu);
         if cpu != percpu::cpu() {
             self.send_kick(cpu);

@@ -113,15 +113,17 @@ fn scheduler() {
     for domain in hv.domains() {
         for vcpu in domain.vcpus() {
             let entity = &vcpu.entity;
+            let ms = |ticks| timer::ticks_to_us(ticks, timer::frequency()) / 1000;
             line(format_args!(
-                "  {} {}: weight {}, cap {}, has run {} ms, last on {}, moved {} times",
+                "  {} {}: weight {}, cap {}, has run {} ms, last on {}, moved {} times, waited {} ms at most",
                 domain.id,
                 vcpu.id,
                 entity.weight(),
                 entity.cap(),
-                timer::ticks_to_us(entity.ran(), timer::frequency()) / 1000,
+                ms(entity.ran()),
                 vcpu.cpu(),
-                entity.moves()
+                entity.moves(),
+                ms(entity.waited())
             ));
         }
     }
