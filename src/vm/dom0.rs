@@ -157,13 +157,10 @@ pub fn build(hv: &'static Hypervisor, ground: &Ground<'_>) -> Result<(), NoDom0>
     if domain.vcpus.set(vcpus).is_err() {
         unreachable!("a domain that was just made has no vCPUs");
     }
-    hv.add_dom0(domain);
+    let domain = hv.add_dom0(domain);
     let start = Start { entry: Ipa(place.kernel.base.0), context: place.dtb.base.0 };
-    match first.filter(|vcpu| vcpu.power_on(start)) {
-        Some(vcpu) => {
-            hv.make_runnable(&vcpu);
-            Ok(())
-        }
+    match first.filter(|vcpu| domain.power_on(vcpu, start)) {
+        Some(_) => Ok(()),
         None => Err(NoDom0("dom0 has no vCPU".to_string())),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::life::{End, Life};
 use super::lpi::{LpiBackend, LpiPaths};
-use super::vcpu::Vcpu;
+use super::vcpu::{Start, Vcpu};
 use super::{Hypervisor, ends, hypervisor};
 use crate::arch::percpu;
 use crate::ids::{CpuId, DomId, Intid, Ipa, ItsId, Mpidr, VcpuId};
@@ -12,7 +12,7 @@ use crate::mm::stage2::Stage2;
 use crate::mm::tlb::Tlbs;
 use crate::mmio::Hw;
 use crate::platform::Range;
-use crate::sched::{State, Woken};
+use crate::sched::Woken;
 use crate::sync::{Lock, Once};
 use crate::trace::{Event, count};
 use crate::vgic::{Port, Signal, Trigger, Vgic};
@@ -274,15 +274,26 @@ impl Domain {
         }
     }
 
+    /// Powers a vCPU on and has it run. `false` if it was on. Called by a vCPU that is on, or by who builds the domain.
+    #[must_use]
+    pub fn power_on(&self, vcpu: &Vcpu, start: Start) -> bool {
+        self.life.one_comes_on();
+        let comes = vcpu.power_on(start);
+        if comes {
+            hypervisor().make_runnable(vcpu);
+        } else {
+            // Not the last: whoever asked is on.
+            let _ = self.life.one_goes_off();
+        }
+        comes
+    }
+
     /// A vCPU went off and its CPU is about to let go of the domain. Without a vCPU that could power one on, a domain
     /// has no future.
     pub fn vcpu_went_off(&self) {
-        let all_off = || self.vcpus().iter().all(|vcpu| vcpu.run.get() == State::Off);
-        if self.id != DomId(0) && all_off() {
+        if self.life.one_goes_off() && self.id != DomId(0) {
             self.finish(End::Crash);
-            if self.life.is_over() {
-                ends::announce(hypervisor(), self.id);
-            }
+            ends::announce(hypervisor(), self.id);
         }
     }
 

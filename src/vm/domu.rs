@@ -123,12 +123,12 @@ fn build(hv: &'static Hypervisor, id: DomId, config: &DomainConfig) -> Result<()
     if config.vpl011 {
         console::attach(id);
     }
-    if hv.add_domain(domain).is_err() {
+    if hv.add_domain(domain.clone()).is_err() {
         unreachable!("{id} is built twice");
     }
     let start = Start { entry: Ipa(place.kernel.base.0), context: place.dtb.base.0 };
-    if let Some(vcpu) = first.filter(|vcpu| vcpu.power_on(start)) {
-        hv.make_runnable(&vcpu);
+    if let Some(vcpu) = first {
+        let _ = domain.power_on(&vcpu, start);
     }
     Ok(())
 }

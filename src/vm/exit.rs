@@ -172,8 +172,7 @@ impl Exit<'_> {
         if self.domain.ram.translate(entry, 4).is_err() {
             return psci::status::INVALID_ADDRESS;
         }
-        if vcpu.power_on(Start { entry, context }) {
-            self.hv.make_runnable(vcpu);
+        if self.domain.power_on(vcpu, Start { entry, context }) {
             return psci::status::SUCCESS;
         }
         if vcpu.is_starting() { psci::status::ON_PENDING } else { psci::status::ALREADY_ON }

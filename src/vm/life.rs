@@ -1,6 +1,10 @@
 //! Whether a domain lives, how it ends, and that its end is announced once.
+//!
+//! A domain is over when its last vCPU has gone off. That is counted, not looked up: who looks at one vCPU after the other
+//! may see one off that is then powered on by another, and that other off, and finds all off though one runs. A vCPU is
+//! counted before it is powered on, by one that is on itself, so the count gets to 0 once, and then for good.
 
-use crate::sync::atomic::{AtomicU8, Ordering};
+use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// How a domain ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,27 +17,25 @@ pub enum End {
     Crash,
 }
 
-/// How it ends, once it does.
-const END: u8 = 0b11;
-
-/// Its last vCPU has gone off, and that has been noticed.
-const OVER: u8 = 0b100;
-
 /// Whether a domain lives, and how it ends if not.
-pub struct Life(AtomicU8);
+pub struct Life {
+    end: AtomicU8,
+    /// How many vCPUs are on, or about to be.
+    on: AtomicU64,
+}
 
 impl Life {
-    /// It lives.
+    /// It lives, and none of its vCPUs is on yet.
     #[must_use]
     #[allow(clippy::new_without_default, reason = "to live is no default")]
     pub fn new() -> Life {
-        Life(AtomicU8::new(0))
+        Life { end: AtomicU8::new(0), on: AtomicU64::new(0) }
     }
 
     /// How it ends, once it does.
     #[must_use]
     pub fn end(&self) -> Option<End> {
-        match self.0.load(Ordering::SeqCst) & END {
+        match self.end.load(Ordering::SeqCst) {
             0 => None,
             1 => Some(End::Off),
             2 => Some(End::Reset),
@@ -48,13 +50,18 @@ impl Life {
             End::Reset => 2,
             End::Crash => 3,
         };
-        self.0.compare_exchange(0, raw, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+        self.end.compare_exchange(0, raw, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
-    /// It has ended and all of its vCPUs are off. `true` for the first who says so: the last two vCPUs may both find all off,
-    /// and by the time that the second says it, a new domain may stand in the place of this one.
-    pub fn is_over(&self) -> bool {
-        self.0.fetch_or(OVER, Ordering::SeqCst) & OVER == 0
+    /// A vCPU is about to be powered on: by one that is on, or by who builds the domain.
+    pub fn one_comes_on(&self) {
+        self.on.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// A vCPU has gone off, or was on already when it was to come on. `true` for the last one: all are off, for good.
+    #[must_use]
+    pub fn one_goes_off(&self) -> bool {
+        self.on.fetch_sub(1, Ordering::SeqCst) == 1
     }
 }
 
@@ -67,8 +74,18 @@ mod tests {
         let life = Life::new();
         assert_eq!(life.end(), None);
         assert!(life.finish(End::Reset) && !life.finish(End::Crash));
-        assert!(life.is_over() && !life.is_over());
         assert_eq!(life.end(), Some(End::Reset));
+    }
+
+    #[test]
+    fn it_is_over_when_the_last_vcpu_goes_off() {
+        let life = Life::new();
+        (0..2).for_each(|_| life.one_comes_on());
+        assert!(!life.one_goes_off());
+        // Powered on though it was on.
+        life.one_comes_on();
+        assert!(!life.one_goes_off());
+        assert!(life.one_goes_off());
     }
 }
 
@@ -80,24 +97,72 @@ mod interleavings {
     use loom::sync::Arc;
     use loom::sync::atomic::AtomicU8 as Explored;
 
+    struct Domain {
+        life: Life,
+        runs: [RunState; 3],
+        announced: Explored,
+    }
+
+    impl Domain {
+        /// The first `on` vCPUs run.
+        fn new(on: usize) -> Arc<Domain> {
+            let domain = Domain {
+                life: Life::new(),
+                runs: [RunState::new(), RunState::new(), RunState::new()],
+                announced: Explored::new(0),
+            };
+            (0..on).for_each(|vcpu| assert!(domain.power_on(vcpu) && domain.runs[vcpu].start_running()));
+            Arc::new(domain)
+        }
+
+        /// `Domain::power_on`.
+        fn power_on(&self, vcpu: usize) -> bool {
+            self.life.one_comes_on();
+            self.runs[vcpu].power_on() || {
+                let _ = self.life.one_goes_off();
+                false
+            }
+        }
+
+        /// `Stay::off`.
+        fn go_off(&self, vcpu: usize) {
+            self.runs[vcpu].power_off();
+            if self.life.one_goes_off() {
+                assert!(self.runs.iter().all(|run| run.get() == State::Off), "over, and one is on");
+                self.announced.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    }
+
     #[test]
     fn of_two_vcpus_that_go_off_at_once_one_announces_the_end() {
         loom::model(|| {
-            let shared = Arc::new((Life::new(), [RunState::new(), RunState::new()], Explored::new(0)));
-            shared.1.iter().for_each(|run| assert!(run.power_on() && run.start_running()));
-            assert!(shared.0.finish(End::Reset));
-            let go_off = |shared: &(Life, [RunState; 2], Explored), which: usize| {
-                let (life, runs, announced) = shared;
-                runs[which].power_off();
-                if runs.iter().all(|run| run.get() == State::Off) && life.is_over() {
-                    announced.fetch_add(1, Ordering::SeqCst);
-                }
-            };
-            let theirs = shared.clone();
-            let other = loom::thread::spawn(move || go_off(&theirs, 1));
-            go_off(&shared, 0);
+            let domain = Domain::new(2);
+            assert!(domain.life.finish(End::Reset));
+            let theirs = domain.clone();
+            let other = loom::thread::spawn(move || theirs.go_off(1));
+            domain.go_off(0);
             other.join().unwrap();
-            assert_eq!(shared.2.load(Ordering::SeqCst), 1);
+            assert_eq!(domain.announced.load(Ordering::SeqCst), 1);
+        });
+    }
+
+    /// vCPU 2 powers vCPU 1 on and goes off, while vCPU 0 goes off and is perhaps the last.
+    #[test]
+    fn one_that_is_powered_on_by_another_that_goes_off_keeps_the_domain_alive() {
+        loom::model(|| {
+            let domain = Domain::new(3);
+            domain.go_off(1);
+            let theirs = domain.clone();
+            let other = loom::thread::spawn(move || {
+                assert!(theirs.power_on(1));
+                theirs.go_off(2);
+            });
+            domain.go_off(0);
+            other.join().unwrap();
+            assert_eq!((domain.announced.load(Ordering::SeqCst), domain.life.end()), (0, None));
+            domain.go_off(1);
+            assert_eq!(domain.announced.load(Ordering::SeqCst), 1);
         });
     }
 }
