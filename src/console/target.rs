@@ -21,8 +21,11 @@ static OFF: AtomicBool = AtomicBool::new(false);
 /// Locks work, and no CPU has taken the console for its last words.
 static SHARED: AtomicBool = AtomicBool::new(false);
 
-/// How long a line waits for its turn.
-const PATIENCE_US: u64 = 100_000;
+/// How long a line waits for its turn. Then it is printed all the same.
+const LINE_US: u64 = 100_000;
+
+/// How long a key, or a domain that comes or goes, waits: without the lock it would be lost.
+const CHANGE_US: u64 = 5_000_000;
 
 struct State {
     mux: Mux,
@@ -87,15 +90,15 @@ impl Write for Raw {
     }
 }
 
-/// Runs `print` with the console to itself if that can be had in time, and with whatever happens if not.
-fn with_state<R>(print: impl FnOnce(Option<&mut State>) -> R) -> R {
+/// Runs `print` with the console to itself if that can be had within `patience`, and with whatever happens if not.
+fn with_state<R>(patience: u64, print: impl FnOnce(Option<&mut State>) -> R) -> R {
     if SHARED.load(Ordering::Relaxed) {
         let begin = timer::now_us();
         loop {
             if let Some(mut state) = STATE.try_lock() {
                 return print(Some(&mut state));
             }
-            if timer::now_us() - begin > PATIENCE_US {
+            if timer::now_us() - begin > patience {
                 break;
             }
             barrier::yield_cpu();
@@ -109,7 +112,7 @@ fn with_state<R>(print: impl FnOnce(Option<&mut State>) -> R) -> R {
 
 /// Prints one line, on a line of its own.
 pub fn line(text: fmt::Arguments<'_>) {
-    with_state(|state| {
+    with_state(LINE_US, |state| {
         if let Some(state) = state
             && !core::mem::replace(&mut state.at_margin, true)
         {
@@ -157,7 +160,7 @@ impl Log for Sink {
 
 /// Sends a byte that a domain has written to its console: at once if the domain has the focus, else with its line.
 pub fn guest_write(domain: DomId, byte: u8) {
-    with_state(|state| {
+    with_state(LINE_US, |state| {
         let Some(state) = state else { return put(byte) };
         let slot = usize::from(domain.0).min(DOMAINS - 1);
         if state.mux.focus() == Focus::Domain(domain) {
@@ -171,7 +174,7 @@ pub fn guest_write(domain: DomId, byte: u8) {
 
 /// A domain has a console from now on.
 pub fn attach(domain: DomId) {
-    with_state(|state| {
+    with_state(CHANGE_US, |state| {
         if let Some(state) = state {
             state.mux.attach(domain);
         }
@@ -180,7 +183,7 @@ pub fn attach(domain: DomId) {
 
 /// A domain's console is gone. What it has not finished is printed; if it had the keyboard, dom0 gets that.
 pub fn detach(domain: DomId) {
-    let moved = with_state(|state| {
+    let moved = with_state(CHANGE_US, |state| {
         let Some(state) = state else { return false };
         let slot = usize::from(domain.0).min(DOMAINS - 1);
         if !state.lines[slot].is_empty() {
@@ -214,7 +217,7 @@ pub fn irq(to_domain: &mut dyn FnMut(DomId, u8)) {
     let Some(uart) = uart() else { return };
     uart.acknowledge(&Registers);
     while let Some(byte) = uart.get(&Registers) {
-        let typed = with_state(|state| state.map(|state| key(state, byte)));
+        let typed = with_state(CHANGE_US, |state| state.map(|state| key(state, byte)));
         match typed {
             None | Some(Typed::Held) => {}
             Some(Typed::Domain { to, held, byte }) => {

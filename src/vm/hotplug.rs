@@ -190,6 +190,8 @@ pub(super) fn leave(hv: &Hypervisor, cpu: CpuId) {
     let nobody = hv.sched.next(cpu, timer::now());
     debug_assert!(nobody.is_none(), "{cpu} has been taken out, and is to run somebody");
     hv.set_online(cpu, false);
+    // An SPI that another CPU sends here is seen below, or that CPU sees that this one goes.
+    barrier::dsb_sy();
     let Some(to) = hotplug.cpus().rfind(|other| hv.is_online(*other)) else { unreachable!("the boot CPU stays") };
     let moved = match hv.gic.take_out(cpu, to) {
         Ok(moved) => moved,

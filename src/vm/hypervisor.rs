@@ -450,6 +450,7 @@ impl Hypervisor {
                 self.gic.spi_route(spi, mpidr);
             }
             // Looked at afterwards: a CPU that goes says so first, and then looks for SPIs that come to it.
+            barrier::dsb_sy();
             if self.is_online(to) {
                 return;
             }
