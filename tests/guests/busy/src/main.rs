@@ -1,6 +1,6 @@
-//! An EL1 guest that computes on all its vCPUs, and says how much it got done between two moments that are the same for all
-//! domains: `GUEST SHARE vcpus=N turns=T end`, twice. A turn is always the same few instructions, so turns are time on a CPU as the
-//! guest itself sees it.
+//! An EL1 guest that computes on all its vCPUs, and says how long they had a CPU between two moments that are the same for all
+//! domains: `GUEST SHARE vcpus=N ms=T end`, twice. It knows by looking at the counter all the time: where that leaps,
+//! somebody else had the CPU.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "guest_main is called by name")]
 
@@ -18,18 +18,35 @@ mod guest {
     const FROM: u64 = 5;
     const TO: u64 = 65;
 
-    #[repr(align(64))]
-    struct Line(AtomicU64);
-    static TURNS: [Line; cpu::MAX] = [const { Line(AtomicU64::new(0)) }; cpu::MAX];
+    /// A leap of the counter by so many milliseconds is time without a CPU. Others run for tens of milliseconds; a turn, even
+    /// with those of QEMU's other CPUs in between, takes one or two.
+    const LEAP: u64 = 5;
 
-    /// Some turns, the same on every vCPU.
-    #[inline(never)]
+    /// What a vCPU has had. Nobody else writes it.
+    #[repr(align(64))]
+    struct Had {
+        ticks: AtomicU64,
+        until: AtomicU64,
+    }
+    static HAD: [Had; cpu::MAX] = [const { Had { ticks: AtomicU64::new(0), until: AtomicU64::new(0) } }; cpu::MAX];
+
+    fn ticks(milliseconds: u64) -> u64 {
+        mrs!("cntfrq_el0") / 1000 * milliseconds
+    }
+
+    /// A little work, and what it took.
     fn compute() {
-        let turns = &TURNS[cpu::this().index()].0;
-        for _ in 0..1024 {
-            // Nobody else writes it.
-            turns.store(turns.load(Relaxed) + 1, Relaxed);
+        let had = &HAD[cpu::this().index()];
+        for turn in 0..1024 {
+            // Not a YIELD, at which QEMU would run its next CPU.
+            core::hint::black_box(turn);
         }
+        let now = cpu::now();
+        let took = now - had.until.load(Relaxed);
+        if took < ticks(LEAP) {
+            had.ticks.store(had.ticks.load(Relaxed) + took, Relaxed);
+        }
+        had.until.store(now, Relaxed);
     }
 
     fn other() -> ! {
@@ -38,13 +55,12 @@ mod guest {
         }
     }
 
-    /// Computes until `second`; how much all have done by then.
+    /// Computes until `second`; how long all have had a CPU by then.
     fn until(second: u64) -> u64 {
-        let end = mrs!("cntfrq_el0") * second;
-        while cpu::now() < end {
+        while cpu::now() < ticks(1000 * second) {
             compute();
         }
-        TURNS.iter().map(|turns| turns.0.load(Relaxed)).sum()
+        HAD.iter().map(|had| had.ticks.load(Relaxed)).sum()
     }
 
     #[unsafe(no_mangle)]
@@ -58,14 +74,14 @@ mod guest {
             }
         }
         let before = until(FROM);
-        let turns = until(TO) - before;
+        let had = (until(TO) - before) / ticks(1);
         // Domains that spoke at once would speak into each other's lines; the second time is for those that did.
         for (round, spread) in [(1, 997), (2, 1009)] {
-            let milliseconds = TO * 1000 + round * 1000 + turns % spread;
-            while cpu::now() < mrs!("cntfrq_el0") / 1000 * milliseconds {
+            let milliseconds = TO * 1000 + round * 1000 + had % spread;
+            while cpu::now() < ticks(milliseconds) {
                 compute();
             }
-            say!("GUEST SHARE vcpus={count} turns={turns} end");
+            say!("GUEST SHARE vcpus={count} ms={had} end");
         }
         // The others have to be held up for as long.
         other()
