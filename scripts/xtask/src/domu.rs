@@ -6,9 +6,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use dtoolkit::ToPropertyValue;
 use dtoolkit::fdt::Fdt;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
+use dtoolkit::{Node, Property, ToPropertyValue};
 
 use crate::fail::{Doing, Failure, Outcome};
 use crate::{paths, sh};
@@ -98,14 +98,15 @@ fn lay_out(domains: &[DomU], start: u64) -> Outcome<Vec<Blob>> {
     Ok(blobs)
 }
 
-/// Adds what `qemu`, complete but for this, needs to start with `domains`: files from `start` on, and a tree in `tree`.
-pub fn equip(qemu: &mut Command, domains: &[DomU], start: u64, tree: &Path) -> Outcome {
+/// Adds what `qemu`, complete but for this, needs to start with `domains`: files from `start` on, and a tree in `tree`. The
+/// tree says that the MSIs of the PCI function `device0`, by its requester ID, come from device 0.
+pub fn equip(qemu: &mut Command, domains: &[DomU], device0: Option<u16>, start: u64, tree: &Path) -> Outcome {
     let blobs = lay_out(domains, start)?;
     let mut dump = Command::new(qemu.get_program());
     dump.args(qemu.get_args()).args(["-machine", &format!("dumpdtb={}", tree.display())]);
     sh::quiet(&mut dump)?;
     let host = std::fs::read(tree).doing(format_args!("reading {}", tree.display()))?;
-    let edited = with_domains(&host, domains, &blobs).map_err(Failure::new)?;
+    let edited = edited(&host, domains, &blobs, device0).map_err(Failure::new)?;
     std::fs::write(tree, edited).doing(format_args!("writing {}", tree.display()))?;
     for blob in &blobs {
         let file = blob.file.to_string_lossy().replace(',', ",,");
@@ -123,9 +124,26 @@ fn cells(number: u64) -> [u32; 2] {
     [(number >> 32) as u32, number as u32]
 }
 
-/// The host's tree with a node for each domain.
-fn with_domains(host: &[u8], domains: &[DomU], blobs: &[Blob]) -> Result<Vec<u8>, String> {
-    let mut tree = DeviceTree::from_fdt(&Fdt::new(host).map_err(|error| format!("QEMU's device tree: {error}"))?);
+/// PCI's node.
+const PCI: &str = "/pcie@10000000";
+
+/// The map from requester IDs to devices with a line of its own for `rid` in front.
+fn map_with_device0(host: &Fdt, rid: u16) -> Result<Vec<u8>, String> {
+    let map = host.find_node(PCI).and_then(|pci| pci.property("msi-map"));
+    let map = map.ok_or_else(|| format!("QEMU's device tree has no msi-map at {PCI}"))?;
+    let its = map.value().get(4..8).ok_or("QEMU's msi-map is no map")?;
+    Ok([&u32::from(rid).to_be_bytes()[..], its, &[0; 4], &1u32.to_be_bytes(), map.value()].concat())
+}
+
+/// The host's tree with a node for each domain, and with the function `device0` as device 0.
+fn edited(host: &[u8], domains: &[DomU], blobs: &[Blob], device0: Option<u16>) -> Result<Vec<u8>, String> {
+    let host = Fdt::new(host).map_err(|error| format!("QEMU's device tree: {error}"))?;
+    let mut tree = DeviceTree::from_fdt(&host);
+    if let Some(rid) = device0 {
+        let map = map_with_device0(&host, rid)?;
+        let old = tree.find_node_mut(PCI).and_then(|pci| pci.property_mut("msi-map"));
+        old.ok_or("the map is gone")?.set_value(map.as_slice());
+    }
     let chosen = tree.root.child_mut("chosen").ok_or("QEMU's device tree has no /chosen")?;
     for (number, domain) in domains.iter().enumerate() {
         let mut node = DeviceTreeNode::new_unchecked(format!("domU{}", number + 1));
@@ -160,7 +178,6 @@ fn with_domains(host: &[u8], domains: &[DomU], blobs: &[Blob]) -> Result<Vec<u8>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dtoolkit::{Node, Property};
 
     #[test]
     fn a_domain_is_read_from_one_word() {
@@ -180,7 +197,7 @@ mod tests {
             Blob { file: "k".into(), at: 0x5600_0000, bytes: 5 },
             Blob { file: "i".into(), at: 0x1_5620_0000, bytes: 7 },
         ];
-        let blob = with_domains(&host, &domains, &blobs).unwrap();
+        let blob = edited(&host, &domains, &blobs, Some(0xf0)).unwrap();
         let tree = Fdt::new(&blob).unwrap();
         let cells = |path: &str, name: &str| {
             let bytes = tree.find_node(path).unwrap().property(name).unwrap().value().to_vec();
@@ -190,5 +207,7 @@ mod tests {
         assert_eq!(cells("/chosen/domU1", "doorward,cpu-weight"), [512]);
         assert_eq!(cells("/chosen/domU1/module@56000000", "reg"), [0, 0x5600_0000, 0, 5]);
         assert_eq!(cells("/chosen/domU1/module@156200000", "reg"), [1, 0x5620_0000, 0, 7]);
+        let map = cells("/pcie@10000000", "msi-map");
+        assert_eq!((map[0], map[2], map[3], &map[4..]), (0xf0, 0, 1, &[0, map[1], 0, 0x1_0000][..]));
     }
 }

@@ -99,6 +99,8 @@ pub struct Machine {
     pub log: Option<PathBuf>,
     /// Domains beside dom0.
     pub domus: Vec<DomU>,
+    /// The PCI function, by its requester ID, whose MSIs the device tree says come from device 0: from `Qtest`.
+    pub device0: Option<u16>,
     /// A control socket.
     pub qmp: Option<PathBuf>,
     /// Wait for a debugger on port 1234.
@@ -123,6 +125,7 @@ impl Default for Machine {
             properties: "virtualization=on,gic-version=4,iommu=smmuv3,dtb-randomness=off".into(),
             log: None,
             domus: Vec::new(),
+            device0: None,
             qmp: None,
             gdb: false,
             extra: Vec::new(),
@@ -183,12 +186,12 @@ impl Machine {
             qemu.args(["-s", "-S"]);
         }
         qemu.args(&self.extra);
-        if !self.domus.is_empty() {
+        if !self.domus.is_empty() || self.device0.is_some() {
             let tree = self
                 .log
                 .as_ref()
                 .map_or_else(|| paths::target().join("domu.dtb"), |log| log.with_file_name("domu.dtb"));
-            domu::equip(&mut qemu, &self.domus, DOMUS, &tree)?;
+            domu::equip(&mut qemu, &self.domus, self.device0, DOMUS, &tree)?;
         }
         Ok(qemu)
     }
