@@ -5,7 +5,7 @@ use crate::arch::fp::FpContext;
 use crate::arch::ich;
 use crate::arch::vcpu::GuestRegs;
 use crate::ids::{CpuId, DomId, Intid, Ipa, Mpidr, VcpuId, VpeId};
-use crate::sched::{Entity, RunState, Scheduled};
+use crate::sched::{Entity, RunState, Scheduled, State};
 use crate::sync::{Lock, Owned, Rank};
 use crate::vgic::LrImage;
 use crate::vm::dev::vtimer::VTimer;
@@ -126,12 +126,16 @@ impl Vcpu {
     #[must_use]
     pub fn power_on(&self, start: Start) -> bool {
         let mut slot = self.start.lock();
-        if slot.is_some() || !self.run.power_on() {
+        // Only here does a vCPU that is off become another, and one at a time.
+        if slot.is_some() || self.run.get() != State::Off {
             return false;
         }
+        // Said first: with sched=null its CPU may take it up as soon as it is runnable.
         *slot = Some(start);
         self.starting.store(true, Ordering::SeqCst);
-        true
+        let comes = self.run.power_on();
+        debug_assert!(comes, "{} of {} is powered on twice", self.id, self.domain);
+        comes
     }
 
     /// Where to start, if it was powered on and has not run since.
