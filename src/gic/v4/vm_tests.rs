@@ -321,19 +321,23 @@ fn doorbells_that_the_proxy_has_no_events_for_ring_all_the_same() {
 
 #[test]
 fn a_redistributor_that_does_not_answer_keeps_a_vpes_memory() {
-    let g = Guest::new(Config::v4_0(CPUS), 1);
-    let memory = g.machine.allocations().len();
-    g.machine.inject(Fault::BusyStuck { cpu: 0 });
-    let timeouts = || g.gic.counters().redist_timeouts.get();
-    assert_eq!(timeouts(), 0);
-    let second = g.v4().add_vpe(g.vm, CpuId(0)).unwrap();
-    assert_eq!(timeouts(), 1, "its doorbell may not be known");
-    assert_eq!(g.v4().remove_vpe(second), Err(V4Error::Redist(CpuId(0))));
-    assert_eq!(g.v4().remove_vpe(g.vpes[0]), Err(V4Error::Redist(CpuId(0))));
-    assert_eq!(g.machine.allocations().len(), memory + 1);
-    assert_eq!(g.gic.counters().quarantined_bytes.get(), 2 * 2048);
-    g.machine.heal();
-    g.machine.assert_clean();
+    // With CLRLPIR and INVLPIR, and with INVLPIR alone.
+    let inv_only = Config::v4_0(CPUS).each_cpu(|_, cpu| (cpu.direct_lpi, cpu.ir) = (false, true));
+    for config in [Config::v4_0(CPUS), inv_only] {
+        let g = Guest::new(config, 1);
+        let memory = g.machine.allocations().len();
+        g.machine.inject(Fault::BusyStuck { cpu: 0 });
+        let timeouts = || g.gic.counters().redist_timeouts.get();
+        assert_eq!(timeouts(), 0);
+        let second = g.v4().add_vpe(g.vm, CpuId(0)).unwrap();
+        assert_eq!(timeouts(), 1, "its doorbell may not be known");
+        assert_eq!(g.v4().remove_vpe(second), Err(V4Error::Redist(CpuId(0))));
+        assert_eq!(g.v4().remove_vpe(g.vpes[0]), Err(V4Error::Redist(CpuId(0))));
+        assert_eq!(g.machine.allocations().len(), memory + 1);
+        assert_eq!(g.gic.counters().quarantined_bytes.get(), 2 * 2048);
+        g.machine.heal();
+        g.machine.assert_clean();
+    }
 }
 
 #[test]
