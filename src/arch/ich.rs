@@ -42,9 +42,9 @@ list_registers! {
     15 ICH_LR15_EL2
 }
 
-/// Empties all list registers: after a reset they are unknown.
-pub fn clear_lrs() {
-    (0..count()).for_each(|index| write_lr(index, 0));
+/// Empties the first `count` list registers.
+pub fn clear_lrs(count: usize) {
+    (0..count).for_each(|index| write_lr(index, 0));
 }
 
 /// List registers that hold nothing, one bit each (ICH_ELRSR_EL2).

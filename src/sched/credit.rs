@@ -39,6 +39,14 @@ fn window() {
     super::crowd::window();
 }
 
+/// The next of a sequence of random numbers, of which none is 0 (xorshift).
+pub(super) fn scramble(mut x: u64) -> u64 {
+    x ^= x << 13;
+    x ^= x >> 7;
+    x ^= x << 17;
+    x
+}
+
 /// How it is to be run.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -326,10 +334,7 @@ impl<V: Scheduled> Credit<V> {
     }
 
     fn random_cpu(&self, entity: &Entity) -> CpuId {
-        let mut x = self.random.load(Ordering::Relaxed);
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
+        let x = scramble(self.random.load(Ordering::Relaxed));
         self.random.store(x, Ordering::Relaxed);
         self.allowed(entity, CpuId((x % self.cpus.len() as u64) as u16))
     }

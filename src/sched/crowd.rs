@@ -30,12 +30,8 @@ std::thread_local!(static CHANCE: core::cell::Cell<u64> = const { core::cell::Ce
 /// A number below `below`, this thread's own.
 fn chance(below: u64) -> u64 {
     CHANCE.with(|state| {
-        let mut x = state.get();
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        state.set(x);
-        x % below
+        state.set(super::credit::scramble(state.get()));
+        state.get() % below
     })
 }
 

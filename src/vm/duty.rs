@@ -233,60 +233,52 @@ mod interleavings {
         }
     }
 
-    #[test]
-    fn nobody_sleeps_while_a_cpu_leaves_work_for_its_guest() {
-        loom::model(|| {
+    /// One CPU has no vCPU while `act` happens on another.
+    fn explore(model: &loom::model::Builder, announced: bool, act: impl Fn(&Machine) + Sync + Send + 'static) {
+        model.check(move || {
             let machine = Machine::new();
-            machine.duty.announce(DomId(1));
+            if announced {
+                machine.duty.announce(DomId(1));
+            }
             let theirs = machine.clone();
             let other = loom::thread::spawn(move || theirs.idle(0, 9));
-            machine.busy();
+            act(&machine);
             other.join().unwrap();
             machine.check();
         });
+    }
+
+    fn all() -> loom::model::Builder {
+        loom::model::Builder::new()
+    }
+
+    #[test]
+    fn nobody_sleeps_while_a_cpu_leaves_work_for_its_guest() {
+        explore(&all(), true, Machine::busy);
     }
 
     #[test]
     fn nobody_sleeps_while_the_one_that_was_at_it_gets_a_vcpu() {
-        loom::model(|| {
-            let machine = Machine::new();
-            machine.duty.announce(DomId(1));
-            let theirs = machine.clone();
-            let other = loom::thread::spawn(move || theirs.idle(0, 9));
-            machine.idle(1, 1);
-            other.join().unwrap();
-            machine.check();
-        });
+        explore(&all(), true, |machine| machine.idle(1, 1));
     }
 
     #[test]
     fn nobody_sleeps_over_what_is_announced() {
-        loom::model(|| {
-            let machine = Machine::new();
-            let theirs = machine.clone();
-            let other = loom::thread::spawn(move || theirs.idle(0, 9));
+        explore(&all(), false, |machine| {
             machine.duty.announce(DomId(1));
             machine.pass_on();
-            other.join().unwrap();
-            machine.check();
         });
     }
 
     /// Who comes for work that another has just finished finds none, and must not miss what is announced meanwhile.
     #[test]
     fn nobody_sleeps_over_what_is_announced_while_it_finds_that_all_is_done() {
-        let mut model = loom::model::Builder::new();
+        let mut model = all();
         model.preemption_bound = Some(3);
-        model.check(|| {
-            let machine = Machine::new();
-            machine.duty.announce(DomId(1));
-            let theirs = machine.clone();
-            let other = loom::thread::spawn(move || theirs.idle(0, 9));
+        explore(&model, true, |machine| {
             while machine.stretch() {}
             machine.duty.announce(DomId(2));
             machine.pass_on();
-            other.join().unwrap();
-            machine.check();
         });
     }
 }

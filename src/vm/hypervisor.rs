@@ -222,7 +222,8 @@ impl Hypervisor {
         sysreg::CNTVOFF_EL2.set(0);
         tlb::forget_guests_here();
         cpuif::init().map_err(|_| CpuError::NoSystemRegisters)?;
-        ich::clear_lrs();
+        // After a reset they are unknown.
+        ich::clear_lrs(ich::count());
         if self.kinds.join(&IdRegs::read()).map_err(CpuError::Kind)? {
             log::info!("{cpu} lacks something that the CPUs before it have: guests are not shown it");
         }

@@ -34,7 +34,7 @@ pub fn store(image: &mut LrImage) {
 
 /// The vCPU leaves this CPU: its list registers hold nothing then, which is how the next one expects them.
 pub fn give_up(image: &mut LrImage) {
-    (0..image.give_up()).for_each(|index| ich::write_lr(index, 0));
+    ich::clear_lrs(image.give_up());
 }
 
 /// Whether this CPU's list registers hold nothing.

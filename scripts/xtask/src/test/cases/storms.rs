@@ -6,7 +6,7 @@
 //! counts against the hypervisor's own clock: a slow host makes the storm smaller, and what is allowed grows with the time
 //! that it takes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -117,13 +117,19 @@ fn ask(session: &mut Session, label: &str) -> Result<Account, String> {
     }
 }
 
-fn storm(lab: &Lab, hv: &str, label: &str) -> Verdict {
+/// `machine` on one CPU, which dom0's vCPU shares with a busy domain's; with the socket that the flood comes through.
+fn flooded(lab: &Lab, hv: &str, machine: Machine) -> Result<(Machine, PathBuf), String> {
     // It ends never: a busy domain.
     let busy = DomU { cpus: 1, ..seeded(lab, "guest-ends", 7)? };
     let hv = format!("sched=credit dom0_max_vcpus=1 irq-rate={RATE} {hv}");
-    let mut machine = Machine { smp: 1, hv, domus: vec![busy], ..guests::machine(lab, "guest-wake")? };
+    let mut machine = Machine { smp: 1, hv, domus: vec![busy], ..machine };
     let socket = std::env::temp_dir().join(format!("doorward-storm-{}", std::process::id()));
     machine.extra.extend(Qtest::flags(&socket));
+    Ok((machine, socket))
+}
+
+fn storm(lab: &Lab, hv: &str, label: &str) -> Verdict {
+    let (machine, socket) = flooded(lab, hv, guests::machine(lab, "guest-wake")?)?;
     let command = machine.batch().map_err(|failure| failure.text)?;
     let console = lab.dir.join("console.log");
     let limit = Some(Duration::from_secs(240));
@@ -136,7 +142,7 @@ fn storm(lab: &Lab, hv: &str, label: &str) -> Verdict {
     lab.complaints()
 }
 
-fn play(session: &mut Session, socket: &std::path::Path, label: &str) -> Verdict {
+fn play(session: &mut Session, socket: &Path, label: &str) -> Verdict {
     let say = |failure: crate::fail::Failure| failure.text;
     let (table, busy) = guests::ready(session, |line| line.contains("(d1) GUEST ENDS never"))?;
     if !busy {
@@ -210,14 +216,10 @@ const ROUNDS: u32 = 2;
 
 /// Linux with verified I/O on the vCPU that the flood goes to.
 fn verified(lab: &Lab, hv: &str, label: &str) -> Verdict {
-    let socket = std::env::temp_dir().join(format!("doorward-flood-{}", std::process::id()));
-    let hv = format!("sched=credit dom0_max_vcpus=1 irq-rate={RATE} {hv}");
-    let domus = vec![DomU { cpus: 1, ..seeded(lab, "guest-ends", 7)? }];
-    let mut machine = Machine { smp: 1, hv, domus, device0: Some(PORT << 3), ..lab.linux("until", "") };
-    machine.extra = ["-device", &format!("pcie-root-port,bus=pcie.0,addr={PORT:#x},chassis=1,hotplug=off")]
-        .map(str::to_owned)
-        .into();
-    machine.extra.extend(Qtest::flags(&socket));
+    let (mut machine, socket) = flooded(lab, hv, lab.linux("until", ""))?;
+    machine.device0 = Some(PORT << 3);
+    let port = format!("pcie-root-port,bus=pcie.0,addr={PORT:#x},chassis=1,hotplug=off");
+    machine.extra.extend(["-device".to_owned(), port]);
     // Linux gives up an interrupt that comes for no reason 100,000 times.
     machine.append += " noirqdebug";
 
