@@ -111,7 +111,7 @@ fn resets(lab: &Lab, domu: DomU, hv: &str, smp: u32) -> Verdict {
             return Err(line.to_owned());
         }
         // dom0's own devices take frames while it starts.
-        settled |= line.starts_with("DW-TEST: init");
+        settled |= line.starts_with("DW-TEST: ");
         if let Some(free) = free(line).filter(|_| settled) {
             counts.push(free.to_owned());
         }
