@@ -21,22 +21,27 @@ const BRING_UP_LIMIT_US: u64 = 1_000_000;
 fn start(own: boot::Own) -> ! {
     use alloc::vec::Vec;
     use doorward::arch::{percpu, psci};
+    use doorward::build::dom0;
+    use doorward::build::domu;
+    use doorward::control::debug_keys;
     use doorward::gic::errata::{self, Who};
     use doorward::gic::{Gic, ItsLayout, Layout};
+    use doorward::host::Hypervisor;
+    use doorward::host::cmdline::{self, Direct};
     use doorward::ids::{CpuId, Pa};
     use doorward::mm::firmware::FirmwareMemory;
     use doorward::mm::hw::El2;
     use doorward::mm::tlb::Tlbs;
     use doorward::mmio::Hw;
     use doorward::platform::acpi::Tables;
-    use doorward::platform::{Range, fdt};
-    use doorward::vm::options::{self, Direct};
-    use doorward::vm::{Hypervisor, dom0, domu, keys, run};
-    use doorward::{console, fatal, smmu, vm};
+    use doorward::platform::fdt;
+    use doorward::util::range::Range;
+
+    use doorward::{console, fatal, host, smmu};
 
     let machine = own.machine;
     log::info!("Doorward {} at {}, its memory at {}", env!("CARGO_PKG_VERSION"), own.image, own.pool);
-    let options = options::parse(&machine.bootargs, |word| log::warn!("nobody knows the command line word `{word}`"))
+    let options = cmdline::parse(&machine.bootargs, |word| log::warn!("nobody knows the command line word `{word}`"))
         .unwrap_or_else(|bad| fatal!("{bad}"));
     console::set_level(options.loglvl);
     let (memory, cpus) = (machine.memory_size() >> 20, machine.enabled_cpus());
@@ -74,7 +79,7 @@ fn start(own: boot::Own) -> ! {
 
     let tlbs = Tlbs::new().unwrap_or_else(|| fatal!("there is no memory for stage 2"));
     let tlbs: &'static Tlbs = alloc::boxed::Box::leak(alloc::boxed::Box::new(tlbs));
-    let hv = vm::install(Hypervisor::new(machine, options, gic, tlbs));
+    let hv = host::install(Hypervisor::new(machine, options, gic, tlbs));
     let boot_cpu = percpu::cpu();
     if let Err(error) = hv.bring_up(boot_cpu) {
         fatal!("{boot_cpu}: {error}");
@@ -85,7 +90,7 @@ fn start(own: boot::Own) -> ! {
         hv.gic.spi_enable(irq);
         console::listen();
     }
-    keys::register();
+    debug_keys::register();
 
     let others = (0..machine.cpus.len()).filter_map(|cpu| u16::try_from(cpu).ok()).map(CpuId);
     for cpu in others.filter(|&cpu| cpu != boot_cpu && machine.cpus[cpu.index()].enabled) {
@@ -105,16 +110,16 @@ fn start(own: boot::Own) -> ! {
         fatal!("{error}");
     }
     domu::build_all(hv);
-    run::cpu_loop(boot_cpu)
+    doorward::run::cpu_loop(boot_cpu)
 }
 
 /// Each other CPU, once it has a stack and stage 1: at boot, and each time that it comes back.
 #[cfg(target_os = "none")]
 extern "C" fn secondary(cpu: doorward::ids::CpuId) -> ! {
-    let hv = doorward::vm::hypervisor();
+    let hv = doorward::host::hypervisor();
     if let Err(error) = hv.bring_up(cpu) {
         log::error!("{cpu} is of no use: {error}");
         doorward::arch::barrier::park()
     }
-    doorward::vm::run::cpu_loop(cpu)
+    doorward::run::cpu_loop(cpu)
 }

@@ -3,9 +3,10 @@
 //! `cargo +nightly fuzz run fdt fuzz/corpus/fdt tests/data -- -max_total_time=60 -max_len=16384`
 #![no_main]
 
+use doorward::build::fdt::edit;
+use doorward::build::layout;
 use doorward::ids::Mpidr;
 use doorward::platform::{Machine, fdt};
-use doorward::vm::{dom0_fdt, dom0_plan};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|blob: &[u8]| {
@@ -14,21 +15,21 @@ fuzz_target!(|blob: &[u8]| {
         assert!(!device.regs.is_empty() || !device.spis.is_empty());
     });
     match fdt::read(blob) {
-        Ok(machine) => edit(blob, &machine),
+        Ok(machine) => edit_for_dom0(blob, &machine),
         Err(error) => assert!(!error.to_string().is_empty()),
     }
 });
 
-fn edit(blob: &[u8], machine: &Machine) {
-    let banks = dom0_plan::plan_dom0_memory(machine, &[], 64 << 20);
+fn edit_for_dom0(blob: &[u8], machine: &Machine) {
+    let banks = layout::plan_dom0_memory(machine, &[], 64 << 20);
     for (index, bank) in banks.iter().enumerate() {
         assert!(machine.memory.iter().any(|ram| ram.contains(bank.base)));
         assert!(!machine.reserved.iter().chain(&banks[..index]).any(|other| other.overlaps(*bank)));
     }
     let vcpus: Vec<Mpidr> = machine.cpus.iter().map(|cpu| cpu.mpidr).take(8).collect();
-    let Ok(gicr) = dom0_fdt::vgicr_region(machine, vcpus.len()) else { return };
-    let plan = dom0_fdt::Dom0Plan { vcpus: &vcpus, memory: &banks, gicr, bootargs: "quiet", initrd: None };
-    if let Ok(edited) = dom0_fdt::build_dom0_fdt(blob, machine, &plan) {
+    let Ok(gicr) = edit::vgicr_region(machine, vcpus.len()) else { return };
+    let plan = edit::Dom0Plan { vcpus: &vcpus, memory: &banks, gicr, bootargs: "quiet", initrd: None };
+    if let Ok(edited) = edit::build_dom0_fdt(blob, machine, &plan) {
         fdt::parse(&edited).expect("what was written can be read");
     }
 }

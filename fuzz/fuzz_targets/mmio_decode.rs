@@ -5,12 +5,12 @@
 #![no_main]
 
 use doorward::arch::esr::{self, Esr};
+use doorward::dev::pl011::Vpl011;
+use doorward::dev::psci;
+use doorward::dev::vtimer::VTimer;
 use doorward::ids::Ipa;
-use doorward::vm::dev::psci;
-use doorward::vm::dev::vpl011::Vpl011;
-use doorward::vm::dev::vtimer::VTimer;
-use doorward::vm::trap::mmio::{self, Op, Refused, Registers};
-use doorward::vm::trap::{inject, sysreg};
+use doorward::run::decode::mmio::{self, Op, Refused, Registers};
+use doorward::run::decode::{inject, sysreg};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 

@@ -2,7 +2,7 @@
 //!
 //! [`table::TABLE`] lists each feature as exposed or hidden and says why. [`Features::decide`] applies it to
 //! the ID registers of the CPU, once; `program` writes the controls on every CPU before its first guest.
-//! What traps because of them is answered in `vm::trap`.
+//! What traps because of them is answered in `run::decode`.
 //!
 //! The rule that keeps this honest: an ID field that no row names is hidden, and a feature is exposed only if
 //! its state is in the vCPU's context or it has none.

@@ -17,12 +17,13 @@ use doorward::console::uart::{Kind as UartKind, Uart};
 use doorward::console::{self, onpanic};
 use doorward::fatal;
 use doorward::ids::{CpuId, Mpidr, Pa};
-use doorward::mm::live::{self, Stacks};
+use doorward::mm::el2_map::{self, Stacks};
 use doorward::mm::stage1::Kind;
 use doorward::mm::{frames, pool};
 use doorward::platform::efi::Firmware;
-use doorward::platform::{self, Machine, Range, fdt as platform_fdt};
+use doorward::platform::{self, Machine, fdt as platform_fdt};
 use doorward::sync::Once;
+use doorward::util::range::Range;
 
 unsafe extern "C" {
     static early_uart_kind: u64;
@@ -176,7 +177,7 @@ fn take_memory(machine: &Machine, image: Range, fdt: Range) -> Range {
     unsafe { frames::init(pool.base, pool.size) };
     let Some(stacks) = Stacks::new(machine.cpus.len()) else { fatal!("there is no memory for stacks") };
     let _ = STACKS.set(stacks);
-    match live::build(machine, image, &early::image_sections(), fdt, &stacks) {
+    match el2_map::build(machine, image, &early::image_sections(), fdt, &stacks) {
         // SAFETY: the map holds the image with this CPU's stack, the device tree and all memory that EL2 has taken.
         // It was written with caches on, through which this CPU's walker looks as well.
         Ok(root) => unsafe { mmu::switch_to(root) },

@@ -3,10 +3,11 @@
 //! EL2's own map has no memory that the firmware has reserved: some of it may be Secure. Tables are mapped as they are
 //! asked for, and only where the firmware says that there is memory.
 
-use super::live;
+use super::el2_map;
 use crate::ids::Pa;
+use crate::platform::Machine;
 use crate::platform::acpi::PhysicalMemory;
-use crate::platform::{Machine, Range};
+use crate::util::range::Range;
 
 const PAGE: u64 = 4096;
 
@@ -24,8 +25,8 @@ impl PhysicalMemory for FirmwareMemory {
             if !known {
                 return None;
             }
-            if live::look_up(Pa(page)).is_none() {
-                live::map_memory(Range::new(Pa(page), PAGE)).ok()?;
+            if el2_map::look_up(Pa(page)).is_none() {
+                el2_map::map_memory(Range::new(Pa(page), PAGE)).ok()?;
             }
             page += PAGE;
         }

@@ -5,7 +5,7 @@
 
 use super::guest_ram::BANKS;
 use crate::ids::Pa;
-use crate::platform::Range;
+use crate::util::range::Range;
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 

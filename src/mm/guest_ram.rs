@@ -6,7 +6,7 @@
 #![allow(unsafe_code, reason = "copies to and from memory that is no Rust object")]
 
 use crate::ids::{Ipa, Pa};
-use crate::platform::Range;
+use crate::util::range::Range;
 use arrayvec::ArrayVec;
 
 /// A stretch of a domain's RAM.

@@ -1,7 +1,7 @@
 //! Where EL2's own memory comes from, and which memory its stage 1 covers: arithmetic on ranges.
 
 use crate::ids::Pa;
-use crate::platform::Range;
+use crate::util::range::Range;
 
 /// The pool starts and ends on such a boundary, so that what is left for domains is in whole blocks too.
 pub const GRAIN: u64 = 2 << 20;

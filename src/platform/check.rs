@@ -4,8 +4,9 @@
 //! named here is a sentence on the console; one that is not is a fault in the middle of boot. What can only be known
 //! from the hardware (how many redistributors there are, whether a PPI is wired) is checked by the drivers.
 
-use super::{Machine, MachineError, PciHost, Range, What};
+use super::{Machine, MachineError, PciHost, What};
 use crate::ids::Intid;
+use crate::util::range::Range;
 
 /// Physical addresses have at most 52 bits (FEAT_LPA); the CPU may have fewer, which stage 1 finds out.
 const TOP: u64 = 1 << 52;

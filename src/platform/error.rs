@@ -1,7 +1,7 @@
 //! What can be wrong with a machine's description, each as a sentence for the user.
 
-use super::Range;
 use crate::ids::{Intid, Mpidr};
+use crate::util::range::Range;
 use core::fmt;
 
 /// A piece of the machine, for messages.

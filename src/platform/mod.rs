@@ -22,77 +22,11 @@ pub(crate) mod testing;
 pub use error::{MachineError, What};
 
 use crate::ids::{Intid, ItsId, Mpidr, Pa};
+use crate::util::range::Range;
 use arrayvec::{ArrayString, ArrayVec};
-use core::fmt;
 
 /// CPUs at most, and redistributor regions: firmware may give each CPU's own.
 pub const CPUS: usize = 512;
-
-/// A stretch of physical addresses.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Range {
-    /// The first address.
-    pub base: Pa,
-    /// Its length in bytes.
-    pub size: u64,
-}
-
-impl Range {
-    /// `size` bytes from `base` on.
-    #[must_use]
-    pub const fn new(base: Pa, size: u64) -> Range {
-        Range { base, size }
-    }
-
-    /// From `start` up to, but not including, `end`; empty when `end` is not above `start`.
-    #[must_use]
-    pub const fn between(start: Pa, end: Pa) -> Range {
-        Range { base: start, size: end.0.saturating_sub(start.0) }
-    }
-
-    /// The first address behind it. A range that wraps ends at the top of the address space; [`Machine::check`]
-    /// lets none through.
-    #[must_use]
-    pub const fn end(self) -> Pa {
-        Pa(self.base.0.saturating_add(self.size))
-    }
-
-    /// Whether there is nothing in it.
-    #[must_use]
-    pub const fn is_empty(self) -> bool {
-        self.size == 0
-    }
-
-    /// Whether `address` lies in it.
-    #[must_use]
-    pub const fn contains(self, address: Pa) -> bool {
-        address.0 >= self.base.0 && address.0 < self.end().0
-    }
-
-    /// Whether all of `other` lies in it. An empty range lies nowhere.
-    #[must_use]
-    pub const fn covers(self, other: Range) -> bool {
-        other.size != 0 && other.base.0 >= self.base.0 && other.end().0 <= self.end().0
-    }
-
-    /// Whether they share an address.
-    #[must_use]
-    pub const fn overlaps(self, other: Range) -> bool {
-        self.size != 0 && other.size != 0 && self.base.0 < other.end().0 && other.base.0 < self.end().0
-    }
-}
-
-impl fmt::Display for Range {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "[{:#x}, {:#x})", self.base.0, self.end().0)
-    }
-}
-
-impl fmt::Debug for Range {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
 
 /// A CPU that the firmware describes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -447,20 +381,6 @@ impl Default for Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ranges_meet_only_where_they_share_an_address() {
-        let r = |base, size| Range::new(Pa(base), size);
-        assert!(!r(0, 0x1000).overlaps(r(0x1000, 0x1000)));
-        assert!(r(0, 0x1001).overlaps(r(0x1000, 0x1000)));
-        assert!(!r(0x1000, 0).overlaps(r(0, 0x10000)));
-        assert!(r(0, 0x2000).covers(r(0x1000, 0x1000)));
-        assert!(!r(0, 0x2000).covers(r(0x1000, 0x1001)));
-        assert!(!r(0, 0x2000).covers(r(0x1000, 0)));
-        assert!(r(0x1000, 1).contains(Pa(0x1000)) && !r(0x1000, 1).contains(Pa(0x1001)));
-        assert_eq!(r(u64::MAX, 2).end(), Pa(u64::MAX));
-        assert_eq!(Range::between(Pa(5), Pa(3)), r(5, 0));
-    }
 
     #[test]
     fn a_requester_id_is_masked_before_it_is_mapped() {

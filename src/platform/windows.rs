@@ -1,14 +1,15 @@
 //! PCI windows by command line.
 //!
 //! ACPI says where a PCI host's windows are in AML, which is not interpreted here. Where they are needed all the same
-//! (dom0 with a device tree, see `vm::dom0_acpi`), the user names them:
+//! (dom0 with a device tree, see `build::acpi`), the user names them:
 //!
 //! `pci_windows=SEGMENT:KIND:CPU+SIZE[@PCI],...` with KIND `io`, `mem32` or `mem64` (`p` behind it: prefetchable), and
 //! all else numbers, in hexadecimal with `0x`. PCI addresses are the CPU's where they are not given; those of I/O ports
 //! start at 0. They are in the firmware's own log, or in Linux' on the bare machine ("root bus resource").
 
-use super::{Machine, MachineError, PciWindow, PciWindowKind, Range, What};
+use super::{Machine, MachineError, PciWindow, PciWindowKind, What};
 use crate::ids::Pa;
+use crate::util::range::Range;
 
 /// The word's name.
 pub const WORD: &str = "pci_windows";

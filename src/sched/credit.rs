@@ -36,7 +36,7 @@ const NEVER: u64 = u64::MAX;
 #[inline]
 fn window() {
     #[cfg(all(test, not(loom)))]
-    super::crowd::window();
+    super::stress_tests::window();
 }
 
 /// The next of a sequence of random numbers, of which none is 0 (xorshift).

@@ -2,7 +2,7 @@
 //!
 //! The functions are the real ones. What stands around them is the least that they need: a redistributor with one vPE
 //! (pending bit, residency, doorbell, PendingLast), something that EL2 injects by software, and one thread for each
-//! CPU that has a part in it. A doorbell is handled as in `vm::irq`: it wakes the vCPU and does nothing else. Each model ends
+//! CPU that has a part in it. A doorbell is handled as in `domain::irq`: it wakes the vCPU and does nothing else. Each model ends
 //! with the one question that matters: does the vCPU sleep although it has an interrupt?
 //!
 //! Run by `RUSTFLAGS="--cfg loom" cargo test --lib interleavings`.

@@ -14,8 +14,6 @@
 //! the last step fail.
 
 mod credit;
-#[cfg(all(test, not(loom)))]
-mod crowd;
 mod entity;
 mod inbox;
 #[cfg(all(test, loom))]
@@ -24,6 +22,8 @@ mod null;
 mod queue;
 #[cfg(test)]
 mod simulation;
+#[cfg(all(test, not(loom)))]
+mod stress_tests;
 pub use credit::{Credit, Settings};
 pub use entity::{CpuSet, DEFAULT_WEIGHT, Entity, MAX_CPUS};
 pub use null::Null;

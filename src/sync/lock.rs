@@ -1,10 +1,10 @@
-//! A lock with a rank, given in [turn](super::turns).
+//! A lock with a rank, given in [turn](super::ticket).
 //!
 //! In turn, not to whoever is quickest: on a machine of 64 CPUs an unfair lock starves the far socket, and a fair one
 //! bounds the wait by the number of CPUs times the longest hold. There is no timed acquire: a lock that is
 //! held for ever is a defect of EL2, and the panic path (the console) only ever uses [`Lock::try_lock`].
 
-use super::turns::Turns;
+use super::ticket::Turns;
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};

@@ -6,12 +6,12 @@
 #![allow(unsafe_code, reason = "a lock hands out its contents")]
 
 pub mod atomic;
+mod exclusive;
 mod lock;
 mod once;
-mod owned;
 mod slot;
-mod turns;
+mod ticket;
+pub use exclusive::{Owned, Ownership};
 pub use lock::{Guard, Lock, Rank};
 pub use once::Once;
-pub use owned::{Owned, Ownership};
 pub use slot::Slot;

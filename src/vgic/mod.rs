@@ -52,9 +52,8 @@
     )
 )]
 
-mod deliver;
 mod dist;
-mod fold;
+mod flush_lrs;
 mod inject;
 mod irq;
 pub mod lpi;
@@ -63,21 +62,22 @@ mod lpi_tables;
 pub mod lr;
 #[cfg(test)]
 mod race;
+#[cfg(test)]
+mod random_tests;
 mod redist;
 pub mod regs;
 mod sgi;
-#[cfg(test)]
-mod soak;
+mod sync_lrs;
 #[cfg(test)]
 pub(crate) mod testing;
 mod vcpu_set;
 
-pub use fold::Synced;
 pub use inject::{IrqView, Signal};
 pub use irq::Trigger;
 pub use lpi::Owner;
 pub use lr::LrImage;
 pub use sgi::SgiGroup;
+pub use sync_lrs::Synced;
 
 #[cfg(test)]
 use crate::ids;

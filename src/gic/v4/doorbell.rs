@@ -5,8 +5,8 @@
 //! it, and taken away with the vPE. How that is done is a property of the machine: see [`Control`].
 
 use super::V4;
-use super::moves::Moving;
 use super::vm::{V4Error, Vpe};
+use super::vmovp::Moving;
 use crate::gic::its::{Command, Its, ItsError};
 use crate::gic::redist::Redist;
 use crate::ids::{EventId, Lpi, VpeId};

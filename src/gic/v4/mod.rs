@@ -30,11 +30,6 @@
 mod doorbell;
 #[cfg(test)]
 mod fault_tests;
-mod groups;
-mod mend;
-mod moves;
-#[cfg(test)]
-mod moves_tests;
 #[cfg(test)]
 mod property_tests;
 mod proxy;
@@ -47,13 +42,18 @@ mod v41_tests;
 mod vm;
 #[cfg(test)]
 mod vm_tests;
+mod vmovp;
+mod vmovp_recovery;
+#[cfg(test)]
+mod vmovp_tests;
+mod vpe_tables;
 
 pub use crate::gic::its::SgiConfig;
 pub use residency::{EnterError, Groups as InterruptGroups, PendingLast, Resident, Why};
 pub use vm::{V4Error, VmHandle};
 
-pub(super) use groups::{Groups, Sharing};
 pub(super) use proxy::Proxy;
+pub(super) use vpe_tables::{Groups, Sharing};
 
 use super::Gic;
 use super::its::{Its, ItsError};
@@ -63,8 +63,8 @@ use crate::sync::{Lock, Once, Rank};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
-use moves::Moves;
 use vm::{Slot, Vm};
+use vmovp::Moves;
 
 /// vPEs are kept in chunks of this many, allocated when first needed and kept.
 const CHUNK: usize = 64;

@@ -7,8 +7,8 @@
 //! A step that cannot be proven complete leaves its memory, vPEID and doorbell in quarantine: never used again.
 
 use super::doorbell::{Control, DOORBELL_PRIORITY};
-use super::moves::Moving;
 use super::residency::{Groups, vpendbaser, vpropbaser};
+use super::vmovp::Moving;
 use super::{CHUNK, Chunk, V4};
 use crate::gic::its::{COMMAND_LIMIT_US, Command, Its, ItsError, Synced, Ticket, VmappV40, VmappV41};
 use crate::gic::lpi::{Lpis, pending_bytes};

@@ -8,7 +8,8 @@
 use super::madt::ItsNames;
 use super::{AcpiError, Fields};
 use crate::ids::{Intid, ItsId, Pa};
-use crate::platform::{IdMap, Machine, MachineError, PciHost, Range, Smmu, SmmuId, What};
+use crate::platform::{IdMap, Machine, MachineError, PciHost, Smmu, SmmuId, What};
+use crate::util::range::Range;
 use arrayvec::ArrayVec;
 
 /// Offsets in the table's header.

@@ -7,7 +7,8 @@
 
 use super::{AcpiError, Fields};
 use crate::ids::{Intid, Mpidr, Pa};
-use crate::platform::{Cpu, GicKind, Its, Machine, MachineError, Range, What};
+use crate::platform::{Cpu, GicKind, Its, Machine, MachineError, What};
+use crate::util::range::Range;
 use arrayvec::ArrayVec;
 
 /// Where the entries start.

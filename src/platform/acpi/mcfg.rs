@@ -6,7 +6,8 @@
 
 use super::{AcpiError, Fields};
 use crate::ids::Pa;
-use crate::platform::{Machine, MachineError, PciHost, Range, What};
+use crate::platform::{Machine, MachineError, PciHost, What};
+use crate::util::range::Range;
 use arrayvec::ArrayVec;
 
 /// Where the entries start: behind the header and eight reserved bytes.

@@ -14,7 +14,7 @@
 //!
 //! The firmware is trusted to tell the truth but not to make no mistakes. Every length is checked before it is used,
 //! every list ends with its table whatever its lengths say, and no bytes make this code panic
-//! (`fuzz/fuzz_targets/acpi.rs`). AML is not interpreted: see `vm::dom0_acpi` for who does.
+//! (`fuzz/fuzz_targets/acpi.rs`). AML is not interpreted: see `build::acpi` for who does.
 
 mod error;
 pub(crate) mod fadt;

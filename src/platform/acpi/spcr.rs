@@ -6,7 +6,8 @@
 
 use super::{AcpiError, Fields};
 use crate::ids::{Intid, Pa};
-use crate::platform::{Range, Uart, UartKind};
+use crate::platform::{Uart, UartKind};
+use crate::util::range::Range;
 
 /// Offsets in the table.
 const INTERFACE: usize = 36;

@@ -2,7 +2,8 @@
 
 use super::{PhysicalMemory, Signature, read_into};
 use crate::ids::Pa;
-use crate::platform::{Machine, Range, acpi::AcpiError};
+use crate::platform::{Machine, acpi::AcpiError};
+use crate::util::range::Range;
 use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;

@@ -7,8 +7,9 @@ use super::testing::{
 use super::{AcpiError, Damage, Signature, Tables};
 use crate::ids::{Intid, ItsId, Mpidr, Pa};
 use crate::platform::{
-    Conduit, IdMap, Its, Machine, MachineError, Range, SmmuId, TimerPpis, Uart, UartKind, fdt, testing as trees,
+    Conduit, IdMap, Its, Machine, MachineError, SmmuId, TimerPpis, Uart, UartKind, fdt, testing as trees,
 };
+use crate::util::range::Range;
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec;

@@ -5,7 +5,8 @@
 //! services and loaders used is free.
 
 use crate::ids::Pa;
-use crate::platform::{Machine, MachineError, Range, What};
+use crate::platform::{Machine, MachineError, What};
+use crate::util::range::Range;
 use arrayvec::ArrayVec;
 use core::fmt;
 use r_efi::efi;

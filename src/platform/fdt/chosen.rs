@@ -11,7 +11,8 @@
 use super::push;
 use super::walk::{Cells, Go, Place, Tree, text};
 use crate::ids::Pa;
-use crate::platform::{DomainConfig, Machine, MachineError, Module, ModuleKind, Range, Uart, UartKind, What};
+use crate::platform::{DomainConfig, Machine, MachineError, Module, ModuleKind, Uart, UartKind, What};
+use crate::util::range::Range;
 use arrayvec::{ArrayString, ArrayVec};
 
 /// Reads all of it; a machine without `/chosen` has no console, no modules and an empty command line.

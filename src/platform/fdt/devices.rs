@@ -3,7 +3,8 @@
 use super::walk::{Go, Place, Tree, strings};
 use super::{Trigger, open, push};
 use crate::ids::Intid;
-use crate::platform::{MachineError, Range, What};
+use crate::platform::{MachineError, What};
+use crate::util::range::Range;
 use arrayvec::{ArrayString, ArrayVec};
 use core::fmt::Write;
 

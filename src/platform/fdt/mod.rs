@@ -18,8 +18,9 @@ mod walk;
 pub use devices::{DeviceNode, Spi, for_each_device};
 pub use walk::Trigger;
 
-use super::{Conduit, Cpu, Machine, MachineError, Range, Smmu, TimerPpis, What};
+use super::{Conduit, Cpu, Machine, MachineError, Smmu, TimerPpis, What};
 use crate::ids::{Intid, Mpidr, Pa};
+use crate::util::range::Range;
 use arrayvec::ArrayVec;
 use dtoolkit::error::FdtErrorKind;
 use dtoolkit::fdt::Fdt;

@@ -6,7 +6,8 @@
 use super::walk::{Cells, Go, Place, Tree};
 use super::{Phandles, push};
 use crate::ids::{ItsId, Pa};
-use crate::platform::{IdMap, Machine, MachineError, PciHost, PciWindow, PciWindowKind, Range, SmmuId, What};
+use crate::platform::{IdMap, Machine, MachineError, PciHost, PciWindow, PciWindowKind, SmmuId, What};
+use crate::util::range::Range;
 use arrayvec::ArrayVec;
 
 /// Reads every available host.

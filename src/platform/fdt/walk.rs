@@ -6,7 +6,8 @@
 //! (interrupts); the GIC's specifier is in Linux' binding `arm,gic-v3.yaml`.
 
 use crate::ids::{Intid, Pa};
-use crate::platform::{MachineError, Range, What};
+use crate::platform::{MachineError, What};
+use crate::util::range::Range;
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node, Property};
 

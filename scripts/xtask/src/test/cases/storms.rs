@@ -23,7 +23,7 @@ use crate::test::{Case, Lab, Verdict};
 /// `irq-rate=`: as low as it goes, so that any host can be ten times as fast.
 const RATE: u64 = 100;
 
-/// What may come at once (`vm::storm`).
+/// What may come at once (`host::rate_limit`).
 const BURST: u64 = 32;
 
 /// How long a storm lasts, and how many messages it has at least.

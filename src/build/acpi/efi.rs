@@ -1,0 +1,202 @@
+//! What firmware leaves behind, for a kernel that was started without any.
+//!
+//! Linux finds ACPI by way of EFI only. Its EFI stub hands over in a device tree that has nothing but `/chosen`, with
+//! five properties (Linux, Documentation/arch/arm/uefi.rst): where the EFI system table is, and where the memory map.
+//! Both are made here (UEFI 2.10, 4.3 and 7.2). The system table has no runtime services, and a table of its own says
+//! so (4.6, EFI_RT_PROPERTIES_TABLE): time and variables are the firmware's, which only EL2 may call.
+
+use crate::build::acpi::tree::{cells, node, set};
+use crate::build::fdt::edit::Dom0Plan;
+use crate::ids::Pa;
+use crate::util::range::Range;
+use alloc::vec::Vec;
+use dtoolkit::model::DeviceTree;
+
+/// Bytes from one descriptor of the memory map to the next.
+pub const DESCRIPTOR: u32 = 48;
+/// Version of the descriptors.
+pub const DESCRIPTOR_VERSION: u32 = 1;
+/// Types of memory: free, and free once the ACPI tables in it have been read.
+pub const CONVENTIONAL: u32 = 7;
+/// See [`CONVENTIONAL`].
+pub const ACPI_RECLAIM: u32 = 9;
+/// EFI_MEMORY_WB.
+pub const WRITE_BACK: u64 = 1 << 3;
+const PAGE: u64 = 4096;
+
+/// Linux' `efi_secureboot_mode`: nobody has checked a signature of dom0's.
+const SECURE_BOOT_DISABLED: u32 = 2;
+
+/// "IBI SYST".
+pub const SIGNATURE: u64 = 0x5453_5953_2049_4249;
+/// 2.80, the first with the table that follows.
+pub const REVISION: u32 = 2 << 16 | 80;
+/// Bytes of the system table.
+pub const SYSTEM_TABLE: usize = 120;
+/// EFI_ACPI_20_TABLE_GUID, 8868e871-e4f1-11d3-bc22-0080c73c8881.
+pub const ACPI_20: [u8; 16] =
+    [0x71, 0xe8, 0x68, 0x88, 0xf1, 0xe4, 0xd3, 0x11, 0xbc, 0x22, 0x00, 0x80, 0xc7, 0x3c, 0x88, 0x81];
+/// EFI_RT_PROPERTIES_TABLE_GUID, eb66918a-7eef-402a-842e-931d21c38ae9.
+pub const RT_PROPERTIES: [u8; 16] =
+    [0x8a, 0x91, 0x66, 0xeb, 0xef, 0x7e, 0x2a, 0x40, 0x84, 0x2e, 0x93, 0x1d, 0x21, 0xc3, 0x8a, 0xe9];
+/// LINUX_EFI_MEMRESERVE_TABLE_GUID, 888eb0c6-8ede-4ff5-a8f0-9aee5cb977c2: what Linux' EFI stub adds for the kernel to
+/// write into, namely which memory a kernel started by kexec must leave to the GIC.
+pub const MEMORY_RESERVE: [u8; 16] =
+    [0xc6, 0xb0, 0x8e, 0x88, 0xde, 0x8e, 0xf5, 0x4f, 0xa8, 0xf0, 0x9a, 0xee, 0x5c, 0xb9, 0x77, 0xc2];
+/// The firmware's vendor, in UCS-2.
+const VENDOR: &str = "Doorward";
+
+/// Bytes with an address.
+pub struct Blob {
+    base: Pa,
+    bytes: Vec<u8>,
+}
+
+impl Blob {
+    /// Empty, to be put at `base`.
+    #[must_use]
+    pub fn new(base: Pa) -> Blob {
+        Blob { base, bytes: Vec::new() }
+    }
+
+    /// Appends, and says where that is. Everything is aligned to 64 bytes.
+    pub fn add(&mut self, bytes: &[u8]) -> Pa {
+        self.bytes.resize(self.bytes.len().next_multiple_of(64), 0);
+        let at = self.base.add(self.bytes.len() as u64);
+        self.bytes.extend_from_slice(bytes);
+        at
+    }
+
+    /// All of it.
+    #[must_use]
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+}
+
+/// Appends a system table with nothing but three configuration tables: the ACPI root pointer, that there are no runtime
+/// services, and an empty list of reservations.
+pub fn add_system_table(blob: &mut Blob, rsdp: Pa) -> Pa {
+    let mut vendor: Vec<u8> = VENDOR.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    // Kernels read 100 characters, wherever the string ends.
+    vendor.resize(200, 0);
+    let vendor = blob.add(&vendor);
+    // Version 1, 8 bytes, no services.
+    let properties = blob.add(&[1, 0, 8, 0, 0, 0, 0, 0]);
+    // Room for none, none used, no next list.
+    let reserve = blob.add(&[0; 16]);
+    let mut tables = Vec::new();
+    for (guid, at) in [(ACPI_20, rsdp), (RT_PROPERTIES, properties), (MEMORY_RESERVE, reserve)] {
+        tables.extend(guid);
+        tables.extend(at.0.to_le_bytes());
+    }
+    let tables = blob.add(&tables);
+    let mut table = Vec::new();
+    table.extend(SIGNATURE.to_le_bytes());
+    table.extend(REVISION.to_le_bytes());
+    table.extend((SYSTEM_TABLE as u32).to_le_bytes());
+    table.extend([0; 8]);
+    table.extend(vendor.0.to_le_bytes());
+    table.resize(SYSTEM_TABLE - 16, 0);
+    table.extend(3u64.to_le_bytes());
+    table.extend(tables.0.to_le_bytes());
+    let crc = crc32(&table);
+    if let Some(place) = table.get_mut(16..20) {
+        place.copy_from_slice(&crc.to_le_bytes());
+    }
+    blob.add(&table)
+}
+
+/// The memory map: dom0's banks, of which `tables` holds what is to be kept.
+#[must_use]
+pub fn memory_map(banks: &[Range], tables: Range) -> Vec<u8> {
+    let mut map = Vec::new();
+    let mut add = |kind: u32, range: Range| {
+        if range.is_empty() {
+            return;
+        }
+        map.extend(u64::from(kind).to_le_bytes());
+        for word in [range.base.0, 0, range.size / PAGE, WRITE_BACK, 0] {
+            map.extend(word.to_le_bytes());
+        }
+    };
+    for &bank in banks {
+        if bank.covers(tables) {
+            add(CONVENTIONAL, Range::between(bank.base, tables.base));
+            add(ACPI_RECLAIM, tables);
+            add(CONVENTIONAL, Range::between(tables.end(), bank.end()));
+        } else {
+            add(CONVENTIONAL, bank);
+        }
+    }
+    map
+}
+
+/// The device tree with nothing but `/chosen`.
+#[must_use]
+pub fn stub_tree(plan: &Dom0Plan<'_>, system_table: Pa, map: Range) -> Vec<u8> {
+    let mut tree = DeviceTree::new();
+    cells(&mut tree.root, 2, 2);
+    let mut chosen = node("chosen");
+    if !plan.bootargs.is_empty() {
+        set(&mut chosen, "bootargs", plan.bootargs);
+    }
+    if let Some(initrd) = plan.initrd {
+        set(&mut chosen, "linux,initrd-start", initrd.base.0.to_be_bytes());
+        set(&mut chosen, "linux,initrd-end", initrd.end().0.to_be_bytes());
+    }
+    set(&mut chosen, "linux,uefi-system-table", system_table.0.to_be_bytes());
+    set(&mut chosen, "linux,uefi-mmap-start", map.base.0.to_be_bytes());
+    set(&mut chosen, "linux,uefi-mmap-size", u32::try_from(map.size).unwrap_or(0));
+    set(&mut chosen, "linux,uefi-mmap-desc-size", DESCRIPTOR);
+    set(&mut chosen, "linux,uefi-mmap-desc-ver", DESCRIPTOR_VERSION);
+    // Distributions' kernels insist on a sixth.
+    set(&mut chosen, "linux,uefi-secure-boot", SECURE_BOOT_DISABLED);
+    tree.root.add_child(chosen);
+    tree.to_dtb()
+}
+
+/// The checksum of EFI's table headers (IEEE 802.3).
+#[must_use]
+pub fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |mut crc, &byte| {
+        crc ^= u32::from(byte);
+        for _ in 0..8 {
+            crc = crc >> 1 ^ if crc & 1 != 0 { 0xedb8_8320 } else { 0 };
+        }
+        crc
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksum_is_the_one_everybody_uses() {
+        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
+    }
+
+    #[test]
+    fn the_map_has_each_page_of_each_bank_once() {
+        let r = |base, size| Range::new(Pa(base), size);
+        let words = |map: &[u8]| -> Vec<[u64; 3]> {
+            map.chunks(DESCRIPTOR as usize)
+                .map(|line| {
+                    let word = |at: usize| u64::from_le_bytes(line[at..at + 8].try_into().unwrap());
+                    assert_eq!(word(32), WRITE_BACK);
+                    [word(0), word(8), word(24)]
+                })
+                .collect()
+        };
+        let banks = [r(0x4020_0000, 0x40_0000), r(0x1_0000_0000, 0x20_0000)];
+        assert_eq!(
+            words(&memory_map(&banks, r(0x4040_0000, 0x1_0000))),
+            [[7, 0x4020_0000, 0x200], [9, 0x4040_0000, 0x10], [7, 0x4041_0000, 0x1f0], [7, 0x1_0000_0000, 0x200]]
+        );
+        assert_eq!(
+            words(&memory_map(&banks, r(0x4020_0000, 0x1_0000)))[..2],
+            [[9, 0x4020_0000, 0x10], [7, 0x4021_0000, 0x3f0]]
+        );
+    }
+}

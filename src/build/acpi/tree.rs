@@ -1,0 +1,288 @@
+//! A device tree from nothing but a [`Machine`]: `dom0_acpi=off`.
+//!
+//! It says what dom0 can do without AML: no platform devices, no legacy PCI interrupts (MSIs come by `msi-map`), and
+//! PCI windows only where the user has named them. On servers DMA snoops caches (SBSA), so PCI hosts are coherent.
+
+use crate::build::acpi::Places;
+use crate::build::fdt::edit::Dom0Plan;
+use crate::platform::{Machine, PciHost, PciWindowKind};
+use crate::util::range::Range;
+use alloc::format;
+use alloc::vec::Vec;
+use dtoolkit::ToPropertyValue;
+use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
+
+/// The GIC's phandle; those of the ITSs follow.
+const GIC: u32 = 1;
+/// GIC specifiers: a PPI, an SPI, active high and level-sensitive.
+const PPI: u32 = 1;
+const SPI: u32 = 0;
+const LEVEL_HIGH: u32 = 4;
+
+/// Makes the tree.
+#[must_use]
+pub fn build(machine: &Machine, plan: &Dom0Plan<'_>, places: &Places) -> Vec<u8> {
+    let mut tree = DeviceTree::new();
+    let root = &mut tree.root;
+    cells(root, 2, 2);
+    set(root, "compatible", "doorward,dom0");
+    set(root, "interrupt-parent", GIC);
+    root.add_child(chosen(machine, plan, places));
+    for bank in plan.memory {
+        let mut memory = node(format!("memory@{:x}", bank.base.0));
+        set(&mut memory, "device_type", "memory");
+        set(&mut memory, "reg", reg(&[*bank]));
+        root.add_child(memory);
+    }
+    root.add_child(cpus(plan));
+    let mut psci = node("psci");
+    set(&mut psci, "compatible", &["arm,psci-1.0", "arm,psci-0.2"][..]);
+    set(&mut psci, "method", "hvc");
+    root.add_child(psci);
+    root.add_child(timer(machine));
+    root.add_child(gic(machine, places));
+    for host in &machine.pci {
+        root.add_child(pci(host));
+    }
+    if let Some((regs, irq)) = places.console {
+        let mut uart = node(uart_name(regs));
+        // The SBSA's subset of a PL011 needs no clocks.
+        set(&mut uart, "compatible", "arm,sbsa-uart");
+        set(&mut uart, "reg", reg(&[regs]));
+        set(&mut uart, "interrupts", [SPI, irq.0.saturating_sub(32), LEVEL_HIGH]);
+        set(&mut uart, "current-speed", 115_200u32);
+        root.add_child(uart);
+    }
+    tree.to_dtb()
+}
+
+fn chosen(machine: &Machine, plan: &Dom0Plan<'_>, places: &Places) -> DeviceTreeNode {
+    let mut chosen = node("chosen");
+    if !plan.bootargs.is_empty() {
+        set(&mut chosen, "bootargs", plan.bootargs);
+    }
+    if let Some(initrd) = plan.initrd {
+        set(&mut chosen, "linux,initrd-start", initrd.base.0.to_be_bytes());
+        set(&mut chosen, "linux,initrd-end", initrd.end().0.to_be_bytes());
+    }
+    if let Some((regs, _)) = places.console {
+        set(&mut chosen, "stdout-path", format!("/{}", uart_name(regs)).as_str());
+    }
+    // Our own console may be a PCI function: it must not be moved, so nothing is.
+    let in_window =
+        |uart: Range| machine.pci.iter().any(|host| host.windows.iter().any(|window| window.cpu.overlaps(uart)));
+    if machine.uart.is_some_and(|uart| in_window(uart.regs)) {
+        set(&mut chosen, "linux,pci-probe-only", 1u32);
+    }
+    chosen
+}
+
+fn cpus(plan: &Dom0Plan<'_>) -> DeviceTreeNode {
+    let mut cpus = node("cpus");
+    cells(&mut cpus, 2, 0);
+    for mpidr in plan.vcpus {
+        let mut cpu = node(format!("cpu@{:x}", mpidr.0));
+        set(&mut cpu, "device_type", "cpu");
+        set(&mut cpu, "compatible", "arm,armv8");
+        set(&mut cpu, "reg", mpidr.0.to_be_bytes());
+        set(&mut cpu, "enable-method", "psci");
+        cpus.add_child(cpu);
+    }
+    cpus
+}
+
+fn timer(machine: &Machine) -> DeviceTreeNode {
+    let ppis = &machine.timer;
+    let mut names = Vec::new();
+    let mut interrupts = Vec::new();
+    for (name, intid) in [("sec-phys", ppis.phys_s), ("phys", Some(ppis.phys)), ("virt", Some(ppis.virt))] {
+        let Some(intid) = intid else { continue };
+        names.push(name);
+        for cell in [PPI, intid.0.saturating_sub(16), LEVEL_HIGH] {
+            interrupts.extend(cell.to_be_bytes());
+        }
+    }
+    let mut timer = node("timer");
+    set(&mut timer, "compatible", "arm,armv8-timer");
+    set(&mut timer, "interrupts", interrupts);
+    set(&mut timer, "interrupt-names", &names[..]);
+    set(&mut timer, "always-on", [0u8; 0]);
+    timer
+}
+
+fn gic(machine: &Machine, places: &Places) -> DeviceTreeNode {
+    let mut gic = node(format!("interrupt-controller@{:x}", machine.gic.dist.base.0));
+    set(&mut gic, "compatible", "arm,gic-v3");
+    cells(&mut gic, 2, 2);
+    set(&mut gic, "ranges", [0u8; 0]);
+    set(&mut gic, "reg", reg(&[machine.gic.dist, places.gicr]));
+    set(&mut gic, "#interrupt-cells", 3u32);
+    set(&mut gic, "interrupt-controller", [0u8; 0]);
+    set(&mut gic, "phandle", GIC);
+    for (index, its) in machine.gic.itss.iter().enumerate() {
+        let mut node = node(format!("msi-controller@{:x}", its.control.base.0));
+        set(&mut node, "compatible", "arm,gic-v3-its");
+        set(&mut node, "reg", reg(&[its.control]));
+        set(&mut node, "msi-controller", [0u8; 0]);
+        set(&mut node, "#msi-cells", 1u32);
+        set(&mut node, "phandle", its_phandle(index));
+        gic.add_child(node);
+    }
+    gic
+}
+
+fn its_phandle(index: usize) -> u32 {
+    GIC + 1 + u32::try_from(index).unwrap_or(0)
+}
+
+fn pci(host: &PciHost) -> DeviceTreeNode {
+    let mut node = node(format!("pcie@{:x}", host.ecam.base.0));
+    set(&mut node, "compatible", "pci-host-ecam-generic");
+    set(&mut node, "device_type", "pci");
+    cells(&mut node, 3, 2);
+    set(&mut node, "reg", reg(&[host.ecam]));
+    set(&mut node, "bus-range", [u32::from(host.buses.0), u32::from(host.buses.1)]);
+    set(&mut node, "linux,pci-domain", u32::from(host.segment));
+    set(&mut node, "dma-coherent", [0u8; 0]);
+    let mut ranges = Vec::new();
+    for window in &host.windows {
+        let space = match window.kind {
+            PciWindowKind::Io => 0x0100_0000u32,
+            PciWindowKind::Mem32 => 0x0200_0000,
+            PciWindowKind::Mem64 => 0x0300_0000,
+        };
+        ranges.extend((space | u32::from(window.prefetchable) << 30).to_be_bytes());
+        for number in [window.pci_base, window.cpu.base.0, window.cpu.size] {
+            ranges.extend(number.to_be_bytes());
+        }
+    }
+    set(&mut node, "ranges", ranges);
+    let mut map = Vec::new();
+    for line in &host.msi_map {
+        for cell in [line.rid_base, its_phandle(line.target.index()), line.out_base, line.length] {
+            map.extend(cell.to_be_bytes());
+        }
+    }
+    if !map.is_empty() {
+        set(&mut node, "msi-map", map);
+        set(&mut node, "msi-map-mask", host.msi_map_mask);
+    }
+    node
+}
+
+fn uart_name(regs: Range) -> alloc::string::String {
+    format!("serial@{:x}", regs.base.0)
+}
+
+pub(crate) fn node(name: impl Into<alloc::string::String>) -> DeviceTreeNode {
+    DeviceTreeNode::new_unchecked(name)
+}
+
+pub(crate) fn set(node: &mut DeviceTreeNode, name: &str, value: impl ToPropertyValue) {
+    node.add_property(DeviceTreeProperty::new_unchecked(name, value));
+}
+
+pub(crate) fn cells(node: &mut DeviceTreeNode, address: u32, size: u32) {
+    set(node, "#address-cells", address);
+    set(node, "#size-cells", size);
+}
+
+/// Ranges in two cells each for address and size.
+fn reg(ranges: &[Range]) -> Vec<u8> {
+    ranges.iter().flat_map(|range| [range.base.0, range.size]).flat_map(u64::to_be_bytes).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::build::acpi::places;
+    use crate::ids::{Mpidr, Pa};
+    use crate::platform::acpi::testing::{GICV4, Memory, graviton3};
+    use crate::platform::testing::{cells as cells_at, edited, set as set_at};
+    use crate::platform::{Conduit, fdt, windows};
+    use alloc::boxed::Box;
+
+    const BANKS: [Range; 2] = [Range::new(Pa(0x4020_0000), 64 << 20), Range::new(Pa(0x1_0000_0000), 2 << 30)];
+    const POOL: Range = Range::new(Pa(0xb000_0000), 32 << 20);
+
+    /// A guest's tree lacks what only a hypervisor needs; with that put back, the reader of host trees can check it.
+    fn read_as_host(machine: &Machine, vcpus: &[Mpidr]) -> (Box<Machine>, Places) {
+        let places = places(machine, vcpus.len(), POOL).unwrap();
+        let initrd = Some(Range::new(Pa(0x4100_0000), 5));
+        let plan = Dom0Plan { vcpus, memory: &BANKS, gicr: places.gicr, bootargs: "quiet", initrd };
+        let blob = build(machine, &plan, &places);
+        let gic = format!("/interrupt-controller@{:x}", machine.gic.dist.base.0);
+        let whole = edited(&blob, |tree| {
+            set_at(tree, &gic, "interrupts", [1u32, 9, 4]);
+            let mut timer = cells_at(tree, "/timer", "interrupts");
+            timer.extend([1, 10, 4]);
+            set_at(tree, "/timer", "interrupts", &timer[..]);
+            let names: &[&str] = if timer.len() == 9 {
+                &["phys", "virt", "hyp-phys"]
+            } else {
+                &["sec-phys", "phys", "virt", "hyp-phys"]
+            };
+            set_at(tree, "/timer", "interrupt-names", names);
+        });
+        (Box::new(fdt::read(&whole).unwrap()), places)
+    }
+
+    #[test]
+    fn the_tree_says_what_the_tables_said() {
+        let mut machine = Memory::of(GICV4).read().unwrap();
+        machine.bootargs.push_str("pci_windows=0:io:0x3eff0000+0x10000,0:mem32:0x10000000+0x2eff0000");
+        windows::apply(&mut machine).unwrap();
+        let vcpus: Vec<_> = machine.cpus.iter().map(|cpu| cpu.mpidr).collect();
+        let (seen, _) = read_as_host(&machine, &vcpus);
+        assert_eq!(seen.memory[..], BANKS);
+        assert_eq!(seen.cpus, machine.cpus);
+        assert_eq!(seen.psci, Some(Conduit::Hvc));
+        assert_eq!(seen.gic.dist, machine.gic.dist);
+        assert_eq!(seen.gic.redists[..], [Range::new(Pa(0x80a_0000), 0x8_0000)]);
+        assert_eq!(seen.gic.itss, machine.gic.itss);
+        assert_eq!(seen.timer, machine.timer);
+        assert_eq!(seen.uart, machine.uart);
+        assert!(seen.smmus.is_empty());
+        let (host, original) = (&seen.pci[0], &machine.pci[0]);
+        assert_eq!((host.ecam, host.segment, host.buses), (original.ecam, original.segment, original.buses));
+        assert_eq!((&host.windows, &host.msi_map), (&original.windows, &original.msi_map));
+        assert!(host.iommu_map.is_empty());
+        assert_eq!(seen.bootargs.as_str(), "quiet");
+    }
+
+    #[test]
+    fn a_graviton3_keeps_its_affinities_segment_and_device_ids_and_has_a_pl011() {
+        let mut machine = Memory::with(&graviton3()).read().unwrap();
+        machine.bootargs.push_str("pci_windows=1:mem32:0xe0000000+0x20000000,1:mem64:0x1e000000000+0x2000000000");
+        windows::apply(&mut machine).unwrap();
+        let vcpus: Vec<_> = machine.cpus.iter().map(|cpu| cpu.mpidr).collect();
+        let (seen, places) = read_as_host(&machine, &vcpus);
+        assert_eq!(seen.cpus, machine.cpus);
+        assert_eq!(seen.pci[0].segment, 1);
+        assert_eq!(seen.pci[0].device_id(0x2400), machine.pci[0].device_id(0x2400));
+        let uart = seen.uart.unwrap();
+        assert_eq!((uart.kind, uart.irq), (crate::platform::UartKind::Pl011, machine.uart.unwrap().irq));
+        assert_eq!(Some(uart.regs), places.console.map(|(regs, _)| regs));
+        assert!(POOL.covers(uart.regs));
+        // The Secure timer is nobody's business.
+        assert_eq!(seen.timer, machine.timer);
+    }
+
+    #[test]
+    fn bars_stay_where_they_are_when_the_console_is_one_of_them() {
+        let mut machine = Memory::with(&graviton3()).read().unwrap();
+        let vcpus = [Mpidr(0)];
+        let places = places(&machine, 1, POOL).unwrap();
+        let plan = Dom0Plan { vcpus: &vcpus, memory: &BANKS, gicr: places.gicr, bootargs: "", initrd: None };
+        let probe_only = |machine: &Machine| {
+            let blob = build(machine, &plan, &places);
+            let fdt = fdt::parse(&blob).unwrap();
+            let chosen = dtoolkit::Node::child(&fdt.root(), "chosen").unwrap();
+            dtoolkit::Node::property(&chosen, "linux,pci-probe-only").is_some()
+        };
+        assert!(!probe_only(&machine));
+        machine.bootargs.push_str("pci_windows=1:mem32:0xe0000000+0x20000000");
+        windows::apply(&mut machine).unwrap();
+        assert!(probe_only(&machine));
+    }
+}

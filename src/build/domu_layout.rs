@@ -1,0 +1,125 @@
+//! What a domain beside dom0 sees where, and what of the machine is set aside for such domains.
+//!
+//! The map is one that many kernels and test programs already know: QEMU's `virt`. RAM is one stretch for the guest,
+//! whatever it is made of; the kernel, its device tree and its RAM disk are placed in it by the rules that hold for
+//! dom0's.
+
+use crate::build::fdt::edit::VGICR_SIZE;
+use crate::build::image::Image;
+use crate::build::layout::{PlaceError, Placement, place, plan_dom0_memory};
+use crate::ids::{Intid, Mpidr, Pa};
+use crate::mm::guest_pool::UNIT;
+use crate::platform::{DomainConfig, Machine};
+use crate::util::range::Range;
+use alloc::vec::Vec;
+
+/// Where the distributor is.
+pub const DIST: Range = Range::new(Pa(0x0800_0000), 0x1_0000);
+/// Where the redistributors start.
+const REDISTS: Pa = Pa(0x080a_0000);
+/// Where the serial port is.
+pub const UART: Range = Range::new(Pa(0x0900_0000), 0x1000);
+/// The serial port's interrupt.
+pub const UART_IRQ: Intid = Intid(33);
+/// How many SPIs there are.
+pub const SPIS: u32 = 32;
+/// Where RAM starts.
+pub const RAM: Pa = Pa(0x4000_0000);
+/// As many vCPUs as have room below the serial port.
+pub const MAX_VCPUS: usize = ((UART.base.0 - REDISTS.0) / VGICR_SIZE) as usize;
+
+/// Where the redistributors of `vcpus` vCPUs are.
+#[must_use]
+pub const fn redists(vcpus: usize) -> Range {
+    Range::new(REDISTS, vcpus as u64 * VGICR_SIZE)
+}
+
+/// What the vCPUs read as their affinity: clusters of 16, as many as one SGI reaches.
+#[must_use]
+pub fn affinities(vcpus: usize) -> Vec<Mpidr> {
+    (0..vcpus as u64).map(|index| Mpidr(((index / 16) << 8) | (index % 16))).collect()
+}
+
+/// The RAM that a domain gets: what it asks for, in whole units.
+#[must_use]
+pub fn ram_size(config: &DomainConfig) -> u64 {
+    config.memory.checked_next_multiple_of(UNIT).unwrap_or(0)
+}
+
+/// Places the boot modules in `ram` bytes of RAM, as the guest sees them.
+///
+/// # Errors
+///
+/// [`PlaceError`] for what does not fit.
+pub fn place_modules(ram: u64, image: &Image, kernel: u64, ramdisk: Option<u64>) -> Result<Placement, PlaceError> {
+    // The files are not in this RAM, so no place has to keep clear of them.
+    let file = |bytes| Range::new(Pa(0), bytes);
+    place(&[Range::new(RAM, ram)], image, file(kernel), ramdisk.map(file), &[])
+}
+
+/// Free RAM for all the domains that the machine's description asks for, and less where there is not so much. None of
+/// it is in `keep_out`, nor where a boot module is.
+#[must_use]
+pub fn plan_pool(machine: &Machine, keep_out: &[Range]) -> Vec<Range> {
+    let wanted = machine.domains.iter().map(ram_size).fold(0, u64::saturating_add);
+    let keep_out: Vec<Range> =
+        keep_out.iter().copied().chain(machine.all_modules().map(|module| module.range)).collect();
+    plan_dom0_memory(machine, &keep_out, wanted).to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::{Module, ModuleKind};
+    use arrayvec::{ArrayString, ArrayVec};
+
+    const M: u64 = 1 << 20;
+
+    fn config(memory: u64, kernel: Range) -> DomainConfig {
+        let mut modules = ArrayVec::new();
+        modules.push(Module { kind: ModuleKind::Kernel, range: kernel, bootargs: ArrayString::new() });
+        let (name, cpus) = (ArrayString::new(), 1);
+        DomainConfig { name, cpus, memory, vpl011: true, weight: None, cap: None, modules }
+    }
+
+    #[test]
+    fn nothing_overlaps_in_the_map() {
+        let all = [DIST, redists(MAX_VCPUS), UART, Range::new(RAM, 1 << 40)];
+        for (index, a) in all.iter().enumerate() {
+            assert!(all[..index].iter().all(|b| !a.overlaps(*b)), "{a}");
+        }
+        assert_eq!(MAX_VCPUS, 123);
+        assert!(redists(MAX_VCPUS + 1).overlaps(UART));
+    }
+
+    #[test]
+    fn affinities_are_sixteen_to_a_cluster() {
+        let all = affinities(18);
+        assert_eq!([all[0], all[15], all[16], all[17]], [Mpidr(0), Mpidr(15), Mpidr(0x100), Mpidr(0x101)]);
+    }
+
+    #[test]
+    fn the_pool_has_room_for_all_domains_and_keeps_clear_of_their_modules() {
+        let mut machine = Machine::new();
+        machine.memory.push(Range::new(Pa(1024 * M), 512 * M));
+        let kernel = Range::new(Pa(1100 * M), 10 * M + 5);
+        machine.domains.push(config(100 * M + 1, kernel));
+        machine.domains.push(config(64 * M, kernel));
+        let keep_out = [Range::new(Pa(1500 * M), 36 * M)];
+        let pool = plan_pool(&machine, &keep_out);
+        assert_eq!(pool.iter().map(|range| range.size).sum::<u64>(), 166 * M);
+        assert!(pool.iter().all(|range| !range.overlaps(kernel) && !range.overlaps(keep_out[0])));
+        assert!(plan_pool(&Machine::new(), &[]).is_empty());
+    }
+
+    #[test]
+    fn modules_are_placed_as_the_guest_sees_them() {
+        let image = Image { text_offset: 0, image_size: 30 * M };
+        let placed = place_modules(128 * M, &image, 20 * M, Some(8 * M)).unwrap();
+        let r = |base, size| Range::new(Pa(base), size);
+        assert_eq!(placed.kernel, r(1024 * M, 30 * M));
+        assert_eq!(placed.dtb, r(1054 * M, 2 * M));
+        assert_eq!(placed.initrd, Some(r(1056 * M, 8 * M)));
+        assert_eq!(place_modules(16 * M, &image, 20 * M, None), Err(PlaceError::Kernel { size: 30 * M }));
+    }
+}

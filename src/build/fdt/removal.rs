@@ -1,0 +1,157 @@
+//! What is taken out of the host's tree, and whatever points at it.
+
+use crate::build::fdt::edit::{cell, set, string};
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use dtoolkit::model::{DeviceTree, DeviceTreeNode};
+use dtoolkit::standard::NodeStandard;
+use dtoolkit::{Node, Property};
+
+/// The phandles of nodes that were taken out.
+#[derive(Default)]
+pub(crate) struct Gone {
+    pub phandles: Vec<u32>,
+}
+
+impl Gone {
+    /// Remembers a node and everything below it.
+    pub fn add(&mut self, node: &DeviceTreeNode) {
+        self.phandles.extend(cell(node, "phandle"));
+        for child in node.children() {
+            self.add(child);
+        }
+    }
+
+    fn is_named_in(&self, value: &[u8]) -> bool {
+        value.as_chunks::<4>().0.iter().any(|&cell| self.phandles.contains(&u32::from_be_bytes(cell)))
+    }
+}
+
+/// Whether a device is EL2's own, or belongs to a feature that dom0's CPUs do not have.
+fn is_hidden(node: &DeviceTreeNode) -> bool {
+    const EXACT: [&str; 7] = [
+        "arm,smmu-v3",
+        "arm,smmu-v3-pmcg",
+        "arm,statistical-profiling-extension-v1",
+        "arm,trace-buffer-extension",
+        "arm,embedded-trace-extension",
+        "linaro,optee-tz",
+        "numa-distance-map-v1",
+    ];
+    node.compatible().is_some_and(|mut words| {
+        words.any(|word| {
+            EXACT.contains(&word)
+                || word == "arm,armv8-pmuv3"
+                || (word.starts_with("arm,") || word.starts_with("apple,") || word.starts_with("nvidia,"))
+                    && word.ends_with("-pmu")
+                || word.starts_with("arm,coresight-etm")
+        })
+    })
+}
+
+/// Removes hidden devices everywhere, and memory nodes under the root.
+pub(crate) fn take_out(node: &mut DeviceTreeNode, is_root: bool, gone: &mut Gone) {
+    let leaving: Vec<String> = node
+        .children()
+        .filter(|child| is_hidden(child) || (is_root && string(child, "device_type") == Some("memory")))
+        .map(|child| child.name().to_string())
+        .collect();
+    for name in leaving {
+        if let Some(child) = node.remove_child(&name) {
+            gone.add(&child);
+        }
+    }
+    for child in node.children_mut() {
+        take_out(child, false, gone);
+    }
+}
+
+/// Fixed reservations are not dom0's memory; those that it is to choose itself stay.
+pub(crate) fn drop_reservations(tree: &mut DeviceTree, gone: &mut Gone) {
+    let Some(reserved) = tree.root.child_mut("reserved-memory") else { return };
+    let fixed: Vec<String> = reserved
+        .children()
+        .filter(|child| child.property("reg").is_some())
+        .map(|child| child.name().to_string())
+        .collect();
+    for name in fixed {
+        if let Some(child) = reserved.remove_child(&name) {
+            gone.add(&child);
+        }
+    }
+    if reserved.children().next().is_none() {
+        tree.root.remove_child("reserved-memory");
+    }
+}
+
+/// Removes from one node what refers to what is gone.
+pub(crate) fn tidy(node: &mut DeviceTreeNode, gone: &Gone) {
+    for property in ["iommus", "iommu-map", "iommu-map-mask", "numa-node-id"] {
+        node.remove_property(property);
+    }
+    let names_gone =
+        |node: &DeviceTreeNode, property| node.property(property).is_some_and(|p| gone.is_named_in(p.value()));
+    if names_gone(node, "memory-region") {
+        node.remove_property("memory-region");
+        set(node, "status", "disabled");
+    }
+    for property in ["affinity", "interrupt-affinity", "cpus", "cpu", "cooling-device", "cpu-idle-states"] {
+        if names_gone(node, property) {
+            node.remove_property(property);
+        }
+    }
+    if node.is_compatible("arm,armv8-timer") {
+        trim_timer(node);
+    }
+}
+
+/// Leaves the timer its EL1 interrupts: by name, or the first three.
+fn trim_timer(node: &mut DeviceTreeNode) {
+    let Some(interrupts) = node.property("interrupts").map(|property| property.value().to_vec()) else { return };
+    let names: Vec<String> = node
+        .property("interrupt-names")
+        .and_then(|names| names.value_as::<Vec<&str>>().ok())
+        .map(|names| names.iter().map(|name| name.to_string()).collect())
+        .unwrap_or_default();
+    // Specifiers are of equal length, and there are as many as there are names; without names there are four or five,
+    // of three cells each or four, where the fourth is the partition that a PPI is for.
+    let count = match names.len() {
+        0 if interrupts.len() == 5 * 12 || interrupts.len() == 5 * 16 => 5,
+        0 => 4,
+        count => count,
+    };
+    if !interrupts.len().is_multiple_of(count * 4) {
+        return;
+    }
+    let specifiers = interrupts.chunks_exact(interrupts.len() / count);
+    let stays = |index: usize| match names.get(index) {
+        Some(name) => !name.starts_with("hyp-"),
+        None => index < 3,
+    };
+    let kept: Vec<u8> =
+        specifiers.enumerate().filter(|(index, _)| stays(*index)).flat_map(|(_, spec)| spec.to_vec()).collect();
+    set(node, "interrupts", kept);
+    if !names.is_empty() {
+        let kept: Vec<&str> = names.iter().map(String::as_str).filter(|name| !name.starts_with("hyp-")).collect();
+        set(node, "interrupt-names", kept);
+    }
+}
+
+/// Aliases and symbols of nodes that are no more.
+pub(crate) fn drop_broken_paths(tree: &mut DeviceTree) {
+    for list in ["aliases", "__symbols__"] {
+        let Some(node) = tree.root.child(list) else { continue };
+        let broken: Vec<String> = node
+            .properties()
+            .filter(|property| {
+                property.value_as::<&str>().is_ok_and(|path| path.starts_with('/') && tree.find_node(path).is_none())
+            })
+            .map(|property| property.name().to_string())
+            .collect();
+        if let Some(node) = tree.root.child_mut(list) {
+            for name in broken {
+                node.remove_property(&name);
+            }
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! The machine that all domains share: GIC, scheduler, pools, timers, idle and background work, who owns what.
+
+pub mod background;
+pub mod cmdline;
+pub mod cpu_features;
+pub mod owners;
+pub mod rate_limit;
+pub mod sleepers;
+
+#[cfg(target_os = "none")]
+mod hypervisor;
+#[cfg(target_os = "none")]
+pub mod timer;
+
+#[cfg(target_os = "none")]
+pub use hypervisor::{DOMAINS, DomainRef, Hypervisor, hypervisor, install};

@@ -1,0 +1,238 @@
+//! Storms on the executable GIC, in its time: microseconds are the counter's ticks.
+
+use super::*;
+use crate::domain::msi::Route;
+use crate::gic::testing::{Bench, DEV, Guest, ITS0, ModelHw};
+use crate::gic::v4::Why;
+use crate::ids::{CpuId, DomId, EventId, VIntid, VcpuId};
+use gic_model::{CommandFault, Config, Fault, Machine, Staleness};
+
+const HZ: u64 = 1_000_000;
+const RATE: u32 = 1000;
+const CPU: CpuId = CpuId(0);
+const EVENTS: u32 = 4;
+const SECOND: u64 = HZ;
+
+fn rate() -> Rate {
+    Rate::new(RATE, HZ)
+}
+
+#[test]
+fn a_burst_passes_and_then_what_the_rate_says() {
+    let meter = Meter::default();
+    let passed = |from: u64, to: u64| (from..to).filter(|&now| meter.take(&rate(), now)).count();
+    // One each microsecond: as each is charged for, whether it passes or not, none passes after the burst.
+    assert_eq!(rate().burst(), 32);
+    assert_eq!(passed(SECOND, SECOND + 5000), 32);
+    let room = meter.relief_at(&rate());
+    assert_eq!(room, SECOND + 5000 * 1000 + 16_000 - 32_000, "16 are paid for");
+    assert_eq!(passed(room, room + 100), 16);
+    // What is far apart always passes.
+    let late = 100 * SECOND;
+    assert!((0..1000).all(|n| meter.take(&rate(), late + n * 1000)));
+}
+
+#[test]
+fn a_rate_beyond_the_counter_is_as_fast_as_that_counts() {
+    let rate = Rate::new(10_000_000, HZ);
+    assert_eq!(rate, Rate { interval: 1, burst: 100_000 });
+}
+
+/// What EL2 does on one CPU about interrupts of one vCPU.
+struct El2<'a> {
+    machine: &'a Machine,
+    gic: &'a Gic<ModelHw>,
+    routes: Routes,
+    storms: Storms,
+    meter: Meter,
+    relief: Option<u64>,
+    /// LPIs and doorbells taken.
+    taken: u64,
+}
+
+impl<'a> El2<'a> {
+    fn new(machine: &'a Machine, gic: &'a Gic<ModelHw>) -> El2<'a> {
+        let lpis = gic.facts().lpis;
+        let (routes, storms) = (Routes::new(lpis), Storms::new(lpis, rate()));
+        El2 { machine, gic, routes, storms, meter: Meter::default(), relief: None, taken: 0 }
+    }
+
+    /// Takes what is pending, and looks at its timer.
+    fn take(&mut self, mut each: impl FnMut(Lpi)) {
+        if self.relief.is_some_and(|at| self.machine.now_us() >= at) {
+            let due = |_| Some(self.meter.relief_at(&self.storms.rate));
+            self.relief = self.storms.relieve(self.gic, &self.routes, self.machine.now_us(), due).0;
+            self.machine.advance_us(5);
+        }
+        while let Some(intid) = self.machine.host_ack(CPU.index()) {
+            self.taken += 1;
+            let now = self.machine.now_us();
+            if let Some(at) = self.storms.took(self.gic, &self.routes, Lpi(intid), &self.meter, now) {
+                self.relief = Some(self.relief.map_or(at, |relief| relief.min(at)));
+            }
+            each(Lpi(intid));
+        }
+    }
+
+    /// At most what the preface says, and no less than the rate lets through.
+    fn judge(&self, since: u64, sources: u64) {
+        let paid = (self.machine.now_us() - since) * u64::from(RATE) / SECOND;
+        let most = self.storms.rate.burst() + paid + sources;
+        assert!(self.taken <= most, "{} taken, {most} allowed", self.taken);
+        assert!(self.taken >= paid * 9 / 10, "{} taken, {paid} paid for", self.taken);
+    }
+}
+
+fn machines() -> Vec<Config> {
+    vec![
+        Config::gicv3(2),
+        Config::qemu(2),
+        Config::v4_0(2).each_cpu(|_, cpu| cpu.direct_lpi = false).stale(Staleness::Random(3)),
+        Config::v4_0(2),
+        Config::its_list(2, 2),
+        Config::v4_1(2, 2),
+    ]
+}
+
+#[test]
+fn a_device_that_floods_by_the_software_path_costs_el2_its_rate_and_loses_no_edge() {
+    for config in machines() {
+        let Bench { machine, gic } = Bench::up(config);
+        gic.map_device(ITS0, DEV, 4).unwrap();
+        let mut el2 = El2::new(&machine, &gic);
+        for event in 0..EVENTS {
+            let lpi = gic.alloc_lpi().unwrap();
+            gic.configure_lpi(lpi, PRIORITY, true);
+            let (vcpu, vintid) = (VcpuId(0), VIntid(Lpi::FIRST + event));
+            let (device, event) = (DEV, EventId(event));
+            el2.routes.set(lpi, Route { domain: DomId(1), vcpu, vintid, its: ITS0, device, event });
+            gic.map_physical(ITS0, device, event, lpi, CPU).unwrap();
+        }
+        let start = machine.now_us();
+        let mut pending = [false; EVENTS as usize];
+        let take = |el2: &mut El2<'_>, pending: &mut [bool]| {
+            let mut got = Vec::new();
+            el2.take(|lpi| got.push(lpi));
+            for lpi in got {
+                pending[el2.routes.get(lpi).unwrap().event.0 as usize] = false;
+            }
+        };
+        let mut sent = 0u32;
+        while machine.now_us() < start + SECOND {
+            // Ten times the rate.
+            machine.msi(DEV.0, sent * 7 % EVENTS);
+            pending[(sent * 7 % EVENTS) as usize] = true;
+            sent += 1;
+            machine.advance_us(100);
+            take(&mut el2, &mut pending);
+        }
+        assert!(sent > 9 * RATE, "{sent} are no storm");
+        el2.judge(start, EVENTS.into());
+        // What was masked when it ended comes yet, and by then each alone comes at once.
+        while let Some(at) = el2.relief {
+            machine.advance_us(at.saturating_sub(machine.now_us()) + 1);
+            take(&mut el2, &mut pending);
+        }
+        assert_eq!(pending, [false; EVENTS as usize]);
+        machine.advance_us(SECOND);
+        for event in 0..EVENTS {
+            machine.msi(DEV.0, event);
+            machine.advance_us(100);
+            let before = el2.taken;
+            take(&mut el2, &mut pending);
+            assert_eq!(el2.taken, before + 1);
+        }
+        machine.assert_clean();
+    }
+}
+
+#[test]
+fn doorbells_of_a_vcpu_that_sleeps_after_each_ring_at_the_rate_and_none_is_lost() {
+    for config in machines().into_iter().skip(1) {
+        let g = Guest::new(config, 1);
+        let v41 = g.gic.facts().v41;
+        (0..EVENTS).for_each(|event| g.map(ITS0, event, 0));
+        let mut el2 = El2::new(&g.machine, &g.gic);
+        let sleep = |g: &Guest| {
+            let resident = g.enter(0, CPU.0);
+            let taken = g.guest(CPU.index()).len();
+            (taken, g.leave(resident, Why::Block))
+        };
+        let (_, found) = sleep(&g);
+        assert!(!found);
+        let start = g.machine.now_us();
+        let (mut sent, mut wakes) = (0u32, 0u64);
+        while g.machine.now_us() < start + SECOND {
+            g.msi(ITS0, sent % EVENTS);
+            sent += 1;
+            g.machine.advance_us(100);
+            let mut rung = false;
+            el2.take(|lpi| rung |= g.gic.whose_doorbell(lpi).is_some());
+            if rung {
+                wakes += 1;
+                assert!(sleep(&g).0 > 0, "a ring for nothing");
+            }
+        }
+        if v41 {
+            // No more than it sleeps: by the hardware's own protocol.
+            assert!(el2.taken <= wakes + 1, "{} rings for {wakes} sleeps", el2.taken);
+        } else {
+            el2.judge(start, 1);
+        }
+        // The last one is told, if late.
+        g.msi(ITS0, 0);
+        g.machine.advance_us(100);
+        let mut rung = false;
+        el2.take(|_| rung = true);
+        while let Some(at) = el2.relief {
+            g.machine.advance_us(at.saturating_sub(g.machine.now_us()) + 1);
+            el2.take(|_| rung = true);
+        }
+        assert!(rung);
+        assert!(sleep(&g).0 > 0);
+        g.machine.assert_clean();
+        g.take_down();
+    }
+}
+
+#[test]
+fn an_lpi_that_leads_to_nobody_any_more_is_forgotten() {
+    let Bench { gic, .. } = Bench::up(Config::qemu(1));
+    let (routes, storms) = (Routes::new(gic.facts().lpis), Storms::new(gic.facts().lpis, rate()));
+    let lpi = gic.alloc_lpi().unwrap();
+    let meter = Meter::default();
+    let over = (0..100).filter_map(|_| storms.took(&gic, &routes, lpi, &meter, 0)).count();
+    assert_eq!(over, 0, "nobody's is not masked");
+    let route =
+        Route { domain: DomId(1), vcpu: VcpuId(0), vintid: VIntid(8192), its: ITS0, device: DEV, event: EventId(0) };
+    routes.set(lpi, route);
+    assert_eq!(routes.get(lpi), Some(route));
+    assert!(storms.took(&gic, &routes, lpi, &meter, 0).is_some());
+    assert_eq!(storms.relieve(&gic, &routes, u64::MAX, |_| None), (None, 0));
+    assert_eq!(storms.relieve(&gic, &routes, u64::MAX, |_| Some(0)), (None, 0), "it was forgotten");
+}
+
+#[test]
+fn an_unmasking_that_is_not_confirmed_is_tried_again() {
+    let Bench { machine, gic } = Bench::up(Config::gicv3(1));
+    gic.map_device(ITS0, DEV, 1).unwrap();
+    let mut el2 = El2::new(&machine, &gic);
+    let lpi = gic.alloc_lpi().unwrap();
+    gic.configure_lpi(lpi, PRIORITY, true);
+    let (vcpu, vintid, event) = (VcpuId(0), VIntid(8192), EventId(0));
+    el2.routes.set(lpi, Route { domain: DomId(1), vcpu, vintid, its: ITS0, device: DEV, event });
+    gic.map_physical(ITS0, DEV, event, lpi, CPU).unwrap();
+    while el2.relief.is_none() {
+        machine.msi(DEV.0, 0);
+        machine.advance_us(5);
+        el2.take(|_| {});
+    }
+    machine.msi(DEV.0, 0);
+    machine.inject(Fault::Command { its: 0, nth: 1, fault: CommandFault::Late { us: 150_000 } });
+    let relieve = |now| el2.storms.relieve(&gic, &el2.routes, now, |_| Some(0));
+    assert_eq!(relieve(1), (Some(1 + 16_000), 0));
+    machine.advance_us(200_000);
+    assert_eq!(relieve(2), (None, 1));
+    machine.advance_us(5);
+    assert_eq!(machine.host_ack(CPU.index()), Some(lpi.0));
+}

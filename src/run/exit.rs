@@ -1,0 +1,399 @@
+//! Why a guest came back, and what is done about it.
+//!
+//! Every synchronous exit ends in one of three ways: EL2 did what the instruction asked for, the guest gets an
+//! exception that a real machine could have given it, or the vCPU stops. None ends in a panic.
+//!
+//! A domain beside dom0 *crashes* when EL2 can see that it cannot go on:
+//!
+//! * its exception vectors are not in its memory: what it would be told, it could not fetch;
+//! * it faults, over and over, at the same instruction of its own exception handler (a stack that is not there): seen
+//!   if the fault is one that EL2 answers, an access or an instruction that a guest does not have;
+//! * all of its vCPUs have switched themselves off;
+//! * it says so: SYSTEM_RESET2 with a reset_type of ours.
+//!
+//! What only EL1 sees, EL2 does not: a kernel that panics and spins, stage-1 faults without end, a masked loop. Such a
+//! domain hangs, at its own expense, until somebody ends it with the debug key `K`.
+
+use crate::arch::esr::{self, Class, DataAbort, Esr, Fault, SysRegAccess, Wfx};
+use crate::arch::vcpu::{GuestRegs, RawExit};
+use crate::arch::{at, barrier, power, sysreg, timer};
+use crate::dev::psci::{self, PsciAction};
+use crate::dev::vtimer::VTimer;
+use crate::domain::Domain;
+use crate::domain::lifecycle::End;
+use crate::host::Hypervisor;
+use crate::ids::{DomId, Intid, Ipa, Mpidr};
+use crate::run::Next;
+use crate::run::decode::{inject, mmio, sysreg as trapped};
+use crate::sched::State;
+use crate::trace::{Event, count};
+use crate::vcpu::{Context, Start, Vcpu};
+use crate::vgic::SgiGroup;
+
+/// Faults of an exception handler at one of its instructions, one after the other, that are no attempt any more.
+const HANDLER_FAULTS: u32 = 1000;
+
+/// Exception level and stack selection in SPSR_EL2.
+const PSTATE_MODE: u64 = 0xf;
+/// M[4:0] of EL0t.
+const PSTATE_EL0T: u64 = 0;
+
+/// Whether SP is SP_EL1: M[0], in EL1h (DDI 0487, C5.2.19).
+const fn uses_sp_el1(pstate: u64) -> bool {
+    pstate & PSTATE_MODE == 0b0101
+}
+
+/// One synchronous exit.
+pub struct Exit<'a> {
+    pub(crate) hv: &'static Hypervisor,
+    pub(crate) domain: &'a Domain,
+    pub(crate) vcpu: &'a Vcpu,
+    pub(crate) context: &'a mut Context,
+}
+
+impl Exit<'_> {
+    fn count(&self, event: Event) {
+        count(self.vcpu.cpu(), event);
+    }
+
+    fn advance(&mut self, esr: Esr) {
+        self.context.regs.pc = self.context.regs.pc.wrapping_add(esr.length());
+    }
+
+    /// Handles it.
+    pub fn sync(&mut self, exit: &RawExit) -> Next {
+        let esr = Esr(exit.esr);
+        match esr.class() {
+            Class::Wfx => self.wfx(esr),
+            Class::Hvc64 => {
+                self.count(Event::ExitHvc);
+                self.call(esr)
+            }
+            Class::Smc64 => {
+                // Trapped before it was executed, unlike HVC.
+                self.count(Event::ExitSmc);
+                self.advance(esr);
+                self.call(esr)
+            }
+            Class::SysReg => {
+                self.count(Event::ExitSysreg);
+                self.system_register(esr)
+            }
+            Class::DataAbortLower => {
+                self.count(Event::ExitDataAbort);
+                self.data_abort(esr, exit)
+            }
+            Class::InstrAbortLower => {
+                self.count(Event::ExitInstrAbort);
+                if self.domain.id != DomId(0) && self.has_no_vectors() {
+                    log::warn!(
+                        "{} {}: its exception vectors at {:#x} are not in its memory",
+                        self.domain.id,
+                        self.vcpu.id,
+                        self.context.regs.pc
+                    );
+                    return self.end(End::Crash);
+                }
+                self.count(Event::AbortInjected);
+                let entry = inject::instr_abort(&self.at(), exit.far, &esr.instr_abort());
+                self.enter_exception(entry)
+            }
+            _ => {
+                self.count(Event::ExitOther);
+                self.undef(esr)
+            }
+        }
+    }
+
+    fn wfx(&mut self, esr: Esr) -> Next {
+        self.count(Event::ExitWfx);
+        self.advance(esr);
+        match esr.wfx() {
+            Wfx::Wfi => Next::Block,
+            // A timed wait may end at once.
+            Wfx::Wfe | Wfx::Wfit | Wfx::Wfet => Next::Yield,
+        }
+    }
+
+    fn call(&mut self, esr: Esr) -> Next {
+        let x = self.context.regs.x;
+        let action = psci::call(esr.imm16(), [x[0], x[1], x[2], x[3]]);
+        let answer = match action {
+            PsciAction::Return(value) => value,
+            PsciAction::CpuOn { target, entry, context } => self.cpu_on(target, entry, context),
+            PsciAction::AffinityInfo { target, level } => self.affinity_info(target, level),
+            PsciAction::CpuOff => return Next::Off,
+            PsciAction::Suspend => {
+                // CPU_SUSPEND is a WFI: a power-down state may be answered with a standby (DEN0022, 5.4.2).
+                self.context.regs.set(0, psci::status::SUCCESS);
+                return Next::Block;
+            }
+            PsciAction::SystemOff if self.domain.id != DomId(0) => return self.end(End::Off),
+            PsciAction::SystemReset if self.domain.id != DomId(0) => return self.end(End::Reset),
+            PsciAction::SystemCrash { cookie } if self.domain.id != DomId(0) => {
+                log::warn!("{} {}: says that it cannot go on: {cookie:#x}", self.domain.id, self.vcpu.id);
+                return self.end(End::Crash);
+            }
+            PsciAction::SystemOff => {
+                log::info!("{} powered off", self.domain.id);
+                power::off()
+            }
+            PsciAction::SystemReset => {
+                log::info!("{} reset", self.domain.id);
+                power::reset()
+            }
+            PsciAction::SystemCrash { cookie } => {
+                log::error!("{} says that it cannot go on: {cookie:#x}", self.domain.id);
+                power::reset()
+            }
+        };
+        self.context.regs.set(0, answer);
+        Next::Resume
+    }
+
+    /// The domain ends here.
+    fn end(&self, end: End) -> Next {
+        self.domain.finish(end);
+        Next::Off
+    }
+
+    /// Whether EL1 was to fetch the first instruction of one of its own vectors: what it would be told about the abort,
+    /// it could not fetch either.
+    fn has_no_vectors(&self) -> bool {
+        const VECTORS: u64 = 0x800;
+        let pc = self.context.regs.pc;
+        let offset = pc.wrapping_sub(sysreg::VBAR_EL1.get());
+        let el1 = self.context.regs.pstate & PSTATE_MODE != PSTATE_EL0T;
+        el1 && offset < VECTORS && offset.is_multiple_of(0x80)
+    }
+
+    fn cpu_on(&self, target: Mpidr, entry: Ipa, context: u64) -> u64 {
+        let Some(vcpu) = self.domain.vcpu_at(target) else { return psci::status::INVALID_PARAMETERS };
+        if self.domain.ram.translate(entry, 4).is_err() {
+            return psci::status::INVALID_ADDRESS;
+        }
+        if self.domain.power_on(vcpu, Start { entry, context }) {
+            return psci::status::SUCCESS;
+        }
+        if vcpu.is_starting() { psci::status::ON_PENDING } else { psci::status::ALREADY_ON }
+    }
+
+    /// On if any vCPU of the affinity instance is (DEN0022, 5.7).
+    fn affinity_info(&self, target: Mpidr, level: u8) -> u64 {
+        let states = self.domain.vcpus().iter().filter(|vcpu| psci::matches(target, level, vcpu.affinity)).map(
+            |vcpu| match vcpu.run.get() {
+                _ if vcpu.is_starting() => psci::affinity::ON_PENDING,
+                State::Off => psci::affinity::OFF,
+                _ => psci::affinity::ON,
+            },
+        );
+        let by_rank = |state: &u64| {
+            [psci::affinity::OFF, psci::affinity::ON_PENDING, psci::affinity::ON].iter().position(|s| s == state)
+        };
+        states.max_by_key(by_rank).unwrap_or(psci::status::INVALID_PARAMETERS)
+    }
+
+    fn system_register(&mut self, esr: Esr) -> Next {
+        let access = esr.sys_reg();
+        let written = self.context.regs.get(access.rt);
+        let mut port = SysRegs { exit: self };
+        match trapped::emulate(access, written, &mut port) {
+            trapped::Outcome::Read(value) => {
+                self.context.regs.set(access.rt, value);
+                self.advance(esr);
+            }
+            trapped::Outcome::Written => self.advance(esr),
+            trapped::Outcome::Undef => {
+                self.report_undef(access);
+                return self.undef(esr);
+            }
+        }
+        Next::Resume
+    }
+
+    fn report_undef(&self, access: SysRegAccess) {
+        let SysRegAccess { op0, op1, crn, crm, op2, is_read, .. } = access;
+        let verb = if is_read { "read" } else { "written" };
+        log::debug!(
+            "{} {}: S{op0}_{op1}_C{crn}_C{crm}_{op2} {verb} at {:#x}: UNDEF",
+            self.domain.id,
+            self.vcpu.id,
+            self.context.regs.pc
+        );
+    }
+
+    fn data_abort(&mut self, esr: Esr, exit: &RawExit) -> Next {
+        let abort = esr.data_abort();
+        if matches!(abort.fault, Fault::External | Fault::ExternalOnWalk(_)) {
+            return self.inject_data_abort(exit.far, &abort);
+        }
+        let ipa = esr::ipa(exit.hpfar, exit.far);
+        let Some(_) = self.domain.emulated(ipa) else {
+            self.count(Event::UnmappedAccess);
+            return self.inject_data_abort(exit.far, &abort);
+        };
+        let insn = if mmio::needs_instruction(&abort) { self.instruction() } else { None };
+        let plan = match mmio::decode(&abort, exit.far, ipa, insn, &self.context.regs) {
+            Ok(plan) => plan,
+            Err(mmio::Refused::NotAnAccess) => {
+                self.advance(esr);
+                return Next::Resume;
+            }
+            Err(mmio::Refused::Unsupported) => return self.inject_data_abort(exit.far, &abort),
+            Err(mmio::Refused::Changed) => return Next::Resume,
+        };
+        for access in plan.accesses() {
+            // A pair may straddle two devices; each half goes where it belongs.
+            let device = self.domain.emulated(access.at);
+            match (access.op, device) {
+                (mmio::Op::Write(value), Some(device)) => {
+                    self.domain.mmio_write(self.vcpu.id, device, access.bytes, value);
+                }
+                (mmio::Op::Read(load), device) => {
+                    let raw = device.map_or(0, |device| self.domain.mmio_read(self.vcpu.id, device, access.bytes));
+                    self.context.regs.set(load.rt(), load.value(raw));
+                }
+                (mmio::Op::Write(_), None) => {}
+            }
+        }
+        if let Some((base, value)) = plan.writeback {
+            match base {
+                mmio::Base::X(n) => self.context.regs.set(n, value),
+                mmio::Base::Sp if uses_sp_el1(self.context.regs.pstate) => sysreg::SP_EL1.set(value),
+                mmio::Base::Sp => sysreg::SP_EL0.set(value),
+            }
+        }
+        self.advance(esr);
+        Next::Resume
+    }
+
+    /// The instruction at PC, through the guest's own translation; `None` if that does not lead to its RAM.
+    fn instruction(&self) -> Option<u32> {
+        let el0 = self.context.regs.pstate & PSTATE_MODE == PSTATE_EL0T;
+        let ipa = at::fetch_address(self.context.regs.pc, el0)?;
+        let mut word = [0; 4];
+        self.domain.ram.read(ipa, &mut word).ok()?;
+        Some(u32::from_le_bytes(word))
+    }
+
+    fn at(&self) -> inject::At {
+        inject::At {
+            pc: self.context.regs.pc,
+            pstate: self.context.regs.pstate,
+            vbar_el1: sysreg::VBAR_EL1.get(),
+            sctlr_el1: sysreg::SCTLR_EL1.get(),
+        }
+    }
+
+    fn undef(&mut self, esr: Esr) -> Next {
+        self.count(Event::UndefInjected);
+        let entry = inject::undef(&self.at(), esr);
+        self.enter_exception(entry)
+    }
+
+    fn inject_data_abort(&mut self, far: u64, abort: &DataAbort) -> Next {
+        self.count(Event::AbortInjected);
+        log::debug!(
+            "{} {}: no access to {far:#x} at pc {:#x}: data abort",
+            self.domain.id,
+            self.vcpu.id,
+            self.context.regs.pc
+        );
+        let entry = inject::data_abort(&self.at(), far, abort);
+        self.enter_exception(entry)
+    }
+
+    fn enter_exception(&mut self, entry: inject::Entry) -> Next {
+        let faults = &mut self.context.handler_faults;
+        *faults = match entry.is_of_its_own_handler(sysreg::ELR_EL1.get(), sysreg::SPSR_EL1.get()) {
+            true => faults.saturating_add(1),
+            false => 0,
+        };
+        if *faults >= HANDLER_FAULTS && self.domain.id != DomId(0) {
+            log::warn!("{} {}: its exception handler faults at {:#x}", self.domain.id, self.vcpu.id, entry.elr_el1);
+            return self.end(End::Crash);
+        }
+        self.context.regs.pc = entry.pc;
+        self.context.regs.pstate = entry.pstate;
+        sysreg::ELR_EL1.set(entry.elr_el1);
+        sysreg::SPSR_EL1.set(entry.spsr_el1);
+        sysreg::ESR_EL1.set(entry.esr_el1);
+        if let Some(far) = entry.far_el1 {
+            sysreg::FAR_EL1.set(far);
+        }
+        Next::Resume
+    }
+}
+
+impl mmio::Registers for GuestRegs {
+    fn x(&self, n: u8) -> u64 {
+        self.get(n)
+    }
+
+    fn sp(&self) -> u64 {
+        if uses_sp_el1(self.pstate) { sysreg::SP_EL1.get() } else { sysreg::SP_EL0.get() }
+    }
+
+    fn big_endian(&self) -> bool {
+        const SCTLR_E0E: u64 = 1 << 24;
+        const SCTLR_EE: u64 = 1 << 25;
+        let bit = if self.pstate & PSTATE_MODE == PSTATE_EL0T { SCTLR_E0E } else { SCTLR_EE };
+        sysreg::SCTLR_EL1.get() & bit != 0
+    }
+}
+
+/// What trapped system registers reach.
+struct SysRegs<'a, 'b> {
+    exit: &'a mut Exit<'b>,
+}
+
+impl trapped::SysRegPort for SysRegs<'_, '_> {
+    fn guest_id(&self, op1: u8, crn: u8, crm: u8, op2: u8) -> Option<u64> {
+        self.exit.hv.features().guest_id(op1, crn, crm, op2)
+    }
+
+    fn send_sgi(&mut self, kind: trapped::SgiKind, value: u64) {
+        let group = match kind {
+            trapped::SgiKind::Group0 => SgiGroup::Zero,
+            trapped::SgiKind::Group1 | trapped::SgiKind::OtherGroup1 => SgiGroup::One,
+        };
+        let domain = self.exit.domain;
+        domain.vgic.send_sgi(&domain.port(), self.exit.vcpu.id, value, group);
+    }
+
+    fn deactivate(&mut self, intid: Intid) {
+        let domain = self.exit.domain;
+        domain.vgic.deactivate(&domain.port(), self.exit.vcpu.id, intid);
+    }
+
+    fn counter(&self) -> u64 {
+        timer::now()
+    }
+
+    fn timer(&mut self) -> &mut VTimer {
+        &mut self.exit.context.timer
+    }
+
+    fn timer_changed(&mut self) {
+        let now = timer::now();
+        let level = self.exit.context.timer.level(now);
+        let domain = self.exit.domain;
+        domain.vgic.set_ppi_level(&domain.port(), self.exit.vcpu.id, crate::run::CNTP_PPI, level);
+        let deadline = self.exit.context.timer.deadline(now);
+        self.exit.hv.timer(self.exit.vcpu.cpu()).set_guest(deadline);
+    }
+
+    fn mdscr(&self) -> u64 {
+        sysreg::MDSCR_EL1.get()
+    }
+
+    fn set_mdscr(&mut self, value: u64) {
+        sysreg::MDSCR_EL1.set(value);
+    }
+
+    fn set_way(&mut self) {
+        // Set/way operations reach this CPU's caches only and no guest can rely on them; EL2 turns caches off
+        // for nobody, so that there is nothing stale to find.
+        barrier::dsb_sy();
+    }
+}

@@ -1,0 +1,3 @@
+//! Small tools without a domain of their own.
+
+pub mod range;

@@ -1,0 +1,356 @@
+//! Emptying the list registers after an exit.
+//!
+//! IHI 0069, 12.4 (ICH_HCR_EL2.EOIcount). An interrupt that comes back pending waits in software again; one that comes back
+//! active stays active; one that comes back as neither was ended by the guest, and its physical twin by the hardware. A level is
+//! thereby sampled again at each exit, and the end of one that was still high causes an exit by itself.
+//!
+//! Active interrupts that were in no list register are ended by the guest all the same. With EOImode 0 the CPU interface counts
+//! these ends; since they come in the order of priorities, the count names the interrupts. With EOImode 1 the guest names the
+//! interrupt, in ICC_DIR_EL1, which traps for as long.
+//!
+//! An LPI has no active state (IHI 0069, 4.1.2), so a list register that comes back active is simply free.
+
+use super::flush_lrs::{Best, INTID_MASK};
+use super::irq::Irq;
+use super::lpi::Fate;
+use super::lr::{self, LrImage};
+use super::redist::Private;
+use super::regs::{SPI_END, SPI_FIRST};
+use super::vcpu_set::VcpuSet;
+use super::{Dist, Port, Vgic, Work, bits};
+use crate::ids::{Intid, Lpi, VcpuId};
+use arrayvec::ArrayVec;
+use core::sync::atomic::Ordering;
+
+/// What the caller learns from a sync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[must_use]
+pub struct Synced {
+    /// Hardware-linked PPIs that are pending and not acknowledged, a bit for each. Where the line of one is low by now,
+    /// call [`Vgic::retract_hw_ppi`], or the guest gets it without a cause.
+    pub hw_ppis_pending: u32,
+}
+
+impl Vgic {
+    /// Takes back what the list registers of a vCPU hold, right after it has left its guest.
+    #[inline]
+    pub fn sync(&self, port: &dyn Port, vcpu: VcpuId, image: &mut LrImage) -> Synced {
+        if image.used == 0 {
+            return Synced::default();
+        }
+        self.fold(port, vcpu, image)
+    }
+
+    #[cold]
+    fn fold(&self, port: &dyn Port, vcpu: VcpuId, image: &mut LrImage) -> Synced {
+        let (values, ends) = image.take();
+        let Some(cpu) = self.vcpus.get(vcpu.index()) else { return Synced::default() };
+        let is_spi = |value: &u64| (SPI_FIRST..SPI_END).contains(&lr::intid(*value));
+        let mut dist = (ends != 0 || values.iter().any(is_spi)).then(|| self.dist.lock());
+        let mut state = cpu.state.lock();
+
+        let mut orphans: ArrayVec<u32, 64> = ArrayVec::new();
+        let mut moved: ArrayVec<(VcpuId, u32), { lr::MAX_LIST_REGISTERS }> = ArrayVec::new();
+        let mut others = VcpuSet::new();
+        for value in values {
+            let intid = lr::intid(*value);
+            if let Some(index) = intid.checked_sub(Lpi::FIRST) {
+                let fate = state.unlist_lpi(index);
+                if value & lr::PENDING == 0 {
+                    continue;
+                }
+                match fate {
+                    Fate::Keep => {
+                        let _ = cpu.lpis.insert(index);
+                        cpu.add_work(Work::LPI);
+                    }
+                    Fate::Drop => {}
+                    Fate::Move(to) => {
+                        let _ = moved.try_push((to, index));
+                    }
+                }
+                continue;
+            }
+            let orphan = if intid < SPI_FIRST {
+                let orphan = state.irq_mut(intid).is_some_and(|irq| irq.fold(*value));
+                state.requeue(intid);
+                orphan
+            } else if let Some(dist) = dist.as_deref_mut() {
+                let orphan = dist.irq_mut(intid).is_some_and(|irq| irq.fold(*value));
+                match dist.place(intid) {
+                    Some(home) if home == vcpu => cpu.add_work(Work::SPI),
+                    Some(home) => others.insert(home),
+                    None => {}
+                }
+                orphan
+            } else {
+                false
+            };
+            if orphan {
+                let _ = orphans.try_push(intid);
+            }
+        }
+        if let Some(dist) = dist.as_deref_mut() {
+            for _ in 0..ends {
+                let Some(intid) = best_active(&state, dist, vcpu, values) else { break };
+                if end(&mut state, dist, intid) {
+                    let _ = orphans.try_push(intid);
+                }
+                match dist.place(intid) {
+                    Some(home) if home == vcpu => cpu.add_work(Work::SPI),
+                    Some(home) => others.insert(home),
+                    None => {}
+                }
+            }
+        }
+        if state.queued != 0 {
+            cpu.add_work(Work::PRIVATE);
+        }
+        let hw_ppis_pending = state.held_pending();
+        for (to, index) in &moved {
+            if let Some(to) = self.vcpu(*to) {
+                let _ = to.lpis.insert(*index);
+            }
+        }
+        cpu.epoch.fetch_add(1, Ordering::AcqRel);
+        drop(state);
+        drop(dist);
+
+        // By reference: moved into a loop, either would be copied whole.
+        for intid in &orphans {
+            self.deactivate_physical(port, vcpu, *intid);
+        }
+        self.notify(port, Some(vcpu), &others, Work::SPI);
+        for (to, _) in &moved {
+            self.notify_one(port, Some(vcpu), *to, Work::LPI);
+        }
+        Synced { hw_ppis_pending }
+    }
+
+    /// The physical interrupt behind `intid` has nobody left who would deactivate it.
+    pub(super) fn deactivate_physical(&self, port: &dyn Port, vcpu: VcpuId, intid: u32) {
+        if intid < SPI_FIRST {
+            port.ppi_deactivate(vcpu, Intid(intid));
+        } else {
+            port.spi_deactivate(Intid(intid));
+        }
+    }
+
+    /// A write to ICC_DIR_EL1 that trapped. Anything but an active interrupt of this vCPU is ignored, LPIs too.
+    pub fn deactivate(&self, port: &dyn Port, vcpu: VcpuId, intid: Intid) {
+        let Some(cpu) = self.vcpu(vcpu) else { return };
+        let intid = intid.0;
+        let mut dist = self.dist.lock();
+        let mut state = cpu.state.lock();
+        if intid >= SPI_FIRST && dist.home(intid) != Some(vcpu) {
+            return;
+        }
+        let orphan = end(&mut state, &mut dist, intid);
+        let next = dist.place(intid);
+        drop(state);
+        drop(dist);
+        if orphan {
+            self.deactivate_physical(port, vcpu, intid);
+        }
+        if let Some(next) = next {
+            self.notify_one(port, Some(vcpu), next, Work::SPI);
+        }
+    }
+}
+
+/// The active interrupt of the highest priority that was in no list register.
+fn best_active(state: &Private, dist: &Dist, vcpu: VcpuId, listed: &[u64]) -> Option<u32> {
+    let mut best = Best::new(1);
+    let mut offer = |intid: u32, irq: &Irq| {
+        if irq.is_active() && !listed.iter().any(|value| lr::intid(*value) == intid) {
+            best.offer(irq.priority, intid);
+        }
+    };
+    for intid in bits(u64::from(state.queued)) {
+        if let Some(irq) = state.irq(intid) {
+            offer(intid, irq);
+        }
+    }
+    dist.for_each_queued(vcpu, offer);
+    best.keys.first().map(|key| key & INTID_MASK)
+}
+
+/// Deactivates an interrupt that is in no list register; true when the physical one has to follow.
+fn end(state: &mut Private, dist: &mut Dist, intid: u32) -> bool {
+    if intid < SPI_FIRST {
+        let orphan = state.irq_mut(intid).is_some_and(Irq::clear_active);
+        state.requeue(intid);
+        orphan
+    } else {
+        dist.irq_mut(intid).is_some_and(Irq::clear_active)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Asked, BOOT, Machine, sgi1r};
+    use super::super::{SgiGroup, Signal};
+    use super::*;
+    use crate::ids::{Mpidr, VIntid};
+    use std::vec::Vec;
+
+    const ONE: VcpuId = VcpuId(1);
+
+    fn numbers(listed: &[(u32, u64, u8)]) -> Vec<u32> {
+        listed.iter().map(|(intid, ..)| *intid).collect()
+    }
+
+    fn send(machine: &Machine, intid: u32, to: VcpuId) {
+        machine.vgic.send_sgi(machine, BOOT, sgi1r(intid, Mpidr(to.0.into())), SgiGroup::One);
+    }
+
+    fn set_private_priority(machine: &Machine, vcpu: VcpuId, intid: u32, priority: u8) {
+        let at = 0x1_0400 + u64::from(intid);
+        machine.vgic.redist_write(machine, vcpu, vcpu, at, 1, priority.into());
+    }
+
+    #[test]
+    fn ends_of_unlisted_active_ones_are_counted_down_by_priority() {
+        let machine = Machine::new(2);
+        for (intid, priority) in [(1, 0xa0), (2, 0x90), (3, 0x80), (4, 0x70), (5, 0x60), (6, 0x50)] {
+            set_private_priority(&machine, ONE, intid, priority);
+        }
+        for intid in 1..=6 {
+            send(&machine, intid, ONE);
+            machine.enter(ONE);
+            machine.acknowledge(ONE, intid);
+            let _ = machine.exit(ONE);
+        }
+        assert_eq!(numbers(&machine.enter(ONE)), [6, 5, 4, 3]);
+        // The guest ends them all but the first; two of the ends match no list register.
+        [6, 5, 4, 3].iter().for_each(|i| machine.end(ONE, *i));
+        machine.set_hcr(ONE, machine.hcr(ONE) | 1 << 27);
+        let _ = machine.exit(ONE);
+        assert_eq!(machine.enter(ONE), [(1, 2, 0xa0)], "2 was ended by the count, 1 was not");
+    }
+
+    #[test]
+    fn a_count_never_ends_what_was_listed() {
+        let machine = Machine::new(2);
+        for intid in 1..=5 {
+            set_private_priority(&machine, ONE, intid, 0xf8 - 8 * intid as u8);
+            send(&machine, intid, ONE);
+            machine.enter(ONE);
+            machine.acknowledge(ONE, intid);
+            let _ = machine.exit(ONE);
+        }
+        assert_eq!(numbers(&machine.enter(ONE)), [5, 4, 3, 2]);
+        machine.set_hcr(ONE, machine.hcr(ONE) | 3 << 27);
+        let _ = machine.exit(ONE);
+        assert_eq!(numbers(&machine.enter(ONE)), [5, 4, 3, 2]);
+    }
+
+    #[test]
+    fn a_trapped_deactivation_ends_an_interrupt_and_its_physical_twin() {
+        let mut machine = Machine::new(2);
+        machine.owned = std::vec![32];
+        machine.enable_spi(32, 0xa0, 1);
+        assert!(machine.vgic.inject_hw_spi(&machine, Intid(32)));
+        machine.enter(ONE);
+        machine.acknowledge(ONE, 32);
+        let _ = machine.exit(ONE);
+        machine.vgic.deactivate(&machine, BOOT, Intid(32));
+        assert!(machine.view(32).active, "only where it is active");
+        machine.vgic.deactivate(&machine, ONE, Intid(32));
+        assert_eq!(machine.asked(), [Asked::Deactivate(32)]);
+        assert!(machine.enter(ONE).is_empty());
+        machine.vgic.deactivate(&machine, ONE, Intid(8192));
+        machine.vgic.deactivate(&machine, ONE, Intid(1023));
+    }
+
+    #[test]
+    fn a_level_that_stays_high_is_delivered_again_after_each_end() {
+        let machine = Machine::new(1);
+        machine.enable_spi(33, 0xa0, 0);
+        machine.vgic.inject_spi(&machine, Intid(33), Signal::Level(true));
+        for _ in 0..3 {
+            assert_eq!(machine.enter(BOOT), [(33, 1, 0xa0)]);
+            assert_ne!(machine.images[0].borrow().lr[0] & lr::EOI, 0);
+            machine.acknowledge(BOOT, 33);
+            machine.end(BOOT, 33);
+            let _ = machine.exit(BOOT);
+        }
+        machine.vgic.inject_spi(&machine, Intid(33), Signal::Level(false));
+        assert!(machine.enter(BOOT).is_empty());
+    }
+
+    #[test]
+    fn a_timer_that_fell_silent_is_reported_and_taken_back() {
+        let machine = Machine::new(1);
+        assert!(machine.vgic.inject_hw_ppi(&machine, BOOT, Intid(27)));
+        machine.enter(BOOT);
+        assert_eq!(machine.images[0].borrow().lr[0] & (lr::HW | 0x1fff << 32), lr::HW | 27 << 32);
+        assert_eq!(machine.exit(BOOT).hw_ppis_pending, 1 << 27);
+        assert_eq!(machine.vgic.held_ppis(BOOT), 1 << 27);
+        machine.vgic.retract_hw_ppi(&machine, BOOT, Intid(27));
+        assert_eq!(machine.asked(), [Asked::PpiDeactivate(0, 27)]);
+        assert!(machine.enter(BOOT).is_empty());
+        assert_eq!(machine.vgic.held_ppis(BOOT), 0);
+    }
+
+    #[test]
+    fn a_timer_that_was_acknowledged_is_not_taken_back() {
+        let machine = Machine::new(1);
+        assert!(machine.vgic.inject_hw_ppi(&machine, BOOT, Intid(27)));
+        machine.enter(BOOT);
+        machine.acknowledge(BOOT, 27);
+        assert_eq!(machine.exit(BOOT).hw_ppis_pending, 0);
+        machine.vgic.retract_hw_ppi(&machine, BOOT, Intid(27));
+        assert!(machine.asked().is_empty());
+        assert_eq!(machine.enter(BOOT), [(27, 2, 0)]);
+    }
+
+    #[test]
+    fn an_lpi_leaves_its_list_register_when_it_is_acknowledged() {
+        let machine = Machine::new(1);
+        machine.enable_lpis(BOOT, &[(8200, 0xa1)]);
+        assert!(machine.vgic.inject_lpi(&machine, BOOT, VIntid(8200)));
+        assert_eq!(machine.enter(BOOT), [(8200, 1, 0xa0)]);
+        assert_eq!(machine.images[0].borrow().lr[0], 0x50a0_0000_0000_2008, "group 1, no link, no maintenance");
+        machine.acknowledge(BOOT, 8200);
+        assert!(machine.vgic.inject_lpi(&machine, BOOT, VIntid(8200)));
+        let _ = machine.exit(BOOT);
+        assert_eq!(machine.enter(BOOT), [(8200, 1, 0xa0)], "again, and only once");
+    }
+
+    #[test]
+    fn an_spi_that_was_rerouted_while_listed_goes_to_its_new_vcpu() {
+        let machine = Machine::new(2);
+        machine.enable_spi(50, 0xa0, 1);
+        machine.make_edge(50);
+        machine.vgic.inject_spi(&machine, Intid(50), Signal::Edge);
+        assert_eq!(numbers(&machine.enter(ONE)), [50]);
+        machine.forget();
+        // The recall makes vCPU 1 sync, which hands the interrupt on to vCPU 0.
+        machine.vgic.dist_write(&machine, ONE, 0x6000 + 50 * 8, 8, 0);
+        let _ = machine.exit(ONE);
+        assert!(machine.kicked().contains(&BOOT));
+        assert!(machine.enter(ONE).is_empty());
+        assert_eq!(numbers(&machine.enter(BOOT)), [50]);
+    }
+
+    #[test]
+    fn an_active_spi_stays_where_it_was_taken_when_it_is_rerouted() {
+        let machine = Machine::new(2);
+        machine.enable_spi(50, 0xa0, 1);
+        machine.make_edge(50);
+        machine.vgic.inject_spi(&machine, Intid(50), Signal::Edge);
+        machine.enter(ONE);
+        machine.acknowledge(ONE, 50);
+        let _ = machine.exit(ONE);
+        machine.vgic.dist_write(&machine, BOOT, 0x6000 + 50 * 8, 8, 0);
+        assert_eq!(machine.enter(ONE), [(50, 2, 0xa0)]);
+        machine.vgic.inject_spi(&machine, Intid(50), Signal::Edge);
+        let _ = machine.exit(ONE);
+        assert_eq!(machine.enter(ONE), [(50, 3, 0xa0)], "active and pending, where it is active");
+        machine.end(ONE, 50);
+        let _ = machine.exit(ONE);
+        assert!(machine.enter(ONE).is_empty());
+        assert_eq!(machine.enter(BOOT), [(50, 1, 0xa0)]);
+    }
+}
