@@ -124,7 +124,7 @@ fn scheduler() {
                 ms(entity.ran()),
                 vcpu.cpu(),
                 entity.moves(),
-                ms(entity.waited())
+                ms(entity.longest_wait())
             ));
         }
     }

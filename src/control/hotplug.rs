@@ -180,7 +180,7 @@ fn ask_out(hv: &Hypervisor) -> Result<(), Refusal> {
     if hotplug.places.get(cpu.index()).and_then(Once::get).is_none() {
         return Err(Refusal::BootCpu(cpu));
     }
-    hv.sched.take_out(cpu).map_err(|vcpu| Refusal::Bound(cpu, vcpu.domain, vcpu.id))?;
+    hv.sched.take_offline(cpu).map_err(|vcpu| Refusal::Bound(cpu, vcpu.domain, vcpu.id))?;
     hotplug.set(cpu, State::Asked);
     hv.send_kick(cpu);
     Ok(())
@@ -199,7 +199,7 @@ pub(crate) fn leave(hv: &Hypervisor, cpu: CpuId) {
         Ok(moved) => moved,
         Err(error) => {
             hv.set_online(cpu, true);
-            hv.sched.bring_up(cpu);
+            hv.sched.bring_online(cpu);
             hotplug.set(cpu, State::In);
             line(format_args!("{}", Refusal::Gic(cpu, error)));
             return;

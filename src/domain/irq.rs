@@ -73,8 +73,8 @@ fn take(cpu: CpuId, intid: Intid) {
             if fired.relief {
                 relieve(cpu);
             }
-            if fired.look {
-                hv.sched.ask_for_a_look(cpu);
+            if fired.resched {
+                hv.sched.set_need_resched(cpu);
             }
             // One that sleeps in this CPU has its CNTP looked at before it enters.
             if !hv.sched.shares_cpus()

@@ -212,7 +212,7 @@ impl Hypervisor {
             self.hotplug.failed(cpu);
             return ready;
         }
-        self.sched.bring_up(cpu);
+        self.sched.bring_online(cpu);
         self.set_online(cpu, true);
         self.hotplug.came_up(cpu);
         Ok(())
@@ -423,7 +423,7 @@ impl Hypervisor {
 
     /// Has a vCPU run that was asleep or off and is `Runnable` now.
     pub fn make_runnable(&self, vcpu: &Vcpu) {
-        vcpu.entity.begin_to_wait(timer::now());
+        vcpu.entity.begin_wait(timer::now());
         let cpu = self.sched.place(vcpu);
         if cpu != percpu::cpu() {
             self.send_kick(cpu);

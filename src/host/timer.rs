@@ -17,7 +17,7 @@ const NEVER: u64 = u64::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fired {
     /// The scheduler's look.
-    pub look: bool,
+    pub resched: bool,
     /// The end of a mask.
     pub relief: bool,
 }
@@ -25,7 +25,7 @@ pub struct Fired {
 /// One CPU's EL2 timer.
 pub struct SoftTimer {
     guest: AtomicU64,
-    look: AtomicU64,
+    resched: AtomicU64,
     /// The first of the sleepers.
     wake: AtomicU64,
     /// When masked interrupts may come again.
@@ -41,7 +41,7 @@ impl SoftTimer {
         let never = || AtomicU64::new(NEVER);
         SoftTimer {
             guest: never(),
-            look: never(),
+            resched: never(),
             wake: never(),
             relief: never(),
             armed: never(),
@@ -63,7 +63,7 @@ impl SoftTimer {
     }
 
     fn program(&self) {
-        let at = [&self.guest, &self.look, &self.wake, &self.relief];
+        let at = [&self.guest, &self.resched, &self.wake, &self.relief];
         let at = at.map(|what| what.load(Relaxed)).into_iter().fold(NEVER, u64::min);
         if self.armed.load(Relaxed) != at {
             self.armed.store(at, Relaxed);
@@ -77,8 +77,8 @@ impl SoftTimer {
     }
 
     /// When the scheduler has to look. On this CPU.
-    pub fn set_look(&self, at: Option<u64>) {
-        self.set(&self.look, at);
+    pub fn set_resched(&self, at: Option<u64>) {
+        self.set(&self.resched, at);
     }
 
     /// Interrupts that this CPU has masked may come again at `at`. On this CPU.
@@ -107,7 +107,7 @@ impl SoftTimer {
             let Some(vcpu) = sleeper else { break };
             wake(&vcpu);
         }
-        [&self.guest, &self.look, &self.wake, &self.relief].into_iter().for_each(|what| what.store(NEVER, Relaxed));
+        [&self.guest, &self.resched, &self.wake, &self.relief].into_iter().for_each(|what| what.store(NEVER, Relaxed));
         self.program();
     }
 
@@ -133,7 +133,7 @@ impl SoftTimer {
             }
             due
         };
-        let fired = Fired { look: is_due(&self.look), relief: is_due(&self.relief) };
+        let fired = Fired { resched: is_due(&self.resched), relief: is_due(&self.relief) };
         self.program();
         fired
     }

@@ -56,7 +56,7 @@ pub fn cpu_loop(cpu: CpuId) -> ! {
             hotplug::leave(hv, cpu);
         }
         let next = hv.sched.next(cpu, timer::now());
-        hv.timer(cpu).set_look(hv.sched.look_at(cpu));
+        hv.timer(cpu).set_resched(hv.sched.next_resched_at(cpu));
         match next {
             Some(vcpu) => {
                 teardown::pass_on(hv);
@@ -111,7 +111,7 @@ impl Stay<'_> {
             }
             match self.once(&mut context) {
                 Next::Resume => {}
-                Next::Yield => self.hv.sched.ask_for_a_look(self.cpu),
+                Next::Yield => self.hv.sched.set_need_resched(self.cpu),
                 Next::Block if self.has_news(&context) => {}
                 stop => break stop,
             }
@@ -130,8 +130,8 @@ impl Stay<'_> {
         let now = timer::now();
         if self.shares && self.late.is_some_and(|late| now > late) {
             self.late = Some(now + timer::us_to_ticks(LONG_WAY_US));
-            self.hv.sched.arrived(self.cpu, now);
-            self.hv.timer(self.cpu).set_look(self.hv.sched.look_at(self.cpu));
+            self.hv.sched.restart_slice(self.cpu, now);
+            self.hv.timer(self.cpu).set_resched(self.hv.sched.next_resched_at(self.cpu));
         }
     }
 
@@ -155,16 +155,16 @@ impl Stay<'_> {
     /// Whether the scheduler has somebody else for this CPU. It is asked when something has happened.
     fn makes_way(&mut self) -> bool {
         let sched = &self.hv.sched;
-        if !self.shares || !sched.wants_a_look(self.cpu) {
+        if !self.shares || !sched.needs_resched(self.cpu) {
             return false;
         }
         self.note_delay();
-        if sched.look(self.cpu, timer::now()) == Verdict::Switch {
+        if sched.should_resched(self.cpu, timer::now()) == Verdict::Switch {
             // The time of the next look comes with the next vCPU. Until then it would be one that has passed: an interrupt
             // for nothing.
             return true;
         }
-        self.hv.timer(self.cpu).set_look(sched.look_at(self.cpu));
+        self.hv.timer(self.cpu).set_resched(sched.next_resched_at(self.cpu));
         false
     }
 
@@ -278,7 +278,7 @@ impl Stay<'_> {
         let traps_waits = match self.hv.options.vwfi {
             Vwfi::Native => false,
             Vwfi::Trap => true,
-            Vwfi::Auto => self.shares && self.hv.sched.competes(self.cpu),
+            Vwfi::Auto => self.shares && self.hv.sched.is_contended(self.cpu),
         };
         if traps_waits {
             hcr |= features::hcr::TWI | features::hcr::TWE;
@@ -339,7 +339,7 @@ impl Stay<'_> {
                 debug_assert_eq!((v4.is_resident(vpe), v4.home(vpe)), (Some(self.cpu), Some(self.cpu)), "{vpe}");
                 if moves {
                     count(self.cpu, Event::VpeMove);
-                    self.hv.sched.note_move(timer::now() - started);
+                    self.hv.sched.record_move_cost(timer::now() - started);
                 }
                 true
             }

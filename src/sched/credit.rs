@@ -62,11 +62,11 @@ struct Cpu<V> {
     queue: Lock<Queue<V>>,
     inbox: Inbox,
     /// It has to look at its inbox or at the time.
-    look: AtomicBool,
+    resched: AtomicBool,
     /// How many wait that could run.
     waiting: AtomicUsize,
     /// When it is to look again.
-    look_at: AtomicU64,
+    next_resched_at: AtomicU64,
     /// What the current one had had when it was charged last, and when that was; for other CPUs' choices.
     front: AtomicU64,
     since: AtomicU64,
@@ -96,9 +96,9 @@ impl<V: Scheduled> Credit<V> {
         let cpu = || Cpu {
             queue: Lock::new(Rank::RunQueue, Queue::new()),
             inbox: Inbox::new(SLOTS),
-            look: AtomicBool::new(false),
+            resched: AtomicBool::new(false),
             waiting: AtomicUsize::new(0),
-            look_at: AtomicU64::new(NEVER),
+            next_resched_at: AtomicU64::new(NEVER),
             front: AtomicU64::new(0),
             since: AtomicU64::new(0),
             weight: AtomicU32::new(0),
@@ -134,7 +134,7 @@ impl<V: Scheduled> Credit<V> {
         while !self.cpu(to).inbox.post(vcpu.entity().slot()) {
             to = self.allowed(vcpu.entity(), to);
         }
-        self.cpu(to).look.store(true, Ordering::SeqCst);
+        self.cpu(to).resched.store(true, Ordering::SeqCst);
         to
     }
 
@@ -229,12 +229,12 @@ impl<V: Scheduled> Credit<V> {
             this.since.store(now, Ordering::Relaxed);
         }
         this.weight.store(queue.current().map_or(0, |current| current.entity().weight()), Ordering::Relaxed);
-        let mut at = queue.look_at(now, &self.settings.slices).unwrap_or(NEVER);
+        let mut at = queue.next_resched_at(now, &self.settings.slices).unwrap_or(NEVER);
         if let (Some(torture), Some(_)) = (self.settings.torture, queue.current()) {
             // The CPUs take turns, by chance.
             at = at.min(now + torture * self.cpus.len() as u64);
         }
-        this.look_at.store(at, Ordering::Relaxed);
+        this.next_resched_at.store(at, Ordering::Relaxed);
     }
 
     /// What the current one of `cpu` has had by now, as far as can be seen from outside; `None` if there is none.
@@ -356,13 +356,13 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
         true
     }
 
-    fn bring_up(&self, cpu: CpuId) {
+    fn bring_online(&self, cpu: CpuId) {
         self.cpu(cpu).inbox.open();
         self.online.add(cpu);
         self.idle.add(cpu);
     }
 
-    fn take_out(&self, cpu: CpuId) -> Result<(), Arc<V>> {
+    fn take_offline(&self, cpu: CpuId) -> Result<(), Arc<V>> {
         let bound = |vcpu: &Arc<V>| !self.online_but(cpu).any(|other| vcpu.entity().affinity.has(other));
         if let Some(vcpu) = self.slots.iter().find_map(|slot| slot.lock().clone().filter(bound)) {
             return Err(vcpu);
@@ -370,7 +370,7 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
         self.online.take(cpu);
         self.idle.take(cpu);
         self.cpu(cpu).inbox.close();
-        self.ask_for_a_look(cpu);
+        self.set_need_resched(cpu);
         Ok(())
     }
 
@@ -415,7 +415,7 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
     fn next(&self, cpu: CpuId, now: u64) -> Option<Arc<V>> {
         let this = self.cpu(cpu);
         loop {
-            this.look.store(false, Ordering::SeqCst);
+            this.resched.store(false, Ordering::SeqCst);
             if !self.online.has(cpu) {
                 self.evacuate(cpu, now);
                 return None;
@@ -441,7 +441,7 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
             if let Some(vcpu) = next {
                 self.idle.take(cpu);
                 vcpu.entity().set_cpu(cpu);
-                vcpu.entity().end_to_wait(now);
+                vcpu.entity().end_wait(now);
                 queue.start(vcpu.clone(), now);
                 self.publish(this, &queue, now);
                 drop(queue);
@@ -456,22 +456,22 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
             drop(queue);
             window();
             // Others hand work to this CPU since it said that it is idle: what has come by now is seen now.
-            if !this.look.load(Ordering::SeqCst) {
+            if !this.resched.load(Ordering::SeqCst) {
                 return None;
             }
         }
     }
 
-    fn arrived(&self, cpu: CpuId, now: u64) {
+    fn restart_slice(&self, cpu: CpuId, now: u64) {
         let this = self.cpu(cpu);
         let mut queue = this.queue.lock();
-        queue.arrived(now);
+        queue.restart_slice(now);
         self.publish(this, &queue, now);
     }
 
-    fn look(&self, cpu: CpuId, now: u64) -> Verdict {
+    fn should_resched(&self, cpu: CpuId, now: u64) -> Verdict {
         let this = self.cpu(cpu);
-        this.look.store(false, Ordering::SeqCst);
+        this.resched.store(false, Ordering::SeqCst);
         // First the clock, then those who are measured by it.
         this.queue.lock().charge(now, &self.settings.slices);
         self.receive(this, now);
@@ -497,7 +497,7 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
         }
         queue.renew(now, slices);
         self.publish(this, &queue, now);
-        Verdict::Stay
+        Verdict::Continue
     }
 
     fn stop(&self, cpu: CpuId, now: u64) -> Option<Arc<V>> {
@@ -510,7 +510,7 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
 
     fn requeue(&self, cpu: CpuId, vcpu: Arc<V>, now: u64) {
         let entity = vcpu.entity();
-        entity.begin_to_wait(now);
+        entity.begin_wait(now);
         let to = match self.settings.torture {
             Some(_) => self.random_cpu(entity),
             None => self.allowed(entity, cpu),
@@ -527,23 +527,23 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
         self.cpus.get(cpu.index())?.queue.lock().current().cloned()
     }
 
-    fn wants_a_look(&self, cpu: CpuId) -> bool {
-        self.cpu(cpu).look.load(Ordering::Relaxed)
+    fn needs_resched(&self, cpu: CpuId) -> bool {
+        self.cpu(cpu).resched.load(Ordering::Relaxed)
     }
 
-    fn ask_for_a_look(&self, cpu: CpuId) {
-        self.cpu(cpu).look.store(true, Ordering::SeqCst);
+    fn set_need_resched(&self, cpu: CpuId) {
+        self.cpu(cpu).resched.store(true, Ordering::SeqCst);
     }
 
-    fn competes(&self, cpu: CpuId) -> bool {
+    fn is_contended(&self, cpu: CpuId) -> bool {
         self.cpu(cpu).waiting.load(Ordering::Relaxed) > 0
     }
 
-    fn look_at(&self, cpu: CpuId) -> Option<u64> {
-        Some(self.cpu(cpu).look_at.load(Ordering::Relaxed)).filter(|&at| at != NEVER)
+    fn next_resched_at(&self, cpu: CpuId) -> Option<u64> {
+        Some(self.cpu(cpu).next_resched_at.load(Ordering::Relaxed)).filter(|&at| at != NEVER)
     }
 
-    fn note_move(&self, ticks: u64) {
+    fn record_move_cost(&self, ticks: u64) {
         let mean = self.move_cost.load(Ordering::Relaxed);
         self.move_cost.store(mean - mean / 8 + ticks / 8, Ordering::Relaxed);
     }

@@ -197,19 +197,19 @@ impl Entity {
 
     /// The longest that it has waited for a CPU, in ticks.
     #[must_use]
-    pub fn waited(&self) -> u64 {
+    pub fn longest_wait(&self) -> u64 {
         self.waited.load(Ordering::Relaxed)
     }
 
     /// From `now` on it would run.
-    pub fn begin_to_wait(&self, now: u64) {
+    pub fn begin_wait(&self, now: u64) {
         self.waits_since.store(now, Ordering::Relaxed);
     }
 
     /// It runs at `now`. Its CPU may have taken the time before it was woken.
-    pub(super) fn end_to_wait(&self, now: u64) {
+    pub(super) fn end_wait(&self, now: u64) {
         let waited = now.saturating_sub(self.waits_since.load(Ordering::Relaxed));
-        if waited > self.waited() {
+        if waited > self.longest_wait() {
             self.waited.store(waited, Ordering::Relaxed);
         }
     }

@@ -87,7 +87,7 @@ impl fmt::Display for AddError {
 #[must_use]
 pub enum Verdict {
     /// It goes on.
-    Stay,
+    Continue,
     /// It makes way.
     Switch,
 }
@@ -101,15 +101,15 @@ pub trait Scheduler<V>: Send + Sync {
     fn shares_cpus(&self) -> bool;
 
     /// A CPU can run vCPUs from now on.
-    fn bring_up(&self, cpu: CpuId);
+    fn bring_online(&self, cpu: CpuId);
 
     /// A CPU is to run no more vCPUs. What runs there makes way when it looks; what waits there goes elsewhere when it
-    /// asks who is [`next`](Scheduler::next), which is then nobody; once it has asked after this returned, nothing more comes. [`bring_up`](Scheduler::bring_up) takes it back.
+    /// asks who is [`next`](Scheduler::next), which is then nobody; once it has asked after this returned, nothing more comes. [`bring_online`](Scheduler::bring_online) takes it back.
     ///
     /// # Errors
     ///
     /// A vCPU that could run nowhere else: nothing has changed.
-    fn take_out(&self, cpu: CpuId) -> Result<(), Arc<V>>;
+    fn take_offline(&self, cpu: CpuId) -> Result<(), Arc<V>>;
 
     /// Takes on a vCPU that is off.
     ///
@@ -123,7 +123,7 @@ pub trait Scheduler<V>: Send + Sync {
 
     /// Has a vCPU run that has just become runnable (from sleep, or because it was powered on), and says which CPU
     /// is to be interrupted for it. Takes no lock, so that it may be called with any held. It has begun to
-    /// [wait](Entity::begin_to_wait).
+    /// [wait](Entity::begin_wait).
     fn place(&self, vcpu: &V) -> CpuId;
 
     /// The vCPU that is to run on this CPU now; it is `Running`. `None`: there is none; wait for an interrupt.
@@ -131,10 +131,10 @@ pub trait Scheduler<V>: Send + Sync {
 
     /// The vCPU of this CPU is only now ready to run: to bring it here has taken long, and is not to count as its time.
     /// Without this, one whose way here takes longer than its slice would be sent away before its first instruction.
-    fn arrived(&self, _cpu: CpuId, _now: u64) {}
+    fn restart_slice(&self, _cpu: CpuId, _now: u64) {}
 
-    /// Whether the vCPU of this CPU goes on. To be asked when [`Scheduler::wants_a_look`].
-    fn look(&self, cpu: CpuId, now: u64) -> Verdict;
+    /// Whether the vCPU of this CPU goes on. To be asked when [`Scheduler::needs_resched`].
+    fn should_resched(&self, cpu: CpuId, now: u64) -> Verdict;
 
     /// The vCPU of this CPU stops running; the caller has it until it is asleep, off, or given to
     /// [`Scheduler::requeue`].
@@ -147,19 +147,19 @@ pub trait Scheduler<V>: Send + Sync {
     fn current(&self, cpu: CpuId) -> Option<Arc<V>>;
 
     /// Whether something has happened since the last look. Cheap: it is asked after each exit.
-    fn wants_a_look(&self, cpu: CpuId) -> bool;
+    fn needs_resched(&self, cpu: CpuId) -> bool;
 
     /// Makes a CPU look.
-    fn ask_for_a_look(&self, cpu: CpuId);
+    fn set_need_resched(&self, cpu: CpuId);
 
     /// Whether another vCPU could use this CPU. Cheap: it is asked before each entry.
-    fn competes(&self, cpu: CpuId) -> bool;
+    fn is_contended(&self, cpu: CpuId) -> bool;
 
     /// When this CPU is to look again, whatever happens.
-    fn look_at(&self, cpu: CpuId) -> Option<u64>;
+    fn next_resched_at(&self, cpu: CpuId) -> Option<u64>;
 
     /// A vCPU's move to another CPU has cost this much.
-    fn note_move(&self, ticks: u64);
+    fn record_move_cost(&self, ticks: u64);
 
     /// Who waits for a CPU, the next to run first. For a debug key; under a lock.
     fn for_each_waiting(&self, cpu: CpuId, visit: &mut dyn FnMut(&Arc<V>));

@@ -34,11 +34,11 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Null<V> {
         false
     }
 
-    fn bring_up(&self, cpu: CpuId) {
+    fn bring_online(&self, cpu: CpuId) {
         self.out.take(cpu);
     }
 
-    fn take_out(&self, cpu: CpuId) -> Result<(), Arc<V>> {
+    fn take_offline(&self, cpu: CpuId) -> Result<(), Arc<V>> {
         let slots = self.slots.lock();
         match slots.get(cpu.index()).and_then(Option::as_ref) {
             Some(vcpu) => Err(vcpu.clone()),
@@ -79,8 +79,8 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Null<V> {
         self.current(cpu).filter(|vcpu| vcpu.run_state().start_running())
     }
 
-    fn look(&self, _: CpuId, _: u64) -> Verdict {
-        Verdict::Stay
+    fn should_resched(&self, _: CpuId, _: u64) -> Verdict {
+        Verdict::Continue
     }
 
     fn stop(&self, cpu: CpuId, _: u64) -> Option<Arc<V>> {
@@ -93,21 +93,21 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Null<V> {
         self.slots.lock().get(cpu.index())?.clone()
     }
 
-    fn wants_a_look(&self, _: CpuId) -> bool {
+    fn needs_resched(&self, _: CpuId) -> bool {
         false
     }
 
-    fn ask_for_a_look(&self, _: CpuId) {}
+    fn set_need_resched(&self, _: CpuId) {}
 
-    fn competes(&self, _: CpuId) -> bool {
+    fn is_contended(&self, _: CpuId) -> bool {
         false
     }
 
-    fn look_at(&self, _: CpuId) -> Option<u64> {
+    fn next_resched_at(&self, _: CpuId) -> Option<u64> {
         None
     }
 
-    fn note_move(&self, _: u64) {}
+    fn record_move_cost(&self, _: u64) {}
 
     fn for_each_waiting(&self, _: CpuId, _: &mut dyn FnMut(&Arc<V>)) {}
 }
@@ -140,12 +140,12 @@ mod tests {
         assert_eq!(null.place(&a), CpuId(1));
         assert!(null.next(CpuId(1), 0).is_some());
         assert!(null.next(CpuId(1), 0).is_none(), "it runs");
-        assert!(null.take_out(CpuId(1)).is_err_and(|vcpu| Arc::ptr_eq(&vcpu, &a)), "it can run nowhere else");
+        assert!(null.take_offline(CpuId(1)).is_err_and(|vcpu| Arc::ptr_eq(&vcpu, &a)), "it can run nowhere else");
         null.remove(&a);
         assert!(null.current(CpuId(1)).is_none());
-        assert!(null.take_out(CpuId(1)).is_ok());
+        assert!(null.take_offline(CpuId(1)).is_ok());
         assert_eq!(null.add(&a, CpuId(1)), Err(AddError::NoSuchCpu(CpuId(1))));
-        null.bring_up(CpuId(1));
+        null.bring_online(CpuId(1));
         assert_eq!(null.add(&a, CpuId(1)), Ok(()));
     }
 }

@@ -205,7 +205,7 @@ impl<V: Scheduled> Queue<V> {
     }
 
     /// The current one starts now, and not when it was made so.
-    pub fn arrived(&mut self, now: u64) {
+    pub fn restart_slice(&mut self, now: u64) {
         self.charged = now;
         self.started = now;
     }
@@ -218,7 +218,7 @@ impl<V: Scheduled> Queue<V> {
 
     /// When somebody has to look again: at the end of the slice if others wait, when a cap is used up, when one that
     /// waits for its cap may run.
-    pub fn look_at(&self, now: u64, slices: &Slices) -> Option<u64> {
+    pub fn next_resched_at(&self, now: u64, slices: &Slices) -> Option<u64> {
         let mut at = None;
         let mut also = |other: u64| at = Some(at.map_or(other, |at: u64| at.min(other)));
         if let Some(current) = &self.current {
@@ -319,9 +319,9 @@ mod tests {
         let (mut queue, _) = queue(&["one"]);
         let one = queue.take(0, |_| true).unwrap();
         queue.start(one, 0);
-        assert_eq!(queue.look_at(0, &SLICES), None);
+        assert_eq!(queue.next_resched_at(0, &SLICES), None);
         queue.insert(vcpu("two"), From::Sleep, 0, 0, &SLICES);
-        assert_eq!(queue.look_at(0, &SLICES), Some(1000));
+        assert_eq!(queue.next_resched_at(0, &SLICES), Some(1000));
     }
 
     #[test]
@@ -330,12 +330,12 @@ mod tests {
         vcpus[0].entity().set_cap(10);
         let capped = queue.take(0, |_| true).unwrap();
         queue.start(capped, 0);
-        assert_eq!(queue.look_at(0, &SLICES), Some(1000), "10 % of the period");
+        assert_eq!(queue.next_resched_at(0, &SLICES), Some(1000), "10 % of the period");
         let capped = queue.stop(1000, &SLICES).unwrap();
         queue.insert(capped, From::Here, 1000, 0, &SLICES);
         assert_eq!((queue.waiting.len(), queue.eligible(1000)), (1, 0));
         assert_eq!(take(&mut queue, 1000), None);
-        assert_eq!(queue.look_at(1000, &SLICES), Some(10_000));
+        assert_eq!(queue.next_resched_at(1000, &SLICES), Some(10_000));
         assert_eq!(take(&mut queue, 10_000), Some("capped"));
     }
 }

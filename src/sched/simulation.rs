@@ -62,7 +62,7 @@ impl World {
     fn new(cpus: usize, torture: Option<u64>) -> World {
         let sched = Credit::new(cpus, Settings { slices: SLICES, torture, kick });
         KICKED.with_borrow_mut(Vec::clear);
-        (0..cpus).for_each(|cpu| sched.bring_up(CpuId(cpu as u16)));
+        (0..cpus).for_each(|cpu| sched.bring_online(CpuId(cpu as u16)));
         let running = (0..cpus).map(|_| None).collect();
         World { sched, cpus, guests: Vec::new(), running, ran_until: 0, idle: 0, now: 0 }
     }
@@ -94,7 +94,7 @@ impl World {
         let now = self.now;
         if let Some(index) = self.running[cpu.index()] {
             let sleeps = self.guests[index].left == 0;
-            if !sleeps && self.sched.look(cpu, now) == Verdict::Stay {
+            if !sleeps && self.sched.should_resched(cpu, now) == Verdict::Continue {
                 return;
             }
             let vcpu = self.sched.stop(cpu, now).unwrap();
@@ -131,7 +131,7 @@ impl World {
         while self.now < until {
             let mut at = until;
             for cpu in (0..self.cpus).map(|cpu| CpuId(cpu as u16)) {
-                at = at.min(self.sched.look_at(cpu).unwrap_or(u64::MAX));
+                at = at.min(self.sched.next_resched_at(cpu).unwrap_or(u64::MAX));
                 if let Some(index) = self.running[cpu.index()] {
                     at = at.min(self.now.saturating_add(self.guests[index].left));
                 }
@@ -155,13 +155,13 @@ impl World {
                 if guest.vcpu.run.get() == State::Blocked && guest.wakes_at <= self.now {
                     assert_eq!(guest.vcpu.run.wake(), Woken::WasBlocked);
                     guest.woken_at = self.now;
-                    guest.vcpu.entity.begin_to_wait(self.now);
+                    guest.vcpu.entity.begin_wait(self.now);
                     let cpu = self.sched.place(&guest.vcpu);
                     kick(cpu);
                 }
             }
             for cpu in (0..self.cpus).map(|cpu| CpuId(cpu as u16)) {
-                let due = self.sched.look_at(cpu).is_some_and(|at| at <= self.now);
+                let due = self.sched.next_resched_at(cpu).is_some_and(|at| at <= self.now);
                 let done = self.running[cpu.index()].is_some_and(|index| self.guests[index].left == 0);
                 if due || done {
                     kick(cpu);
@@ -172,7 +172,7 @@ impl World {
         }
         // Everything is charged.
         for cpu in (0..self.cpus).map(|cpu| CpuId(cpu as u16)) {
-            let _ = self.sched.look(cpu, self.now);
+            let _ = self.sched.should_resched(cpu, self.now);
         }
     }
 
@@ -317,7 +317,7 @@ fn a_cpu_is_taken_out_and_back_and_nobody_is_lost_or_treated_unfairly() {
         world.run(100 * MS);
         for round in 0..20 {
             let out = CpuId(round % 4);
-            assert!(world.sched.take_out(out).is_ok());
+            assert!(world.sched.take_offline(out).is_ok());
             kick(out);
             world.settle();
             for _ in 0..20 {
@@ -325,7 +325,7 @@ fn a_cpu_is_taken_out_and_back_and_nobody_is_lost_or_treated_unfairly() {
                 assert_eq!(world.running[out.index()], None);
                 world.sched.for_each_waiting(out, &mut |_| panic!("one waits where nobody runs"));
             }
-            world.sched.bring_up(out);
+            world.sched.bring_online(out);
             kick(out);
             world.settle();
             world.run(world.now + 100 * MS);
@@ -363,15 +363,15 @@ fn nobody_waits_long_however_cpus_come_and_go() {
             let cpu = CpuId(1 + below(3) as u16);
             out[cpu.index()] ^= true;
             match out[cpu.index()] {
-                true => assert!(world.sched.take_out(cpu).is_ok()),
-                false => world.sched.bring_up(cpu),
+                true => assert!(world.sched.take_offline(cpu).is_ok()),
+                false => world.sched.bring_online(cpu),
             }
             kick(cpu);
             world.settle();
         }
         for (index, guest) in world.guests.iter().enumerate() {
             let waits = if guest.vcpu.run.get() == State::Runnable { world.now - guest.woken_at } else { 0 };
-            assert_eq!(guest.vcpu.entity.waited(), guest.worst_wait, "what is shown to people");
+            assert_eq!(guest.vcpu.entity.longest_wait(), guest.worst_wait, "what is shown to people");
             let worst = guest.worst_wait.max(waits);
             // All others, one after the other, when but one CPU is left.
             assert!(worst < 20 * SLICES.slice, "seed {seed}: guest {index} has waited {worst}");
@@ -385,14 +385,14 @@ fn a_cpu_stays_for_one_that_can_run_nowhere_else() {
     let bound = world.add(256, BUSY);
     world.guests[bound].vcpu.entity.affinity.set([CpuId(1), CpuId(2)].into_iter());
     world.start();
-    assert!(world.sched.take_out(CpuId(2)).is_ok());
+    assert!(world.sched.take_offline(CpuId(2)).is_ok());
     kick(CpuId(2));
     world.settle();
-    let stays = world.sched.take_out(CpuId(1));
+    let stays = world.sched.take_offline(CpuId(1));
     assert!(stays.is_err_and(|vcpu| Arc::ptr_eq(&vcpu, &world.guests[bound].vcpu)));
     assert_eq!(world.running[1], Some(bound));
-    world.sched.bring_up(CpuId(2));
-    assert!(world.sched.take_out(CpuId(1)).is_ok());
+    world.sched.bring_online(CpuId(2));
+    assert!(world.sched.take_offline(CpuId(1)).is_ok());
     kick(CpuId(1));
     world.settle();
     assert_eq!((world.running[1], world.running[2]), (None, Some(bound)));
@@ -404,8 +404,8 @@ fn alone_on_a_cpu_there_is_no_tick_and_no_move() {
     (0..4).for_each(|_| _ = world.add(256, BUSY));
     world.start();
     for cpu in 0..4 {
-        assert_eq!(world.sched.look_at(CpuId(cpu)), None);
-        assert!(!world.sched.competes(CpuId(cpu)));
+        assert_eq!(world.sched.next_resched_at(CpuId(cpu)), None);
+        assert!(!world.sched.is_contended(CpuId(cpu)));
     }
     assert_eq!(world.moves(), 0);
 }
@@ -432,12 +432,12 @@ fn one_whose_way_here_took_longer_than_its_slice_runs_before_it_goes() {
         for _ in 0..100 {
             // Fifty slices for a VMOVP, and a kick on top.
             world.now += 50 * SLICES.slice;
-            world.sched.arrived(cpu, world.now);
+            world.sched.restart_slice(cpu, world.now);
             arrived += 1;
-            world.sched.ask_for_a_look(cpu);
-            assert_eq!(world.sched.look(cpu, world.now), Verdict::Stay, "gone without one instruction");
-            assert!(world.sched.look_at(cpu).unwrap() > world.now, "its timer would end its stay at once");
-            world.now = world.sched.look_at(cpu).unwrap();
+            world.sched.set_need_resched(cpu);
+            assert_eq!(world.sched.should_resched(cpu, world.now), Verdict::Continue, "gone without one instruction");
+            assert!(world.sched.next_resched_at(cpu).unwrap() > world.now, "its timer would end its stay at once");
+            world.now = world.sched.next_resched_at(cpu).unwrap();
             kick(cpu);
             world.settle();
         }

@@ -80,7 +80,7 @@ impl World {
     fn new(torture: Option<u64>) -> World {
         let sched = Credit::new(CPUS, Settings { slices: SLICES, torture, kick });
         KICKED.iter().for_each(|kicked| kicked.store(false, Ordering::SeqCst));
-        (0..CPUS).for_each(|cpu| sched.bring_up(CpuId(cpu as u16)));
+        (0..CPUS).for_each(|cpu| sched.bring_online(CpuId(cpu as u16)));
         let vcpus: Vec<_> = (0..VCPUS)
             .map(|index| {
                 let home = CpuId((index % CPUS) as u16);
@@ -119,13 +119,13 @@ impl World {
     }
 
     fn timer_is_due(&self, cpu: CpuId) -> bool {
-        self.sched.look_at(cpu).is_some_and(|at| at <= self.now())
+        self.sched.next_resched_at(cpu).is_some_and(|at| at <= self.now())
     }
 
     /// Whether it has to do something: an interrupt is pending, or it is about to enter a guest and is to look first.
     fn is_called(&self, cpu: &Cpu) -> bool {
         let id = cpu.id;
-        let looks = cpu.running.is_some() && self.sched.wants_a_look(id);
+        let looks = cpu.running.is_some() && self.sched.needs_resched(id);
         !self.is_out(id) && (looks || KICKED[id.index()].load(Ordering::SeqCst) || self.timer_is_due(id))
     }
 
@@ -135,13 +135,13 @@ impl World {
         while self.is_called(cpu) {
             KICKED[id.index()].store(false, Ordering::SeqCst);
             if self.timer_is_due(id) {
-                self.sched.ask_for_a_look(id);
+                self.sched.set_need_resched(id);
             }
             let Some(vcpu) = &cpu.running else {
                 self.pick(cpu);
                 continue;
             };
-            if self.sched.wants_a_look(id) && self.sched.look(id, self.now()) == Verdict::Switch {
+            if self.sched.needs_resched(id) && self.sched.should_resched(id, self.now()) == Verdict::Switch {
                 let stopped = self.sched.stop(id, self.now()).unwrap();
                 assert!(Arc::ptr_eq(&stopped, vcpu));
                 stopped.run.preempted();
@@ -200,10 +200,12 @@ impl World {
     /// The debug keys, on CPU 0.
     fn plug(&self, cpu: CpuId) {
         if self.is_out(cpu) {
-            self.sched.bring_up(cpu);
+            self.sched.bring_online(cpu);
             self.out[cpu.index()].store(false, Ordering::SeqCst);
             kick(cpu);
-        } else if !(0..CPUS).any(|other| self.asked[other].load(Ordering::SeqCst)) && self.sched.take_out(cpu).is_ok() {
+        } else if !(0..CPUS).any(|other| self.asked[other].load(Ordering::SeqCst))
+            && self.sched.take_offline(cpu).is_ok()
+        {
             window();
             self.asked[cpu.index()].store(true, Ordering::SeqCst);
             kick(cpu);
