@@ -23,7 +23,7 @@ use crate::domain::irq;
 use crate::gic::{cpuif, v4};
 use crate::ids::Intid;
 use crate::run::Stay;
-use crate::sched::{Found, RunState, Schedulable, Why};
+use crate::sched::{Found, Schedulable, Why};
 use crate::trace::{Event, count};
 use crate::vcpu::Context;
 use crate::vcpu::list_regs;
@@ -153,9 +153,5 @@ impl Schedulable for Stay<'_> {
             self.keep_time(&context, now);
         }
         found
-    }
-
-    fn run_state(&self) -> &RunState {
-        &self.vcpu.run
     }
 }

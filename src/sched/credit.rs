@@ -17,10 +17,13 @@
 //! A vCPU is in one place at a time: current on a CPU, in a queue, in an inbox, or asleep. Its `RunState` and the one bit
 //! say which; a queue's lock covers the first two. No two queues are locked at once.
 
-use super::entity::{CpuSet, Entity};
+use super::cpu_set::CpuSet;
+use super::entity::{DEFAULT_WEIGHT, Entity};
 use super::inbox::Inbox;
+use super::policy::{AddError, Scheduled, Scheduler, Verdict};
 use super::queue::{From, Queue, Slices};
-use super::{AddError, Scheduled, Scheduler, Verdict};
+use super::race_point::race_point;
+use super::random::xorshift;
 use crate::ids::CpuId;
 use crate::sync::{Lock, Rank};
 use crate::trace::{Event, count};
@@ -31,21 +34,6 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering
 /// vCPUs at most.
 const SLOTS: usize = 1024;
 const NEVER: u64 = u64::MAX;
-
-/// Between two accesses whose order matters: a test has other CPUs go on here.
-#[inline]
-fn window() {
-    #[cfg(all(test, not(loom)))]
-    super::stress_tests::window();
-}
-
-/// The next of a sequence of random numbers, of which none is 0 (xorshift).
-pub(super) fn scramble(mut x: u64) -> u64 {
-    x ^= x << 13;
-    x ^= x >> 7;
-    x ^= x << 17;
-    x
-}
 
 /// How it is to be run.
 #[derive(Clone, Copy, Debug)]
@@ -243,7 +231,7 @@ impl<V: Scheduled> Credit<V> {
         let weight = u64::from(cpu.weight.load(Ordering::Relaxed));
         let ran = now.saturating_sub(cpu.since.load(Ordering::Relaxed));
         (weight != 0).then(|| {
-            let weighted = ran.saturating_mul(u64::from(super::DEFAULT_WEIGHT)) / weight;
+            let weighted = ran.saturating_mul(u64::from(DEFAULT_WEIGHT)) / weight;
             cpu.front.load(Ordering::Relaxed).saturating_add(weighted)
         })
     }
@@ -334,7 +322,7 @@ impl<V: Scheduled> Credit<V> {
     }
 
     fn random_cpu(&self, entity: &Entity) -> CpuId {
-        let x = scramble(self.random.load(Ordering::Relaxed));
+        let x = xorshift(self.random.load(Ordering::Relaxed));
         self.random.store(x, Ordering::Relaxed);
         self.allowed(entity, CpuId((x % self.cpus.len() as u64) as u16))
     }
@@ -425,11 +413,11 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
             let mut next = queue.take(now, |_| true);
             if next.is_none() {
                 drop(queue);
-                window();
+                race_point();
                 // Said before others' queues are looked at: who comes to wait there from here on is seen by the one or the
                 // other. If not, he would wait for a slice beside a CPU that idles.
                 self.idle.add(cpu);
-                window();
+                race_point();
                 let stolen = self.steal(cpu, now);
                 queue = this.queue.lock();
                 if let Some(stolen) = stolen {
@@ -454,7 +442,7 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
             }
             self.publish(this, &queue, now);
             drop(queue);
-            window();
+            race_point();
             // Others hand work to this CPU since it said that it is idle: what has come by now is seen now.
             if !this.resched.load(Ordering::SeqCst) {
                 return None;

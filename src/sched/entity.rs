@@ -1,126 +1,49 @@
-//! What a scheduler keeps in each vCPU: its share, where it may run, and how much it has had.
+//! A scheduler's data in each vCPU: its weight and cap, the CPUs that it may run on, and the time that it has run.
 //!
-//! The numbers are atomics so that a debug key may read them at any time. Those that say how much a vCPU has had
-//! are changed by the CPU that runs it, or under the lock of the queue that it waits in: never by two at once.
+//! The numbers are atomics so that a debug key can read them at any time. Those that count the time are written by the
+//! CPU that runs the vCPU, or under the lock of the queue that it waits in, so never by two CPUs at once.
 
+use super::cpu_set::CpuSet;
 use crate::ids::CpuId;
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-/// CPUs that a [`CpuSet`] can name.
-pub const MAX_CPUS: usize = 256;
-const WORDS: usize = MAX_CPUS / 64;
-
-/// The weight of a vCPU that nobody has given another.
+/// The weight of a vCPU unless it is set to another.
 pub const DEFAULT_WEIGHT: u32 = 256;
 
-/// A set of CPUs that is read while it changes.
-#[derive(Debug)]
-pub struct CpuSet([AtomicU64; WORDS]);
-
-impl CpuSet {
-    /// No CPU.
-    #[must_use]
-    pub const fn none() -> CpuSet {
-        CpuSet([const { AtomicU64::new(0) }; WORDS])
-    }
-
-    /// Every CPU.
-    #[must_use]
-    pub const fn all() -> CpuSet {
-        CpuSet([const { AtomicU64::new(u64::MAX) }; WORDS])
-    }
-
-    fn word(&self, cpu: CpuId) -> Option<(&AtomicU64, u64)> {
-        Some((self.0.get(cpu.index() / 64)?, 1 << (cpu.index() % 64)))
-    }
-
-    /// Whether `cpu` is in it.
-    #[must_use]
-    pub fn has(&self, cpu: CpuId) -> bool {
-        self.word(cpu).is_some_and(|(word, bit)| word.load(Ordering::SeqCst) & bit != 0)
-    }
-
-    /// Adds `cpu`.
-    pub fn add(&self, cpu: CpuId) {
-        if let Some((word, bit)) = self.word(cpu) {
-            word.fetch_or(bit, Ordering::SeqCst);
-        }
-    }
-
-    /// Takes `cpu` out. `true` if it was in it, for one of several who ask at once.
-    pub fn take(&self, cpu: CpuId) -> bool {
-        self.word(cpu).is_some_and(|(word, bit)| word.fetch_and(!bit, Ordering::SeqCst) & bit != 0)
-    }
-
-    /// Makes it `cpus` and no other.
-    pub fn set(&self, cpus: impl Iterator<Item = CpuId>) {
-        let mut words = [0u64; WORDS];
-        for cpu in cpus {
-            if let Some(word) = words.get_mut(cpu.index() / 64) {
-                *word |= 1 << (cpu.index() % 64);
-            }
-        }
-        for (to, from) in self.0.iter().zip(words) {
-            to.store(from, Ordering::SeqCst);
-        }
-    }
-
-    /// Whether no CPU is in it.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.iter().all(|word| word.load(Ordering::SeqCst) == 0)
-    }
-
-    /// The first CPU of both sets, from `start` on and around.
-    #[must_use]
-    pub fn common(&self, other: &CpuSet, start: CpuId) -> Option<CpuId> {
-        let (first, shift) = (start.index() / 64 % WORDS, start.index() % 64);
-        // The first word is looked at twice: from the start on, and at the end the part before it.
-        for step in 0..=WORDS {
-            let at = (first + step) % WORDS;
-            let mut both = self.0[at].load(Ordering::SeqCst) & other.0[at].load(Ordering::SeqCst);
-            if step == 0 {
-                both &= u64::MAX << shift;
-            }
-            if both != 0 {
-                return Some(CpuId((at * 64) as u16 + both.trailing_zeros() as u16));
-            }
-        }
-        None
-    }
-}
-
-/// A vCPU, to a scheduler.
+/// A scheduler's data in a vCPU.
 #[derive(Debug)]
 pub struct Entity {
-    /// Its number in the scheduler's table, from [`super::Scheduler::add`] on.
+    /// Index in the scheduler's table, set by `Scheduler::add`.
     slot: AtomicU16,
+    /// The CPU that it runs on, or ran on last.
     cpu: AtomicU16,
     weight: AtomicU32,
+    /// Percent of a CPU; 0 for no limit.
     cap: AtomicU32,
-    /// Where it may run.
+    /// The CPUs that it may run on.
     pub affinity: CpuSet,
-    /// What it has had, in ticks at the default weight.
+    /// Virtual time: ticks that it has run, scaled by default weight over own weight.
     pub(super) vtime: AtomicU64,
-    /// What it has had, in ticks.
+    /// Ticks that it has run.
     pub(super) ran: AtomicU64,
-    /// What it has had in the period of its cap, in ticks.
+    /// Ticks that it has run in the current period of its cap.
     pub(super) used: AtomicU64,
+    /// When that period began.
     pub(super) period: AtomicU64,
-    /// How often it started on another CPU than the one before.
+    /// How often it started on a CPU other than the one before.
     pub(super) moves: AtomicU64,
-    /// Since when it would run, while it does not.
+    /// Since when it has been runnable without running.
     waits_since: AtomicU64,
-    /// The longest that it has waited, in ticks.
+    /// The longest time that it has waited for a CPU, in ticks.
     waited: AtomicU64,
-    /// It is in an inbox because another CPU gave it away, not because it was woken.
+    /// It is in an inbox because another CPU passed it on, not because it was woken.
     pub(super) moving: AtomicBool,
 }
 
 const NO_SLOT: u16 = u16::MAX;
 
 impl Entity {
-    /// Of the default weight, without a cap, free to run anywhere.
+    /// An entity with the default weight, without a cap, that may run on every CPU.
     #[must_use]
     pub const fn new(home: CpuId) -> Entity {
         Entity {
@@ -161,24 +84,24 @@ impl Entity {
         self.slot.store(slot, Ordering::Relaxed);
     }
 
-    /// Its share: one of twice the weight gets twice the time.
+    /// The weight: a vCPU with twice the weight gets twice the time.
     #[must_use]
     pub fn weight(&self) -> u32 {
         self.weight.load(Ordering::Relaxed)
     }
 
-    /// Sets its share, 1 to 65535.
+    /// Sets the weight, clamped to 1 to 65535.
     pub fn set_weight(&self, weight: u32) {
         self.weight.store(weight.clamp(1, 0xffff), Ordering::Relaxed);
     }
 
-    /// The most it may have of a CPU, in percent; 0 for no limit.
+    /// The cap: the largest part of a CPU that it may use, in percent; 0 for no limit.
     #[must_use]
     pub fn cap(&self) -> u32 {
         self.cap.load(Ordering::Relaxed)
     }
 
-    /// Limits it to `percent` of a CPU; 0 and 100 or more for no limit.
+    /// Sets the cap to `percent` of a CPU; 0, and 100 or more, for no limit.
     pub fn set_cap(&self, percent: u32) {
         self.cap.store(if percent < 100 { percent } else { 0 }, Ordering::Relaxed);
     }
@@ -189,24 +112,24 @@ impl Entity {
         self.ran.load(Ordering::Relaxed)
     }
 
-    /// How often it started on another CPU than the one before.
+    /// How often it started on a CPU other than the one before.
     #[must_use]
     pub fn moves(&self) -> u64 {
         self.moves.load(Ordering::Relaxed)
     }
 
-    /// The longest that it has waited for a CPU, in ticks.
+    /// The longest time that it has waited for a CPU, in ticks.
     #[must_use]
     pub fn longest_wait(&self) -> u64 {
         self.waited.load(Ordering::Relaxed)
     }
 
-    /// From `now` on it would run.
+    /// Records that it became runnable at `now`.
     pub fn begin_wait(&self, now: u64) {
         self.waits_since.store(now, Ordering::Relaxed);
     }
 
-    /// It runs at `now`. Its CPU may have taken the time before it was woken.
+    /// Records that it runs at `now`, which may be earlier than its wake if its CPU read the clock before.
     pub(super) fn end_wait(&self, now: u64) {
         let waited = now.saturating_sub(self.waits_since.load(Ordering::Relaxed));
         if waited > self.longest_wait() {
@@ -214,7 +137,7 @@ impl Entity {
         }
     }
 
-    /// Ticks at the default weight that `ticks` of its own are.
+    /// Converts `ticks` of running to virtual time.
     pub(super) fn weighted(&self, ticks: u64) -> u64 {
         let weight = u64::from(self.weight());
         match ticks.checked_mul(u64::from(DEFAULT_WEIGHT)) {
@@ -231,7 +154,7 @@ impl Entity {
         self.vtime.store(vtime, Ordering::Relaxed);
     }
 
-    /// Books `ticks` that ended at `now`.
+    /// Charges `ticks` of running that ended at `now`.
     pub(super) fn charge(&self, ticks: u64, now: u64, period: u64) {
         self.ran.store(self.ran().wrapping_add(ticks), Ordering::Relaxed);
         self.set_vtime(self.vtime().saturating_add(self.weighted(ticks)));
@@ -241,11 +164,12 @@ impl Entity {
         }
     }
 
+    /// Ticks that it may run in each period.
     fn quota(&self, period: u64) -> u64 {
         period / 100 * u64::from(self.cap())
     }
 
-    /// Starts the cap's next period once it is due. What was used beyond the quota counts in the new one.
+    /// Starts the next period of the cap once it is due. Ticks beyond the quota count in the new period.
     fn renew(&self, now: u64, period: u64) {
         let since = self.period.load(Ordering::Relaxed);
         let elapsed = now.saturating_sub(since) / period.max(1);
@@ -256,7 +180,7 @@ impl Entity {
         }
     }
 
-    /// How long it may still run in this period of its cap; `None` without one.
+    /// How many ticks it may still run in this period of its cap; `None` without a cap.
     pub(super) fn allowance(&self, now: u64, period: u64) -> Option<u64> {
         if self.cap() == 0 {
             return None;
@@ -265,7 +189,7 @@ impl Entity {
         Some(self.quota(period).saturating_sub(self.used.load(Ordering::Relaxed)))
     }
 
-    /// When it may run again; 0 for now.
+    /// The time before which its cap does not let it run; 0 if it may run now.
     pub(super) fn not_before(&self, now: u64, period: u64) -> u64 {
         match self.allowance(now, period) {
             Some(0) => self.period.load(Ordering::Relaxed) + period,
@@ -279,23 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_set_is_searched_from_a_start_and_around() {
-        let (one, two) = (CpuSet::none(), CpuSet::all());
-        for cpu in [3, 70, 255] {
-            one.add(CpuId(cpu));
-        }
-        assert_eq!(one.common(&two, CpuId(0)), Some(CpuId(3)));
-        assert_eq!(one.common(&two, CpuId(4)), Some(CpuId(70)));
-        assert_eq!(one.common(&two, CpuId(71)), Some(CpuId(255)));
-        assert!(one.take(CpuId(255)) && !one.take(CpuId(255)));
-        assert_eq!(one.common(&two, CpuId(71)), Some(CpuId(3)), "around");
-        two.set([CpuId(70)].into_iter());
-        assert_eq!(one.common(&two, CpuId(0)), Some(CpuId(70)));
-        assert_eq!(one.common(&CpuSet::none(), CpuId(0)), None);
-    }
-
-    #[test]
-    fn twice_the_weight_ages_half_as_fast() {
+    fn the_virtual_time_of_twice_the_weight_passes_half_as_fast() {
         let (light, heavy) = (Entity::new(CpuId(0)), Entity::new(CpuId(0)));
         heavy.set_weight(512);
         light.charge(1000, 1000, 100);
@@ -305,13 +213,13 @@ mod tests {
     }
 
     #[test]
-    fn a_cap_is_used_up_and_renewed_with_what_was_overrun() {
+    fn a_new_period_of_a_cap_is_charged_with_the_overrun_of_the_last() {
         let entity = Entity::new(CpuId(0));
         entity.set_cap(25);
         assert_eq!(entity.allowance(0, 1000), Some(250));
         entity.charge(300, 300, 1000);
         assert_eq!(entity.not_before(300, 1000), 1000);
-        assert_eq!(entity.allowance(1000, 1000), Some(200), "50 too many before");
+        assert_eq!(entity.allowance(1000, 1000), Some(200), "50 ticks of overrun");
         assert_eq!(entity.not_before(1000, 1000), 0);
     }
 }

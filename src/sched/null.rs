@@ -3,7 +3,8 @@
 //! There is nothing to decide, so nothing is decided: a CPU runs its vCPU whenever that can run. What remains
 //! of a scheduler is the assignment, made once when a domain is built.
 
-use super::{AddError, CpuSet, Scheduled, Scheduler, Verdict};
+use super::cpu_set::CpuSet;
+use super::policy::{AddError, Scheduled, Scheduler, Verdict};
 use crate::ids::CpuId;
 use crate::sync::{Lock, Rank};
 use alloc::sync::Arc;

@@ -10,7 +10,7 @@
 //!
 //! Pure: time comes from the caller, in ticks. Nothing here locks, and nothing allocates but [`Queue::reserve`].
 
-use super::Scheduled;
+use super::policy::Scheduled;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 

@@ -6,6 +6,7 @@
 
 use super::*;
 use crate::ids::CpuId;
+use alloc::sync::Arc;
 use std::cell::RefCell;
 use std::vec::Vec;
 

@@ -5,9 +5,11 @@
 //! middle of the scheduler's work, by chance. After each round they stand still, what has been kicked is let run to the
 //! end, and then each vCPU must be in one place, and no CPU idle that could run one that waits.
 
+use super::race_point::{self, race_point, random};
 use super::*;
 use crate::ids::CpuId;
-use core::sync::atomic::{AtomicBool, AtomicU64};
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Barrier, Mutex, MutexGuard};
 use std::vec::Vec;
@@ -25,23 +27,6 @@ fn kick(cpu: CpuId) {
     KICKED[cpu.index()].store(true, Ordering::SeqCst);
 }
 
-std::thread_local!(static CHANCE: core::cell::Cell<u64> = const { core::cell::Cell::new(1) });
-
-/// A number below `below`, this thread's own.
-fn chance(below: u64) -> u64 {
-    CHANCE.with(|state| {
-        state.set(super::credit::scramble(state.get()));
-        state.get() % below
-    })
-}
-
-/// Another thread may go first here.
-pub(super) fn window() {
-    if chance(8) == 0 {
-        (0..chance(6)).for_each(|_| std::thread::yield_now());
-    }
-}
-
 struct V {
     entity: Entity,
     run: RunState,
@@ -50,11 +35,11 @@ struct V {
 
 impl Scheduled for V {
     fn entity(&self) -> &Entity {
-        window();
+        race_point();
         &self.entity
     }
     fn run_state(&self) -> &RunState {
-        window();
+        race_point();
         &self.run
     }
 }
@@ -171,29 +156,29 @@ impl World {
         self.now.fetch_add(1, Ordering::SeqCst);
         self.take(cpu);
         if let Some(vcpu) = cpu.running.clone() {
-            match chance(6) {
+            match random(6) {
                 0 | 1 => {
                     let stopped = self.sched.stop(cpu.id, self.now());
                     cpu.running = None;
-                    window();
+                    race_point();
                     if !vcpu.run.block(|| Found::Nothing) {
                         self.sched.requeue(cpu.id, stopped.unwrap(), self.now());
                     }
                     self.pick(cpu);
                 }
                 2 | 3 => {
-                    self.wake(&self.vcpus[chance(VCPUS as u64) as usize], cpu.id);
+                    self.wake(&self.vcpus[random(VCPUS as u64) as usize], cpu.id);
                     self.take(cpu);
                 }
-                _ => window(),
+                _ => race_point(),
             }
-        } else if !self.is_out(cpu.id) && chance(8) == 0 {
+        } else if !self.is_out(cpu.id) && random(8) == 0 {
             // A timer, or a doorbell.
-            self.wake(&self.vcpus[chance(VCPUS as u64) as usize], cpu.id);
+            self.wake(&self.vcpus[random(VCPUS as u64) as usize], cpu.id);
             self.take(cpu);
         }
-        if cpu.id == CpuId(0) && chance(20) == 0 {
-            self.plug(CpuId(1 + chance(CPUS as u64 - 1) as u16));
+        if cpu.id == CpuId(0) && random(20) == 0 {
+            self.plug(CpuId(1 + random(CPUS as u64 - 1) as u16));
         }
     }
 
@@ -206,7 +191,7 @@ impl World {
         } else if !(0..CPUS).any(|other| self.asked[other].load(Ordering::SeqCst))
             && self.sched.take_offline(cpu).is_ok()
         {
-            window();
+            race_point();
             self.asked[cpu.index()].store(true, Ordering::SeqCst);
             kick(cpu);
         }
@@ -271,7 +256,7 @@ fn run(world: &World, rounds: u64) {
         for (cpu, seed) in cpus.iter().zip(1..) {
             let (barrier, failed, guarded, stand_still) = (&barrier, &failed, &guarded, &stand_still);
             threads.spawn(move || {
-                CHANCE.set(0x9e37_79b9 * seed);
+                race_point::seed(0x9e37_79b9 * seed);
                 for _ in 0..rounds {
                     guarded(&|| {
                         let mut cpu = cpu.lock().unwrap();

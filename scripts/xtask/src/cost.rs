@@ -46,7 +46,7 @@ const LPI: u64 = 8192;
 /// The function that moves a vPE: VMOVP is posted and waited for.
 const MOVE: &str = "::bring";
 /// The function by which a vCPU stops running, the first thing of a switch once it is decided.
-const STOP: &str = "Credit<V> as doorward::sched::Scheduler<V>>::stop";
+const STOP: &str = "Credit<V> as doorward::sched::policy::Scheduler<V>>::stop";
 
 /// What a stay in EL2 was for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
