@@ -395,7 +395,7 @@ impl Hypervisor {
         &self.timers[cpu.index()]
     }
 
-    /// Takes on a vCPU that is off. Allocates.
+    /// Adds a vCPU, which is off, to the scheduler.
     ///
     /// # Errors
     ///
@@ -403,9 +403,6 @@ impl Hypervisor {
     pub fn add_vcpu(&self, vcpu: &Arc<Vcpu>, home: CpuId) -> Result<(), AddError> {
         self.sched.add(vcpu, home)?;
         self.vcpus.fetch_add(1, Ordering::Relaxed);
-        for timer in &self.timers {
-            timer.reserve(self.vcpus());
-        }
         Ok(())
     }
 

@@ -49,11 +49,6 @@ impl SoftTimer {
         }
     }
 
-    /// Makes room for so many sleepers.
-    pub fn reserve(&self, vcpus: usize) {
-        self.sleepers.lock().reserve(vcpus);
-    }
-
     fn set(&self, what: &AtomicU64, at: Option<u64>) {
         let at = at.unwrap_or(NEVER);
         if what.load(Relaxed) != at {
@@ -97,7 +92,7 @@ impl SoftTimer {
 
     /// `vcpu` is awake. On any CPU.
     pub fn forget(&self, vcpu: &Vcpu) {
-        self.sleepers.lock().forget(vcpu);
+        self.sleepers.lock().remove(vcpu);
     }
 
     /// This CPU goes: whoever sleeps is woken, and nothing is due any more. On this CPU.

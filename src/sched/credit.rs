@@ -46,7 +46,7 @@ pub struct Settings {
     pub kick: fn(CpuId),
 }
 
-struct Cpu<V> {
+struct Cpu<V: Scheduled> {
     queue: Lock<Queue<V>>,
     inbox: Inbox,
     /// It has to look at its inbox or at the time.
@@ -62,7 +62,7 @@ struct Cpu<V> {
 }
 
 /// The scheduler.
-pub struct Credit<V> {
+pub struct Credit<V: Scheduled> {
     cpus: Vec<Cpu<V>>,
     slots: Vec<Lock<Option<Arc<V>>>>,
     /// Those that can run vCPUs.
@@ -372,11 +372,6 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
                 vcpu.entity().set_slot(Some(index));
                 vcpu.entity().set_cpu(home);
                 *slot = Some(vcpu.clone());
-                drop(slot);
-                // All may come to wait on one CPU; room for them is made now, as nothing is allocated later.
-                for cpu in &self.cpus {
-                    cpu.queue.lock().reserve(index + 1);
-                }
                 return Ok(());
             }
         }

@@ -4,6 +4,7 @@
 //! CPU that runs the vCPU, or under the lock of the queue that it waits in, so never by two CPUs at once.
 
 use super::cpu_set::CpuSet;
+use super::links::{QueueLink, SleepLink};
 use crate::ids::CpuId;
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
@@ -38,6 +39,16 @@ pub struct Entity {
     waited: AtomicU64,
     /// It is in an inbox because another CPU passed it on, not because it was woken.
     pub(super) moving: AtomicBool,
+    /// Links it into the run queue of one CPU. The scheduler moves a vCPU from one place to the next, so it is in one queue
+    /// at most.
+    pub(crate) queue_link: QueueLink,
+    /// While it is in a run queue: the time before which its cap does not let it run; 0 for none.
+    parked_until: AtomicU64,
+    /// Links it into the list of sleepers of one CPU. The switch to a vCPU takes it out of the list that it is in, and only
+    /// a vCPU that runs goes to sleep, so it is in one list at most.
+    pub(crate) sleep_link: SleepLink,
+    /// While it is in a list of sleepers: when it has to be woken.
+    wakes_at: AtomicU64,
 }
 
 const NO_SLOT: u16 = u16::MAX;
@@ -60,6 +71,10 @@ impl Entity {
             waits_since: AtomicU64::new(0),
             waited: AtomicU64::new(0),
             moving: AtomicBool::new(false),
+            queue_link: QueueLink::new(),
+            parked_until: AtomicU64::new(0),
+            sleep_link: SleepLink::new(),
+            wakes_at: AtomicU64::new(0),
         }
     }
 
@@ -144,6 +159,25 @@ impl Entity {
             Some(scaled) => scaled / weight,
             None => (ticks / weight).saturating_mul(u64::from(DEFAULT_WEIGHT)),
         }
+    }
+
+    pub(super) fn parked_until(&self) -> u64 {
+        self.parked_until.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_parked_until(&self, time: u64) {
+        self.parked_until.store(time, Ordering::Relaxed);
+    }
+
+    /// When it has to be woken, while it is in a list of sleepers. Under the lock of that list.
+    #[must_use]
+    pub fn wakes_at(&self) -> u64 {
+        self.wakes_at.load(Ordering::Relaxed)
+    }
+
+    /// Sets when it has to be woken. Before it is put into a list of sleepers, under the lock of that list.
+    pub fn set_wakes_at(&self, time: u64) {
+        self.wakes_at.store(time, Ordering::Relaxed);
     }
 
     pub(super) fn vtime(&self) -> u64 {

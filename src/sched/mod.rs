@@ -8,6 +8,7 @@
 //! | `inbox` | vCPUs that other CPUs hand to a CPU, without a lock |
 //! | `entity`, `cpu_set` | a scheduler's data in each vCPU: weight, cap, affinity, accounts; sets of CPUs |
 //! | `run_state` | [`RunState`]: off, runnable, running, blocking or blocked |
+//! | `links` | how vCPUs are linked into run queues and lists of sleepers |
 //! | `hook` | [`Schedulable`]: what happens when a vCPU is switched in and out |
 //! | `random`, `race_point` | random numbers; points at which a test lets other threads run |
 //! | `interleavings`, `simulation`, `stress_tests`, `testing` | tests |
@@ -35,6 +36,7 @@ mod hook;
 mod inbox;
 #[cfg(all(test, loom))]
 mod interleavings;
+mod links;
 mod null;
 mod policy;
 mod queue;
@@ -45,10 +47,13 @@ mod run_state;
 mod simulation;
 #[cfg(all(test, not(loom)))]
 mod stress_tests;
+#[cfg(test)]
+pub(crate) mod testing;
 pub use cpu_set::{CpuSet, MAX_CPUS};
 pub use credit::{Credit, Settings};
 pub use entity::{DEFAULT_WEIGHT, Entity};
 pub use hook::{Schedulable, Why};
+pub use links::{ListAdapter, QueueLink, SleepLink};
 pub use null::Null;
 pub use policy::{AddError, Scheduled, Scheduler, Verdict};
 pub use queue::Slices;

@@ -115,29 +115,19 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Null<V> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Entity, RunState};
     use super::*;
-
-    struct V(Entity, RunState);
-    impl Scheduled for V {
-        fn entity(&self) -> &Entity {
-            &self.0
-        }
-        fn run_state(&self) -> &RunState {
-            &self.1
-        }
-    }
+    use crate::sched::testing::TestVcpu;
 
     #[test]
     fn a_cpu_takes_one_vcpu_and_no_second() {
         let null = Null::new(2);
-        let [a, b] = [0, 1].map(|cpu| Arc::new(V(Entity::new(CpuId(cpu)), RunState::new())));
+        let [a, b] = [0, 1].map(|cpu| Arc::new(TestVcpu::new(CpuId(cpu))));
         assert_eq!(null.add(&a, CpuId(1)), Ok(()));
         assert_eq!(null.add(&b, CpuId(1)), Err(AddError::Taken(CpuId(1))));
         assert_eq!(null.add(&b, CpuId(2)), Err(AddError::NoSuchCpu(CpuId(2))));
         assert!(Arc::ptr_eq(&null.current(CpuId(1)).unwrap(), &a));
         assert!(null.next(CpuId(1), 0).is_none(), "it is off");
-        assert!(a.1.power_on());
+        assert!(a.run.power_on());
         assert_eq!(null.place(&a), CpuId(1));
         assert!(null.next(CpuId(1), 0).is_some());
         assert!(null.next(CpuId(1), 0).is_none(), "it runs");

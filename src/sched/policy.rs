@@ -1,13 +1,18 @@
 //! The interface of a scheduler.
 
 use super::entity::Entity;
+use super::links::ListAdapter;
 use super::run_state::RunState;
 use crate::ids::CpuId;
 use alloc::sync::Arc;
 use core::fmt;
 
 /// A vCPU as schedulers see it.
-pub trait Scheduled {
+pub trait Scheduled: Sized {
+    /// Finds [`Entity::queue_link`].
+    type QueueAdapter: ListAdapter<Self>;
+    /// Finds [`Entity::sleep_link`].
+    type SleepAdapter: ListAdapter<Self>;
     /// Its weight, its affinity and the time that it has run.
     fn entity(&self) -> &Entity;
     /// Whether it is off, runnable, running, or asleep.

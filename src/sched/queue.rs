@@ -1,111 +1,109 @@
-//! One CPU's run queue: who runs here, who waits, in the order of what each has had.
+//! The run queue of one CPU: the vCPU that runs there, and those that wait, ordered by virtual time.
 //!
-//! Time is counted per vCPU and divided by its weight (*vtime*); whoever has had least runs next. The queue's *clock*
-//! is the least vtime of all who want to run here. It never goes back, and is what newcomers are measured by: one that
-//! slept may be ahead of the clock by [`Slices::boost`] at most, so that it runs soon but cannot save up a monopoly; one
-//! that comes from a CPU where time went faster may be behind it by two slices of its own. A CPU that was empty starts
-//! in the *present*, the furthest of all clocks, or clocks would drift apart for ever.
+//! Virtual time (*vtime*) is the time that a vCPU has run, divided by its weight; the vCPU with the least runs next. The
+//! queue's *clock* is the least vtime of the vCPUs that run or wait here. It never goes back, and limits the vtime of a
+//! vCPU that is inserted: one that slept may be behind the clock by [`Slices::boost`] at most, so that it runs soon but
+//! cannot save up time; one that comes from a CPU whose clock is further on may be ahead of it by two of its own slices. An
+//! empty queue takes over the *present*, the furthest of all clocks; without that, the clocks would drift apart.
 //!
-//! One whose cap is used up waits with a time before which it is passed over.
+//! A vCPU that has used up its cap waits with a time before which it is skipped.
 //!
-//! Pure: time comes from the caller, in ticks. Nothing here locks, and nothing allocates but [`Queue::reserve`].
+//! The time, in ticks, comes from the caller. A queue takes no lock and does not allocate: it links vCPUs by
+//! [`Entity::queue_link`](super::Entity).
 
 use super::policy::Scheduled;
-use alloc::collections::VecDeque;
 use alloc::sync::Arc;
+use intrusive_collections::LinkedList;
 
 /// The lengths of a queue's times, in ticks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slices {
-    /// How long one runs while another waits.
+    /// How long a vCPU runs while another waits.
     pub slice: u64,
     /// The period over which caps are kept.
     pub period: u64,
 }
 
 impl Slices {
-    /// How far ahead of the clock one may be that was asleep.
+    /// How far behind the clock the vtime of a vCPU that slept may be.
     pub(super) const fn boost(&self) -> u64 {
         self.slice / 2
     }
 
-    /// How far ahead of the clock one may be that comes from another CPU's queue.
+    /// How far behind the clock the vtime of a vCPU from another CPU's queue may be.
     const fn credit(&self) -> u64 {
         self.slice * 4
     }
 
-    /// How much less another must have had than the one that runs, to interrupt it within its slice.
+    /// How much less vtime than the running vCPU another must have to preempt it within its slice.
     const fn grain(&self) -> u64 {
         self.slice / 10
     }
 }
 
-/// How a vCPU comes to a queue.
+/// Where a vCPU that is inserted into a queue comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum From {
-    /// From sleep.
+    /// It slept.
     Sleep,
-    /// From another CPU, where it waited.
+    /// It waited on another CPU.
     Elsewhere,
     /// It ran here until now.
     Here,
 }
 
-struct Waiting<V> {
-    vtime: u64,
-    not_before: u64,
-    vcpu: Arc<V>,
-}
-
-/// One CPU's queue.
-pub struct Queue<V> {
-    /// The next to run first. Who has just run goes in near the end and who has slept near the front: both are cheap.
-    waiting: VecDeque<Waiting<V>>,
-    /// How many of them wait for their cap, or did when they came.
+/// One CPU's run queue.
+pub struct Queue<V: Scheduled> {
+    /// Those that wait, in rising order of vtime. A vCPU that has just run belongs near the end and one that slept near
+    /// the front, so each is inserted from the end that is nearer.
+    waiting: LinkedList<V::QueueAdapter>,
+    /// Length of `waiting`.
+    len: usize,
+    /// How many of `waiting` had used up their cap when they were inserted.
     parked: usize,
     clock: u64,
     current: Option<Arc<V>>,
     /// Up to when `current` has been charged.
     charged: u64,
-    /// Since when `current` has its slice.
+    /// When the slice of `current` began.
     started: u64,
 }
 
 impl<V: Scheduled> Queue<V> {
-    /// An empty one.
-    pub const fn new() -> Queue<V> {
-        Queue { waiting: VecDeque::new(), parked: 0, clock: 0, current: None, charged: 0, started: 0 }
+    /// An empty queue.
+    pub fn new() -> Queue<V> {
+        let waiting = LinkedList::new(V::QueueAdapter::default());
+        Queue { waiting, len: 0, parked: 0, clock: 0, current: None, charged: 0, started: 0 }
     }
 
-    /// Makes room for `vcpus` in all.
-    pub fn reserve(&mut self, vcpus: usize) {
-        self.waiting.reserve(vcpus.saturating_sub(self.waiting.len()));
-    }
-
-    /// Who runs here.
+    /// The vCPU that runs here.
     pub fn current(&self) -> Option<&Arc<V>> {
         self.current.as_ref()
     }
 
-    /// The least that anybody here has had.
+    /// The least vtime of the vCPUs here.
     pub fn clock(&self) -> u64 {
         self.clock
     }
 
-    /// How many wait that could run now.
+    /// How many vCPUs wait that could run now.
     pub fn eligible(&self, now: u64) -> usize {
         if self.parked == 0 {
-            return self.waiting.len();
+            return self.len;
         }
-        self.waiting.iter().filter(|waiting| waiting.not_before <= now).count()
+        self.waiting.iter().filter(|vcpu| vcpu.entity().parked_until() <= now).count()
     }
 
-    /// Who waits, the next to run first.
+    /// Visits the vCPUs that wait, the next to run first.
     pub fn for_each(&self, visit: &mut dyn FnMut(&Arc<V>)) {
-        self.waiting.iter().for_each(|waiting| visit(&waiting.vcpu));
+        let mut at = self.waiting.front();
+        while let Some(vcpu) = at.clone_pointer() {
+            visit(&vcpu);
+            at.move_next();
+        }
     }
 
-    /// Books what the current one has had until `now`.
+    /// Charges the current vCPU for the time until `now`.
     pub fn charge(&mut self, now: u64, slices: &Slices) {
         if let Some(current) = &self.current {
             current.entity().charge(now.saturating_sub(self.charged), now, slices.period);
@@ -115,23 +113,21 @@ impl<V: Scheduled> Queue<V> {
         self.clock = self.clock.max(least.unwrap_or(0));
     }
 
-    fn next_at(&self, now: u64, fits: impl Fn(&V) -> bool) -> Option<usize> {
-        let takes = |waiting: &Waiting<V>| waiting.not_before <= now && fits(&waiting.vcpu);
-        if takes(self.waiting.front()?) {
-            return Some(0);
-        }
-        self.waiting.iter().position(takes)
-    }
-
-    /// The vtime of the one that runs next.
+    /// The vtime of the vCPU that runs next.
     pub fn next_vtime(&self, now: u64) -> Option<u64> {
-        if self.parked == 0 {
-            return self.waiting.front().map(|waiting| waiting.vtime);
-        }
-        Some(self.waiting.get(self.next_at(now, |_| true)?)?.vtime)
+        let next = match self.parked {
+            0 => self.waiting.front().get(),
+            _ => self.waiting.iter().find(|vcpu| vcpu.entity().parked_until() <= now),
+        };
+        next.map(|vcpu| vcpu.entity().vtime())
     }
 
-    /// Has `vcpu` wait here.
+    /// Adds `vcpu` to those that wait.
+    ///
+    /// # Panics
+    ///
+    /// If it waits in a queue already. The scheduler has one place for each vCPU at a time, and so passes on only those
+    /// that it has taken out of another.
     pub fn insert(&mut self, vcpu: Arc<V>, from: From, now: u64, present: u64, slices: &Slices) {
         let entity = vcpu.entity();
         let own = entity.vtime();
@@ -145,30 +141,42 @@ impl<V: Scheduled> Queue<V> {
             From::Here => own,
         };
         entity.set_vtime(vtime);
-        let not_before = entity.not_before(now, slices.period);
-        self.parked += usize::from(not_before != 0);
-        debug_assert!(self.waiting.len() < self.waiting.capacity(), "room was reserved for every vCPU");
-        let waiting = Waiting { vtime, not_before, vcpu };
-        // Mostly it has just run, and has had more than all others.
-        if self.waiting.back().is_none_or(|last| last.vtime <= vtime) {
-            self.waiting.push_back(waiting);
+        let parked_until = entity.not_before(now, slices.period);
+        entity.set_parked_until(parked_until);
+        self.parked += usize::from(parked_until != 0);
+        self.len += 1;
+        // Behind those with the same vtime.
+        if from == From::Here {
+            let mut at = self.waiting.back_mut();
+            while at.get().is_some_and(|other| other.entity().vtime() > vtime) {
+                at.move_prev();
+            }
+            at.insert_after(vcpu);
         } else {
-            let at = self.waiting.partition_point(|waiting| waiting.vtime <= vtime);
-            self.waiting.insert(at, waiting);
+            let mut at = self.waiting.front_mut();
+            while at.get().is_some_and(|other| other.entity().vtime() <= vtime) {
+                at.move_next();
+            }
+            at.insert_before(vcpu);
         }
     }
 
-    /// Takes the next of those that `fits`, to run elsewhere or here.
+    /// Removes the first vCPU that could run now and for which `fits` is true, to run it here or elsewhere.
     pub fn take(&mut self, now: u64, fits: impl Fn(&V) -> bool) -> Option<Arc<V>> {
-        let taken = match self.next_at(now, fits)? {
-            0 => self.waiting.pop_front()?,
-            at => self.waiting.remove(at)?,
-        };
-        self.parked -= usize::from(taken.not_before != 0);
-        Some(taken.vcpu)
+        let mut at = self.waiting.front_mut();
+        while let Some(vcpu) = at.get() {
+            let parked_until = vcpu.entity().parked_until();
+            if parked_until <= now && fits(vcpu) {
+                self.parked -= usize::from(parked_until != 0);
+                self.len -= 1;
+                return at.remove();
+            }
+            at.move_next();
+        }
+        None
     }
 
-    /// Whether the current one, charged until `now`, is to make way.
+    /// Whether the current vCPU, charged until `now`, has to make way for another.
     pub fn makes_way(&self, now: u64, slices: &Slices) -> bool {
         let Some(current) = &self.current else { return true };
         if current.entity().allowance(now, slices.period) == Some(0) {
@@ -179,24 +187,24 @@ impl<V: Scheduled> Queue<V> {
         next.saturating_add(slack) < current.entity().vtime()
     }
 
-    /// How long the current one has run since it came, or since its slice was renewed.
+    /// Ticks since the slice of the current vCPU began.
     pub fn has_run(&self, now: u64) -> u64 {
         now.saturating_sub(self.started)
     }
 
-    /// Whether the current one has had its slice.
+    /// Whether the current vCPU has used up its slice.
     pub fn slice_is_over(&self, now: u64, slices: &Slices) -> bool {
         self.current.is_some() && now.saturating_sub(self.started) >= slices.slice
     }
 
-    /// The current one has had its slice and nobody has had less: it gets another.
+    /// Gives the current vCPU another slice if it has used up its own, because none has less vtime.
     pub fn renew(&mut self, now: u64, slices: &Slices) {
         if now.saturating_sub(self.started) >= slices.slice {
             self.started = now;
         }
     }
 
-    /// Makes `vcpu`, which was the next, the current one.
+    /// Makes `vcpu`, which was taken from a queue, the current one.
     pub fn start(&mut self, vcpu: Arc<V>, now: u64) {
         self.clock = self.clock.max(vcpu.entity().vtime());
         self.current = Some(vcpu);
@@ -204,20 +212,20 @@ impl<V: Scheduled> Queue<V> {
         self.started = now;
     }
 
-    /// The current one starts now, and not when it was made so.
+    /// Starts the slice of the current vCPU anew at `now`, without a charge for the time before.
     pub fn restart_slice(&mut self, now: u64) {
         self.charged = now;
         self.started = now;
     }
 
-    /// Nobody is current any more.
+    /// Takes the current vCPU off, charged until `now`.
     pub fn stop(&mut self, now: u64, slices: &Slices) -> Option<Arc<V>> {
         self.charge(now, slices);
         self.current.take()
     }
 
-    /// When somebody has to look again: at the end of the slice if others wait, when a cap is used up, when one that
-    /// waits for its cap may run.
+    /// The time at which this CPU has to reschedule: when the slice ends, if others wait; when the current vCPU has used
+    /// up its cap; when one that has used up its cap may run again.
     pub fn next_resched_at(&self, now: u64, slices: &Slices) -> Option<u64> {
         let mut at = None;
         let mut also = |other: u64| at = Some(at.map_or(other, |at: u64| at.min(other)));
@@ -230,7 +238,7 @@ impl<V: Scheduled> Queue<V> {
             }
         }
         if self.parked > 0 {
-            self.waiting.iter().map(|waiting| waiting.not_before).filter(|&at| at > now).for_each(also);
+            self.waiting.iter().map(|vcpu| vcpu.entity().parked_until()).filter(|&at| at > now).for_each(also);
         }
         at
     }
@@ -239,41 +247,30 @@ impl<V: Scheduled> Queue<V> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::CpuId;
-    use crate::sched::{Entity, RunState};
+    use crate::sched::testing::TestVcpu;
+    use std::vec::Vec;
 
     const SLICES: Slices = Slices { slice: 1000, period: 10_000 };
 
-    struct V(&'static str, Entity);
-    impl Scheduled for V {
-        fn entity(&self) -> &Entity {
-            &self.1
-        }
-        fn run_state(&self) -> &RunState {
-            unreachable!("a queue does not ask")
-        }
+    fn vcpu(name: &'static str) -> Arc<TestVcpu> {
+        Arc::new(TestVcpu::named(name))
     }
 
-    fn vcpu(name: &'static str) -> Arc<V> {
-        Arc::new(V(name, Entity::new(CpuId(0))))
-    }
-
-    fn queue(names: &[&'static str]) -> (Queue<V>, alloc::vec::Vec<Arc<V>>) {
+    fn queue(names: &[&'static str]) -> (Queue<TestVcpu>, Vec<Arc<TestVcpu>>) {
         let mut queue = Queue::new();
-        queue.reserve(16);
-        let vcpus: alloc::vec::Vec<_> = names.iter().map(|name| vcpu(name)).collect();
+        let vcpus: Vec<_> = names.iter().map(|name| vcpu(name)).collect();
         for vcpu in &vcpus {
             queue.insert(vcpu.clone(), From::Sleep, 0, 0, &SLICES);
         }
         (queue, vcpus)
     }
 
-    fn take(queue: &mut Queue<V>, now: u64) -> Option<&'static str> {
-        queue.take(now, |_| true).map(|vcpu| vcpu.0)
+    fn take(queue: &mut Queue<TestVcpu>, now: u64) -> Option<&'static str> {
+        queue.take(now, |_| true).map(|vcpu| vcpu.name)
     }
 
     #[test]
-    fn whoever_has_had_least_runs_next() {
+    fn the_vcpu_with_the_least_vtime_runs_next() {
         let (mut queue, vcpus) = queue(&[]);
         for (name, vtime) in [("late", 900), ("early", 100), ("middle", 500)] {
             let vcpu = vcpu(name);
@@ -288,7 +285,24 @@ mod tests {
     }
 
     #[test]
-    fn a_sleeper_comes_back_a_little_ahead_and_no_more() {
+    fn vcpus_with_the_same_vtime_run_in_the_order_in_which_they_came() {
+        for from in [From::Here, From::Sleep] {
+            let (mut queue, _) = queue(&["first"]);
+            queue.insert(vcpu("second"), from, 0, 0, &SLICES);
+            queue.insert(vcpu("third"), from, 0, 0, &SLICES);
+            assert_eq!([0; 3].map(|now| take(&mut queue, now)), [Some("first"), Some("second"), Some("third")]);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "already linked")]
+    fn a_vcpu_that_waits_cannot_be_inserted_again() {
+        let (mut queue, vcpus) = queue(&["one"]);
+        queue.insert(vcpus[0].clone(), From::Sleep, 0, 0, &SLICES);
+    }
+
+    #[test]
+    fn a_vcpu_that_slept_is_behind_the_clock_by_no_more_than_the_boost() {
         let (mut queue, vcpus) = queue(&["busy"]);
         let busy = queue.take(0, |_| true).unwrap();
         queue.start(busy, 0);
@@ -296,12 +310,12 @@ mod tests {
         let sleeper = vcpu("sleeper");
         queue.insert(sleeper.clone(), From::Sleep, 50_000, 0, &SLICES);
         assert_eq!(sleeper.entity().vtime(), 50_000 - SLICES.boost());
-        assert!(queue.makes_way(50_000, &SLICES), "it interrupts at once");
+        assert!(queue.makes_way(50_000, &SLICES), "it preempts at once");
         assert_eq!(vcpus[0].entity().vtime(), 50_000);
     }
 
     #[test]
-    fn one_that_has_just_run_does_not_interrupt_its_equal() {
+    fn a_vcpu_that_has_just_run_does_not_preempt_its_equal() {
         let (mut queue, _) = queue(&["one"]);
         let one = queue.take(0, |_| true).unwrap();
         queue.start(one, 0);
@@ -311,11 +325,11 @@ mod tests {
         queue.insert(equal, From::Here, 60, 0, &SLICES);
         assert!(!queue.makes_way(60, &SLICES));
         queue.charge(1000, &SLICES);
-        assert!(queue.makes_way(1000, &SLICES), "but after its slice it goes");
+        assert!(queue.makes_way(1000, &SLICES), "but after its slice it makes way");
     }
 
     #[test]
-    fn the_tick_exists_only_while_two_compete() {
+    fn a_cpu_has_a_tick_only_while_two_vcpus_compete() {
         let (mut queue, _) = queue(&["one"]);
         let one = queue.take(0, |_| true).unwrap();
         queue.start(one, 0);
@@ -325,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn one_whose_cap_is_used_up_is_passed_over_until_the_next_period() {
+    fn a_vcpu_that_has_used_up_its_cap_is_skipped_until_the_next_period() {
         let (mut queue, vcpus) = queue(&["capped"]);
         vcpus[0].entity().set_cap(10);
         let capped = queue.take(0, |_| true).unwrap();
@@ -333,7 +347,7 @@ mod tests {
         assert_eq!(queue.next_resched_at(0, &SLICES), Some(1000), "10 % of the period");
         let capped = queue.stop(1000, &SLICES).unwrap();
         queue.insert(capped, From::Here, 1000, 0, &SLICES);
-        assert_eq!((queue.waiting.len(), queue.eligible(1000)), (1, 0));
+        assert_eq!((queue.len, queue.eligible(1000)), (1, 0));
         assert_eq!(take(&mut queue, 1000), None);
         assert_eq!(queue.next_resched_at(1000, &SLICES), Some(10_000));
         assert_eq!(take(&mut queue, 10_000), Some("capped"));

@@ -4,6 +4,7 @@
 //! what `vm` does: looks when it is kicked or when its timer is due, runs what `next` gives it, blocks it when it has
 //! computed enough. Time goes on to the next event. One thread, no randomness but the seed in the behaviour.
 
+use super::testing::TestVcpu;
 use super::*;
 use crate::ids::CpuId;
 use alloc::sync::Arc;
@@ -20,27 +21,13 @@ fn kick(cpu: CpuId) {
     KICKED.with_borrow_mut(|kicked| kicked.push(cpu));
 }
 
-struct V {
-    entity: Entity,
-    run: RunState,
-}
-
-impl Scheduled for V {
-    fn entity(&self) -> &Entity {
-        &self.entity
-    }
-    fn run_state(&self) -> &RunState {
-        &self.run
-    }
-}
-
 /// Computes for the first number of ticks, sleeps for the second, and so on; the second 0: it never sleeps.
 #[derive(Clone, Copy)]
 struct Life(u64, u64);
 const BUSY: Life = Life(u64::MAX, 0);
 
 struct Guest {
-    vcpu: Arc<V>,
+    vcpu: Arc<TestVcpu>,
     life: Life,
     /// Ticks it still computes before it sleeps.
     left: u64,
@@ -50,7 +37,7 @@ struct Guest {
 }
 
 struct World {
-    sched: Credit<V>,
+    sched: Credit<TestVcpu>,
     cpus: usize,
     guests: Vec<Guest>,
     running: Vec<Option<usize>>,
@@ -70,7 +57,7 @@ impl World {
 
     fn add(&mut self, weight: u32, life: Life) -> usize {
         let home = CpuId((self.guests.len() % self.cpus) as u16);
-        let vcpu = Arc::new(V { entity: Entity::new(home), run: RunState::new() });
+        let vcpu = Arc::new(TestVcpu::new(home));
         vcpu.entity.set_weight(weight);
         self.sched.add(&vcpu, home).unwrap();
         self.guests.push(Guest { vcpu, life, left: life.0, wakes_at: 0, woken_at: 0, worst_wait: 0 });
@@ -86,7 +73,7 @@ impl World {
         self.settle();
     }
 
-    fn index_of(&self, vcpu: &Arc<V>) -> usize {
+    fn index_of(&self, vcpu: &Arc<TestVcpu>) -> usize {
         self.guests.iter().position(|guest| Arc::ptr_eq(&guest.vcpu, vcpu)).unwrap()
     }
 

@@ -10,6 +10,7 @@ use super::*;
 use crate::ids::CpuId;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use intrusive_collections::intrusive_adapter;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Barrier, Mutex, MutexGuard};
 use std::vec::Vec;
@@ -33,7 +34,13 @@ struct V {
     stays: AtomicU64,
 }
 
+intrusive_adapter!(QueueAdapter = Arc<V>: V { entity.queue_link => QueueLink });
+intrusive_adapter!(SleepAdapter = Arc<V>: V { entity.sleep_link => SleepLink });
+
 impl Scheduled for V {
+    type QueueAdapter = QueueAdapter;
+    type SleepAdapter = SleepAdapter;
+
     fn entity(&self) -> &Entity {
         race_point();
         &self.entity

@@ -7,10 +7,12 @@ use crate::arch::vcpu::GuestRegs;
 use crate::dev::vtimer::VTimer;
 use crate::host::rate_limit::Meter;
 use crate::ids::{CpuId, DomId, Intid, Ipa, Mpidr, VcpuId, VpeId};
-use crate::sched::{Entity, RunState, Scheduled, State};
+use crate::sched::{Entity, QueueLink, RunState, Scheduled, SleepLink, State};
 use crate::sync::{Lock, Owned, Rank};
 use crate::vgic::LrImage;
+use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
+use intrusive_collections::intrusive_adapter;
 
 /// Where a vCPU starts, as PSCI CPU_ON says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -228,7 +230,13 @@ impl Vcpu {
     }
 }
 
+intrusive_adapter!(pub QueueAdapter = Arc<Vcpu>: Vcpu { entity.queue_link => QueueLink });
+intrusive_adapter!(pub SleepAdapter = Arc<Vcpu>: Vcpu { entity.sleep_link => SleepLink });
+
 impl Scheduled for Vcpu {
+    type QueueAdapter = QueueAdapter;
+    type SleepAdapter = SleepAdapter;
+
     fn entity(&self) -> &Entity {
         &self.entity
     }
