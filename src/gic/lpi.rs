@@ -7,8 +7,9 @@ use super::GicError;
 use super::regs::config;
 use crate::ids::{Lpi, Pa, VpeId};
 use crate::mmio::{Coherence, Hw};
+use crate::util::bits::IdAllocator;
 use alloc::boxed::Box;
-use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 /// INTID bits we use at most: 57344 LPIs, and a 64 KiB configuration table.
 pub const MAX_ID_BITS: u32 = 16;
@@ -22,8 +23,7 @@ pub struct Lpis<H> {
     id_bits: u32,
     count: u32,
     shared: AtomicBool,
-    used: Box<[AtomicU64]>,
-    hint: AtomicU64,
+    numbers: IdAllocator,
     doorbells: Box<[AtomicU16]>,
 }
 
@@ -37,12 +37,6 @@ impl<H: Hw> Lpis<H> {
             hw.store64(table.add(at), word);
         }
         hw.publish(table, bytes, Coherence::NonCoherent);
-        let used: Box<[AtomicU64]> = (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        if !count.is_multiple_of(64)
-            && let Some(last) = used.last()
-        {
-            last.store(!0 << (count % 64), Ordering::Relaxed);
-        }
         let doorbells = (0..count).map(|_| AtomicU16::new(NO_VPE)).collect();
         Ok(Lpis {
             hw,
@@ -50,8 +44,7 @@ impl<H: Hw> Lpis<H> {
             id_bits,
             count,
             shared: AtomicBool::new(coherent),
-            used,
-            hint: AtomicU64::new(0),
+            numbers: IdAllocator::new(count),
             doorbells,
         })
     }
@@ -86,24 +79,7 @@ impl<H: Hw> Lpis<H> {
 
     /// A number of one's own; disabled at default priority.
     pub fn alloc(&self) -> Option<Lpi> {
-        let words = self.used.len();
-        let start = self.hint.load(Ordering::Relaxed) as usize;
-        for n in 0..words {
-            let n = (start + n) % words;
-            let word = self.used.get(n)?;
-            loop {
-                let seen = word.load(Ordering::Relaxed);
-                let bit = seen.trailing_ones();
-                if bit == 64 {
-                    break;
-                }
-                if word.fetch_or(1 << bit, Ordering::AcqRel) & 1 << bit == 0 {
-                    self.hint.store(n as u64, Ordering::Relaxed);
-                    return Some(Lpi(Lpi::FIRST + n as u32 * 64 + bit));
-                }
-            }
-        }
-        None
+        self.numbers.alloc().map(|n| Lpi(Lpi::FIRST + n))
     }
 
     /// Gives a number back. Its byte becomes the default; who gets the number next has it read anew.
@@ -113,11 +89,7 @@ impl<H: Hw> Lpis<H> {
         if let Some(d) = self.doorbells.get(i) {
             d.store(NO_VPE, Ordering::Release);
         }
-        if let Some(word) = self.used.get(i / 64) {
-            let was = word.fetch_and(!(1 << (i % 64)), Ordering::AcqRel);
-            debug_assert!(was & 1 << (i % 64) != 0, "{lpi} was free already");
-        }
-        self.hint.store(i as u64 / 64, Ordering::Relaxed);
+        self.numbers.free(i as u32);
     }
 
     pub fn configure(&self, lpi: Lpi, priority: u8, enabled: bool) {
@@ -146,8 +118,7 @@ impl<H: Hw> Lpis<H> {
 
     /// How many numbers are given out.
     pub fn in_use(&self) -> u32 {
-        let spare = (64 - self.count % 64) % 64;
-        self.used.iter().map(|w| w.load(Ordering::Relaxed).count_ones()).sum::<u32>() - spare
+        self.numbers.in_use()
     }
 }
 

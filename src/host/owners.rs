@@ -4,8 +4,9 @@
 //! atomic word and nobody waits.
 
 use crate::ids::{DomId, Intid, VcpuId, VmId, VpeId};
+use crate::util::bits::IdAllocator;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
 const NOBODY16: u16 = u16::MAX;
 const NOBODY32: u32 = u32::MAX;
@@ -80,36 +81,28 @@ impl VpeOwners {
     }
 }
 
-/// VMIDs: 8 bits, and 0 is nobody's.
-pub struct VmIds([AtomicU64; 4]);
+/// The VMIDs of domains: 8 bits, of which 0 belongs to no domain.
+pub struct VmIds(IdAllocator);
 
 impl VmIds {
     /// All but 0 are free.
     #[must_use]
-    pub const fn new() -> VmIds {
-        VmIds([AtomicU64::new(1), AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0)])
+    pub fn new() -> VmIds {
+        let ids = IdAllocator::new(256);
+        ids.reserve(0);
+        VmIds(ids)
     }
 
-    /// Takes the lowest free one.
+    /// Takes a free one.
     #[must_use]
     pub fn take(&self) -> Option<VmId> {
-        for (word, first) in self.0.iter().zip((0u16..).step_by(64)) {
-            let mut taken = word.load(Ordering::Relaxed);
-            while taken != u64::MAX {
-                let bit = taken.trailing_ones();
-                match word.compare_exchange(taken, taken | 1 << bit, Ordering::AcqRel, Ordering::Relaxed) {
-                    Ok(_) => return Some(VmId(first + bit as u16)),
-                    Err(now) => taken = now,
-                }
-            }
-        }
-        None
+        self.0.alloc().map(|id| VmId(id as u16))
     }
 
     /// Gives one back. The TLBs have forgotten it, or are made to before its next owner runs.
     pub fn give_back(&self, vmid: VmId) {
-        if let Some(word) = self.0.get(usize::from(vmid.0 / 64)).filter(|_| vmid.0 != 0) {
-            word.fetch_and(!(1 << (vmid.0 % 64)), Ordering::AcqRel);
+        if vmid.0 != 0 {
+            self.0.free(vmid.0.into());
         }
     }
 }

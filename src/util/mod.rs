@@ -1,3 +1,4 @@
 //! Small tools without a domain of their own.
 
+pub mod bits;
 pub mod range;

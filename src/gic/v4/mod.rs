@@ -60,9 +60,9 @@ use super::its::{Its, ItsError};
 use crate::ids::{CpuId, DeviceId, EventId, ItsId, Lpi, VIntid, VpeId};
 use crate::mmio::Hw;
 use crate::sync::{Lock, Once, Rank};
+use crate::util::bits::IdAllocator;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
 use vm::{Slot, Vm};
 use vmovp::Moves;
 
@@ -72,7 +72,7 @@ type Chunk = Box<[Slot]>;
 
 /// Everything that exists only with virtual LPIs.
 pub(super) struct State {
-    ids: Ids,
+    ids: IdAllocator,
     chunks: Box<[Once<Chunk>]>,
     vms: Lock<Vec<Option<Vm>>>,
     moves: Lock<Moves>,
@@ -83,7 +83,7 @@ pub(super) struct State {
 impl State {
     pub(super) fn new(vpes: u32, proxy: Option<Proxy>, groups: Groups) -> Self {
         State {
-            ids: Ids::new(vpes as usize),
+            ids: IdAllocator::new(vpes),
             chunks: (0..(vpes as usize).div_ceil(CHUNK)).map(|_| Once::new()).collect(),
             vms: Lock::new(Rank::VmMap, Vec::new()),
             moves: Lock::new(Rank::Vmovp, Moves::default()),
@@ -95,45 +95,6 @@ impl State {
     #[inline]
     fn slot(&self, vpe: VpeId) -> Option<&Slot> {
         self.chunks.get(vpe.index() / CHUNK)?.get()?.get(vpe.index() % CHUNK)
-    }
-}
-
-/// Numbers given out from 0, lock-free.
-pub(super) struct Ids {
-    words: Box<[AtomicU64]>,
-}
-
-impl Ids {
-    pub fn new(count: usize) -> Self {
-        let words: Box<[AtomicU64]> = (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        if !count.is_multiple_of(64)
-            && let Some(last) = words.last()
-        {
-            last.store(!0 << (count % 64), Ordering::Relaxed);
-        }
-        Ids { words }
-    }
-
-    pub fn alloc(&self) -> Option<u32> {
-        for (n, word) in self.words.iter().enumerate() {
-            loop {
-                let bit = word.load(Ordering::Relaxed).trailing_ones();
-                if bit == 64 {
-                    break;
-                }
-                let mask = 1 << bit;
-                if word.fetch_or(mask, Ordering::AcqRel) & mask == 0 {
-                    return Some(n as u32 * 64 + bit);
-                }
-            }
-        }
-        None
-    }
-
-    pub fn free(&self, id: u32) {
-        if let Some(word) = self.words.get(id as usize / 64) {
-            word.fetch_and(!(1 << (id % 64)), Ordering::AcqRel);
-        }
     }
 }
 

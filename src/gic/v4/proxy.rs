@@ -3,12 +3,12 @@
 //! A doorbell is a physical LPI that no device sends, so no event names it, and without an event there is no INV
 //! and no MOVI. A device that does not exist (the last DeviceID that fits) lends its events: one for each doorbell.
 
-use super::Ids;
 use crate::gic::Gic;
 use crate::gic::its::{Command, Its, ItsError, collection};
 use crate::gic::redist::Redist;
 use crate::ids::{DeviceId, EventId, ItsId, Lpi};
 use crate::mmio::Hw;
+use crate::util::bits::IdAllocator;
 
 /// EventID bits at most: doorbells beyond are made known with INVALL.
 const MAX_EVENT_BITS: u8 = 12;
@@ -17,7 +17,7 @@ const MAX_EVENT_BITS: u8 = 12;
 pub(in crate::gic) struct Proxy {
     pub its: ItsId,
     pub device: DeviceId,
-    events: Ids,
+    events: IdAllocator,
 }
 
 impl Proxy {
@@ -26,7 +26,7 @@ impl Proxy {
         let bits = its.facts.event_bits.min(MAX_EVENT_BITS);
         let device = its.last_device();
         its.map_device(gic, device, bits, true)?;
-        Ok(Proxy { its: its.id, device, events: Ids::new(1 << bits) })
+        Ok(Proxy { its: its.id, device, events: IdAllocator::new(1 << bits) })
     }
 
     /// An event for a doorbell that rings on `home`.

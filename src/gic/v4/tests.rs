@@ -440,13 +440,3 @@ fn when_vpeids_run_out_the_caller_is_told_and_the_rest_goes_on() {
     all.iter().for_each(|v| v4.remove_vpe(*v).unwrap());
     g.machine.assert_clean();
 }
-
-#[test]
-fn ids_are_given_out_once_and_run_out() {
-    let ids = Ids::new(66);
-    let mut all: Vec<_> = core::iter::from_fn(|| ids.alloc()).collect();
-    all.sort_unstable();
-    assert_eq!(all, (0..66).collect::<Vec<_>>());
-    ids.free(65);
-    assert_eq!((ids.alloc(), ids.alloc()), (Some(65), None));
-}
