@@ -4,13 +4,13 @@
 //! whatever it is made of; the kernel, its device tree and its RAM disk are placed in it by the rules that hold for
 //! dom0's.
 
-use crate::build::fdt::edit::VGICR_SIZE;
 use crate::build::image::Image;
 use crate::build::layout::{PlaceError, Placement, place, plan_dom0_memory};
 use crate::ids::{Intid, Mpidr, Pa};
 use crate::mm::guest_pool::UNIT;
 use crate::platform::{DomainConfig, Machine};
 use crate::util::range::Range;
+use crate::vgic::VGICR_SIZE;
 use alloc::vec::Vec;
 
 /// Where the distributor is.

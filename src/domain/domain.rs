@@ -18,7 +18,7 @@ use crate::sync::{Lock, Once};
 use crate::trace::{Event, count};
 use crate::util::range::Range;
 use crate::vcpu::{Start, Vcpu};
-use crate::vgic::{Port, Signal, Trigger, Vgic};
+use crate::vgic::{Port, Signal, Trigger, VGICR_SIZE, Vgic};
 use crate::vits::{Progress, Vits};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -88,9 +88,6 @@ pub struct Domain {
     /// Whether it lives.
     pub life: Life,
 }
-
-/// A redistributor of a domain without virtual LPIs: two frames (IHI 0069, 12.10).
-pub const VGICR_SIZE: u64 = 0x2_0000;
 
 impl Domain {
     /// Its vCPUs; none before it is built.

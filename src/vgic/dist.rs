@@ -4,17 +4,16 @@
 //! route leads, or, while it is active or listed, where it was taken. Queues are bitmaps and stand under the same lock.
 
 use super::irq::{Irq, Trigger};
-use super::regs::{BitReg, DistReg, IrqReg, Part, SPI_END, SPI_FIRST, decode_dist};
+use super::port::Port;
+use super::regs::{BitReg, DistReg, ENABLE_GROUP0, ENABLE_GROUP1, IrqReg, Part, SPI_END, SPI_FIRST, decode_dist};
+use super::spi::{NOBODY, someone};
+use super::state::Vgic;
+use super::vcpu::Work;
 use super::vcpu_set::VcpuSet;
-use super::{Port, Vgic, Work, bits};
 use crate::ids::{Intid, Mpidr, VcpuId};
-use alloc::boxed::Box;
+use crate::util::bits::set_bits;
 use core::sync::atomic::Ordering;
 
-/// GICD_CTLR.EnableGrp0 with DS = 1.
-pub(super) const ENABLE_GROUP0: u32 = 1 << 0;
-/// GICD_CTLR.EnableGrp1 with DS = 1.
-pub(super) const ENABLE_GROUP1: u32 = 1 << 1;
 const ENABLES: u32 = ENABLE_GROUP0 | ENABLE_GROUP1;
 /// ARE and DS: always 1.
 const CTLR_FIXED: u32 = 1 << 4 | 1 << 6;
@@ -33,127 +32,9 @@ pub(super) const PIDR2: u64 = 0x3b;
 /// Aff3 and Aff2 to Aff0; Interrupt_Routing_Mode reads as zero (No1N).
 const ROUTE_MASK: u64 = 0xff_00ff_ffff;
 
-const NOBODY: u16 = u16::MAX;
-
-#[derive(Clone, Copy)]
-struct Spi {
-    irq: Irq,
-    /// GICD_IROUTER.
-    route: u64,
-    /// Whom the route leads to.
-    target: u16,
-    /// In whose queue it stands.
-    home: u16,
-}
-
-/// SPIs by INTID, a bit for each.
-type Queue = [u64; 16];
-
-fn someone(vcpu: u16) -> Option<VcpuId> {
-    (vcpu != NOBODY).then_some(VcpuId(vcpu))
-}
-
-/// What the distributor's lock guards.
-pub(super) struct Dist {
-    spis: Box<[Spi]>,
-    queues: Box<[Queue]>,
-}
-
-impl Dist {
-    /// `default` is the vCPU of affinity 0.0.0.0, where routes lead at reset.
-    pub fn new(spis: u32, vcpus: usize, default: Option<VcpuId>) -> Dist {
-        let target = default.map_or(NOBODY, |v| v.0);
-        let spi = Spi { irq: Irq::new(Trigger::Level), route: 0, target, home: NOBODY };
-        Dist {
-            spis: core::iter::repeat_n(spi, spis as usize).collect(),
-            queues: core::iter::repeat_n([0; 16], vcpus).collect(),
-        }
-    }
-
-    fn spi(&self, intid: u32) -> Option<&Spi> {
-        self.spis.get(intid.checked_sub(SPI_FIRST)? as usize)
-    }
-
-    fn spi_mut(&mut self, intid: u32) -> Option<&mut Spi> {
-        self.spis.get_mut(intid.checked_sub(SPI_FIRST)? as usize)
-    }
-
-    pub fn irq(&self, intid: u32) -> Option<&Irq> {
-        self.spi(intid).map(|spi| &spi.irq)
-    }
-
-    pub fn irq_mut(&mut self, intid: u32) -> Option<&mut Irq> {
-        self.spi_mut(intid).map(|spi| &mut spi.irq)
-    }
-
-    /// In whose queue, or list registers, it stands.
-    pub fn home(&self, intid: u32) -> Option<VcpuId> {
-        someone(self.spi(intid)?.home)
-    }
-
-    /// Whom its route leads to.
-    pub fn target(&self, intid: u32) -> Option<VcpuId> {
-        someone(self.spi(intid)?.target)
-    }
-
-    /// Puts an SPI whose state has changed into the queue where it belongs now, and says whose that is.
-    pub fn place(&mut self, intid: u32) -> Option<VcpuId> {
-        let spi = self.spi_mut(intid)?;
-        if spi.irq.is_listed() {
-            return None;
-        }
-        let old = spi.home;
-        let new = if spi.irq.is_active() && old != NOBODY {
-            old
-        } else if spi.irq.is_queued() {
-            spi.target
-        } else {
-            NOBODY
-        };
-        spi.home = new;
-        if old != new {
-            let (word, mask) = (intid as usize / 64, 1u64.wrapping_shl(intid));
-            if let Some(queue) = self.queues.get_mut(usize::from(old)).and_then(|q| q.get_mut(word)) {
-                *queue &= !mask;
-            }
-            if let Some(queue) = self.queues.get_mut(usize::from(new)).and_then(|q| q.get_mut(word)) {
-                *queue |= mask;
-            }
-        }
-        someone(new)
-    }
-
-    /// What stands in a vCPU's queue.
-    pub fn for_each_queued(&self, vcpu: VcpuId, mut visit: impl FnMut(u32, &Irq)) {
-        let Some(queue) = self.queues.get(vcpu.index()) else { return };
-        for (word, at) in queue.iter().zip(0u32..) {
-            for bit in bits(*word) {
-                let intid = at.wrapping_mul(64) | bit;
-                if let Some(irq) = self.irq(intid) {
-                    visit(intid, irq);
-                }
-            }
-        }
-    }
-
-    /// Whose list registers hold some of these 32 interrupts.
-    fn listed_at(&self, first: u32) -> VcpuSet {
-        let mut set = VcpuSet::new();
-        for intid in first..first.saturating_add(32) {
-            if let Some(spi) = self.spi(intid)
-                && spi.irq.is_listed()
-                && let Some(home) = someone(spi.home)
-            {
-                set.insert(home);
-            }
-        }
-        set
-    }
-}
-
 impl Vgic {
     fn typer(&self) -> u64 {
-        let spis = self.dist.lock().spis.len() as u32;
+        let spis = self.dist.lock().count();
         let lines = spis.div_ceil(32);
         let id_bits = if self.lpis.exist() { u32::from(self.lpis.id_bits()) } else { 10 };
         let mut typer = lines | TYPER_A3V | TYPER_NO_1_OF_N;
@@ -362,7 +243,7 @@ fn settle<T: Copy + PartialEq>(state: impl Fn() -> T, act: impl Fn(T)) {
 }
 
 fn intids(first: u32, mask: u32) -> impl Iterator<Item = Intid> {
-    bits(u64::from(mask)).map(move |bit| Intid(first.wrapping_add(bit)))
+    set_bits(mask).map(move |bit| Intid(first.wrapping_add(bit)))
 }
 
 /// ICFGR's two bits.

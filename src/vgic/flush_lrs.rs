@@ -12,10 +12,13 @@
 
 use super::irq::Irq;
 use super::lr::{self, LrImage};
-use super::redist::Private;
-use super::regs::SPI_FIRST;
-use super::{Dist, Vcpu, Vgic, Work, bits, dist};
+use super::private::Private;
+use super::regs::{ENABLE_GROUP0, ENABLE_GROUP1, SPI_FIRST};
+use super::spi::Dist;
+use super::state::Vgic;
+use super::vcpu::{Vcpu, Work};
 use crate::ids::{Lpi, VcpuId};
+use crate::util::bits::set_bits;
 use arrayvec::ArrayVec;
 use core::sync::atomic::Ordering;
 
@@ -51,7 +54,7 @@ impl Best {
 impl Vgic {
     /// Whether the distributor forwards this group.
     fn group_on(ctlr: u32, group1: bool) -> bool {
-        ctlr & if group1 { dist::ENABLE_GROUP1 } else { dist::ENABLE_GROUP0 } != 0
+        ctlr & if group1 { ENABLE_GROUP1 } else { ENABLE_GROUP0 } != 0
     }
 
     /// Fills the list registers of a vCPU that is about to enter its guest.
@@ -96,7 +99,7 @@ impl Vgic {
                 waiting.offer(irq.priority, intid);
             }
         };
-        for intid in bits(u64::from(state.queued)) {
+        for intid in set_bits(state.queued) {
             if let Some(irq) = state.irq(intid) {
                 offer(irq, intid);
             }
@@ -176,7 +179,7 @@ impl Vgic {
 
         let dist = work.contains(Work::SPI).then(|| self.dist.lock());
         let state = cpu.state.lock();
-        if bits(u64::from(state.queued)).any(|i| state.irq(i).is_some_and(signalled)) {
+        if set_bits(state.queued).any(|i| state.irq(i).is_some_and(signalled)) {
             return true;
         }
         let mut found = false;

@@ -1,10 +1,13 @@
 //! Interrupts on their way in: emulated devices, hardware-linked SPIs and PPIs; and a vCPU's way out.
 
 use super::irq::{Irq, Trigger};
+use super::port::Port;
 use super::regs::{SPI_END, SPI_FIRST};
+use super::state::Vgic;
+use super::vcpu::Work;
 use super::vcpu_set::VcpuSet;
-use super::{Port, Vgic, Work, bits};
 use crate::ids::{Intid, VcpuId};
+use crate::util::bits::set_bits;
 
 /// What an emulated device says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,11 +159,11 @@ impl Vgic {
                 }
             }
         }
-        for intid in bits(u64::from(orphans)) {
+        for intid in set_bits(orphans) {
             port.ppi_deactivate(vcpu, Intid(intid));
         }
         for (word, at) in spi_orphans.iter().zip(0u32..) {
-            for bit in bits(u64::from(*word)) {
+            for bit in set_bits(*word) {
                 port.spi_deactivate(Intid(at.wrapping_mul(32) | bit));
             }
         }

@@ -10,87 +10,17 @@
 //! not acknowledged it by then. The callers of [`clear_lpi`](Vgic::clear_lpi) and [`move_lpi`](Vgic::move_lpi) wait for that
 //! sync, so that when a guest's CLEAR, DISCARD or MOVI completes, its effect is there.
 
+use super::lpi_state::{CONFIG_ENABLE, Owner};
+use super::port::Port;
+use super::private::Fate;
+use super::state::Vgic;
+use super::vcpu::{Vcpu, Work};
 use super::vcpu_set::VcpuSet;
-use super::{Port, Vcpu, Vgic, Work};
 use crate::ids::{Lpi, VIntid, VcpuId};
-use alloc::boxed::Box;
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
-/// Who delivers an LPI.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Owner {
-    /// EL2, by list register.
-    Soft,
-    /// The hardware: its pending state is in the vPE's table.
-    Direct,
-}
-
-/// What becomes of an LPI that comes back from a list register unacknowledged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
-    Keep,
-    Drop,
-    Move(VcpuId),
-}
-
-/// Configuration byte: Enable. Bit 1 is RES1, bits [7:2] the priority.
-const CONFIG_ENABLE: u8 = 1 << 0;
-const CONFIG_PRIORITY: u8 = 0xfc;
 /// Words of 64 LPIs that one step of a resumable operation handles.
 pub(super) const STEP_WORDS: u32 = 128;
-
-/// What LPIs of one domain have in common.
-pub(super) struct Lpis {
-    id_bits: u8,
-    config: Box<[AtomicU8]>,
-    direct: Box<[AtomicU64]>,
-}
-
-impl Lpis {
-    pub fn new(id_bits: u8, exist: bool) -> Lpis {
-        let count = if exist { 1usize.wrapping_shl(id_bits.into()).saturating_sub(Lpi::FIRST as usize) } else { 0 };
-        Lpis {
-            id_bits,
-            config: (0..count).map(|_| AtomicU8::new(0)).collect(),
-            direct: (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
-        }
-    }
-
-    pub fn exist(&self) -> bool {
-        !self.config.is_empty()
-    }
-
-    pub fn id_bits(&self) -> u8 {
-        self.id_bits
-    }
-
-    pub fn count(&self) -> u32 {
-        self.config.len() as u32
-    }
-
-    /// Its distance from 8192, if it exists.
-    pub fn index(&self, vintid: VIntid) -> Option<u32> {
-        vintid.0.checked_sub(Lpi::FIRST).filter(|index| *index < self.count())
-    }
-
-    pub fn config(&self, index: u32) -> u8 {
-        self.config.get(index as usize).map_or(0, |byte| byte.load(Ordering::SeqCst))
-    }
-
-    fn is_direct(&self, index: u32) -> bool {
-        self.direct_word(index / 64) & 1u64.wrapping_shl(index) != 0
-    }
-
-    fn direct_word(&self, word: u32) -> u64 {
-        self.direct.get(word as usize).map_or(0, |word| word.load(Ordering::SeqCst))
-    }
-
-    /// Its priority, if it is enabled and software's to deliver.
-    pub fn deliverable(&self, index: u32) -> Option<u8> {
-        let config = self.config(index);
-        (config & CONFIG_ENABLE != 0 && !self.is_direct(index)).then_some(config & CONFIG_PRIORITY)
-    }
-}
 
 impl Vgic {
     /// The first vINTID that does not exist.

@@ -4,7 +4,7 @@
 //! costs a load or two. Bits go up in the order leaf, summary and come down in the order summary, leaf-check: a
 //! summary bit may stand over an empty word, but no leaf stays without its summary bit.
 
-use super::bits;
+use crate::util::bits::set_bits;
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -73,7 +73,7 @@ impl LpiSet {
     /// the way.
     pub fn for_each(&self, mut visit: impl FnMut(u32) -> bool) {
         for (summary, group) in self.summary.iter().zip(0u32..) {
-            for bit in bits(summary.load(Ordering::SeqCst)) {
+            for bit in set_bits(summary.load(Ordering::SeqCst)) {
                 let leaf = group.wrapping_mul(64) | bit;
                 let Some(word) = self.leaves.get(leaf as usize) else { continue };
                 let mut value = word.load(Ordering::SeqCst);
@@ -84,7 +84,7 @@ impl LpiSet {
                         self.raise_summary(leaf);
                     }
                 }
-                for at in bits(value) {
+                for at in set_bits(value) {
                     if !visit(leaf.wrapping_mul(64) | at) {
                         return;
                     }

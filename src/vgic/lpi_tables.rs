@@ -9,8 +9,10 @@
 //! with PTZ, replaces it by nothing.
 
 use super::lpi::STEP_WORDS;
-use super::redist::PENDBASER_PTZ;
-use super::{Port, Vgic, Work};
+use super::port::Port;
+use super::regs::PENDBASER_PTZ;
+use super::state::Vgic;
+use super::vcpu::Work;
 use crate::ids::{Ipa, Lpi, VIntid, VcpuId};
 
 /// Where a pending table's bits for LPIs start: INTID / 8.
@@ -99,7 +101,7 @@ impl Vgic {
     /// LPIs that are the hardware's are kept for [`take_direct_pending`](Vgic::take_direct_pending).
     pub fn load_pending_table(&self, port: &dyn Port, vcpu: VcpuId, cursor: u32) -> Option<u32> {
         let cpu = self.vcpu(vcpu)?;
-        let table = cpu.state.lock().pendbaser() & PENDBASER_ADDRESS;
+        let table = cpu.state.lock().pendbaser & PENDBASER_ADDRESS;
         let covered = self.covered();
         let mut word = cursor;
         let end = cursor.saturating_add(STEP_WORDS).min(covered.div_ceil(64));

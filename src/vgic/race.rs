@@ -5,8 +5,8 @@
 
 use super::testing::sgi1r;
 use super::*;
-use crate::ids::VIntid;
-use std::sync::atomic::AtomicU64;
+use crate::ids::{Intid, Ipa, Mpidr, VIntid, VcpuId};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 const SPI: u32 = 40;

@@ -7,13 +7,13 @@
 //! them here (timers) is level-sensitive.
 
 use super::dist::{IIDR, PIDR2, config_field, read_fields, write_fields};
-use super::irq::{Irq, Trigger};
-use super::lpi::Fate;
-use super::regs::{BitReg, FRAME, IrqReg, RedistReg, SPI_FIRST, decode_redist};
+use super::port::Port;
+use super::regs::{BitReg, IrqReg, PENDBASER_PTZ, RedistReg, SPI_FIRST, decode_redist};
+use super::state::Vgic;
+use super::vcpu::{Vcpu, Work};
 use super::vcpu_set::VcpuSet;
-use super::{Port, Vcpu, Vgic, Work, bits};
 use crate::ids::{Intid, VcpuId};
-use arrayvec::ArrayVec;
+use crate::util::bits::set_bits;
 use core::sync::atomic::Ordering;
 
 const CTLR_ENABLE_LPIS: u32 = 1 << 0;
@@ -27,124 +27,10 @@ const TYPER_AFFINITY_SHIFT: u32 = 32;
 const WAKER_PROCESSOR_SLEEP: u32 = 1 << 1;
 const WAKER_CHILDREN_ASLEEP: u32 = 1 << 2;
 
-/// GICR_PENDBASER.PTZ: the guest says that its table is zero. Reads as zero.
-pub(super) const PENDBASER_PTZ: u64 = 1 << 62;
 const PROPBASER_MASK: u64 = 7 << 56 | 0x000f_ffff_ffff_f000 | 3 << 10 | 7 << 7 | 0x1f;
 const PENDBASER_MASK: u64 = 7 << 56 | 0x000f_ffff_ffff_0000 | 3 << 10 | 7 << 7;
 const SHARE_SHIFT: u32 = 10;
 const INNER_SHIFT: u32 = 7;
-
-/// What the lock of one vCPU guards.
-pub(super) struct Private {
-    irqs: [Irq; SPI_FIRST as usize],
-    /// SGIs and PPIs that have to be looked at, a bit for each.
-    pub queued: u32,
-    /// Interrupts whose physical twin is active, a bit for each.
-    held: u32,
-    /// LPIs in list registers, and what becomes of them if they come back unacknowledged.
-    listed: ArrayVec<(u32, Fate), { super::lr::MAX_LIST_REGISTERS }>,
-    /// GICR_CTLR.EnableLPIs.
-    pub lpis_on: bool,
-    /// GICR_WAKER.ProcessorSleep.
-    pub asleep: bool,
-    propbaser: u64,
-    pendbaser: u64,
-}
-
-impl Private {
-    pub fn new() -> Private {
-        let mut irqs = [Irq::new(Trigger::Level); SPI_FIRST as usize];
-        for sgi in irqs.iter_mut().take(16) {
-            *sgi = Irq::new(Trigger::Edge);
-        }
-        Private {
-            irqs,
-            queued: 0,
-            held: 0,
-            listed: ArrayVec::new(),
-            lpis_on: false,
-            asleep: true,
-            propbaser: 0,
-            pendbaser: 0,
-        }
-    }
-
-    pub fn irq(&self, intid: u32) -> Option<&Irq> {
-        self.irqs.get(intid as usize)
-    }
-
-    pub fn irq_mut(&mut self, intid: u32) -> Option<&mut Irq> {
-        self.irqs.get_mut(intid as usize)
-    }
-
-    /// Notes of an interrupt that has changed whether it has to be looked at, and whether its physical twin is active.
-    pub fn requeue(&mut self, intid: u32) {
-        let Some(irq) = self.irq(intid) else { return };
-        let (queued, held) = (irq.is_queued(), irq.is_held());
-        let mask = 1u32.wrapping_shl(intid);
-        let put = |set: u32, member: bool| if member { set | mask } else { set & !mask };
-        (self.queued, self.held) = (put(self.queued, queued), put(self.held, held));
-    }
-
-    fn these(&self, which: u32, what: impl Fn(&Irq) -> bool) -> u32 {
-        let has = |intid: &u32| self.irq(*intid).is_some_and(&what);
-        bits(u64::from(which)).filter(has).fold(0, |mask, intid| mask | 1u32.wrapping_shl(intid))
-    }
-
-    /// Interrupts whose physical twin is active. Asked at each switch.
-    pub fn held(&self) -> u32 {
-        debug_assert_eq!(self.held, self.these(u32::MAX, Irq::is_held));
-        self.held
-    }
-
-    /// Those of them that the guest has not acknowledged.
-    pub fn held_pending(&self) -> u32 {
-        self.these(self.held(), Irq::is_held_pending)
-    }
-
-    fn any_listed(&self) -> bool {
-        self.irqs.iter().any(Irq::is_listed)
-    }
-
-    /// An LPI goes into a list register.
-    pub fn list_lpi(&mut self, index: u32) {
-        let _ = self.listed.try_push((index, Fate::Keep));
-    }
-
-    /// An LPI comes out of a list register.
-    pub fn unlist_lpi(&mut self, index: u32) -> Fate {
-        let Some(at) = self.listed.iter().position(|(i, _)| *i == index) else { return Fate::Keep };
-        self.listed.swap_pop(at).map_or(Fate::Keep, |(_, fate)| fate)
-    }
-
-    /// Decides what becomes of a listed LPI; whether it is listed.
-    pub fn set_fate(&mut self, index: u32, fate: Fate) -> bool {
-        let mut listed = false;
-        for (_, old) in self.listed.iter_mut().filter(|(i, _)| *i == index) {
-            *old = fate;
-            listed = true;
-        }
-        listed
-    }
-
-    /// The same for all that nothing has been decided about; whether there are any.
-    pub fn set_all_fates(&mut self, fate: Fate) -> bool {
-        for (_, old) in self.listed.iter_mut().filter(|(_, f)| *f == Fate::Keep) {
-            *old = fate;
-        }
-        !self.listed.is_empty()
-    }
-
-    /// Whether an LPI is in a list register.
-    pub fn has_listed_lpi(&self, index: u32) -> bool {
-        self.listed.iter().any(|(i, _)| *i == index)
-    }
-
-    /// GICR_PENDBASER as last written.
-    pub fn pendbaser(&self) -> u64 {
-        self.pendbaser
-    }
-}
 
 /// What a memory-attribute field reads as after a write: EL2 reads the tables through its own cacheable, inner-shareable
 /// mapping, and says so.
@@ -275,7 +161,7 @@ impl Vgic {
         if listed && from != frame {
             self.recall_one(port, frame);
         }
-        for intid in bits(u64::from(orphans)) {
+        for intid in set_bits(orphans) {
             port.ppi_deactivate(frame, Intid(intid));
         }
     }
@@ -316,9 +202,6 @@ impl Vgic {
     pub fn lpis_on(&self, vcpu: VcpuId) -> bool {
         self.vcpu(vcpu).is_some_and(|cpu| cpu.lpis_on.load(Ordering::SeqCst))
     }
-
-    /// Bytes of one redistributor in a guest's map.
-    pub const REDIST_STRIDE: u64 = 2 * FRAME;
 }
 
 #[cfg(test)]

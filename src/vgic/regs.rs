@@ -117,8 +117,16 @@ pub enum RedistReg {
     None,
 }
 
-/// Bytes of one of a redistributor's frames.
+/// Size of a frame, in bytes.
 pub const FRAME: u64 = 0x1_0000;
+/// Size of one redistributor of a guest, in bytes: its RD frame and its SGI frame.
+pub const VGICR_SIZE: u64 = 2 * FRAME;
+/// GICD_CTLR.EnableGrp0 with DS = 1.
+pub(super) const ENABLE_GROUP0: u32 = 1 << 0;
+/// GICD_CTLR.EnableGrp1 with DS = 1.
+pub(super) const ENABLE_GROUP1: u32 = 1 << 1;
+/// GICR_PENDBASER.PTZ: the guest says that its table is zero. Reads as zero.
+pub(super) const PENDBASER_PTZ: u64 = 1 << 62;
 /// First INTID that is not an SPI.
 pub const SPI_END: u32 = 1020;
 /// First SPI.

@@ -4,8 +4,10 @@
 //! or, with IRM, everybody else. All four levels of affinity count.
 
 use super::irq::Irq;
+use super::port::Port;
 use super::regs::BitReg;
-use super::{Port, Vgic, Work, bits};
+use super::state::Vgic;
+use super::vcpu::Work;
 use crate::ids::VcpuId;
 
 /// Which register was written.
@@ -83,7 +85,7 @@ impl Vgic {
     pub fn pending_sgis(&self, vcpu: VcpuId) -> u16 {
         let Some(cpu) = self.vcpu(vcpu) else { return 0 };
         let state = cpu.state.lock();
-        bits(0xffff)
+        (0..16u32)
             .filter(|intid| state.irq(*intid).is_some_and(Irq::is_pending))
             .fold(0, |mask, intid| mask | 1u16.wrapping_shl(intid))
     }

@@ -12,13 +12,16 @@
 
 use super::flush_lrs::{Best, INTID_MASK};
 use super::irq::Irq;
-use super::lpi::Fate;
 use super::lr::{self, LrImage};
-use super::redist::Private;
+use super::port::Port;
+use super::private::{Fate, Private};
 use super::regs::{SPI_END, SPI_FIRST};
+use super::spi::Dist;
+use super::state::Vgic;
+use super::vcpu::Work;
 use super::vcpu_set::VcpuSet;
-use super::{Dist, Port, Vgic, Work, bits};
 use crate::ids::{Intid, Lpi, VcpuId};
+use crate::util::bits::set_bits;
 use arrayvec::ArrayVec;
 use core::sync::atomic::Ordering;
 
@@ -166,7 +169,7 @@ fn best_active(state: &Private, dist: &Dist, vcpu: VcpuId, listed: &[u64]) -> Op
             best.offer(irq.priority, intid);
         }
     };
-    for intid in bits(u64::from(state.queued)) {
+    for intid in set_bits(state.queued) {
         if let Some(irq) = state.irq(intid) {
             offer(intid, irq);
         }

@@ -1,7 +1,7 @@
 //! A machine of vCPUs for the tests of this room: a port that remembers, and guests that obey their list registers.
 
 use super::*;
-use crate::ids::VIntid;
+use crate::ids::{Intid, Ipa, Mpidr, VIntid, VcpuId};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::vec::Vec;

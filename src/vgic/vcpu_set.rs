@@ -1,7 +1,8 @@
 //! A set of vCPUs that fits on a stack.
 
-use super::{MAX_VCPUS, bits};
+use super::config::MAX_VCPUS;
 use crate::ids::VcpuId;
+use crate::util::bits::set_bits;
 
 const WORDS: usize = MAX_VCPUS / 64;
 
@@ -39,7 +40,7 @@ impl VcpuSet {
         self.0
             .iter()
             .zip(0u32..)
-            .flat_map(|(word, at)| bits(*word).map(move |bit| VcpuId((at.wrapping_mul(64) | bit) as u16)))
+            .flat_map(|(word, at)| set_bits(*word).map(move |bit| VcpuId((at.wrapping_mul(64) | bit) as u16)))
     }
 }
 

@@ -19,10 +19,11 @@ mod iort;
 pub mod tables;
 pub mod tree;
 
-use crate::build::fdt::edit::{Dom0FdtError, VGICR_SIZE, vgicr_region};
+use crate::build::fdt::edit::{Dom0FdtError, vgicr_region};
 use crate::ids::{Intid, Pa};
 use crate::platform::{Machine, UartKind};
 use crate::util::range::Range;
+use crate::vgic::VGICR_SIZE;
 
 /// Size of the console's registers.
 const UART_SIZE: u64 = 0x1000;

@@ -20,6 +20,7 @@ use super::removal::{Gone, drop_broken_paths, drop_reservations, take_out, tidy}
 use crate::ids::Mpidr;
 use crate::platform::{Machine, MachineError, fdt};
 use crate::util::range::Range;
+use crate::vgic::VGICR_SIZE;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -28,8 +29,6 @@ use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use dtoolkit::standard::NodeStandard;
 use dtoolkit::{Node, Property, ToPropertyValue};
 
-/// Size of one virtual redistributor: a GICv3's two frames.
-pub const VGICR_SIZE: u64 = 0x2_0000;
 /// The largest tree that Linux takes.
 const LARGEST: usize = crate::build::layout::DTB_MAX as usize;
 

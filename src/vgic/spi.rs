@@ -1,0 +1,134 @@
+//! The SPIs, and the queue of each vCPU.
+//!
+//! An SPI that is pending and enabled, or active, is in the queue of one vCPU, its *home*: the vCPU that it is routed to
+//! or, while it is active or listed, the one that took it. Queues are bitmaps, guarded by the same lock as the SPIs.
+
+use super::irq::{Irq, Trigger};
+use super::regs::SPI_FIRST;
+use super::vcpu_set::VcpuSet;
+use crate::ids::VcpuId;
+use crate::util::bits::set_bits;
+use alloc::boxed::Box;
+
+pub(super) const NOBODY: u16 = u16::MAX;
+
+#[derive(Clone, Copy)]
+pub(super) struct Spi {
+    pub irq: Irq,
+    /// GICD_IROUTER.
+    pub route: u64,
+    /// Whom the route leads to.
+    pub target: u16,
+    /// In whose queue it stands.
+    pub home: u16,
+}
+
+/// SPIs by INTID, a bit for each.
+type Queue = [u64; 16];
+
+pub(super) fn someone(vcpu: u16) -> Option<VcpuId> {
+    (vcpu != NOBODY).then_some(VcpuId(vcpu))
+}
+
+/// What the distributor's lock guards.
+pub(super) struct Dist {
+    spis: Box<[Spi]>,
+    queues: Box<[Queue]>,
+}
+
+impl Dist {
+    /// `default` is the vCPU of affinity 0.0.0.0, where routes lead at reset.
+    pub fn new(spis: u32, vcpus: usize, default: Option<VcpuId>) -> Dist {
+        let target = default.map_or(NOBODY, |v| v.0);
+        let spi = Spi { irq: Irq::new(Trigger::Level), route: 0, target, home: NOBODY };
+        Dist {
+            spis: core::iter::repeat_n(spi, spis as usize).collect(),
+            queues: core::iter::repeat_n([0; 16], vcpus).collect(),
+        }
+    }
+
+    pub fn spi(&self, intid: u32) -> Option<&Spi> {
+        self.spis.get(intid.checked_sub(SPI_FIRST)? as usize)
+    }
+
+    pub fn spi_mut(&mut self, intid: u32) -> Option<&mut Spi> {
+        self.spis.get_mut(intid.checked_sub(SPI_FIRST)? as usize)
+    }
+
+    /// Number of SPIs.
+    pub fn count(&self) -> u32 {
+        self.spis.len() as u32
+    }
+
+    pub fn irq(&self, intid: u32) -> Option<&Irq> {
+        self.spi(intid).map(|spi| &spi.irq)
+    }
+
+    pub fn irq_mut(&mut self, intid: u32) -> Option<&mut Irq> {
+        self.spi_mut(intid).map(|spi| &mut spi.irq)
+    }
+
+    /// In whose queue, or list registers, it stands.
+    pub fn home(&self, intid: u32) -> Option<VcpuId> {
+        someone(self.spi(intid)?.home)
+    }
+
+    /// Whom its route leads to.
+    pub fn target(&self, intid: u32) -> Option<VcpuId> {
+        someone(self.spi(intid)?.target)
+    }
+
+    /// Puts an SPI whose state has changed into the queue where it belongs now, and says whose that is.
+    pub fn place(&mut self, intid: u32) -> Option<VcpuId> {
+        let spi = self.spi_mut(intid)?;
+        if spi.irq.is_listed() {
+            return None;
+        }
+        let old = spi.home;
+        let new = if spi.irq.is_active() && old != NOBODY {
+            old
+        } else if spi.irq.is_queued() {
+            spi.target
+        } else {
+            NOBODY
+        };
+        spi.home = new;
+        if old != new {
+            let (word, mask) = (intid as usize / 64, 1u64.wrapping_shl(intid));
+            if let Some(queue) = self.queues.get_mut(usize::from(old)).and_then(|q| q.get_mut(word)) {
+                *queue &= !mask;
+            }
+            if let Some(queue) = self.queues.get_mut(usize::from(new)).and_then(|q| q.get_mut(word)) {
+                *queue |= mask;
+            }
+        }
+        someone(new)
+    }
+
+    /// What stands in a vCPU's queue.
+    pub fn for_each_queued(&self, vcpu: VcpuId, mut visit: impl FnMut(u32, &Irq)) {
+        let Some(queue) = self.queues.get(vcpu.index()) else { return };
+        for (word, at) in queue.iter().zip(0u32..) {
+            for bit in set_bits(*word) {
+                let intid = at.wrapping_mul(64) | bit;
+                if let Some(irq) = self.irq(intid) {
+                    visit(intid, irq);
+                }
+            }
+        }
+    }
+
+    /// Whose list registers hold some of these 32 interrupts.
+    pub fn listed_at(&self, first: u32) -> VcpuSet {
+        let mut set = VcpuSet::new();
+        for intid in first..first.saturating_add(32) {
+            if let Some(spi) = self.spi(intid)
+                && spi.irq.is_listed()
+                && let Some(home) = someone(spi.home)
+            {
+                set.insert(home);
+            }
+        }
+        set
+    }
+}

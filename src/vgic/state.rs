@@ -1,0 +1,178 @@
+//! The state of one domain's virtual GIC.
+
+use super::config::{BadConfig, MAX_VCPUS, VgicConfig};
+use super::lpi_state::Lpis;
+use super::lr;
+use super::port::Port;
+use super::regs::{self, ENABLE_GROUP1};
+use super::spi::Dist;
+use super::vcpu::{Vcpu, Work};
+use super::vcpu_set::VcpuSet;
+use crate::ids::{Mpidr, VcpuId};
+use crate::sync::{Lock, Rank};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// One domain's virtual GIC, shared by the CPUs that run its vCPUs.
+pub struct Vgic {
+    pub(super) vcpus: Box<[Vcpu]>,
+    /// Affinities in rising order of their packed form, with whose they are.
+    pub(super) by_affinity: Box<[(u32, VcpuId)]>,
+    pub(super) dist: Lock<Dist>,
+    /// GICD_CTLR's enables; written under the distributor's lock.
+    pub(super) ctlr: AtomicU32,
+    pub(super) lpis: Lpis,
+    /// GICR_PROPBASER of the redistributor that enabled LPIs last: they share one table (CommonLPIAff = 0).
+    pub(super) propbaser: AtomicU64,
+    pub(super) list_registers: usize,
+    pub(super) priority_mask: u8,
+    missed_recalls: AtomicU32,
+}
+
+impl Vgic {
+    /// Builds the distributor and all redistributors at their reset values. Allocates; nothing else here does.
+    pub fn new(config: VgicConfig) -> Result<Vgic, BadConfig> {
+        let VgicConfig { vcpus, spis, id_bits, has_lpis, list_registers, priority_bits } = config;
+        if vcpus.is_empty() || vcpus.len() > MAX_VCPUS {
+            return Err(BadConfig::Vcpus(vcpus.len()));
+        }
+        if spis > regs::SPI_END.saturating_sub(regs::SPI_FIRST) {
+            return Err(BadConfig::Spis(spis));
+        }
+        if !(14..=16).contains(&id_bits) {
+            return Err(BadConfig::IdBits(id_bits));
+        }
+        if !(1..=lr::MAX_LIST_REGISTERS).contains(&list_registers) {
+            return Err(BadConfig::ListRegisters(list_registers));
+        }
+        if !(4..=8).contains(&priority_bits) {
+            return Err(BadConfig::PriorityBits(priority_bits));
+        }
+        let mut by_affinity: Vec<(u32, VcpuId)> =
+            vcpus.iter().enumerate().map(|(i, a)| (a.packed(), VcpuId(i as u16))).collect();
+        by_affinity.sort_unstable();
+        for pair in by_affinity.windows(2) {
+            if let [(a, _), (b, _)] = pair
+                && a == b
+            {
+                return Err(BadConfig::SameAffinity(Mpidr::from_packed(*a)));
+            }
+        }
+        let default = by_affinity.first().filter(|(packed, _)| *packed == 0).map(|(_, vcpu)| *vcpu);
+        let lpis = Lpis::new(id_bits, has_lpis);
+        let cpus = vcpus.iter().map(|affinity| Vcpu::new(*affinity, lpis.count())).collect();
+        Ok(Vgic {
+            dist: Lock::new(Rank::VgicDist, Dist::new(spis, vcpus.len(), default)),
+            vcpus: cpus,
+            by_affinity: by_affinity.into_boxed_slice(),
+            ctlr: AtomicU32::new(0),
+            lpis,
+            propbaser: AtomicU64::new(0),
+            list_registers,
+            priority_mask: 0xffu8.wrapping_shl(8u32.wrapping_sub(u32::from(priority_bits))),
+            missed_recalls: AtomicU32::new(0),
+        })
+    }
+
+    /// How many vCPUs there are.
+    #[must_use]
+    pub fn vcpus(&self) -> usize {
+        self.vcpus.len()
+    }
+
+    /// The vCPU of this affinity.
+    #[must_use]
+    pub fn vcpu_by_affinity(&self, affinity: Mpidr) -> Option<VcpuId> {
+        let wanted = affinity.packed();
+        let at = self.by_affinity.binary_search_by_key(&wanted, |(packed, _)| *packed).ok()?;
+        self.by_affinity.get(at).map(|(_, vcpu)| *vcpu)
+    }
+
+    /// How often a vCPU did not leave its guest in time for a register access that needed it to.
+    #[must_use]
+    pub fn missed_recalls(&self) -> u32 {
+        self.missed_recalls.load(Ordering::Relaxed)
+    }
+
+    /// GICD_CTLR.EnableGrp1.
+    #[must_use]
+    pub fn group1_on(&self) -> bool {
+        self.ctlr.load(Ordering::SeqCst) & ENABLE_GROUP1 != 0
+    }
+
+    pub(super) fn vcpu(&self, vcpu: VcpuId) -> Option<&Vcpu> {
+        self.vcpus.get(vcpu.index())
+    }
+
+    /// Has these vCPUs look for new interrupts. `from` is at EL2 and flushes anyway before it enters.
+    pub(super) fn notify(&self, port: &dyn Port, from: Option<VcpuId>, who: &VcpuSet, work: Work) {
+        for vcpu in who.iter() {
+            self.notify_one(port, from, vcpu, work);
+        }
+    }
+
+    pub(super) fn notify_one(&self, port: &dyn Port, from: Option<VcpuId>, vcpu: VcpuId, work: Work) {
+        let Some(cpu) = self.vcpu(vcpu) else { return };
+        cpu.add_work(work);
+        if from != Some(vcpu) {
+            port.kick(vcpu);
+        }
+    }
+
+    /// Has these vCPUs give back what is in their list registers, and waits until they have.
+    pub(super) fn recall(&self, port: &dyn Port, who: &VcpuSet) {
+        for vcpu in who.iter() {
+            let Some(cpu) = self.vcpu(vcpu) else { continue };
+            let epoch = cpu.epoch.load(Ordering::Acquire);
+            if epoch & 1 == 0 {
+                continue;
+            }
+            port.kick(vcpu);
+            if !port.wait(&|| cpu.epoch.load(Ordering::Acquire) != epoch) {
+                self.missed_recalls.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> VgicConfig {
+        VgicConfig {
+            vcpus: (0..4).map(Mpidr).collect(),
+            spis: 64,
+            id_bits: 14,
+            has_lpis: true,
+            list_registers: 4,
+            priority_bits: 5,
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused_by_name() {
+        let refused = |change: fn(&mut VgicConfig)| {
+            let mut c = config();
+            change(&mut c);
+            Vgic::new(c).err()
+        };
+        assert_eq!(refused(|c| c.vcpus.clear()), Some(BadConfig::Vcpus(0)));
+        assert_eq!(refused(|c| c.vcpus[3] = Mpidr(1)), Some(BadConfig::SameAffinity(Mpidr(1))));
+        assert_eq!(refused(|c| c.spis = 989), Some(BadConfig::Spis(989)));
+        assert_eq!(refused(|c| c.id_bits = 13), Some(BadConfig::IdBits(13)));
+        assert_eq!(refused(|c| c.list_registers = 0), Some(BadConfig::ListRegisters(0)));
+        assert_eq!(refused(|c| c.priority_bits = 3), Some(BadConfig::PriorityBits(3)));
+        assert!(refused(|_| ()).is_none());
+    }
+
+    #[test]
+    fn a_vcpu_is_found_by_all_four_levels_of_its_affinity() {
+        let mut c = config();
+        c.vcpus[2] = Mpidr(0x1_0002_0304);
+        let vgic = Vgic::new(c).unwrap();
+        assert_eq!(vgic.vcpu_by_affinity(Mpidr(0x1_0002_0304)), Some(VcpuId(2)));
+        assert_eq!(vgic.vcpu_by_affinity(Mpidr(0x0_0002_0304)), None);
+    }
+}
