@@ -6,10 +6,11 @@
 //! the next command.
 
 use super::command::Command;
+use super::config::{ConfigError, OnError, Progress, Usage, VitsConfig};
 use super::refusal::{Counters, Refusal};
 use super::regs::{self, Effect, Registers};
 use super::shadow::{Collections, Cursor, Device, Event, Shadow, Stop};
-use super::{Backend, BackendError, ConfigError, OnError, Progress, Usage, VitsConfig};
+use super::{Backend, BackendError};
 use crate::ids::{CollectionId, DeviceId, EventId, ItsId, Lpi, VIntid, VcpuId};
 
 /// How much work is left to do before a breath.

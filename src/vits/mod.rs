@@ -39,7 +39,9 @@
 )]
 
 mod command;
+mod config;
 mod interpreter;
+mod its;
 mod refusal;
 mod regs;
 mod shadow;
@@ -51,83 +53,13 @@ mod fake;
 #[cfg(test)]
 mod stream;
 
+pub use config::{ConfigError, OnError, Progress, Quota, Usage, VitsConfig};
+pub use its::Vits;
 pub use refusal::{Counters, Refusal};
 
-use crate::ids::{CollectionId, DeviceId, DomId, EventId, Ipa, ItsId, VIntid, VcpuId};
-use crate::sync::{Lock, Rank};
-use interpreter::{Budget, State};
-
-/// How much of the host a guest may take through one vITS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Quota {
-    /// Devices mapped at once.
-    pub devices: u16,
-    /// Events mapped at once, over all devices.
-    pub events: u32,
-    /// ITT entries, over all mapped devices: each takes a slot in EL2's heap and one in a host ITT.
-    pub itt_entries: u32,
-    /// EventID bits of one device; what a guest asks for beyond it is mapped but takes no events there. 11 bits are
-    /// the 2048 vectors of MSI-X.
-    pub device_event_bits: u8,
-}
-
-/// What a guest has mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Usage {
-    /// Devices.
-    pub devices: usize,
-    /// Events, over all devices.
-    pub events: u32,
-}
-
-/// What a command error does to the queue (IHI 0069, 5.3.1: the implementation chooses).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnError {
-    /// The command is skipped.
-    Skip,
-    /// GITS_CREADR.Stalled is set and the queue waits for GITS_CWRITER.Retry.
-    Stall,
-}
-
-/// The shape of a vITS.
-#[derive(Clone, Copy, Debug)]
-pub struct VitsConfig {
-    /// Whose it is, for log lines.
-    pub domain: DomId,
-    /// The host ITS behind it.
-    pub its: ItsId,
-    /// DeviceID bits, 1 to 32.
-    pub device_bits: u8,
-    /// EventID bits, 1 to 32.
-    pub event_bits: u8,
-    /// Collection number bits, 1 to 16. Linux uses its CPU numbers.
-    pub collection_bits: u8,
-    /// INTID bits, 14 to 24: a vINTID is one of 8192..2^id_bits.
-    pub id_bits: u8,
-    /// What the guest may use up.
-    pub quota: Quota,
-    /// What a command error does.
-    pub on_error: OnError,
-}
-
-/// Why a vITS cannot be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConfigError {
-    /// A number is outside what its documentation says; which one.
-    OutOfRange(&'static str),
-    /// No memory for the shadow state.
-    NoMemory,
-}
-
-/// Whether all that the guest asked for is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "a vCPU may not go on before the work is done"]
-pub enum Progress {
-    /// Nothing is left to do.
-    Done,
-    /// [`Vits::run`] is to be called again.
-    More,
-}
+#[cfg(test)]
+use crate::ids::DomId;
+use crate::ids::{DeviceId, EventId, Ipa, ItsId, VIntid, VcpuId};
 
 /// Why the host could not do something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,85 +149,4 @@ pub trait Backend {
     /// MOVALL: moves software-pending interrupts, a bounded stretch of them from `resume` (0 at first; the meaning is
     /// the implementation's own). `Some` says where to go on, `None` that all are moved.
     fn move_all_pending(&self, from: VcpuId, to: VcpuId, resume: u32) -> Option<u32>;
-}
-
-/// How much work a register write does itself, in host operations.
-const WRITE_BUDGET: usize = 32;
-
-/// A virtual ITS.
-pub struct Vits {
-    state: Lock<State>,
-}
-
-impl Vits {
-    /// The size of the region: the control frame and the translation frame.
-    pub const BYTES: u64 = 2 * regs::FRAME;
-
-    /// A vITS at reset, with all the memory it will ever use.
-    pub fn new(config: VitsConfig) -> Result<Vits, ConfigError> {
-        let ranges = [
-            ("device_bits", config.device_bits, 1, 32),
-            ("event_bits", config.event_bits, 1, 32),
-            ("collection_bits", config.collection_bits, 1, 16),
-            ("id_bits", config.id_bits, 14, 24),
-            ("device_event_bits", config.quota.device_event_bits, 1, 20),
-        ];
-        for (name, value, low, high) in ranges {
-            if value < low || value > high {
-                return Err(ConfigError::OutOfRange(name));
-            }
-        }
-        Ok(Vits { state: Lock::new(Rank::Vits, State::new(config)?) })
-    }
-
-    /// A guest's read of `size` bytes (1, 2, 4 or 8) at `offset` of the region.
-    #[must_use]
-    pub fn read(&self, offset: u64, size: u8) -> u64 {
-        self.state.lock().read(offset, size)
-    }
-
-    /// A guest's write. Work that it sets off is begun; [`Progress::More`] asks for [`run`](Vits::run).
-    pub fn write(&self, backend: &dyn Backend, offset: u64, size: u8, value: u64) -> Progress {
-        let mut state = self.state.lock();
-        state.write(offset, size, value);
-        state.run(backend, &mut Budget::new(WRITE_BUDGET))
-    }
-
-    /// Goes on with the work at hand, for about `budget` host operations (one at least).
-    pub fn run(&self, backend: &dyn Backend, budget: usize) -> Progress {
-        self.state.lock().run(backend, &mut Budget::new(budget))
-    }
-
-    /// GICR_CTLR.EnableLPIs of this vCPU went from 0 to 1: the configuration of its events is read (by `run`).
-    pub fn lpis_enabled(&self, vcpu: VcpuId) -> Progress {
-        self.state.lock().lpis_enabled(vcpu)
-    }
-
-    /// Back to reset: `run` takes every event and device down. The registers are at reset at once.
-    pub fn reset(&self) -> Progress {
-        self.state.lock().reset()
-    }
-
-    /// What happened so far.
-    #[must_use]
-    pub fn counters(&self) -> Counters {
-        self.state.lock().counters().clone()
-    }
-
-    /// How much of its quota is in use.
-    #[must_use]
-    pub fn usage(&self) -> Usage {
-        self.state.lock().usage()
-    }
-
-    /// A mapped event's vINTID, and the vCPU to which the host has it mapped, if it has.
-    #[must_use]
-    pub fn lookup(&self, device: DeviceId, event: EventId) -> Option<(VIntid, Option<VcpuId>)> {
-        self.state.lock().lookup(device, event)
-    }
-
-    /// Visits each mapped event, by DeviceID, then EventID. The vITS is locked meanwhile.
-    pub fn for_each_event(&self, visit: &mut dyn FnMut(DeviceId, EventId, VIntid, CollectionId, Option<VcpuId>)) {
-        self.state.lock().for_each_event(visit);
-    }
 }

@@ -12,7 +12,7 @@
 //! - An access of a size or alignment that a register does not have reads as zero and is ignored.
 //! - GITS_CBASER keeps bits [15:12]: a queue aligned to 4 KiB only works.
 
-use super::VitsConfig;
+use super::config::VitsConfig;
 use super::refusal::Refusal;
 use crate::ids::Ipa;
 use crate::mmio::layout::{fits, layout};

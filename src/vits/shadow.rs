@@ -8,8 +8,8 @@
 //! size, so that an event is found by addition and the pool does not crumble: the same rule as a buddy allocator's,
 //! with a list of runs in place of the free lists (a domain has hundreds of devices, not millions).
 
+use super::config::{ConfigError, Quota, VitsConfig};
 use super::refusal::Refusal;
-use super::{ConfigError, Quota, VitsConfig};
 use crate::ids::{CollectionId, DeviceId, EventId, VIntid, VcpuId};
 use alloc::vec::Vec;
 
