@@ -1,21 +1,22 @@
-//! `sched=credit`: any number of vCPUs on any number of CPUs, each to have its share.
+//! `sched=credit`: shares any number of CPUs among any number of vCPUs by weight.
 //!
-//! Each CPU has a [queue](super::queue) of its own. What keeps them together:
+//! Each CPU has a [run queue](super::queue) of its own. These rules connect the queues:
 //!
-//! * **Waking takes no lock.** Whoever wakes a vCPU chooses a CPU (the one it ran on if that is idle, else an idle one,
-//!   else the one it ran on or, if others wait there, one where fewer do), sets the vCPU's bit in that CPU's *inbox* and
-//!   has it interrupted. The CPU empties its inbox when it next looks. So a wake may come from under any lock, and a
-//!   doorbell costs two atomic writes.
-//! * **An idle CPU steals** the next of the longest queue.
-//! * **A CPU with a queue gives away** its next to an idle CPU at once; and, when a slice ends, to the CPU whose vCPU has
-//!   had most, if the difference is more than a slice and the cost of the move. That makes shares hold across CPUs without
-//!   a tick on those that have nobody waiting. Nobody else moves: a move costs a VMOVP.
+//! * **Waking takes no lock.** The CPU that wakes a vCPU chooses a CPU for it: the one that it ran on if that is idle, else
+//!   an idle one, else the one that it ran on or, if vCPUs wait there, one where fewer wait. It sets the vCPU's bit in that
+//!   CPU's [inbox](super::inbox) and has the CPU interrupted; that CPU empties its inbox when it next reschedules. So a
+//!   vCPU can be woken with any lock held, and a doorbell costs two atomic writes.
+//! * **An idle CPU steals** the next vCPU of the longest queue.
+//! * **A CPU where vCPUs wait passes them on**: at once, the next one to an idle CPU; and when a slice ends, the next one
+//!   to the CPU whose running vCPU has the most virtual time, if the difference is more than a slice and the cost of a
+//!   move. That makes shares hold across CPUs without a tick on CPUs where none waits. No other vCPU moves: a move costs a
+//!   VMOVP.
+//! * **An offline CPU** is not chosen any more, and its inbox is closed. The vCPU that runs there stops at its next
+//!   reschedule, as if its affinity excluded the CPU; when the CPU then asks for the next vCPU, it passes on all that wait
+//!   there.
 //!
-//! * **A CPU that is taken out** is chosen no more, and its inbox is [closed](super::inbox). What runs there is banned as if
-//!   its affinity said so; when the CPU next asks whom to run, it gives away all that waits there.
-//!
-//! A vCPU is in one place at a time: current on a CPU, in a queue, in an inbox, or asleep. Its `RunState` and the one bit
-//! say which; a queue's lock covers the first two. No two queues are locked at once.
+//! A vCPU is in one place at a time: current on a CPU, in a queue, in an inbox, or asleep. Its `RunState` and its inbox bit
+//! say where; the first two places are guarded by the queue's lock. No two queues are locked at once.
 
 use super::cpu_set::CpuSet;
 use super::entity::{DEFAULT_WEIGHT, Entity};
@@ -31,54 +32,56 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-/// vCPUs at most.
+/// The most vCPUs.
 const SLOTS: usize = 1024;
 const NEVER: u64 = u64::MAX;
 
-/// How it is to be run.
+/// The parameters of the scheduler.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Its times.
+    /// Slice and period.
     pub slices: Slices,
-    /// Moves a vCPU to a random CPU this often, in ticks, over all CPUs: for tests.
+    /// For tests: how often, in ticks and over all CPUs, a vCPU is moved to a random CPU.
     pub torture: Option<u64>,
-    /// Has a CPU look at its queue: an SGI.
+    /// Interrupts a CPU so that it reschedules: sends an SGI.
     pub kick: fn(CpuId),
 }
 
 struct Cpu<V: Scheduled> {
     queue: Lock<Queue<V>>,
     inbox: Inbox,
-    /// It has to look at its inbox or at the time.
+    /// It has to reschedule.
     resched: AtomicBool,
-    /// How many wait that could run.
+    /// How many vCPUs wait that could run.
     waiting: AtomicUsize,
-    /// When it is to look again.
+    /// When it has to reschedule; [`NEVER`] for no time.
     next_resched_at: AtomicU64,
-    /// What the current one had had when it was charged last, and when that was; for other CPUs' choices.
+    /// The vtime of the current vCPU when it was last charged, when that was, and its weight (0: no vCPU runs). For the
+    /// choices of other CPUs.
     front: AtomicU64,
     since: AtomicU64,
     weight: AtomicU32,
 }
 
-/// The scheduler.
+/// The credit scheduler.
 pub struct Credit<V: Scheduled> {
     cpus: Vec<Cpu<V>>,
+    /// Every vCPU, at the index that its entity holds.
     slots: Vec<Lock<Option<Arc<V>>>>,
-    /// Those that can run vCPUs.
+    /// The CPUs that can run vCPUs.
     online: CpuSet,
-    /// Those of them that do not.
+    /// The online CPUs that run none.
     idle: CpuSet,
     settings: Settings,
-    /// The furthest clock of all queues.
+    /// The furthest of the clocks of all queues.
     present: AtomicU64,
-    /// What a move to another CPU costs, in ticks: a running mean.
+    /// What moving a vCPU to another CPU costs, in ticks: a running mean.
     move_cost: AtomicU64,
     random: AtomicU64,
 }
 
 impl<V: Scheduled> Credit<V> {
-    /// `cpus` CPUs, none of them up.
+    /// A scheduler for `cpus` CPUs, all offline.
     #[must_use]
     pub fn new(cpus: usize, settings: Settings) -> Credit<V> {
         let cpu = || Cpu {
@@ -111,12 +114,13 @@ impl<V: Scheduled> Credit<V> {
         self.present.load(Ordering::Relaxed)
     }
 
+    /// The CPUs other than `than`, upwards from it and wrapping.
     fn others(&self, than: CpuId) -> impl Iterator<Item = CpuId> {
         let count = self.cpus.len();
         (1..count).map(move |step| CpuId(((than.index() + step) % count) as u16))
     }
 
-    /// Hands `vcpu`, which is nowhere, to `to`, or to another if that is being taken out. To whom.
+    /// Puts `vcpu`, which is in no place, into the inbox of `to`, or of another CPU if `to` goes offline. Returns the CPU.
     fn post(&self, vcpu: &V, to: CpuId) -> CpuId {
         let mut to = to;
         while !self.cpu(to).inbox.post(vcpu.entity().slot()) {
@@ -126,7 +130,7 @@ impl<V: Scheduled> Credit<V> {
         to
     }
 
-    /// An idle CPU for `entity`, from `near` on. It is then nobody else's.
+    /// Chooses an idle CPU for `entity`, `near` first, and removes it from the idle CPUs so that no other CPU chooses it.
     fn claim_idle(&self, entity: &Entity, near: CpuId) -> Option<CpuId> {
         if entity.affinity.has(near) && self.idle.take(near) {
             return Some(near);
@@ -143,7 +147,7 @@ impl<V: Scheduled> Credit<V> {
         entity.affinity.has(cpu) && self.online.has(cpu)
     }
 
-    /// A CPU where it may run, `cpu` if it may run there. One that could run nowhere runs somewhere.
+    /// A CPU where it may run: `cpu` if possible. If its affinity has no online CPU, any online CPU.
     fn allowed(&self, entity: &Entity, cpu: CpuId) -> CpuId {
         if self.may_run(entity, cpu) {
             return cpu;
@@ -152,12 +156,12 @@ impl<V: Scheduled> Credit<V> {
         self.online.common(&entity.affinity, cpu).or_else(anywhere).unwrap_or(cpu)
     }
 
-    /// The CPUs that can run vCPUs, but one.
+    /// The online CPUs other than `cpu`.
     fn online_but(&self, cpu: CpuId) -> impl Iterator<Item = CpuId> {
         self.others(cpu).filter(|&other| self.online.has(other))
     }
 
-    /// This CPU has been taken out: gives everybody away who waits here.
+    /// Moves all vCPUs that wait on this CPU, which is offline, to other CPUs.
     #[cold]
     fn evacuate(&self, cpu: CpuId, now: u64) {
         let this = self.cpu(cpu);
@@ -166,7 +170,7 @@ impl<V: Scheduled> Credit<V> {
         loop {
             let gone = {
                 let mut queue = this.queue.lock();
-                // Those too that wait for their cap.
+                // Includes those that have used up their cap.
                 let taken = queue.take(u64::MAX, |_| true);
                 self.publish(this, &queue, now);
                 taken
@@ -180,7 +184,7 @@ impl<V: Scheduled> Credit<V> {
         }
     }
 
-    /// `near`, or where fewer wait.
+    /// The CPU where the fewest vCPUs wait, `near` if it is one of them.
     fn shortest(&self, entity: &Entity, near: CpuId) -> CpuId {
         let waiting = |cpu: CpuId| self.cpu(cpu).waiting.load(Ordering::Relaxed);
         let (mut least, mut best) = (waiting(near), near);
@@ -195,20 +199,21 @@ impl<V: Scheduled> Credit<V> {
         best
     }
 
-    /// Takes what is in the inbox of `cpu` into its queue.
+    /// Moves the vCPUs in the inbox of a CPU into its queue.
     fn receive(&self, this: &Cpu<V>, now: u64) {
         this.inbox.take(|slot| self.admit(this, slot, now));
     }
 
+    /// Inserts the vCPU in `slot` into the queue of a CPU.
     fn admit(&self, this: &Cpu<V>, slot: usize, now: u64) {
         if let Some(vcpu) = self.slots.get(slot).and_then(|slot| slot.lock().clone()) {
-            // What came from another queue is as far ahead as a sleeper may be, or less.
+            // One that another CPU passed on keeps more of its claim than one that slept.
             let from = if vcpu.entity().moving.swap(false, Ordering::SeqCst) { From::Elsewhere } else { From::Sleep };
             this.queue.lock().insert(vcpu, from, now, self.present(), &self.settings.slices);
         }
     }
 
-    /// Tells the others, and this CPU's timer, how things are on `cpu`.
+    /// Publishes the state of a CPU's queue for other CPUs and for the timer. Called with the queue's lock held.
     fn publish(&self, this: &Cpu<V>, queue: &Queue<V>, now: u64) {
         self.present.fetch_max(queue.clock(), Ordering::Relaxed);
         this.waiting.store(queue.eligible(now), Ordering::SeqCst);
@@ -219,13 +224,13 @@ impl<V: Scheduled> Credit<V> {
         this.weight.store(queue.current().map_or(0, |current| current.entity().weight()), Ordering::Relaxed);
         let mut at = queue.next_resched_at(now, &self.settings.slices).unwrap_or(NEVER);
         if let (Some(torture), Some(_)) = (self.settings.torture, queue.current()) {
-            // The CPUs take turns, by chance.
+            // So that over all CPUs one vCPU is moved every `torture` ticks.
             at = at.min(now + torture * self.cpus.len() as u64);
         }
         this.next_resched_at.store(at, Ordering::Relaxed);
     }
 
-    /// What the current one of `cpu` has had by now, as far as can be seen from outside; `None` if there is none.
+    /// The vtime of the current vCPU of `cpu` at `now`, estimated without its lock; `None` if no vCPU runs there.
     fn front(&self, cpu: CpuId, now: u64) -> Option<u64> {
         let cpu = self.cpu(cpu);
         let weight = u64::from(cpu.weight.load(Ordering::Relaxed));
@@ -236,7 +241,7 @@ impl<V: Scheduled> Credit<V> {
         })
     }
 
-    /// The next of the longest queue, if it may run on `cpu`.
+    /// Takes the next vCPU of the longest queue for `cpu`, or of another queue if none of those may run on `cpu`.
     fn steal(&self, cpu: CpuId, now: u64) -> Option<Arc<V>> {
         let mut victims: Option<(usize, CpuId)> = None;
         for other in self.others(cpu) {
@@ -247,7 +252,7 @@ impl<V: Scheduled> Credit<V> {
         }
         let longest = victims?.1;
         let from_longest = self.take_from(longest, cpu, now);
-        // Whoever waits there may be bound to it.
+        // Those that wait there may have an affinity that excludes this CPU.
         let stolen = from_longest.or_else(|| {
             self.others(cpu)
                 .filter(|&other| other != longest && self.cpu(other).waiting.load(Ordering::SeqCst) > 0)
@@ -257,6 +262,7 @@ impl<V: Scheduled> Credit<V> {
         Some(stolen)
     }
 
+    /// Takes the next vCPU of the queue of `victim` that may run on `thief`.
     fn take_from(&self, victim: CpuId, thief: CpuId, now: u64) -> Option<Arc<V>> {
         let mut queue = self.cpu(victim).queue.lock();
         let taken = queue.take(now, |vcpu| vcpu.entity().affinity.has(thief));
@@ -264,16 +270,16 @@ impl<V: Scheduled> Credit<V> {
         taken
     }
 
-    /// Whether somebody waits here while another CPU idles.
-    fn has_to_give(&self, cpu: &Cpu<V>) -> bool {
+    /// Whether a vCPU waits here while another CPU is idle.
+    fn has_work_for_idle(&self, cpu: &Cpu<V>) -> bool {
         cpu.waiting.load(Ordering::SeqCst) > 0 && !self.idle.is_empty()
     }
 
-    /// Gives those away who wait here while a CPU idles that they may run on.
+    /// Passes vCPUs that wait here on to idle CPUs where they may run.
     #[cold]
-    fn give_to_idle(&self, cpu: CpuId, now: u64) {
+    fn push_to_idle(&self, cpu: CpuId, now: u64) {
         let this = self.cpu(cpu);
-        while self.has_to_give(this) {
+        while self.has_work_for_idle(this) {
             let given = {
                 let mut queue = this.queue.lock();
                 let fits = |vcpu: &V| self.idle.common(&vcpu.entity().affinity, cpu).is_some();
@@ -282,7 +288,7 @@ impl<V: Scheduled> Credit<V> {
                 taken
             };
             let Some(vcpu) = given else { return };
-            // The idle one may be gone by now; then this CPU is as good as any.
+            // If the idle CPU has been claimed meanwhile, the vCPU comes back to this CPU.
             let to = self.claim_idle(vcpu.entity(), cpu).unwrap_or(cpu);
             let to = self.hand_over(&vcpu, to);
             if to == cpu {
@@ -293,8 +299,8 @@ impl<V: Scheduled> Credit<V> {
         }
     }
 
-    /// Gives the next that waits here to the CPU whose current one has had most, if that is worth a move.
-    fn give_to_richest(&self, cpu: CpuId, now: u64) {
+    /// Passes the next vCPU that waits here on to the CPU whose current vCPU has the most vtime, if that is worth a move.
+    fn push_to_richest(&self, cpu: CpuId, now: u64) {
         let threshold = self.settings.slices.slice + self.move_cost.load(Ordering::Relaxed);
         let richest = self.others(cpu).filter_map(|other| Some((self.front(other, now)?, other))).max();
         let Some((front, to)) = richest else { return };
@@ -316,6 +322,7 @@ impl<V: Scheduled> Credit<V> {
         }
     }
 
+    /// Puts a vCPU that was taken from a queue into the inbox of `to`. Returns the CPU that has it then.
     fn hand_over(&self, vcpu: &V, to: CpuId) -> CpuId {
         vcpu.entity().moving.store(true, Ordering::SeqCst);
         self.post(vcpu, to)
@@ -327,7 +334,7 @@ impl<V: Scheduled> Credit<V> {
         self.allowed(entity, CpuId((x % self.cpus.len() as u64) as u16))
     }
 
-    /// Whether the current one of `cpu` is to be moved at random.
+    /// Whether the current vCPU of `cpu` is due to be moved at random.
     fn torture_is_due(&self, cpu: CpuId, now: u64) -> bool {
         let Some(every) = self.settings.torture else { return false };
         let queue = self.cpu(cpu).queue.lock();
@@ -409,14 +416,15 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
             if next.is_none() {
                 drop(queue);
                 race_point();
-                // Said before others' queues are looked at: who comes to wait there from here on is seen by the one or the
-                // other. If not, he would wait for a slice beside a CPU that idles.
+                // Marked idle before it searches the other queues: a vCPU that is queued there from now on is found by
+                // the search, or its CPU sees that this one is idle. Otherwise it would wait for a slice while this CPU is
+                // idle.
                 self.idle.add(cpu);
                 race_point();
                 let stolen = self.steal(cpu, now);
                 queue = this.queue.lock();
                 if let Some(stolen) = stolen {
-                    // By way of the queue, whose clock it has to fit.
+                    // Through the queue, which limits its vtime by the clock.
                     queue.insert(stolen, From::Elsewhere, now, self.present(), &self.settings.slices);
                     next = queue.take(now, |_| true);
                 }
@@ -430,15 +438,15 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
                 drop(queue);
                 let runs = vcpu.run_state().start_running();
                 debug_assert!(runs, "what waits in a queue is runnable");
-                if self.has_to_give(this) {
-                    self.give_to_idle(cpu, now);
+                if self.has_work_for_idle(this) {
+                    self.push_to_idle(cpu, now);
                 }
                 return Some(vcpu);
             }
             self.publish(this, &queue, now);
             drop(queue);
             race_point();
-            // Others hand work to this CPU since it said that it is idle: what has come by now is seen now.
+            // Other CPUs may have put vCPUs into its inbox since it was marked idle.
             if !this.resched.load(Ordering::SeqCst) {
                 return None;
             }
@@ -455,7 +463,7 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
     fn should_resched(&self, cpu: CpuId, now: u64) -> Verdict {
         let this = self.cpu(cpu);
         this.resched.store(false, Ordering::SeqCst);
-        // First the clock, then those who are measured by it.
+        // First the clock, then the vCPUs whose vtime is limited by it.
         this.queue.lock().charge(now, &self.settings.slices);
         self.receive(this, now);
         if self.torture_is_due(cpu, now) {
@@ -466,16 +474,16 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
         let waiting = queue.eligible(now);
         this.waiting.store(waiting, Ordering::SeqCst);
         let over = waiting > 0 && queue.slice_is_over(now, slices);
-        if over || self.has_to_give(this) {
+        if over || self.has_work_for_idle(this) {
             drop(queue);
-            self.give_to_idle(cpu, now);
+            self.push_to_idle(cpu, now);
             if over && this.waiting.load(Ordering::SeqCst) > 0 {
-                self.give_to_richest(cpu, now);
+                self.push_to_richest(cpu, now);
             }
             queue = this.queue.lock();
         }
-        let banned = queue.current().is_some_and(|current| !self.may_run(current.entity(), cpu));
-        if banned || queue.makes_way(now, slices) {
+        let excluded = queue.current().is_some_and(|current| !self.may_run(current.entity(), cpu));
+        if excluded || queue.makes_way(now, slices) {
             return Verdict::Switch;
         }
         queue.renew(now, slices);
@@ -486,7 +494,7 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
     fn stop(&self, cpu: CpuId, now: u64) -> Option<Arc<V>> {
         let this = self.cpu(cpu);
         let stopped = this.queue.lock().stop(now, &self.settings.slices);
-        // All else is said by `next`, which follows.
+        // `next`, which follows, publishes the rest.
         this.weight.store(0, Ordering::Relaxed);
         stopped
     }

@@ -1,11 +1,11 @@
-//! Going to sleep and being woken, under every interleaving.
+//! Loom models of how a vCPU goes to sleep and is woken: every interleaving is explored.
 //!
-//! The functions are the real ones. What stands around them is the least that they need: a redistributor with one vPE
-//! (pending bit, residency, doorbell, PendingLast), something that EL2 injects by software, and one thread for each
-//! CPU that has a part in it. A doorbell is handled as in `domain::irq`: it wakes the vCPU and does nothing else. Each model ends
-//! with the one question that matters: does the vCPU sleep although it has an interrupt?
+//! The functions under test are the production ones. The models add what these need: a redistributor with one vPE
+//! (pending bit, residency, doorbell, PendingLast), an interrupt that EL2 injects by software, and a thread for each CPU
+//! that takes part. A doorbell is handled as in `domain::irq`: it wakes the vCPU and does nothing else. Each model ends
+//! with the check that no vCPU sleeps while it has an interrupt pending.
 //!
-//! Run by `RUSTFLAGS="--cfg loom" cargo test --lib interleavings`.
+//! Run them with `RUSTFLAGS="--cfg loom" cargo test --lib interleavings`.
 
 use super::inbox::Inbox;
 use super::{Found, RunState, State, Woken};
@@ -13,7 +13,7 @@ use loom::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use loom::sync::{Arc, Mutex};
 use loom::thread;
 
-/// A redistributor and the vPE on it, as GICv4.0 has them: a doorbell rings for what arrives while not resident.
+/// A redistributor and its vPE, as in GICv4.0: a vLPI that arrives while the vPE is not resident sends a doorbell.
 #[derive(Default)]
 struct Redistributor {
     resident: bool,
@@ -23,14 +23,14 @@ struct Redistributor {
 struct Vcpu {
     run: RunState,
     redist: Mutex<Redistributor>,
-    /// Pending in software, as `vgic` holds it.
+    /// An interrupt is pending in the virtual GIC.
     soft: AtomicBool,
-    /// SGIs sent to wake the CPU from its idle loop.
+    /// The number of SGIs sent to wake the CPU from its idle loop.
     kicks: AtomicU8,
 }
 
 impl Vcpu {
-    /// One that runs, with its vPE resident.
+    /// A vCPU that runs, with its vPE resident.
     fn running() -> Arc<Vcpu> {
         let run = RunState::new();
         assert!(run.power_on() && run.start_running());
@@ -42,14 +42,14 @@ impl Vcpu {
         })
     }
 
-    /// `Domain::kick`: what it is woken for is visible before.
+    /// `Domain::kick`: the caller has made visible what it wakes the vCPU for.
     fn wake(&self) {
         if self.run.wake() == Woken::WasBlocked {
             self.kicks.fetch_add(1, Ordering::SeqCst);
         }
     }
 
-    /// A device's MSI: into the pending table; and a doorbell, which EL2 takes on some CPU.
+    /// An MSI of a device: sets the pending bit and, if the vPE is not resident, sends a doorbell, which EL2 handles.
     fn msi(&self) {
         let doorbell = {
             let mut redist = self.redist.lock().unwrap();
@@ -78,39 +78,39 @@ impl Vcpu {
         redist.pending
     }
 
-    /// The guest takes what it has.
-    fn take(&self) {
+    /// The guest acknowledges what is pending.
+    fn acknowledge(&self) {
         self.redist.lock().unwrap().pending = false;
         self.soft.store(false, Ordering::SeqCst);
     }
 
-    /// `Stay::switch_out` for a vCPU that waits for an interrupt.
+    /// `switch_out` of the run loop, for a vCPU that waits for an interrupt.
     fn switch_out(&self) -> Found {
         let last = self.leave();
         if last || self.soft.load(Ordering::SeqCst) { Found::Pending } else { Found::Nothing }
     }
 
-    /// `WFI` of a guest that saw nothing to do.
+    /// A guest executes WFI.
     fn wfi(&self) -> bool {
         self.run.block(|| self.switch_out())
     }
 
-    /// Whether it sleeps with an interrupt pending: the failure that all of this is about.
+    /// Whether it sleeps with an interrupt pending. This is the failure that the models look for.
     fn is_forgotten(&self) -> bool {
         let pending = self.redist.lock().unwrap().pending || self.soft.load(Ordering::SeqCst);
         pending && self.run.get() == State::Blocked
     }
 
-    /// A sleeper that was woken has a CPU that was told so.
-    fn assert_told(&self, slept: bool) {
+    /// Checks that a CPU was kicked for a vCPU that slept and was woken.
+    fn assert_kicked(&self, slept: bool) {
         if slept && self.run.get() == State::Runnable {
-            assert!(self.kicks.load(Ordering::SeqCst) > 0, "runnable, and nobody was told");
+            assert!(self.kicks.load(Ordering::SeqCst) > 0, "runnable, but no CPU was kicked");
         }
     }
 }
 
 #[test]
-fn a_vlpi_that_arrives_at_any_moment_of_a_block_is_not_slept_through() {
+fn a_vcpu_does_not_sleep_with_a_vlpi_pending_whenever_that_arrives() {
     loom::model(|| {
         let vcpu = Vcpu::running();
         let device = thread::spawn({
@@ -120,12 +120,12 @@ fn a_vlpi_that_arrives_at_any_moment_of_a_block_is_not_slept_through() {
         let slept = vcpu.wfi();
         device.join().unwrap();
         assert!(!vcpu.is_forgotten());
-        vcpu.assert_told(slept);
+        vcpu.assert_kicked(slept);
     });
 }
 
 #[test]
-fn a_software_interrupt_and_a_vlpi_together_wake_it_once_and_for_all() {
+fn a_software_interrupt_and_a_vlpi_at_once_wake_a_vcpu() {
     loom::model(|| {
         let vcpu = Vcpu::running();
         let others = [
@@ -141,13 +141,13 @@ fn a_software_interrupt_and_a_vlpi_together_wake_it_once_and_for_all() {
         let slept = vcpu.wfi();
         others.into_iter().for_each(|other| other.join().unwrap());
         assert!(!vcpu.is_forgotten());
-        vcpu.assert_told(slept);
+        vcpu.assert_kicked(slept);
     });
 }
 
 /// The vCPU runs again and blocks again while interrupts keep coming.
 #[test]
-fn blocking_again_right_after_a_wake_loses_nothing() {
+fn a_vcpu_that_blocks_again_right_after_a_wake_misses_no_interrupt() {
     loom::model(|| {
         let vcpu = Vcpu::running();
         let device = thread::spawn({
@@ -159,28 +159,28 @@ fn blocking_again_right_after_a_wake_loses_nothing() {
         });
         for _ in 0..2 {
             vcpu.wfi();
-            // As the idle loop: taken up again only if it is runnable.
+            // As the idle loop does: it runs again only if it is runnable.
             if !vcpu.run.start_running() {
                 break;
             }
             vcpu.enter();
-            vcpu.take();
+            vcpu.acknowledge();
         }
         device.join().unwrap();
         assert!(!vcpu.is_forgotten());
     });
 }
 
-/// Preempted, taken up by another CPU, and blocked there, while a device and EL2 both have something for it.
+/// A vCPU is preempted, runs on another CPU and blocks there, while a device sends an MSI.
 #[test]
-fn a_vcpu_that_is_preempted_and_moves_is_still_found() {
+fn a_vcpu_that_is_preempted_and_blocks_on_another_cpu_misses_no_vlpi() {
     loom::model(|| {
         let vcpu = Vcpu::running();
         let device = thread::spawn({
             let vcpu = vcpu.clone();
             move || vcpu.msi()
         });
-        // The old CPU puts it down: what is pending stays in the table, a doorbell may ring for a runnable vCPU.
+        // The first CPU preempts it: a pending bit stays in the table, and a doorbell may come for a runnable vCPU.
         let _ = vcpu.leave();
         vcpu.run.preempted();
         let elsewhere = thread::spawn({
@@ -198,9 +198,9 @@ fn a_vcpu_that_is_preempted_and_moves_is_still_found() {
     });
 }
 
-/// A doorbell for a vCPU that powers itself off: nobody wakes what is off, and it can be powered on again.
+/// A doorbell comes for a vCPU that powers itself off: it stays off, and can be powered on again.
 #[test]
-fn a_doorbell_does_not_bring_back_a_vcpu_that_is_off() {
+fn a_doorbell_does_not_wake_a_vcpu_that_is_off() {
     loom::model(|| {
         let vcpu = Vcpu::running();
         let device = thread::spawn({
@@ -215,9 +215,9 @@ fn a_doorbell_does_not_bring_back_a_vcpu_that_is_off() {
     });
 }
 
-/// Two CPUs power the same vCPU on: one wins.
+/// Two CPUs power the same vCPU on.
 #[test]
-fn a_vcpu_is_powered_on_by_one() {
+fn of_two_cpus_that_power_a_vcpu_on_one_succeeds() {
     loom::model(|| {
         let run = Arc::new(RunState::new());
         let other = thread::spawn({
@@ -229,10 +229,10 @@ fn a_vcpu_is_powered_on_by_one() {
     });
 }
 
-/// The test of the test: without the look at PendingLast there is an interleaving that sleeps for ever.
+/// Shows that the models find the failure: if PendingLast is ignored, a vCPU can sleep with a vLPI pending.
 #[test]
-#[should_panic(expected = "slept through")]
-fn without_the_look_at_pending_last_a_wake_up_is_lost() {
+#[should_panic(expected = "sleeps with a vLPI pending")]
+fn ignoring_pending_last_loses_a_wake_up() {
     loom::model(|| {
         let vcpu = Vcpu::running();
         let device = thread::spawn({
@@ -244,14 +244,14 @@ fn without_the_look_at_pending_last_a_wake_up_is_lost() {
             Found::Nothing
         });
         device.join().unwrap();
-        assert!(!vcpu.is_forgotten(), "slept through");
+        assert!(!vcpu.is_forgotten(), "sleeps with a vLPI pending");
     });
 }
 
-/// And without declaring the block before the state is given up, the doorbell finds a vCPU that is awake.
+/// The same if the vCPU becomes `Blocking` only after it was switched out: the doorbell finds it awake.
 #[test]
-#[should_panic(expected = "slept through")]
-fn declaring_the_block_last_loses_a_wake_up() {
+#[should_panic(expected = "sleeps with a vLPI pending")]
+fn becoming_blocking_after_the_switch_loses_a_wake_up() {
     loom::model(|| {
         let vcpu = Vcpu::running();
         let device = thread::spawn({
@@ -262,13 +262,13 @@ fn declaring_the_block_last_loses_a_wake_up() {
         vcpu.run.begin_block();
         let _ = vcpu.run.commit_block(found);
         device.join().unwrap();
-        assert!(!vcpu.is_forgotten(), "slept through");
+        assert!(!vcpu.is_forgotten(), "sleeps with a vLPI pending");
     });
 }
 
-/// A CPU is taken out while two vCPUs are woken for it: each is either handed back to who woke it, or found by the CPU.
+/// A CPU goes offline while two vCPUs are posted to it: each is either handed back, or found by that CPU.
 #[test]
-fn one_that_is_posted_to_a_cpu_that_goes_is_in_one_place() {
+fn a_vcpu_that_is_posted_to_a_cpu_that_goes_offline_is_in_one_place() {
     loom::model(|| {
         let inbox = Arc::new(Inbox::new(64));
         inbox.open();
@@ -286,16 +286,16 @@ fn one_that_is_posted_to_a_cpu_that_goes_is_in_one_place() {
     });
 }
 
-/// The test of the test: with a look before the post, one is lost.
+/// Shows that the model finds the failure: if the check comes before the post, a vCPU can be lost.
 #[test]
 #[should_panic(expected = "lost")]
-fn looking_whether_the_inbox_is_open_before_posting_loses_one() {
+fn checking_that_the_inbox_is_open_before_posting_loses_a_vcpu() {
     loom::model(|| {
         let inbox = Arc::new(Inbox::new(64));
         inbox.open();
         let poster = thread::spawn({
             let inbox = inbox.clone();
-            move || inbox.is_open().then(|| inbox.post_unseen(1)).is_none()
+            move || inbox.is_open().then(|| inbox.post_unchecked(1)).is_none()
         });
         inbox.close();
         let mut found = false;

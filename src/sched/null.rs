@@ -1,7 +1,6 @@
-//! `sched=null`: each CPU has one vCPU, for ever.
+//! `sched=null`: each CPU has at most one vCPU, which never moves.
 //!
-//! There is nothing to decide, so nothing is decided: a CPU runs its vCPU whenever that can run. What remains
-//! of a scheduler is the assignment, made once when a domain is built.
+//! A vCPU is assigned to its CPU when its domain is built. The CPU runs it whenever it can run.
 
 use super::cpu_set::CpuSet;
 use super::policy::{AddError, Scheduled, Scheduler, Verdict};
@@ -14,15 +13,15 @@ use core::ptr;
 /// The assignment of vCPUs to CPUs.
 pub struct Null<V> {
     slots: Lock<Vec<Option<Arc<V>>>>,
-    /// CPUs that take none.
-    out: CpuSet,
+    /// The CPUs that are offline.
+    offline: CpuSet,
 }
 
 impl<V> Null<V> {
-    /// `cpus` CPUs, all free.
+    /// A scheduler for `cpus` CPUs, all without a vCPU.
     #[must_use]
     pub fn new(cpus: usize) -> Null<V> {
-        Null { slots: Lock::new(Rank::RunQueue, (0..cpus).map(|_| None).collect()), out: CpuSet::none() }
+        Null { slots: Lock::new(Rank::RunQueue, (0..cpus).map(|_| None).collect()), offline: CpuSet::none() }
     }
 }
 
@@ -36,7 +35,7 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Null<V> {
     }
 
     fn bring_online(&self, cpu: CpuId) {
-        self.out.take(cpu);
+        self.offline.take(cpu);
     }
 
     fn take_offline(&self, cpu: CpuId) -> Result<(), Arc<V>> {
@@ -44,7 +43,7 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Null<V> {
         match slots.get(cpu.index()).and_then(Option::as_ref) {
             Some(vcpu) => Err(vcpu.clone()),
             None => {
-                self.out.add(cpu);
+                self.offline.add(cpu);
                 Ok(())
             }
         }
@@ -54,7 +53,7 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Null<V> {
         let mut slots = self.slots.lock();
         match slots.get_mut(home.index()) {
             None => Err(AddError::NoSuchCpu(home)),
-            Some(_) if self.out.has(home) => Err(AddError::NoSuchCpu(home)),
+            Some(_) if self.offline.has(home) => Err(AddError::NoSuchCpu(home)),
             Some(Some(_)) => Err(AddError::Taken(home)),
             Some(slot) => {
                 vcpu.entity().set_cpu(home);
@@ -119,7 +118,7 @@ mod tests {
     use crate::sched::testing::TestVcpu;
 
     #[test]
-    fn a_cpu_takes_one_vcpu_and_no_second() {
+    fn a_cpu_accepts_one_vcpu_only() {
         let null = Null::new(2);
         let [a, b] = [0, 1].map(|cpu| Arc::new(TestVcpu::new(CpuId(cpu))));
         assert_eq!(null.add(&a, CpuId(1)), Ok(()));
@@ -131,7 +130,7 @@ mod tests {
         assert_eq!(null.place(&a), CpuId(1));
         assert!(null.next(CpuId(1), 0).is_some());
         assert!(null.next(CpuId(1), 0).is_none(), "it runs");
-        assert!(null.take_offline(CpuId(1)).is_err_and(|vcpu| Arc::ptr_eq(&vcpu, &a)), "it can run nowhere else");
+        assert!(null.take_offline(CpuId(1)).is_err_and(|vcpu| Arc::ptr_eq(&vcpu, &a)), "it cannot run elsewhere");
         null.remove(&a);
         assert!(null.current(CpuId(1)).is_none());
         assert!(null.take_offline(CpuId(1)).is_ok());

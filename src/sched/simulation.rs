@@ -1,8 +1,8 @@
 //! The credit scheduler on simulated CPUs: fairness, caps, work conservation and starvation over simulated time.
 //!
-//! A discrete-event world. Each vCPU has a behaviour (how long it computes, how long it then sleeps); each CPU does
-//! what `vm` does: looks when it is kicked or when its timer is due, runs what `next` gives it, blocks it when it has
-//! computed enough. Time goes on to the next event. One thread, no randomness but the seed in the behaviour.
+//! A discrete-event simulation on one thread. Each vCPU has a behaviour (how long it computes, how long it then sleeps).
+//! Each CPU does what the run loop does: it reschedules when it is kicked or its timer is due, runs the vCPU that `next`
+//! returns, and blocks it when it has computed for long enough. Time advances to the next event.
 
 use super::testing::TestVcpu;
 use super::*;
@@ -21,15 +21,16 @@ fn kick(cpu: CpuId) {
     KICKED.with_borrow_mut(|kicked| kicked.push(cpu));
 }
 
-/// Computes for the first number of ticks, sleeps for the second, and so on; the second 0: it never sleeps.
+/// The behaviour of a vCPU: it computes for the first number of ticks, sleeps for the second, and so on. If the second is
+/// 0, it never sleeps.
 #[derive(Clone, Copy)]
-struct Life(u64, u64);
-const BUSY: Life = Life(u64::MAX, 0);
+struct Behaviour(u64, u64);
+const BUSY: Behaviour = Behaviour(u64::MAX, 0);
 
 struct Guest {
     vcpu: Arc<TestVcpu>,
-    life: Life,
-    /// Ticks it still computes before it sleeps.
+    behaviour: Behaviour,
+    /// Ticks that it still computes before it sleeps.
     left: u64,
     wakes_at: u64,
     woken_at: u64,
@@ -55,12 +56,12 @@ impl World {
         World { sched, cpus, guests: Vec::new(), running, ran_until: 0, idle: 0, now: 0 }
     }
 
-    fn add(&mut self, weight: u32, life: Life) -> usize {
+    fn add(&mut self, weight: u32, behaviour: Behaviour) -> usize {
         let home = CpuId((self.guests.len() % self.cpus) as u16);
         let vcpu = Arc::new(TestVcpu::new(home));
         vcpu.entity.set_weight(weight);
         self.sched.add(&vcpu, home).unwrap();
-        self.guests.push(Guest { vcpu, life, left: life.0, wakes_at: 0, woken_at: 0, worst_wait: 0 });
+        self.guests.push(Guest { vcpu, behaviour, left: behaviour.0, wakes_at: 0, woken_at: 0, worst_wait: 0 });
         self.guests.len() - 1
     }
 
@@ -77,7 +78,7 @@ impl World {
         self.guests.iter().position(|guest| Arc::ptr_eq(&guest.vcpu, vcpu)).unwrap()
     }
 
-    /// What an idle or interrupted CPU does.
+    /// What a CPU does that is idle or has been interrupted.
     fn schedule(&mut self, cpu: CpuId) {
         let now = self.now;
         if let Some(index) = self.running[cpu.index()] {
@@ -91,8 +92,8 @@ impl World {
                 vcpu.run.begin_block();
                 assert!(vcpu.run.commit_block(Found::Nothing));
                 let guest = &mut self.guests[index];
-                guest.left = guest.life.0;
-                guest.wakes_at = now + guest.life.1;
+                guest.left = guest.behaviour.0;
+                guest.wakes_at = now + guest.behaviour.1;
             } else {
                 vcpu.run.preempted();
                 self.guests[index].woken_at = now;
@@ -133,7 +134,7 @@ impl World {
             self.now = at.max(self.now);
             for cpu in 0..self.cpus {
                 match self.running[cpu] {
-                    Some(index) if self.guests[index].life.1 != 0 => self.guests[index].left -= passed,
+                    Some(index) if self.guests[index].behaviour.1 != 0 => self.guests[index].left -= passed,
                     Some(_) => {}
                     None => self.idle += passed,
                 }
@@ -158,7 +159,7 @@ impl World {
             self.settle();
             self.ran_until = self.now;
         }
-        // Everything is charged.
+        // Charge all vCPUs until now.
         for cpu in (0..self.cpus).map(|cpu| CpuId(cpu as u16)) {
             let _ = self.sched.should_resched(cpu, self.now);
         }
@@ -172,14 +173,17 @@ impl World {
         self.guests.iter().map(|guest| guest.vcpu.entity.moves()).sum()
     }
 
-    /// Each of these has had its share by weight of all that they had, within 5 %.
+    /// Checks that each of these vCPUs has had its share by weight of the time that they have had together, within 5 %.
     fn assert_fair(&self, which: &[usize]) {
         let total: u64 = which.iter().map(|&index| self.ran(index)).sum();
         let weights: u64 = which.iter().map(|&index| u64::from(self.guests[index].vcpu.entity.weight())).sum();
         for &index in which {
             let share = self.ran(index) as f64 / total as f64;
             let due = f64::from(self.guests[index].vcpu.entity.weight()) / weights as f64;
-            assert!((share / due - 1.0).abs() < 0.05, "guest {index} has {share:.4} of all, due are {due:.4}");
+            assert!(
+                (share / due - 1.0).abs() < 0.05,
+                "vCPU {index} has had {share:.4} of the time instead of {due:.4}"
+            );
         }
     }
 }
@@ -187,20 +191,20 @@ impl World {
 const MINUTE: u64 = 60_000 * MS;
 
 #[test]
-fn eight_equals_share_four_cpus() {
+fn eight_equal_vcpus_share_four_cpus() {
     let mut world = World::new(4, None);
     let all: Vec<_> = (0..8).map(|_| world.add(256, BUSY)).collect();
     world.start();
     world.run(MINUTE);
     world.assert_fair(&all);
     assert!(world.idle < MS, "{}", world.idle);
-    assert!(world.moves() < 100, "they have no reason to move: {}", world.moves());
+    assert!(world.moves() < 100, "they have no reason to move: {} moves", world.moves());
 }
 
 #[test]
 fn shares_follow_weights_across_cpus() {
     let mut world = World::new(4, None);
-    // Two to a CPU by their homes: all heavy ones on two CPUs.
+    // The home CPUs put all heavy vCPUs on two CPUs.
     let weights = [512, 256, 128, 256, 512, 256, 128, 256, 512, 128, 256, 256];
     let all: Vec<_> = weights.iter().map(|&weight| world.add(weight, BUSY)).collect();
     world.start();
@@ -209,7 +213,7 @@ fn shares_follow_weights_across_cpus() {
 }
 
 #[test]
-fn three_share_two_cpus_and_five_share_four() {
+fn three_vcpus_share_two_cpus_and_five_share_four() {
     for (vcpus, cpus) in [(3, 2), (5, 4), (7, 3)] {
         let mut world = World::new(cpus, None);
         let all: Vec<_> = (0..vcpus).map(|_| world.add(256, BUSY)).collect();
@@ -221,7 +225,7 @@ fn three_share_two_cpus_and_five_share_four() {
 }
 
 #[test]
-fn nobody_starves_beside_a_hundred_times_its_weight() {
+fn a_vcpu_does_not_starve_beside_others_of_a_hundred_times_its_weight() {
     let mut world = World::new(2, None);
     let light = world.add(16, BUSY);
     for _ in 0..5 {
@@ -235,24 +239,24 @@ fn nobody_starves_beside_a_hundred_times_its_weight() {
 }
 
 #[test]
-fn one_that_sleeps_often_runs_soon_after_it_wakes() {
+fn a_vcpu_that_sleeps_often_runs_soon_after_it_wakes() {
     let mut world = World::new(2, None);
     for _ in 0..6 {
         world.add(256, BUSY);
     }
-    let io = world.add(256, Life(MS / 5, MS));
+    let io = world.add(256, Behaviour(MS / 5, MS));
     world.start();
     world.run(100 * MS);
     world.guests[io].worst_wait = 0;
     world.run(MINUTE);
-    // It wants a sixth of a CPU, and less than its share: it gets nearly all it asks for.
+    // It asks for a sixth of a CPU, which is less than its share, and gets nearly all of it.
     let wanted = MINUTE / 6;
     assert!(world.ran(io) > wanted * 9 / 10, "{} of {wanted}", world.ran(io));
     assert!(world.guests[io].worst_wait < 2 * SLICES.slice, "{}", world.guests[io].worst_wait);
 }
 
 #[test]
-fn a_cap_holds_though_cpus_are_idle() {
+fn a_cap_holds_even_when_cpus_are_idle() {
     let mut world = World::new(2, None);
     let capped = world.add(256, BUSY);
     world.guests[capped].vcpu.entity.set_cap(30);
@@ -263,16 +267,16 @@ fn a_cap_holds_though_cpus_are_idle() {
 }
 
 #[test]
-fn an_idle_cpu_takes_over_what_waits() {
+fn an_idle_cpu_steals_waiting_vcpus() {
     let mut world = World::new(2, None);
-    // Four on CPU 0 by force, then free.
+    // At first, four vCPUs are bound to CPU 0.
     let all: Vec<_> = (0..4).map(|_| world.add(256, BUSY)).collect();
     for &index in &all {
         world.guests[index].vcpu.entity.affinity.set([CpuId(0)].into_iter());
     }
     world.start();
     world.run(1000 * MS);
-    assert_eq!(world.idle, 1000 * MS, "CPU 1 may not");
+    assert_eq!(world.idle, 1000 * MS, "CPU 1 may run none of them");
     for &index in &all {
         world.guests[index].vcpu.entity.affinity.set([CpuId(0), CpuId(1)].into_iter());
     }
@@ -282,7 +286,7 @@ fn an_idle_cpu_takes_over_what_waits() {
 }
 
 #[test]
-fn the_affinity_of_one_that_runs_is_obeyed_at_the_next_look() {
+fn a_changed_affinity_of_a_running_vcpu_takes_effect_at_the_next_reschedule() {
     let mut world = World::new(2, None);
     let one = world.add(256, BUSY);
     world.start();
@@ -296,11 +300,11 @@ fn the_affinity_of_one_that_runs_is_obeyed_at_the_next_look() {
 }
 
 #[test]
-fn a_cpu_is_taken_out_and_back_and_nobody_is_lost_or_treated_unfairly() {
+fn cpus_go_offline_and_come_back_and_no_vcpu_is_lost_or_loses_its_share() {
     for torture in [None, Some(MS)] {
         let mut world = World::new(4, torture);
         let busy: Vec<_> = (0..8).map(|_| world.add(256, BUSY)).collect();
-        let sleepers: Vec<_> = (0..4).map(|_| world.add(256, Life(MS, MS))).collect();
+        let sleepers: Vec<_> = (0..4).map(|_| world.add(256, Behaviour(MS, MS))).collect();
         world.start();
         world.run(100 * MS);
         for round in 0..20 {
@@ -311,7 +315,7 @@ fn a_cpu_is_taken_out_and_back_and_nobody_is_lost_or_treated_unfairly() {
             for _ in 0..20 {
                 world.run(world.now + 5 * MS);
                 assert_eq!(world.running[out.index()], None);
-                world.sched.for_each_waiting(out, &mut |_| panic!("one waits where nobody runs"));
+                world.sched.for_each_waiting(out, &mut |_| panic!("a vCPU waits on an offline CPU"));
             }
             world.sched.bring_online(out);
             kick(out);
@@ -330,9 +334,9 @@ fn a_cpu_is_taken_out_and_back_and_nobody_is_lost_or_treated_unfairly() {
     }
 }
 
-/// Eight that sleep now and then beside six that never do, and CPUs that go and come back at any time.
+/// Eight vCPUs that sleep now and then, six that never do, and CPUs that go offline and come back at any time.
 #[test]
-fn nobody_waits_long_however_cpus_come_and_go() {
+fn no_vcpu_waits_long_when_cpus_go_offline_and_come_back_at_any_time() {
     for seed in 1..=6u64 {
         let mut world = World::new(4, None);
         let mut random = seed;
@@ -341,8 +345,8 @@ fn nobody_waits_long_however_cpus_come_and_go() {
             (random >> 33) % n
         };
         for index in 0..14 {
-            let life = if index < 8 { Life(1 + below(20 * MS), 1 + below(5 * MS)) } else { BUSY };
-            world.add(256, life);
+            let behaviour = if index < 8 { Behaviour(1 + below(20 * MS), 1 + below(5 * MS)) } else { BUSY };
+            world.add(256, behaviour);
         }
         world.start();
         let mut out = [false; 4];
@@ -359,16 +363,16 @@ fn nobody_waits_long_however_cpus_come_and_go() {
         }
         for (index, guest) in world.guests.iter().enumerate() {
             let waits = if guest.vcpu.run.get() == State::Runnable { world.now - guest.woken_at } else { 0 };
-            assert_eq!(guest.vcpu.entity.longest_wait(), guest.worst_wait, "what is shown to people");
+            assert_eq!(guest.vcpu.entity.longest_wait(), guest.worst_wait, "the value that the debug key prints");
             let worst = guest.worst_wait.max(waits);
-            // All others, one after the other, when but one CPU is left.
-            assert!(worst < 20 * SLICES.slice, "seed {seed}: guest {index} has waited {worst}");
+            // With one CPU left, it waits for all others in turn.
+            assert!(worst < 20 * SLICES.slice, "seed {seed}: vCPU {index} has waited {worst}");
         }
     }
 }
 
 #[test]
-fn a_cpu_stays_for_one_that_can_run_nowhere_else() {
+fn a_cpu_stays_online_for_a_vcpu_that_can_run_on_no_other() {
     let mut world = World::new(3, None);
     let bound = world.add(256, BUSY);
     world.guests[bound].vcpu.entity.affinity.set([CpuId(1), CpuId(2)].into_iter());
@@ -387,7 +391,7 @@ fn a_cpu_stays_for_one_that_can_run_nowhere_else() {
 }
 
 #[test]
-fn alone_on_a_cpu_there_is_no_tick_and_no_move() {
+fn a_vcpu_alone_on_a_cpu_has_no_tick_and_does_not_move() {
     let mut world = World::new(4, None);
     (0..4).for_each(|_| _ = world.add(256, BUSY));
     world.start();
@@ -399,9 +403,9 @@ fn alone_on_a_cpu_there_is_no_tick_and_no_move() {
 }
 
 #[test]
-fn torture_moves_one_each_time_and_loses_none() {
+fn torture_moves_vcpus_at_its_rate_and_loses_none() {
     let mut world = World::new(4, Some(MS));
-    let all: Vec<_> = (0..8).map(|index| world.add(256, if index < 4 { BUSY } else { Life(MS, MS) })).collect();
+    let all: Vec<_> = (0..8).map(|index| world.add(256, if index < 4 { BUSY } else { Behaviour(MS, MS) })).collect();
     world.start();
     world.run(10_000 * MS);
     assert!(world.moves() > 3_000, "{}", world.moves());
@@ -411,32 +415,36 @@ fn torture_moves_one_each_time_and_loses_none() {
 }
 
 #[test]
-fn one_whose_way_here_took_longer_than_its_slice_runs_before_it_goes() {
+fn a_vcpu_whose_switch_took_longer_than_its_slice_runs_before_it_is_preempted() {
     for torture in [None, Some(MS)] {
         let mut world = World::new(1, torture);
         (0..3).for_each(|_| _ = world.add(256, BUSY));
         world.start();
         let (cpu, mut arrived) = (CpuId(0), 0);
         for _ in 0..100 {
-            // Fifty slices for a VMOVP, and a kick on top.
+            // A VMOVP takes fifty slices, and then a kick comes.
             world.now += 50 * SLICES.slice;
             world.sched.restart_slice(cpu, world.now);
             arrived += 1;
             world.sched.set_need_resched(cpu);
-            assert_eq!(world.sched.should_resched(cpu, world.now), Verdict::Continue, "gone without one instruction");
-            assert!(world.sched.next_resched_at(cpu).unwrap() > world.now, "its timer would end its stay at once");
+            assert_eq!(
+                world.sched.should_resched(cpu, world.now),
+                Verdict::Continue,
+                "preempted before its first instruction"
+            );
+            assert!(world.sched.next_resched_at(cpu).unwrap() > world.now, "the timer would preempt it at once");
             world.now = world.sched.next_resched_at(cpu).unwrap();
             kick(cpu);
             world.settle();
         }
         let ran: u64 = (0..3).map(|index| world.ran(index)).sum();
         let least = if torture.is_some() { MS } else { SLICES.slice };
-        assert!(ran >= arrived * least, "{ran} ticks in {arrived} stays");
+        assert!(ran >= arrived * least, "{ran} ticks in {arrived} runs");
     }
 }
 
 #[test]
-fn one_that_is_removed_leaves_its_place_to_another() {
+fn a_removed_vcpu_leaves_its_slot_to_another() {
     let mut world = World::new(1, None);
     let first = world.add(256, BUSY);
     world.sched.remove(&world.guests[first].vcpu);

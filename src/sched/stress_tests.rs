@@ -1,9 +1,9 @@
-//! The credit scheduler with a thread for each CPU: what the simulation cannot show, as there one thing happens at a time.
+//! The credit scheduler with a thread for each CPU, which shows races that the simulation cannot show.
 //!
-//! The threads do what `vm` does: a CPU that idles does nothing until it is kicked or its timer is due; one that runs a
-//! vCPU looks when it is to, lets it sleep, wakes others, and goes out of the machine and comes back. Threads yield in the
-//! middle of the scheduler's work, by chance. After each round they stand still, what has been kicked is let run to the
-//! end, and then each vCPU must be in one place, and no CPU idle that could run one that waits.
+//! The threads do what the run loop does: an idle CPU does nothing until it is kicked or its timer is due; a CPU that runs
+//! a vCPU reschedules when it has to, lets the vCPU sleep, wakes others, goes offline and comes back. At the scheduler's
+//! race points, threads yield by chance. After each round the threads stop, the CPUs that were kicked are run until none
+//! has work left, and then each vCPU must be in one place, and no CPU may be idle that could run a waiting vCPU.
 
 use super::race_point::{self, race_point, random};
 use super::*;
@@ -17,7 +17,7 @@ use std::vec::Vec;
 
 const CPUS: usize = 4;
 const VCPUS: usize = 9;
-/// How often all stand still, and what each CPU does in between: little, or nothing is to be seen of what it did.
+/// How often the threads stop, and how many steps each CPU takes in between. More steps would hide what one did.
 const ROUNDS: u64 = 8_000;
 const STEPS: usize = 12;
 const SLICES: Slices = Slices { slice: 40, period: 400 };
@@ -31,7 +31,7 @@ fn kick(cpu: CpuId) {
 struct V {
     entity: Entity,
     run: RunState,
-    stays: AtomicU64,
+    runs: AtomicU64,
 }
 
 intrusive_adapter!(QueueAdapter = Arc<V>: V { entity.queue_link => QueueLink });
@@ -54,15 +54,15 @@ impl Scheduled for V {
 struct World {
     sched: Credit<V>,
     vcpus: Vec<Arc<V>>,
-    /// They are moved at random, to CPUs that run others.
+    /// vCPUs are moved to CPUs at random, also to busy ones.
     torture: bool,
     now: AtomicU64,
-    /// Asked to go; gone.
-    asked: [AtomicBool; CPUS],
-    out: [AtomicBool; CPUS],
+    /// The CPUs that were told to go offline, and those that are offline.
+    leaving: [AtomicBool; CPUS],
+    offline: [AtomicBool; CPUS],
 }
 
-/// A CPU, between two of its turns.
+/// A CPU, between two of its steps.
 struct Cpu {
     id: CpuId,
     running: Option<Arc<V>>,
@@ -76,17 +76,17 @@ impl World {
         let vcpus: Vec<_> = (0..VCPUS)
             .map(|index| {
                 let home = CpuId((index % CPUS) as u16);
-                Arc::new(V { entity: Entity::new(home), run: RunState::new(), stays: AtomicU64::new(0) })
+                Arc::new(V { entity: Entity::new(home), run: RunState::new(), runs: AtomicU64::new(0) })
             })
             .collect();
         for vcpu in &vcpus {
             sched.add(vcpu, vcpu.entity.cpu()).unwrap();
         }
-        // One with a cap, one that may run on two CPUs only.
+        // One has a cap, and one may run on two CPUs only.
         vcpus[0].entity.set_cap(20);
         vcpus[1].entity.affinity.set([CpuId(0), CpuId(1)].into_iter());
         let none = || [const { AtomicBool::new(false) }; CPUS];
-        World { sched, vcpus, torture: torture.is_some(), now: AtomicU64::new(1), asked: none(), out: none() }
+        World { sched, vcpus, torture: torture.is_some(), now: AtomicU64::new(1), leaving: none(), offline: none() }
     }
 
     fn now(&self) -> u64 {
@@ -100,31 +100,31 @@ impl World {
             if cpu != from {
                 kick(cpu);
             } else {
-                // It is in its loop, and goes around again.
+                // It goes through its loop once more.
                 KICKED[from.index()].store(true, Ordering::SeqCst);
             }
         }
     }
 
-    fn is_out(&self, cpu: CpuId) -> bool {
-        self.out[cpu.index()].load(Ordering::SeqCst)
+    fn is_offline(&self, cpu: CpuId) -> bool {
+        self.offline[cpu.index()].load(Ordering::SeqCst)
     }
 
     fn timer_is_due(&self, cpu: CpuId) -> bool {
         self.sched.next_resched_at(cpu).is_some_and(|at| at <= self.now())
     }
 
-    /// Whether it has to do something: an interrupt is pending, or it is about to enter a guest and is to look first.
-    fn is_called(&self, cpu: &Cpu) -> bool {
+    /// Whether an interrupt is pending, or the CPU has to reschedule before it enters a guest.
+    fn has_work(&self, cpu: &Cpu) -> bool {
         let id = cpu.id;
-        let looks = cpu.running.is_some() && self.sched.needs_resched(id);
-        !self.is_out(id) && (looks || KICKED[id.index()].load(Ordering::SeqCst) || self.timer_is_due(id))
+        let reschedules = cpu.running.is_some() && self.sched.needs_resched(id);
+        !self.is_offline(id) && (reschedules || KICKED[id.index()].load(Ordering::SeqCst) || self.timer_is_due(id))
     }
 
-    /// `cpu_loop` and `Stay::run`, from an interrupt to the next entry or to WFI.
-    fn take(&self, cpu: &mut Cpu) {
+    /// What the run loop does from an interrupt to the next entry or WFI.
+    fn handle(&self, cpu: &mut Cpu) {
         let id = cpu.id;
-        while self.is_called(cpu) {
+        while self.has_work(cpu) {
             KICKED[id.index()].store(false, Ordering::SeqCst);
             if self.timer_is_due(id) {
                 self.sched.set_need_resched(id);
@@ -143,25 +143,26 @@ impl World {
         }
     }
 
+    /// Runs the next vCPU, or goes offline.
     fn pick(&self, cpu: &mut Cpu) {
         cpu.running = None;
-        if self.asked[cpu.id.index()].load(Ordering::SeqCst) {
+        if self.leaving[cpu.id.index()].load(Ordering::SeqCst) {
             assert!(self.sched.next(cpu.id, self.now()).is_none());
-            self.out[cpu.id.index()].store(true, Ordering::SeqCst);
-            self.asked[cpu.id.index()].store(false, Ordering::SeqCst);
+            self.offline[cpu.id.index()].store(true, Ordering::SeqCst);
+            self.leaving[cpu.id.index()].store(false, Ordering::SeqCst);
             return;
         }
         cpu.running = self.sched.next(cpu.id, self.now());
         if let Some(vcpu) = &cpu.running {
             assert_eq!(vcpu.run.get(), State::Running);
-            vcpu.stays.fetch_add(1, Ordering::Relaxed);
+            vcpu.runs.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// What may happen on a CPU.
+    /// One random step of a CPU.
     fn step(&self, cpu: &mut Cpu) {
         self.now.fetch_add(1, Ordering::SeqCst);
-        self.take(cpu);
+        self.handle(cpu);
         if let Some(vcpu) = cpu.running.clone() {
             match random(6) {
                 0 | 1 => {
@@ -175,39 +176,39 @@ impl World {
                 }
                 2 | 3 => {
                     self.wake(&self.vcpus[random(VCPUS as u64) as usize], cpu.id);
-                    self.take(cpu);
+                    self.handle(cpu);
                 }
                 _ => race_point(),
             }
-        } else if !self.is_out(cpu.id) && random(8) == 0 {
-            // A timer, or a doorbell.
+        } else if !self.is_offline(cpu.id) && random(8) == 0 {
+            // A timer or a doorbell.
             self.wake(&self.vcpus[random(VCPUS as u64) as usize], cpu.id);
-            self.take(cpu);
+            self.handle(cpu);
         }
         if cpu.id == CpuId(0) && random(20) == 0 {
-            self.plug(CpuId(1 + random(CPUS as u64 - 1) as u16));
+            self.toggle(CpuId(1 + random(CPUS as u64 - 1) as u16));
         }
     }
 
-    /// The debug keys, on CPU 0.
-    fn plug(&self, cpu: CpuId) {
-        if self.is_out(cpu) {
+    /// Takes a CPU offline or brings it back, as CPU 0 does for the debug keys.
+    fn toggle(&self, cpu: CpuId) {
+        if self.is_offline(cpu) {
             self.sched.bring_online(cpu);
-            self.out[cpu.index()].store(false, Ordering::SeqCst);
+            self.offline[cpu.index()].store(false, Ordering::SeqCst);
             kick(cpu);
-        } else if !(0..CPUS).any(|other| self.asked[other].load(Ordering::SeqCst))
+        } else if !(0..CPUS).any(|other| self.leaving[other].load(Ordering::SeqCst))
             && self.sched.take_offline(cpu).is_ok()
         {
             race_point();
-            self.asked[cpu.index()].store(true, Ordering::SeqCst);
+            self.leaving[cpu.index()].store(true, Ordering::SeqCst);
             kick(cpu);
         }
     }
 
-    /// All stand still: what was kicked runs to the end, one after the other.
+    /// Runs the CPUs one after the other until none has work left.
     fn settle(&self, cpus: &mut [MutexGuard<'_, Cpu>]) {
-        while cpus.iter().any(|cpu| self.is_called(cpu)) {
-            cpus.iter_mut().for_each(|cpu| self.take(cpu));
+        while cpus.iter().any(|cpu| self.has_work(cpu)) {
+            cpus.iter_mut().for_each(|cpu| self.handle(cpu));
         }
     }
 
@@ -223,7 +224,7 @@ impl World {
                 State::Running => (1, 0),
                 State::Runnable => (0, 1),
                 State::Blocked | State::Off => (0, 0),
-                State::Blocking => panic!("nobody is on the way to sleep"),
+                State::Blocking => panic!("no vCPU is about to sleep"),
             };
             assert_eq!((running, waiting), expected, "vCPU{index} is {:?}", vcpu.run.get());
         }
@@ -231,17 +232,17 @@ impl World {
             return;
         }
         let idle: Vec<_> =
-            cpus.iter().filter(|cpu| cpu.running.is_none() && !self.is_out(cpu.id)).map(|cpu| cpu.id).collect();
+            cpus.iter().filter(|cpu| cpu.running.is_none() && !self.is_offline(cpu.id)).map(|cpu| cpu.id).collect();
         for cpu in cpus {
             self.sched.for_each_waiting(cpu.id, &mut |vcpu| {
                 let free = idle.iter().find(|idle| vcpu.entity.affinity.has(**idle));
-                assert!(vcpu.entity.cap() != 0 || free.is_none(), "one waits on {}, and {free:?} idles", cpu.id);
+                assert!(vcpu.entity.cap() != 0 || free.is_none(), "a vCPU waits on {} while {free:?} is idle", cpu.id);
             });
         }
     }
 }
 
-/// Lets the threads do so many rounds.
+/// Runs the threads for `rounds` rounds.
 fn run(world: &World, rounds: u64) {
     let cpus: Vec<_> = (0..CPUS as u16).map(|id| Mutex::new(Cpu { id: CpuId(id), running: None })).collect();
     for vcpu in &world.vcpus {
@@ -249,19 +250,19 @@ fn run(world: &World, rounds: u64) {
         kick(world.sched.place(vcpu));
     }
     let (barrier, failed) = (Barrier::new(CPUS), AtomicBool::new(false));
-    // All others wait for one that fails: it says so, and comes to the barrier.
+    // A thread that panics would keep the others at the barrier: it records that it failed and goes on to the barrier.
     let guarded = |work: &dyn Fn()| {
         let done = catch_unwind(AssertUnwindSafe(work));
         failed.fetch_or(done.is_err(), Ordering::SeqCst);
     };
-    let stand_still = || {
+    let settle_and_check = || {
         let mut all: Vec<_> = cpus.iter().map(|cpu| cpu.lock().unwrap()).collect();
         world.settle(&mut all);
         world.check(&all);
     };
     std::thread::scope(|threads| {
         for (cpu, seed) in cpus.iter().zip(1..) {
-            let (barrier, failed, guarded, stand_still) = (&barrier, &failed, &guarded, &stand_still);
+            let (barrier, failed, guarded, settle_and_check) = (&barrier, &failed, &guarded, &settle_and_check);
             threads.spawn(move || {
                 race_point::seed(0x9e37_79b9 * seed);
                 for _ in 0..rounds {
@@ -270,7 +271,7 @@ fn run(world: &World, rounds: u64) {
                         (0..STEPS).for_each(|_| world.step(&mut cpu));
                     });
                     if barrier.wait().is_leader() && !failed.load(Ordering::SeqCst) {
-                        guarded(stand_still);
+                        guarded(settle_and_check);
                     }
                     barrier.wait();
                     if failed.load(Ordering::SeqCst) {
@@ -280,17 +281,17 @@ fn run(world: &World, rounds: u64) {
             });
         }
     });
-    assert!(!failed.load(Ordering::SeqCst), "what it was is said above");
+    assert!(!failed.load(Ordering::SeqCst), "a thread failed; its panic is above");
 }
 
 #[test]
-fn whatever_cpus_do_at_once_each_vcpu_is_in_one_place_and_none_waits_while_a_cpu_idles() {
+fn each_vcpu_is_in_one_place_and_none_waits_while_a_cpu_that_could_run_it_is_idle() {
     for torture in [None, Some(10)] {
         let world = World::new(torture);
         run(&world, ROUNDS);
         for (index, vcpu) in world.vcpus.iter().enumerate() {
-            let stays = vcpu.stays.load(Ordering::Relaxed);
-            assert!(stays > ROUNDS / 10, "vCPU{index} ran {stays} times");
+            let runs = vcpu.runs.load(Ordering::Relaxed);
+            assert!(runs > ROUNDS / 10, "vCPU{index} ran {runs} times");
         }
     }
 }
