@@ -91,15 +91,13 @@ pub trait Hw {
     }
 }
 
-#[cfg(target_os = "none")]
 pub use device::Device;
 
-#[cfg(target_os = "none")]
 mod device {
     #![allow(unsafe_code, reason = "this is where device accesses are made")]
 
+    use crate::arch::asm::asm;
     use crate::ids::Pa;
-    use core::arch::asm;
 
     /// Device loads and stores by physical address (EL2 runs on an identity map).
     ///

@@ -1,9 +1,9 @@
 //! Address translation on the guest's behalf (DDI 0487, AT instructions and PAR_EL1).
 
+use super::asm::asm;
 use super::sysreg::PAR_EL1;
 use super::{barrier, sysreg};
 use crate::ids::Ipa;
-use core::arch::asm;
 
 /// PAR_EL1.F: the translation failed.
 const PAR_F: u64 = 1 << 0;

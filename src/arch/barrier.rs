@@ -1,15 +1,31 @@
 //! Barriers, by what they wait for (DDI 0487, B2.3).
 //!
-//! Each is also a compiler barrier: none is `nomem`.
+//! Each is also a compiler barrier: none is `nomem`. On a host a barrier is a fence, so that code which contains one can be
+//! tested there.
 
-use core::arch::asm;
+use super::asm::asm;
 
 macro_rules! barrier {
     ($($(#[$doc:meta])* $name:ident = $asm:literal;)*) => {$(
         $(#[$doc])*
         #[inline(always)]
         pub fn $name() {
-            // SAFETY: a barrier changes no state.
+            if cfg!(target_os = "none") {
+                // SAFETY: a barrier changes no state.
+                unsafe { asm!($asm, options(nostack, preserves_flags)) };
+            } else {
+                core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
+            }
+        }
+    )*};
+}
+
+macro_rules! hint {
+    ($($(#[$doc:meta])* $name:ident = $asm:literal;)*) => {$(
+        $(#[$doc])*
+        #[inline(always)]
+        pub fn $name() {
+            // SAFETY: a hint changes no state.
             unsafe { asm!($asm, options(nostack, preserves_flags)) };
         }
     )*};
@@ -32,6 +48,9 @@ barrier! {
     dmb_ish = "dmb ish";
     /// Earlier loads are observed before later accesses, for all observers (devices included).
     dmb_ld = "dmb ld";
+}
+
+hint! {
     /// Sleeps until an interrupt is pending (masked or not).
     wfi = "wfi";
     /// Sleeps until an event.

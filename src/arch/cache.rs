@@ -2,10 +2,10 @@
 //!
 //! Only lines that lie wholly or partly in the range are touched; a caller that invalidates owns them all.
 
+use super::asm::asm;
 use super::barrier;
 use super::sysreg::CTR_EL0;
 use crate::ids::Pa;
-use core::arch::asm;
 
 /// Bytes in the smallest data cache line of the machine.
 #[inline]

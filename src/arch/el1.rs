@@ -5,6 +5,8 @@
 //! its own; FP ([`super::fp`]); the GIC's (`arch::ich`, `vgic`); stage 2's. What no guest sees (SVE, SME, the PMU, break-
 //! and watchpoints) is not switched.
 
+use crate::arch::sysreg::{ID_AA64ISAR1_EL1, ID_AA64ISAR2_EL1, ID_AA64MMFR3_EL1, ID_AA64PFR0_EL1, ID_AA64PFR1_EL1};
+
 macro_rules! context {
     (always: $([$($field:ident $register:ident),+])+
      if it differs: $($calm:ident $calm_register:ident),+;
@@ -22,7 +24,6 @@ macro_rules! context {
             const ZERO: El1Context = El1Context { $($($field: 0,)+)+ $($calm: 0,)+ $($($opt: 0,)+)+ };
         }
 
-        #[cfg(target_os = "none")]
         impl El1Context {
             /// Reads what this CPU holds.
             pub fn save(&mut self, present: &Present) {
@@ -83,47 +84,38 @@ impl El1Context {
     }
 }
 
-#[cfg(target_os = "none")]
-mod target {
-    use crate::arch::sysreg::{ID_AA64ISAR1_EL1, ID_AA64ISAR2_EL1, ID_AA64MMFR3_EL1, ID_AA64PFR0_EL1, ID_AA64PFR1_EL1};
+/// Which of the registers that come with a feature a CPU has.
+pub struct Present {
+    pauth: bool,
+    scxtnum: bool,
+    tcr2: bool,
+    sctlr2: bool,
+    s1pie: bool,
+    s1poe: bool,
+    ras: bool,
+}
 
-    /// Which of the registers that come with a feature a CPU has.
-    pub struct Present {
-        pub(super) pauth: bool,
-        pub(super) scxtnum: bool,
-        pub(super) tcr2: bool,
-        pub(super) sctlr2: bool,
-        pub(super) s1pie: bool,
-        pub(super) s1poe: bool,
-        pub(super) ras: bool,
-    }
-
-    impl Present {
-        /// This CPU.
-        #[must_use]
-        pub fn here() -> Present {
-            let field = |register: u64, shift: u32| (register >> shift) & 0xf;
-            let (isar1, isar2) = (ID_AA64ISAR1_EL1.get(), ID_AA64ISAR2_EL1.get());
-            let (pfr0, pfr1, mmfr3) = (ID_AA64PFR0_EL1.get(), ID_AA64PFR1_EL1.get(), ID_AA64MMFR3_EL1.get());
-            let csv2 = field(pfr0, 56);
-            Present {
-                // API, APA, GPI, GPA; APA3, GPA3.
-                pauth: isar1 & 0xff00_0ff0 != 0 || isar2 & 0x0000_ff00 != 0,
-                // FEAT_CSV2_2, or FEAT_CSV2_1p2 by CSV2_frac.
-                scxtnum: csv2 >= 2 || (csv2 == 1 && field(pfr1, 32) >= 2),
-                tcr2: field(mmfr3, 0) != 0,
-                sctlr2: field(mmfr3, 4) != 0,
-                s1pie: field(mmfr3, 8) != 0,
-                s1poe: field(mmfr3, 16) != 0,
-                ras: field(pfr0, 28) != 0,
-            }
+impl Present {
+    /// This CPU.
+    #[must_use]
+    pub fn here() -> Present {
+        let field = |register: u64, shift: u32| (register >> shift) & 0xf;
+        let (isar1, isar2) = (ID_AA64ISAR1_EL1.get(), ID_AA64ISAR2_EL1.get());
+        let (pfr0, pfr1, mmfr3) = (ID_AA64PFR0_EL1.get(), ID_AA64PFR1_EL1.get(), ID_AA64MMFR3_EL1.get());
+        let csv2 = field(pfr0, 56);
+        Present {
+            // API, APA, GPI, GPA; APA3, GPA3.
+            pauth: isar1 & 0xff00_0ff0 != 0 || isar2 & 0x0000_ff00 != 0,
+            // FEAT_CSV2_2, or FEAT_CSV2_1p2 by CSV2_frac.
+            scxtnum: csv2 >= 2 || (csv2 == 1 && field(pfr1, 32) >= 2),
+            tcr2: field(mmfr3, 0) != 0,
+            sctlr2: field(mmfr3, 4) != 0,
+            s1pie: field(mmfr3, 8) != 0,
+            s1poe: field(mmfr3, 16) != 0,
+            ras: field(pfr0, 28) != 0,
         }
     }
 }
-
-#[cfg(target_os = "none")]
-pub use target::Present;
-
 /// CNTV_CTL_EL0.ENABLE.
 const TIMER_ENABLE: u64 = 1 << 0;
 /// CNTV_CTL_EL0.IMASK.
@@ -155,7 +147,6 @@ impl VirtualTimer {
     }
 }
 
-#[cfg(target_os = "none")]
 impl VirtualTimer {
     /// Takes it out of this CPU, where it is then off.
     pub fn take(&mut self) {

@@ -309,10 +309,8 @@ pub const fn vmpidr(affinity: Mpidr) -> u64 {
     affinity.0 | 1 << 31
 }
 
-#[cfg(target_os = "none")]
 pub use target::program;
 
-#[cfg(target_os = "none")]
 mod target;
 
 #[cfg(test)]

@@ -3,6 +3,9 @@
 //! EL2 is built without them, so they are the guest's from entry to entry and are moved only when another vCPU takes
 //! the CPU. CPTR_EL2.TFP is 0 throughout (see `arch::features`): neither a guest nor this file traps.
 
+use super::asm::{extern_asm, global_asm};
+use core::mem::offset_of;
+
 /// What a vCPU has in them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[repr(C, align(16))]
@@ -20,23 +23,15 @@ impl FpContext {
     }
 }
 
-#[cfg(target_os = "none")]
-mod target {
-    #![allow(unsafe_code, reason = "moves registers that the compiler does not know")]
+const _: () = assert!(offset_of!(FpContext, fpsr) == 512 && offset_of!(FpContext, fpcr) == 520);
 
-    use super::FpContext;
-    use core::arch::global_asm;
-    use core::mem::offset_of;
+extern_asm! {
+    fn doorward_fp_save(to: *mut FpContext);
+    fn doorward_fp_restore(from: *const FpContext);
+}
 
-    const _: () = assert!(offset_of!(FpContext, fpsr) == 512 && offset_of!(FpContext, fpcr) == 520);
-
-    unsafe extern "C" {
-        fn doorward_fp_save(to: *mut FpContext);
-        fn doorward_fp_restore(from: *const FpContext);
-    }
-
-    global_asm!(
-        r#"
+global_asm!(
+    r#"
 .section .text.doorward_fp, "ax"
 .arch_extension fp
 .arch_extension simd
@@ -93,19 +88,18 @@ doorward_fp_restore:
 .arch_extension nofp
 .text
 "#
-    );
+);
 
-    impl FpContext {
-        /// Takes what this CPU holds.
-        pub fn save(&mut self) {
-            // SAFETY: stores the 528 bytes that `self` is, and changes no register that the compiler uses.
-            unsafe { doorward_fp_save(self) };
-        }
+impl FpContext {
+    /// Takes what this CPU holds.
+    pub fn save(&mut self) {
+        // SAFETY: stores the 528 bytes that `self` is, and changes no register that the compiler uses.
+        unsafe { doorward_fp_save(self) };
+    }
 
-        /// Makes this CPU hold it.
-        pub fn restore(&self) {
-            // SAFETY: reads `self`, and changes registers that no code of EL2 uses.
-            unsafe { doorward_fp_restore(self) };
-        }
+    /// Makes this CPU hold it.
+    pub fn restore(&self) {
+        // SAFETY: reads `self`, and changes registers that no code of EL2 uses.
+        unsafe { doorward_fp_restore(self) };
     }
 }

@@ -1,9 +1,9 @@
 //! Turning EL2's stage 1 on, and changing over to another one.
 
+use super::asm::{extern_asm, global_asm};
 use super::barrier;
 use super::sysreg::{ID_AA64MMFR0_EL1, MAIR_EL2, SCTLR_EL2, TCR_EL2, TTBR0_EL2};
 use crate::ids::Pa;
-use core::arch::global_asm;
 
 /// MAIR_EL2: index 0 Device-nGnRE, 1 Normal write-back, 2 Normal non-cacheable (see `mm::stage1::Kind`).
 pub const MAIR: u64 = 0x0044_ff04;
@@ -32,7 +32,7 @@ pub fn address_bits() -> u32 {
     }
 }
 
-unsafe extern "C" {
+extern_asm! {
     fn doorward_switch_stage1(root: u64, sctlr: u64);
 }
 

@@ -1,7 +1,7 @@
 //! The firmware's power interface (DEN 0022), through whichever instruction reaches it.
 
+use super::asm::asm;
 use crate::ids::{Mpidr, Pa};
-use core::arch::asm;
 use core::sync::atomic::{AtomicU8, Ordering};
 
 /// The instruction that reaches the firmware.

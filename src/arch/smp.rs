@@ -3,13 +3,13 @@
 //! A CPU arrives with its MMU off and x0 = its [`Start`], which has been cleaned to memory for it. Everything else it
 //! finds once it has switched on the stage 1 that the boot CPU runs on.
 
+use super::asm::{extern_asm, global_asm};
 use super::percpu::{self, PerCpu};
 use super::psci::{self, PsciError};
 use super::sysreg::MAIR_EL2;
 use super::{cache, mmu, timer, vectors};
 use crate::ids::{CpuId, Mpidr, Pa};
 use alloc::boxed::Box;
-use core::arch::global_asm;
 use core::fmt;
 use core::mem::{offset_of, size_of};
 use core::ptr;
@@ -50,8 +50,8 @@ impl fmt::Display for StartError {
     }
 }
 
-unsafe extern "C" {
-    static doorward_secondary: u8;
+extern_asm! {
+    static doorward_secondary;
 }
 
 global_asm!(

@@ -6,7 +6,7 @@
 //! The accesses are ordered against memory by the compiler (no `nomem`); the CPU wants an ISB where the manual says so.
 #![allow(non_camel_case_types, reason = "these are the manual's names")]
 
-use core::arch::asm;
+use super::asm::asm;
 
 macro_rules! registers {
     ($($mode:ident $name:ident = $asm:literal, $doc:literal;)*) => {$(

@@ -3,10 +3,10 @@
 //! The instructions act on the VMID in VTTBR_EL2, so that register is set for them. Its root is then one that maps
 //! nothing: a walk that is speculated meanwhile finds no entry, and what is not there is not cached.
 
+use super::asm::asm;
 use super::barrier;
 use super::sysreg::VTTBR_EL2;
 use crate::ids::{Ipa, Pa, VmId};
-use core::arch::asm;
 
 /// Runs `maintain` with VTTBR_EL2 naming `vmid`, over the empty tables at `empty` where it names another now.
 fn with_vmid(vmid: VmId, empty: Pa, maintain: impl FnOnce()) {

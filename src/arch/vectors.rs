@@ -8,14 +8,17 @@
 //! EL2 takes no interrupt at EL2 and makes no exception on purpose. If one happens anyway it is fatal. It is taken on
 //! the CPU's emergency stack, as the cause may be a stack that ran into its guard page.
 
+use super::asm::{extern_asm, global_asm};
 use super::percpu;
 use super::sysreg::VBAR_EL2;
 use super::vcpu::GuestRegs;
-use core::arch::global_asm;
 use core::mem::offset_of;
 
-unsafe extern "C" {
-    static doorward_vectors: u8;
+extern_asm! {
+    static doorward_vectors;
+}
+
+extern_asm! {
     pub(super) fn doorward_enter(regs: *mut GuestRegs) -> u64;
 }
 

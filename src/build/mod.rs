@@ -8,9 +8,6 @@ pub mod image;
 pub mod layout;
 pub mod pci_hide;
 
-#[cfg(target_os = "none")]
 pub mod dom0;
-#[cfg(target_os = "none")]
 pub mod domu;
-#[cfg(target_os = "none")]
 mod module;

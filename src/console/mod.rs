@@ -15,14 +15,11 @@ pub mod onpanic;
 pub mod stamp;
 pub mod uart;
 
-#[cfg(target_os = "none")]
 mod target;
-#[cfg(target_os = "none")]
 pub use target::*;
 
 /// Ends the start-up with a sentence: `doorward: fatal: ...`, then parks, or switches off with `onpanic=off`.
 #[macro_export]
-#[cfg(target_os = "none")]
 macro_rules! fatal {
     ($($sentence:tt)*) => { $crate::console::fatal(format_args!($($sentence)*)) };
 }

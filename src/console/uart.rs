@@ -143,10 +143,8 @@ impl Uart {
 }
 
 /// The real registers.
-#[cfg(target_os = "none")]
 pub struct Registers;
 
-#[cfg(target_os = "none")]
 impl Port for Registers {
     fn read(&self, uart: &Uart, offset: u64) -> u32 {
         use crate::mmio::Device;

@@ -3,13 +3,9 @@
 pub mod lifecycle;
 pub mod msi;
 
-#[cfg(target_os = "none")]
 #[allow(clippy::module_inception, reason = "the room's main file")]
 mod domain;
-#[cfg(target_os = "none")]
 pub mod input;
-#[cfg(target_os = "none")]
 pub mod irq;
 
-#[cfg(target_os = "none")]
 pub use domain::*;

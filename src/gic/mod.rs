@@ -20,7 +20,6 @@
 #[cfg(test)]
 mod acpi_tests;
 pub mod counters;
-#[cfg(target_os = "none")]
 pub mod cpuif;
 mod dist;
 pub mod errata;
@@ -525,7 +524,6 @@ fn settle_facts<H>(facts: &mut Facts, itss: &[Option<Its<H>>]) {
 }
 
 /// The driver is shared by all CPUs.
-#[cfg(target_os = "none")]
 const _: fn() = || {
     fn shared<T: Send + Sync>() {}
     shared::<Gic<crate::mm::hw::El2>>();

@@ -7,10 +7,7 @@ pub mod owners;
 pub mod rate_limit;
 pub mod sleepers;
 
-#[cfg(target_os = "none")]
 mod hypervisor;
-#[cfg(target_os = "none")]
 pub mod timer;
 
-#[cfg(target_os = "none")]
 pub use hypervisor::{DOMAINS, DomainRef, Hypervisor, hypervisor, install};

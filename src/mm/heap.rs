@@ -13,7 +13,7 @@ const CHUNK: usize = 1 << 20;
 
 struct Allocator(Lock<Heap<32>>);
 
-#[global_allocator]
+#[cfg_attr(target_os = "none", global_allocator)]
 static HEAP: Allocator = Allocator(Lock::new(Rank::Memory, Heap::empty()));
 
 // SAFETY: the buddy allocator hands out each block once, and the lock keeps it consistent. The frames' lock is taken

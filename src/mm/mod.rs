@@ -12,13 +12,8 @@ pub mod pool;
 pub mod stage1;
 pub mod stage2;
 
-#[cfg(target_os = "none")]
 pub mod el2_map;
-#[cfg(target_os = "none")]
 pub mod firmware;
-#[cfg(target_os = "none")]
 pub mod heap;
-#[cfg(target_os = "none")]
 pub mod hw;
-#[cfg(target_os = "none")]
 pub mod tlb;

@@ -8,6 +8,7 @@
 //! Four levels, 4 KiB pages, the largest blocks that fit (DDI 0487, D8.3). Entries only ever go from invalid to valid,
 //! which needs no break-before-make (D8.16.1) but a DSB, and an ISB on the CPU that goes on to use the address.
 
+use crate::arch::barrier;
 use crate::ids::Pa;
 use core::fmt;
 
@@ -174,8 +175,7 @@ fn load(slot: Pa) -> u64 {
 fn store(slot: Pa, value: u64) {
     // SAFETY: as for `load`, and the map is borrowed exclusively.
     unsafe { (slot.0 as *mut u64).write_volatile(value) };
-    #[cfg(target_os = "none")]
-    crate::arch::barrier::dsb_ishst();
+    barrier::dsb_ishst();
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use super::Features;
 use super::ids::{COUNT, IdRegs, reg};
-use core::arch::asm;
+use crate::arch::asm::asm;
 
 macro_rules! read {
     ($name:expr) => {{
