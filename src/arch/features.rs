@@ -10,150 +10,29 @@
 //! Arm ARM (DDI 0487), D24.2: HCR_EL2, HCRX_EL2, CPTR_EL2, MDCR_EL2, CNTHCTL_EL2 (all in the layout for
 //! HCR_EL2.E2H = 0), HFG*_EL2 and the ID registers.
 
+pub mod controls;
 pub mod ids;
 pub mod table;
 
 use crate::ids::Mpidr;
-use ids::{COUNT, reg};
+use controls::hcrx;
+pub use controls::{Controls, hcr};
+use ids::{COUNT, PA_RANGE_48, reg};
 pub use ids::{IdRegs, Reg};
 use table::{Exposure, TABLE};
 
-/// ID_AA64MMFR0_EL1.PARange for 48 bits, the most that our stage 2 maps.
-const PA_RANGE_48: u8 = 5;
-
-/// Bits of HCR_EL2.
-///
-/// The register is the vCPU's: its value is [`Controls::hcr`], plus [`TWI`](hcr::TWI) and [`TWE`](hcr::TWE) as
-/// the scheduler wants them, plus [`VSE`](hcr::VSE) while an SError waits for the guest.
-#[allow(missing_docs, reason = "the names are the manual's")]
-pub mod hcr {
-    pub const VM: u64 = 1 << 0;
-    pub const SWIO: u64 = 1 << 1;
-    pub const PTW: u64 = 1 << 2;
-    pub const FMO: u64 = 1 << 3;
-    pub const IMO: u64 = 1 << 4;
-    pub const AMO: u64 = 1 << 5;
-    pub const VF: u64 = 1 << 6;
-    pub const VI: u64 = 1 << 7;
-    pub const VSE: u64 = 1 << 8;
-    pub const FB: u64 = 1 << 9;
-    pub const BSU_IS: u64 = 1 << 10;
-    pub const TWI: u64 = 1 << 13;
-    pub const TWE: u64 = 1 << 14;
-    pub const TID1: u64 = 1 << 16;
-    pub const TID3: u64 = 1 << 18;
-    pub const TSC: u64 = 1 << 19;
-    pub const TIDCP: u64 = 1 << 20;
-    pub const TACR: u64 = 1 << 21;
-    pub const TSW: u64 = 1 << 22;
-    pub const RW: u64 = 1 << 31;
-    pub const TLOR: u64 = 1 << 35;
-    pub const TERR: u64 = 1 << 36;
-    pub const APK: u64 = 1 << 40;
-    pub const API: u64 = 1 << 41;
-    pub const FWB: u64 = 1 << 46;
-    pub const TID5: u64 = 1 << 58;
-
-    /// What is switched on for guests; all else is a trap, or the same on every CPU.
-    pub(super) const ENABLES: u64 = APK | API | FWB;
-
-    /// What every guest runs under: stage 2, interrupts and SErrors to EL2, barriers and TLB maintenance
-    /// widened to the inner shareable domain, and the traps that need no feature.
-    pub const BASE: u64 = VM | SWIO | PTW | FMO | IMO | AMO | FB | BSU_IS | TID1 | TID3 | TSC | TIDCP | TACR | TSW | RW;
-}
-
-/// Bits of HCRX_EL2.
-#[allow(missing_docs, reason = "the names are the manual's")]
-pub mod hcrx {
-    pub const TALLINT: u64 = 1 << 6;
-    pub const MSCEN: u64 = 1 << 11;
-
-    /// What is switched on for guests; all else is a trap.
-    pub(super) const ENABLES: u64 = MSCEN;
-}
-
-/// Bits of CPTR_EL2.
-#[allow(missing_docs, reason = "the names are the manual's")]
-pub mod cptr {
-    pub const TTA: u64 = 1 << 20;
-    pub const TAM: u64 = 1 << 30;
-    /// The bits that are RES1, with TZ (8) and TSM (12), which are RES1 on a CPU without SVE or SME. TFP is 0.
-    pub const BASE: u64 = 0x33ff;
-}
-
-/// Bits of MDCR_EL2. E2PB and E2TB stay 0: the profiling and trace buffers are EL2's and their registers trap.
-#[allow(missing_docs, reason = "the names are the manual's")]
-pub mod mdcr {
-    pub const TPMCR: u64 = 1 << 5;
-    pub const TPM: u64 = 1 << 6;
-    pub const TDA: u64 = 1 << 9;
-    pub const TDOSA: u64 = 1 << 10;
-    pub const TDRA: u64 = 1 << 11;
-    pub const TPMS: u64 = 1 << 14;
-    pub const HPMD: u64 = 1 << 17;
-    pub const TTRF: u64 = 1 << 19;
-    pub const TDCC: u64 = 1 << 27;
-}
-
-/// Bits of CNTHCTL_EL2. EL1PCEN stays 0: CNTP_* traps.
-#[allow(missing_docs, reason = "the names are the manual's")]
-pub mod cnthctl {
-    pub const EL1PCTEN: u64 = 1 << 0;
-}
-
-/// Bits of MPAM2_EL2.
-#[allow(missing_docs, reason = "the names are the manual's")]
-pub mod mpam2 {
-    pub const TRAP_EL1: u64 = 1 << 48;
-    pub const TRAP_EL0: u64 = 1 << 49;
-}
-
-/// The controls of EL2 that keep a guest to what the table says.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Controls {
-    /// HCR_EL2, without what is the vCPU's own; see [`hcr`].
-    pub hcr: u64,
-    /// HCRX_EL2, where there is one.
-    pub hcrx: Option<u64>,
-    /// CPTR_EL2.
-    pub cptr: u64,
-    /// MDCR_EL2.
-    pub mdcr: u64,
-    /// HSTR_EL2.
-    pub hstr: u64,
-    /// CNTHCTL_EL2.
-    pub cnthctl: u64,
-    /// VPIDR_EL2: a guest sees the CPU's own MIDR.
-    pub vpidr: u64,
-    /// HFGRTR_EL2 and its kin exist; all are written 0.
-    pub fine_grained: bool,
-    /// HFGRTR2_EL2 and its kin exist; all are written 0.
-    pub fine_grained2: bool,
-    /// MPAM2_EL2, where there is one.
-    pub mpam2: Option<u64>,
-    /// VSESR_EL2 and VDISR_EL2 exist; both are written 0.
-    pub ras: bool,
-    /// TRFCR_EL2 exists; it is written 0.
-    pub trace_filter: bool,
-    /// CNTPOFF_EL2 exists; it is written 0.
-    pub counter_offset: bool,
-}
-
-impl Controls {
-    /// For one CPU.
-    #[must_use]
-    pub fn decide(host: &IdRegs) -> Controls {
-        let mut controls = table::base(host);
-        for row in TABLE {
-            if row.on(host) {
-                (row.control)(host, &mut controls);
-            }
+/// The controls that the table makes for one CPU.
+fn controls_for(host: &IdRegs) -> Controls {
+    let mut controls = table::base(host);
+    for row in TABLE {
+        if row.on(host) {
+            (row.control)(host, &mut controls);
         }
-        if host.field(reg::MMFR2, 40) >= 1 {
-            controls.hcr |= hcr::FWB;
-        }
-        controls
     }
+    if host.field(reg::MMFR2, 40) >= 1 {
+        controls.hcr |= hcr::FWB;
+    }
+    controls
 }
 
 /// What the CPU allows stage 2 to do.
@@ -195,7 +74,7 @@ impl Features {
             // Without AArch32 its ID registers (CRm 1 to 3) are UNKNOWN.
             guest[..reg::PFR0.index()].fill(0);
         }
-        Features { host: *host, guest, controls: Controls::decide(host) }
+        Features { host: *host, guest, controls: controls_for(host) }
     }
 
     /// Takes another kind of CPU into account: guests then have what both have.
@@ -213,7 +92,7 @@ impl Features {
     /// The controls on a CPU of one kind: every trap that it has, but switched on only what all CPUs have.
     #[must_use]
     pub fn controls_on(&self, cpu: &IdRegs) -> Controls {
-        let own = Controls::decide(cpu);
+        let own = controls_for(cpu);
         let common = self.controls.hcrx.unwrap_or(0);
         Controls {
             hcr: own.hcr & (!hcr::ENABLES | self.controls.hcr),
@@ -309,9 +188,13 @@ pub const fn vmpidr(affinity: Mpidr) -> u64 {
     affinity.0 | 1 << 31
 }
 
-pub use target::program;
-
-mod target;
+/// Writes the controls on the CPU that calls, before its first guest, and returns HCR_EL2 for its guests.
+pub fn program(features: &Features) -> u64 {
+    let cpu = IdRegs::read();
+    let controls = features.controls_on(&cpu);
+    controls.write(&cpu);
+    controls.hcr
+}
 
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@
 pub(crate) mod asm;
 pub mod el1;
 pub mod esr;
+pub mod fault;
 pub mod features;
 pub mod fp;
 pub mod vcpu;

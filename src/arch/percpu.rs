@@ -3,8 +3,8 @@
 //! EL2 is never interrupted, so a CPU alone touches its block and plain cells are enough. The boot CPU's block is in
 //! the image and is there before the first lock; the others' lie with their stacks (see [`super::smp`]).
 
+use super::fault::Fault;
 use super::sysreg::TPIDR_EL2;
-use super::vectors::Fault;
 use crate::ids::CpuId;
 use core::cell::{Cell, UnsafeCell};
 use core::mem::offset_of;

@@ -115,6 +115,10 @@ registers! {
     rw SMCR_EL2 = "S3_4_C1_C2_6", "SME vector length below EL2 (FEAT_SME).";
     rw MPAM2_EL2 = "S3_4_C10_C5_0", "MPAM partition and traps (FEAT_MPAM).";
     rw MPAMHCR_EL2 = "S3_4_C10_C4_0", "MPAM virtualization (FEAT_MPAM).";
+    ro MPAMIDR_EL1 = "S3_0_C10_C4_4", "What MPAM has: whether MPAMHCR_EL2 exists (FEAT_MPAM).";
+    rw TRFCR_EL2 = "S3_4_C1_C2_1", "Trace filter of EL2 (FEAT_TRF).";
+    rw CNTPOFF_EL2 = "S3_4_C14_C0_6", "What EL1's physical count is behind the physical one (FEAT_ECV).";
+    wo OSLAR_EL1 = "OSLAR_EL1", "The OS lock of the debug registers.";
 
     // Timers.
     ro CNTFRQ_EL0 = "CNTFRQ_EL0", "Ticks of the counters per second.";

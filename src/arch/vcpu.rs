@@ -1,8 +1,5 @@
 //! The world switch: a guest's general registers, and entering it.
 
-use super::sysreg::{ESR_EL2, FAR_EL2, HPFAR_EL2};
-use super::vectors;
-
 /// What every exit saves and every entry restores. The FP registers are not here: EL2 does not use them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -61,32 +58,6 @@ pub struct RawExit {
     pub far: u64,
     /// HPFAR_EL2; zero unless synchronous.
     pub hpfar: u64,
-}
-
-/// Runs the guest until it exits.
-///
-/// The caller has programmed what the guest may do and see: HCR_EL2, stage 2, EL1's registers. Safe, as what a
-/// guest can reach is decided there and not here; whatever it does, it comes back through EL2's vectors.
-#[inline]
-pub fn enter(regs: &mut GuestRegs) -> RawExit {
-    // SAFETY: `regs` is borrowed exclusively until the guest exits. The callee keeps what the ABI says.
-    let code = unsafe { vectors::doorward_enter(regs) };
-    let mut exit = RawExit { reason: Reason::Irq, aarch32: code & 4 != 0, esr: 0, far: 0, hpfar: 0 };
-    match code & 3 {
-        0 => {
-            exit.reason = Reason::Sync;
-            exit.esr = ESR_EL2.get();
-            exit.far = FAR_EL2.get();
-            exit.hpfar = HPFAR_EL2.get();
-        }
-        1 => {}
-        2 => exit.reason = Reason::Fiq,
-        _ => {
-            exit.reason = Reason::SError;
-            exit.esr = ESR_EL2.get();
-        }
-    }
-    exit
 }
 
 #[cfg(test)]

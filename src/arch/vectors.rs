@@ -9,9 +9,10 @@
 //! the CPU's emergency stack, as the cause may be a stack that ran into its guard page.
 
 use super::asm::{extern_asm, global_asm};
+use super::fault::Fault;
 use super::percpu;
-use super::sysreg::VBAR_EL2;
-use super::vcpu::GuestRegs;
+use super::sysreg::{ESR_EL2, FAR_EL2, HPFAR_EL2, VBAR_EL2};
+use super::vcpu::{GuestRegs, RawExit, Reason};
 use core::mem::offset_of;
 
 extern_asm! {
@@ -19,7 +20,7 @@ extern_asm! {
 }
 
 extern_asm! {
-    pub(super) fn doorward_enter(regs: *mut GuestRegs) -> u64;
+    fn doorward_enter(regs: *mut GuestRegs) -> u64;
 }
 
 const _: () = assert!(offset_of!(GuestRegs, x) == 0 && offset_of!(GuestRegs, pc) == 248);
@@ -167,29 +168,30 @@ doorward_el2_fatal:
     emergency = const percpu::EMERGENCY_OFFSET,
 );
 
-/// What the CPU held when EL2 took an exception of its own.
-#[repr(C)]
-#[derive(Debug)]
-pub struct Fault {
-    /// X0 to X30.
-    pub x: [u64; 31],
-    /// The stack pointer.
-    pub sp: u64,
-    /// Where it happened.
-    pub elr: u64,
-    /// The syndrome.
-    pub esr: u64,
-    /// The address, if there is one to it.
-    pub far: u64,
-    kind: u64,
-}
-
-impl Fault {
-    /// What kind of exception.
-    #[must_use]
-    pub fn what(&self) -> &'static str {
-        ["synchronous exception", "IRQ", "FIQ", "SError"][(self.kind & 3) as usize]
+/// Runs the guest until it exits.
+///
+/// The caller has programmed what the guest may do and see: HCR_EL2, stage 2, EL1's registers. Safe, as what a
+/// guest can reach is decided there and not here; whatever it does, it comes back through EL2's vectors.
+#[inline]
+pub fn enter(regs: &mut GuestRegs) -> RawExit {
+    // SAFETY: `regs` is borrowed exclusively until the guest exits. The callee keeps what the ABI says.
+    let code = unsafe { doorward_enter(regs) };
+    let mut exit = RawExit { reason: Reason::Irq, aarch32: code & 4 != 0, esr: 0, far: 0, hpfar: 0 };
+    match code & 3 {
+        0 => {
+            exit.reason = Reason::Sync;
+            exit.esr = ESR_EL2.get();
+            exit.far = FAR_EL2.get();
+            exit.hpfar = HPFAR_EL2.get();
+        }
+        1 => {}
+        2 => exit.reason = Reason::Fiq,
+        _ => {
+            exit.reason = Reason::SError;
+            exit.esr = ESR_EL2.get();
+        }
     }
+    exit
 }
 
 /// Makes them this CPU's vectors.

@@ -2,7 +2,8 @@
 
 use crate::arch::el1::{El1Context, Present, VirtualTimer};
 use crate::arch::fp::FpContext;
-use crate::arch::vcpu::{GuestRegs, RawExit, Reason, enter};
+use crate::arch::vcpu::{GuestRegs, RawExit, Reason};
+use crate::arch::vectors::enter;
 use crate::arch::{features, ich, sysreg, timer};
 use crate::control::hotplug;
 use crate::control::teardown;

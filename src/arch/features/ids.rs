@@ -5,6 +5,11 @@
 //!
 //! Arm ARM (DDI 0487), D24.2 (the ID_AA64* registers) and K1 "unallocated feature ID registers".
 
+use crate::arch::asm::asm;
+
+/// ID_AA64MMFR0_EL1.PARange for 48 bits, the most that our stage 2 maps.
+pub(super) const PA_RANGE_48: u8 = 5;
+
 /// Number of registers in the feature space: CRm 1 to 7, op2 0 to 7.
 pub const COUNT: usize = 7 * 8;
 
@@ -134,6 +139,45 @@ impl IdRegs {
         }
         both.event_counters = self.event_counters.min(other.event_counters);
         both
+    }
+}
+
+impl IdRegs {
+    /// Of the CPU that calls.
+    #[must_use]
+    pub fn read() -> IdRegs {
+        macro_rules! read {
+            ($name:expr) => {{
+                let value: u64;
+                // SAFETY: an MRS of an ID register, or of PMCR_EL0 where there is a PMU, has no side effect.
+                unsafe { asm!(concat!("mrs {}, ", $name), out(reg) value, options(nomem, nostack, preserves_flags)) };
+                value
+            }};
+        }
+        let mut host = IdRegs::zero();
+        host.midr = read!("midr_el1");
+        host.revidr = read!("revidr_el1");
+        host.aidr = read!("aidr_el1");
+        let mut space = [0u64; COUNT];
+        macro_rules! row {
+            ($crm:literal) => {
+                row!(@ $crm "0" "1" "2" "3" "4" "5" "6" "7")
+            };
+            (@ $crm:literal $($op2:literal)*) => {
+                [$(read!(concat!("s3_0_c0_c", $crm, "_", $op2))),*]
+            };
+        }
+        // The whole space may be read: what is not allocated reads as zero.
+        let rows = [row!("1"), row!("2"), row!("3"), row!("4"), row!("5"), row!("6"), row!("7")];
+        for (to, from) in space.iter_mut().zip(rows.iter().flatten()) {
+            *to = *from;
+        }
+        host.space = space;
+        // 0xf is a PMU of another kind, without PMCR_EL0.
+        if !matches!(host.field(reg::DFR0, 8), 0 | 0xf) {
+            host.event_counters = (read!("pmcr_el0") >> 11 & 0x1f) as u8;
+        }
+        host
     }
 }
 

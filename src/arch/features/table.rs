@@ -5,8 +5,8 @@
 //! trap is armed, so that using it anyway is UNDEFINED for the guest. An ID field that no row names is hidden:
 //! a CPU newer than this table shows a guest nothing that is not switched.
 
-use super::ids::{Field, IdRegs, Show, reg};
-use super::{Controls, cnthctl, cptr, hcr, hcrx, mdcr, mpam2};
+use super::controls::{Controls, cnthctl, cptr, hcr, hcrx, mdcr, mpam2};
+use super::ids::{Field, IdRegs, PA_RANGE_48, Reg, Show, reg};
 
 /// Whether guests have a feature.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,19 +45,19 @@ impl Row {
 
 const fn nothing(_: &IdRegs, _: &mut Controls) {}
 
-const fn same(reg: super::ids::Reg, lsb: u8) -> Field {
+const fn same(reg: Reg, lsb: u8) -> Field {
     Field { reg, lsb, show: Show::Same }
 }
-const fn most(reg: super::ids::Reg, lsb: u8, limit: u8) -> Field {
+const fn most(reg: Reg, lsb: u8, limit: u8) -> Field {
     Field { reg, lsb, show: Show::AtMost(limit) }
 }
-const fn is(reg: super::ids::Reg, lsb: u8, value: u8) -> Field {
+const fn is(reg: Reg, lsb: u8, value: u8) -> Field {
     Field { reg, lsb, show: Show::Is(value) }
 }
-const fn no(reg: super::ids::Reg, lsb: u8) -> Field {
+const fn no(reg: Reg, lsb: u8) -> Field {
     Field { reg, lsb, show: Show::Absent }
 }
-const fn whole(reg: super::ids::Reg) -> Field {
+const fn whole(reg: Reg) -> Field {
     Field { reg, lsb: 0, show: Show::Register }
 }
 
@@ -153,7 +153,7 @@ pub static TABLE: &[Row] = &[
         name: "stage 1 of the guest",
         exposure: Exposed,
         fields: &[
-            most(reg::MMFR0, 0, super::PA_RANGE_48),
+            most(reg::MMFR0, 0, PA_RANGE_48),
             same(reg::MMFR0, 4),
             same(reg::MMFR0, 8),
             same(reg::MMFR0, 12),

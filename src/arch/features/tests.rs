@@ -1,3 +1,4 @@
+use super::controls::{cptr, hcrx, mdcr};
 use super::ids::{Field, Show, reg};
 use super::*;
 
@@ -109,7 +110,7 @@ fn what_is_not_switched_is_not_in_a_guests_id_registers() {
 
 #[test]
 fn what_is_hidden_is_also_armed() {
-    let c = Controls::decide(&rich());
+    let c = controls_for(&rich());
     assert_eq!(c.cptr, 0x33ff | cptr::TTA | cptr::TAM);
     let traps = mdcr::TDA | mdcr::TDOSA | mdcr::TDRA | mdcr::TPM | mdcr::TPMCR | mdcr::TPMS | mdcr::TTRF;
     assert_eq!(c.mdcr & traps, traps);
@@ -185,7 +186,7 @@ fn each_kind_of_cpu_keeps_its_own_traps_and_switches_on_only_what_all_have() {
     assert_eq!(on_big.hcr & (hcr::TERR | hcr::TLOR), hcr::TERR | hcr::TLOR);
     assert_eq!(on_big.hcrx, Some(hcrx::TALLINT), "no MOPS on the little ones");
     assert!(on_big.fine_grained && on_big.ras);
-    assert_eq!(features.controls_on(&little), Controls::decide(&little));
+    assert_eq!(features.controls_on(&little), controls_for(&little));
 }
 
 #[test]
@@ -269,7 +270,7 @@ fn a_guest_on_qemu_max_sees_what_was_worked_out_by_hand() {
     for (r, value) in expected {
         assert_eq!(guest(&host, r), value, "{r:?}: {:#x}", guest(&host, r));
     }
-    let c = Controls::decide(&host);
+    let c = controls_for(&host);
     let more = hcr::TERR | hcr::TLOR | hcr::API | hcr::APK | hcr::FWB;
     assert_eq!(c.hcr, hcr::BASE | more);
     assert_eq!(c.hcrx, Some(hcrx::MSCEN | hcrx::TALLINT));
@@ -294,7 +295,7 @@ fn a_guest_on_qemu_neoverse_v1_sees_what_was_worked_out_by_hand() {
     for (r, value) in expected {
         assert_eq!(guest(&host, r), value, "{r:?}: {:#x}", guest(&host, r));
     }
-    let c = Controls::decide(&host);
+    let c = controls_for(&host);
     assert_eq!(c.hcr, hcr::BASE | hcr::TERR | hcr::TLOR | hcr::API | hcr::APK | hcr::FWB);
     assert_eq!((c.hcrx, c.fine_grained), (None, false));
     let expected = Stage2Params { pa_bits: 48, pa_range: 5, fwb: true, vmid16: true, xnx: true };
