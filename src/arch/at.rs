@@ -1,13 +1,11 @@
 //! Address translation on the guest's behalf (DDI 0487, AT instructions and PAR_EL1).
 
 use super::asm::asm;
-use super::sysreg::PAR_EL1;
-use super::{barrier, sysreg};
+use super::barrier;
+use super::sysreg::{PAR_EL1, Readable, SCTLR_EL1, Writeable};
 use crate::ids::Ipa;
 
-/// PAR_EL1.F: the translation failed.
-const PAR_F: u64 = 1 << 0;
-/// PAR_EL1.PA, bits [51:12].
+/// PAR_EL1.PA, bits [51:12]; the crate's field ends at bit 47.
 const PAR_PA: u64 = 0x000f_ffff_ffff_f000;
 
 /// Where the guest's own stage 1 says that `va` is, for a read; `None` if it does not translate.
@@ -16,8 +14,7 @@ const PAR_PA: u64 = 0x000f_ffff_ffff_f000;
 /// have changed since the instruction at `va` was executed; the caller treats what it finds there as untrusted.
 #[must_use]
 pub fn fetch_address(va: u64, el0: bool) -> Option<Ipa> {
-    const SCTLR_M: u64 = 1 << 0;
-    if sysreg::SCTLR_EL1.get() & SCTLR_M == 0 {
+    if !SCTLR_EL1.is_set(SCTLR_EL1::M) {
         return Some(Ipa(va));
     }
     let saved = PAR_EL1.get();
@@ -31,5 +28,5 @@ pub fn fetch_address(va: u64, el0: bool) -> Option<Ipa> {
     barrier::isb();
     let par = PAR_EL1.get();
     PAR_EL1.set(saved);
-    (par & PAR_F == 0).then_some(Ipa(par & PAR_PA | va & 0xfff))
+    (!PAR_EL1::F.is_set(par)).then_some(Ipa(par & PAR_PA | va & 0xfff))
 }

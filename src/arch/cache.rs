@@ -4,13 +4,13 @@
 
 use super::asm::asm;
 use super::barrier;
-use super::sysreg::CTR_EL0;
+use super::sysreg::{CTR_EL0, Readable};
 use crate::ids::Pa;
 
 /// Bytes in the smallest data cache line of the machine.
 #[inline]
 fn line() -> u64 {
-    4 << ((CTR_EL0.get() >> 16) & 0xf)
+    4 << CTR_EL0.read(CTR_EL0::DminLine)
 }
 
 macro_rules! by_address {

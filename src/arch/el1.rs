@@ -5,7 +5,9 @@
 //! its own; FP ([`super::fp`]); the GIC's (`arch::ich`, `vgic`); stage 2's. What no guest sees (SVE, SME, the PMU, break-
 //! and watchpoints) is not switched.
 
-use crate::arch::sysreg::{ID_AA64ISAR1_EL1, ID_AA64ISAR2_EL1, ID_AA64MMFR3_EL1, ID_AA64PFR0_EL1, ID_AA64PFR1_EL1};
+use super::barrier;
+use super::features::ids::{IdRegs, reg};
+use super::sysreg::*;
 
 macro_rules! context {
     (always: $([$($field:ident $register:ident),+])+
@@ -27,7 +29,6 @@ macro_rules! context {
         impl El1Context {
             /// Reads what this CPU holds.
             pub fn save(&mut self, present: &Present) {
-                use crate::arch::sysreg::*;
                 $(context!(@save self $($field $register),+);)+
                 $(self.$calm = $calm_register.get();)+
                 $(if present.$present { context!(@save self $($opt $opt_register),+); })+
@@ -37,7 +38,6 @@ macro_rules! context {
             /// its translations at a write of TCR_EL1, which costs the guest its TLB and hides where we forget too little.
             /// An ISB is to follow.
             pub fn restore(&self, present: &Present) {
-                use crate::arch::sysreg::*;
                 $(context!(@restore self $($field $register),+);)+
                 $(if $calm_register.get() != self.$calm { $calm_register.set(self.$calm); })+
                 $(if present.$present { context!(@restore self $($opt $opt_register),+); })+
@@ -99,27 +99,27 @@ impl Present {
     /// This CPU.
     #[must_use]
     pub fn here() -> Present {
-        let field = |register: u64, shift: u32| (register >> shift) & 0xf;
-        let (isar1, isar2) = (ID_AA64ISAR1_EL1.get(), ID_AA64ISAR2_EL1.get());
-        let (pfr0, pfr1, mmfr3) = (ID_AA64PFR0_EL1.get(), ID_AA64PFR1_EL1.get(), ID_AA64MMFR3_EL1.get());
-        let csv2 = field(pfr0, 56);
+        let cpu = IdRegs::read();
+        let has = |register, lsb| cpu.field(register, lsb) != 0;
+        let csv2 = cpu.field(reg::PFR0, 56);
         Present {
-            // API, APA, GPI, GPA; APA3, GPA3.
-            pauth: isar1 & 0xff00_0ff0 != 0 || isar2 & 0x0000_ff00 != 0,
+            // APA, API, GPA, GPI; GPA3, APA3.
+            pauth: [4, 8, 24, 28].iter().any(|&lsb| has(reg::ISAR1, lsb)) || has(reg::ISAR2, 8) || has(reg::ISAR2, 12),
             // FEAT_CSV2_2, or FEAT_CSV2_1p2 by CSV2_frac.
-            scxtnum: csv2 >= 2 || (csv2 == 1 && field(pfr1, 32) >= 2),
-            tcr2: field(mmfr3, 0) != 0,
-            sctlr2: field(mmfr3, 4) != 0,
-            s1pie: field(mmfr3, 8) != 0,
-            s1poe: field(mmfr3, 16) != 0,
-            ras: field(pfr0, 28) != 0,
+            scxtnum: csv2 >= 2 || (csv2 == 1 && cpu.field(reg::PFR1, 32) >= 2),
+            tcr2: has(reg::MMFR3, 0),
+            sctlr2: has(reg::MMFR3, 4),
+            s1pie: has(reg::MMFR3, 8),
+            s1poe: has(reg::MMFR3, 16),
+            ras: has(reg::PFR0, 28),
         }
     }
 }
+
 /// CNTV_CTL_EL0.ENABLE.
-const TIMER_ENABLE: u64 = 1 << 0;
+const TIMER_ENABLE: u64 = CNTV_CTL_EL0::ENABLE::SET.value;
 /// CNTV_CTL_EL0.IMASK.
-const TIMER_MASK: u64 = 1 << 1;
+const TIMER_MASK: u64 = CNTV_CTL_EL0::IMASK::SET.value;
 
 /// The virtual timer of a vCPU that is not in a CPU. The count goes on (CNTVOFF_EL2 is 0), so it can expire there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -150,16 +150,14 @@ impl VirtualTimer {
 impl VirtualTimer {
     /// Takes it out of this CPU, where it is then off.
     pub fn take(&mut self) {
-        use crate::arch::sysreg::{CNTV_CTL_EL0, CNTV_CVAL_EL0};
         self.ctl = CNTV_CTL_EL0.get();
         self.cval = CNTV_CVAL_EL0.get();
         CNTV_CTL_EL0.set(0);
-        crate::arch::barrier::isb();
+        barrier::isb();
     }
 
     /// Puts it into this CPU. The time comes first, or the timer would fire at the last one's.
     pub fn put(&self) {
-        use crate::arch::sysreg::{CNTV_CTL_EL0, CNTV_CVAL_EL0};
         CNTV_CVAL_EL0.set(self.cval);
         CNTV_CTL_EL0.set(self.ctl);
     }

@@ -14,9 +14,10 @@ pub mod controls;
 pub mod ids;
 pub mod table;
 
+use crate::arch::sysreg::HCR_EL2;
 use crate::ids::Mpidr;
-use controls::hcrx;
-pub use controls::{Controls, hcr};
+pub use controls::Controls;
+use controls::{HCR_ENABLES, HCRX_ENABLES};
 use ids::{COUNT, PA_RANGE_48, reg};
 pub use ids::{IdRegs, Reg};
 use table::{Exposure, TABLE};
@@ -30,7 +31,7 @@ fn controls_for(host: &IdRegs) -> Controls {
         }
     }
     if host.field(reg::MMFR2, 40) >= 1 {
-        controls.hcr |= hcr::FWB;
+        controls.hcr |= HCR_EL2::FWB::SET.value;
     }
     controls
 }
@@ -85,7 +86,7 @@ impl Features {
     /// Whether guests have the same by both, and stage 2 as well.
     #[must_use]
     pub fn offers_what(&self, other: &Features) -> bool {
-        let enabled = |f: &Features| (f.controls.hcr & hcr::ENABLES, f.controls.hcrx.unwrap_or(0) & hcrx::ENABLES);
+        let enabled = |f: &Features| (f.controls.hcr & HCR_ENABLES, f.controls.hcrx.unwrap_or(0) & HCRX_ENABLES);
         self.guest == other.guest && self.stage2() == other.stage2() && enabled(self) == enabled(other)
     }
 
@@ -95,8 +96,8 @@ impl Features {
         let own = controls_for(cpu);
         let common = self.controls.hcrx.unwrap_or(0);
         Controls {
-            hcr: own.hcr & (!hcr::ENABLES | self.controls.hcr),
-            hcrx: own.hcrx.map(|hcrx| hcrx & (!hcrx::ENABLES | common)),
+            hcr: own.hcr & (!HCR_ENABLES | self.controls.hcr),
+            hcrx: own.hcrx.map(|hcrx| hcrx & (!HCRX_ENABLES | common)),
             ..own
         }
     }
@@ -155,7 +156,7 @@ impl Features {
     /// Whether the five pointer authentication keys exist and are to be switched.
     #[must_use]
     pub const fn pauth(&self) -> bool {
-        self.controls.hcr & hcr::APK != 0
+        self.controls.hcr & HCR_EL2::APK::SET.value != 0
     }
 
     /// The table with what the CPU makes of it, for a human reader.

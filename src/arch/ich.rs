@@ -7,12 +7,12 @@ use super::sysreg::*;
 /// How many list registers this CPU has.
 #[must_use]
 pub fn count() -> usize {
-    (ICH_VTR_EL2.get() & 0x1f) as usize + 1
+    ICH_VTR_EL2.read(ICH_VTR_EL2::ListRegs) as usize + 1
 }
 
 /// Active-priority registers per group, by the number of preemption bits: 1, 2 or 4.
 fn apr_count() -> u32 {
-    match (ICH_VTR_EL2.get() >> 26) & 7 {
+    match ICH_VTR_EL2.read(ICH_VTR_EL2::PREbits) {
         0..=4 => 1,
         5 => 2,
         _ => 4,

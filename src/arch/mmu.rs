@@ -2,27 +2,51 @@
 
 use super::asm::{extern_asm, global_asm};
 use super::barrier;
-use super::sysreg::{ID_AA64MMFR0_EL1, MAIR_EL2, SCTLR_EL2, TCR_EL2, TTBR0_EL2};
+use super::sysreg::{ID_AA64MMFR0_EL1, MAIR_EL2, Readable, SCTLR_EL2, TCR_EL2, TTBR0_EL2, Writeable};
 use crate::ids::Pa;
 
 /// MAIR_EL2: index 0 Device-nGnRE, 1 Normal write-back, 2 Normal non-cacheable (see `mm::stage1::Kind`).
-pub const MAIR: u64 = 0x0044_ff04;
+pub const MAIR: u64 = MAIR_EL2::Attr0_Device::nonGathering_nonReordering_EarlyWriteAck.value
+    | MAIR_EL2::Attr1_Normal_Outer::WriteBack_NonTransient_ReadWriteAlloc.value
+    | MAIR_EL2::Attr1_Normal_Inner::WriteBack_NonTransient_ReadWriteAlloc.value
+    | MAIR_EL2::Attr2_Normal_Outer::NonCacheable.value
+    | MAIR_EL2::Attr2_Normal_Inner::NonCacheable.value;
+
+const _: () = assert!(MAIR == 0x0044_ff04);
 
 /// SCTLR_EL2: RES1 bits, I, C, M, SA (stack alignment) and WXN (nothing writable is executable). A is clear:
 /// unaligned accesses to Normal memory are fine from here on.
-pub const SCTLR: u64 = 0x30c5_0830 | 1 << 19 | 1 << 12 | 1 << 3 | 1 << 2 | 1;
+pub const SCTLR: u64 = SCTLR_RES1
+    | SCTLR_EL2::WXN::Enable.value
+    | SCTLR_EL2::I::Cacheable.value
+    | SCTLR_EL2::SA::Enable.value
+    | SCTLR_EL2::C::Cacheable.value
+    | SCTLR_EL2::M::Enable.value;
+
+/// The bits of SCTLR_EL2 that are RES1, or were before an extension gave them a meaning.
+const SCTLR_RES1: u64 = 0x30c5_0830;
+
+/// The bits of TCR_EL2 that are RES1.
+const TCR_RES1: u64 = 1 << 31 | 1 << 23;
 
 /// TCR_EL2 for 48-bit addresses, 4 KiB pages, cacheable inner-shareable walks, and this CPU's physical address size.
 #[must_use]
 pub fn tcr() -> u64 {
-    let size = (ID_AA64MMFR0_EL1.get() & 0xf).min(5); // 48 bits at most: larger ones want LPA2 tables
-    (1 << 31) | (1 << 23) | (size << 16) | (3 << 12) | (1 << 10) | (1 << 8) | 16
+    // 48 bits at most: larger ones want LPA2 tables.
+    let size = ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange).min(TCR_EL2::PS::Bits_48.read(TCR_EL2::PS));
+    let fields = TCR_EL2::PS.val(size)
+        + TCR_EL2::TG0::KiB_4
+        + TCR_EL2::SH0::Inner
+        + TCR_EL2::ORGN0::WriteBack_ReadAlloc_WriteAlloc_Cacheable
+        + TCR_EL2::IRGN0::WriteBack_ReadAlloc_WriteAlloc_Cacheable
+        + TCR_EL2::T0SZ.val(64 - 48);
+    TCR_RES1 | fields.value
 }
 
 /// Physical address bits that EL2 can map: what the CPU has, 48 at most.
 #[must_use]
 pub fn address_bits() -> u32 {
-    match ID_AA64MMFR0_EL1.get() & 0xf {
+    match ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange) {
         0 => 32,
         1 => 36,
         2 => 40,
@@ -66,6 +90,8 @@ doorward_switch_stage1:
 /// They map the running code, its stack and all it uses at their own addresses; they have been written back to where
 /// this CPU's walker looks; and they stay.
 pub unsafe fn switch_to(root: Pa) {
+    // The compiler may move memory accesses across these two writes. While stage 1 is off they have no effect on an
+    // access, and while it is on they change nothing, since every map has the same attributes and geometry.
     MAIR_EL2.set(MAIR);
     TCR_EL2.set(tcr());
     barrier::isb();
@@ -76,11 +102,11 @@ pub unsafe fn switch_to(root: Pa) {
 /// Whether stage 1 is on.
 #[must_use]
 pub fn is_on() -> bool {
-    SCTLR_EL2.get() & 1 != 0
+    SCTLR_EL2.is_set(SCTLR_EL2::M)
 }
 
 /// The root in use.
 #[must_use]
 pub fn root() -> Pa {
-    Pa(TTBR0_EL2.get() & 0xffff_ffff_fffe)
+    Pa(TTBR0_EL2.get_baddr())
 }

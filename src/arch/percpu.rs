@@ -4,7 +4,7 @@
 //! the image and is there before the first lock; the others' lie with their stacks (see [`super::smp`]).
 
 use super::fault::Fault;
-use super::sysreg::TPIDR_EL2;
+use super::sysreg::{Readable, TPIDR_EL2, Writeable};
 use crate::ids::CpuId;
 use core::cell::{Cell, UnsafeCell};
 use core::mem::offset_of;

@@ -6,7 +6,7 @@
 use super::asm::{extern_asm, global_asm};
 use super::percpu::{self, PerCpu};
 use super::psci::{self, PsciError};
-use super::sysreg::MAIR_EL2;
+use super::sysreg::{MAIR_EL2, Readable};
 use super::{cache, mmu, timer, vectors};
 use crate::ids::{CpuId, Mpidr, Pa};
 use alloc::boxed::Box;

@@ -1,27 +1,53 @@
 //! System registers, named as in the manual (DDI 0487, D24; ICC and ICH registers: IHI 0069, 12).
 //!
-//! `NAME.get()` and `NAME.set(value)`, as in the crate `aarch64-cpu`, which lacks most of those a hypervisor needs.
-//! Registers that an assembler knows only with an extension switched on are named by their encoding.
+//! Registers and their fields come from [`aarch64_cpu`]: `HCR_EL2.is_set(HCR_EL2::E2H)`,
+//! `CNTHP_CTL_EL2.write(CNTHP_CTL_EL2::ENABLE::SET)`. The other rooms import them from here and not from the crate, because
+//! the table below adds registers and replaces some of the crate's, under the same names and traits:
 //!
-//! The accesses are ordered against memory by the compiler (no `nomem`); the CPU wants an ISB where the manual says so.
+//! * registers that the crate lacks;
+//! * registers whose accesses have to stay in order with loads and stores. The crate's accessors are `nomem`: the
+//!   compiler may move memory accesses across them, though no barrier ([`super::barrier`]) and no other register access.
+//!   That is right for a register that has no effect on memory as EL2 sees it. It is not for the GIC's CPU interface (ICC,
+//!   ICH), where an access acknowledges, ends or injects an interrupt, nor for VTTBR_EL2 around TLB maintenance. The
+//!   registers of EL2's own stage 1 are written with stage 1 in use only by [`super::mmu`], in assembly;
+//! * registers that the crate gives to the assembler by a name which it rejects unless an extension is switched on for the
+//!   whole image (the keys of pointer authentication, CNTPOFF_EL2). They are named by their encoding here.
+//!
+//! A write takes effect for what follows an ISB, where the manual does not say otherwise.
+#![allow(missing_docs, reason = "register_bitfields! defines more than it lets one document")]
 #![allow(non_camel_case_types, reason = "these are the manual's names")]
 
 use super::asm::asm;
+pub use aarch64_cpu::registers::*;
+use tock_registers::register_bitfields;
 
 macro_rules! registers {
-    ($($mode:ident $name:ident = $asm:literal, $doc:literal;)*) => {$(
-        #[doc = $doc]
-        #[derive(Clone, Copy, Debug)]
-        pub struct $name;
-        registers!(@$mode $name $asm);
-    )*};
-    (@rw $name:ident $asm:literal) => { registers!(@ro $name $asm); registers!(@wo $name $asm); };
-    (@ro $name:ident $asm:literal) => {
-        impl $name {
-            /// Reads it.
+    ($($mode:ident $name:ident $(: $fields:ident)? = $asm:literal, $doc:literal;)*) => {
+        /// The types of the registers that are defined here.
+        pub mod own {
+            $(
+                #[doc = concat!("The type of [`", stringify!($name), "`](super::", stringify!($name), ").")]
+                #[derive(Clone, Copy, Debug)]
+                pub struct $name;
+            )*
+        }
+        $(
+            #[doc = $doc]
+            pub const $name: own::$name = own::$name;
+            registers!(@$mode $name $asm $($fields)?);
+        )*
+    };
+    (@rw $name:ident $asm:literal $($fields:ident)?) => {
+        registers!(@ro $name $asm $($fields)?);
+        registers!(@wo $name $asm $($fields)?);
+    };
+    (@ro $name:ident $asm:literal $($fields:ident)?) => {
+        impl Readable for own::$name {
+            type T = u64;
+            type R = registers!(@fields $($fields)?);
+
             #[inline(always)]
-            #[must_use]
-            pub fn get(self) -> u64 {
+            fn get(&self) -> u64 {
                 let value: u64;
                 // SAFETY: reading this register has no effect on memory.
                 unsafe { asm!(concat!("mrs {v}, ", $asm), v = out(reg) value, options(nostack, preserves_flags)) };
@@ -29,138 +55,51 @@ macro_rules! registers {
             }
         }
     };
-    (@wo $name:ident $asm:literal) => {
-        impl $name {
-            /// Writes it.
+    (@wo $name:ident $asm:literal $($fields:ident)?) => {
+        impl Writeable for own::$name {
+            type T = u64;
+            type R = registers!(@fields $($fields)?);
+
             #[inline(always)]
-            pub fn set(self, value: u64) {
-                // SAFETY: the caller is EL2 code that owns this register; registers that change EL2's own view of
-                // memory are written by `arch::mmu` alone.
+            fn set(&self, value: u64) {
+                // SAFETY: the caller is EL2 code that owns this register; none of them changes EL2's own view of memory.
                 unsafe { asm!(concat!("msr ", $asm, ", {v}"), v = in(reg) value, options(nostack, preserves_flags)) };
             }
         }
     };
+    (@fields) => { () };
+    (@fields $fields:ident) => { $fields::Register };
 }
 
 registers! {
-    // What CPU this is.
-    ro MIDR_EL1 = "MIDR_EL1", "Which CPU model.";
-    ro MPIDR_EL1 = "MPIDR_EL1", "Which CPU: its affinity.";
-    ro REVIDR_EL1 = "REVIDR_EL1", "Minor revision of the model.";
-    ro CTR_EL0 = "CTR_EL0", "Cache line sizes and coherence of the instruction side.";
-    ro CLIDR_EL1 = "CLIDR_EL1", "Levels of cache.";
-    ro ID_AA64PFR0_EL1 = "ID_AA64PFR0_EL1", "Processor features 0.";
-    ro ID_AA64PFR1_EL1 = "ID_AA64PFR1_EL1", "Processor features 1.";
-    ro ID_AA64DFR0_EL1 = "ID_AA64DFR0_EL1", "Debug features 0.";
-    ro ID_AA64DFR1_EL1 = "ID_AA64DFR1_EL1", "Debug features 1.";
-    ro ID_AA64ISAR0_EL1 = "ID_AA64ISAR0_EL1", "Instruction set 0.";
-    ro ID_AA64ISAR1_EL1 = "ID_AA64ISAR1_EL1", "Instruction set 1.";
-    ro ID_AA64ISAR2_EL1 = "S3_0_C0_C6_2", "Instruction set 2.";
-    ro ID_AA64ISAR3_EL1 = "S3_0_C0_C6_3", "Instruction set 3.";
-    ro ID_AA64MMFR0_EL1 = "ID_AA64MMFR0_EL1", "Memory model 0.";
-    ro ID_AA64MMFR1_EL1 = "ID_AA64MMFR1_EL1", "Memory model 1.";
-    ro ID_AA64MMFR2_EL1 = "S3_0_C0_C7_2", "Memory model 2.";
-    ro ID_AA64MMFR3_EL1 = "S3_0_C0_C7_3", "Memory model 3.";
-    ro ID_AA64MMFR4_EL1 = "S3_0_C0_C7_4", "Memory model 4.";
-    ro ID_AA64PFR2_EL1 = "S3_0_C0_C4_2", "Processor features 2.";
-    ro ID_AA64ZFR0_EL1 = "S3_0_C0_C4_4", "SVE features.";
-    ro ID_AA64SMFR0_EL1 = "S3_0_C0_C4_5", "SME features.";
-    ro ID_AA64FPFR0_EL1 = "S3_0_C0_C4_7", "FP8 features.";
-    ro ID_AA64AFR0_EL1 = "S3_0_C0_C5_4", "Auxiliary features 0.";
-    ro ID_AA64AFR1_EL1 = "S3_0_C0_C5_5", "Auxiliary features 1.";
+    // What this CPU is.
+    ro CTR_EL0: CTR_EL0 = "CTR_EL0", "Cache line sizes and coherence of the instruction side.";
+    ro MPAMIDR_EL1: MPAMIDR_EL1 = "S3_0_C10_C4_4", "What MPAM has: whether MPAMHCR_EL2 exists (FEAT_MPAM).";
 
-    // EL2 itself.
-    rw SCTLR_EL2 = "SCTLR_EL2", "System control of EL2.";
-    rw ACTLR_EL2 = "ACTLR_EL2", "Auxiliary control of EL2.";
-    rw TTBR0_EL2 = "TTBR0_EL2", "Root of EL2's stage 1.";
-    rw TCR_EL2 = "TCR_EL2", "Geometry of EL2's stage 1.";
-    rw MAIR_EL2 = "MAIR_EL2", "Memory types of EL2's stage 1.";
-    rw VBAR_EL2 = "VBAR_EL2", "Where EL2's vectors are.";
-    rw ESR_EL2 = "ESR_EL2", "Why EL2 was entered.";
-    rw FAR_EL2 = "FAR_EL2", "The address that faulted.";
-    rw HPFAR_EL2 = "HPFAR_EL2", "The IPA of a stage 2 fault, shifted right by 8.";
-    rw ELR_EL2 = "ELR_EL2", "Where an ERET goes.";
-    rw SPSR_EL2 = "SPSR_EL2", "The state an ERET restores.";
-    rw TPIDR_EL2 = "TPIDR_EL2", "EL2's per-CPU pointer.";
-    rw AFSR0_EL2 = "AFSR0_EL2", "Auxiliary fault status 0 of EL2.";
-    rw AFSR1_EL2 = "AFSR1_EL2", "Auxiliary fault status 1 of EL2.";
-
-    // What a guest may do.
-    rw HCR_EL2 = "HCR_EL2", "Hypervisor configuration: what traps, what is virtual.";
-    rw HCRX_EL2 = "S3_4_C1_C2_2", "Hypervisor configuration, extended (FEAT_HCX).";
-    rw HACR_EL2 = "HACR_EL2", "Auxiliary hypervisor configuration.";
+    // What a guest may do, and what it sees.
+    rw HCRX_EL2: HCRX_EL2 = "S3_4_C1_C2_2", "Hypervisor configuration, extended (FEAT_HCX).";
     rw HSTR_EL2 = "HSTR_EL2", "Traps of AArch32 system registers.";
-    rw CPTR_EL2 = "CPTR_EL2", "Traps of FP, SVE, SME, trace.";
-    rw MDCR_EL2 = "MDCR_EL2", "Traps of debug and performance monitors.";
-    rw CNTHCTL_EL2 = "CNTHCTL_EL2", "Traps of timers; EL2's event stream.";
-    rw CNTVOFF_EL2 = "CNTVOFF_EL2", "What the virtual count is behind the physical one.";
-    rw VTTBR_EL2 = "VTTBR_EL2", "Root of stage 2, and the VMID.";
-    rw VTCR_EL2 = "VTCR_EL2", "Geometry of stage 2.";
+    rw VTTBR_EL2: VTTBR_EL2 = "VTTBR_EL2", "Root of stage 2, and the VMID.";
     rw VPIDR_EL2 = "VPIDR_EL2", "What a guest reads as MIDR_EL1.";
-    rw VMPIDR_EL2 = "VMPIDR_EL2", "What a guest reads as MPIDR_EL1.";
     rw VSESR_EL2 = "S3_4_C5_C2_3", "Syndrome of a virtual SError (FEAT_RAS).";
     rw VDISR_EL2 = "S3_4_C12_C1_1", "What a guest's ESB deferred (FEAT_RAS).";
-    rw HFGRTR_EL2 = "S3_4_C1_C1_4", "Fine-grained traps of reads (FEAT_FGT).";
-    rw HFGWTR_EL2 = "S3_4_C1_C1_5", "Fine-grained traps of writes (FEAT_FGT).";
-    rw HFGITR_EL2 = "S3_4_C1_C1_6", "Fine-grained traps of instructions (FEAT_FGT).";
-    rw HDFGRTR_EL2 = "S3_4_C3_C1_4", "Fine-grained traps of debug reads (FEAT_FGT).";
-    rw HDFGWTR_EL2 = "S3_4_C3_C1_5", "Fine-grained traps of debug writes (FEAT_FGT).";
-    rw HAFGRTR_EL2 = "S3_4_C3_C1_6", "Fine-grained traps of activity monitors (FEAT_FGT and AMU).";
     rw HFGRTR2_EL2 = "S3_4_C3_C1_2", "Fine-grained traps of reads, continued (FEAT_FGT2).";
     rw HFGWTR2_EL2 = "S3_4_C3_C1_3", "Fine-grained traps of writes, continued (FEAT_FGT2).";
     rw HFGITR2_EL2 = "S3_4_C3_C1_7", "Fine-grained traps of instructions, continued (FEAT_FGT2).";
     rw HDFGRTR2_EL2 = "S3_4_C3_C1_0", "Fine-grained traps of debug reads, continued (FEAT_FGT2).";
     rw HDFGWTR2_EL2 = "S3_4_C3_C1_1", "Fine-grained traps of debug writes, continued (FEAT_FGT2).";
-    rw ZCR_EL2 = "S3_4_C1_C2_0", "SVE vector length below EL2 (FEAT_SVE).";
-    rw SMCR_EL2 = "S3_4_C1_C2_6", "SME vector length below EL2 (FEAT_SME).";
-    rw MPAM2_EL2 = "S3_4_C10_C5_0", "MPAM partition and traps (FEAT_MPAM).";
-    rw MPAMHCR_EL2 = "S3_4_C10_C4_0", "MPAM virtualization (FEAT_MPAM).";
-    ro MPAMIDR_EL1 = "S3_0_C10_C4_4", "What MPAM has: whether MPAMHCR_EL2 exists (FEAT_MPAM).";
     rw TRFCR_EL2 = "S3_4_C1_C2_1", "Trace filter of EL2 (FEAT_TRF).";
-    rw CNTPOFF_EL2 = "S3_4_C14_C0_6", "What EL1's physical count is behind the physical one (FEAT_ECV).";
-    wo OSLAR_EL1 = "OSLAR_EL1", "The OS lock of the debug registers.";
+    rw MPAM2_EL2: MPAM2_EL2 = "S3_4_C10_C5_0", "MPAM partition and traps (FEAT_MPAM).";
+    rw MPAMHCR_EL2: MPAMHCR_EL2 = "S3_4_C10_C4_0", "MPAM virtualization (FEAT_MPAM).";
 
     // Timers.
-    ro CNTFRQ_EL0 = "CNTFRQ_EL0", "Ticks of the counters per second.";
-    ro CNTPCT_EL0 = "CNTPCT_EL0", "The physical count.";
-    ro CNTVCT_EL0 = "CNTVCT_EL0", "The virtual count.";
-    rw CNTHP_CTL_EL2 = "CNTHP_CTL_EL2", "EL2's physical timer: enable, mask, condition.";
+    rw CNTPOFF_EL2 = "S3_4_C14_C0_6", "What EL1's physical count is behind the physical one (FEAT_ECV).";
     rw CNTHP_CVAL_EL2 = "CNTHP_CVAL_EL2", "EL2's physical timer: when.";
-    rw CNTV_CTL_EL0 = "CNTV_CTL_EL0", "The virtual timer: enable, mask, condition.";
-    rw CNTV_CVAL_EL0 = "CNTV_CVAL_EL0", "The virtual timer: when.";
-    rw CNTP_CTL_EL0 = "CNTP_CTL_EL0", "EL1's physical timer: enable, mask, condition.";
-    rw CNTP_CVAL_EL0 = "CNTP_CVAL_EL0", "EL1's physical timer: when.";
-    rw CNTKCTL_EL1 = "CNTKCTL_EL1", "EL0's access to timers; EL1's event stream.";
 
     // EL1 and EL0, as a guest left them.
-    rw SCTLR_EL1 = "SCTLR_EL1", "System control of EL1.";
-    rw ACTLR_EL1 = "ACTLR_EL1", "Auxiliary control of EL1.";
-    rw CPACR_EL1 = "CPACR_EL1", "EL1's traps of FP, SVE, SME.";
-    rw TTBR0_EL1 = "TTBR0_EL1", "Lower root of EL1's stage 1.";
-    rw TTBR1_EL1 = "TTBR1_EL1", "Upper root of EL1's stage 1.";
-    rw TCR_EL1 = "TCR_EL1", "Geometry of EL1's stage 1.";
-    rw MAIR_EL1 = "MAIR_EL1", "Memory types of EL1's stage 1.";
-    rw AMAIR_EL1 = "AMAIR_EL1", "Auxiliary memory types of EL1's stage 1.";
-    rw VBAR_EL1 = "VBAR_EL1", "Where EL1's vectors are.";
-    rw ESR_EL1 = "ESR_EL1", "Why EL1 was entered.";
-    rw FAR_EL1 = "FAR_EL1", "The address that faulted, at EL1.";
-    rw AFSR0_EL1 = "AFSR0_EL1", "Auxiliary fault status 0 of EL1.";
-    rw AFSR1_EL1 = "AFSR1_EL1", "Auxiliary fault status 1 of EL1.";
-    rw ELR_EL1 = "ELR_EL1", "Where EL1's ERET goes.";
-    rw SPSR_EL1 = "SPSR_EL1", "The state EL1's ERET restores.";
-    rw SP_EL0 = "SP_EL0", "EL0's stack pointer.";
-    rw SP_EL1 = "SP_EL1", "EL1's stack pointer.";
-    rw TPIDR_EL0 = "TPIDR_EL0", "EL0's thread pointer.";
-    rw TPIDRRO_EL0 = "TPIDRRO_EL0", "EL0's read-only thread pointer.";
-    rw TPIDR_EL1 = "TPIDR_EL1", "EL1's per-CPU pointer.";
-    rw CONTEXTIDR_EL1 = "CONTEXTIDR_EL1", "EL1's context number.";
-    rw CSSELR_EL1 = "CSSELR_EL1", "Which cache CCSIDR_EL1 describes.";
-    rw PAR_EL1 = "PAR_EL1", "What an address translation instruction answered.";
-    rw MDSCR_EL1 = "MDSCR_EL1", "Monitor debug control.";
     rw DISR_EL1 = "S3_0_C12_C1_1", "What an ESB deferred (FEAT_RAS).";
     rw SCXTNUM_EL0 = "S3_3_C13_C0_7", "EL0's software context number (FEAT_CSV2_2).";
     rw SCXTNUM_EL1 = "S3_0_C13_C0_7", "EL1's software context number (FEAT_CSV2_2).";
-    rw TCR2_EL1 = "S3_0_C2_C0_3", "Geometry of EL1's stage 1, continued (FEAT_TCR2).";
     rw SCTLR2_EL1 = "S3_0_C1_C0_3", "System control of EL1, continued (FEAT_SCTLR2).";
     rw PIR_EL1 = "S3_0_C10_C2_3", "Permissions by index, EL1 (FEAT_S1PIE).";
     rw PIRE0_EL1 = "S3_0_C10_C2_2", "Permissions by index, EL0 (FEAT_S1PIE).";
@@ -181,20 +120,17 @@ registers! {
     ro ICC_IAR1_EL1 = "S3_0_C12_C12_0", "Acknowledges a group 1 interrupt.";
     wo ICC_EOIR1_EL1 = "S3_0_C12_C12_1", "Ends a group 1 interrupt (with EOImode 1: drops the running priority).";
     wo ICC_DIR_EL1 = "S3_0_C12_C11_1", "Deactivates an interrupt.";
-    ro ICC_HPPIR1_EL1 = "S3_0_C12_C12_2", "The most urgent pending group 1 interrupt.";
     rw ICC_BPR1_EL1 = "S3_0_C12_C12_3", "Group 1: where priority splits into group and subpriority.";
     rw ICC_PMR_EL1 = "S3_0_C4_C6_0", "Only interrupts more urgent than this are signalled.";
     ro ICC_RPR_EL1 = "S3_0_C12_C11_3", "The running priority.";
-    rw ICC_CTLR_EL1 = "S3_0_C12_C12_4", "Control of the CPU interface (EOImode).";
-    rw ICC_SRE_EL1 = "S3_0_C12_C12_5", "System register access at EL1.";
-    rw ICC_SRE_EL2 = "S3_4_C12_C9_5", "System register access at EL2; whether EL1 may use its own.";
+    rw ICC_CTLR_EL1: ICC_CTLR_EL1 = "S3_0_C12_C12_4", "Control of the CPU interface (EOImode).";
+    rw ICC_SRE_EL2: ICC_SRE_EL2 = "S3_4_C12_C9_5", "System register access at EL2; whether EL1 may use its own.";
     rw ICC_IGRPEN1_EL1 = "S3_0_C12_C12_7", "Group 1 enable.";
-    wo ICC_SGI1R_EL1 = "S3_0_C12_C11_5", "Sends a group 1 SGI.";
-    rw ICC_AP1R0_EL1 = "S3_0_C12_C9_0", "Active group 1 priorities.";
+    wo ICC_SGI1R_EL1: ICC_SGI1R_EL1 = "S3_0_C12_C11_5", "Sends a group 1 SGI.";
 
     // The virtual CPU interface's controls.
-    rw ICH_HCR_EL2 = "S3_4_C12_C11_0", "Virtual CPU interface control.";
-    ro ICH_VTR_EL2 = "S3_4_C12_C11_1", "What the virtual CPU interface can do.";
+    rw ICH_HCR_EL2: ICH_HCR_EL2 = "S3_4_C12_C11_0", "Virtual CPU interface control.";
+    ro ICH_VTR_EL2: ICH_VTR_EL2 = "S3_4_C12_C11_1", "What the virtual CPU interface can do.";
     ro ICH_MISR_EL2 = "S3_4_C12_C11_2", "Why the maintenance interrupt is raised.";
     ro ICH_EISR_EL2 = "S3_4_C12_C11_3", "List registers whose EOI wants attention.";
     ro ICH_ELRSR_EL2 = "S3_4_C12_C11_5", "List registers that are free.";
@@ -223,4 +159,59 @@ registers! {
     rw ICH_LR13_EL2 = "S3_4_C12_C13_5", "List register 13.";
     rw ICH_LR14_EL2 = "S3_4_C12_C13_6", "List register 14.";
     rw ICH_LR15_EL2 = "S3_4_C12_C13_7", "List register 15.";
+}
+
+// The fields of the registers above, as far as they are used and the crate does not have them.
+register_bitfields! {u64,
+    /// Cache type.
+    pub CTR_EL0 [
+        /// log2 of the words in the smallest data cache line.
+        DminLine OFFSET(16) NUMBITS(4) []
+    ],
+    /// Hypervisor configuration, extended.
+    pub HCRX_EL2 [
+        /// The instructions of FEAT_MOPS are not UNDEFINED below EL2.
+        MSCEn OFFSET(11) NUMBITS(1) [],
+        /// EL1's writes of ALLINT trap.
+        TALLINT OFFSET(6) NUMBITS(1) []
+    ],
+    /// MPAM partition and traps.
+    pub MPAM2_EL2 [
+        /// EL1's accesses to MPAM0_EL1 trap.
+        TRAPMPAM0EL1 OFFSET(49) NUMBITS(1) [],
+        /// EL1's accesses to MPAM1_EL1 trap.
+        TRAPMPAM1EL1 OFFSET(48) NUMBITS(1) []
+    ],
+    /// MPAM virtualization.
+    pub MPAMHCR_EL2 [
+        /// EL1's accesses to MPAMIDR_EL1 trap.
+        TRAP_MPAMIDR_EL1 OFFSET(31) NUMBITS(1) []
+    ],
+    /// What MPAM has.
+    pub MPAMIDR_EL1 [
+        /// MPAMHCR_EL2 exists.
+        HAS_HCR OFFSET(17) NUMBITS(1) []
+    ],
+    /// Control of the CPU interface.
+    pub ICC_CTLR_EL1 [
+        /// The end of an interrupt drops the priority and does not deactivate.
+        EOImode OFFSET(1) NUMBITS(1) []
+    ],
+    /// A group 1 SGI to send.
+    pub ICC_SGI1R_EL1 [
+        /// Affinity 3 of the targets.
+        Aff3 OFFSET(48) NUMBITS(8) [],
+        /// The range of sixteen values of affinity 0 that the target list is about.
+        RS OFFSET(44) NUMBITS(4) [],
+        /// To all CPUs but this one; the fields that name targets are ignored.
+        IRM OFFSET(40) NUMBITS(1) [],
+        /// Affinity 2 of the targets.
+        Aff2 OFFSET(32) NUMBITS(8) [],
+        /// Which SGI.
+        INTID OFFSET(24) NUMBITS(4) [],
+        /// Affinity 1 of the targets.
+        Aff1 OFFSET(16) NUMBITS(8) [],
+        /// One bit for each value of affinity 0.
+        TargetList OFFSET(0) NUMBITS(16) []
+    ]
 }

@@ -1,9 +1,7 @@
 //! The counter, and EL2's own physical timer (DDI 0487, D12).
 
 use super::barrier;
-use super::sysreg::{CNTFRQ_EL0, CNTHP_CTL_EL2, CNTHP_CVAL_EL2, CNTPCT_EL0};
-
-const ENABLE: u64 = 1;
+use super::sysreg::{CNTFRQ_EL0, CNTHP_CTL_EL2, CNTHP_CVAL_EL2, CNTPCT_EL0, Readable, Writeable};
 
 /// The physical count, in ticks. Not read ahead of what comes before it.
 #[inline]
@@ -43,12 +41,12 @@ pub fn us_to_ticks(us: u64) -> u64 {
 /// EL2's timer interrupts once the physical count has reached `at`.
 pub fn arm(at: u64) {
     CNTHP_CVAL_EL2.set(at);
-    CNTHP_CTL_EL2.set(ENABLE);
+    CNTHP_CTL_EL2.write(CNTHP_CTL_EL2::ENABLE::SET);
     barrier::isb();
 }
 
 /// EL2's timer interrupts no more.
 pub fn disarm() {
-    CNTHP_CTL_EL2.set(0);
+    CNTHP_CTL_EL2.write(CNTHP_CTL_EL2::ENABLE::CLEAR);
     barrier::isb();
 }

@@ -5,7 +5,7 @@
 
 use super::asm::asm;
 use super::barrier;
-use super::sysreg::VTTBR_EL2;
+use super::sysreg::{Readable, VTTBR_EL2, Writeable};
 use crate::ids::{Ipa, Pa, VmId};
 
 /// Runs `maintain` with VTTBR_EL2 naming `vmid`, over the empty tables at `empty` where it names another now.
@@ -13,9 +13,9 @@ fn with_vmid(vmid: VmId, empty: Pa, maintain: impl FnOnce()) {
     // What changed the tables is seen by every walker before anything is forgotten.
     barrier::dsb_ishst();
     let before = VTTBR_EL2.get();
-    let foreign = before >> 48 != u64::from(vmid.0);
+    let foreign = VTTBR_EL2::VMID.read(before) != u64::from(vmid.0);
     if foreign {
-        VTTBR_EL2.set(u64::from(vmid.0) << 48 | empty.0);
+        VTTBR_EL2.set(VTTBR_EL2::VMID.val(vmid.0.into()).value | empty.0);
         barrier::isb();
     }
     maintain();

@@ -11,7 +11,7 @@
 use super::asm::{extern_asm, global_asm};
 use super::fault::Fault;
 use super::percpu;
-use super::sysreg::{ESR_EL2, FAR_EL2, HPFAR_EL2, VBAR_EL2};
+use super::sysreg::{ESR_EL2, FAR_EL2, HPFAR_EL2, Readable, VBAR_EL2, Writeable};
 use super::vcpu::{GuestRegs, RawExit, Reason};
 use core::mem::offset_of;
 

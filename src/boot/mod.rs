@@ -12,7 +12,8 @@ mod panic;
 
 use core::ptr;
 use doorward::arch::smp::{self, StartError};
-use doorward::arch::{barrier, mmu, percpu, psci, sysreg, vectors};
+use doorward::arch::sysreg::{HCR_EL2, MPIDR_EL1, Readable};
+use doorward::arch::{barrier, mmu, percpu, psci, vectors};
 use doorward::console::uart::{Kind as UartKind, Uart};
 use doorward::console::{self, onpanic};
 use doorward::fatal;
@@ -76,7 +77,7 @@ extern "C" fn boot_cpu(at: Pa, el: u64) -> ! {
     percpu::init_boot();
     vectors::install();
     early::map_image(uart);
-    if sysreg::HCR_EL2.get() & 1 << 34 != 0 {
+    if HCR_EL2.is_set(HCR_EL2::E2H) {
         fatal!("this CPU cannot leave VHE mode (HCR_EL2.E2H stays 1)");
     }
     let (fdt, firmware) = match handover {
@@ -122,7 +123,7 @@ fn adopt_machine() -> &'static Machine {
     // SAFETY: it has been filled, and nobody changes it any more.
     let machine: &'static Machine = unsafe { &*ptr::addr_of!(PLACE) };
     let _ = MACHINE.set(machine);
-    let here = Mpidr::from_register(sysreg::MPIDR_EL1.get());
+    let here = Mpidr::from_register(MPIDR_EL1.get());
     match machine.cpus.iter().position(|cpu| cpu.mpidr == here) {
         Some(index) => percpu::set_cpu(CpuId(u16::try_from(index).unwrap_or(u16::MAX))),
         None => fatal!("the firmware's description does not list the CPU it was given to (MPIDR {here})"),

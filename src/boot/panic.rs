@@ -11,7 +11,7 @@
 use core::arch::asm;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
-use doorward::arch::sysreg::{ELR_EL2, ESR_EL2, FAR_EL2};
+use doorward::arch::sysreg::{ELR_EL2, ESR_EL2, FAR_EL2, Readable};
 use doorward::arch::{barrier, percpu};
 use doorward::console;
 use doorward::gic::cpuif;

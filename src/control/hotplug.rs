@@ -15,7 +15,8 @@
 
 use crate::arch::psci::{self, PsciError};
 use crate::arch::smp::Place;
-use crate::arch::{barrier, sysreg, timer};
+use crate::arch::sysreg::{self, Writeable};
+use crate::arch::{barrier, timer};
 use crate::console::line;
 use crate::domain::irq;
 use crate::gic::{TakeOutError, cpuif};

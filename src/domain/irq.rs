@@ -5,7 +5,8 @@
 //! dropped (ICC_EOIR1_EL1) so that others can come, and deactivated when its owner is done: by EL2 for its own,
 //! by the guest through a hardware-linked list register for the guest's (IHI 0069, 4.1.1 and 4.7).
 
-use crate::arch::{sysreg, timer};
+use crate::arch::sysreg::{CNTV_CTL_EL0, ReadWriteable};
+use crate::arch::timer;
 use crate::domain::msi::follow;
 use crate::gic::cpuif;
 use crate::host::DomainRef;
@@ -19,9 +20,6 @@ use crate::trace::{Event, count};
 pub const KICK: u8 = 0;
 
 const KICK_INTID: Intid = Intid(KICK as u32);
-
-/// CNTV_CTL_EL0.IMASK.
-const CNTV_IMASK: u64 = 1 << 1;
 
 /// Takes every interrupt that is pending on this CPU.
 pub fn take_all(cpu: CpuId) {
@@ -58,7 +56,7 @@ fn take(cpu: CpuId, intid: Intid) {
             });
             if !taken {
                 // Nobody runs here who could; a vCPU that starts here sets its timer anew.
-                sysreg::CNTV_CTL_EL0.set(sysreg::CNTV_CTL_EL0.get() | CNTV_IMASK);
+                CNTV_CTL_EL0.modify(CNTV_CTL_EL0::IMASK::SET);
                 cpuif::deactivate(intid);
             }
         }

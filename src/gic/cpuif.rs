@@ -6,19 +6,13 @@
 use crate::arch::barrier;
 use crate::arch::sysreg::{
     ICC_BPR1_EL1, ICC_CTLR_EL1, ICC_DIR_EL1, ICC_EOIR1_EL1, ICC_IAR1_EL1, ICC_IGRPEN1_EL1, ICC_PMR_EL1, ICC_RPR_EL1,
-    ICC_SGI1R_EL1, ICC_SRE_EL2,
+    ICC_SGI1R_EL1, ICC_SRE_EL2, ReadWriteable, Readable, Writeable,
 };
 use crate::ids::{Intid, Mpidr};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 /// The SGI with which a CPU that panics stops the others.
 pub const STOP_SGI: u8 = 15;
-
-const SRE: u64 = 1;
-const SRE_DFB_DIB: u64 = 3 << 1;
-const SRE_ENABLE_EL1: u64 = 1 << 3;
-const CTLR_EOIMODE: u64 = 1 << 1;
-const SGI1R_IRM: u64 = 1 << 40;
 
 /// Some CPU's interface is up, so SGIs can be sent.
 static UP: AtomicBool = AtomicBool::new(false);
@@ -29,14 +23,14 @@ pub struct NoSystemRegisters;
 
 /// Brings this CPU's interface up: every priority is signalled, group 1 is on.
 pub fn init() -> Result<(), NoSystemRegisters> {
-    ICC_SRE_EL2.set(SRE | SRE_DFB_DIB | SRE_ENABLE_EL1);
+    ICC_SRE_EL2.write(ICC_SRE_EL2::SRE::SET + ICC_SRE_EL2::DFB::SET + ICC_SRE_EL2::DIB::SET + ICC_SRE_EL2::ENABLE::SET);
     barrier::isb();
-    if ICC_SRE_EL2.get() & SRE == 0 {
+    if !ICC_SRE_EL2.is_set(ICC_SRE_EL2::SRE) {
         return Err(NoSystemRegisters);
     }
     ICC_PMR_EL1.set(0xff);
     ICC_BPR1_EL1.set(0);
-    ICC_CTLR_EL1.set(ICC_CTLR_EL1.get() | CTLR_EOIMODE);
+    ICC_CTLR_EL1.modify(ICC_CTLR_EL1::EOImode::SET);
     ICC_IGRPEN1_EL1.set(1);
     barrier::isb();
     UP.store(true, Ordering::Relaxed);
@@ -86,12 +80,12 @@ pub fn deactivate(intid: Intid) {
 #[must_use]
 const fn sgi1r(sgi: u8, target: Mpidr) -> u64 {
     let aff0 = target.aff(0) as u64;
-    (target.aff(3) as u64) << 48
-        | (aff0 >> 4) << 44
-        | (target.aff(2) as u64) << 32
-        | ((sgi & 0xf) as u64) << 24
-        | (target.aff(1) as u64) << 16
-        | 1 << (aff0 & 0xf)
+    ICC_SGI1R_EL1::Aff3.val(target.aff(3) as u64).value
+        | ICC_SGI1R_EL1::RS.val(aff0 >> 4).value
+        | ICC_SGI1R_EL1::Aff2.val(target.aff(2) as u64).value
+        | ICC_SGI1R_EL1::INTID.val(sgi as u64).value
+        | ICC_SGI1R_EL1::Aff1.val(target.aff(1) as u64).value
+        | ICC_SGI1R_EL1::TargetList.val(1 << (aff0 & 0xf)).value
 }
 
 const _: () = assert!(sgi1r(5, Mpidr(0x04_0003_0221)) == 0x0004_2003_0502_0002);
@@ -110,7 +104,7 @@ pub fn send_sgi(sgi: u8, target: Mpidr) {
 /// Sends SGI `sgi` (0 to 15) to all CPUs but this one.
 pub fn send_sgi_others(sgi: u8) {
     barrier::dsb_ishst();
-    ICC_SGI1R_EL1.set(SGI1R_IRM | u64::from(sgi & 0xf) << 24);
+    ICC_SGI1R_EL1.write(ICC_SGI1R_EL1::IRM::SET + ICC_SGI1R_EL1::INTID.val(sgi.into()));
     barrier::isb();
 }
 

@@ -1,7 +1,8 @@
 //! The machine as EL2 runs it: what is set up once at boot and looked at from everywhere in `vm`.
 
 use crate::arch::features::{Features, IdRegs};
-use crate::arch::{barrier, ich, percpu, sysreg, timer, tlb};
+use crate::arch::sysreg::{self, Writeable};
+use crate::arch::{barrier, ich, percpu, timer, tlb};
 use crate::control::hotplug::Hotplug;
 use crate::control::teardown::Work;
 use crate::domain::Domain;

@@ -17,6 +17,7 @@
 //! An invalid descriptor may have any other bits. Two uses are made of that: [`Stage2::protect`] parks descriptors
 //! with bit 0 clear, and tables that wait to be freed are linked through their first words.
 
+use crate::arch::sysreg::{VTCR_EL2, VTTBR_EL2};
 use crate::ids::{Ipa, Pa, VmId};
 use crate::mmio::{Coherence, Hw};
 use core::fmt;
@@ -246,16 +247,12 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
     /// VTTBR_EL2.
     #[must_use]
     pub fn vttbr(&self) -> u64 {
-        u64::from(self.vmid.0) << 48 | self.root.0
+        VTTBR_EL2::VMID.val(self.vmid.0.into()).value | self.root.0
     }
 
     /// VTCR_EL2: 4 KiB granule, walks write-back and inner shareable, 8-bit VMID, output size as input size.
     #[must_use]
     pub fn vtcr(&self) -> u64 {
-        const RES1: u64 = 1 << 31;
-        const SH0_INNER: u64 = 0b11 << 12;
-        const ORGN0_WBWA: u64 = 0b01 << 10;
-        const IRGN0_WBWA: u64 = 0b01 << 8;
         let ps: u64 = match self.ipa_bits {
             32 => 0,
             33..=36 => 1,
@@ -266,7 +263,15 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
         };
         let sl0 = u64::from(2 - self.start_level);
         let t0sz = 64 - u64::from(self.ipa_bits);
-        RES1 | ps << 16 | SH0_INNER | ORGN0_WBWA | IRGN0_WBWA | sl0 << 6 | t0sz
+        let fields = VTCR_EL2::RES1::SET
+            + VTCR_EL2::PS.val(ps)
+            + VTCR_EL2::TG0::Granule4KB
+            + VTCR_EL2::SH0::Inner
+            + VTCR_EL2::ORGN0::NormalWBRAWA
+            + VTCR_EL2::IRGN0::NormalWBRAWA
+            + VTCR_EL2::SL0.val(sl0)
+            + VTCR_EL2::T0SZ.val(t0sz);
+        fields.value
     }
 
     /// Where a guest address leads, and how.

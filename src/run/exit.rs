@@ -15,8 +15,9 @@
 //! domain hangs, at its own expense, until somebody ends it with the debug key `K`.
 
 use crate::arch::esr::{self, Class, DataAbort, Esr, Fault, SysRegAccess, Wfx};
+use crate::arch::sysreg::{self, Readable, SCTLR_EL1, Writeable};
 use crate::arch::vcpu::{GuestRegs, RawExit};
-use crate::arch::{at, barrier, power, sysreg, timer};
+use crate::arch::{at, barrier, power, timer};
 use crate::dev::psci::{self, PsciAction};
 use crate::dev::vtimer::VTimer;
 use crate::domain::Domain;
@@ -335,10 +336,8 @@ impl mmio::Registers for GuestRegs {
     }
 
     fn big_endian(&self) -> bool {
-        const SCTLR_E0E: u64 = 1 << 24;
-        const SCTLR_EE: u64 = 1 << 25;
-        let bit = if self.pstate & PSTATE_MODE == PSTATE_EL0T { SCTLR_E0E } else { SCTLR_EE };
-        sysreg::SCTLR_EL1.get() & bit != 0
+        let bit = if self.pstate & PSTATE_MODE == PSTATE_EL0T { SCTLR_EL1::E0E } else { SCTLR_EL1::EE };
+        SCTLR_EL1.is_set(bit)
     }
 }
 

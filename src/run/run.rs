@@ -2,9 +2,10 @@
 
 use crate::arch::el1::{El1Context, Present, VirtualTimer};
 use crate::arch::fp::FpContext;
+use crate::arch::sysreg::{self, CNTV_CTL_EL0, HCR_EL2, Readable, Writeable};
 use crate::arch::vcpu::{GuestRegs, RawExit, Reason};
 use crate::arch::vectors::enter;
-use crate::arch::{features, ich, sysreg, timer};
+use crate::arch::{features, ich, timer};
 use crate::control::hotplug;
 use crate::control::teardown;
 use crate::domain::Domain;
@@ -78,7 +79,8 @@ pub fn cpu_loop(cpu: CpuId) -> ! {
 
 /// Whether the virtual timer asserts its interrupt: enabled, not masked, condition met (DDI 0487, CNTV_CTL_EL0).
 pub(crate) fn virtual_timer_line() -> bool {
-    sysreg::CNTV_CTL_EL0.get() & 0b111 == 0b101
+    let ctl = CNTV_CTL_EL0::ENABLE::SET + CNTV_CTL_EL0::IMASK::CLEAR + CNTV_CTL_EL0::ISTATUS::SET;
+    CNTV_CTL_EL0.matches_all(ctl)
 }
 
 /// One vCPU on this CPU, from switch-in to switch-out.
@@ -207,7 +209,7 @@ impl Stay<'_> {
         let _stopped = self.hv.sched.stop(self.cpu, timer::now());
         let _ = self.switch_out(Why::Preempt);
         if !self.shares {
-            sysreg::CNTV_CTL_EL0.set(0);
+            CNTV_CTL_EL0.set(0);
             self.hv.timer(self.cpu).set_guest(None);
         }
         self.domain.vgic.reset_vcpu(&self.domain.port(), self.vcpu.id);
@@ -236,7 +238,7 @@ impl Stay<'_> {
         }
         vgic.flush(vcpu.id, &mut context.lrs);
         list_regs::load(&context.lrs);
-        sysreg::HCR_EL2.set(self.hcr(context));
+        HCR_EL2.set(self.hcr(context));
         if let (Some(v4), Some(resident)) = (self.hv.gic.v4(), &self.resident) {
             v4.before_eret(resident);
         }
@@ -245,7 +247,7 @@ impl Stay<'_> {
         vcpu.left();
         if context.serror {
             // The CPU clears VSE when the guest takes the SError; until then it stays pending.
-            context.serror = sysreg::HCR_EL2.get() & features::hcr::VSE != 0;
+            context.serror = HCR_EL2.is_set(HCR_EL2::VSE);
         }
         let port = self.domain.port();
         let synced = vgic.sync(&port, vcpu.id, &mut context.lrs);
@@ -282,10 +284,10 @@ impl Stay<'_> {
             Vwfi::Auto => self.shares && self.hv.sched.is_contended(self.cpu),
         };
         if traps_waits {
-            hcr |= features::hcr::TWI | features::hcr::TWE;
+            hcr |= (HCR_EL2::TWI::SET + HCR_EL2::TWE::SET).value;
         }
         if context.serror {
-            hcr |= features::hcr::VSE;
+            hcr |= HCR_EL2::VSE::SET.value;
         }
         hcr
     }

@@ -18,7 +18,8 @@
 //! FP is moved eagerly: 528 bytes each way, 42 of a switch's 1,600 instructions, are less than the trap that laziness costs
 //! a guest which uses FP, and Linux does, in each of its context switches.
 
-use crate::arch::{barrier, features, sysreg, timer, tlb};
+use crate::arch::sysreg::{self, Readable, Writeable};
+use crate::arch::{barrier, features, timer, tlb};
 use crate::domain::irq;
 use crate::gic::{cpuif, v4};
 use crate::ids::Intid;

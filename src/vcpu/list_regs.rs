@@ -1,6 +1,7 @@
 //! The virtual CPU interface's registers, between the image that `vgic` computes and the CPU.
 
-use crate::arch::{barrier, ich, sysreg};
+use crate::arch::sysreg::{self, Readable, Writeable};
+use crate::arch::{barrier, ich};
 use crate::vgic::LrImage;
 
 /// ICH_HCR_EL2.LRENPIE: EOIcount is in use.

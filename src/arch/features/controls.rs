@@ -3,113 +3,57 @@
 use super::ids::{IdRegs, reg};
 use crate::arch::asm::asm;
 use crate::arch::barrier;
-use crate::arch::sysreg::{
-    CNTHCTL_EL2, CNTPOFF_EL2, CNTVOFF_EL2, CPTR_EL2, HCRX_EL2, HDFGRTR_EL2, HDFGRTR2_EL2, HDFGWTR_EL2, HDFGWTR2_EL2,
-    HFGITR_EL2, HFGITR2_EL2, HFGRTR_EL2, HFGRTR2_EL2, HFGWTR_EL2, HFGWTR2_EL2, HSTR_EL2, MDCR_EL2, MDSCR_EL1,
-    MPAM2_EL2, MPAMHCR_EL2, MPAMIDR_EL1, OSLAR_EL1, TRFCR_EL2, VDISR_EL2, VPIDR_EL2, VSESR_EL2,
-};
+use crate::arch::sysreg::*;
 
-/// Bits of HCR_EL2.
+/// HCR_EL2 that every guest runs under: stage 2, interrupts and SErrors to EL2, barriers and TLB maintenance widened to the
+/// inner shareable domain, and the traps that need no feature.
 ///
-/// The register is the vCPU's: its value is [`Controls::hcr`], plus [`TWI`](hcr::TWI) and [`TWE`](hcr::TWE) as
-/// the scheduler wants them, plus [`VSE`](hcr::VSE) while an SError waits for the guest.
-#[allow(missing_docs, reason = "the names are the manual's")]
-pub mod hcr {
-    pub const VM: u64 = 1 << 0;
-    pub const SWIO: u64 = 1 << 1;
-    pub const PTW: u64 = 1 << 2;
-    pub const FMO: u64 = 1 << 3;
-    pub const IMO: u64 = 1 << 4;
-    pub const AMO: u64 = 1 << 5;
-    pub const VF: u64 = 1 << 6;
-    pub const VI: u64 = 1 << 7;
-    pub const VSE: u64 = 1 << 8;
-    pub const FB: u64 = 1 << 9;
-    pub const BSU_IS: u64 = 1 << 10;
-    pub const TWI: u64 = 1 << 13;
-    pub const TWE: u64 = 1 << 14;
-    pub const TID1: u64 = 1 << 16;
-    pub const TID3: u64 = 1 << 18;
-    pub const TSC: u64 = 1 << 19;
-    pub const TIDCP: u64 = 1 << 20;
-    pub const TACR: u64 = 1 << 21;
-    pub const TSW: u64 = 1 << 22;
-    pub const RW: u64 = 1 << 31;
-    pub const TLOR: u64 = 1 << 35;
-    pub const TERR: u64 = 1 << 36;
-    pub const APK: u64 = 1 << 40;
-    pub const API: u64 = 1 << 41;
-    pub const FWB: u64 = 1 << 46;
-    pub const TID5: u64 = 1 << 58;
+/// The register is the vCPU's: its value is [`Controls::hcr`], plus TWI and TWE as the scheduler wants them, plus VSE while
+/// an SError waits for the guest.
+pub const HCR_BASE: u64 = HCR_EL2::VM::Enable.value
+    | HCR_EL2::SWIO::SET.value
+    | HCR_EL2::PTW::SET.value
+    | HCR_EL2::FMO::SET.value
+    | HCR_EL2::IMO::SET.value
+    | HCR_EL2::AMO::SET.value
+    | HCR_EL2::FB::SET.value
+    | HCR_EL2::BSU::InnerShareable.value
+    | HCR_EL2::TID1::SET.value
+    | HCR_EL2::TID3::SET.value
+    | HCR_EL2::TSC::SET.value
+    | HCR_EL2::TIDCP::SET.value
+    | HCR_EL2::TACR::SET.value
+    | HCR_EL2::TSW::SET.value
+    | HCR_EL2::RW::EL1IsAarch64.value;
 
-    /// What is switched on for guests; all else is a trap, or the same on every CPU.
-    pub(crate) const ENABLES: u64 = APK | API | FWB;
+const _: () = assert!(HCR_BASE == 0x807d_063f);
 
-    /// What every guest runs under: stage 2, interrupts and SErrors to EL2, barriers and TLB maintenance
-    /// widened to the inner shareable domain, and the traps that need no feature.
-    pub const BASE: u64 = VM | SWIO | PTW | FMO | IMO | AMO | FB | BSU_IS | TID1 | TID3 | TSC | TIDCP | TACR | TSW | RW;
-}
+/// What HCR_EL2 switches on for guests; its other bits are traps, or the same on every CPU.
+pub const HCR_ENABLES: u64 = HCR_EL2::APK::SET.value | HCR_EL2::API::SET.value | HCR_EL2::FWB::SET.value;
 
-/// Bits of HCRX_EL2.
-#[allow(missing_docs, reason = "the names are the manual's")]
-pub mod hcrx {
-    pub const TALLINT: u64 = 1 << 6;
-    pub const MSCEN: u64 = 1 << 11;
+/// What HCRX_EL2 switches on for guests; its other bits are traps.
+pub const HCRX_ENABLES: u64 = HCRX_EL2::MSCEn::SET.value;
 
-    /// What is switched on for guests; all else is a trap.
-    pub(crate) const ENABLES: u64 = MSCEN;
-}
+/// The bits of CPTR_EL2 that are RES1, with TZ (8) and TSM (12), which are RES1 on a CPU without SVE or SME. TFP is 0.
+pub const CPTR_BASE: u64 = 0x33ff;
 
-/// Bits of CPTR_EL2.
-#[allow(missing_docs, reason = "the names are the manual's")]
-pub mod cptr {
-    pub const TTA: u64 = 1 << 20;
-    pub const TAM: u64 = 1 << 30;
-    /// The bits that are RES1, with TZ (8) and TSM (12), which are RES1 on a CPU without SVE or SME. TFP is 0.
-    pub const BASE: u64 = 0x33ff;
-}
-
-/// Bits of MDCR_EL2. E2PB and E2TB stay 0: the profiling and trace buffers are EL2's and their registers trap.
-#[allow(missing_docs, reason = "the names are the manual's")]
-pub mod mdcr {
-    pub const TPMCR: u64 = 1 << 5;
-    pub const TPM: u64 = 1 << 6;
-    pub const TDA: u64 = 1 << 9;
-    pub const TDOSA: u64 = 1 << 10;
-    pub const TDRA: u64 = 1 << 11;
-    pub const TPMS: u64 = 1 << 14;
-    pub const HPMD: u64 = 1 << 17;
-    pub const TTRF: u64 = 1 << 19;
-    pub const TDCC: u64 = 1 << 27;
-}
-
-/// Bits of CNTHCTL_EL2. EL1PCEN stays 0: CNTP_* traps.
-#[allow(missing_docs, reason = "the names are the manual's")]
-pub mod cnthctl {
-    pub const EL1PCTEN: u64 = 1 << 0;
-}
-
-/// Bits of MPAM2_EL2.
-#[allow(missing_docs, reason = "the names are the manual's")]
-pub mod mpam2 {
-    pub const TRAP_EL1: u64 = 1 << 48;
-    pub const TRAP_EL0: u64 = 1 << 49;
-}
+/// CPTR_EL2.TTA, which the crate lacks: accesses to trace registers trap.
+pub const CPTR_TTA: u64 = 1 << 20;
 
 /// The controls of EL2 that keep a guest to what the table says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Controls {
-    /// HCR_EL2, without what is the vCPU's own; see [`hcr`].
+    /// HCR_EL2, without what is the vCPU's own; see [`HCR_BASE`].
     pub hcr: u64,
     /// HCRX_EL2, where there is one.
     pub hcrx: Option<u64>,
     /// CPTR_EL2.
     pub cptr: u64,
-    /// MDCR_EL2.
+    /// MDCR_EL2. E2PB and E2TB stay 0: the profiling and trace buffers are EL2's and their registers trap.
     pub mdcr: u64,
     /// HSTR_EL2.
     pub hstr: u64,
-    /// CNTHCTL_EL2.
+    /// CNTHCTL_EL2. EL1PCEN stays 0: CNTP_* traps.
     pub cnthctl: u64,
     /// VPIDR_EL2: a guest sees the CPU's own MIDR.
     pub vpidr: u64,
@@ -156,10 +100,8 @@ impl Controls {
         }
         if let Some(mpam2) = self.mpam2 {
             MPAM2_EL2.set(mpam2);
-            const HAS_HCR: u64 = 1 << 17;
-            const TRAP_MPAMIDR: u64 = 1 << 31;
-            if MPAMIDR_EL1.get() & HAS_HCR != 0 {
-                MPAMHCR_EL2.set(TRAP_MPAMIDR);
+            if MPAMIDR_EL1.is_set(MPAMIDR_EL1::HAS_HCR) {
+                MPAMHCR_EL2.write(MPAMHCR_EL2::TRAP_MPAMIDR_EL1::SET);
             }
         }
         if self.ras {

@@ -5,8 +5,9 @@
 //! trap is armed, so that using it anyway is UNDEFINED for the guest. An ID field that no row names is hidden:
 //! a CPU newer than this table shows a guest nothing that is not switched.
 
-use super::controls::{Controls, cnthctl, cptr, hcr, hcrx, mdcr, mpam2};
+use super::controls::{CPTR_BASE, CPTR_TTA, Controls, HCR_BASE};
 use super::ids::{Field, IdRegs, PA_RANGE_48, Reg, Show, reg};
+use crate::arch::sysreg::{CNTHCTL_EL2, CPTR_EL2, HCR_EL2, HCRX_EL2, MDCR_EL2, MPAM2_EL2};
 
 /// Whether guests have a feature.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -135,7 +136,7 @@ pub static TABLE: &[Row] = &[
             same(reg::ISAR2, 12),
             same(reg::ISAR2, 24),
         ],
-        control: |_, c| c.hcr |= hcr::APK | hcr::API,
+        control: |_, c| c.hcr |= HCR_EL2::APK::SET.value | HCR_EL2::API::SET.value,
         why: "the five keys are part of the context; EL2 does not sign",
     },
     Row {
@@ -144,7 +145,7 @@ pub static TABLE: &[Row] = &[
         fields: &[same(reg::ISAR2, 16)],
         control: |_, c| {
             if let Some(hcrx) = &mut c.hcrx {
-                *hcrx |= hcrx::MSCEN;
+                *hcrx |= HCRX_EL2::MSCEn::SET.value;
             }
         },
         why: "copy and set instructions keep their state in general registers; EL1 takes their exceptions",
@@ -206,9 +207,9 @@ pub static TABLE: &[Row] = &[
         exposure: Exposed,
         fields: &[most(reg::DFR0, 0, 9), is(reg::DFR0, 12, 1), is(reg::DFR0, 20, 1), is(reg::DFR0, 36, 0xf)],
         control: |host, c| {
-            c.mdcr |= mdcr::TDA | mdcr::TDOSA | mdcr::TDRA;
+            c.mdcr |= MDCR_EL2::TDA::SET.value | MDCR_EL2::TDOSA::SET.value | MDCR_EL2::TDRA::SET.value;
             if host.field(reg::MMFR0, 56) >= 1 {
-                c.mdcr |= mdcr::TDCC;
+                c.mdcr |= MDCR_EL2::TDCC::SET.value;
             }
         },
         why: "BRK and single step work. Of breakpoints and watchpoints the architecture's minimum of two is shown, \
@@ -269,7 +270,7 @@ pub static TABLE: &[Row] = &[
         fields: &[no(reg::PFR1, 8)],
         control: |host, c| {
             if host.field(reg::PFR1, 8) >= 2 {
-                c.hcr |= hcr::TID5;
+                c.hcr |= HCR_EL2::TID5::SET.value;
             }
         },
         why: "tags are memory that stage 2 and reuse of frames would have to clear. HCR_EL2.ATA is 0",
@@ -279,9 +280,11 @@ pub static TABLE: &[Row] = &[
         exposure: Hidden,
         fields: &[no(reg::DFR0, 8)],
         control: |host, c| {
-            c.mdcr |= mdcr::TPM | mdcr::TPMCR | u64::from(host.event_counters & 0x1f);
+            c.mdcr |= MDCR_EL2::TPM::SET.value
+                | MDCR_EL2::TPMCR::SET.value
+                | MDCR_EL2::HPMN.val(host.event_counters.into()).value;
             if host.field(reg::DFR0, 8) >= 4 {
-                c.mdcr |= mdcr::HPMD;
+                c.mdcr |= MDCR_EL2::HPMD::SET.value;
             }
         },
         why: "counters are not switched, and its interrupt is not routed",
@@ -290,14 +293,14 @@ pub static TABLE: &[Row] = &[
         name: "SPE",
         exposure: Hidden,
         fields: &[no(reg::DFR0, 32)],
-        control: |_, c| c.mdcr |= mdcr::TPMS,
+        control: |_, c| c.mdcr |= MDCR_EL2::TPMS::SET.value,
         why: "it writes its buffer by virtual address. The buffer stays EL2's (E2PB = 0)",
     },
     Row {
         name: "trace unit registers",
         exposure: Hidden,
         fields: &[no(reg::DFR0, 4)],
-        control: |_, c| c.cptr |= cptr::TTA,
+        control: |_, c| c.cptr |= CPTR_TTA,
         why: "not switched",
     },
     Row {
@@ -305,7 +308,7 @@ pub static TABLE: &[Row] = &[
         exposure: Hidden,
         fields: &[no(reg::DFR0, 40)],
         control: |_, c| {
-            c.mdcr |= mdcr::TTRF;
+            c.mdcr |= MDCR_EL2::TTRF::SET.value;
             c.trace_filter = true;
         },
         why: "not switched",
@@ -328,14 +331,14 @@ pub static TABLE: &[Row] = &[
         name: "AMU",
         exposure: Hidden,
         fields: &[no(reg::PFR0, 44)],
-        control: |_, c| c.cptr |= cptr::TAM,
+        control: |_, c| c.cptr |= CPTR_EL2::TAM::SET.value,
         why: "its counters tell of other domains",
     },
     Row {
         name: "MPAM",
         exposure: Hidden,
         fields: &[no(reg::PFR0, 40), no(reg::PFR1, 16)],
-        control: |_, c| c.mpam2 = Some(mpam2::TRAP_EL0 | mpam2::TRAP_EL1),
+        control: |_, c| c.mpam2 = Some(MPAM2_EL2::TRAPMPAM0EL1::SET.value | MPAM2_EL2::TRAPMPAM1EL1::SET.value),
         why: "partitions belong to the machine's owner",
     },
     Row {
@@ -344,7 +347,7 @@ pub static TABLE: &[Row] = &[
         fields: &[no(reg::PFR0, 28), no(reg::PFR1, 12), no(reg::MMFR2, 12)],
         control: |host, c| {
             if host.field(reg::PFR0, 28) >= 1 {
-                c.hcr |= hcr::TERR;
+                c.hcr |= HCR_EL2::TERR::SET.value;
                 c.ras = true;
             }
         },
@@ -356,7 +359,7 @@ pub static TABLE: &[Row] = &[
         fields: &[no(reg::PFR1, 36)],
         control: |_, c| {
             if let Some(hcrx) = &mut c.hcrx {
-                *hcrx |= hcrx::TALLINT;
+                *hcrx |= HCRX_EL2::TALLINT::SET.value;
             }
         },
         why: "the guest's GIC has no NMI. Reading ALLINT has no trap",
@@ -416,7 +419,7 @@ pub static TABLE: &[Row] = &[
         name: "LORegions",
         exposure: Hidden,
         fields: &[no(reg::MMFR1, 16)],
-        control: |_, c| c.hcr |= hcr::TLOR,
+        control: |_, c| c.hcr |= HCR_EL2::TLOR::SET.value,
         why: "they order by physical address",
     },
     Row {
@@ -464,12 +467,12 @@ pub static TABLE: &[Row] = &[
 /// What holds on every CPU, whatever it has.
 pub(super) fn base(host: &IdRegs) -> Controls {
     Controls {
-        hcr: hcr::BASE,
+        hcr: HCR_BASE,
         hcrx: (host.field(reg::MMFR1, 40) != 0).then_some(0),
-        cptr: cptr::BASE,
+        cptr: CPTR_BASE,
         mdcr: 0,
         hstr: 0,
-        cnthctl: cnthctl::EL1PCTEN,
+        cnthctl: CNTHCTL_EL2::EL1PCTEN::SET.value,
         vpidr: host.midr,
         fine_grained: false,
         fine_grained2: false,

@@ -1,6 +1,7 @@
-use super::controls::{cptr, hcrx, mdcr};
+use super::controls::{CPTR_TTA, HCR_BASE};
 use super::ids::{Field, Show, reg};
 use super::*;
+use crate::arch::sysreg::{CPTR_EL2, HCRX_EL2, MDCR_EL2};
 
 /// Cortex-A57 with the GIC's system registers, no PMU interrupt: an Armv8.0 CPU.
 fn cortex_a57() -> IdRegs {
@@ -111,13 +112,24 @@ fn what_is_not_switched_is_not_in_a_guests_id_registers() {
 #[test]
 fn what_is_hidden_is_also_armed() {
     let c = controls_for(&rich());
-    assert_eq!(c.cptr, 0x33ff | cptr::TTA | cptr::TAM);
-    let traps = mdcr::TDA | mdcr::TDOSA | mdcr::TDRA | mdcr::TPM | mdcr::TPMCR | mdcr::TPMS | mdcr::TTRF;
+    assert_eq!(c.cptr, 0x33ff | CPTR_TTA | CPTR_EL2::TAM::SET.value);
+    let traps = MDCR_EL2::TDA::SET.value
+        | MDCR_EL2::TDOSA::SET.value
+        | MDCR_EL2::TDRA::SET.value
+        | MDCR_EL2::TPM::SET.value
+        | MDCR_EL2::TPMCR::SET.value
+        | MDCR_EL2::TPMS::SET.value
+        | MDCR_EL2::TTRF::SET.value;
     assert_eq!(c.mdcr & traps, traps);
     assert_eq!(c.mdcr & (3 << 12 | 3 << 24), 0, "the buffers stay EL2's");
-    let expected = hcr::TERR | hcr::TLOR | hcr::TID5 | hcr::API | hcr::APK | hcr::FWB;
-    assert_eq!(c.hcr, hcr::BASE | expected);
-    assert_eq!(c.hcrx, Some(hcrx::MSCEN | hcrx::TALLINT));
+    let expected = HCR_EL2::TERR::SET.value
+        | HCR_EL2::TLOR::SET.value
+        | HCR_EL2::TID5::SET.value
+        | HCR_EL2::API::SET.value
+        | HCR_EL2::APK::SET.value
+        | HCR_EL2::FWB::SET.value;
+    assert_eq!(c.hcr, HCR_BASE | expected);
+    assert_eq!(c.hcrx, Some(HCRX_EL2::MSCEn::SET.value | HCRX_EL2::TALLINT::SET.value));
     assert!(c.fine_grained && !c.fine_grained2 && c.ras && c.trace_filter && c.counter_offset);
     assert_eq!(c.mpam2, Some(3 << 48));
 }
@@ -126,12 +138,20 @@ fn what_is_hidden_is_also_armed() {
 fn an_armv8_0_cpu_gets_no_control_it_does_not_have() {
     let features = Features::decide(&cortex_a57());
     let c = features.controls;
-    assert_eq!(c.hcr, hcr::BASE);
-    assert_eq!(c.hcr & hcr::TWI, 0, "waiting is the scheduler's");
+    assert_eq!(c.hcr, HCR_BASE);
+    assert_eq!(c.hcr & HCR_EL2::TWI::SET.value, 0, "waiting is the scheduler's");
     assert_eq!(c.hcrx, None);
     assert!(!c.fine_grained && !c.ras && !c.trace_filter && !c.counter_offset);
     assert_eq!(c.mpam2, None);
-    assert_eq!(c.mdcr, mdcr::TDA | mdcr::TDOSA | mdcr::TDRA | mdcr::TPM | mdcr::TPMCR | 6);
+    assert_eq!(
+        c.mdcr,
+        MDCR_EL2::TDA::SET.value
+            | MDCR_EL2::TDOSA::SET.value
+            | MDCR_EL2::TDRA::SET.value
+            | MDCR_EL2::TPM::SET.value
+            | MDCR_EL2::TPMCR::SET.value
+            | 6
+    );
     assert_eq!(c.vpidr, 0x411f_d070);
     assert!(!features.pauth());
     let expected = Stage2Params { pa_bits: 44, pa_range: 4, fwb: false, vmid16: false, xnx: false };
@@ -182,9 +202,12 @@ fn each_kind_of_cpu_keeps_its_own_traps_and_switches_on_only_what_all_have() {
     assert_eq!(features.controls_on(&big), features.controls);
     features.restrict(&little);
     let on_big = features.controls_on(&big);
-    assert_eq!(on_big.hcr & (hcr::APK | hcr::API | hcr::FWB), 0);
-    assert_eq!(on_big.hcr & (hcr::TERR | hcr::TLOR), hcr::TERR | hcr::TLOR);
-    assert_eq!(on_big.hcrx, Some(hcrx::TALLINT), "no MOPS on the little ones");
+    assert_eq!(on_big.hcr & (HCR_EL2::APK::SET.value | HCR_EL2::API::SET.value | HCR_EL2::FWB::SET.value), 0);
+    assert_eq!(
+        on_big.hcr & (HCR_EL2::TERR::SET.value | HCR_EL2::TLOR::SET.value),
+        HCR_EL2::TERR::SET.value | HCR_EL2::TLOR::SET.value
+    );
+    assert_eq!(on_big.hcrx, Some(HCRX_EL2::TALLINT::SET.value), "no MOPS on the little ones");
     assert!(on_big.fine_grained && on_big.ras);
     assert_eq!(features.controls_on(&little), controls_for(&little));
 }
@@ -271,9 +294,13 @@ fn a_guest_on_qemu_max_sees_what_was_worked_out_by_hand() {
         assert_eq!(guest(&host, r), value, "{r:?}: {:#x}", guest(&host, r));
     }
     let c = controls_for(&host);
-    let more = hcr::TERR | hcr::TLOR | hcr::API | hcr::APK | hcr::FWB;
-    assert_eq!(c.hcr, hcr::BASE | more);
-    assert_eq!(c.hcrx, Some(hcrx::MSCEN | hcrx::TALLINT));
+    let more = HCR_EL2::TERR::SET.value
+        | HCR_EL2::TLOR::SET.value
+        | HCR_EL2::API::SET.value
+        | HCR_EL2::APK::SET.value
+        | HCR_EL2::FWB::SET.value;
+    assert_eq!(c.hcr, HCR_BASE | more);
+    assert_eq!(c.hcrx, Some(HCRX_EL2::MSCEn::SET.value | HCRX_EL2::TALLINT::SET.value));
     assert!(c.fine_grained && c.counter_offset && !c.fine_grained2);
     assert_eq!(Features::refusal(&host), None);
 }
@@ -296,7 +323,15 @@ fn a_guest_on_qemu_neoverse_v1_sees_what_was_worked_out_by_hand() {
         assert_eq!(guest(&host, r), value, "{r:?}: {:#x}", guest(&host, r));
     }
     let c = controls_for(&host);
-    assert_eq!(c.hcr, hcr::BASE | hcr::TERR | hcr::TLOR | hcr::API | hcr::APK | hcr::FWB);
+    assert_eq!(
+        c.hcr,
+        HCR_BASE
+            | HCR_EL2::TERR::SET.value
+            | HCR_EL2::TLOR::SET.value
+            | HCR_EL2::API::SET.value
+            | HCR_EL2::APK::SET.value
+            | HCR_EL2::FWB::SET.value
+    );
     assert_eq!((c.hcrx, c.fine_grained), (None, false));
     let expected = Stage2Params { pa_bits: 48, pa_range: 5, fwb: true, vmid16: true, xnx: true };
     assert_eq!(Features::decide(&host).stage2(), expected);
