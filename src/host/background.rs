@@ -6,7 +6,7 @@
 //! of an interrupt do a stretch each.
 
 use crate::ids::{CpuId, DomId};
-use crate::sync::Owned;
+use crate::sync::Exclusive;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use crate::vits::Progress;
 use alloc::vec::Vec;
@@ -29,7 +29,7 @@ pub enum Stretch<W> {
 pub struct Duty<W> {
     /// A bit for each domain that was announced, and [`BEGUN`].
     todo: AtomicU64,
-    work: Owned<Option<W>>,
+    work: Exclusive<Option<W>>,
     /// By CPU.
     asleep: Vec<AtomicBool>,
 }
@@ -39,7 +39,7 @@ impl<W> Duty<W> {
     #[must_use]
     pub fn new(cpus: usize) -> Duty<W> {
         let asleep = (0..cpus).map(|_| AtomicBool::new(false)).collect();
-        Duty { todo: AtomicU64::new(0), work: Owned::new(None), asleep }
+        Duty { todo: AtomicU64::new(0), work: Exclusive::new(None), asleep }
     }
 
     /// A domain has ended.

@@ -17,7 +17,7 @@ use crate::host::hypervisor;
 use crate::ids::{CpuId, Intid, VpeId};
 use crate::run::exit;
 use crate::sched::{Schedulable, Verdict, Why};
-use crate::sync::Ownership;
+use crate::sync::ExclusiveGuard;
 use crate::trace::{Event, count};
 use crate::vcpu::list_regs;
 use crate::vcpu::{Context, Vcpu};
@@ -218,7 +218,7 @@ impl Stay<'_> {
     }
 
     /// One stay in the guest and what came of it.
-    fn once(&mut self, context: &mut Ownership<'_, Context>) -> Next {
+    fn once(&mut self, context: &mut ExclusiveGuard<'_, Context>) -> Next {
         let (vcpu, vgic) = (self.vcpu, &self.domain.vgic);
         self.update_physical_timer(context);
         // From here on, whoever has something for this vCPU sends an SGI, which ends the stay before it begins.

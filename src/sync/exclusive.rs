@@ -1,59 +1,60 @@
-//! Data that one CPU at a time may hold, for as long as it likes.
+//! Data that at most one CPU uses at a time, for any length of time.
 //!
-//! A vCPU's registers belong to the CPU that runs it, from the moment it is switched in to the moment it is
-//! switched out, across any number of stays in the guest. That is no critical section: nobody may wait for
-//! it. [`Owned`] is taken or it is not; taking it twice is a defect of the scheduler and is reported as such.
+//! A vCPU's registers belong to the CPU that runs it, from the moment it is switched in until it is switched out, over
+//! any number of exits and entries. This is not a critical section, and no CPU may wait for it to end. So
+//! [`Exclusive::take`] either succeeds at once or fails; a second `take` of a value in use is a bug in the scheduler,
+//! which the caller reports.
 
 use super::atomic::{AtomicBool, Ordering};
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
 
-/// A value with at most one owner at a time.
-pub struct Owned<T> {
+/// A value with at most one user at a time.
+pub struct Exclusive<T> {
     taken: AtomicBool,
     value: UnsafeCell<T>,
 }
 
 // SAFETY: `taken` lets one CPU at a time reach `value`.
-unsafe impl<T: Send> Sync for Owned<T> {}
+unsafe impl<T: Send> Sync for Exclusive<T> {}
 
-impl<T> Owned<T> {
-    /// A value that nobody owns yet.
-    pub fn new(value: T) -> Owned<T> {
-        Owned { taken: AtomicBool::new(false), value: UnsafeCell::new(value) }
+impl<T> Exclusive<T> {
+    /// A value that is not in use.
+    pub fn new(value: T) -> Exclusive<T> {
+        Exclusive { taken: AtomicBool::new(false), value: UnsafeCell::new(value) }
     }
 
-    /// Becomes the owner, unless there is one.
-    pub fn take(&self) -> Option<Ownership<'_, T>> {
+    /// Takes the value. Returns `None` if it is in use.
+    pub fn take(&self) -> Option<ExclusiveGuard<'_, T>> {
         self.taken.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).ok()?;
-        Some(Ownership(self))
+        Some(ExclusiveGuard(self))
     }
 
-    /// Whether there is an owner, at this moment.
+    /// Whether the value is in use at this moment.
     pub fn is_taken(&self) -> bool {
         self.taken.load(Ordering::SeqCst)
     }
 }
 
-/// The value, until this is dropped.
-pub struct Ownership<'a, T>(&'a Owned<T>);
+/// Access to the value of an [`Exclusive`]; dropping it ends the use.
+pub struct ExclusiveGuard<'a, T>(&'a Exclusive<T>);
 
-impl<T> Deref for Ownership<'_, T> {
+impl<T> Deref for ExclusiveGuard<'_, T> {
     type Target = T;
     fn deref(&self) -> &T {
-        // SAFETY: `take` gave out this one ownership.
+        // SAFETY: `take` gives out one guard at a time.
         unsafe { &*self.0.value.get() }
     }
 }
 
-impl<T> DerefMut for Ownership<'_, T> {
+impl<T> DerefMut for ExclusiveGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: as for `deref`, and borrowed exclusively.
+        // SAFETY: as for `deref`, and the guard is borrowed exclusively.
         unsafe { &mut *self.0.value.get() }
     }
 }
 
-impl<T> Drop for Ownership<'_, T> {
+impl<T> Drop for ExclusiveGuard<'_, T> {
     fn drop(&mut self) {
         self.0.taken.store(false, Ordering::Release);
     }
@@ -64,12 +65,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_is_one_owner_at_a_time() {
-        let owned = Owned::new(1);
-        let mut first = owned.take().unwrap();
+    fn a_value_in_use_cannot_be_taken_until_the_guard_is_dropped() {
+        let value = Exclusive::new(1);
+        let mut first = value.take().unwrap();
         *first += 1;
-        assert!(owned.is_taken() && owned.take().is_none());
+        assert!(value.is_taken() && value.take().is_none());
         drop(first);
-        assert_eq!(*owned.take().unwrap(), 2);
+        assert_eq!(*value.take().unwrap(), 2);
     }
 }

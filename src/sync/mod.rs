@@ -11,7 +11,7 @@ mod lock;
 mod once;
 mod slot;
 mod ticket;
-pub use exclusive::{Owned, Ownership};
+pub use exclusive::{Exclusive, ExclusiveGuard};
 pub use lock::{Guard, Lock, Rank};
 pub use once::Once;
 pub use slot::Slot;

@@ -8,7 +8,7 @@ use crate::dev::vtimer::VTimer;
 use crate::host::rate_limit::Meter;
 use crate::ids::{CpuId, DomId, Intid, Ipa, Mpidr, VcpuId, VpeId};
 use crate::sched::{Entity, QueueLink, RunState, Scheduled, SleepLink, State};
-use crate::sync::{Lock, Owned, Rank};
+use crate::sync::{Exclusive, Lock, Rank};
 use crate::vgic::LrImage;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
@@ -54,7 +54,7 @@ pub struct Vcpu {
     start: Lock<Option<Start>>,
     /// There is a `start`: looked at before each switch, without the lock.
     starting: AtomicBool,
-    context: Owned<Context>,
+    context: Exclusive<Context>,
 }
 
 /// What belongs to the CPU that runs the vCPU.
@@ -108,7 +108,7 @@ impl Vcpu {
             deactivate: AtomicU32::new(0),
             start: Lock::new(Rank::Domain, None),
             starting: AtomicBool::new(false),
-            context: Owned::new(Context {
+            context: Exclusive::new(Context {
                 regs: GuestRegs::default(),
                 el1: El1Context::reset(),
                 fp: FpContext::reset(),
@@ -162,7 +162,7 @@ impl Vcpu {
     ///
     /// If another CPU has them: a vCPU runs on one CPU.
     #[must_use]
-    pub fn own(&self) -> crate::sync::Ownership<'_, Context> {
+    pub fn own(&self) -> crate::sync::ExclusiveGuard<'_, Context> {
         match self.context.take() {
             Some(context) => context,
             None => panic!("{} of {} is owned twice", self.id, self.domain),
