@@ -122,7 +122,7 @@ fn image() -> Range {
 fn adopt_machine() -> &'static Machine {
     // SAFETY: it has been filled, and nobody changes it any more.
     let machine: &'static Machine = unsafe { &*ptr::addr_of!(PLACE) };
-    let _ = MACHINE.set(machine);
+    MACHINE.call_once(|| machine);
     let here = Mpidr::from_register(MPIDR_EL1.get());
     match machine.cpus.iter().position(|cpu| cpu.mpidr == here) {
         Some(index) => percpu::set_cpu(CpuId(u16::try_from(index).unwrap_or(u16::MAX))),
@@ -177,7 +177,7 @@ fn take_memory(machine: &Machine, image: Range, fdt: Range) -> Range {
     // SAFETY: RAM that nobody has, mapped.
     unsafe { frames::init(pool.base, pool.size) };
     let Some(stacks) = Stacks::new(machine.cpus.len()) else { fatal!("there is no memory for stacks") };
-    let _ = STACKS.set(stacks);
+    STACKS.call_once(|| stacks);
     match el2_map::build(machine, image, &early::image_sections(), fdt, &stacks) {
         // SAFETY: the map holds the image with this CPU's stack, the device tree and all memory that EL2 has taken.
         // It was written with caches on, through which this CPU's walker looks as well.

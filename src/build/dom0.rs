@@ -22,7 +22,7 @@ use crate::mm::tlb::Tlbs;
 use crate::mmio::{Coherence, Hw};
 use crate::platform::acpi::Tables;
 use crate::platform::{Machine, Module, ModuleKind, UartKind, fdt};
-use crate::sync::{Lock, Once, Rank};
+use crate::sync::{Lock, Once, Rank, set_once};
 use crate::util::range::Range;
 use crate::vcpu::{Start, Vcpu};
 use crate::vgic::{Vgic, VgicConfig};
@@ -155,7 +155,7 @@ pub fn build(hv: &'static Hypervisor, ground: &Ground<'_>) -> Result<(), NoDom0>
     let kept = kept_spis(machine);
     hv.spis.give(DomId(0), |spi| !kept.contains(&spi));
     let first = vcpus.first().cloned();
-    if domain.vcpus.set(vcpus).is_err() {
+    if set_once(&domain.vcpus, vcpus).is_err() {
         unreachable!("a domain that was just made has no vCPUs");
     }
     let domain = hv.add_dom0(domain);

@@ -222,7 +222,7 @@ fn furnish(
         }
         vcpus.push(vcpu);
     }
-    let _ = domain.vcpus.set(vcpus);
+    domain.vcpus.call_once(|| vcpus);
     Ok(domain)
 }
 

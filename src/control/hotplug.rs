@@ -106,7 +106,7 @@ impl Hotplug {
     /// Where `cpu` was started, and can be again.
     pub fn remember(&self, cpu: CpuId, place: Place) {
         if let Some(slot) = self.places.get(cpu.index()) {
-            let _ = slot.set(place);
+            slot.call_once(|| place);
         }
     }
 

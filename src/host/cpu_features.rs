@@ -50,7 +50,7 @@ impl Kinds {
     pub fn settle(&self) {
         let so_far = self.so_far.lock();
         // The second time changes nothing.
-        let _ = self.settled.set(*so_far);
+        self.settled.call_once(|| *so_far);
     }
 
     /// What guests have, once it is settled.

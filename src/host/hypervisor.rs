@@ -20,7 +20,7 @@ use crate::mm::hw::El2;
 use crate::mm::tlb::Tlbs;
 use crate::platform::Machine;
 use crate::sched::{AddError, Credit, Null, Scheduler, Settings, Slices, State};
-use crate::sync::{Lock, Once, Rank, Slot};
+use crate::sync::{Lock, Once, Rank, Slot, set_once};
 use crate::vcpu::Vcpu;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -166,7 +166,7 @@ pub fn hypervisor() -> &'static Hypervisor {
 ///
 /// The second time.
 pub fn install(hypervisor: Hypervisor) -> &'static Hypervisor {
-    if HYPERVISOR.set(hypervisor).is_err() {
+    if set_once(&HYPERVISOR, hypervisor).is_err() {
         panic!("the hypervisor is set up twice");
     }
     self::hypervisor()
@@ -303,7 +303,7 @@ impl Hypervisor {
     ///
     /// The second time.
     pub fn add_dom0(&self, domain: Domain) -> &Domain {
-        if self.dom0.set(domain).is_err() {
+        if set_once(&self.dom0, domain).is_err() {
             panic!("dom0 is built twice");
         }
         match self.dom0.get() {

@@ -1,7 +1,7 @@
-//! Atomics of protocols that are explored interleaving by interleaving.
+//! Atomics of the protocols that loom tests explore.
 //!
-//! With `--cfg loom` they are loom's, which runs a test under every order of their accesses that the memory model
-//! allows; else they are the CPU's. Counters and flags that no protocol hangs on use `core`'s directly.
+//! With `--cfg loom` these are loom's, and a loom test runs under every order of their accesses that the memory model
+//! allows. Otherwise they are `core`'s. Counters and flags that are not part of such a protocol use `core`'s directly.
 
 #[cfg(not(loom))]
 pub use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};

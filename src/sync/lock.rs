@@ -1,19 +1,19 @@
-//! A lock with a rank, given in [turn](super::ticket).
+//! A fair lock with a rank, on top of the [ticket lock](super::ticket).
 //!
-//! In turn, not to whoever is quickest: on a machine of 64 CPUs an unfair lock starves the far socket, and a fair one
-//! bounds the wait by the number of CPUs times the longest hold. There is no timed acquire: a lock that is
-//! held for ever is a defect of EL2, and the panic path (the console) only ever uses [`Lock::try_lock`].
+//! Fair, because on a machine of 64 CPUs an unfair lock starves the CPUs of the far socket, and a fair one bounds the wait
+//! by the number of CPUs times the longest hold. There is no acquire with a timeout: a lock that is held for ever is a bug
+//! in EL2, and the panic path (the console) only uses [`Lock::try_lock`].
 
-use super::ticket::Turns;
+use super::ticket::TicketLock;
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 
-/// How often a waiter looks at a lock that is free before it takes the next in line for absent. A CPU that is there takes
-/// its turn within two or three looks.
+/// The number of polls of a free lock after which a waiter takes the next CPU in line for absent. A running CPU takes its
+/// turn within two or three polls of another.
 const PATIENCE: u32 = 100;
 
-/// The one order in which locks are taken: a CPU may take a lock only of a higher rank than all it holds.
+/// The lock order: a CPU may only take a lock of a higher rank than all the locks it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Rank {
@@ -21,72 +21,72 @@ pub enum Rank {
     Domain,
     /// A virtual ITS.
     Vits,
-    /// The part of a virtual GIC that vCPUs share, then a vCPU's own.
+    /// The part of a virtual GIC that all its vCPUs share.
     VgicDist,
-    /// A vCPU's part of the virtual GIC.
+    /// The part of a virtual GIC that belongs to one vCPU.
     VgicCpu,
-    /// What the events of one ITS are mapped to.
+    /// The event mappings of one ITS.
     ItsEvents,
-    /// Which ITSs a VM is mapped on.
+    /// The set of ITSs that a VM is mapped on.
     VmMap,
     /// One vPE.
     Vpe,
     /// The order of VMOVPs over all ITSs.
     Vmovp,
-    /// One ITS's command ring.
+    /// The command queue of one ITS.
     ItsQueue,
-    /// One redistributor's invalidate registers.
+    /// The invalidate registers of one redistributor.
     Redist,
-    /// A run queue; taken with none of the above held.
+    /// A run queue; taken while none of the above is held.
     RunQueue,
     /// EL2's own stage 1.
     Stage1,
-    /// Frames and heap.
+    /// The allocator of frames, and the heap.
     Memory,
-    /// The console: a leaf, and only ever tried.
+    /// The console, highest of all. Printing only tries to take it.
     Console,
 }
 
-/// Mutual exclusion between CPUs.
+/// Data that one CPU at a time may access.
 pub struct Lock<T> {
-    turns: Turns,
+    ticket: TicketLock,
     rank: Rank,
     data: UnsafeCell<T>,
 }
 
-// SAFETY: `turns` lets one CPU at a time reach `data`.
+// SAFETY: `ticket` lets one CPU at a time reach `data`.
 unsafe impl<T: Send> Sync for Lock<T> {}
 
 impl<T> Lock<T> {
     /// A free lock.
     pub const fn new(rank: Rank, data: T) -> Self {
-        Lock { turns: Turns::new(), rank, data: UnsafeCell::new(data) }
+        Lock { ticket: TicketLock::new(), rank, data: UnsafeCell::new(data) }
     }
 
-    /// Waits for its turn and takes the lock. In debug builds, panics when this CPU holds one of this rank or higher.
+    /// Waits for its turn and takes the lock. In debug builds, panics if this CPU holds a lock of this rank or a higher one.
     pub fn lock(&self) -> Guard<'_, T> {
-        held::rising(self.rank);
-        self.turns.take(PATIENCE, spin);
+        held::assert_above(self.rank);
+        self.ticket.acquire(PATIENCE, spin);
         held::push(self.rank);
         Guard { lock: self, not_send: PhantomData }
     }
 
-    /// Takes the lock if it is free now. Its rank is not checked: what does not wait cannot deadlock.
+    /// Takes the lock if it is free now. The rank is not checked: a CPU that does not wait cannot deadlock.
     pub fn try_lock(&self) -> Option<Guard<'_, T>> {
-        if !self.turns.try_take() {
+        if !self.ticket.try_acquire() {
             return None;
         }
         held::push(self.rank);
         Some(Guard { lock: self, not_send: PhantomData })
     }
 
-    /// The contents, where the borrow checker already proves that nobody else is there.
+    /// Accesses the data without locking: the exclusive borrow proves that no other CPU does.
     pub fn get_mut(&mut self) -> &mut T {
         self.data.get_mut()
     }
 }
 
-/// The right to the contents; given back on drop. Stays on the CPU that took it.
+/// Access to the data of a [`Lock`]; dropping it releases the lock. It stays on the CPU that took the lock.
 pub struct Guard<'a, T> {
     lock: &'a Lock<T>,
     not_send: PhantomData<*mut ()>,
@@ -95,7 +95,7 @@ pub struct Guard<'a, T> {
 impl<T> Deref for Guard<'_, T> {
     type Target = T;
     fn deref(&self) -> &T {
-        // SAFETY: a guard exists only while its CPU has the lock.
+        // SAFETY: a guard exists only while its CPU holds the lock.
         unsafe { &*self.lock.data.get() }
     }
 }
@@ -110,11 +110,11 @@ impl<T> DerefMut for Guard<'_, T> {
 impl<T> Drop for Guard<'_, T> {
     fn drop(&mut self) {
         held::pop(self.lock.rank);
-        self.lock.turns.give_back();
+        self.lock.ticket.release();
     }
 }
 
-/// One turn of a wait. On the host, threads outnumber CPUs and the next in line may not be running.
+/// Pauses between two polls. On the host, threads outnumber CPUs and the next thread in line may not be running.
 fn spin() {
     #[cfg(target_os = "none")]
     core::hint::spin_loop();
@@ -122,7 +122,7 @@ fn spin() {
     std::thread::yield_now();
 }
 
-/// Which ranks this CPU holds: a bit set, so that guards may be dropped in any order.
+/// The ranks of the locks this CPU holds. A bit set, so that guards may be dropped in any order.
 mod held {
     use super::Rank;
 
@@ -150,7 +150,7 @@ mod held {
     }
 
     #[cfg(debug_assertions)]
-    pub fn rising(rank: Rank) {
+    pub fn assert_above(rank: Rank) {
         let held = cpu::get();
         assert!(held >> rank as u8 == 0, "lock order: taking {rank:?} while holding {held:#b}");
     }
@@ -164,7 +164,7 @@ mod held {
     }
 
     #[cfg(not(debug_assertions))]
-    pub fn rising(_: Rank) {}
+    pub fn assert_above(_: Rank) {}
     #[cfg(not(debug_assertions))]
     pub fn push(_: Rank) {}
     #[cfg(not(debug_assertions))]
@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_increment_under_the_lock_is_kept() {
+    fn no_increment_under_the_lock_is_lost() {
         let lock = Lock::new(Rank::Memory, 0u64);
         std::thread::scope(|s| {
             for _ in 0..4 {
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_is_held_cannot_be_tried() {
+    fn try_lock_fails_while_the_lock_is_held() {
         let lock = Lock::new(Rank::Console, ());
         let held = lock.try_lock();
         assert!(held.is_some());
@@ -199,7 +199,7 @@ mod tests {
     #[test]
     #[cfg(debug_assertions)]
     #[should_panic(expected = "lock order")]
-    fn taking_a_lower_rank_under_a_higher_one_is_caught() {
+    fn taking_a_lower_rank_while_holding_a_higher_one_panics() {
         let (high, low) = (Lock::new(Rank::ItsQueue, ()), Lock::new(Rank::Vpe, ()));
         let _high = high.lock();
         let _low = low.lock();

@@ -309,9 +309,7 @@ impl<'a, H: Hw + Clone> V4<'a, H> {
     /// Makes a place for a vPE to be kept in. Under the VM-map lock.
     fn make_room(self, vpe: VpeId) -> Result<(), V4Error> {
         let chunk = self.state.chunks.get(vpe.index() / CHUNK).ok_or(V4Error::NoVpeId)?;
-        if chunk.get().is_none() {
-            let _ = chunk.set(new_chunk());
-        }
+        chunk.call_once(new_chunk);
         Ok(())
     }
 
