@@ -5,8 +5,8 @@
 //! Both are made here (UEFI 2.10, 4.3 and 7.2). The system table has no runtime services, and a table of its own says
 //! so (4.6, EFI_RT_PROPERTIES_TABLE): time and variables are the firmware's, which only EL2 may call.
 
-use crate::build::acpi::tree::{cells, node, set};
 use crate::build::fdt::edit::Dom0Plan;
+use crate::build::fdt::node::{node, set, set_boot_args, set_cells};
 use crate::ids::Pa;
 use crate::util::range::Range;
 use alloc::vec::Vec;
@@ -136,15 +136,9 @@ pub fn memory_map(banks: &[Range], tables: Range) -> Vec<u8> {
 #[must_use]
 pub fn stub_tree(plan: &Dom0Plan<'_>, system_table: Pa, map: Range) -> Vec<u8> {
     let mut tree = DeviceTree::new();
-    cells(&mut tree.root, 2, 2);
+    set_cells(&mut tree.root, 2, 2);
     let mut chosen = node("chosen");
-    if !plan.bootargs.is_empty() {
-        set(&mut chosen, "bootargs", plan.bootargs);
-    }
-    if let Some(initrd) = plan.initrd {
-        set(&mut chosen, "linux,initrd-start", initrd.base.0.to_be_bytes());
-        set(&mut chosen, "linux,initrd-end", initrd.end().0.to_be_bytes());
-    }
+    set_boot_args(&mut chosen, plan.bootargs, plan.initrd);
     set(&mut chosen, "linux,uefi-system-table", system_table.0.to_be_bytes());
     set(&mut chosen, "linux,uefi-mmap-start", map.base.0.to_be_bytes());
     set(&mut chosen, "linux,uefi-mmap-size", u32::try_from(map.size).unwrap_or(0));

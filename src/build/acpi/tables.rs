@@ -13,8 +13,9 @@
 //! The tables, an EFI system table and a memory map go together into memory of dom0's that the map says is ACPI's;
 //! kernels keep that.
 
-use crate::build::acpi::efi::{Blob, add_system_table, memory_map, stub_tree};
-use crate::build::acpi::{Places, iort};
+use crate::build::acpi::efi::{Blob, DESCRIPTOR, add_system_table, memory_map, stub_tree};
+use crate::build::acpi::places::Places;
+use crate::build::acpi::{aml, iort};
 use crate::build::fdt::edit::Dom0Plan;
 use crate::ids::Mpidr;
 use crate::platform::acpi::{AcpiError, Fields, HEADER, Signature, Tables, dsdt, fadt, madt};
@@ -77,7 +78,7 @@ pub fn build(
     let rsdp = add_tables(&mut blob, host, machine, plan, places)?;
     let system_table = add_system_table(&mut blob, rsdp);
     // The map's own size does not depend on the tables': one more line than banks, or two.
-    let map_size = memory_map(plan.memory, room).len() as u64 + 3 * u64::from(crate::build::acpi::efi::DESCRIPTOR);
+    let map_size = memory_map(plan.memory, room).len() as u64 + 3 * u64::from(DESCRIPTOR);
     let tables = blob.into_bytes();
     let map_at = base.add(tables.len().next_multiple_of(64) as u64);
     let kept = Range::new(base, (map_at.0 - base.0 + map_size).next_multiple_of(GRAIN));
@@ -129,7 +130,7 @@ fn add_tables(
                 list.push(blob.add(&table(host_fadt, Signature::STAO, 1, &[1])));
             }
             list.extend(places.console.map(|console| {
-                let aml = crate::build::acpi::aml::pl011(console);
+                let aml = aml::pl011(console);
                 blob.add(&table(host_fadt, Signature::SSDT, 2, &aml))
             }));
         }

@@ -1,4 +1,5 @@
-use super::super::{efi, places};
+use crate::build::acpi::efi;
+use crate::build::acpi::places::places;
 
 use super::*;
 use crate::ids::{Intid, Pa};

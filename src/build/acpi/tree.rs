@@ -1,43 +1,39 @@
-//! A device tree from nothing but a [`Machine`]: `dom0_acpi=off`.
+//! A device tree made from nothing but a [`Machine`]: `dom0_acpi=off`.
 //!
-//! It says what dom0 can do without AML: no platform devices, no legacy PCI interrupts (MSIs come by `msi-map`), and
-//! PCI windows only where the user has named them. On servers DMA snoops caches (SBSA), so PCI hosts are coherent.
+//! It describes what dom0 can use without AML: no platform devices, no legacy PCI interrupts (MSIs are described by
+//! `msi-map`), and PCI windows only where the user has named them. DMA on servers snoops caches (SBSA), so PCI hosts are
+//! coherent.
 
-use crate::build::acpi::Places;
+use crate::build::acpi::places::Places;
 use crate::build::fdt::edit::Dom0Plan;
+use crate::build::fdt::node::{
+    EMPTY, LEVEL_HIGH, PPI, SPI, memory, node, reg, set, set_boot_args, set_cells, set_psci,
+};
 use crate::platform::{Machine, PciHost, PciWindowKind};
 use crate::util::range::Range;
 use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
-use dtoolkit::ToPropertyValue;
-use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
+use dtoolkit::model::{DeviceTree, DeviceTreeNode};
 
-/// The GIC's phandle; those of the ITSs follow.
+/// The GIC's phandle. Those of the ITSs follow.
 const GIC: u32 = 1;
-/// GIC specifiers: a PPI, an SPI, active high and level-sensitive.
-const PPI: u32 = 1;
-const SPI: u32 = 0;
-const LEVEL_HIGH: u32 = 4;
 
-/// Makes the tree.
+/// Makes the tree and returns it flattened.
 #[must_use]
 pub fn build(machine: &Machine, plan: &Dom0Plan<'_>, places: &Places) -> Vec<u8> {
     let mut tree = DeviceTree::new();
     let root = &mut tree.root;
-    cells(root, 2, 2);
+    set_cells(root, 2, 2);
     set(root, "compatible", "doorward,dom0");
     set(root, "interrupt-parent", GIC);
     root.add_child(chosen(machine, plan, places));
-    for bank in plan.memory {
-        let mut memory = node(format!("memory@{:x}", bank.base.0));
-        set(&mut memory, "device_type", "memory");
-        set(&mut memory, "reg", reg(&[*bank]));
-        root.add_child(memory);
+    for &bank in plan.memory {
+        root.add_child(memory(bank));
     }
     root.add_child(cpus(plan));
     let mut psci = node("psci");
-    set(&mut psci, "compatible", &["arm,psci-1.0", "arm,psci-0.2"][..]);
-    set(&mut psci, "method", "hvc");
+    set_psci(&mut psci);
     root.add_child(psci);
     root.add_child(timer(machine));
     root.add_child(gic(machine, places));
@@ -46,7 +42,7 @@ pub fn build(machine: &Machine, plan: &Dom0Plan<'_>, places: &Places) -> Vec<u8>
     }
     if let Some((regs, irq)) = places.console {
         let mut uart = node(uart_name(regs));
-        // The SBSA's subset of a PL011 needs no clocks.
+        // Unlike a PL011, the subset of it that SBSA describes needs no clocks.
         set(&mut uart, "compatible", "arm,sbsa-uart");
         set(&mut uart, "reg", reg(&[regs]));
         set(&mut uart, "interrupts", [SPI, irq.0.saturating_sub(32), LEVEL_HIGH]);
@@ -58,17 +54,11 @@ pub fn build(machine: &Machine, plan: &Dom0Plan<'_>, places: &Places) -> Vec<u8>
 
 fn chosen(machine: &Machine, plan: &Dom0Plan<'_>, places: &Places) -> DeviceTreeNode {
     let mut chosen = node("chosen");
-    if !plan.bootargs.is_empty() {
-        set(&mut chosen, "bootargs", plan.bootargs);
-    }
-    if let Some(initrd) = plan.initrd {
-        set(&mut chosen, "linux,initrd-start", initrd.base.0.to_be_bytes());
-        set(&mut chosen, "linux,initrd-end", initrd.end().0.to_be_bytes());
-    }
+    set_boot_args(&mut chosen, plan.bootargs, plan.initrd);
     if let Some((regs, _)) = places.console {
         set(&mut chosen, "stdout-path", format!("/{}", uart_name(regs)).as_str());
     }
-    // Our own console may be a PCI function: it must not be moved, so nothing is.
+    // EL2's console may be a PCI function. dom0 must not move its BAR, so it is told to move none.
     let in_window =
         |uart: Range| machine.pci.iter().any(|host| host.windows.iter().any(|window| window.cpu.overlaps(uart)));
     if machine.uart.is_some_and(|uart| in_window(uart.regs)) {
@@ -79,7 +69,7 @@ fn chosen(machine: &Machine, plan: &Dom0Plan<'_>, places: &Places) -> DeviceTree
 
 fn cpus(plan: &Dom0Plan<'_>) -> DeviceTreeNode {
     let mut cpus = node("cpus");
-    cells(&mut cpus, 2, 0);
+    set_cells(&mut cpus, 2, 0);
     for mpidr in plan.vcpus {
         let mut cpu = node(format!("cpu@{:x}", mpidr.0));
         set(&mut cpu, "device_type", "cpu");
@@ -106,24 +96,24 @@ fn timer(machine: &Machine) -> DeviceTreeNode {
     set(&mut timer, "compatible", "arm,armv8-timer");
     set(&mut timer, "interrupts", interrupts);
     set(&mut timer, "interrupt-names", &names[..]);
-    set(&mut timer, "always-on", [0u8; 0]);
+    set(&mut timer, "always-on", EMPTY);
     timer
 }
 
 fn gic(machine: &Machine, places: &Places) -> DeviceTreeNode {
     let mut gic = node(format!("interrupt-controller@{:x}", machine.gic.dist.base.0));
     set(&mut gic, "compatible", "arm,gic-v3");
-    cells(&mut gic, 2, 2);
-    set(&mut gic, "ranges", [0u8; 0]);
+    set_cells(&mut gic, 2, 2);
+    set(&mut gic, "ranges", EMPTY);
     set(&mut gic, "reg", reg(&[machine.gic.dist, places.gicr]));
     set(&mut gic, "#interrupt-cells", 3u32);
-    set(&mut gic, "interrupt-controller", [0u8; 0]);
+    set(&mut gic, "interrupt-controller", EMPTY);
     set(&mut gic, "phandle", GIC);
     for (index, its) in machine.gic.itss.iter().enumerate() {
         let mut node = node(format!("msi-controller@{:x}", its.control.base.0));
         set(&mut node, "compatible", "arm,gic-v3-its");
         set(&mut node, "reg", reg(&[its.control]));
-        set(&mut node, "msi-controller", [0u8; 0]);
+        set(&mut node, "msi-controller", EMPTY);
         set(&mut node, "#msi-cells", 1u32);
         set(&mut node, "phandle", its_phandle(index));
         gic.add_child(node);
@@ -139,11 +129,11 @@ fn pci(host: &PciHost) -> DeviceTreeNode {
     let mut node = node(format!("pcie@{:x}", host.ecam.base.0));
     set(&mut node, "compatible", "pci-host-ecam-generic");
     set(&mut node, "device_type", "pci");
-    cells(&mut node, 3, 2);
+    set_cells(&mut node, 3, 2);
     set(&mut node, "reg", reg(&[host.ecam]));
     set(&mut node, "bus-range", [u32::from(host.buses.0), u32::from(host.buses.1)]);
     set(&mut node, "linux,pci-domain", u32::from(host.segment));
-    set(&mut node, "dma-coherent", [0u8; 0]);
+    set(&mut node, "dma-coherent", EMPTY);
     let mut ranges = Vec::new();
     for window in &host.windows {
         let space = match window.kind {
@@ -170,32 +160,14 @@ fn pci(host: &PciHost) -> DeviceTreeNode {
     node
 }
 
-fn uart_name(regs: Range) -> alloc::string::String {
+fn uart_name(regs: Range) -> String {
     format!("serial@{:x}", regs.base.0)
-}
-
-pub(crate) fn node(name: impl Into<alloc::string::String>) -> DeviceTreeNode {
-    DeviceTreeNode::new_unchecked(name)
-}
-
-pub(crate) fn set(node: &mut DeviceTreeNode, name: &str, value: impl ToPropertyValue) {
-    node.add_property(DeviceTreeProperty::new_unchecked(name, value));
-}
-
-pub(crate) fn cells(node: &mut DeviceTreeNode, address: u32, size: u32) {
-    set(node, "#address-cells", address);
-    set(node, "#size-cells", size);
-}
-
-/// Ranges in two cells each for address and size.
-fn reg(ranges: &[Range]) -> Vec<u8> {
-    ranges.iter().flat_map(|range| [range.base.0, range.size]).flat_map(u64::to_be_bytes).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::build::acpi::places;
+    use crate::build::acpi::places::places;
     use crate::ids::{Mpidr, Pa};
     use crate::platform::acpi::testing::{GICV4, Memory, graviton3};
     use crate::platform::testing::{cells as cells_at, edited, set as set_at};
@@ -205,7 +177,8 @@ mod tests {
     const BANKS: [Range; 2] = [Range::new(Pa(0x4020_0000), 64 << 20), Range::new(Pa(0x1_0000_0000), 2 << 30)];
     const POOL: Range = Range::new(Pa(0xb000_0000), 32 << 20);
 
-    /// A guest's tree lacks what only a hypervisor needs; with that put back, the reader of host trees can check it.
+    /// Reads dom0's tree with the reader of host trees. The interrupts that only a hypervisor needs, and that the reader
+    /// insists on, are added first.
     fn read_as_host(machine: &Machine, vcpus: &[Mpidr]) -> (Box<Machine>, Places) {
         let places = places(machine, vcpus.len(), POOL).unwrap();
         let initrd = Some(Range::new(Pa(0x4100_0000), 5));
@@ -228,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tree_says_what_the_tables_said() {
+    fn the_tree_describes_the_same_machine_as_the_acpi_tables() {
         let mut machine = Memory::of(GICV4).read().unwrap();
         machine.bootargs.push_str("pci_windows=0:io:0x3eff0000+0x10000,0:mem32:0x10000000+0x2eff0000");
         windows::apply(&mut machine).unwrap();
@@ -251,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_graviton3_keeps_its_affinities_segment_and_device_ids_and_has_a_pl011() {
+    fn the_tree_of_a_graviton3_keeps_affinities_segment_and_device_ids_and_has_a_pl011() {
         let mut machine = Memory::with(&graviton3()).read().unwrap();
         machine.bootargs.push_str("pci_windows=1:mem32:0xe0000000+0x20000000,1:mem64:0x1e000000000+0x2000000000");
         windows::apply(&mut machine).unwrap();
@@ -264,12 +237,11 @@ mod tests {
         assert_eq!((uart.kind, uart.irq), (crate::platform::UartKind::Pl011, machine.uart.unwrap().irq));
         assert_eq!(Some(uart.regs), places.console.map(|(regs, _)| regs));
         assert!(POOL.covers(uart.regs));
-        // The Secure timer is nobody's business.
         assert_eq!(seen.timer, machine.timer);
     }
 
     #[test]
-    fn bars_stay_where_they_are_when_the_console_is_one_of_them() {
+    fn dom0_moves_no_bar_if_el2s_console_is_a_pci_function() {
         let mut machine = Memory::with(&graviton3()).read().unwrap();
         let vcpus = [Mpidr(0)];
         let places = places(&machine, 1, POOL).unwrap();

@@ -1,13 +1,16 @@
-//! The device tree of a domain beside dom0: made from nothing, since such a domain has nothing of the host's.
+//! The device tree of a domU. It is made from nothing, since a domU has none of the host's devices.
 //!
-//! CPUs, one stretch of memory, a GICv3 without ITS, the generic timer, PSCI by `hvc` and, if it has one, a PL011 with
-//! the fixed clock that the binding wants.
+//! CPUs, one range of memory, a GICv3 without ITS, the generic timer, PSCI by `hvc` and, if the domain has one, a PL011
+//! with the fixed clock that its binding requires.
 
 use crate::build::domu_layout::{DIST, RAM, UART, UART_IRQ, redists};
-use crate::build::fdt::edit::set;
+use crate::build::fdt::node::{
+    EMPTY, LEVEL_HIGH, PPI, SPI, memory, node, reg, set, set_boot_args, set_cells, set_psci,
+};
 use crate::ids::{Intid, Mpidr};
 use crate::util::range::Range;
 use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode};
 
@@ -15,20 +18,15 @@ use dtoolkit::model::{DeviceTree, DeviceTreeNode};
 const GIC: u32 = 1;
 /// The phandle of the clock's node.
 const CLOCK: u32 = 2;
-/// The clock of a PL011 that has none: what QEMU says.
+/// Frequency of the PL011's clock in Hz, the same as on QEMU's `virt`. The emulated port has no baud rate.
 const CLOCK_HZ: u32 = 24_000_000;
 
-/// Interrupt specifiers (Linux, `arm,gic-v3.yaml`).
-const SPI: u32 = 0;
-const PPI: u32 = 1;
-const LEVEL_HIGH: u32 = 4;
-
-/// What the tree is to say.
+/// What the tree describes.
 #[derive(Clone, Copy, Debug)]
 pub struct DomuTree<'a> {
     /// The vCPUs' affinities, in order.
     pub vcpus: &'a [Mpidr],
-    /// Bytes of RAM.
+    /// Size of the RAM in bytes.
     pub ram: u64,
     /// The command line.
     pub bootargs: &'a str,
@@ -40,57 +38,40 @@ pub struct DomuTree<'a> {
     pub timers: (Intid, Intid),
 }
 
-fn node(name: &str) -> DeviceTreeNode {
-    DeviceTreeNode::new_unchecked(name)
-}
-
-fn wide(ranges: &[Range]) -> Vec<u64> {
-    ranges.iter().flat_map(|range| [range.base.0, range.size]).collect()
-}
-
-/// 64-bit numbers, as cells.
-fn cells(numbers: &[u64]) -> Vec<u8> {
-    numbers.iter().flat_map(|number| number.to_be_bytes()).collect()
-}
-
-/// The tree, flattened.
+/// Makes the tree and returns it flattened.
 #[must_use]
 pub fn build_domu_fdt(plan: &DomuTree<'_>) -> Vec<u8> {
     let mut tree = DeviceTree::new();
     let root = &mut tree.root;
     set(root, "compatible", "linux,dummy-virt");
     set(root, "model", "Doorward domain");
-    set(root, "#address-cells", 2u32);
-    set(root, "#size-cells", 2u32);
+    set_cells(root, 2, 2);
     set(root, "interrupt-parent", GIC);
 
     root.add_child(chosen(plan));
-    let mut memory = node(&format!("memory@{:x}", RAM.0));
-    set(&mut memory, "device_type", "memory");
-    set(&mut memory, "reg", cells(&[RAM.0, plan.ram]));
-    root.add_child(memory);
+    root.add_child(memory(Range::new(RAM, plan.ram)));
     root.add_child(cpus(plan.vcpus));
 
     let mut psci = node("psci");
-    set(&mut psci, "compatible", &["arm,psci-1.0", "arm,psci-0.2"][..]);
-    set(&mut psci, "method", "hvc");
+    set_psci(&mut psci);
     root.add_child(psci);
 
     let mut timer = node("timer");
     set(&mut timer, "compatible", "arm,armv8-timer");
     let ppi = |intid: Intid| [PPI, intid.0 - 16, LEVEL_HIGH];
     let (physical, virt) = plan.timers;
-    // The first is the Secure one, which nobody has; its place is taken all the same.
+    // Interrupts are told apart by position. The first is the Secure timer's, which no domU has, but the binding
+    // requires it.
     set(&mut timer, "interrupts", &[ppi(Intid(29)), ppi(physical), ppi(virt)].concat()[..]);
-    set(&mut timer, "always-on", &[0u32; 0][..]);
+    set(&mut timer, "always-on", EMPTY);
     root.add_child(timer);
 
-    let mut gic = node(&format!("intc@{:x}", DIST.base.0));
+    let mut gic = node(format!("intc@{:x}", DIST.base.0));
     set(&mut gic, "compatible", "arm,gic-v3");
-    set(&mut gic, "interrupt-controller", &[0u32; 0][..]);
+    set(&mut gic, "interrupt-controller", EMPTY);
     set(&mut gic, "#interrupt-cells", 3u32);
     set(&mut gic, "#address-cells", 0u32);
-    set(&mut gic, "reg", cells(&wide(&[DIST, redists(plan.vcpus.len())])));
+    set(&mut gic, "reg", reg(&[DIST, redists(plan.vcpus.len())]));
     set(&mut gic, "phandle", GIC);
     root.add_child(gic);
 
@@ -101,9 +82,9 @@ pub fn build_domu_fdt(plan: &DomuTree<'_>) -> Vec<u8> {
         set(&mut clock, "clock-frequency", CLOCK_HZ);
         set(&mut clock, "phandle", CLOCK);
         root.add_child(clock);
-        let mut uart = node(&uart_name());
+        let mut uart = node(uart_name());
         set(&mut uart, "compatible", &["arm,pl011", "arm,primecell"][..]);
-        set(&mut uart, "reg", cells(&wide(&[UART])));
+        set(&mut uart, "reg", reg(&[UART]));
         set(&mut uart, "interrupts", &[SPI, UART_IRQ.0 - 32, LEVEL_HIGH][..]);
         set(&mut uart, "clocks", &[CLOCK, CLOCK][..]);
         set(&mut uart, "clock-names", &["uartclk", "apb_pclk"][..]);
@@ -112,34 +93,27 @@ pub fn build_domu_fdt(plan: &DomuTree<'_>) -> Vec<u8> {
     tree.to_dtb()
 }
 
-fn uart_name() -> alloc::string::String {
+fn uart_name() -> String {
     format!("pl011@{:x}", UART.base.0)
 }
 
 fn chosen(plan: &DomuTree<'_>) -> DeviceTreeNode {
     let mut chosen = node("chosen");
-    if !plan.bootargs.is_empty() {
-        set(&mut chosen, "bootargs", plan.bootargs);
-    }
+    set_boot_args(&mut chosen, plan.bootargs, plan.initrd);
     if plan.uart {
         set(&mut chosen, "stdout-path", format!("/{}", uart_name()).as_str());
-    }
-    if let Some(initrd) = plan.initrd {
-        set(&mut chosen, "linux,initrd-start", cells(&[initrd.base.0]));
-        set(&mut chosen, "linux,initrd-end", cells(&[initrd.end().0]));
     }
     chosen
 }
 
 fn cpus(vcpus: &[Mpidr]) -> DeviceTreeNode {
     let mut cpus = node("cpus");
-    set(&mut cpus, "#address-cells", 1u32);
-    set(&mut cpus, "#size-cells", 0u32);
+    set_cells(&mut cpus, 1, 0);
     for mpidr in vcpus {
-        let mut cpu = node(&format!("cpu@{:x}", mpidr.0));
+        let mut cpu = node(format!("cpu@{:x}", mpidr.0));
         set(&mut cpu, "device_type", "cpu");
         set(&mut cpu, "compatible", "arm,armv8");
-        // It fits: affinities are given out from 0.0.0.0 on.
+        // The affinity fits one cell: a domU's affinities are assigned from 0.0.0.0 on.
         set(&mut cpu, "reg", mpidr.0 as u32);
         set(&mut cpu, "enable-method", "psci");
         cpus.add_child(cpu);
@@ -169,9 +143,10 @@ mod tests {
         })
     }
 
-    /// With what only a hypervisor needs put in, the reader of host trees can check it.
+    /// The tree is checked with the reader of host trees. The interrupts that only a hypervisor needs, and that the
+    /// reader insists on, are added first.
     #[test]
-    fn the_tree_describes_the_map_to_a_reader_of_trees() {
+    fn a_reader_of_the_tree_finds_the_memory_map_of_the_domain() {
         let vcpus = affinities(18);
         let blob = edited(&tree(&vcpus, true), |tree| {
             set_at(tree, "/intc@8000000", "interrupts", [1u32, 9, 4]);
@@ -192,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ram_disk_is_named_with_its_exact_end() {
+    fn the_end_of_the_ram_disk_is_exact() {
         let blob = tree(&affinities(1), true);
         let parsed = Fdt::new(&blob).unwrap();
         let chosen = parsed.find_node("/chosen").unwrap();
@@ -202,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_serial_port_nothing_points_at_one() {
+    fn a_domain_without_serial_port_has_no_stdout_path() {
         let blob = tree(&affinities(1), false);
         let parsed = Fdt::new(&blob).unwrap();
         assert!(parsed.find_node("/pl011@9000000").is_none());

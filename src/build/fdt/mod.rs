@@ -1,5 +1,6 @@
-//! Device trees for guests: dom0's is the host's tree, edited; a domU's is made from nothing.
+//! Device trees for guests. dom0 gets the host's tree, edited; a domU gets one that is made from nothing.
 
 pub mod edit;
 pub mod make;
+pub(crate) mod node;
 mod removal;

@@ -1,20 +1,20 @@
-//! What is taken out of the host's tree, and whatever points at it.
+//! Removal of nodes from the host's tree, and of the properties that refer to them.
 
-use crate::build::fdt::edit::{cell, set, string};
+use crate::build::fdt::node::{cell, set, string};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode};
 use dtoolkit::standard::NodeStandard;
 use dtoolkit::{Node, Property};
 
-/// The phandles of nodes that were taken out.
+/// The phandles of nodes that were removed.
 #[derive(Default)]
-pub(crate) struct Gone {
+pub(crate) struct Removed {
     pub phandles: Vec<u32>,
 }
 
-impl Gone {
-    /// Remembers a node and everything below it.
+impl Removed {
+    /// Records the phandles of a node and of everything below it.
     pub fn add(&mut self, node: &DeviceTreeNode) {
         self.phandles.extend(cell(node, "phandle"));
         for child in node.children() {
@@ -49,8 +49,8 @@ fn is_hidden(node: &DeviceTreeNode) -> bool {
     })
 }
 
-/// Removes hidden devices everywhere, and memory nodes under the root.
-pub(crate) fn take_out(node: &mut DeviceTreeNode, is_root: bool, gone: &mut Gone) {
+/// Removes hidden devices everywhere below `node`, and memory nodes if `node` is the root.
+pub(crate) fn remove_hidden(node: &mut DeviceTreeNode, is_root: bool, removed: &mut Removed) {
     let leaving: Vec<String> = node
         .children()
         .filter(|child| is_hidden(child) || (is_root && string(child, "device_type") == Some("memory")))
@@ -58,16 +58,16 @@ pub(crate) fn take_out(node: &mut DeviceTreeNode, is_root: bool, gone: &mut Gone
         .collect();
     for name in leaving {
         if let Some(child) = node.remove_child(&name) {
-            gone.add(&child);
+            removed.add(&child);
         }
     }
     for child in node.children_mut() {
-        take_out(child, false, gone);
+        remove_hidden(child, false, removed);
     }
 }
 
-/// Fixed reservations are not dom0's memory; those that it is to choose itself stay.
-pub(crate) fn drop_reservations(tree: &mut DeviceTree, gone: &mut Gone) {
+/// Removes fixed reservations, since their memory is not dom0's. Dynamic ones, whose place dom0 chooses itself, stay.
+pub(crate) fn remove_fixed_reservations(tree: &mut DeviceTree, removed: &mut Removed) {
     let Some(reserved) = tree.root.child_mut("reserved-memory") else { return };
     let fixed: Vec<String> = reserved
         .children()
@@ -76,7 +76,7 @@ pub(crate) fn drop_reservations(tree: &mut DeviceTree, gone: &mut Gone) {
         .collect();
     for name in fixed {
         if let Some(child) = reserved.remove_child(&name) {
-            gone.add(&child);
+            removed.add(&child);
         }
     }
     if reserved.children().next().is_none() {
@@ -84,37 +84,39 @@ pub(crate) fn drop_reservations(tree: &mut DeviceTree, gone: &mut Gone) {
     }
 }
 
-/// Removes from one node what refers to what is gone.
-pub(crate) fn tidy(node: &mut DeviceTreeNode, gone: &Gone) {
+/// Removes from one node the properties that refer to removed nodes. A device whose reserved memory was removed is
+/// disabled.
+pub(crate) fn remove_references(node: &mut DeviceTreeNode, removed: &Removed) {
     for property in ["iommus", "iommu-map", "iommu-map-mask", "numa-node-id"] {
         node.remove_property(property);
     }
-    let names_gone =
-        |node: &DeviceTreeNode, property| node.property(property).is_some_and(|p| gone.is_named_in(p.value()));
-    if names_gone(node, "memory-region") {
+    let refers =
+        |node: &DeviceTreeNode, property| node.property(property).is_some_and(|p| removed.is_named_in(p.value()));
+    if refers(node, "memory-region") {
         node.remove_property("memory-region");
         set(node, "status", "disabled");
     }
     for property in ["affinity", "interrupt-affinity", "cpus", "cpu", "cooling-device", "cpu-idle-states"] {
-        if names_gone(node, property) {
+        if refers(node, property) {
             node.remove_property(property);
         }
     }
     if node.is_compatible("arm,armv8-timer") {
-        trim_timer(node);
+        remove_el2_timers(node);
     }
 }
 
-/// Leaves the timer its EL1 interrupts: by name, or the first three.
-fn trim_timer(node: &mut DeviceTreeNode) {
+/// Removes the interrupts of the EL2 timers: those whose names start with `hyp-`, or, without names, all after the
+/// first three.
+fn remove_el2_timers(node: &mut DeviceTreeNode) {
     let Some(interrupts) = node.property("interrupts").map(|property| property.value().to_vec()) else { return };
     let names: Vec<String> = node
         .property("interrupt-names")
         .and_then(|names| names.value_as::<Vec<&str>>().ok())
         .map(|names| names.iter().map(|name| name.to_string()).collect())
         .unwrap_or_default();
-    // Specifiers are of equal length, and there are as many as there are names; without names there are four or five,
-    // of three cells each or four, where the fourth is the partition that a PPI is for.
+    // All specifiers have the same length. With names, there is one specifier per name. Without names there are four
+    // or five, of three cells each, or of four where the fourth is the partition of a PPI.
     let count = match names.len() {
         0 if interrupts.len() == 5 * 12 || interrupts.len() == 5 * 16 => 5,
         0 => 4,
@@ -137,8 +139,8 @@ fn trim_timer(node: &mut DeviceTreeNode) {
     }
 }
 
-/// Aliases and symbols of nodes that are no more.
-pub(crate) fn drop_broken_paths(tree: &mut DeviceTree) {
+/// Removes aliases and symbols whose paths lead to nodes that do not exist.
+pub(crate) fn remove_broken_paths(tree: &mut DeviceTree) {
     for list in ["aliases", "__symbols__"] {
         let Some(node) = tree.root.child(list) else { continue };
         let broken: Vec<String> = node
