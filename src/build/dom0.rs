@@ -253,14 +253,14 @@ fn kept_frames(machine: &Machine) -> Vec<Range> {
 /// Configuration space of the functions that dom0 is not to see: those it was said to, and our own console. Whether
 /// that is one only machines with ACPI leave open; a device tree's console is never a PCI function.
 fn absent(machine: &Machine) -> Result<Vec<Range>, NoDom0> {
-    let mut pages = pci_hide::by_word(machine)
+    let mut pages = pci_hide::hidden_by_option(machine)
         .map_err(|text| NoDom0(alloc::format!("dom0_pci_hide= names no PCI function of this machine: `{text}`")))?;
     let Some(uart) = machine.uart.filter(|uart| uart.kind != UartKind::Pl011 && machine.rsdp.is_some()) else {
         return Ok(pages);
     };
     for host in &machine.pci {
         el2_map::map_device(host.ecam).map_err(|error| no("a PCI configuration space cannot be mapped", error))?;
-        if let Some(page) = pci_hide::owner_of(host, uart.regs.base, |at| El2.read32(at)) {
+        if let Some(page) = pci_hide::function_at(host, uart.regs.base, |at| El2.read32(at)) {
             log::info!("the console is a PCI function: dom0 does not see it");
             pages.push(page);
         }

@@ -1,37 +1,37 @@
 //! The header of an arm64 kernel Image (Linux, Documentation/arch/arm64/booting.rst, "Call the kernel image").
 //!
-//! Boot loaders hand over whatever file they were told to; the usual mistakes (a compressed kernel, an ELF file) are
-//! recognised by their own magic numbers and named.
+//! Boot loaders pass on whatever file they were given. The usual mistakes (a compressed kernel, an ELF file) are
+//! recognised by their magic numbers, so that the error message can name them.
 
 use core::fmt;
 
-/// Bytes of the header.
+/// Size of the header in bytes.
 pub const HEADER_LEN: usize = 64;
 
-/// What the header says.
+/// The fields of the header that matter for placing the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Image {
-    /// How far behind a 2 MiB boundary the image starts.
+    /// Distance in bytes from a 2 MiB boundary to the start of the image.
     pub text_offset: u64,
-    /// How much memory it takes from its start on, BSS included; more than the file has.
+    /// Size in bytes of the memory that the kernel uses from its start on. With the BSS, it is larger than the file.
     pub image_size: u64,
 }
 
-/// Why a file is no kernel that can be started.
+/// Why a file cannot be started as a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImageError {
-    /// Not even a header.
+    /// The file is shorter than a header.
     Short,
-    /// Compressed, or of another format.
+    /// The file is compressed or in another format. The text names the format.
     Format(&'static str),
-    /// None of the above, and no Image.
+    /// The file is in no known format and has no Image header.
     NoMagic,
-    /// A kernel for the other byte order.
+    /// The kernel is big-endian.
     BigEndian,
-    /// A kernel from before Linux 3.17, which does not say how large it is.
+    /// The kernel is from before Linux 3.17, whose header does not give the image's size.
     Old,
-    /// Offset or size beyond reason.
-    Nonsense,
+    /// The offset is 2 MiB or more, or the size is more than 4 GiB.
+    Invalid,
 }
 
 impl fmt::Display for ImageError {
@@ -42,15 +42,15 @@ impl fmt::Display for ImageError {
             ImageError::Format(format) => write!(f, "it is {format}"),
             ImageError::NoMagic => f.write_str("its header has no magic number"),
             ImageError::BigEndian => f.write_str("it is for big-endian CPUs"),
-            ImageError::Old => f.write_str("it is from before Linux 3.17 and does not say its size"),
-            ImageError::Nonsense => f.write_str("its header makes no sense"),
+            ImageError::Old => f.write_str("it is from before Linux 3.17 and does not give its size"),
+            ImageError::Invalid => f.write_str("its header has an invalid offset or size"),
         }
     }
 }
 
 impl core::error::Error for ImageError {}
 
-/// Other things that are handed over as kernels, by how they start.
+/// First bytes and descriptions of other files that users pass as kernels.
 const FORMATS: [(&[u8], &str); 7] = [
     (b"\x1f\x8b", "compressed with gzip; decompress it first"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd; decompress it first"),
@@ -66,7 +66,7 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// [`ImageError`], each as a sentence.
+    /// See [`ImageError`].
     pub fn parse(file: &[u8]) -> Result<Image, ImageError> {
         if let Some((_, format)) = FORMATS.iter().find(|(magic, _)| file.starts_with(magic)) {
             return Err(ImageError::Format(format));
@@ -89,7 +89,7 @@ impl Image {
             return Err(ImageError::BigEndian);
         }
         if text_offset >= 2 << 20 || image_size > 1 << 32 {
-            return Err(ImageError::Nonsense);
+            return Err(ImageError::Invalid);
         }
         Ok(Image { text_offset, image_size })
     }
@@ -111,14 +111,14 @@ mod tests {
     }
 
     #[test]
-    fn a_kernels_header_is_read() {
+    fn the_header_of_a_kernel_is_read() {
         let image = Image::parse(&header(0, 0x1f0_0000, 0b1010)).unwrap();
         assert_eq!(image, Image { text_offset: 0, image_size: 0x1f0_0000 });
         assert_eq!(Image::parse(&header(0x8_0000, 0x100_0000, 0)).unwrap().text_offset, 0x8_0000);
     }
 
     #[test]
-    fn what_is_no_image_is_named() {
+    fn a_file_that_is_no_image_is_refused_with_its_format() {
         let mut gzip = [0; 64];
         gzip[..3].copy_from_slice(b"\x1f\x8b\x08");
         assert_eq!(
@@ -134,7 +134,7 @@ mod tests {
         assert_eq!(Image::parse(&[0; 64]), Err(ImageError::NoMagic));
         assert_eq!(Image::parse(&header(0x8_0000, 0, 0)), Err(ImageError::Old));
         assert_eq!(Image::parse(&header(0, 0x1000, 1)), Err(ImageError::BigEndian));
-        assert_eq!(Image::parse(&header(2 << 20, 0x1000, 0)), Err(ImageError::Nonsense));
-        assert_eq!(Image::parse(&header(0, u64::MAX, 0)), Err(ImageError::Nonsense));
+        assert_eq!(Image::parse(&header(2 << 20, 0x1000, 0)), Err(ImageError::Invalid));
+        assert_eq!(Image::parse(&header(0, u64::MAX, 0)), Err(ImageError::Invalid));
     }
 }

@@ -1,29 +1,29 @@
-//! PCI functions that dom0 does not get.
+//! PCI functions that are hidden from dom0.
 //!
-//! dom0 reads and writes configuration space itself, so a function that is not its own has to look like an empty slot:
-//! its page of the ECAM is left out of dom0's address space, and what dom0 reads there is all ones.
+//! dom0 reads and writes configuration space itself, so a hidden function has to look like an empty slot: its page of
+//! the ECAM is left out of dom0's address space, and reads of it return all ones.
 //!
-//! Hidden are the functions of the word `dom0_pci_hide=SSSS:BB:DD.F,...` (hexadecimal, as `lspci` writes them), and the
-//! hypervisor's own console where that is a PCI function, as on Graviton3: dom0 must not drive it, nor move its BAR.
+//! The hidden functions are those of the option `dom0_pci_hide=SSSS:BB:DD.F,...` (hexadecimal, as `lspci` writes them)
+//! and EL2's own console where that is a PCI function, as on Graviton3: dom0 must neither drive it nor move its BAR.
 
 use crate::ids::Pa;
 use crate::platform::{Machine, PciHost};
 use crate::util::range::Range;
 use alloc::vec::Vec;
 
-/// The word's name.
+/// Name of the command line option.
 pub const WORD: &str = "dom0_pci_hide";
-/// A function's configuration space.
+/// Size of one function's configuration space in bytes.
 const PAGE: u64 = 4096;
-/// What an empty slot answers.
-const NOBODY: u32 = u32::MAX;
+/// The value that a read of an empty slot returns.
+const EMPTY_SLOT: u32 = u32::MAX;
 
-/// The pages of functions that the machine's command line hides.
+/// Returns the ECAM pages of the functions that the command line hides.
 ///
 /// # Errors
 ///
-/// The part of the word that names no function of any host.
-pub fn by_word(machine: &Machine) -> Result<Vec<Range>, &str> {
+/// The part of the option's value that is malformed or is on no bus of any PCI host.
+pub fn hidden_by_option(machine: &Machine) -> Result<Vec<Range>, &str> {
     let line = machine.bootargs.split_ascii_whitespace().filter_map(|word| word.split_once('='));
     let mut pages = Vec::new();
     for (_, value) in line.filter(|&(name, _)| name == WORD) {
@@ -46,14 +46,15 @@ fn page_of(machine: &Machine, text: &str) -> Option<Range> {
     Some(page(host, bus, u64::from(device), u64::from(function)))
 }
 
-/// A function's page of the ECAM.
+/// Returns a function's page of the ECAM.
 fn page(host: &PciHost, bus: u8, device: u64, function: u64) -> Range {
     let bus = u64::from(bus.saturating_sub(host.buses.0));
     Range::new(host.ecam.base.add(bus << 20 | device << 15 | function << 12), PAGE)
 }
 
-/// The page of the function in whose BAR `at` lies. Follows bridges as the firmware has set them up, and only reads.
-pub fn owner_of(host: &PciHost, at: Pa, read: impl Fn(Pa) -> u32) -> Option<Range> {
+/// Returns the ECAM page of the function that has a BAR in the page of `at`. Follows bridges as the firmware has
+/// configured them. Configuration space is only read.
+pub fn function_at(host: &PciHost, at: Pa, read: impl Fn(Pa) -> u32) -> Option<Range> {
     let mut seen = [false; 256];
     let mut buses = alloc::vec![host.buses.0];
     while let Some(bus) = buses.pop() {
@@ -64,7 +65,7 @@ pub fn owner_of(host: &PciHost, at: Pa, read: impl Fn(Pa) -> u32) -> Option<Rang
             let header = |function| read(page(host, bus, device, function).base.add(0x0c)) >> 16;
             for function in 0..8 {
                 let page = page(host, bus, device, function);
-                if read(page.base) == NOBODY {
+                if read(page.base) == EMPTY_SLOT {
                     if function == 0 { break } else { continue }
                 }
                 match header(function) & 0x7f {
@@ -87,7 +88,7 @@ pub fn owner_of(host: &PciHost, at: Pa, read: impl Fn(Pa) -> u32) -> Option<Rang
     None
 }
 
-/// Whether a memory BAR starts in the page of `at`. Its size is not asked: that would take a write.
+/// Whether a memory BAR starts in the page of `at`. The BAR's size is not known, since reading it would take a write.
 fn has_bar_at(host: &PciHost, function: Pa, at: Pa, read: &impl Fn(Pa) -> u32) -> bool {
     let mut index = 0;
     while index < 6 {
@@ -109,7 +110,7 @@ fn has_bar_at(host: &PciHost, function: Pa, at: Pa, read: &impl Fn(Pa) -> u32) -
     false
 }
 
-/// Where the CPU reaches a PCI address: through a window, or unchanged where windows are not known.
+/// Returns the CPU's address for a PCI address: through the window that contains it, or unchanged if none does.
 fn cpu_address(host: &PciHost, pci: u64) -> u64 {
     let through = host.windows.iter().find_map(|window| {
         let offset = pci.checked_sub(window.pci_base)?;
@@ -124,7 +125,8 @@ mod tests {
     use crate::platform::acpi::testing::{Memory, graviton3};
     use alloc::collections::BTreeMap;
 
-    /// A root port at 1:00:02.0 to bus 3, and there a function with two BARs: the console's is the second.
+    /// Configuration space of a root port at 0001:00:02.0 and of a function on bus 3 behind it. The second of the
+    /// function's two BARs is the console's.
     fn config(host: &PciHost) -> BTreeMap<u64, u32> {
         let mut words = BTreeMap::new();
         let mut function = |bus, device, number, fields: &[(u64, u32)]| {
@@ -142,19 +144,19 @@ mod tests {
     }
 
     #[test]
-    fn a_graviton3s_console_is_found_behind_its_bridge() {
+    fn the_console_of_a_graviton3_is_found_behind_its_bridge() {
         let machine = Memory::with(&graviton3()).read().unwrap();
         let host = &machine.pci[0];
         let words = config(host);
-        let read = |at: Pa| words.get(&at.0).copied().unwrap_or(NOBODY);
+        let read = |at: Pa| words.get(&at.0).copied().unwrap_or(EMPTY_SLOT);
         let uart = machine.uart.unwrap().regs.base;
-        assert_eq!(owner_of(host, uart, read), Some(Range::new(Pa(0xe0_1030_0000), 0x1000)));
-        assert_eq!(owner_of(host, Pa(0x1e0_0000_0000), read), Some(Range::new(Pa(0xe0_1030_0000), 0x1000)));
-        assert_eq!(owner_of(host, Pa(0xe2f0_1000), read), None);
+        assert_eq!(function_at(host, uart, read), Some(Range::new(Pa(0xe0_1030_0000), 0x1000)));
+        assert_eq!(function_at(host, Pa(0x1e0_0000_0000), read), Some(Range::new(Pa(0xe0_1030_0000), 0x1000)));
+        assert_eq!(function_at(host, Pa(0xe2f0_1000), read), None);
     }
 
     #[test]
-    fn bridges_in_a_circle_and_bars_of_ones_end() {
+    fn the_search_ends_on_circular_bridges_and_on_bars_of_all_ones() {
         let machine = Memory::with(&graviton3()).read().unwrap();
         let host = &machine.pci[0];
         // Every function is a bridge back to bus 1.
@@ -163,23 +165,23 @@ mod tests {
             0x18 => 0x0001_0100,
             _ => 0,
         };
-        assert_eq!(owner_of(host, Pa(0xe2f0_0000), read), None);
+        assert_eq!(function_at(host, Pa(0xe2f0_0000), read), None);
         let ones = |at: Pa| if at.0 & 0xfff == 0x0c { 0 } else { 0xffff_fff4 };
-        assert_eq!(owner_of(host, Pa(0xe2f0_0000), ones), None);
+        assert_eq!(function_at(host, Pa(0xe2f0_0000), ones), None);
     }
 
     #[test]
-    fn functions_are_hidden_by_the_names_that_lspci_gives_them() {
+    fn the_option_names_functions_as_lspci_does() {
         let mut machine = Memory::with(&graviton3()).read().unwrap();
-        assert_eq!(by_word(&machine), Ok(Vec::new()));
+        assert_eq!(hidden_by_option(&machine), Ok(Vec::new()));
         machine.bootargs.push_str("loglvl=all dom0_pci_hide=0001:03:00.0,0001:ff:1f.7");
         let pages = [Range::new(Pa(0xe0_1030_0000), 0x1000), Range::new(Pa(0xe0_1fff_f000), 0x1000)];
-        assert_eq!(by_word(&machine).unwrap(), pages);
+        assert_eq!(hidden_by_option(&machine).unwrap(), pages);
         for bad in ["0000:03:00.0", "0001:03:20.0", "0001:03:00.8", "03:00.0", "", "0001:03:00"] {
             machine.bootargs.clear();
             machine.bootargs.push_str("dom0_pci_hide=");
             machine.bootargs.push_str(bad);
-            assert_eq!(by_word(&machine), Err(bad));
+            assert_eq!(hidden_by_option(&machine), Err(bad));
         }
     }
 }

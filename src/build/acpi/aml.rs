@@ -1,4 +1,4 @@
-//! One device in AML (ACPI 6.5, 20.2): the PL011 that dom0 sees on a machine that has none.
+//! AML (ACPI 6.5, 20.2) for one device: the PL011 that dom0 sees on a machine that has none.
 
 use crate::ids::Intid;
 use crate::util::range::Range;
@@ -12,18 +12,18 @@ const BUFFER: u8 = 0x11;
 const ZERO: u8 = 0x00;
 const DEVICE: [u8; 2] = [0x5b, 0x82];
 
-/// `Scope (\_SB) { Device (DWC0) { _HID "ARMH0011", _UID 0, _CRS { registers, interrupt } } }`
+/// Returns the AML of `Scope (\_SB) { Device (DWC0) { _HID "ARMH0011", _UID 0, _CRS { registers, interrupt } } }`.
 pub(crate) fn pl011((regs, irq): (Range, Intid)) -> Vec<u8> {
     let mut crs = Vec::new();
-    // QWORD address space (6.4.3.5.1): memory, consumed, both ends fixed, read and write.
+    // QWORD address space descriptor (6.4.3.5.1): memory, consumer, both ends fixed, read and write.
     crs.extend([0x8a, 0x2b, 0x00, 0x00, 0x0d, 0x01]);
     for number in [0, regs.base.0, regs.end().0 - 1, 0, regs.size] {
         crs.extend(number.to_le_bytes());
     }
-    // Extended interrupt (6.4.3.6): consumed, level, active high, exclusive; one of it.
+    // Extended interrupt descriptor (6.4.3.6): consumer, level, active high, exclusive, one interrupt.
     crs.extend([0x89, 0x06, 0x00, 0x01, 0x01]);
     crs.extend(irq.0.to_le_bytes());
-    // The end, with no checksum.
+    // End tag (6.4.2.9) without a checksum.
     crs.extend([0x79, 0x00]);
 
     let mut buffer = alloc::vec![BYTE, crs.len() as u8];
@@ -48,7 +48,7 @@ pub(crate) fn pl011((regs, irq): (Range, Intid)) -> Vec<u8> {
     aml
 }
 
-/// With its length in front, which counts itself (20.2.4): one byte below 64, two below 4096.
+/// Prepends PkgLength (20.2.4), which includes its own size: one byte for lengths below 64, two for those below 4096.
 fn package(content: Vec<u8>) -> Vec<u8> {
     let mut package = if content.len() + 1 < 64 {
         alloc::vec![content.len() as u8 + 1]
@@ -66,9 +66,9 @@ mod tests {
     use crate::ids::Pa;
 
     #[test]
-    fn the_device_is_what_a_compiler_makes_of_its_source() {
+    fn the_aml_is_what_a_compiler_makes_of_the_source() {
         let aml = pl011((Range::new(Pa(0x8001_0000), 0x1000), Intid(408)));
-        // Worked out by hand from the grammar.
+        // Encoded by hand from the grammar.
         let mut expected =
             Vec::from(*b"\x10\x40\x07\\_SB_\x5b\x82\x48\x06DWC0\x08_HID\x0dARMH0011\0\x08_UID\0\x08_CRS\x11");
         expected.extend([0x3c, 0x0a, 57]);
@@ -79,7 +79,7 @@ mod tests {
         expected.extend([0; 8]);
         expected.extend([0, 0x10, 0, 0, 0, 0, 0, 0]);
         expected.extend([0x89, 6, 0, 1, 1, 0x98, 1, 0, 0, 0x79, 0]);
-        // Each package's length reaches to the end.
+        // Both packages extend to the end of the table.
         let (scope, device) = (aml.len() - 1, aml.len() - 1 - 2 - 5 - 2);
         expected[1] = 0x40 | (scope & 0xf) as u8;
         expected[2] = (scope >> 4) as u8;

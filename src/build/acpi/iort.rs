@@ -1,9 +1,9 @@
 //! dom0's IORT: the host's without SMMUs.
 //!
 //! A root complex, or a device that AML names, may reach its ITS through an SMMU. EL2 keeps the SMMU, so such a path
-//! becomes a direct one: the two mappings are put together, and the DeviceIDs stay what they are. ITS groups, root
-//! complexes and named components are copied with new offsets; all other nodes (SMMUs, their counters, memory that
-//! firmware has reserved behind them) go, with the mappings that led there.
+//! becomes a direct one: the two mappings are combined, and the DeviceIDs stay the same. ITS groups, root complexes and
+//! named components are copied with new offsets. All other nodes (SMMUs, their counters, memory that firmware has
+//! reserved behind them) are left out, together with the mappings to them.
 
 use crate::platform::acpi::iort::{
     FIRST, ITS_GROUP, MAPPING, Mapping, NAMED_COMPONENT, NODE, NODES, Node, ROOT_COMPLEX, SINGLE, SMMU_V2, SMMU_V3,
@@ -12,11 +12,11 @@ use crate::platform::acpi::iort::{
 use crate::platform::acpi::{AcpiError, Fields};
 use alloc::vec::Vec;
 
-/// Where the first node of the new table is.
+/// Offset in bytes of the first node of the new table.
 const START: usize = 48;
-/// A path has this many mappings at most.
+/// Largest number of mappings in a path.
 const LONGEST_PATH: usize = 3;
-/// Mappings in the new table at most; real ones have some dozens.
+/// Largest number of mappings in the new table. Real tables have some dozens.
 const MOST: usize = 4096;
 
 /// A mapping that ends at an ITS group of the old table.
@@ -29,11 +29,11 @@ struct Direct {
     flags: u32,
 }
 
-/// Writes the new table, without a checksum.
+/// Returns the new table without a checksum.
 pub(crate) fn rewrite(host: Fields<'_>) -> Result<Vec<u8>, AcpiError> {
     let mut table = host.part(0, FIRST + 8)?.bytes.to_vec();
     table.resize(START, 0);
-    // Groups come first, so that their new places are known to those who refer to them.
+    // Groups come first, so that their new offsets are known when the nodes that refer to them are written.
     let mut groups: Vec<(usize, usize)> = Vec::new();
     let mut count = 0u32;
     let mut mappings = 0;
@@ -67,7 +67,7 @@ const fn is_kept(kind: u8) -> bool {
     matches!(kind, ITS_GROUP | NAMED_COMPONENT | ROOT_COMPLEX)
 }
 
-/// Finds the ITS groups that `node` leads to. `so_far` is the path up to it.
+/// Collects the paths from `node` to ITS groups, with at most `left` mappings each. `so_far` is the path up to `node`.
 fn collect(
     host: Fields<'_>,
     node: Node<'_>,
@@ -79,7 +79,7 @@ fn collect(
     for mapping in node.mappings() {
         let mapping = mapping?;
         let is_single = mapping.flags & SINGLE != 0;
-        // A single mapping of something on the way is about that thing's own interrupts.
+        // A single mapping of a node on the way describes that node's own interrupts.
         if so_far.is_some() && is_single {
             continue;
         }
@@ -97,10 +97,10 @@ fn collect(
     Ok(())
 }
 
-/// A path, longer by a mapping; `None` where no ID goes both ways.
+/// Returns the path extended by a mapping, or `None` if no ID is in both.
 fn extend(so_far: Option<Direct>, mapping: Mapping) -> Option<Direct> {
     let (input, length, output) = (u64::from(mapping.input), u64::from(mapping.more) + 1, u64::from(mapping.output));
-    // The one ID of a single mapping is what its output says; its input means nothing.
+    // A single mapping has one ID, its output. Its input is not used.
     let own = if mapping.flags & SINGLE != 0 { (0, 1) } else { (input, length) };
     let Some(path) = so_far else {
         return Some(Direct { input: own.0, length: own.1, output, to: mapping.to, flags: mapping.flags });
@@ -111,10 +111,10 @@ fn extend(so_far: Option<Direct>, mapping: Mapping) -> Option<Direct> {
     Some(Direct { input: path.input + (from - path.output), length, output: output + (from - input), ..path })
 }
 
-/// Appends a node with new mappings.
+/// Appends a copy of a node with new mappings.
 fn write(node: Node<'_>, paths: &[Direct], groups: &[(usize, usize)], table: &mut Vec<u8>) -> Result<(), AcpiError> {
     let bad = AcpiError::BadEntry(node.fields.table);
-    // What a node has itself is in front of its mappings.
+    // A node's own fields precede its mappings.
     let first = if node.fields.u32(8)? == 0 {
         node.fields.bytes.len()
     } else {

@@ -1,17 +1,17 @@
 //! dom0's ACPI tables.
 //!
-//! | table | what becomes of it |
+//! | table | in dom0 |
 //! |---|---|
 //! | FADT | the host's: PSCI by HVC, no reset register, no FACS, the DSDT's copy |
 //! | MADT | new: a GICC for each vCPU (with the UID that AML knows the CPU by), a GICv3, one redistributor region, the ITSs at the host's addresses; no PMU, no maintenance interrupt |
 //! | GTDT, MCFG, DSDT, SSDTs | copies |
 //! | IORT | without SMMUs (`iort`) |
-//! | SPCR | a PL011 where dom0 sees one; on a machine with a 16550 the host's, with a STAO that hides that device |
-//! | SSDT | on a machine with a 16550, one more: the PL011 that dom0 sees |
-//! | all others | left out: topology, NUMA, error sources and power management are about hardware that dom0 does not have whole |
+//! | SPCR | dom0's PL011; on a machine with a 16550 the host's table, with a STAO that hides that device |
+//! | SSDT | on a machine with a 16550 one more, which describes dom0's PL011 |
+//! | all others | left out: topology, NUMA, error sources and power management describe hardware that dom0 has only in part |
 //!
-//! The tables, an EFI system table and a memory map go together into memory of dom0's that the map says is ACPI's;
-//! kernels keep that.
+//! The tables, an EFI system table and a memory map are placed together in dom0's memory. The memory map marks that
+//! memory as ACPI's, so that kernels keep it.
 
 use crate::build::acpi::efi::{Blob, DESCRIPTOR, add_system_table, memory_map, stub_tree};
 use crate::build::acpi::places::Places;
@@ -24,21 +24,21 @@ use crate::util::range::Range;
 use alloc::vec::Vec;
 use core::fmt;
 
-/// The tables start this far behind the tree, which is small.
-const BEHIND: u64 = 0x1_0000;
-/// Kernels may have pages of this size, and keep whole pages.
+/// Distance in bytes from the device tree, which is smaller than this, to the tables.
+const TABLES_OFFSET: u64 = 0x1_0000;
+/// Granularity in bytes of the memory that is kept: the largest page size of kernels, which keep whole pages.
 const GRAIN: u64 = 0x1_0000;
 
-/// Why there are no tables.
+/// Why there are no tables for dom0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dom0AcpiError {
-    /// The host's tables.
+    /// The host's tables are damaged.
     Host(AcpiError),
-    /// A vCPU's affinity is none of the host's CPUs'.
+    /// No CPU of the host has this vCPU's affinity.
     NoSuchCpu(Mpidr),
-    /// More than there is room for.
+    /// The tables are larger than the memory for them.
     TooLarge {
-        /// What is needed, in bytes.
+        /// The size that is needed, in bytes.
         size: u64,
     },
 }
@@ -54,14 +54,16 @@ impl fmt::Display for Dom0AcpiError {
         match self {
             Dom0AcpiError::Host(error) => write!(f, "{error}"),
             Dom0AcpiError::NoSuchCpu(mpidr) => write!(f, "no CPU in the ACPI tables has the affinity {mpidr}"),
-            Dom0AcpiError::TooLarge { size } => write!(f, "they have {} KiB, more than there is room for", size >> 10),
+            Dom0AcpiError::TooLarge { size } => {
+                write!(f, "the tables need {} KiB, more than there is room for", size >> 10)
+            }
         }
     }
 }
 
 impl core::error::Error for Dom0AcpiError {}
 
-/// Makes all of it, to be put at `room`: first the device tree with nothing but `/chosen`, then the tables.
+/// Returns the block of memory to copy to `room`: first the device tree that has only `/chosen`, then the tables.
 ///
 /// # Errors
 ///
@@ -73,32 +75,32 @@ pub fn build(
     places: &Places,
     room: Range,
 ) -> Result<Vec<u8>, Dom0AcpiError> {
-    let base = room.base.add(BEHIND);
+    let base = room.base.add(TABLES_OFFSET);
     let mut blob = Blob::new(base);
     let rsdp = add_tables(&mut blob, host, machine, plan, places)?;
     let system_table = add_system_table(&mut blob, rsdp);
-    // The map's own size does not depend on the tables': one more line than banks, or two.
+    // The map's size does not depend on that of the tables. They split one bank, which adds at most two descriptors.
     let map_size = memory_map(plan.memory, room).len() as u64 + 3 * u64::from(DESCRIPTOR);
     let tables = blob.into_bytes();
     let map_at = base.add(tables.len().next_multiple_of(64) as u64);
     let kept = Range::new(base, (map_at.0 - base.0 + map_size).next_multiple_of(GRAIN));
-    if BEHIND + kept.size > room.size {
-        return Err(Dom0AcpiError::TooLarge { size: BEHIND + kept.size });
+    if TABLES_OFFSET + kept.size > room.size {
+        return Err(Dom0AcpiError::TooLarge { size: TABLES_OFFSET + kept.size });
     }
     let map = memory_map(plan.memory, kept);
     let map_range = Range::new(map_at, map.len() as u64);
     let mut whole = stub_tree(plan, system_table, map_range);
-    if whole.len() as u64 > BEHIND {
+    if whole.len() as u64 > TABLES_OFFSET {
         return Err(Dom0AcpiError::TooLarge { size: whole.len() as u64 });
     }
-    whole.resize(BEHIND as usize, 0);
+    whole.resize(TABLES_OFFSET as usize, 0);
     whole.extend(tables);
     whole.resize(usize::try_from(map_at.0 - room.base.0).unwrap_or(0), 0);
     whole.extend(map);
     Ok(whole)
 }
 
-/// Appends the tables and their root pointer.
+/// Appends the tables and their root pointer, and returns the root pointer's address.
 fn add_tables(
     blob: &mut Blob,
     host: &Tables<'_>,
@@ -151,14 +153,15 @@ fn add_tables(
     Ok(blob.add(&root))
 }
 
-/// The host's FADT, changed where it would mislead.
+/// Returns a copy of the host's FADT that points to the copied DSDT and describes PSCI by HVC. It has no FACS and no
+/// reset register.
 fn write_fadt(host: Fields<'_>, dsdt: u64) -> Result<Vec<u8>, AcpiError> {
-    /// FIRMWARE_CTRL and X_FIRMWARE_CTRL: where the FACS is.
+    /// Offsets of FIRMWARE_CTRL and X_FIRMWARE_CTRL, the addresses of the FACS.
     const FACS: usize = 36;
     const X_FACS: usize = 132;
     const FLAGS: usize = 112;
     const RESET_REG_SUP: u32 = 1 << 10;
-    // So that every field written below is there.
+    // Check that the table has every field that is written below.
     host.part(0, fadt::X_DSDT + 8)?;
     let mut table = host.bytes.to_vec();
     let flags = host.u32(FLAGS)? & !RESET_REG_SUP;
@@ -172,12 +175,12 @@ fn write_fadt(host: Fields<'_>, dsdt: u64) -> Result<Vec<u8>, AcpiError> {
     Ok(sealed(table))
 }
 
-/// A MADT of dom0's vCPUs and GIC.
+/// Returns a MADT for dom0's vCPUs and GIC.
 fn write_madt(host: Fields<'_>, machine: &Machine, plan: &Dom0Plan<'_>) -> Result<Vec<u8>, Dom0AcpiError> {
-    /// ACPI 6.3.
+    /// Revision of the table, that of ACPI 6.3.
     const REVISION: u8 = 5;
     const GICC_LENGTH: usize = 80;
-    // No 32-bit interrupt controller, no flags.
+    // The local interrupt controller address and the flags are 0.
     let mut body = alloc::vec![0; madt::ENTRIES - HEADER];
     let mut entry = |kind: u8, length: usize, fields: &[(usize, &[u8])]| {
         let mut bytes = alloc::vec![0; length];
@@ -211,7 +214,7 @@ fn write_madt(host: Fields<'_>, machine: &Machine, plan: &Dom0Plan<'_>) -> Resul
     Ok(table(host, Signature::MADT, REVISION, &body))
 }
 
-/// The name that AML and other tables have for the CPU with this affinity.
+/// Returns the UID by which AML and other tables name the CPU with this affinity.
 fn uid_of(host: Fields<'_>, mpidr: Mpidr) -> Result<Option<u32>, AcpiError> {
     for entry in host.entries(madt::ENTRIES) {
         let (kind, entry) = entry?;
@@ -222,22 +225,23 @@ fn uid_of(host: Fields<'_>, mpidr: Mpidr) -> Result<Option<u32>, AcpiError> {
     Ok(None)
 }
 
-/// An SPCR for a PL011.
+/// Returns an SPCR for a PL011.
 fn write_spcr(host: Fields<'_>, (regs, irq): (Range, crate::ids::Intid)) -> Vec<u8> {
     let mut body = alloc::vec![0; 44];
-    // Revision 2: a PL011 in memory, 32-bit registers accessed as such; GIC interrupt; 115200, 1 stop bit, VT-UTF8.
+    // Revision 2: a PL011 in memory, 32-bit registers with 32-bit accesses, GIC interrupt, 115200 baud, 1 stop bit,
+    // VT-UTF8.
     put(&mut body, 0, &[3]);
     put(&mut body, 4, &[0, 32, 0, 3]);
     put(&mut body, 8, &regs.base.0.to_le_bytes());
     put(&mut body, 16, &[8]);
     put(&mut body, 18, &irq.0.to_le_bytes());
     put(&mut body, 22, &[7, 0, 1, 0, 2]);
-    // No PCI device.
+    // The port is no PCI device.
     put(&mut body, 28, &[0xff; 4]);
     table(host, Signature::SPCR, 2, &body)
 }
 
-/// A table with a header of its own that names the host's maker: kernels know some machines by it.
+/// Returns a table with a new header. The OEM ID in it is the host's, since kernels recognise some machines by it.
 fn table(host: Fields<'_>, signature: Signature, revision: u8, body: &[u8]) -> Vec<u8> {
     let mut table = Vec::from(signature.0);
     table.extend([0, 0, 0, 0, revision, 0]);
@@ -247,7 +251,7 @@ fn table(host: Fields<'_>, signature: Signature, revision: u8, body: &[u8]) -> V
     sealed(table)
 }
 
-/// With the right length and checksum.
+/// Returns the table with length and checksum filled in.
 fn sealed(mut table: Vec<u8>) -> Vec<u8> {
     let length = u32::try_from(table.len()).unwrap_or(0);
     put(&mut table, 4, &length.to_le_bytes());

@@ -16,7 +16,8 @@ const BANKS: [Range; 2] = [Range::new(Pa(0x4020_0000), 64 << 20), Range::new(Pa(
 const ROOM: Range = Range::new(Pa(0x4080_0000), 2 << 20);
 const POOL: Range = Range::new(Pa(0xb000_0000), 32 << 20);
 
-/// What dom0 has in memory, and what it makes of it: by the device tree to the EFI system table, to the root pointer.
+/// dom0's tables in memory, and what a kernel finds that goes from the device tree by the EFI system table to the root
+/// pointer.
 struct Dom0 {
     memory: Memory,
     machine: Box<Machine>,
@@ -34,7 +35,7 @@ fn dom0(host: &Memory, vcpus: usize) -> Dom0 {
     let bytes = build(&tables, &machine, &plan, &places, ROOM).unwrap();
     assert!(bytes.len() as u64 <= ROOM.size);
 
-    // As a kernel goes about it.
+    // Find the tables as a kernel does.
     let tree = fdt::parse(&bytes).unwrap();
     let mut children = tree.root().children();
     let chosen = children.next().unwrap();
@@ -73,7 +74,7 @@ fn dom0(host: &Memory, vcpus: usize) -> Dom0 {
     assert_eq!(fields(Pa(configuration.u64(64).unwrap()), 16).bytes, [0; 16]);
     let rsdp = Pa(configuration.u64(16).unwrap());
 
-    // All of it lies in what the map says is ACPI's.
+    // All tables are in memory that the map marks as ACPI's.
     let kept = map.chunks(48).map(|line| Fields { table: Signature(*b"TEST"), bytes: line }).find_map(|line| {
         let kind = line.u32(0).unwrap();
         (kind == efi::ACPI_RECLAIM).then(|| Range::new(Pa(line.u64(8).unwrap()), line.u64(24).unwrap() << 12))
@@ -87,11 +88,11 @@ fn dom0(host: &Memory, vcpus: usize) -> Dom0 {
 }
 
 #[test]
-fn dom0s_tables_read_as_the_host_without_what_el2_keeps() {
+fn dom0s_tables_describe_the_host_without_the_devices_that_el2_keeps() {
     for (file, vcpus) in [(GICV4, 4), (GICV3, 8), (GICV4, 2)] {
         let host = Memory::of(file);
         let Dom0 { memory, machine, places, .. } = dom0(&host, vcpus);
-        // A guest's MADT has no maintenance interrupt, which the reader insists on.
+        // A guest's MADT has no maintenance interrupt, but the reader requires one.
         let mut patched = memory.clone();
         patched.edit(Signature::MADT, |madt| madt[44 + 56] = 25);
         let seen = patched.read().unwrap();
@@ -126,7 +127,7 @@ fn dom0s_tables_read_as_the_host_without_what_el2_keeps() {
 }
 
 #[test]
-fn a_graviton3s_dom0_has_one_region_its_own_uids_and_a_pl011() {
+fn dom0_on_a_graviton3_has_one_redistributor_region_the_hosts_uids_and_a_pl011() {
     let host = Memory::with(&graviton3());
     let Dom0 { memory, machine, places, map } = dom0(&host, 64);
     assert!(!map.is_empty());
@@ -136,7 +137,7 @@ fn a_graviton3s_dom0_has_one_region_its_own_uids_and_a_pl011() {
     assert_eq!(seen.cpus, machine.cpus);
     assert_eq!(seen.gic.redists[..], [places.gicr]);
     assert_eq!(seen.pci[0].device_id(0x2400), machine.pci[0].device_id(0x2400));
-    // Its SPCR is the host's and the device there is hidden; the PL011 is elsewhere, by AML.
+    // The SPCR is the host's, and a STAO hides its device. AML describes the PL011, which is at another address.
     assert_eq!(seen.uart, machine.uart);
     let tables = Tables::open(memory.rsdp, &memory).unwrap();
     assert_eq!(tables.require(Signature::STAO).unwrap().u8(36), Ok(1));
@@ -173,17 +174,17 @@ fn paths_through_smmus_become_direct_with_the_same_ids() {
         root_complex(0, &[[0, 0x7fff, 0x2_0000, 72, 0], [0x8000, 0x7eff, 0, 48, 0], [0xff00, 0xff, 0x42, 72, 0]]),
     ];
     assert_eq!(new, make_iort(&direct));
-    // Without SMMUs nothing changes.
+    // A table without SMMUs does not change.
     let again = sealed(iort::rewrite(Fields { table: Signature::IORT, bytes: &new }).unwrap());
     assert_eq!(again, new);
 }
 
 #[test]
-fn a_named_components_single_mapping_stays_single() {
+fn the_single_mapping_of_a_named_component_stays_single() {
     let component = (1, alloc::vec![0x41; 24], alloc::vec![[0, 0, 0x77, 72, 1]]);
     let nodes = [its_group(0), smmu_v3(0, &[]), component.clone()];
     let old = make_iort(&nodes);
-    // 24 bytes of group; the SMMU has 68.
+    // Header, ITS group, SMMU, then the component: its node, its fields and its mapping.
     assert_eq!(old.len(), 48 + 24 + 68 + 16 + 24 + 20);
     let mut nodes = nodes;
     nodes[1].2 = alloc::vec![[0x70, 0xf, 0x1070, 48, 0]];
@@ -195,7 +196,7 @@ fn a_named_components_single_mapping_stays_single() {
 }
 
 #[test]
-fn what_does_not_fit_or_does_not_exist_is_named() {
+fn tables_without_room_and_vcpus_without_a_cpu_are_errors() {
     let host = Memory::of(GICV4);
     let machine = host.read().unwrap();
     let places = places(&machine, 1, POOL).unwrap();
@@ -208,7 +209,7 @@ fn what_does_not_fit_or_does_not_exist_is_named() {
 }
 
 #[test]
-fn no_damage_to_the_hosts_iort_makes_the_rewriting_panic() {
+fn rewriting_a_damaged_iort_does_not_panic() {
     let mut seed = 0x9e37_79b9_7f4a_7c15u64;
     let mut random = move |below: usize| {
         seed ^= seed << 13;
