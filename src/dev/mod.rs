@@ -1,7 +1,7 @@
-//! The devices that a domain sees and that are not there.
+//! Emulated devices.
 //!
-//! Each is a state machine: a guest's access or a call goes in, a value or an action comes out. Where its
-//! interrupt line stands is asked after each step; who pends it is the domain's business.
+//! Each device is a state machine: it takes a guest's access or call and returns a value or an action. After each step
+//! the caller reads the level of the device's interrupt line and passes it to the domain's virtual GIC.
 #![deny(
     clippy::panic,
     clippy::todo,

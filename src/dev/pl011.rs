@@ -1,23 +1,22 @@
-//! A PL011 that is not there: the serial port that a domain sees.
+//! The emulated PL011: a domain's serial port.
 //!
-//! What the guest sends leaves at once, so the transmit FIFO is always empty. What is typed waits in a receive
-//! FIFO of 32 bytes, and behind it in a line of [`AHEAD`]: a paste comes faster than a guest reads, and no cable
-//! limits its speed here. The receive timeout is immediate: a byte in
-//! the FIFO raises RTRIS, as a real port does 32 bit periods later, and again after the guest has cleared it
-//! with bytes left. Baud rate, parity, modem lines, DMA and loopback are stored or read as zero.
+//! Bytes that the guest sends leave at once, so the transmit FIFO is always empty. Input waits in a receive FIFO of 32
+//! bytes and, when that is full, in a backlog of [`BACKLOG_LEN`] bytes: pasted text arrives faster than a guest reads,
+//! since no baud rate limits it here. The receive timeout is immediate: a byte in the FIFO raises RTRIS, which a real
+//! port does 32 bit periods later, and raises it again if the guest clears it while bytes are left. Baud rate, parity,
+//! modem lines, DMA and loopback have no effect: their fields are stored or read as zero.
 //!
 //! Arm DDI 0183 (PrimeCell UART PL011, r1p5), chapter 3.
 
 use alloc::collections::VecDeque;
 
-/// Bytes that the receive FIFO holds, as a revision 3 port has them.
-pub const FIFO: usize = 32;
-/// Bytes that wait for room in it.
-pub const AHEAD: usize = 1024;
+/// Size of the receive FIFO in bytes, that of a port of revision 3.
+pub const FIFO_LEN: usize = 32;
+/// Number of bytes of input that can wait for room in the FIFO.
+pub const BACKLOG_LEN: usize = 1024;
 
-/// Where DR is.
+// Register offsets (table 3-1).
 const DR: u64 = 0x00;
-const RSR: u64 = 0x04;
 const FR: u64 = 0x18;
 const IBRD: u64 = 0x24;
 const FBRD: u64 = 0x28;
@@ -48,21 +47,21 @@ const INT_TX: u32 = 1 << 5;
 const INT_RT: u32 = 1 << 6;
 const INT_ALL: u32 = 0x7ff;
 
-/// The port.
+/// An emulated PL011.
 #[derive(Clone, Debug)]
 pub struct Vpl011 {
-    fifo: [u8; FIFO],
+    fifo: [u8; FIFO_LEN],
     head: usize,
     len: usize,
-    /// What was typed while the FIFO was full. Its memory is taken once.
-    ahead: VecDeque<u8>,
+    /// Input that arrived while the FIFO was full. Its memory is allocated once, with room for [`BACKLOG_LEN`] bytes.
+    backlog: VecDeque<u8>,
     ibrd: u32,
     fbrd: u32,
     lcr_h: u32,
     cr: u32,
     ifls: u32,
     imsc: u32,
-    /// Latched: TX since the last byte went out, RT since the last byte came in.
+    /// Interrupts that stay raised until they are cleared: TX since the last byte sent, RT since the last byte received.
     latched: u32,
     dmacr: u32,
 }
@@ -74,14 +73,14 @@ impl Default for Vpl011 {
 }
 
 impl Vpl011 {
-    /// As after reset (table 3-1).
+    /// Returns a port in its reset state (table 3-1).
     #[must_use]
     pub fn new() -> Vpl011 {
         Vpl011 {
-            fifo: [0; FIFO],
+            fifo: [0; FIFO_LEN],
             head: 0,
             len: 0,
-            ahead: VecDeque::with_capacity(AHEAD),
+            backlog: VecDeque::with_capacity(BACKLOG_LEN),
             ibrd: 0,
             fbrd: 0,
             lcr_h: 0,
@@ -93,57 +92,58 @@ impl Vpl011 {
         }
     }
 
-    /// Without FIFOs there is one holding register.
+    /// Size of the receive FIFO in bytes. With FIFOs disabled there is one holding register.
     const fn depth(&self) -> usize {
-        if self.lcr_h & LCR_H_FEN != 0 { FIFO } else { 1 }
+        if self.lcr_h & LCR_H_FEN != 0 { FIFO_LEN } else { 1 }
     }
 
-    /// The fill from which RXRIS is up: IFLS.RXIFLSEL, from an eighth to seven eighths.
+    /// Number of received bytes from which RXRIS is raised: IFLS.RXIFLSEL, from an eighth to seven eighths.
     const fn trigger(&self) -> usize {
         if self.lcr_h & LCR_H_FEN == 0 {
             return 1;
         }
         match self.ifls >> 3 & 7 {
-            0 => FIFO / 8,
-            1 => FIFO / 4,
-            2 => FIFO / 2,
-            3 => FIFO / 4 * 3,
-            _ => FIFO / 8 * 7,
+            0 => FIFO_LEN / 8,
+            1 => FIFO_LEN / 4,
+            2 => FIFO_LEN / 2,
+            3 => FIFO_LEN / 4 * 3,
+            _ => FIFO_LEN / 8 * 7,
         }
     }
 
-    const fn raw(&self) -> u32 {
+    const fn raw_status(&self) -> u32 {
         let receive = if self.len >= self.trigger() { INT_RX } else { 0 };
         self.latched | receive
     }
 
-    /// Whether the interrupt line is up. To be asked after every access and every [`push_input`](Self::push_input).
+    /// Whether the interrupt line is asserted. It can change with every access and every
+    /// [`push_input`](Self::push_input).
     #[must_use]
     pub const fn irq_level(&self) -> bool {
-        self.raw() & self.imsc != 0
+        self.raw_status() & self.imsc != 0
     }
 
-    /// How many bytes [`push_input`](Self::push_input) would take now.
+    /// Number of bytes that still fit into the receive FIFO.
     #[must_use]
     pub const fn room(&self) -> usize {
         self.depth().saturating_sub(self.len)
     }
 
-    /// A byte for the guest. `false`: the FIFO and the line behind it are full, and the byte is lost.
+    /// Adds a byte of input for the guest. Returns `false` if FIFO and backlog are full: then the byte is lost.
     #[must_use]
     pub fn push_input(&mut self, byte: u8) -> bool {
-        if self.ahead.is_empty() && self.room() > 0 {
+        if self.backlog.is_empty() && self.room() > 0 {
             return self.receive(byte);
         }
-        let waits = self.ahead.len() < AHEAD;
-        if waits {
-            self.ahead.push_back(byte);
+        let has_room = self.backlog.len() < BACKLOG_LEN;
+        if has_room {
+            self.backlog.push_back(byte);
         }
-        waits
+        has_room
     }
 
     fn receive(&mut self, byte: u8) -> bool {
-        let at = self.head.wrapping_add(self.len) % FIFO;
+        let at = self.head.wrapping_add(self.len) % FIFO_LEN;
         match self.fifo.get_mut(at) {
             Some(slot) => *slot = byte,
             None => return false,
@@ -158,34 +158,34 @@ impl Vpl011 {
             return 0;
         }
         let byte = self.fifo.get(self.head).copied().unwrap_or(0);
-        self.head = self.head.wrapping_add(1) % FIFO;
+        self.head = self.head.wrapping_add(1) % FIFO_LEN;
         self.len = self.len.saturating_sub(1);
         if self.len == 0 {
             self.latched &= !INT_RT;
         }
-        self.advance();
+        self.refill();
         byte
     }
 
-    /// Lets those move up that wait, as far as there is room.
-    fn advance(&mut self) {
+    /// Moves bytes from the backlog to the FIFO while there is room.
+    fn refill(&mut self) {
         while self.room() > 0
-            && let Some(next) = self.ahead.pop_front()
+            && let Some(next) = self.backlog.pop_front()
         {
             self.receive(next);
         }
     }
 
-    /// The timeout of a receiver that still holds bytes.
-    const fn refresh(&mut self) {
+    /// Raises the receive timeout if the FIFO is not empty.
+    const fn raise_timeout(&mut self) {
         if self.len > 0 {
             self.latched |= INT_RT;
         }
     }
 
-    /// A load of `bytes` at `offset`. Unaligned ones and those of other registers read as zero.
+    /// Emulates a load of `bytes` bytes at `offset`. Unaligned loads and reserved offsets read as zero.
     pub fn read(&mut self, offset: u64, bytes: u8) -> u64 {
-        self.refresh();
+        self.raise_timeout();
         if offset & 3 != 0 || bytes == 0 {
             return 0;
         }
@@ -198,10 +198,10 @@ impl Vpl011 {
             CR => self.cr,
             IFLS => self.ifls,
             IMSC => self.imsc,
-            RIS => self.raw(),
-            MIS => self.raw() & self.imsc,
+            RIS => self.raw_status(),
+            MIS => self.raw_status() & self.imsc,
             DMACR => self.dmacr,
-            // RSR: no errors. All else: reserved.
+            // RSR reads as zero, since there are no errors. All other offsets are identification registers or reserved.
             _ => offset
                 .checked_sub(PERIPH_ID0)
                 .and_then(|at| IDS.get(usize::try_from(at >> 2).ok()?))
@@ -225,12 +225,12 @@ impl Vpl011 {
         flags
     }
 
-    /// A store of `bytes` at `offset`. Returns a byte that the guest sends.
+    /// Emulates a store of `bytes` bytes at `offset`. Returns the byte that the guest sends, if any.
     ///
-    /// It is sent whether or not the port is enabled: an early console writes before any driver has come up.
+    /// Bytes are sent even while the port is disabled, since an early console writes before a driver has enabled it.
     #[must_use]
     pub fn write(&mut self, offset: u64, bytes: u8, value: u64) -> Option<u8> {
-        self.refresh();
+        self.raise_timeout();
         if offset & 3 != 0 || bytes == 0 {
             return None;
         }
@@ -247,21 +247,20 @@ impl Vpl011 {
             IBRD => self.ibrd = word & 0xffff,
             FBRD => self.fbrd = word & 0x3f,
             LCR_H => {
-                // Switching the FIFOs on or off empties them (3.3.7).
+                // Enabling or disabling the FIFOs empties them (3.3.7).
                 if (self.lcr_h ^ word) & LCR_H_FEN != 0 {
                     self.len = 0;
                     self.latched &= !INT_RT;
                 }
                 self.lcr_h = word & 0xff;
-                self.advance();
+                self.refill();
             }
             CR => self.cr = word & 0xff87,
             IFLS => self.ifls = word & 0x3f,
             IMSC => self.imsc = word & INT_ALL,
             ICR => self.latched &= !word,
             DMACR => self.dmacr = word & 0x7,
-            // RSR as ECR: there are no errors to clear. All else: reserved or read-only.
-            RSR => {}
+            // A write to RSR clears errors, of which there are none. All other offsets are read-only or reserved.
             _ => {}
         }
         None
@@ -281,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn it_identifies_as_a_pl011_of_revision_3() {
+    fn the_port_identifies_as_a_pl011_of_revision_3() {
         let mut port = Vpl011::new();
         let ids: Vec<u64> = (0..8).map(|n| port.read(0xfe0 + 4 * n, 4)).collect();
         assert_eq!(ids, [0x11, 0x10, 0x34, 0, 0x0d, 0xf0, 0x05, 0xb1]);
@@ -290,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_typed_raises_the_line_until_it_is_read() {
+    fn a_byte_of_input_asserts_the_line_until_it_is_read() {
         let mut port = enabled(true, INT_RX | INT_RT);
         assert!(!port.irq_level());
         assert!(port.push_input(b'a'));
@@ -304,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timeout_that_is_cleared_with_bytes_left_comes_again() {
+    fn a_timeout_that_is_cleared_with_bytes_left_is_raised_again() {
         let mut port = enabled(true, INT_RT);
         assert!(port.push_input(b'a') && port.push_input(b'b'));
         assert_eq!(port.write(ICR, 4, u64::from(INT_RT)), None);
@@ -316,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn the_receive_interrupt_follows_the_trigger() {
+    fn the_receive_interrupt_follows_the_trigger_level() {
         let mut port = enabled(true, INT_RX);
         for n in 0..16 {
             assert!(!port.irq_level(), "{n}");
@@ -331,18 +330,18 @@ mod tests {
     }
 
     #[test]
-    fn a_paste_waits_in_line_behind_the_fifo_and_comes_out_in_order() {
+    fn pasted_input_waits_in_the_backlog_and_is_read_in_order() {
         let mut port = enabled(true, INT_RX);
         let pasted = |n: usize| (n % 251) as u8;
         for round in 0..3 {
-            for n in 0..FIFO + AHEAD {
+            for n in 0..FIFO_LEN + BACKLOG_LEN {
                 assert!(port.push_input(pasted(n)), "{round}: {n}");
             }
             assert_eq!(port.room(), 0);
-            assert!(!port.push_input(0xff), "the line is full");
+            assert!(!port.push_input(0xff), "the backlog is full");
             assert_eq!(port.read(FR, 4) as u32 & FR_RXFF, FR_RXFF);
-            for n in 0..FIFO + AHEAD {
-                assert!(n + FIFO / 2 > FIFO + AHEAD || port.irq_level(), "{n}");
+            for n in 0..FIFO_LEN + BACKLOG_LEN {
+                assert!(n + FIFO_LEN / 2 > FIFO_LEN + BACKLOG_LEN || port.irq_level(), "{n}");
                 assert_eq!(port.read(DR, 4), u64::from(pasted(n)), "{round}: {n}");
             }
             assert_eq!(port.read(FR, 4) as u32 & FR_RXFE, FR_RXFE);
@@ -351,21 +350,21 @@ mod tests {
     }
 
     #[test]
-    fn without_fifos_one_byte_is_held_and_the_next_waits() {
+    fn with_fifos_disabled_one_byte_is_held_and_the_next_waits() {
         let mut port = enabled(false, INT_RX);
         assert!(port.push_input(b'x') && port.push_input(b'y') && port.push_input(b'z'));
         assert_eq!(port.read(FR, 4) as u32 & FR_RXFF, FR_RXFF);
         assert_eq!(port.read(DR, 4), u64::from(b'x'));
         assert!(port.irq_level());
         assert_eq!(port.write(LCR_H, 4, 0x70), None);
-        assert_eq!(port.read(DR, 4), u64::from(b'z'), "switching FIFOs on empties them");
+        assert_eq!(port.read(DR, 4), u64::from(b'z'), "enabling the FIFOs empties them");
         assert!(!port.irq_level());
     }
 
     #[test]
-    fn a_byte_sent_leaves_at_once_and_reports_room() {
+    fn a_byte_is_sent_at_once_and_raises_the_transmit_interrupt() {
         let mut port = Vpl011::new();
-        assert_eq!(port.write(DR, 1, 0x141), Some(b'A'), "before any driver came up");
+        assert_eq!(port.write(DR, 1, 0x141), Some(b'A'), "before a driver has enabled the port");
         assert_eq!(port.write(IMSC, 4, u64::from(INT_TX)), None);
         assert!(port.irq_level());
         assert_eq!(port.write(ICR, 4, 0x7ff), None);
@@ -378,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_accesses_do_nothing() {
+    fn unaligned_and_reserved_accesses_have_no_effect() {
         let mut port = Vpl011::new();
         for (offset, bytes) in [(1u64, 1u8), (2, 2), (0x3a, 4), (u64::MAX, 8), (0x1004, 4), (0, 0)] {
             assert_eq!(port.write(offset, bytes, u64::MAX), None, "{offset:#x}");

@@ -1,30 +1,30 @@
-//! The firmware that a guest calls: PSCI and the SMC calling convention, by HVC or by SMC.
+//! The firmware interface of a guest: PSCI and the SMC calling convention, by HVC or SMC.
 //!
-//! [`call`] turns the registers of a call into an answer or into what the domain has to do. It keeps no state:
-//! which vCPU is on is the domain's knowledge. An unknown function is answered NOT_SUPPORTED, whoever owns its
-//! number.
+//! [`call`] decodes the registers of a call into a result or an action for the domain. It keeps no state, since the
+//! domain knows which vCPUs are on. All unknown functions return NOT_SUPPORTED, including those of other service
+//! owners.
 //!
 //! Arm DEN 0022 (PSCI 1.1) and DEN 0028 (SMCCC 1.1).
 
 use crate::ids::{Ipa, Mpidr};
 
-/// What PSCI functions return (DEN 0022, 5.2.2), as X0 holds it.
+/// Return codes of PSCI functions (DEN 0022, 5.2.2), sign-extended as X0 holds them.
 pub mod status {
-    /// Done.
+    /// The call succeeded.
     pub const SUCCESS: u64 = 0;
-    /// No such function.
+    /// There is no such function.
     pub const NOT_SUPPORTED: u64 = error(1);
-    /// An argument makes no sense: no such vCPU, for one.
+    /// An argument is invalid, for example the affinity of a vCPU that does not exist.
     pub const INVALID_PARAMETERS: u64 = error(2);
-    /// Refused.
+    /// The call was denied.
     pub const DENIED: u64 = error(3);
-    /// CPU_ON of a vCPU that is on.
+    /// CPU_ON of a vCPU that is on already.
     pub const ALREADY_ON: u64 = error(4);
-    /// CPU_ON of a vCPU that is about to be on.
+    /// CPU_ON of a vCPU that is being switched on.
     pub const ON_PENDING: u64 = error(5);
-    /// Something went wrong inside.
+    /// The call failed for a reason inside the implementation.
     pub const INTERNAL_FAILURE: u64 = error(6);
-    /// CPU_ON at an address outside the guest's memory.
+    /// CPU_ON with an entry point outside the guest's memory.
     pub const INVALID_ADDRESS: u64 = error(9);
 
     const fn error(number: u64) -> u64 {
@@ -32,56 +32,55 @@ pub mod status {
     }
 }
 
-/// What AFFINITY_INFO returns (DEN 0022, 5.7.2).
+/// Results of AFFINITY_INFO (DEN 0022, 5.7.2).
 pub mod affinity {
-    /// At least one vCPU there is on.
+    /// At least one vCPU of the affinity instance is on.
     pub const ON: u64 = 0;
-    /// All are off.
+    /// All vCPUs are off.
     pub const OFF: u64 = 1;
-    /// At least one is about to be on, none is.
+    /// No vCPU is on, and at least one is being switched on.
     pub const ON_PENDING: u64 = 2;
 }
 
-/// What a call asks for.
+/// What the caller of [`call`] has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PsciAction {
-    /// Nothing but this in X0.
+    /// Return this value in X0.
     Return(u64),
-    /// Start a vCPU at EL1 with the MMU off. X0 is SUCCESS, INVALID_PARAMETERS, INVALID_ADDRESS, ALREADY_ON or
-    /// ON_PENDING.
+    /// Start a vCPU at EL1 with the MMU off. Return SUCCESS, INVALID_PARAMETERS, INVALID_ADDRESS, ALREADY_ON or
+    /// ON_PENDING in X0.
     CpuOn {
-        /// Which.
+        /// Affinity of the vCPU to start.
         target: Mpidr,
-        /// Its first instruction.
+        /// Address of its first instruction.
         entry: Ipa,
-        /// Its X0.
+        /// The value of its X0.
         context: u64,
     },
-    /// Switch the calling vCPU off; there is no return.
+    /// Switch the calling vCPU off. The call does not return.
     CpuOff,
-    /// Wait for an interrupt as WFI does, then return SUCCESS in X0. A request to power down is answered so
-    /// too: a suspended CPU may wake at any time (DEN 0022, 5.1.2).
+    /// Wait for an interrupt as WFI does, then return SUCCESS in X0. This answers requests to power down as well, since
+    /// a suspended CPU may wake at any time (DEN 0022, 5.1.2).
     Suspend,
-    /// Say whether vCPUs are on: a value of [`affinity`], or INVALID_PARAMETERS when none
-    /// [`matches`].
+    /// Return a value of [`affinity`] for the vCPUs that [`matches`] selects, or INVALID_PARAMETERS if there are none.
     AffinityInfo {
-        /// Affinity fields from `level` up count.
+        /// The affinity. Fields below `level` are ignored.
         target: Mpidr,
-        /// 0 to 3.
+        /// The lowest affinity level to compare, 0 to 3.
         level: u8,
     },
-    /// End the domain; there is no return.
+    /// Power the domain off. The call does not return.
     SystemOff,
-    /// Restart the domain; there is no return.
+    /// Restart the domain. The call does not return.
     SystemReset,
-    /// The domain says that it cannot go on; there is no return.
+    /// The domain reports that it has crashed. The call does not return.
     SystemCrash {
-        /// Whatever it says beside that.
+        /// A value that the domain reports with it.
         cookie: u64,
     },
 }
 
-/// Functions that a 64-bit caller may call with 32-bit or 64-bit arguments differ in this bit.
+/// Bit of a function id that is set if the arguments have 64 bits (DEN 0028, 2.5).
 const SMC64: u64 = 1 << 30;
 
 const SMCCC_VERSION: u64 = 0x8000_0000;
@@ -101,18 +100,20 @@ const CPU_ON_64: u64 = CPU_ON | SMC64;
 const AFFINITY_INFO_64: u64 = AFFINITY_INFO | SMC64;
 const SYSTEM_RESET2_64: u64 = SYSTEM_RESET2 | SMC64;
 
-/// PSCI 1.1 and SMCCC 1.1: major in [31:16], minor in [15:0].
+/// Version of PSCI and of SMCCC: 1.1, with the major number in [31:16] and the minor number in [15:0].
 const VERSION_1_1: u64 = 0x0001_0001;
-/// MIGRATE_INFO_TYPE: no trusted OS that would have to be migrated.
+/// Result of MIGRATE_INFO_TYPE: there is no trusted OS that would have to be migrated.
 const NO_TRUSTED_OS: u64 = 2;
-/// SYSTEM_RESET2 (DEN 0022, 5.20), reset_type: SYSTEM_WARM_RESET, and the one that is ours. Bit 31 says whose.
+/// reset_type of SYSTEM_RESET2 (DEN 0022, 5.20): SYSTEM_WARM_RESET.
 const WARM_RESET: u64 = 0;
+/// reset_type of SYSTEM_RESET2: a vendor-specific one (bit 31) of Doorward, by which a domain reports a crash.
 const CRASH: u64 = 0x8000_0001;
+/// The affinity fields of MPIDR_EL1. All other bits of an affinity argument must be zero.
 const AFFINITY_BITS: u64 = 0xff_00ff_ffff;
 
-/// Answers a call. `immediate` is that of the HVC or SMC: the convention has only 0. `x` is X0 to X3.
+/// Decodes a call. `immediate` is that of the HVC or SMC, which the convention requires to be 0. `x` is X0 to X3.
 ///
-/// For an HVC ELR_EL2 already points behind the instruction; a trapped SMC has to be stepped over.
+/// After an HVC, ELR_EL2 already points behind the instruction. The caller has to step over a trapped SMC.
 #[must_use]
 pub fn call(immediate: u16, x: [u64; 4]) -> PsciAction {
     use PsciAction::Return;
@@ -120,7 +121,7 @@ pub fn call(immediate: u16, x: [u64; 4]) -> PsciAction {
         return Return(status::NOT_SUPPORTED);
     }
     let [function, a1, a2, a3] = x;
-    // The function is W0; a 32-bit function's arguments are W1 to W3.
+    // The function is in W0. The arguments of a 32-bit function are in W1 to W3.
     let function = function & 0xffff_ffff;
     let wide = function & SMC64 != 0;
     let [a1, a2, a3] = [a1, a2, a3].map(|a| if wide { a } else { a & 0xffff_ffff });
@@ -135,7 +136,7 @@ pub fn call(immediate: u16, x: [u64; 4]) -> PsciAction {
             | MIGRATE_INFO_TYPE | SYSTEM_OFF | SYSTEM_RESET | SYSTEM_RESET2 | SYSTEM_RESET2_64 | PSCI_FEATURES => {
                 status::SUCCESS
             }
-            // Original format of power_state, no OS-initiated mode.
+            // Feature flags: original format of power_state, no OS-initiated mode.
             CPU_SUSPEND | CPU_SUSPEND_64 => 0,
             _ => status::NOT_SUPPORTED,
         }),
@@ -165,8 +166,7 @@ pub fn call(immediate: u16, x: [u64; 4]) -> PsciAction {
     }
 }
 
-/// Whether a vCPU is among those that AFFINITY_INFO asks about: its affinity fields from `level` up are the
-/// target's.
+/// Whether AFFINITY_INFO for `target` covers a vCPU: its affinity fields from `level` up equal the target's.
 #[must_use]
 pub fn matches(target: Mpidr, level: u8, vcpu: Mpidr) -> bool {
     (u32::from(level)..4).all(|field| target.aff(field) == vcpu.aff(field))
@@ -185,11 +185,11 @@ mod tests {
     fn versions_are_one_point_one() {
         assert_eq!(hvc([0x8400_0000, 0, 0, 0]), Return(0x1_0001));
         assert_eq!(hvc([0x8000_0000, 0, 0, 0]), Return(0x1_0001));
-        assert_eq!(hvc([0xdead_beef_8400_0000, 0, 0, 0]), Return(0x1_0001), "the upper half of X0 means nothing");
+        assert_eq!(hvc([0xdead_beef_8400_0000, 0, 0, 0]), Return(0x1_0001), "the upper half of X0 is ignored");
     }
 
     #[test]
-    fn an_unknown_function_is_not_supported_whoever_owns_it() {
+    fn unknown_functions_of_all_service_owners_are_not_supported() {
         for function in
             [0u64, 1, 0x8400_0005, 0x8400_000e, 0xc400_0014, 0x8600_0000, 0xc600_ff01, 0xbf00_0001, 0xffff_ffff]
         {
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn features_names_exactly_what_call_answers() {
+    fn psci_features_reports_exactly_the_functions_that_call_implements() {
         for low in 0..0x40u64 {
             for function in [0x8400_0000 | low, 0xc400_0000 | low] {
                 let answered = hvc([function, 0x8400_0000, 0, 0]) != Return(status::NOT_SUPPORTED);
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn affinity_info_checks_its_level_and_compares_the_upper_fields() {
+    fn affinity_info_checks_the_level_and_compares_the_fields_from_it_up() {
         let info = |level| hvc([0xc400_0004, 0x0102, level, 0]);
         assert_eq!(info(1), PsciAction::AffinityInfo { target: Mpidr(0x0102), level: 1 });
         for level in [4, 256, u64::MAX] {
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_is_for_the_domain() {
+    fn power_calls_become_actions_of_the_domain() {
         assert_eq!(hvc([0x8400_0002, 0, 0, 0]), PsciAction::CpuOff);
         assert_eq!(hvc([0x8400_0001, 0x1_0000, 1, 2]), PsciAction::Suspend);
         assert_eq!(hvc([0xc400_0001, 0, 0, 0]), PsciAction::Suspend);
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn reset2_resets_warmly_or_says_that_the_domain_has_crashed() {
+    fn system_reset2_is_a_warm_reset_or_the_report_of_a_crash() {
         assert_eq!(hvc([0x8400_0012, 0xffff_ffff_0000_0000, 7, 0]), PsciAction::SystemReset);
         let crash = |function| hvc([function, 0x8000_0001, 0x1_dead_beef, 0]);
         assert_eq!(crash(0xc400_0012), PsciAction::SystemCrash { cookie: 0x1_dead_beef });

@@ -1,20 +1,17 @@
-//! The guest's physical timer, CNTP_*: emulated, for EL2 does not lend its own.
+//! The emulated EL1 physical timer (CNTP_*). The CPU's own is not given to guests.
 //!
-//! The comparison is with the physical counter, which guests read directly (CNTVOFF_EL2 is 0 for dom0). The
-//! line is a level, PPI 30: up while the timer is enabled, unmasked and past its compare value. The caller
-//! keeps an EL2 timer set to [`VTimer::deadline`] and copies [`VTimer::level`] to the interrupt after each
-//! access and when the deadline has passed.
+//! The timer compares with the physical counter, which guests read directly (CNTVOFF_EL2 is 0 for dom0). Its interrupt
+//! line, PPI 30, is level-sensitive: asserted while the timer is enabled and unmasked and the counter has reached the
+//! compare value. After each access, and when the deadline has passed, the caller sets an EL2 timer to
+//! [`VTimer::deadline`] and the interrupt line to [`VTimer::level`].
 //!
-//! Arm ARM (DDI 0487), D12.2 "The AArch64 view of the Generic Timer" and D24.8 (CNTP_CTL_EL0 and its kin).
+//! Arm ARM (DDI 0487), D12.2 "The AArch64 view of the Generic Timer" and D24.8 (CNTP_CTL_EL0 and related registers).
 
 const ENABLE: u64 = 1 << 0;
 const IMASK: u64 = 1 << 1;
 const ISTATUS: u64 = 1 << 2;
 
-/// The interrupt of the EL1 physical timer, by the server base system architecture and every device tree.
-pub const PPI: u32 = 30;
-
-/// A timer, disabled until the guest says otherwise.
+/// An emulated physical timer. It is disabled after reset.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VTimer {
     control: u64,
@@ -22,21 +19,22 @@ pub struct VTimer {
 }
 
 impl VTimer {
-    /// As after reset.
+    /// Returns a timer in its reset state.
     #[must_use]
     pub const fn new() -> VTimer {
         VTimer { control: 0, compare: 0 }
     }
 
+    /// Whether the timer condition is met.
     const fn met(&self, now: u64) -> bool {
-        // Both are unsigned 64-bit counts: no wrap-around is to be expected (D12.2.4).
+        // Both are unsigned 64-bit counts, so wrap-around need not be handled (D12.2.4).
         now >= self.compare
     }
 
-    /// Reads CNTP_CTL_EL0.
+    /// Value of CNTP_CTL_EL0 when the counter is at `now`.
     #[must_use]
     pub const fn ctl(&self, now: u64) -> u64 {
-        // ISTATUS is UNKNOWN while the timer is disabled; 0 here.
+        // ISTATUS is UNKNOWN while the timer is disabled. This timer returns 0.
         let status = if self.control & ENABLE != 0 && self.met(now) { ISTATUS } else { 0 };
         self.control | status
     }
@@ -46,7 +44,7 @@ impl VTimer {
         self.control = value & (ENABLE | IMASK);
     }
 
-    /// Reads CNTP_CVAL_EL0.
+    /// Value of CNTP_CVAL_EL0.
     #[must_use]
     pub const fn cval(&self) -> u64 {
         self.compare
@@ -57,24 +55,25 @@ impl VTimer {
         self.compare = value;
     }
 
-    /// Reads CNTP_TVAL_EL0: the distance to the compare value, 32 bits of it.
+    /// Value of CNTP_TVAL_EL0 when the counter is at `now`: the low 32 bits of the distance to the compare value.
     #[must_use]
     pub const fn tval(&self, now: u64) -> u64 {
         self.compare.wrapping_sub(now) & 0xffff_ffff
     }
 
-    /// Writes CNTP_TVAL_EL0: a signed 32-bit distance from now.
+    /// Writes CNTP_TVAL_EL0: the low 32 bits of `value` are a signed distance from `now`.
     pub const fn set_tval(&mut self, now: u64, value: u64) {
         self.compare = now.wrapping_add(value as u32 as i32 as i64 as u64);
     }
 
-    /// Whether the interrupt line is up.
+    /// Whether the interrupt line is asserted when the counter is at `now`.
     #[must_use]
     pub const fn level(&self, now: u64) -> bool {
         self.control & (ENABLE | IMASK) == ENABLE && self.met(now)
     }
 
-    /// The counter value at which the line goes up by itself; `None` if it is up, or never will be.
+    /// Counter value at which the line will be asserted without a further access. `None` if it is asserted already, or if
+    /// the timer is disabled or masked.
     #[must_use]
     pub const fn deadline(&self, now: u64) -> Option<u64> {
         if self.control & (ENABLE | IMASK) == ENABLE && !self.met(now) { Some(self.compare) } else { None }
@@ -86,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_line_rises_at_the_deadline_and_falls_when_the_guest_moves_it() {
+    fn the_line_is_asserted_at_the_deadline_and_deasserted_when_the_guest_moves_it() {
         let mut timer = VTimer::new();
         assert_eq!((timer.level(u64::MAX), timer.deadline(0)), (false, None));
         timer.set_cval(100);
@@ -98,14 +97,14 @@ mod tests {
     }
 
     #[test]
-    fn a_masked_timer_shows_its_status_but_raises_no_line() {
+    fn a_masked_timer_shows_its_status_but_does_not_assert_the_line() {
         let mut timer = VTimer::new();
         timer.set_ctl(3);
         assert_eq!((timer.ctl(1), timer.level(1), timer.deadline(1)), (7, false, None));
     }
 
     #[test]
-    fn a_distance_is_signed_and_32_bits_wide() {
+    fn tval_is_signed_and_has_32_bits() {
         let mut timer = VTimer::new();
         timer.set_tval(1000, 0xdead_0000_0000_0010);
         assert_eq!((timer.cval(), timer.tval(1000)), (1016, 16));
@@ -116,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_compare_value_at_the_end_of_time_never_fires_and_never_overflows() {
+    fn the_largest_compare_value_does_not_fire_or_overflow() {
         let mut timer = VTimer::new();
         timer.set_cval(u64::MAX);
         timer.set_ctl(u64::MAX);
