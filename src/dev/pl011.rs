@@ -61,7 +61,8 @@ pub struct Vpl011 {
     cr: u32,
     ifls: u32,
     imsc: u32,
-    /// Interrupts that stay raised until they are cleared: TX since the last byte sent, RT since the last byte received.
+    /// Interrupts that stay raised until they are cleared: TX since the last byte sent, RT since the last byte
+    /// received.
     latched: u32,
     dmacr: u32,
 }

@@ -72,8 +72,8 @@ impl VTimer {
         self.control & (ENABLE | IMASK) == ENABLE && self.met(now)
     }
 
-    /// Counter value at which the line will be asserted without a further access. `None` if it is asserted already, or if
-    /// the timer is disabled or masked.
+    /// Counter value at which the line will be asserted without a further access. `None` if it is asserted already, or
+    /// if the timer is disabled or masked.
     #[must_use]
     pub const fn deadline(&self, now: u64) -> Option<u64> {
         if self.control & (ENABLE | IMASK) == ENABLE && !self.met(now) { Some(self.compare) } else { None }

@@ -306,7 +306,7 @@ impl Exit<'_> {
 
     fn enter_exception(&mut self, entry: inject::Entry) -> Next {
         let faults = &mut self.context.handler_faults;
-        *faults = match entry.is_of_its_own_handler(sysreg::ELR_EL1.get(), sysreg::SPSR_EL1.get()) {
+        *faults = match entry.recurs(sysreg::ELR_EL1.get(), sysreg::SPSR_EL1.get()) {
             true => faults.saturating_add(1),
             false => 0,
         };

@@ -3,12 +3,12 @@
 //! | table | in dom0 |
 //! |---|---|
 //! | FADT | the host's: PSCI by HVC, no reset register, no FACS, the DSDT's copy |
-//! | MADT | new: a GICC for each vCPU (with the UID that AML knows the CPU by), a GICv3, one redistributor region, the ITSs at the host's addresses; no PMU, no maintenance interrupt |
+//! | MADT | new: a GICC for each vCPU with the UID of the CPU in AML, a GICv3, one redistributor region, the host's ITSs |
 //! | GTDT, MCFG, DSDT, SSDTs | copies |
 //! | IORT | without SMMUs (`iort`) |
 //! | SPCR | dom0's PL011; on a machine with a 16550 the host's table, with a STAO that hides that device |
 //! | SSDT | on a machine with a 16550 one more, which describes dom0's PL011 |
-//! | all others | left out: topology, NUMA, error sources and power management describe hardware that dom0 has only in part |
+//! | all others | left out: topology, NUMA, error sources and power management are of hardware that dom0 has in part |
 //!
 //! The tables, an EFI system table and a memory map are placed together in dom0's memory. The memory map marks that
 //! memory as ACPI's, so that kernels keep it.

@@ -1,8 +1,8 @@
 //! A device tree made from nothing but a [`Machine`]: `dom0_acpi=off`.
 //!
 //! It describes what dom0 can use without AML: no platform devices, no legacy PCI interrupts (MSIs are described by
-//! `msi-map`), and PCI windows only where the user has named them. DMA on servers snoops caches (SBSA), so PCI hosts are
-//! coherent.
+//! `msi-map`), and PCI windows only where the user has named them. DMA on servers snoops caches (SBSA), so PCI hosts
+//! are coherent.
 
 use crate::build::acpi::places::Places;
 use crate::build::fdt::edit::Dom0Plan;
@@ -177,8 +177,8 @@ mod tests {
     const BANKS: [Range; 2] = [Range::new(Pa(0x4020_0000), 64 << 20), Range::new(Pa(0x1_0000_0000), 2 << 30)];
     const POOL: Range = Range::new(Pa(0xb000_0000), 32 << 20);
 
-    /// Reads dom0's tree with the reader of host trees. The interrupts that only a hypervisor needs, and that the reader
-    /// insists on, are added first.
+    /// Reads dom0's tree with the reader of host trees. The interrupts that only a hypervisor needs, and that the
+    /// reader insists on, are added first.
     fn read_as_host(machine: &Machine, vcpus: &[Mpidr]) -> (Box<Machine>, Places) {
         let places = places(machine, vcpus.len(), POOL).unwrap();
         let initrd = Some(Range::new(Pa(0x4100_0000), 5));

@@ -1,15 +1,15 @@
 //! dom0's device tree: the host's, edited.
 //!
-//! dom0 gets every device that the hypervisor does not keep, so its tree is the host's with as few changes as
-//! possible: CPUs, memory, PSCI and `/chosen` are written anew, the GIC node describes the virtual GIC, and devices that
-//! EL2 keeps or hides are removed together with every reference to them.
+//! dom0 gets every device that the hypervisor does not keep, so its tree is the host's with as few changes as possible:
+//! CPUs, memory, PSCI and `/chosen` are written anew, the GIC node describes the virtual GIC, and devices that EL2
+//! keeps or hides are removed together with every reference to them.
 //!
 //! | part | in dom0's tree |
 //! |---|---|
-//! | GIC | distributor, one redistributor region; no maintenance interrupt, no stride, no message-based SPIs; ITSs stay |
+//! | GIC | distributor, one redistributor region, the ITSs; no maintenance interrupt, stride or message-based SPIs |
 //! | `/cpus` | a node for each vCPU; no `cpu-map`, caches or idle states |
-//! | memory | dom0's banks; `/memreserve/` and fixed reservations are removed (that memory is not dom0's), dynamic ones stay |
-//! | `/chosen` | command line and RAM disk; `stdout-path` and seeds stay; modules, EFI and kdump properties are removed |
+//! | memory | dom0's banks; no `/memreserve/` and fixed reservations, whose memory is not dom0's; dynamic ones stay |
+//! | `/chosen` | dom0's command line and RAM disk, the host's `stdout-path` and seeds; nothing of modules, EFI or kdump |
 //! | PSCI | 1.0 by `hvc`, without the function numbers of 0.1 |
 //! | timer | without the EL2 timers |
 //! | SMMUs, PMU, SPE, TRBE, trace units, OP-TEE, NUMA | removed, with `iommus` and `iommu-map` |
@@ -153,8 +153,8 @@ fn write_memory(tree: &mut DeviceTree, plan: &Dom0Plan<'_>) -> Result<(), Dom0Fd
     Ok(())
 }
 
-/// Makes the GIC's node describe the virtual GIC. Addresses are copied as cells, since the node may be behind a bus that
-/// translates addresses.
+/// Makes the GIC's node describe the virtual GIC. Addresses are copied as cells, since the node may be behind a bus
+/// that translates addresses.
 fn write_gic(root: &mut DeviceTreeNode, machine: &Machine, plan: &Dom0Plan<'_>) -> Result<(), Dom0FdtError> {
     let region =
         machine.gic.redists.iter().position(|region| region.base == plan.gicr.base).ok_or(Dom0FdtError::Gic)?;
@@ -338,8 +338,8 @@ mod tests {
         DeviceTree::from_fdt(&Fdt::new(blob).unwrap())
     }
 
-    /// Reads dom0's tree with the reader of host trees. The interrupts that only a hypervisor needs, and that the reader
-    /// insists on, are put back first.
+    /// Reads dom0's tree with the reader of host trees. The interrupts that only a hypervisor needs, and that the
+    /// reader insists on, are put back first.
     fn read_as_host(blob: &[u8]) -> Machine {
         let whole = edited(blob, |tree| {
             set_at(tree, "/intc@8000000", "interrupts", [1u32, 9, 4]);

@@ -1,6 +1,6 @@
-//! Exceptions that EL2 gives to a guest: what the CPU itself would have done on taking one to EL1.
+//! Injection of synchronous exceptions: the register values that the CPU would have set on taking the exception to EL1.
 //!
-//! Arm ARM (DDI 0487), D1.3 "Exceptions", and AArch64.TakeException() for what becomes of PSTATE.
+//! Arm ARM (DDI 0487), D1.3 "Exceptions"; for PSTATE, the pseudocode of AArch64.TakeException().
 
 use crate::arch::esr::{DataAbort, Esr, Fault, InstrAbort};
 
@@ -9,7 +9,6 @@ const AARCH32: u64 = 1 << 4;
 const EL1T: u64 = 0x4;
 const EL1H: u64 = 0x5;
 const DAIF: u64 = 0xf << 6;
-const A_MASK: u64 = 1 << 8;
 const SSBS: u64 = 1 << 12;
 const PAN: u64 = 1 << 22;
 const DIT: u64 = 1 << 24;
@@ -23,10 +22,10 @@ const IL: u64 = 1 << 25;
 const EXTERNAL: u64 = 0x10;
 const EXTERNAL_ON_WALK: u64 = 0x14;
 
-/// Where a guest was when it left, and how its EL1 takes exceptions.
+/// The state of a guest at its exit, and the registers that control how its EL1 takes exceptions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct At {
-    /// ELR_EL2: for a trapped instruction or an abort, that instruction.
+    /// ELR_EL2: the address of the instruction that trapped or aborted.
     pub pc: u64,
     /// SPSR_EL2.
     pub pstate: u64,
@@ -39,27 +38,28 @@ pub struct At {
 /// The guest's state at the first instruction of its handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// To ELR_EL2.
+    /// Value for ELR_EL2.
     pub pc: u64,
-    /// To SPSR_EL2.
+    /// Value for SPSR_EL2.
     pub pstate: u64,
-    /// To ELR_EL1.
+    /// Value for ELR_EL1.
     pub elr_el1: u64,
-    /// To SPSR_EL1.
+    /// Value for SPSR_EL1.
     pub spsr_el1: u64,
-    /// To ESR_EL1.
+    /// Value for ESR_EL1.
     pub esr_el1: u64,
-    /// To FAR_EL1, which otherwise stays as it is.
+    /// Value for FAR_EL1, or `None` if it keeps its value.
     pub far_el1: Option<u64>,
 }
 
 impl Entry {
-    /// Whether EL1, as its ELR_EL1 and SPSR_EL1 stand, is in the handler of an exception from the very same instruction, all
-    /// exceptions masked: it faults where it would handle the fault.
+    /// Whether this exception comes from its own handler, so that EL1 would take it for ever. That is so if EL1's
+    /// current ELR_EL1 and SPSR_EL1 already say that it handles an exception from the same instruction, with all
+    /// exceptions masked.
     ///
-    /// What runs at EL0 cannot bring this about, nor can an EL1 that lets interrupts in.
+    /// Code at EL0 cannot cause this, and neither can an EL1 that has interrupts unmasked.
     #[must_use]
-    pub fn is_of_its_own_handler(&self, elr_el1: u64, spsr_el1: u64) -> bool {
+    pub fn recurs(&self, elr_el1: u64, spsr_el1: u64) -> bool {
         let masked = !from_el0(self.spsr_el1) && self.spsr_el1 & DAIF == DAIF;
         masked && (elr_el1, spsr_el1) == (self.elr_el1, self.spsr_el1)
     }
@@ -69,6 +69,7 @@ const fn from_el0(pstate: u64) -> bool {
     pstate & AARCH32 != 0 || pstate & 0xc == 0
 }
 
+/// Takes an exception to EL1 at `offset` in its quarter of the vector table.
 fn enter(at: &At, offset: u64, esr_el1: u64, far_el1: Option<u64>) -> Entry {
     let old = at.pstate;
     let vector = if old & AARCH32 != 0 {
@@ -80,7 +81,8 @@ fn enter(at: &At, offset: u64, esr_el1: u64, far_el1: Option<u64>) -> Entry {
     } else {
         0x200
     };
-    // Kept: the flags, DIT, PAN. Set: D, A, I, F. SSBS and PAN as SCTLR_EL1 says. Cleared: SS, IL, UAO, TCO, BTYPE.
+    // The flags, DIT and PAN are kept, DAIF is set, SCTLR_EL1 controls SSBS and can set PAN, and SS, IL, UAO, TCO and
+    // BTYPE are cleared.
     let aarch32 = old & AARCH32 != 0;
     let mut new = EL1H | DAIF | old & (NZCV | PAN);
     if old & (if aarch32 { DIT_32 } else { DIT }) != 0 {
@@ -93,7 +95,7 @@ fn enter(at: &At, offset: u64, esr_el1: u64, far_el1: Option<u64>) -> Entry {
         new |= SSBS;
     }
     Entry {
-        // VBAR_EL1 is 2 KiB aligned: [10:0] are RES0, so this is an OR.
+        // VBAR_EL1[10:0] are RES0, so OR is addition.
         pc: (at.vbar_el1 & !0x7ff) | vector | offset,
         pstate: new,
         elr_el1: at.pc,
@@ -103,17 +105,18 @@ fn enter(at: &At, offset: u64, esr_el1: u64, far_el1: Option<u64>) -> Entry {
     }
 }
 
+/// Offset of the synchronous exception's vector.
 const SYNC: u64 = 0x000;
-const SERROR: u64 = 0x180;
 
-/// UNDEFINED: a trapped instruction that the guest does not have. `esr` is the trap's, for its length.
+/// Returns the exception for an UNDEFINED instruction. `esr` is the trap's syndrome, which has the instruction's
+/// length.
 #[must_use]
 pub fn undef(at: &At, esr: Esr) -> Entry {
     enter(at, SYNC, esr.0 & IL, None)
 }
 
-/// A synchronous external abort for a load or a store that reached nothing, or nothing that could answer.
-/// `far` is FAR_EL2.
+/// Returns a synchronous external abort for a load or store to an address without memory or device, or with a device
+/// that does not support the access. `far` is FAR_EL2.
 #[must_use]
 pub fn data_abort(at: &At, far: u64, abort: &DataAbort) -> Entry {
     const FNV: u64 = 1 << 10;
@@ -127,12 +130,12 @@ pub fn data_abort(at: &At, far: u64, abort: &DataAbort) -> Entry {
             iss |= bit;
         }
     }
-    // The walk was the guest's own stage 1, so S1PTW (which speaks of stage 2) is not for it.
+    // S1PTW is for stage 2 only. The guest sees a fault of its own stage 1 walk.
     iss &= !S1PTW;
     enter(at, SYNC, class << 26 | IL | iss, Some(far))
 }
 
-/// A synchronous external abort for an instruction fetch from nowhere. `far` is FAR_EL2.
+/// Returns a synchronous external abort for an instruction fetch from an address without memory. `far` is FAR_EL2.
 #[must_use]
 pub fn instr_abort(at: &At, far: u64, abort: &InstrAbort) -> Entry {
     let class = if from_el0(at.pstate) { 0x20u64 } else { 0x21 };
@@ -140,9 +143,10 @@ pub fn instr_abort(at: &At, far: u64, abort: &InstrAbort) -> Entry {
     enter(at, SYNC, class << 26 | IL | fnv | status(abort.s1ptw, abort.fault), Some(far))
 }
 
+/// Returns the fault status code of an external abort, on a stage 1 walk if the fault was on one.
 const fn status(s1ptw: bool, fault: Fault) -> u64 {
     match fault {
-        // The stage-2 level stands for the stage-1 level, which no register holds.
+        // No register has the level of the stage 1 walk, so that of stage 2 is used.
         Fault::Translation(level) | Fault::Permission(level) | Fault::AccessFlag(level) | Fault::AddressSize(level)
             if s1ptw =>
         {
@@ -151,17 +155,6 @@ const fn status(s1ptw: bool, fault: Fault) -> u64 {
         Fault::ExternalOnWalk(level) => EXTERNAL_ON_WALK | (level & 3) as u64,
         _ => EXTERNAL,
     }
-}
-
-/// An SError, if the guest can take it now. `None` while PSTATE.A masks it: then HCR_EL2.VSE keeps it for later
-/// (and is right in either case, at the price of one more entry into the guest).
-#[must_use]
-pub fn serror(at: &At) -> Option<Entry> {
-    if at.pstate & A_MASK != 0 {
-        return None;
-    }
-    // ISS 0 with IDS clear: uncategorised.
-    Some(enter(at, SERROR, 0x2f << 26 | IL, None))
 }
 
 #[cfg(test)]
@@ -175,18 +168,17 @@ mod tests {
     }
 
     #[test]
-    fn each_source_has_its_vector() {
+    fn the_vector_depends_on_the_exception_level_stack_and_state() {
         let esr = Esr(0x6230_0001);
         let offset = |pstate| undef(&at(pstate), esr).pc - 0xffff_8000_0801_0800;
         assert_eq!(offset(0x3c5), 0x200, "EL1h");
         assert_eq!(offset(0x3c4), 0x000, "EL1t");
         assert_eq!(offset(0x000), 0x400, "EL0");
         assert_eq!(offset(0x010), 0x600, "AArch32 at EL0");
-        assert_eq!(serror(&at(0x005)).unwrap().pc - 0xffff_8000_0801_0800, 0x380);
     }
 
     #[test]
-    fn an_undefined_instruction_is_reported_as_unknown_with_its_length() {
+    fn an_undefined_instruction_has_class_unknown_and_its_length() {
         let entry = undef(&at(0x6000_0005), Esr(0x6230_0001));
         assert_eq!(entry.esr_el1, 0x0200_0000);
         assert_eq!((entry.elr_el1, entry.spsr_el1), (0xffff_8000_0800_1234, 0x6000_0005));
@@ -196,20 +188,20 @@ mod tests {
     }
 
     #[test]
-    fn pan_and_ssbs_follow_sctlr_and_dit_stays() {
+    fn pan_and_ssbs_follow_sctlr_and_dit_is_kept() {
         let mut from = at(0x5);
         from.sctlr_el1 = SCTLR_DSSBS;
         assert_eq!(undef(&from, Esr(0)).pstate, 0x3c5 | PAN | SSBS);
-        // UAO, IL, SS and BTYPE are cleared; PAN and DIT stay.
+        // UAO, IL, SS and BTYPE are cleared. PAN and DIT are kept.
         let busy = at(0x5 | 1 << 23 | 1 << 20 | 1 << 21 | 3 << 10 | PAN | DIT);
         assert_eq!(undef(&busy, Esr(0)).pstate, 0x3c5 | PAN | DIT);
-        // In an AArch32 PSTATE bit 21 is DIT, and Q, IT, GE and T mean nothing at EL1.
+        // In an AArch32 PSTATE DIT is bit 21, and Q, IT, GE and T do not exist at EL1.
         let thumb = at(0x10 | 1 << 27 | 1 << 5 | 0xf << 16 | DIT_32 | NZCV);
         assert_eq!(undef(&thumb, Esr(0)).pstate, 0x3c5 | DIT | NZCV);
     }
 
     #[test]
-    fn a_store_to_nowhere_is_an_external_abort_with_its_address() {
+    fn a_store_to_an_unused_address_is_an_external_abort_with_that_address() {
         // ISV = 0, write, translation fault level 3.
         let abort = Esr(0x9200_0047).data_abort();
         let kernel = data_abort(&at(0x5), 0xdead_beef, &abort);
@@ -219,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_that_left_the_guests_memory_is_an_external_abort_on_a_walk() {
+    fn a_walk_outside_the_guests_memory_is_an_external_abort_on_a_walk() {
         let abort = Esr(0x9200_0086).data_abort();
         assert!(abort.s1ptw);
         assert_eq!(data_abort(&at(0x5), 1, &abort).esr_el1, 0x9600_0016);
@@ -230,21 +222,15 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_of_the_handler_itself_is_told_from_others() {
+    fn an_exception_recurs_only_if_its_own_handler_raises_it_with_all_masked() {
         let first = undef(&at(0x3c5), Esr(0));
-        assert!(!first.is_of_its_own_handler(0x1000, 0x3c5), "an earlier exception came from elsewhere");
-        assert!(!first.is_of_its_own_handler(first.elr_el1, 0x5), "the same instruction, in another state");
-        assert!(first.is_of_its_own_handler(first.elr_el1, first.spsr_el1));
-        // A program may fault in one place for ever, and a kernel may try again with interrupts on.
+        assert!(!first.recurs(0x1000, 0x3c5), "an earlier exception came from another instruction");
+        assert!(!first.recurs(first.elr_el1, 0x5), "the same instruction, in another state");
+        assert!(first.recurs(first.elr_el1, first.spsr_el1));
+        // A program may fault at one instruction for ever, and a kernel may retry with interrupts unmasked.
         for pstate in [0x0, 0x3c0, 0x10, 0x5, 0x345] {
             let entry = undef(&at(pstate), Esr(0));
-            assert!(!entry.is_of_its_own_handler(entry.elr_el1, entry.spsr_el1), "{pstate:#x}");
+            assert!(!entry.recurs(entry.elr_el1, entry.spsr_el1), "{pstate:#x}");
         }
-    }
-
-    #[test]
-    fn a_masked_serror_waits() {
-        assert_eq!(serror(&at(0x105)), None);
-        assert_eq!(serror(&at(0x005)).unwrap().esr_el1, 0xbe00_0000);
     }
 }

@@ -1,13 +1,13 @@
-//! What a guest's load or store to an emulated device was.
+//! Decoding of a guest's loads and stores to emulated devices.
 //!
-//! A stage-2 abort describes a plain load or store of one register completely (ISV = 1). For pairs, for
-//! addresses with writeback and for a few more the syndrome is empty and the instruction itself is read. It is
-//! not trusted: another vCPU may have rewritten it since, so what it says must agree with FAR_EL2 and with the
-//! direction of the abort, or the guest simply runs it again. SIMD and FP registers, exclusives, atomics and
-//! pointer-authenticated loads are not for devices and are refused: the guest gets a data abort.
+//! The syndrome of a stage 2 abort describes a plain load or store of one register completely (ISV = 1). For pairs, for
+//! addresses with writeback and for a few other forms it does not, and the instruction itself is decoded. The
+//! instruction is not trusted, since another vCPU may have overwritten it after the fault: if its address or direction
+//! do not agree with FAR_EL2 and the syndrome, the guest executes it again. SIMD and FP registers, exclusives, atomics
+//! and pointer-authenticated loads are not used with devices and are refused: the guest gets a data abort.
 //!
-//! [`decode`] gives a [`Plan`]: one or two accesses, which do not cross a 4 KiB page, and what is left to do
-//! with the base register. Nothing has happened until the caller carries it out.
+//! [`decode`] returns a [`Plan`] of one or two accesses, which do not cross a 4 KiB page, and of the writeback of the
+//! base register. It has no side effects: the caller carries the plan out.
 //!
 //! Arm ARM (DDI 0487), C4.1.94 "Loads and stores" and D24.2.40 "ISS encoding for an exception from a Data Abort".
 
@@ -16,15 +16,15 @@ use crate::ids::Ipa;
 
 /// The general-purpose registers of a vCPU.
 pub trait Registers {
-    /// Xn; 0 for 31.
+    /// Value of Xn, or 0 for n = 31.
     fn x(&self, n: u8) -> u64;
-    /// The stack pointer that PSTATE selects.
+    /// Value of the stack pointer that PSTATE selects.
     fn sp(&self) -> u64;
-    /// Data accesses are big-endian where the guest was (SCTLR_EL1.EE or E0E, PSTATE.E).
+    /// Whether data accesses at the guest's exception level are big-endian (SCTLR_EL1.EE or E0E, PSTATE.E).
     fn big_endian(&self) -> bool;
 }
 
-/// A base register that is written back.
+/// A base register with writeback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Base {
     /// X0 to X30.
@@ -33,7 +33,7 @@ pub enum Base {
     Sp,
 }
 
-/// What to do with a loaded value.
+/// How to convert a loaded value, and the register to put it into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Load {
     rt: u8,
@@ -44,13 +44,13 @@ pub struct Load {
 }
 
 impl Load {
-    /// The register to write; 31 is XZR: nowhere.
+    /// Number of the register to write. 31 is XZR: the value is discarded.
     #[must_use]
     pub const fn rt(&self) -> u8 {
         self.rt
     }
 
-    /// What to write there when the device answered `raw`.
+    /// Returns the register's value if the device returned `raw`.
     #[must_use]
     pub const fn value(&self, raw: u64) -> u64 {
         let bytes = truncate(raw, self.bytes);
@@ -60,7 +60,7 @@ impl Load {
     }
 }
 
-/// What an access does.
+/// The operation of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
     /// A store of this value.
@@ -69,31 +69,31 @@ pub enum Op {
     Read(Load),
 }
 
-/// One access of a device.
+/// One access to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
-    /// Where.
+    /// Address of the access, not necessarily aligned.
     pub at: Ipa,
-    /// 1, 2, 4 or 8. `at` need not be aligned to it.
+    /// Size in bytes: 1, 2, 4 or 8.
     pub bytes: u8,
-    /// What.
+    /// Load or store.
     pub op: Op,
 }
 
-/// A guest's load or store, ready to be carried out: the accesses in order, then the writeback, then on to the
+/// A decoded load or store. To carry it out, make the accesses in order, write the base register, and advance to the
 /// next instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// The first access.
     pub first: Access,
-    /// The second, of a pair.
+    /// The second access of a pair.
     pub second: Option<Access>,
     /// The base register's new value.
     pub writeback: Option<(Base, u64)>,
 }
 
 impl Plan {
-    /// One access or two.
+    /// Returns the accesses in order.
     pub fn accesses(&self) -> impl Iterator<Item = Access> + use<> {
         core::iter::once(self.first).chain(self.second)
     }
@@ -102,30 +102,32 @@ impl Plan {
 /// Why there is no plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// A cache operation or a prefetch: skip it.
+    /// The instruction is a cache operation or a prefetch. Skip it.
     NotAnAccess,
-    /// Nothing that devices are used with: give the guest a data abort.
+    /// The instruction is not supported for devices. Inject a data abort.
     Unsupported,
-    /// The instruction is not the one that faulted any more: resume the guest at it.
+    /// The instruction is not the one that faulted. Resume the guest at it.
     Changed,
 }
 
-/// Whether [`decode`] needs the instruction word. It is read at the guest's PC, through its own translation.
+/// Whether [`decode`] needs the instruction word. The caller reads it at the guest's PC, through the guest's own stage
+/// 1 translation.
 #[must_use]
 pub const fn needs_instruction(abort: &DataAbort) -> bool {
     !abort.isv && !abort.cm && !abort.s1ptw && !abort.fnv
 }
 
 const PAGE: u64 = 0x1000;
-/// A tag in the top byte is no part of an address.
+/// Bits of a virtual address. The top byte may be a tag.
 const ADDRESS: u64 = 0x00ff_ffff_ffff_ffff;
 
-/// Says what a load or store that faulted at stage 2 wanted.
+/// Decodes a load or store that faulted at stage 2.
 ///
-/// `far` is FAR_EL2, `ipa` what [`crate::arch::esr::ipa`] made of it, `instruction` the word at the guest's PC
-/// where [`needs_instruction`] asked for it (`None` where it could not be read, or for an AArch32 guest).
+/// `far` is FAR_EL2 and `ipa` the result of [`crate::arch::esr::ipa`] for it. `instruction` is the word at the guest's
+/// PC if [`needs_instruction`] asks for it, and `None` if the word could not be read or the guest was in AArch32 state.
 ///
 /// # Errors
+///
 /// See [`Refused`].
 pub fn decode(
     abort: &DataAbort,
@@ -141,14 +143,15 @@ pub fn decode(
         return Err(Refused::NotAnAccess);
     }
     if abort.isv {
-        return described(abort, ipa, regs);
+        return from_syndrome(abort, ipa, regs);
     }
     let word = instruction.ok_or(Refused::Unsupported)?;
     let form = parse(word)?;
     form.plan(abort, far, ipa, regs)
 }
 
-fn described(abort: &DataAbort, ipa: Ipa, regs: &dyn Registers) -> Result<Plan, Refused> {
+/// Decodes an access from the syndrome alone.
+fn from_syndrome(abort: &DataAbort, ipa: Ipa, regs: &dyn Registers) -> Result<Plan, Refused> {
     let bytes = 1u8 << (abort.sas & 3);
     in_one_page(ipa.0, bytes)?;
     let element = Element { rt: abort.srt, bytes, load: !abort.wnr, sign: abort.sse, wide: abort.sf };
@@ -160,7 +163,7 @@ fn in_one_page(address: u64, bytes: u8) -> Result<(), Refused> {
     if last > PAGE { Err(Refused::Unsupported) } else { Ok(()) }
 }
 
-/// One register's part of an instruction.
+/// The transfer of one register of a load or store.
 #[derive(Clone, Copy)]
 struct Element {
     rt: u8,
@@ -183,20 +186,20 @@ impl Element {
     }
 }
 
-/// How the address is made.
+/// Addressing mode.
 #[derive(Clone, Copy)]
 enum Address {
-    /// Base plus this.
+    /// The address is the base plus an offset.
     Offset(i64),
-    /// Base plus this, which becomes the base.
+    /// The address is the base plus an offset, and is written to the base register.
     Pre(i64),
-    /// Base; then base plus this becomes the base.
+    /// The address is the base. The base plus an offset is written to the base register.
     Post(i64),
-    /// Base plus an index register, extended and shifted.
+    /// The address is the base plus an extended and shifted index register.
     Index { rm: u8, extend: u8, shift: u8 },
 }
 
-/// A load or store instruction.
+/// A parsed load or store instruction.
 #[derive(Clone, Copy)]
 struct Form {
     rn: u8,
@@ -223,7 +226,7 @@ impl Form {
         };
         let total = if self.second.is_some() { bytes.wrapping_mul(2) } else { bytes };
         in_one_page(start, total)?;
-        // The fault may be reported at any byte of the access, but not elsewhere.
+        // FAR_EL2 may be the address of any byte of the access.
         let into = far.wrapping_sub(start) & ADDRESS;
         if into >= u64::from(total) {
             return Err(Refused::Changed);
@@ -239,11 +242,11 @@ impl Form {
 }
 
 const fn bits(word: u32, lsb: u32, count: u32) -> u8 {
-    // The callers ask for at most 7 bits.
+    // Callers ask for at most 7 bits, so the cast does not truncate.
     (word >> lsb & !(u32::MAX << count)) as u8
 }
 
-/// A signed immediate of up to 9 bits.
+/// Returns a signed immediate of up to 9 bits.
 const fn signed(word: u32, lsb: u32, count: u32) -> i64 {
     let field = word >> lsb & !(u32::MAX << count);
     let high = 32u32.wrapping_sub(count);
@@ -266,7 +269,7 @@ fn parse(word: u32) -> Result<Form, Refused> {
     }
 }
 
-/// LDP, STP, LDPSW, LDNP, STNP: `opc 101 V mode L imm7 Rt2 Rn Rt`.
+/// Parses LDP, STP, LDPSW, LDNP, STNP: `opc 101 V mode L imm7 Rt2 Rn Rt`.
 fn pair(word: u32) -> Result<Form, Refused> {
     let load = bits(word, 22, 1) == 1;
     let mode = bits(word, 23, 3);
@@ -285,7 +288,7 @@ fn pair(word: u32) -> Result<Form, Refused> {
     };
     let (rt, rt2, rn) = (bits(word, 0, 5), bits(word, 10, 5), bits(word, 5, 5));
     let writes_back = !matches!(address, Address::Offset(_));
-    // CONSTRAINED UNPREDICTABLE: one register loaded twice, or a base that is also data.
+    // CONSTRAINED UNPREDICTABLE: one register is loaded twice, or a base register with writeback is also transferred.
     if (load && rt == rt2) || (writes_back && rn != 31 && (rt == rn || rt2 == rn)) {
         return Err(Refused::Unsupported);
     }
@@ -293,7 +296,7 @@ fn pair(word: u32) -> Result<Form, Refused> {
     Ok(Form { rn, address, first, second: Some(rt2) })
 }
 
-/// The size and opc fields that the single-register forms share.
+/// Parses the size and opc fields, which all forms with a single register have in the same place.
 fn single(word: u32) -> Result<Element, Refused> {
     let size = bits(word, 30, 2);
     let bytes = 1u8 << size;
@@ -303,20 +306,20 @@ fn single(word: u32) -> Result<Element, Refused> {
         (1, _) => Ok(Element { rt, bytes, load: true, sign: false, wide: true }),
         (2, 0..=2) => Ok(Element { rt, bytes, load: true, sign: true, wide: true }),
         (3, 0 | 1) => Ok(Element { rt, bytes, load: true, sign: true, wide: false }),
-        // PRFM and PRFUM.
+        // PRFM and PRFUM
         (2, 3) => Err(Refused::NotAnAccess),
         _ => Err(Refused::Unsupported),
     }
 }
 
-/// LDR and STR with an unsigned, scaled offset: `size 111 V 01 opc imm12 Rn Rt`.
+/// Parses LDR and STR with an unsigned, scaled offset: `size 111 V 01 opc imm12 Rn Rt`.
 fn unsigned_offset(word: u32) -> Result<Form, Refused> {
     let first = single(word)?;
     let offset = i64::from(word >> 10 & 0xfff) << bits(word, 30, 2);
     Ok(Form { rn: bits(word, 5, 5), address: Address::Offset(offset), first, second: None })
 }
 
-/// Unscaled, post-indexed, unprivileged and pre-indexed: `size 111 V 00 opc 0 imm9 mode Rn Rt`.
+/// Parses the unscaled, post-indexed, unprivileged and pre-indexed forms: `size 111 V 00 opc 0 imm9 mode Rn Rt`.
 fn indexed(word: u32) -> Result<Form, Refused> {
     let first = single(word);
     let rn = bits(word, 5, 5);
@@ -328,7 +331,7 @@ fn indexed(word: u32) -> Result<Form, Refused> {
         _ => Address::Pre(offset),
     };
     let writes_back = !matches!(address, Address::Offset(_));
-    // There is a prefetch only without writeback and without privilege games.
+    // The encoding of a prefetch is allocated only in the unscaled form.
     let first = match first {
         Err(Refused::NotAnAccess) if bits(word, 10, 2) != 0 => return Err(Refused::Unsupported),
         other => other?,
@@ -339,8 +342,8 @@ fn indexed(word: u32) -> Result<Form, Refused> {
     Ok(Form { rn, address, first, second: None })
 }
 
-/// LDR and STR with an index register: `size 111 V 00 opc 1 Rm option S 10 Rn Rt`; and LDAPR, which shares the
-/// space with the atomics.
+/// Parses LDR and STR with an index register, `size 111 V 00 opc 1 Rm option S 10 Rn Rt`, and LDAPR, whose encoding is
+/// among those of the atomics.
 fn register_offset(word: u32) -> Result<Form, Refused> {
     const LDAPR_MASK: u32 = 0x3fff_fc00;
     const LDAPR: u32 = 0x38bf_c000;
@@ -351,7 +354,7 @@ fn register_offset(word: u32) -> Result<Form, Refused> {
         return Ok(Form { rn, address: Address::Offset(0), first, second: None });
     }
     let extend = bits(word, 13, 3);
-    // 10: register offset. UXTW, UXTX (LSL), SXTW and SXTX are allocated.
+    // Bits [11:10] of a register offset are 0b10. Of the extensions, UXTW, UXTX (LSL), SXTW and SXTX are allocated.
     if bits(word, 10, 2) != 2 || extend & 2 == 0 {
         return Err(Refused::Unsupported);
     }
@@ -361,7 +364,8 @@ fn register_offset(word: u32) -> Result<Form, Refused> {
     Ok(Form { rn, address, first, second: None })
 }
 
-/// LDAR, STLR, LDLAR and STLLR: `size 001000 1 L 0 Rs o0 Rt2 Rn Rt`. With bit 23 clear these are exclusives.
+/// Parses LDAR, STLR, LDLAR and STLLR: `size 001000 1 L 0 Rs o0 Rt2 Rn Rt`. With bit 23 clear these are exclusives,
+/// which are refused.
 fn ordered(word: u32) -> Result<Form, Refused> {
     if bits(word, 23, 1) == 0 {
         return Err(Refused::Unsupported);
@@ -372,7 +376,7 @@ fn ordered(word: u32) -> Result<Form, Refused> {
     Ok(Form { rn: bits(word, 5, 5), address: Address::Offset(0), first, second: None })
 }
 
-/// LDAPUR and STLUR: `size 011001 opc 0 imm9 00 Rn Rt`.
+/// Parses LDAPUR and STLUR: `size 011001 opc 0 imm9 00 Rn Rt`.
 fn ordered_unscaled(word: u32) -> Result<Form, Refused> {
     if bits(word, 10, 2) != 0 {
         return Err(Refused::Unsupported);
@@ -411,7 +415,7 @@ const fn swap(value: u64, bytes: u8) -> u64 {
     }
 }
 
-/// UXTW (2), UXTX (3), SXTW (6), SXTX (7).
+/// Extends an index register: UXTW (2), UXTX (3), SXTW (6), SXTX (7).
 const fn extend_index(index: u64, extend: u8) -> u64 {
     match extend {
         2 => index & 0xffff_ffff,

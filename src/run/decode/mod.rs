@@ -1,7 +1,8 @@
-//! What a guest's exits mean: system registers, faulting loads and stores, and exceptions given back to it.
+//! Decoding of traps: accesses to system registers, loads and stores that fault at stage 2, and the exceptions that a
+//! guest gets in return.
 //!
-//! Everything here is a function of the syndrome and of what a small port answers; the run loop of `vm` owns
-//! the vCPU and does what comes out.
+//! All results are functions of the syndrome, of the guest's registers and of the answers of a small port. The run loop
+//! owns the vCPU and carries the results out.
 #![deny(
     clippy::panic,
     clippy::todo,

@@ -1,16 +1,16 @@
-//! System registers and instructions that trap: what they answer.
+//! Emulation of trapped system registers and system instructions.
 //!
-//! What traps is decided by the table in [`crate::arch::features`]. A register that a guest has is emulated
-//! here; all else, hidden features first of all, is UNDEFINED, which is what a CPU without them would say.
+//! The table in [`crate::arch::features`] determines what traps. Registers that a guest has are emulated here. All
+//! others, above all those of hidden features, are UNDEFINED, as on a CPU without these features.
 //!
-//! | registers | answer |
+//! | registers | emulation |
 //! |---|---|
 //! | ID registers, REVIDR, AIDR | from the table |
 //! | ACTLR_EL1 | RAZ/WI |
 //! | ICC_SGI1R, ICC_SGI0R, ICC_ASGI1R | to the guest's GIC |
-//! | ICC_DIR | to the guest's GIC, while that has more active interrupts than list registers |
+//! | ICC_DIR | to the guest's GIC. It traps while there are more active interrupts than list registers |
 //! | CNTP_*, CNTPCT | the emulated timer |
-//! | MDSCR_EL1 | the real one, but for the bits of external debug |
+//! | MDSCR_EL1 | the vCPU's own, except for the bits of external debug |
 //! | OS lock, claim tags, breakpoints 0 and 1, watchpoints 0 and 1, DCC | RAZ/WI |
 //! | DC ISW, CSW, CISW | see [`SysRegPort::set_way`] |
 //!
@@ -20,7 +20,7 @@ use crate::arch::esr::SysRegAccess;
 use crate::dev::vtimer::VTimer;
 use crate::ids::Intid;
 
-/// Which of the registers that send SGIs was written.
+/// The register through which an SGI was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SgiKind {
     /// ICC_SGI1R_EL1: group 1.
@@ -31,53 +31,53 @@ pub enum SgiKind {
     OtherGroup1,
 }
 
-/// What became of an access.
+/// The result of an emulated access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Put this into Rt (nowhere if it is 31) and go on after the instruction.
+    /// Write this value to Rt (discard it if Rt is 31) and resume after the instruction.
     Read(u64),
-    /// Go on after the instruction.
+    /// Resume after the instruction.
     Written,
-    /// Give the guest an UNDEFINED instruction exception.
+    /// Inject the exception of an UNDEFINED instruction.
     Undef,
 }
 
-/// What the emulation asks of the vCPU and its domain.
+/// Access to the vCPU and its domain.
 pub trait SysRegPort {
-    /// The value of an ID register; `None` if the guest has no such register.
+    /// Returns the value of an ID register, or `None` if the guest has no such register. See
     /// [`crate::arch::features::Features::guest_id`].
     fn guest_id(&self, op1: u8, crn: u8, crm: u8, op2: u8) -> Option<u64>;
-    /// An SGI; `value` is what was written. The guest's GIC decodes it.
+    /// Sends an SGI. `value` is the value written, which the guest's GIC decodes.
     fn send_sgi(&mut self, kind: SgiKind, value: u64);
-    /// The guest deactivates this interrupt.
+    /// Deactivates an interrupt.
     fn deactivate(&mut self, intid: Intid);
-    /// CNTPCT_EL0.
+    /// Returns the value of CNTPCT_EL0.
     fn counter(&self) -> u64;
-    /// This vCPU's CNTP_*.
+    /// Returns the vCPU's emulated physical timer.
     fn timer(&mut self) -> &mut VTimer;
-    /// The timer was written: set the EL2 timer to its deadline and PPI 30 to its level.
+    /// Sets the EL2 timer to the deadline of the emulated timer and PPI 30 to its level, after a write to the timer.
     fn timer_changed(&mut self);
-    /// MDSCR_EL1 of this vCPU.
+    /// Returns MDSCR_EL1 of the vCPU.
     fn mdscr(&self) -> u64;
-    /// Sets MDSCR_EL1 of this vCPU.
+    /// Sets MDSCR_EL1 of the vCPU.
     fn set_mdscr(&mut self, value: u64);
-    /// The guest cleans or invalidates its caches by set and way.
+    /// Handles the clean or invalidation of one set and way of a cache. The instruction itself is not executed.
     ///
-    /// By architecture that says nothing about other CPUs or system caches, and the vCPU may have moved since
-    /// the loop began, so it is only good for what firmware does around switching its own caches off. The
-    /// domain may clean and invalidate all its memory by address at the first such instruction; where all
-    /// masters are coherent it may do nothing. The instruction itself is not executed.
+    /// By the architecture it affects neither other CPUs nor system caches, and the vCPU may have moved to another CPU
+    /// since the guest's loop over sets and ways began. So it is only useful to firmware that enables or disables its
+    /// own caches. The domain may clean and invalidate all of its memory by address at the first such instruction, or
+    /// do nothing if all masters are coherent.
     fn set_way(&mut self);
 }
 
-/// MDSCR_EL1 bits that a guest owns: SS, TDCC, KDE, MDE. The others are for an external debugger.
+/// Bits of MDSCR_EL1 that a guest can set: SS, TDCC, KDE, MDE. The others are for an external debugger.
 const MDSCR_GUEST: u64 = 1 | 1 << 12 | 1 << 13 | 1 << 15;
-/// OSLSR_EL1: an OS lock exists (OSLM = 0b10) and is open.
-const OSLSR_OPEN: u64 = 1 << 3;
-/// Breakpoints, and watchpoints, that ID_AA64DFR0_EL1 shows.
+/// Value of OSLSR_EL1: there is an OS lock (OSLM = 0b10), and it is unlocked.
+const OSLSR_UNLOCKED: u64 = 1 << 3;
+/// Number of breakpoints, and of watchpoints, in the guest's ID_AA64DFR0_EL1.
 const DEBUG_PAIRS: u8 = 2;
 
-/// Emulates one trapped access. `written` is the value of Rt for a write (0 for XZR) and not looked at for a read.
+/// Emulates one trapped access. `written` is the value of Rt for a write (0 for XZR) and is ignored for a read.
 pub fn emulate(access: SysRegAccess, written: u64, port: &mut dyn SysRegPort) -> Outcome {
     match access.op0 {
         3 => register(access, written, port),
@@ -150,10 +150,10 @@ fn debug_register(access: SysRegAccess, written: u64, port: &mut dyn SysRegPort)
         // OSLAR_EL1
         (0, 1, 0, 4, false) => Outcome::Written,
         // OSLSR_EL1
-        (0, 1, 1, 4, true) => Outcome::Read(OSLSR_OPEN),
+        (0, 1, 1, 4, true) => Outcome::Read(OSLSR_UNLOCKED),
         // OSDLR_EL1, DBGPRCR_EL1
         (0, 1, 3 | 4, 4, _) => raz_wi(is_read),
-        // DBGCLAIMSET_EL1, DBGCLAIMCLR_EL1: no tags
+        // DBGCLAIMSET_EL1, DBGCLAIMCLR_EL1: there are no claim tags
         (0, 7, 8 | 9, 6, _) => raz_wi(is_read),
         // DBGAUTHSTATUS_EL1
         (0, 7, 14, 6, true) => Outcome::Read(0),
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn id_registers_are_read_and_never_written() {
+    fn id_registers_can_be_read_but_not_written() {
         let mut port = Port::default();
         assert_eq!(emulate(reg(3, 0, 0, 4, 1, true), 0, &mut port), Outcome::Read(0x41));
         assert_eq!(emulate(reg(3, 0, 0, 4, 1, false), 0, &mut port), Outcome::Undef);
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn each_sgi_register_says_its_group() {
+    fn each_sgi_register_sends_to_its_group() {
         let mut port = Port::default();
         for (op2, kind) in [(5, SgiKind::Group1), (6, SgiKind::OtherGroup1), (7, SgiKind::Group0)] {
             assert_eq!(emulate(reg(3, 0, 12, 11, op2, false), 0x100 + u64::from(op2), &mut port), Outcome::Written);
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deactivation_that_traps_names_its_interrupt() {
+    fn a_trapped_deactivation_has_the_intid_of_its_interrupt() {
         let mut port = Port::default();
         assert_eq!(emulate(reg(3, 0, 12, 11, 1, false), 0xff00_0028, &mut port), Outcome::Written);
         assert_eq!(port.deactivated, [Intid(0x28)]);
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn the_physical_timer_is_emulated_and_each_write_rearms() {
+    fn the_physical_timer_is_emulated_and_each_write_sets_the_el2_timer() {
         let mut port = Port { now: 1000, ..Port::default() };
         assert_eq!(emulate(reg(3, 3, 14, 2, 0, false), 50, &mut port), Outcome::Written);
         assert_eq!(emulate(reg(3, 3, 14, 2, 1, false), 1, &mut port), Outcome::Written);
@@ -264,11 +264,11 @@ mod tests {
         assert_eq!(emulate(reg(3, 3, 14, 2, 1, true), 0, &mut port), Outcome::Read(5));
         assert_eq!(emulate(reg(3, 3, 14, 0, 1, true), 0, &mut port), Outcome::Read(1050));
         assert_eq!(emulate(reg(3, 3, 14, 0, 1, false), 0, &mut port), Outcome::Undef);
-        assert_eq!(port.rearmed, 2, "reading changes nothing");
+        assert_eq!(port.rearmed, 2, "a read does not set the EL2 timer");
     }
 
     #[test]
-    fn single_step_works_and_external_debug_stays_out_of_reach() {
+    fn the_guest_can_set_single_step_but_no_bit_of_external_debug() {
         let mut port = Port::default();
         assert_eq!(emulate(reg(2, 0, 0, 2, 2, false), u64::MAX, &mut port), Outcome::Written);
         assert_eq!(port.mdscr, 0xb001);
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_registers_are_as_many_as_the_id_register_says() {
+    fn there_are_as_many_debug_registers_as_the_id_register_says() {
         let mut port = Port::default();
         for op2 in 4..=7 {
             assert_eq!(emulate(reg(2, 0, 0, 1, op2, true), 0, &mut port), Outcome::Read(0));
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_hidden_or_unknown_is_undefined() {
+    fn hidden_and_unknown_registers_are_undefined() {
         let mut port = Port::default();
         let hidden = [
             (reg(3, 3, 9, 12, 0, true), "PMCR_EL0"),
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn auxiliary_control_is_raz_wi_and_set_way_is_reported() {
+    fn actlr_is_raz_wi_and_set_way_operations_are_passed_to_the_port() {
         let mut port = Port::default();
         assert_eq!(emulate(reg(3, 0, 1, 0, 1, true), 0, &mut port), Outcome::Read(0));
         assert_eq!(emulate(reg(3, 0, 1, 0, 1, false), u64::MAX, &mut port), Outcome::Written);

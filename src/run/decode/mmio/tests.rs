@@ -1,4 +1,4 @@
-//! The instruction words here are an assembler's.
+//! Tests of the decoder. The instruction words were made by an assembler from the text beside them.
 
 use super::*;
 use crate::arch::esr::Fault;
@@ -50,13 +50,13 @@ fn abort(wnr: bool) -> DataAbort {
     }
 }
 
-/// Runs `word` with the fault `offset` bytes from where X2 and SP point.
+/// Decodes `word` for a fault `offset` bytes from the address in X2 and SP.
 fn run(word: u32, wnr: bool, offset: i64, regs: &Regs) -> Result<Plan, Refused> {
     let far = VA.wrapping_add_signed(offset);
     decode(&abort(wnr), far, Ipa(IPA.wrapping_add_signed(offset)), Some(word), regs)
 }
 
-/// Offset, bytes, and what a load of all ones (in the accessed bytes, top bit set) gives.
+/// Returns the register, the size in bytes and the register's value after a load of bytes whose top bits are set.
 fn load(word: u32, offset: i64) -> (u8, u8, u64) {
     let plan = run(word, false, offset, &regs()).unwrap();
     assert_eq!(plan.first.at, Ipa(IPA.wrapping_add_signed(offset)), "{word:#x}");
@@ -79,7 +79,7 @@ fn writeback(word: u32, wnr: bool, offset: i64) -> Option<(Base, i64)> {
 }
 
 #[test]
-fn plain_loads_extend_as_their_form_says() {
+fn plain_loads_zero_extend_or_sign_extend() {
     assert_eq!(load(0xb940_0041, 0), (1, 4, 0xffff_ff80), "ldr w1, [x2]");
     assert_eq!(load(0xf940_0441, 8), (1, 8, 0xffff_ffff_ffff_ff80), "ldr x1, [x2, #8]");
     assert_eq!(load(0x3940_1443, 5), (3, 1, 0x80), "ldrb w3, [x2, #5]");
@@ -96,7 +96,7 @@ fn plain_loads_extend_as_their_form_says() {
 }
 
 #[test]
-fn plain_stores_take_the_low_bytes() {
+fn plain_stores_write_the_low_bytes() {
     assert_eq!(store(0xf900_005f, 0), (8, 0), "str xzr, [x2]");
     assert_eq!(store(0x7900_0c44, 6), (2, 0x4444), "strh w4, [x2, #6]");
     assert_eq!(store(0xf80f_f041, 255), (8, 0x1111_2222_8333_8485), "stur x1, [x2, #255]");
@@ -121,7 +121,7 @@ fn an_index_register_is_extended_and_scaled() {
 }
 
 #[test]
-fn writeback_forms_move_the_base_once() {
+fn writeback_forms_change_the_base_once() {
     assert_eq!(load(0xb840_4c41, 4).1, 4);
     assert_eq!(writeback(0xb840_4c41, false, 4), Some((Base::X(2), 4)), "ldr w1, [x2, #4]!");
     assert_eq!(writeback(0xf85f_8441, false, 0), Some((Base::X(2), -8)), "ldr x1, [x2], #-8");
@@ -161,14 +161,14 @@ fn a_pair_is_two_accesses_in_order() {
 }
 
 #[test]
-fn a_pair_may_fault_at_its_second_half() {
+fn a_pair_may_fault_at_its_second_register() {
     let plan = run(0xa941_0c41, false, 24, &regs()).unwrap(); // ldp x1, x3, [x2, #16]
     assert_eq!(plan.first.at, Ipa(IPA + 16));
     assert_eq!(plan.second.unwrap().at, Ipa(IPA + 24));
 }
 
 #[test]
-fn what_devices_are_not_used_with_is_refused() {
+fn instructions_that_devices_are_not_used_with_are_refused() {
     let refused = [
         (0x885f_7c41, "ldxr"),
         (0x8803_7c41, "stxr"),
@@ -189,7 +189,7 @@ fn what_devices_are_not_used_with_is_refused() {
         (0xf840_8442, "ldr x2, [x2], #8: base loaded"),
         (0xf800_8442, "str x2, [x2], #8: base stored"),
         (0x0000_0000, "udf"),
-        (0xffff_ffff, "nothing"),
+        (0xffff_ffff, "unallocated"),
     ];
     for (word, name) in refused {
         for wnr in [false, true] {
@@ -200,15 +200,15 @@ fn what_devices_are_not_used_with_is_refused() {
 }
 
 #[test]
-fn an_instruction_that_does_not_fit_the_fault_is_run_again() {
+fn an_instruction_that_does_not_match_the_fault_is_executed_again() {
     let ldr = 0xb840_4c41; // ldr w1, [x2, #4]!
-    assert_eq!(run(ldr, true, 4, &regs()), Err(Refused::Changed), "it was a store");
-    assert_eq!(run(ldr, false, 0, &regs()), Err(Refused::Changed), "it was elsewhere");
-    assert_eq!(run(ldr, false, 8, &regs()), Err(Refused::Changed), "just behind");
+    assert_eq!(run(ldr, true, 4, &regs()), Err(Refused::Changed), "the fault was of a store");
+    assert_eq!(run(ldr, false, 0, &regs()), Err(Refused::Changed), "the fault was in front of the access");
+    assert_eq!(run(ldr, false, 8, &regs()), Err(Refused::Changed), "the fault was behind the access");
 }
 
 #[test]
-fn a_tagged_address_is_the_same_address() {
+fn the_tag_of_an_address_is_ignored() {
     let mut r = regs();
     r.x[2] = 0x5a00_0000_0000_0100;
     let plan = decode(&abort(false), 0x0000_0000_0000_0104, Ipa(IPA + 4), Some(0xb840_4c41), &r).unwrap();
@@ -217,7 +217,7 @@ fn a_tagged_address_is_the_same_address() {
 }
 
 #[test]
-fn nothing_crosses_a_page() {
+fn accesses_that_cross_a_page_are_refused() {
     let mut r = regs();
     r.x[2] = 0x0900_0ff8;
     let ldp = 0xa940_0c41;
@@ -229,7 +229,7 @@ fn nothing_crosses_a_page() {
 }
 
 #[test]
-fn a_described_access_needs_no_instruction() {
+fn an_access_with_valid_syndrome_needs_no_instruction() {
     let half = DataAbort { isv: true, sas: 1, sse: true, srt: 7, sf: true, ..abort(false) };
     assert!(!needs_instruction(&half) && needs_instruction(&abort(false)));
     let plan = decode(&half, VA, Ipa(IPA), None, &regs()).unwrap();
@@ -240,7 +240,7 @@ fn a_described_access_needs_no_instruction() {
 }
 
 #[test]
-fn an_abort_that_is_no_access_is_told_apart() {
+fn cache_operations_and_stage_1_walks_are_not_accesses() {
     let cache = DataAbort { cm: true, ..abort(true) };
     assert_eq!(decode(&cache, VA, Ipa(IPA), None, &regs()), Err(Refused::NotAnAccess));
     let walk = DataAbort { s1ptw: true, ..abort(false) };
@@ -249,10 +249,10 @@ fn an_abort_that_is_no_access_is_told_apart() {
 }
 
 #[test]
-fn a_big_endian_guest_sees_its_bytes_in_its_order() {
+fn the_bytes_of_a_big_endian_guest_are_swapped() {
     let mut r = regs();
     r.big = true;
-    let store = run(0x7900_0c44, true, 6, &r).unwrap(); // strh w4 = 0x4444: the same either way
+    let store = run(0x7900_0c44, true, 6, &r).unwrap(); // strh w4: 0x4444 is the same in both orders
     assert_eq!(store.first.op, Op::Write(0x4444));
     r.x[4] = 0x1234;
     assert_eq!(run(0x7900_0c44, true, 6, &r).unwrap().first.op, Op::Write(0x3412));
@@ -261,8 +261,8 @@ fn a_big_endian_guest_sees_its_bytes_in_its_order() {
 }
 
 #[test]
-fn every_word_ends_in_a_plan_within_its_page_or_a_refusal() {
-    // Words from a linear congruential generator, most of them loads and stores.
+fn every_instruction_is_refused_or_planned_within_its_page() {
+    // The words are from a linear congruential generator, with bits set so that most are loads and stores.
     let mut seed = 0x2545_f491_4f6c_dd1du64;
     let mut plans = 0;
     for _ in 0..400_000 {
