@@ -1,31 +1,32 @@
-//! Which machine the model is.
+//! Description of the machine that the model stands for.
 //!
-//! A [`Config`] is plain data: take one that stands for a real machine and change what the test is about.
+//! A [`Config`] is plain data. A test takes one that describes a real machine and changes the fields it is about.
 
-/// Which architecture the GIC as a whole has. Single redistributors and ITSs can have less; see their fields.
+/// Architecture version of the GIC as a whole. Single redistributors and ITSs can have fewer features; see their
+/// fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
     /// GICv3: physical LPIs only.
     V3,
-    /// GICv4.0: virtual LPIs, one doorbell per event, VPTs named by address.
+    /// GICv4.0: virtual LPIs, one doorbell per event, vPEs identified by the address of their VPT.
     V4_0,
-    /// GICv4.1: vPEs named by id, default doorbells, virtual SGIs.
+    /// GICv4.1: vPEs identified by vPEID, default doorbells, virtual SGIs.
     V4_1,
 }
 
-/// What a MSI, a guest or a doorbell meets between a command and its (V)SYNC.
+/// The state that MSIs, guests and doorbells see between a command and its SYNC or VSYNC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Staleness {
     /// Commands take effect everywhere as they are consumed (QEMU).
     Immediate,
-    /// Translations, collections, vPE homes and cached configuration are the old ones until the right SYNC,
-    /// VSYNC or GICR_SYNCR, and configuration is cached as early as the architecture allows.
+    /// Translations, collections, homes of vPEs and cached configuration stay the old ones until the SYNC, VSYNC or
+    /// GICR_SYNCR that covers the change. Configuration is cached as early as the architecture allows.
     Worst,
-    /// As `Worst`, but each single change may also be seen early; a pseudo-random choice from this seed.
+    /// As `Worst`, except that single changes, chosen pseudo-randomly from this seed, are seen early.
     Random(u64),
 }
 
-/// How long things take, in nanoseconds of the machine's own clock.
+/// Durations in nanoseconds of the machine's own clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// One register access.
@@ -34,23 +35,23 @@ pub struct Timing {
     pub relax: u64,
     /// One ITS command.
     pub command: u64,
-    /// GICR_VPENDBASER.Dirty after Valid was set.
+    /// Time for which GICR_VPENDBASER.Dirty is 1 after Valid was set.
     pub dirty_in: u64,
-    /// GICR_VPENDBASER.Dirty after Valid was cleared.
+    /// Time for which GICR_VPENDBASER.Dirty is 1 after Valid was cleared.
     pub dirty_out: u64,
-    /// GICR_SYNCR.Busy and GICR_VSGIPENDR.Busy.
+    /// Time for which GICR_SYNCR.Busy and GICR_VSGIPENDR.Busy are 1.
     pub busy: u64,
-    /// From GITS_CTLR.Enabled = 0 to GITS_CTLR.Quiescent = 1.
+    /// Time from GITS_CTLR.Enabled = 0 to GITS_CTLR.Quiescent = 1.
     pub quiesce: u64,
-    /// GICR_CTLR.RWP and GICD_CTLR.RWP.
+    /// Time for which GICR_CTLR.RWP and GICD_CTLR.RWP are 1.
     pub rwp: u64,
 }
 
 impl Timing {
-    /// Everything is done when the access returns (QEMU).
+    /// Everything is complete when the access returns (QEMU).
     pub const INSTANT: Timing =
         Timing { access: 50, relax: 500, command: 0, dirty_in: 0, dirty_out: 0, busy: 0, quiesce: 0, rwp: 0 };
-    /// In the order of what has been measured on servers: a scan of the VPT takes 0.1 to 2 us.
+    /// Durations of the order of magnitude measured on servers, where a scan of the VPT takes 0.1 to 2 us.
     pub const SERVER: Timing = Timing {
         access: 100,
         relax: 200,
@@ -63,10 +64,11 @@ impl Timing {
     };
 }
 
-/// What GICR_PROPBASER and GICR_PENDBASER hold on a CPU that an earlier stage left with LPIs on.
+/// Values of GICR_PROPBASER and GICR_PENDBASER on a CPU where earlier software has left LPIs enabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LpisAtReset {
-    /// GICR_PROPBASER. The model allocates nothing: [`claim`](crate::Machine::claim) the memory if it is RAM.
+    /// GICR_PROPBASER. The model does not allocate the tables: [`claim`](crate::Machine::claim) the memory if it is
+    /// RAM.
     pub propbaser: u64,
     /// GICR_PENDBASER.
     pub pendbaser: u64,
@@ -77,39 +79,39 @@ pub struct LpisAtReset {
 pub struct Cpu {
     /// Aff3.Aff2.Aff1.Aff0, as in GICR_TYPER\[63:32\].
     pub affinity: u32,
-    /// Address of its RD frame.
+    /// Address of the RD frame.
     pub gicr: u64,
     /// GICR_TYPER.Processor_Number.
     pub processor_number: u16,
     /// GICR_TYPER.Last.
     pub last: bool,
-    /// GICR_TYPER.VLPIS: four frames instead of two.
+    /// GICR_TYPER.VLPIS. The redistributor has four frames instead of two.
     pub vlpis: bool,
-    /// GICR_TYPER.RVPEID: GICv4.1.
+    /// GICR_TYPER.RVPEID. The redistributor is GICv4.1.
     pub rvpeid: bool,
-    /// GICR_TYPER.Dirty: Dirty is shown after Valid is set, too.
+    /// GICR_TYPER.Dirty. GICR_VPENDBASER.Dirty is also 1 after Valid was set.
     pub dirty: bool,
     /// GICR_TYPER.DirectLPI.
     pub direct_lpi: bool,
-    /// GICR_CTLR.IR: INVLPIR, INVALLR and SYNCR work without DirectLPI.
+    /// GICR_CTLR.IR. GICR_INVLPIR, GICR_INVALLR and GICR_SYNCR exist without DirectLPI.
     pub ir: bool,
-    /// GICR_CTLR.CES: EnableLPIs can be cleared.
+    /// GICR_CTLR.CES. EnableLPIs can be cleared.
     pub ces: bool,
     /// GICR_TYPER.CommonLPIAff.
     pub common_lpi_aff: u8,
-    /// GICR_TYPER.VSGI (with `rvpeid`).
+    /// GICR_TYPER.VSGI. Used with `rvpeid` only.
     pub vsgi: bool,
     /// GICR_TYPER.MPAM.
     pub mpam: bool,
     /// Whether this redistributor accepts shareable attributes.
     pub shareable: bool,
-    /// LPIs are on when software first looks.
+    /// The tables of LPIs that are enabled at reset, if they are.
     pub lpis_at_reset: Option<LpisAtReset>,
-    /// GICR_VPENDBASER (and GICR_VPROPBASER) as an earlier stage left them.
+    /// GICR_VPROPBASER and GICR_VPENDBASER as earlier software has left them.
     pub residency_at_reset: Option<(u64, u64)>,
 }
 
-/// What one GITS_BASER is.
+/// The kind of table behind a GITS_BASER<n>.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableKind {
     /// GITS_BASER.Type 1.
@@ -120,64 +122,64 @@ pub enum TableKind {
     Collection,
 }
 
-/// One GITS_BASER that is implemented.
+/// An implemented GITS_BASER<n>.
 #[derive(Clone, Debug)]
 pub struct Baser {
     /// GITS_BASER.Type.
     pub kind: TableKind,
-    /// Bytes of an entry.
+    /// Size of an entry in bytes.
     pub entry_size: u32,
-    /// Page sizes that can be written, in KiB (4, 16, 64). Another one reads back as the first of these.
+    /// Supported page sizes in KiB (4, 16, 64). A page size that is not supported reads back as the last of these.
     pub pages: Vec<u32>,
     /// Whether Indirect can be set.
     pub indirect: bool,
 }
 
-/// How GITS_CTLR.ITS_Number behaves.
+/// Behaviour of GITS_CTLR.ITS_Number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ItsNumber {
-    /// RES0: GITS_TYPER.VMOVP is 1.
+    /// The field is RES0, since GITS_TYPER.VMOVP is 1.
     None,
-    /// Software sets it.
+    /// Software writes the field.
     Writable,
-    /// Fixed by the hardware.
+    /// The field has a fixed value.
     Fixed(u8),
 }
 
 /// One ITS.
 #[derive(Clone, Debug)]
 pub struct Its {
-    /// Address of its control frame. The translation frame follows, and with `vsgi` the virtual frame.
+    /// Address of the control frame. The translation frame follows it and, with `vsgi`, the virtual frame.
     pub base: u64,
     /// GITS_IIDR.
     pub iidr: u32,
     /// GITS_TYPER.Virtual.
     pub virtual_lpis: bool,
-    /// Bytes of an ITT entry.
+    /// Size of an ITT entry in bytes.
     pub itt_entry_size: u32,
-    /// Bits of an EventID.
+    /// Number of EventID bits.
     pub event_bits: u32,
-    /// Bits of a DeviceID.
+    /// Number of DeviceID bits.
     pub device_bits: u32,
-    /// Bits of an ICID. 16 with GITS_TYPER.CIL = 0 if `cil` is not set.
+    /// Number of ICID bits if `cil` is set. Without it there are 16.
     pub collection_bits: u32,
     /// GITS_TYPER.CIL.
     pub cil: bool,
-    /// GITS_TYPER.PTA: RDbase is an address.
+    /// GITS_TYPER.PTA. RDbase is an address.
     pub pta: bool,
-    /// GITS_TYPER.HCC: collections held in the ITS itself.
+    /// GITS_TYPER.HCC, the number of collections that the ITS holds itself.
     pub hcc: u8,
-    /// GITS_TYPER.VMOVP: one VMOVP on one ITS moves the vPE for all.
+    /// GITS_TYPER.VMOVP. A VMOVP on one ITS moves the vPE for all ITSs.
     pub vmovp: bool,
     /// GITS_TYPER.MPAM.
     pub mpam: bool,
     /// GITS_TYPER.VSGI.
     pub vsgi: bool,
-    /// GITS_TYPER.VMAPP: GICv4.1 commands.
+    /// GITS_TYPER.VMAPP. The ITS has the commands of GICv4.1.
     pub vmapp: bool,
     /// GITS_TYPER.SVPET.
     pub svpet: u8,
-    /// GITS_TYPER.nID: an individual doorbell per event is not supported.
+    /// GITS_TYPER.nID. Individual doorbells for events are not supported.
     pub nid: bool,
     /// GITS_MPIDR.
     pub mpidr: u32,
@@ -187,58 +189,60 @@ pub struct Its {
     pub basers: Vec<Option<Baser>>,
     /// Whether the ITS accepts shareable attributes.
     pub shareable: bool,
-    /// After a stall, only a GITS_CWRITER write with Retry set goes on.
+    /// A stall ends only when GITS_CWRITER is written with Retry = 1. Without this flag every write of it ends a stall.
     pub retry_needed: bool,
-    /// GITS_CTLR as software first finds it, without Quiescent.
+    /// GITS_CTLR.Enabled at reset.
     pub enabled_at_reset: bool,
-    /// A CPU's store to GITS_TRANSLATER is an MSI with this DeviceID; `None`: it is a violation.
+    /// DeviceID of MSIs that CPUs write to GITS_TRANSLATER. If `None`, such a write is a violation.
     pub cpu_device: Option<u32>,
 }
 
-/// A machine.
+/// Description of a machine.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The architecture.
+    /// The architecture version.
     pub version: Version,
     /// Address of the Distributor.
     pub gicd: u64,
     /// GICD_IIDR and GICR_IIDR.
     pub iidr: u32,
-    /// GICD_CTLR.DS. Without it, software is Non-secure: bit 0 of GICD_CTLR is EnableGrp1 (write-ignored, as on
-    /// Graviton, when affinity routing is on) and bit 1 EnableGrp1A.
+    /// GICD_CTLR.DS. Without it software is Non-secure: bit 1 of GICD_CTLR is EnableGrp1A, and bit 0 is EnableGrp1,
+    /// whose writes are ignored while affinity routing is enabled, as on Graviton.
     pub ds: bool,
     /// GICD_TYPER.ITLinesNumber.
     pub it_lines: u32,
-    /// Bits of an INTID.
+    /// Number of INTID bits.
     pub intid_bits: u32,
-    /// GICD_TYPER.num_LPIs; 0: all that `intid_bits` allows.
+    /// GICD_TYPER.num_LPIs. 0 means all LPIs that `intid_bits` allows.
     pub num_lpis: u32,
-    /// Bits of a vPEID if GICD_TYPER2.VIL is set.
+    /// Number of vPEID bits if GICD_TYPER2.VIL is 1.
     pub vpeid_bits: Option<u32>,
     /// GICD_TYPER2.nASSGIcap.
     pub nassgicap: bool,
-    /// The CPUs, by number.
+    /// The CPUs and their redistributors.
     pub cpus: Vec<Cpu>,
     /// The ITSs.
     pub its: Vec<Its>,
-    /// Address and size of the memory that `alloc` takes from.
+    /// Address and size in bytes of the memory from which `alloc` allocates.
     pub ram: (u64, u64),
-    /// How long things take.
+    /// How long operations take.
     pub timing: Timing,
-    /// What is seen before it has to be.
+    /// Which changes are seen before their synchronisation.
     pub staleness: Staleness,
-    /// Pending bits are in the tables at all times (QEMU); otherwise only when the GIC had to write them.
+    /// Pending bits are always in the tables in memory (QEMU). Without this flag, they are only there when the GIC had
+    /// to write them.
     pub write_through: bool,
-    /// 4.0: a doorbell rings for an event that was pending already (QEMU); otherwise only when it becomes pending.
+    /// GICv4.0: a doorbell also rings for an event that is pending already (QEMU). Without this flag, it rings only
+    /// when the event becomes pending.
     pub ring_when_pending: bool,
-    /// 4.0: a redistributor drops virtual LPIs beyond its GICR_VPROPBASER.IDbits also while nothing is resident.
+    /// GICv4.0: a redistributor drops virtual LPIs beyond its GICR_VPROPBASER.IDbits even while no vPE is resident.
     pub drops_beyond_idbits: bool,
-    /// 4.0: the value that IDAI takes at each end of a residency; `None`: 0 and 1 in turn.
+    /// GICv4.0: value of IDAI at the end of each residency. `None` alternates between 0 and 1.
     pub idai: Option<bool>,
 }
 
 impl Config {
-    /// QEMU's `virt,virtualization=on,gic-version=4`: GICv4.0, no lag of any kind.
+    /// QEMU's `virt,virtualization=on,gic-version=4`: GICv4.0, where everything takes effect at once.
     #[must_use]
     pub fn qemu(cpus: usize) -> Config {
         let mut c = Config::base(Version::V4_0, 0x0800_0000, 0x080a_0000, cpus);
@@ -274,7 +278,7 @@ impl Config {
         c
     }
 
-    /// A plain GICv3 server: LPIs, DirectLPI, nothing virtual.
+    /// A plain GICv3 server: LPIs and DirectLPI, no virtual LPIs.
     #[must_use]
     pub fn gicv3(cpus: usize) -> Config {
         let mut c = Config::base(Version::V3, 0x2f00_0000, 0x2f10_0000, cpus);
@@ -286,7 +290,7 @@ impl Config {
         c
     }
 
-    /// A strict GICv4.0 with one ITS: everything takes time and stays stale as long as it may.
+    /// A strict GICv4.0 with one ITS: everything takes time and stays stale for as long as is allowed.
     #[must_use]
     pub fn v4_0(cpus: usize) -> Config {
         let mut c = Config::base(Version::V4_0, 0x2f00_0000, 0x2f10_0000, cpus);
@@ -294,7 +298,7 @@ impl Config {
         c
     }
 
-    /// GICv4.0 with several ITSs that need VMOVP on each of them (GITS_TYPER.VMOVP = 0), as Hisilicon's.
+    /// GICv4.0 with several ITSs that all need each VMOVP (GITS_TYPER.VMOVP = 0), as on Hisilicon's servers.
     #[must_use]
     pub fn its_list(cpus: usize, count: usize) -> Config {
         let mut c = Config::v4_0(cpus);
@@ -304,7 +308,7 @@ impl Config {
         c
     }
 
-    /// A strict GICv4.1 with `its` ITSs, all redistributors and ITSs in one affinity group.
+    /// A strict GICv4.1 with `its` ITSs. All redistributors and ITSs are in one affinity group.
     #[must_use]
     pub fn v4_1(cpus: usize, its: usize) -> Config {
         let mut c = Config::base(Version::V4_1, 0x2f00_0000, 0x2f10_0000, cpus);
@@ -319,8 +323,8 @@ impl Config {
         c
     }
 
-    /// Graviton3 as c7g.metal shows it: GICv4.1, one ITS, two runs of redistributors 16 GiB apart, the second
-    /// with Aff3 = 1, SVPET = 1 (so the second half needs a vPE table of its own), no GICR_TYPER.Last.
+    /// Graviton3 as seen on c7g.metal: GICv4.1, one ITS, two groups of redistributors 16 GiB apart, the second with
+    /// Aff3 = 1, SVPET = 1 (so that the second group needs a vPE table of its own), no GICR_TYPER.Last.
     #[must_use]
     pub fn graviton3(cpus: usize) -> Config {
         let mut c = Config::v4_1(cpus, 1);
@@ -390,27 +394,27 @@ impl Config {
         }
     }
 
-    /// The same machine with something changed on each CPU.
+    /// Returns the machine after applying `change` to each CPU.
     #[must_use]
     pub fn each_cpu(mut self, mut change: impl FnMut(usize, &mut Cpu)) -> Config {
         self.cpus.iter_mut().enumerate().for_each(|(n, p)| change(n, p));
         self
     }
 
-    /// The same machine with something changed on each ITS.
+    /// Returns the machine after applying `change` to each ITS.
     #[must_use]
     pub fn each_its(mut self, mut change: impl FnMut(usize, &mut Its)) -> Config {
         self.its.iter_mut().enumerate().for_each(|(n, i)| change(n, i));
         self
     }
 
-    /// The same machine, where no observer but the CPUs snoops: shareable attributes do not stick.
+    /// Returns the machine with a GIC that does not snoop: shareability attributes read back as 0.
     #[must_use]
     pub fn noncoherent(self) -> Config {
         self.each_cpu(|_, p| p.shareable = false).each_its(|_, i| i.shareable = false)
     }
 
-    /// The same machine, but nothing is ever stale or late.
+    /// Returns the machine with all operations taking effect at once.
     #[must_use]
     pub fn instant(mut self) -> Config {
         self.timing = Timing::INSTANT;
@@ -418,14 +422,14 @@ impl Config {
         self
     }
 
-    /// The same machine with other staleness.
+    /// Returns the machine with another staleness.
     #[must_use]
     pub fn stale(mut self, staleness: Staleness) -> Config {
         self.staleness = staleness;
         self
     }
 
-    /// The same machine with the redistributors spread out: `hole` bytes of nothing after each.
+    /// Returns the machine with `hole` unused bytes after each redistributor.
     #[must_use]
     pub fn with_holes(self, hole: u64) -> Config {
         self.each_cpu(|n, p| p.gicr += n as u64 * hole)
@@ -512,20 +516,21 @@ impl Cpu {
             | u64::from(self.affinity) << 32
     }
 
-    /// Bytes of its frames.
+    /// Size of the redistributor's frames in bytes.
     #[must_use]
     pub fn frames_size(&self) -> u64 {
         if self.vlpis { 0x4_0000 } else { 0x2_0000 }
     }
 
-    /// Which redistributors it must share LPI and vPE tables with: equal values share.
+    /// Affinity group of the redistributor. Redistributors with equal values must share LPI and vPE tables.
     #[must_use]
     pub fn group(&self) -> u32 {
         affinity_prefix(self.affinity, self.common_lpi_aff)
     }
 }
 
-/// The affinity levels that CommonLPIAff or SVPET names, the others zero. 0: none, so all are alike.
+/// Returns an affinity with all levels zeroed that CommonLPIAff or SVPET (`levels`) does not name. For 0, none is
+/// named.
 pub(crate) fn affinity_prefix(affinity: u32, levels: u8) -> u32 {
     match levels {
         0 => 0,
@@ -538,7 +543,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn qemu_and_graviton3_identify_themselves_as_the_real_ones_do() {
+    fn identification_registers_of_qemu_and_graviton3_equal_the_real_ones() {
         assert_eq!(Config::qemu(1).its[0].typer(), 0x3f_0001_efb3);
         assert_eq!(Config::qemu(1).cpus[0].typer(), 0x0100_0013);
         assert_eq!(Config::qemu(2).cpus[1].typer(), 0x1_0100_0113);
@@ -546,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_follow_the_affinity_levels() {
+    fn affinity_groups_follow_the_affinity_levels() {
         assert_eq!(affinity_prefix(0x0102_0304, 0), 0);
         assert_eq!(affinity_prefix(0x0102_0304, 1), 0x0100_0000);
         assert_eq!(affinity_prefix(0x0102_0304, 2), 0x0102_0000);

@@ -1,8 +1,8 @@
-//! The Distributor: identification, the group enables that LPIs depend on, and storage for the rest
-//! (IHI 0069, 12.8 and 12.9).
+//! The Distributor (IHI 0069, 12.8 and 12.9): identification, the group enables that LPIs depend on, and storage for
+//! everything else.
 //!
-//! SPIs are not delivered; their registers hold what is written, with set and clear registers working as such,
-//! so that bring-up code runs.
+//! SPIs are not delivered. Their registers hold what is written, and set and clear registers work as such, so that
+//! bring-up code runs.
 
 use crate::machine::State;
 use std::collections::HashMap;
@@ -16,16 +16,20 @@ pub(crate) struct Dist {
     words: HashMap<u64, u32>,
 }
 
-/// Storage for the registers that only hold what is written. Returns where a word is really kept, and how a
-/// write changes it.
+/// Where a register that only holds what is written is stored, and how a write changes it.
 pub(crate) enum Cell {
+    /// A write replaces the word at this offset.
     Plain(u64),
+    /// A write sets bits of the word at this offset.
     Set(u64),
+    /// A write clears bits of the word at this offset.
     Clear(u64),
+    /// The register is reserved.
     None,
 }
 
-/// The register file that the Distributor and the SGI frame of a redistributor have in common.
+/// Returns the storage of a register at an offset that means the same in the Distributor and in the SGI frame of a
+/// redistributor.
 pub(crate) fn cell(offset: u64) -> Cell {
     match offset {
         0x080..0x100 | 0x400..0x800 | 0xc00..0xd00 | 0xd00..0xd80 | 0xe00..0xf00 => Cell::Plain(offset),
@@ -51,7 +55,7 @@ impl State {
         at.checked_sub(self.cfg.gicd).filter(|o| *o < 0x1_0000)
     }
 
-    /// Whether Group 1 interrupts of this security state are forwarded to CPU interfaces.
+    /// Whether Group 1 interrupts of the software's Security state are forwarded to the CPU interfaces.
     pub(crate) fn group1_enabled(&self) -> bool {
         self.dist.ctlr & 2 != 0
     }
@@ -96,7 +100,7 @@ impl State {
         value.into()
     }
 
-    /// PIDR2: ArchRev 3 or 4.
+    /// Value of PIDR2, with ArchRev 3 or 4.
     pub(crate) fn arch_rev(&self) -> u32 {
         if self.cfg.version == crate::config::Version::V3 { 0x3b } else { 0x4b }
     }
@@ -116,7 +120,7 @@ impl State {
         match offset {
             0x0 => {
                 if self.now < self.dist.rwp_until {
-                    self.flag("12.9 GICD_CTLR", "written while RWP is 1");
+                    self.flag("12.9 GICD_CTLR", "GICD_CTLR written while RWP is 1");
                 }
                 let writable = if self.cfg.ds { 0x3 } else { 0x2 } | u32::from(self.cfg.nassgicap) << 8;
                 let old = self.dist.ctlr;

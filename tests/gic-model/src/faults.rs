@@ -1,73 +1,74 @@
-//! Things that go wrong on demand.
+//! Hardware faults that tests inject.
 //!
-//! A fault stays until it has happened (single commands) or until [`Machine::heal`](crate::Machine::heal).
+//! A fault of a single command stays armed until it has happened. All others stay until
+//! [`Machine::heal`](crate::Machine::heal).
 
 use crate::machine::State;
 
-/// What happens to one command.
+/// A fault of one command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommandFault {
-    /// The ITS stops there with GITS_CREADR.Stalled set, once. It goes on after a retry.
+    /// The ITS stalls at the command once, with GITS_CREADR.Stalled set. It continues after a retry.
     Stall,
-    /// It never completes.
+    /// The command never completes.
     Hang,
-    /// It completes this much later.
+    /// The command completes late.
     Late {
-        /// Microseconds.
+        /// The delay in microseconds.
         us: u64,
     },
 }
 
-/// A fault.
+/// A fault of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Something happens to a command of an ITS.
+    /// A command of an ITS fails.
     Command {
-        /// Which ITS.
+        /// Number of the ITS.
         its: usize,
-        /// Which command from now on, counted as it is consumed; 1 is the next.
+        /// Number of the command, counted in the order of consumption from the next one, which is 1.
         nth: usize,
-        /// What happens.
+        /// The fault.
         fault: CommandFault,
     },
-    /// The ITS consumes nothing any more.
+    /// The ITS consumes no more commands.
     Deaf {
-        /// Which ITS.
+        /// Number of the ITS.
         its: usize,
     },
-    /// The ITS goes deaf when it comes to a VMOVP.
+    /// The ITS consumes no more commands from its next VMOVP on.
     DeafAtVmovp {
-        /// Which ITS.
+        /// Number of the ITS.
         its: usize,
     },
-    /// GITS_CREADR always reads as one behind a full queue.
+    /// GITS_CREADR always reads as one command ahead of GITS_CWRITER, as if the queue were full.
     QueueLooksFull {
-        /// Which ITS.
+        /// Number of the ITS.
         its: usize,
     },
     /// GITS_CTLR.Quiescent stays 0.
     NeverQuiescent {
-        /// Which ITS.
+        /// Number of the ITS.
         its: usize,
     },
     /// The next command that writes a device, collection or vPE table stalls the ITS.
     TableWriteFails {
-        /// Which ITS.
+        /// Number of the ITS.
         its: usize,
     },
     /// GICR_VPENDBASER.Dirty, once set, stays 1.
     DirtyStuck {
-        /// On which CPU.
+        /// Number of the CPU.
         cpu: usize,
     },
     /// GICR_SYNCR.Busy, once set, stays 1.
     BusyStuck {
-        /// On which CPU.
+        /// Number of the CPU.
         cpu: usize,
     },
-    /// Only this many more allocations succeed.
+    /// Allocations fail after some more have succeeded.
     OutOfMemory {
-        /// How many.
+        /// Number of allocations that succeed.
         after: u64,
     },
 }

@@ -1,7 +1,7 @@
-//! The machine: what a test and a driver hold in their hands.
+//! The machine: the interface of the model for drivers and tests.
 //!
-//! [`Machine`] is a handle; clones of it are the same machine. Every call takes the one lock, lets the clock
-//! move by what such an access costs, lets the GIC do all that has become due, and then does the access.
+//! [`Machine`] is a handle, whose clones refer to the same machine. Every call takes the one lock, advances the clock
+//! by the duration of the access, executes everything in the GIC that is due, and then makes the access.
 
 use crate::config::{Config, Staleness};
 use crate::dist::Dist;
@@ -15,39 +15,39 @@ use crate::vpe::{Vpe, Vpt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// An interrupt that was taken.
+/// An interrupt that was acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
     /// The hypervisor acknowledged a physical LPI.
     Host {
-        /// On which CPU.
+        /// Number of the CPU.
         cpu: usize,
-        /// Which.
+        /// INTID of the LPI.
         intid: u32,
     },
-    /// A guest acknowledged a virtual LPI or SGI; no code of the hypervisor ran.
+    /// A guest acknowledged a virtual LPI or SGI, without any code of the hypervisor.
     Guest {
-        /// On which CPU.
+        /// Number of the CPU.
         cpu: usize,
-        /// The resident vPE, if any ITS knows it.
+        /// vPEID of the resident vPE, if it is mapped on an ITS.
         vpe: Option<u16>,
-        /// The address of its VPT.
+        /// Address of the vPE's VPT.
         vpt: u64,
-        /// The vINTID.
+        /// vINTID of the interrupt.
         intid: u32,
     },
 }
 
-/// An interrupt that the hardware dropped, as it is entitled to. Not a violation in itself.
+/// An interrupt that the hardware dropped, as the architecture allows. A drop is no violation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Drop {
-    /// What arrived.
+    /// The interrupt and its target.
     pub what: String,
-    /// Why nothing came of it.
+    /// Why it was dropped.
     pub why: &'static str,
 }
 
-/// A machine. See the crate's preface.
+/// A machine. See the documentation of the crate.
 #[derive(Clone)]
 pub struct Machine {
     state: Arc<Mutex<State>>,
@@ -56,15 +56,15 @@ pub struct Machine {
 pub(crate) struct State {
     pub(crate) cfg: Config,
     pub(crate) mem: Memory,
-    /// Nanoseconds.
+    /// Time since reset in nanoseconds.
     pub(crate) now: u64,
     pub(crate) dist: Dist,
     pub(crate) rds: Vec<Redist>,
-    /// Redistributors where something is under way that takes time.
+    /// Redistributors with an operation that takes time.
     pub(crate) occupied: BTreeSet<usize>,
     pub(crate) its: Vec<Its>,
     pub(crate) vpts: BTreeMap<u64, Vpt>,
-    /// GICv4.1: what the redistributors know of each vPE.
+    /// GICv4.1: entries of the vPE configuration tables of the redistributors.
     pub(crate) vpes: BTreeMap<u16, Vpe>,
     pub(crate) violations: Vec<Violation>,
     pub(crate) deliveries: Vec<Delivery>,
@@ -98,11 +98,12 @@ impl State {
         state
     }
 
+    /// Records a violation.
     pub(crate) fn flag(&mut self, section: &'static str, what: impl Into<String>) {
         self.violations.push(Violation { section, what: what.into() });
     }
 
-    /// Flags memory that is not as the GIC needs it.
+    /// Records a violation if memory is not as the GIC needs it. Returns whether it did.
     pub(crate) fn flag_memory(&mut self, section: &'static str, name: &str, at: u64, trouble: Option<Trouble>) -> bool {
         match trouble {
             Some(t) => {
@@ -113,11 +114,12 @@ impl State {
         }
     }
 
+    /// Records that an interrupt was dropped.
     pub(crate) fn drop_interrupt(&mut self, what: String, why: &'static str) {
         self.drops.push(Drop { what, why });
     }
 
-    /// Whether a change is to be seen before its synchronisation.
+    /// Whether a change takes effect before its synchronisation.
     pub(crate) fn seen_early(&mut self) -> bool {
         match self.cfg.staleness {
             Staleness::Immediate => true,
@@ -131,17 +133,18 @@ impl State {
         }
     }
 
-    /// Whether the GIC caches configuration as early as it may.
+    /// Whether the GIC caches configuration as early as it is allowed to.
     pub(crate) fn eager_cache(&self) -> bool {
         self.cfg.staleness != Staleness::Immediate
     }
 
+    /// Advances the clock.
     fn tick(&mut self, ns: u64) {
         self.now += ns;
         self.settle();
     }
 
-    /// Does everything that has become due.
+    /// Executes everything that is due.
     pub(crate) fn settle(&mut self) {
         if !self.occupied.is_empty() {
             for rd in self.occupied.clone() {
@@ -164,7 +167,7 @@ impl State {
         } else if let Some((its, offset)) = self.its_offset(at) {
             self.its_read(its, offset, wide)
         } else {
-            self.flag("memory", format!("register read at {at:#x}, where nothing is (external abort)"));
+            self.flag("memory", format!("register read at {at:#x}, where there is no device (external abort)"));
             0
         };
         if wide { value } else { value & 0xffff_ffff }
@@ -179,12 +182,15 @@ impl State {
         } else if let Some((its, offset)) = self.its_offset(at) {
             self.its_write(its, offset, value, wide);
         } else {
-            self.flag("memory", format!("register write of {value:#x} at {at:#x}, where nothing is (external abort)"));
+            self.flag(
+                "memory",
+                format!("register write of {value:#x} at {at:#x}, where there is no device (external abort)"),
+            );
         }
         self.settle();
     }
 
-    /// Merges a 32-bit write into a 64-bit register whose halves can be accessed alone.
+    /// Returns a 64-bit register after a 64-bit write or a 32-bit write to one of its halves.
     pub(crate) fn merge(old: u64, offset: u64, value: u64, wide: bool) -> u64 {
         match (wide, offset & 4) {
             (true, _) => value,
@@ -193,12 +199,12 @@ impl State {
         }
     }
 
-    /// The half of a 64-bit register that an access at `offset` asks for.
+    /// Returns a 64-bit register shifted so that the half at `offset` is the low half.
     pub(crate) fn half(value: u64, offset: u64) -> u64 {
         if offset & 4 == 0 { value } else { value >> 32 }
     }
 
-    /// Checks the width and alignment of an access to a 32-bit register.
+    /// Whether an access to a 32-bit register has 32 bits. Records a violation if not.
     pub(crate) fn narrow_only(&mut self, section: &'static str, offset: u64, wide: bool) -> bool {
         if wide {
             self.flag(section, format!("64-bit access to the 32-bit register at offset {offset:#x}"));
@@ -208,31 +214,31 @@ impl State {
 }
 
 impl Machine {
-    /// A machine as it comes out of reset.
+    /// Returns a machine in its reset state.
     #[must_use]
     pub fn new(config: Config) -> Machine {
         Machine { state: Arc::new(Mutex::new(State::new(config))) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A test that panicked with the lock held has failed already; its violations are still worth reading.
+        // A test that panicked while it held the lock has failed already, but its violations can still be read.
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// What machine this is.
+    /// Returns the description of the machine.
     #[must_use]
     pub fn config(&self) -> Config {
         self.lock().cfg.clone()
     }
 
-    // ---- what a driver needs
+    // ---- for drivers
 
     /// Reads a 32-bit register.
     #[must_use]
     pub fn read32(&self, at: u64) -> u32 {
         let mut s = self.lock();
         if !at.is_multiple_of(4) {
-            s.flag("memory", format!("32-bit read at {at:#x}"));
+            s.flag("memory", format!("unaligned 32-bit register read at {at:#x}"));
             return 0;
         }
         s.read(at, false) as u32
@@ -242,7 +248,7 @@ impl Machine {
     pub fn write32(&self, at: u64, value: u32) {
         let mut s = self.lock();
         if !at.is_multiple_of(4) {
-            return s.flag("memory", format!("32-bit write at {at:#x}"));
+            return s.flag("memory", format!("unaligned 32-bit register write at {at:#x}"));
         }
         s.write(at, value.into(), false);
     }
@@ -252,7 +258,7 @@ impl Machine {
     pub fn read64(&self, at: u64) -> u64 {
         let mut s = self.lock();
         if !at.is_multiple_of(8) {
-            s.flag("memory", format!("64-bit read at {at:#x}"));
+            s.flag("memory", format!("unaligned 64-bit register read at {at:#x}"));
             return 0;
         }
         s.read(at, true)
@@ -262,24 +268,24 @@ impl Machine {
     pub fn write64(&self, at: u64, value: u64) {
         let mut s = self.lock();
         if !at.is_multiple_of(8) {
-            return s.flag("memory", format!("64-bit write at {at:#x}"));
+            return s.flag("memory", format!("unaligned 64-bit register write at {at:#x}"));
         }
         s.write(at, value, true);
     }
 
-    /// Takes memory that reads as zero to the CPU. The zeros are not published.
+    /// Allocates memory that is zero for the CPU. The zeros are not published.
     #[must_use]
     pub fn alloc(&self, size: usize, align: usize) -> Option<u64> {
         self.lock().mem.alloc(size as u64, align as u64)
     }
 
-    /// Takes memory at a given 4K-aligned address; `false` if it is not free.
+    /// Allocates memory at a given 4 KiB-aligned address. Returns `false` if it is not free.
     #[must_use]
     pub fn claim(&self, at: u64, size: usize) -> bool {
         self.lock().mem.claim(at, size as u64)
     }
 
-    /// Gives memory back.
+    /// Frees memory. Size and alignment must be those of the allocation.
     pub fn free(&self, at: u64, size: usize, align: usize) {
         let mut s = self.lock();
         s.settle();
@@ -336,25 +342,25 @@ impl Machine {
         s.check_queue_store(at, data.len() as u64);
     }
 
-    /// Makes stores visible to devices: to those that snoop, or with `noncoherent` to all.
+    /// Makes stores visible to devices that snoop and, with `noncoherent`, to all devices.
     pub fn publish(&self, at: u64, size: usize, noncoherent: bool) {
         let mut s = self.lock();
         if !s.mem.is_allocated(at, size as u64) {
-            s.flag("memory", format!("publish of {size:#x} bytes at {at:#x}, which are not allocated"));
+            s.flag("memory", format!("publish of {size:#x} bytes at {at:#x}, which are not allocated throughout"));
         }
         s.mem.publish(at, size as u64, noncoherent);
     }
 
-    /// Makes what devices wrote visible to loads.
+    /// Makes writes of devices that snoop visible to loads and, with `noncoherent`, writes of all devices.
     pub fn acquire(&self, at: u64, size: usize, noncoherent: bool) {
         let mut s = self.lock();
         if !s.mem.is_allocated(at, size as u64) {
-            s.flag("memory", format!("acquire of {size:#x} bytes at {at:#x}, which are not allocated"));
+            s.flag("memory", format!("acquire of {size:#x} bytes at {at:#x}, which are not allocated throughout"));
         }
         s.mem.acquire(at, size as u64, noncoherent);
     }
 
-    /// Microseconds since reset. Asking costs as much as a register access.
+    /// Returns the time since reset in microseconds. Takes as long as a register access.
     #[must_use]
     pub fn now_us(&self) -> u64 {
         let mut s = self.lock();
@@ -363,19 +369,20 @@ impl Machine {
         s.now / 1000
     }
 
-    /// One turn of a polling loop.
+    /// Advances the clock by one turn of a polling loop.
     pub fn relax(&self) {
         let mut s = self.lock();
         let ns = s.cfg.timing.relax;
         s.tick(ns);
     }
 
-    // ---- what a test needs
+    // ---- for tests
 
-    /// Lets time pass.
+    /// Advances the clock.
     pub fn advance_us(&self, us: u64) {
         let mut s = self.lock();
-        // In small steps: what becomes due may start something else that becomes due within the same span.
+        // The first millisecond passes in steps of a microsecond, since something that becomes due may start something
+        // else that becomes due in the same time.
         for _ in 0..us.min(1000) {
             s.tick(1000);
         }
@@ -394,7 +401,7 @@ impl Machine {
         s.translate(its, device, event);
     }
 
-    /// The hypervisor reads ICC_IAR1_EL1 on this CPU: takes the best pending physical LPI.
+    /// The hypervisor reads ICC_IAR1_EL1 on this CPU and acknowledges the pending physical LPI of highest priority.
     pub fn host_ack(&self, cpu: usize) -> Option<u32> {
         let mut s = self.lock();
         s.settle();
@@ -409,8 +416,8 @@ impl Machine {
         s.host_best(cpu).is_some()
     }
 
-    /// The guest on this CPU reads ICC_IAR1_EL1 and finds an interrupt that the GIC injected itself: takes the best
-    /// pending one of the resident vPE.
+    /// The guest on this CPU reads ICC_IAR1_EL1 and acknowledges the pending virtual interrupt of highest priority of
+    /// the resident vPE. Interrupts in list registers are not modelled.
     pub fn guest_ack(&self, cpu: usize) -> Option<u32> {
         let mut s = self.lock();
         s.settle();
@@ -425,12 +432,12 @@ impl Machine {
         s.guest_best(cpu).is_some()
     }
 
-    /// Whether the virtual CPU interface takes interrupts: ICH_HCR_EL2.En and ICH_VMCR_EL2.VENG1. On at reset.
+    /// Enables or disables the virtual CPU interface (ICH_HCR_EL2.En and ICH_VMCR_EL2.VENG1). It is enabled at reset.
     pub fn set_virtual_interface(&self, cpu: usize, on: bool) {
         self.lock().rds[cpu].virtual_interface = on;
     }
 
-    /// The physical LPIs pending on a CPU's redistributor, enabled or not.
+    /// Returns the physical LPIs that are pending on a CPU's redistributor, including disabled ones.
     #[must_use]
     pub fn host_pending(&self, cpu: usize) -> Vec<u32> {
         let mut s = self.lock();
@@ -438,8 +445,8 @@ impl Machine {
         s.rds[cpu].pending.iter().copied().collect()
     }
 
-    /// The virtual LPIs pending for the vPE whose pending table is at this address, wherever the GIC keeps them
-    /// at present.
+    /// Returns the virtual LPIs that are pending for the vPE with the VPT at this address, whether the pending bits are
+    /// in the GIC or in the table.
     #[must_use]
     pub fn vpt_pending(&self, vpt: u64) -> Vec<u32> {
         let mut s = self.lock();
@@ -447,54 +454,55 @@ impl Machine {
         s.vpt_pending(vpt)
     }
 
-    /// The VPT (4.0) of what is resident on a CPU, and its vPEID as far as an ITS (or the vPE table) knows it.
+    /// Returns the address of the VPT of the vPE that is resident on a CPU, and its vPEID if it is mapped.
     #[must_use]
     pub fn resident(&self, cpu: usize) -> Option<(u64, Option<u16>)> {
         let s = self.lock();
         s.rds[cpu].resident.as_ref().map(|r| (r.vpt, s.name_vpe(r)))
     }
 
-    /// What was delivered, in order.
+    /// Returns all acknowledged interrupts, in order.
     #[must_use]
     pub fn deliveries(&self) -> Vec<Delivery> {
         self.lock().deliveries.clone()
     }
 
-    /// What was delivered since the last call of this.
+    /// Returns the interrupts acknowledged since the last call of this function.
     #[must_use]
     pub fn take_deliveries(&self) -> Vec<Delivery> {
         std::mem::take(&mut self.lock().deliveries)
     }
 
-    /// What was dropped since the last call of this.
+    /// Returns the interrupts dropped since the last call of this function.
     #[must_use]
     pub fn take_drops(&self) -> Vec<Drop> {
         std::mem::take(&mut self.lock().drops)
     }
 
-    /// What was done wrong so far.
+    /// Returns the violations recorded since the last [`take_violations`](Machine::take_violations).
     #[must_use]
     pub fn violations(&self) -> Vec<Violation> {
         self.lock().violations.clone()
     }
 
-    /// What was done wrong since the last call of this.
+    /// Returns the recorded violations and clears the record.
     #[must_use]
     pub fn take_violations(&self) -> Vec<Violation> {
         std::mem::take(&mut self.lock().violations)
     }
 
-    /// Fails the test unless nothing was done wrong since the last `take_violations`.
+    /// Fails the test if a violation was recorded since the last `take_violations`.
     ///
     /// # Panics
-    /// If there is a violation; the message has them all.
+    ///
+    /// If there are violations. The message lists all of them.
     #[track_caller]
     pub fn assert_clean(&self) {
         let found = self.violations();
         assert!(found.is_empty(), "{} violation(s): {found:#?}", found.len());
     }
 
-    /// The commands that an ITS has consumed, in order.
+    /// Returns the commands that an ITS has consumed, in order.
     #[must_use]
     pub fn commands(&self, its: usize) -> Vec<Command> {
         let mut s = self.lock();
@@ -502,7 +510,7 @@ impl Machine {
         s.its[its].history.clone()
     }
 
-    /// Memory that has not been given back.
+    /// Returns the allocations that have not been freed.
     #[must_use]
     pub fn allocations(&self) -> Vec<Allocation> {
         self.lock().mem.allocations()
@@ -513,7 +521,7 @@ impl Machine {
         self.lock().inject(fault);
     }
 
-    /// Takes all faults away. What hangs because of one goes on.
+    /// Removes all faults. Operations that hang because of one continue.
     pub fn heal(&self) {
         let mut s = self.lock();
         s.heal();

@@ -1,45 +1,45 @@
-//! RAM as two observers see it, and who owns which piece.
+//! RAM as CPUs and devices see it, its allocations and its uses by the GIC.
 //!
-//! A store by a CPU is seen by the CPU at once. A device that snoops (shareable attributes) sees it after a
-//! `publish`; a device that does not (non-shareable attributes, or a machine that refuses shareability) sees it
-//! only after a `publish` with `noncoherent`. Until then the device reads what was there before: each byte keeps
-//! its last value at the point of coherency beside the CPU's. Fresh allocations are zero for the CPU and rubbish
-//! for a device, because zeroing is stores like any other.
+//! CPUs see a CPU's store at once. A device that snoops (shareable attributes) sees it after a `publish`. A device that
+//! does not snoop (non-shareable attributes, or a machine without shareability) sees it only after a `publish` with
+//! `noncoherent`. Until then the device reads the old value: each byte has its value at the point of coherency beside
+//! the CPUs' value. Fresh allocations are zero for the CPU and garbage for a device, since zeroing consists of stores.
 //!
-//! The other direction is the same: what a device wrote is readable after an `acquire` of the right kind; a load
-//! before that is reported.
+//! In the other direction, a CPU sees a device's write after an `acquire` of the right kind. An earlier load is a
+//! violation.
 //!
-//! The file also keeps the list of allocations, and of *uses*: ranges that the GIC has been told about and has
-//! not been told to forget. Freeing such a range, or storing into one that is the GIC's own, is a violation.
+//! The file also has the list of allocations and of *uses*: ranges that the GIC was told to use and has not been told
+//! to stop using. To free such a range, or to store to one that is private to the GIC, is a violation.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 const PAGE: u64 = 4096;
-/// What a device reads from memory that nobody has published yet.
-const RUBBISH: u8 = 0xdb;
+/// Value that a device reads from memory that has never been published.
+const GARBAGE: u8 = 0xdb;
 
-/// Stored by a CPU, no barrier since.
+/// Flag of a byte that a CPU has stored to, without a barrier since.
 const UNORDERED: u8 = 1;
-/// Stored by a CPU, not cleaned to the point of coherency since.
+/// Flag of a byte that a CPU has stored to and that has not been cleaned to the point of coherency since.
 const UNCLEAN: u8 = 2;
-/// Written by a snooping device, no acquire since.
+/// Flag of a byte that a snooping device has written, without an acquire since.
 const FOREIGN: u8 = 4;
-/// Written by a device that does not snoop, not invalidated since.
+/// Flag of a byte that a device that does not snoop has written and that has not been invalidated since.
 const FOREIGN_NC: u8 = 8;
 
 /// How a device's accesses relate to the CPUs' caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Snoop {
-    /// Shareable: it snoops.
+    /// The accesses are shareable and snoop the caches.
     Yes,
-    /// Non-shareable: it sees the point of coherency only.
+    /// The accesses are non-shareable and go to the point of coherency.
     No,
 }
 
 enum Page {
-    /// Never stored to since it was allocated; zero for the CPU.
+    /// A page that was never written since its allocation, with the flags of all its bytes. It is zero for the CPU.
     Blank(u8),
+    /// Any other page.
     Full(Box<Bytes>),
 }
 
@@ -52,7 +52,7 @@ struct Bytes {
 impl Page {
     fn bytes(&mut self) -> &mut Bytes {
         if let Page::Blank(flags) = *self {
-            let poc = if flags & UNCLEAN != 0 { RUBBISH } else { 0 };
+            let poc = if flags & UNCLEAN != 0 { GARBAGE } else { 0 };
             *self = Page::Full(Box::new(Bytes {
                 cpu: [0; PAGE as usize],
                 poc: [poc; PAGE as usize],
@@ -66,7 +66,7 @@ impl Page {
     }
 }
 
-/// What a piece of memory is to the GIC. The order of the variants means nothing.
+/// Use of a range of memory by the GIC. The order of the variants has no meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Use {
     /// The command queue of an ITS.
@@ -89,12 +89,12 @@ pub(crate) enum Use {
     Pending(usize),
     /// A vPE table of the redistributors (GICv4.1), flat or first level.
     VpeTable,
-    /// A second-level page of the above.
+    /// A second-level page of a vPE table of the redistributors (GICv4.1).
     VpeLevel2,
 }
 
 impl Use {
-    /// Whether software has no business storing there while the use lasts.
+    /// Whether software must not store to the range while it is in use.
     fn private(self) -> bool {
         matches!(self, Use::Table(..) | Use::Level2(..) | Use::Itt(..) | Use::Vpt | Use::Pending(_) | Use::VpeLevel2)
     }
@@ -104,8 +104,8 @@ impl fmt::Display for Use {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Use::Queue(i) => write!(f, "the command queue of ITS{i}"),
-            Use::Table(i, n) => write!(f, "GITS_BASER{n}'s table of ITS{i}"),
-            Use::Level1(i, n) => write!(f, "GITS_BASER{n}'s first-level table of ITS{i}"),
+            Use::Table(i, n) => write!(f, "the table of GITS_BASER{n} of ITS{i}"),
+            Use::Level1(i, n) => write!(f, "the first-level table of GITS_BASER{n} of ITS{i}"),
             Use::Level2(i, n) => write!(f, "a second-level page of GITS_BASER{n} of ITS{i}"),
             Use::Itt(i, d) => write!(f, "the ITT of device {d:#x} on ITS{i}"),
             Use::Vpt => write!(f, "a virtual pending table"),
@@ -113,38 +113,38 @@ impl fmt::Display for Use {
             Use::Config => write!(f, "the LPI configuration table"),
             Use::Pending(c) => write!(f, "the LPI pending table of CPU{c}"),
             Use::VpeTable => write!(f, "a vPE table of the redistributors"),
-            Use::VpeLevel2 => write!(f, "a second-level page of a redistributors' vPE table"),
+            Use::VpeLevel2 => write!(f, "a second-level page of a vPE table of the redistributors"),
         }
     }
 }
 
-/// One allocation that has not been given back.
+/// An allocation that has not been freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allocation {
-    /// Its address.
+    /// Address of the memory.
     pub address: u64,
-    /// The size that was asked for, in bytes.
+    /// Requested size in bytes.
     pub size: u64,
-    /// The alignment that was asked for, in bytes.
+    /// Requested alignment in bytes.
     pub align: u64,
 }
 
-/// Why a device's access to memory did not work as software meant it to.
+/// Why memory is not as a device needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Trouble {
-    /// Not RAM that software has allocated.
+    /// The memory is not RAM that software has allocated.
     NotAllocated,
-    /// A store by a CPU that has not been published.
+    /// A CPU's store has not been published to this device.
     Unpublished,
-    /// (Zero checks only) something is there.
+    /// The memory should be zero but is not.
     NotZero,
 }
 
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Trouble::NotAllocated => "is not (all) allocated memory",
-            Trouble::Unpublished => "has stores that were not published to this observer",
+            Trouble::NotAllocated => "is not allocated memory throughout",
+            Trouble::Unpublished => "has stores that are not published to this device",
             Trouble::NotZero => "is not zero",
         })
     }
@@ -156,7 +156,7 @@ pub(crate) struct Memory {
     pages: HashMap<u64, Page>,
     allocations: BTreeMap<u64, Allocation>,
     uses: BTreeMap<(u64, Use), (u64, u32)>,
-    /// Allocations that may still succeed; `None`: as many as fit.
+    /// Number of allocations that may still succeed. `None`: as many as fit.
     pub(crate) allowance: Option<u64>,
 }
 
@@ -204,7 +204,7 @@ impl Memory {
         Some(at)
     }
 
-    /// Takes a range at a place the caller chose. `false` if it is not free RAM.
+    /// Allocates a range at a given address. Returns `false` if it is not free RAM.
     pub(crate) fn claim(&mut self, at: u64, size: u64) -> bool {
         let len = round_up(size, PAGE);
         let free = at.is_multiple_of(PAGE)
@@ -227,7 +227,7 @@ impl Memory {
 
     pub(crate) fn free(&mut self, at: u64, size: u64, align: u64) -> Result<(), String> {
         let Some(a) = self.allocations.get(&at).copied() else {
-            return Err(format!("free of {at:#x}, which is not allocated (or was freed before)"));
+            return Err(format!("free of {at:#x}, which is not allocated or was freed before"));
         };
         if (a.size, a.align) != (size, align) {
             return Err(format!(
@@ -241,7 +241,7 @@ impl Memory {
             self.pages.remove(&page);
         }
         match self.used_by(at, size) {
-            Some(u) => Err(format!("free of {at:#x}, which is still {u}")),
+            Some(u) => Err(format!("free of {at:#x}, which is in use as {u}")),
             None => Ok(()),
         }
     }
@@ -259,17 +259,19 @@ impl Memory {
 
     // ---- uses
 
+    /// Adds a use, and counts it if it exists already.
     pub(crate) fn attach(&mut self, at: u64, len: u64, kind: Use) {
         let entry = self.uses.entry((at, kind)).or_insert((len, 0));
         entry.0 = entry.0.max(len);
         entry.1 += 1;
     }
 
-    /// Attaches unless this very use is there already.
+    /// Adds a use unless it exists already.
     pub(crate) fn attach_once(&mut self, at: u64, len: u64, kind: Use) {
         self.uses.entry((at, kind)).or_insert((len, 1));
     }
 
+    /// Removes a use, or reduces its count.
     pub(crate) fn detach(&mut self, at: u64, kind: Use) {
         if let Some(entry) = self.uses.get_mut(&(at, kind)) {
             entry.1 -= 1;
@@ -283,17 +285,18 @@ impl Memory {
         self.uses.retain(|(_, kind), _| !matching(*kind));
     }
 
+    /// Returns a use that overlaps a range.
     pub(crate) fn used_by(&self, at: u64, len: u64) -> Option<Use> {
         self.uses.iter().find(|((s, _), (l, _))| *s < at + len && at < s + l).map(|((_, k), _)| *k)
     }
 
-    /// The first other private use that this range would overlap.
+    /// Returns the first private use that overlaps a range, other than `own` at its start.
     pub(crate) fn clash(&self, at: u64, len: u64, own: Use) -> Option<Use> {
         let hit = |s: &u64, l: &u64, k: &Use| *s < at + len && at < s + l && !(*k == own && *s == at);
         self.uses.iter().find(|((s, k), (l, _))| k.private() && hit(s, l, k)).map(|((_, k), _)| *k)
     }
 
-    // ---- the CPU's side
+    // ---- accesses of CPUs
 
     pub(crate) fn load(&mut self, at: u64, out: &mut [u8]) -> Result<(), String> {
         let mut trouble = Ok(());
@@ -305,7 +308,7 @@ impl Memory {
                 Some(Page::Full(b)) => {
                     let o = (a % PAGE) as usize;
                     if b.flags[o] & (FOREIGN | FOREIGN_NC) != 0 && trouble.is_ok() {
-                        trouble = Err(format!("load from {a:#x}, written by the GIC, without an acquire"));
+                        trouble = Err(format!("load from {a:#x}, which the GIC has written, without an acquire"));
                     }
                     *byte = b.cpu[o];
                 }
@@ -333,7 +336,7 @@ impl Memory {
             .find(|((s, k), (l, _))| k.private() && *s < end && at < s + l)
             .map(|((_, k), _)| *k);
         match owner {
-            Some(k) => Err(format!("store to {at:#x}, which is {k}")),
+            Some(k) => Err(format!("store to {at:#x}, which is in use as {k}")),
             None => Ok(()),
         }
     }
@@ -368,7 +371,8 @@ impl Memory {
         );
     }
 
-    /// Applies `to_byte` to each byte, and removes `blank` flags from whole pages that were never stored to.
+    /// Applies `to_byte` to each byte. From whole pages that were never written it removes the flags in `blank`
+    /// instead.
     fn sweep(&mut self, at: u64, len: u64, to_byte: impl Fn(&mut Bytes, usize), blank: u8) {
         let end = at + len;
         let mut a = at;
@@ -388,12 +392,13 @@ impl Memory {
         }
     }
 
-    // ---- the GIC's side
+    // ---- accesses of the GIC
 
+    /// Returns the value of a byte for a device, and whether it is stale.
     fn seen(page: &Page, o: usize, snoop: Snoop) -> (u8, bool) {
         match (page, snoop) {
-            (Page::Blank(f), Snoop::Yes) if f & UNORDERED != 0 => (RUBBISH, true),
-            (Page::Blank(f), Snoop::No) if f & UNCLEAN != 0 => (RUBBISH, true),
+            (Page::Blank(f), Snoop::Yes) if f & UNORDERED != 0 => (GARBAGE, true),
+            (Page::Blank(f), Snoop::No) if f & UNCLEAN != 0 => (GARBAGE, true),
             (Page::Blank(_), _) => (0, false),
             (Page::Full(b), Snoop::Yes) if b.flags[o] & UNORDERED != 0 => (b.poc[o], true),
             (Page::Full(b), Snoop::Yes) if b.flags[o] & FOREIGN_NC != 0 => (b.poc[o], false),
@@ -402,7 +407,7 @@ impl Memory {
         }
     }
 
-    /// Reads as a device does. The bytes are what the device gets, also when there is trouble.
+    /// Reads memory as a device does. `out` is what the device reads even if there is trouble.
     pub(crate) fn device_read(&self, at: u64, out: &mut [u8], snoop: Snoop) -> Option<Trouble> {
         let mut trouble = None;
         let mut rest = out;
@@ -443,6 +448,7 @@ impl Memory {
         (bytes[0], trouble)
     }
 
+    /// Writes memory as a device does.
     pub(crate) fn device_write(&mut self, at: u64, data: &[u8], snoop: Snoop) -> Option<Trouble> {
         let mut rest = data;
         let mut a = at;
@@ -462,7 +468,7 @@ impl Memory {
         None
     }
 
-    /// Whether a device finds this range allocated, published and zero.
+    /// Checks that a range is allocated, published and zero.
     pub(crate) fn device_zero(&self, at: u64, len: u64, snoop: Snoop) -> Option<Trouble> {
         let end = at.checked_add(len)?;
         let mut a = at;
@@ -503,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn fresh_memory_is_rubbish_to_a_device_until_it_is_published() {
+    fn fresh_memory_is_garbage_for_a_device_until_it_is_published() {
         let mut m = memory();
         let a = m.alloc(0x1_0000, 0x1_0000).expect("room");
         assert_eq!(m.device_zero(a, 0x1_0000, Snoop::Yes), Some(Trouble::Unpublished));
@@ -515,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_is_old_news_to_a_device_until_it_is_published() {
+    fn a_device_reads_the_old_value_until_a_store_is_published() {
         let mut m = memory();
         let a = m.alloc(4096, 4096).expect("room");
         m.publish(a, 4096, true);
@@ -529,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn a_load_of_what_a_device_wrote_needs_an_acquire_of_the_right_kind() {
+    fn a_load_after_a_device_write_needs_an_acquire_of_the_right_kind() {
         let mut m = memory();
         let a = m.alloc(4096, 4096).expect("room");
         m.publish(a, 4096, true);
@@ -545,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_comes_back_once_and_with_the_size_it_was_taken() {
+    fn memory_is_freed_once_and_with_its_allocated_size() {
         let mut m = memory();
         let a = m.alloc(100, 256).expect("room");
         assert!(m.free(a, 200, 256).is_err());
@@ -556,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_in_use_is_neither_freed_nor_stored_to() {
+    fn memory_in_use_must_not_be_freed_or_stored_to() {
         let mut m = memory();
         let a = m.alloc(4096, 4096).expect("room");
         m.attach(a, 256, Use::Itt(0, 5));
@@ -566,7 +572,7 @@ mod tests {
     }
 
     #[test]
-    fn allocations_do_not_overlap_and_end_with_the_ram() {
+    fn allocations_do_not_overlap_and_fail_when_the_ram_is_full() {
         let mut m = Memory::new(0x4000_0000, 0x4000);
         assert!(m.claim(0x4000_1000, 0x1000));
         assert!(!m.claim(0x4000_0000, 0x1001));

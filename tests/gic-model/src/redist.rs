@@ -1,8 +1,8 @@
 //! Redistributors: the RD and SGI frames, and physical LPIs (IHI 0069, 5.1, 12.10 and 12.11).
 //!
-//! Pending LPIs and the configuration bytes that were looked up live here. The tables in memory are read when
-//! EnableLPIs is set, and the pending bits are written back when it is cleared (or at once, if the machine is
-//! configured so). A cached configuration byte stays as it is until an INV, INVALL, INVLPIR or INVALLR is complete.
+//! Pending LPIs and cached configuration bytes are held here. The pending table in memory is read when EnableLPIs is
+//! set and written when it is cleared (or at each change, if the machine is configured so). A cached configuration byte
+//! keeps its value until an INV, INVALL, INVLPIR or INVALLR is complete.
 
 use crate::config::Cpu;
 use crate::dist::{Cell, cell, cell_write};
@@ -12,7 +12,7 @@ use crate::memory::{Snoop, Use};
 use crate::vpe::{Leaving, Resident};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// The first LPI.
+/// INTID of the first LPI.
 pub(crate) const LPI: u32 = 8192;
 
 const PROPBASER: &str = "12.11 GICR_PROPBASER";
@@ -30,10 +30,10 @@ pub(crate) struct Redist {
     pub(crate) pending: BTreeSet<u32>,
     pub(crate) busy_until: u64,
     pub(crate) busy_stuck: bool,
-    /// What an INVLPIR or INVALLR will have done when Busy clears.
+    /// Effects of an INVLPIR or INVALLR, which are complete when Busy clears.
     pub(crate) in_flight: Vec<Item>,
     words: HashMap<u64, u32>,
-    // The VLPI frame; see vpe.rs.
+    // State of the VLPI frame; see vpe.rs.
     pub(crate) vpropbaser: u64,
     pub(crate) vpendbaser: u64,
     pub(crate) resident: Option<Resident>,
@@ -43,7 +43,7 @@ pub(crate) struct Redist {
     pub(crate) vsgi: VsgiQuery,
 }
 
-/// GICR_VSGIR and what GICR_VSGIPENDR answers.
+/// Result of a query by GICR_VSGIR, for GICR_VSGIPENDR.
 #[derive(Default)]
 pub(crate) struct VsgiQuery {
     pub(crate) busy_until: u64,
@@ -75,13 +75,13 @@ impl Redist {
         }
     }
 
-    /// Bits of an INTID that the configuration table covers.
+    /// Number of INTID bits that the configuration table covers.
     fn id_bits(&self) -> u32 {
         (self.propbaser & 0x1f) as u32 + 1
     }
 }
 
-/// How a shareability field makes the GIC's accesses behave.
+/// Returns whether accesses with a value of a shareability field snoop.
 pub(crate) fn snoop(shareability: u64) -> Snoop {
     if shareability & 3 == 0 { Snoop::No } else { Snoop::Yes }
 }
@@ -95,7 +95,7 @@ impl State {
             .find_map(|(n, cpu)| at.checked_sub(cpu.gicr).filter(|o| *o < cpu.frames_size()).map(|o| (n, o)))
     }
 
-    /// What an earlier stage left behind.
+    /// Sets the state that earlier software has left, according to the configuration.
     pub(crate) fn reset_redist(&mut self, rd: usize) {
         if let Some(lpis) = self.cfg.cpus[rd].lpis_at_reset {
             let r = &mut self.rds[rd];
@@ -108,6 +108,7 @@ impl State {
         }
     }
 
+    /// Completes the operations that are due.
     pub(crate) fn settle_redist(&mut self, rd: usize) {
         let r = &mut self.rds[rd];
         if !r.in_flight.is_empty() && !r.busy_stuck && self.now >= r.busy_until {
@@ -118,6 +119,7 @@ impl State {
         self.settle_residency(rd);
     }
 
+    /// Whether the redistributor has GICR_INVLPIR, GICR_INVALLR and GICR_SYNCR.
     fn has_inv(&self, rd: usize) -> bool {
         let c = &self.cfg.cpus[rd];
         c.direct_lpi || c.ir || c.rvpeid
@@ -165,7 +167,7 @@ impl State {
             0x14 if self.cfg.ds => r.waker.into(),
             0xc0 => {
                 if !self.has_inv(rd) {
-                    self.flag("12.11 GICR_SYNCR", format!("read on CPU{rd}, which does not implement it"));
+                    self.flag("12.11 GICR_SYNCR", format!("GICR_SYNCR read on CPU{rd}, which does not implement it"));
                     return 0;
                 }
                 u64::from(r.busy_stuck || self.now < r.busy_until)
@@ -207,7 +209,7 @@ impl State {
         }
         match offset {
             0x0 => self.write_ctlr(rd, value as u32),
-            // ProcessorSleep; ChildrenAsleep follows at once. With two Security states it is Secure software's.
+            // ProcessorSleep, which ChildrenAsleep follows at once. With two Security states GICR_WAKER is Secure.
             0x14 if self.cfg.ds => self.rds[rd].waker = if value & 2 != 0 { 0x6 } else { 0 },
             _ => {}
         }
@@ -215,7 +217,7 @@ impl State {
 
     fn write_propbaser(&mut self, rd: usize, value: u64) {
         if self.rds[rd].enable_lpis {
-            return self.flag(PROPBASER, format!("written on CPU{rd} while EnableLPIs is 1"));
+            return self.flag(PROPBASER, format!("GICR_PROPBASER written on CPU{rd} while EnableLPIs is 1"));
         }
         let writable = 0x1f | 7 << 7 | 3 << 10 | 0x000f_ffff_ffff_f000 | 7 << 56;
         self.rds[rd].propbaser = self.refuse_sharing(rd, value & writable);
@@ -223,16 +225,19 @@ impl State {
 
     fn write_pendbaser(&mut self, rd: usize, value: u64) {
         if self.rds[rd].enable_lpis {
-            return self.flag(PENDBASER, format!("written on CPU{rd} while EnableLPIs is 1"));
+            return self.flag(PENDBASER, format!("GICR_PENDBASER written on CPU{rd} while EnableLPIs is 1"));
         }
         let writable = 7 << 7 | 3 << 10 | 0x000f_ffff_ffff_0000 | 7 << 56 | 1 << 62;
         if value & 0xf000 != 0 {
-            self.flag(PENDBASER, format!("the table of CPU{rd} is not 64K aligned ({value:#x})"));
+            self.flag(
+                PENDBASER,
+                format!("GICR_PENDBASER on CPU{rd} has a table that is not 64 KiB aligned ({value:#x})"),
+            );
         }
         self.rds[rd].pendbaser = self.refuse_sharing(rd, value & writable);
     }
 
-    /// A redistributor that cannot snoop reads its shareability back as 0.
+    /// Clears the shareability in a register value if the redistributor does not snoop.
     pub(crate) fn refuse_sharing(&self, rd: usize, value: u64) -> u64 {
         if self.cfg.cpus[rd].shareable { value } else { value & !(3 << 10) }
     }
@@ -244,7 +249,7 @@ impl State {
             return;
         }
         if self.now < self.rds[rd].rwp_until {
-            self.flag(CTLR, format!("EnableLPIs changed on CPU{rd} while RWP is 1"));
+            self.flag(CTLR, format!("GICR_CTLR.EnableLPIs changed on CPU{rd} while RWP is 1"));
         }
         if enable {
             self.enable_lpis(rd);
@@ -257,16 +262,22 @@ impl State {
         let (prop, pend) = (self.rds[rd].propbaser, self.rds[rd].pendbaser);
         let bits = self.rds[rd].id_bits();
         if bits < 14 {
-            self.flag(PROPBASER, format!("IDbits of CPU{rd} leave no LPI ({bits} bits)"));
+            self.flag(PROPBASER, format!("EnableLPIs set on CPU{rd} with {bits} INTID bits, which cover no LPI"));
         }
         if bits > self.cfg.intid_bits {
-            self.flag(PROPBASER, format!("IDbits of CPU{rd} ({bits}) exceed GICD_TYPER.IDbits"));
+            self.flag(
+                PROPBASER,
+                format!("EnableLPIs set on CPU{rd} with {bits} INTID bits, more than GICD_TYPER.IDbits"),
+            );
         }
         let bits = bits.clamp(14, self.cfg.intid_bits);
         let (config, config_len) = (prop & 0x000f_ffff_ffff_f000, (1u64 << bits) - u64::from(LPI));
         let (table, table_len) = (pend & 0x000f_ffff_ffff_0000, 1u64 << (bits - 3));
         if !self.mem.is_allocated(config, config_len) {
-            self.flag(PROPBASER, format!("the configuration table at {config:#x} is not (all) allocated memory"));
+            self.flag(
+                PROPBASER,
+                format!("the configuration table of CPU{rd} at {config:#x} is not allocated memory throughout"),
+            );
         }
         for other in 0..self.rds.len() {
             let same = self.cfg.cpus[other].group() == self.cfg.cpus[rd].group();
@@ -275,11 +286,11 @@ impl State {
                 if same && field(self.rds[other].propbaser) != field(prop) {
                     self.flag(
                         PROPBASER,
-                        format!("CPU{rd} and CPU{other} are in one CommonLPIAff group with different tables"),
+                        format!("CPU{rd} and CPU{other} are in one CommonLPIAff group but have different configuration tables"),
                     );
                 }
                 if self.rds[other].pendbaser & 0x000f_ffff_ffff_0000 == table {
-                    self.flag(PENDBASER, format!("CPU{rd} and CPU{other} share the pending table at {table:#x}"));
+                    self.flag(PENDBASER, format!("CPU{rd} and CPU{other} have the same pending table at {table:#x}"));
                 }
             }
         }
@@ -287,7 +298,7 @@ impl State {
         let mut found = BTreeSet::new();
         if pend & 1 << 62 != 0 {
             let trouble = self.mem.device_zero(table, table_len, how);
-            self.flag_memory(PENDBASER, "the pending table given with PTZ", table, trouble);
+            self.flag_memory(PENDBASER, "the pending table enabled with PTZ = 1", table, trouble);
         } else {
             let mut bytes = vec![0; table_len as usize];
             let trouble = self.mem.device_read(table, &mut bytes, how);
@@ -296,7 +307,7 @@ impl State {
             }
         }
         if let Some(other) = self.mem.clash(table, table_len, Use::Pending(rd)) {
-            self.flag(PENDBASER, format!("the pending table at {table:#x} overlaps {other}"));
+            self.flag(PENDBASER, format!("the pending table of CPU{rd} at {table:#x} overlaps {other}"));
         }
         self.mem.attach(table, table_len, Use::Pending(rd));
         self.mem.attach(config, config_len, Use::Config);
@@ -313,7 +324,7 @@ impl State {
 
     fn disable_lpis(&mut self, rd: usize) {
         if self.rds[rd].resident.is_some() {
-            self.flag(CTLR, format!("EnableLPIs cleared on CPU{rd} while a vPE is resident there"));
+            self.flag(CTLR, format!("GICR_CTLR.EnableLPIs cleared on CPU{rd} while a vPE is resident there"));
         }
         let bits = self.rds[rd].id_bits().clamp(14, self.cfg.intid_bits);
         let (prop, pend) = (self.rds[rd].propbaser, self.rds[rd].pendbaser);
@@ -327,22 +338,23 @@ impl State {
         self.mem.detach(prop & 0x000f_ffff_ffff_f000, Use::Config);
     }
 
-    /// SETLPIR, CLRLPIR, INVLPIR and INVALLR.
+    /// Handles a write to GICR_SETLPIR, GICR_CLRLPIR, GICR_INVLPIR or GICR_INVALLR.
     fn write_direct(&mut self, rd: usize, offset: u64, value: u64, wide: bool) {
-        let (name, there) = match offset & !4 {
+        let (section, implemented) = match offset & !4 {
             0x40 => ("12.11 GICR_SETLPIR", self.cfg.cpus[rd].direct_lpi),
             0x48 => ("12.11 GICR_CLRLPIR", self.cfg.cpus[rd].direct_lpi),
             0xa0 => ("12.11 GICR_INVLPIR", self.has_inv(rd)),
             _ => ("12.11 GICR_INVALLR", self.has_inv(rd)),
         };
-        if !there {
-            return self.flag(name, format!("written on CPU{rd}, which does not implement it"));
+        let register = section.trim_start_matches("12.11 ");
+        if !implemented {
+            return self.flag(section, format!("{register} written on CPU{rd}, which does not implement it"));
         }
         if !wide {
-            return self.flag(name, format!("written with a 32-bit access on CPU{rd}"));
+            return self.flag(section, format!("{register} written on CPU{rd} with a 32-bit access"));
         }
         if !self.rds[rd].enable_lpis {
-            return self.flag(name, format!("written on CPU{rd} while EnableLPIs is 0"));
+            return self.flag(section, format!("{register} written on CPU{rd} while EnableLPIs is 0"));
         }
         let intid = value as u32;
         let (vpe, v) = ((value >> 32) as u16, value >> 63 == 1);
@@ -353,23 +365,27 @@ impl State {
             }
             _ => {
                 if self.rds[rd].busy_stuck || self.now < self.rds[rd].busy_until {
-                    return self.flag(name, format!("written on CPU{rd} while GICR_SYNCR.Busy is 1"));
+                    return self.flag(section, format!("{register} written on CPU{rd} while GICR_SYNCR.Busy is 1"));
                 }
                 let one = offset & !4 == 0xa0;
                 let reserved = if one { 0x7fff_0000_0000_0000 } else { 0x7fff_0000_ffff_ffff };
                 if value & reserved != 0 {
-                    self.flag(name, format!("RES0 bits set in {value:#x}"));
+                    self.flag(section, format!("{register} written on CPU{rd} with RES0 bits set ({value:#x})"));
                 }
                 if (v || vpe != 0) && !self.cfg.cpus[rd].rvpeid {
-                    return self.flag(name, format!("V or vPEID set on CPU{rd}, which is not GICv4.1 ({value:#x})"));
+                    return self.flag(
+                        section,
+                        format!("{register} written on CPU{rd}, which is not GICv4.1, with V or vPEID ({value:#x})"),
+                    );
                 }
                 let item = if v {
-                    self.direct_invalidate_virtual(name, rd, vpe, one.then_some(intid))
+                    self.direct_invalidate_virtual(section, rd, vpe, one.then_some(intid))
                 } else if one {
                     if self.unfit(rd, intid).is_some() {
-                        return self.flag(name, format!("{intid} is not an LPI of CPU{rd}"));
+                        return self
+                            .flag(section, format!("{register} written on CPU{rd} with {intid}, which is no LPI"));
                     }
-                    self.check_config_published(name, rd, intid);
+                    self.check_config_published(section, rd, intid);
                     Some(Item::InvLpi { rd, intid })
                 } else {
                     Some(Item::InvLpis { rd })
@@ -383,7 +399,7 @@ impl State {
 
     // ---- physical LPIs
 
-    /// The configuration byte as this redistributor knows it.
+    /// Returns the configuration byte of an LPI, from the cache or from memory.
     pub(crate) fn lpi_config(&mut self, rd: usize, intid: u32) -> u8 {
         if let Some(byte) = self.rds[rd].config.get(&intid) {
             return *byte;
@@ -396,7 +412,7 @@ impl State {
         byte
     }
 
-    /// Why this redistributor cannot hold this LPI, if it cannot.
+    /// Returns why this redistributor cannot hold this LPI, if so.
     fn unfit(&self, rd: usize, intid: u32) -> Option<&'static str> {
         let r = &self.rds[rd];
         if !r.enable_lpis {
@@ -431,7 +447,7 @@ impl State {
         was
     }
 
-    /// Writes the pending bit to memory, on machines that always do.
+    /// Writes the pending bit to memory on machines that do so at each change.
     fn show_pending(&mut self, rd: usize, intid: u32) {
         if self.cfg.write_through {
             let pend = self.rds[rd].pendbaser;
@@ -447,7 +463,7 @@ impl State {
         let _ = self.mem.device_write(at, &[if set { byte | mask } else { byte & !mask }], how);
     }
 
-    /// The LPI that would be taken: the lowest priority value, then the lowest number.
+    /// Returns the LPI that would be acknowledged: the enabled one of highest priority and, among equals, lowest INTID.
     pub(crate) fn host_best(&mut self, rd: usize) -> Option<u32> {
         if !self.group1_enabled() || self.cfg.ds && self.rds[rd].waker != 0 {
             return None;
@@ -470,7 +486,7 @@ impl State {
         Some(intid)
     }
 
-    /// Which redistributor an RDbase field names.
+    /// Returns the redistributor that an RDbase field names.
     pub(crate) fn target(&self, its: usize, field: u64) -> Option<usize> {
         if self.cfg.its[its].pta {
             self.cfg.cpus.iter().position(|c| c.gicr == field << 16)
@@ -480,12 +496,12 @@ impl State {
     }
 }
 
-/// The LPIs whose bits are set in a pending table.
+/// Returns the LPIs whose bits are set in a pending table.
 pub(crate) fn pending_bits(bytes: &[u8]) -> BTreeSet<u32> {
     (LPI..bytes.len() as u32 * 8).filter(|n| bytes[*n as usize / 8] & 1 << (n % 8) != 0).collect()
 }
 
-/// A pending table for these LPIs.
+/// Returns the contents of a pending table for these LPIs.
 pub(crate) fn pending_bytes(pending: &BTreeSet<u32>, bits: u32) -> Vec<u8> {
     let mut bytes = vec![0; 1 << (bits - 3)];
     for n in pending {

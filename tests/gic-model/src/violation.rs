@@ -1,15 +1,15 @@
-//! What a driver must never do, and what was seen.
+//! Violations: what a driver must never do.
 
 use std::fmt;
 
-/// One forbidden, UNPREDICTABLE or CONSTRAINED UNPREDICTABLE act.
+/// A use of the GIC or of shared memory that is forbidden, UNPREDICTABLE or CONSTRAINED UNPREDICTABLE.
 ///
-/// The model records it and goes on in the least helpful way the architecture allows (the write or the command
-/// is mostly ignored), so that a test that looks at results fails as well as one that looks at the list.
+/// The model records the violation and continues in the least helpful way that the architecture allows. Mostly it
+/// ignores the write or the command, so that a test fails whether it checks results or the list of violations.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Violation {
-    /// Where the rule stands: a section of IHI 0069 with the register or command that it is told under,
-    /// or `memory` for the contract of the shared-memory calls themselves.
+    /// The rule that was broken: a section of IHI 0069 and the register or command that it is described under, or
+    /// `memory` for the rules of the model's own calls for memory and register accesses.
     pub section: &'static str,
     /// What was done, with the numbers.
     pub what: String,
@@ -17,7 +17,10 @@ pub struct Violation {
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "[{}] {}", self.section, self.what)
+        match self.section {
+            "memory" => write!(f, "memory: {}", self.what),
+            section => write!(f, "{} (IHI 0069, {section})", self.what),
+        }
     }
 }
 

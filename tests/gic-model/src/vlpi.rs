@@ -1,21 +1,21 @@
-//! Virtual LPIs on their way: configuration, arrival, doorbells, acknowledgement (IHI 0069, chapters 5 and 6).
+//! Virtual LPIs: configuration, arrival, doorbells, acknowledgement (IHI 0069, chapters 5 and 6).
 //!
-//! In GICv4.0 nothing knows the configuration of a vPE that is not resident, so a doorbell rings for disabled
-//! interrupts too. In GICv4.1 the default doorbell rings once for each time it was asked for, and only for an
-//! enabled interrupt.
+//! On GICv4.0 the configuration table of a vPE is known only while the vPE is resident, so a doorbell rings for
+//! disabled interrupts too. On GICv4.1 a default doorbell rings only for an enabled interrupt, and once for each time
+//! that it was requested.
 
 use crate::its::{Ite, Item, Vte};
 use crate::machine::{Delivery, State};
 use crate::memory::Snoop;
 use crate::redist::{LPI, snoop};
 
-/// "No doorbell."
+/// INTID that means "no doorbell".
 pub(crate) const NONE: u32 = 1023;
 
 impl State {
     // ---- configuration
 
-    /// Where the configuration table of a vPE is, as far as the GIC knows at this time.
+    /// Returns the address of a vPE's configuration table if the GIC knows it at this time.
     fn vconfig_table(&self, vpt: u64) -> Option<(u64, Snoop)> {
         if let Some(vpe) = self.vpes.values().find(|v| v.vpt == vpt) {
             let how = if self.cfg.cpus[vpe.rd].shareable { Snoop::Yes } else { Snoop::No };
@@ -26,7 +26,8 @@ impl State {
         Some((r.vpropbaser & 0x000f_ffff_ffff_f000, snoop(r.vpropbaser >> 10)))
     }
 
-    /// The configuration byte as the GIC knows it; 0 if it knows none.
+    /// Returns the configuration byte of a vLPI, from the cache or from memory, or 0 if the GIC does not know the
+    /// table.
     pub(crate) fn vlpi_config(&mut self, vpt: u64, intid: u32) -> u8 {
         if let Some(byte) = self.vpts.get(&vpt).and_then(|v| v.config.get(&intid)) {
             return *byte;
@@ -39,7 +40,7 @@ impl State {
         byte
     }
 
-    /// An INV says that software has changed the byte; the store must have been published.
+    /// Records a violation if stores to a configuration byte are not published when its INV is executed.
     pub(crate) fn check_vconfig_published(&mut self, section: &'static str, vpt: u64, intid: u32) {
         if let Some((table, how)) = self.vconfig_table(vpt) {
             let at = table + u64::from(intid - LPI);
@@ -48,6 +49,7 @@ impl State {
         }
     }
 
+    /// Invalidates the cached configuration of one vLPI or of all.
     pub(crate) fn invalidate_vlpi(&mut self, vpt: u64, intid: Option<u32>) {
         if let Some(v) = self.vpts.get_mut(&vpt) {
             match intid {
@@ -62,13 +64,13 @@ impl State {
                 self.vlpi_config(vpt, mapped);
             }
         }
-        // An interrupt that was pending and disabled may be what a doorbell was asked for.
+        // The new configuration may enable a pending interrupt, for which a requested doorbell rings.
         if let Some(id) = self.vpes.iter().find(|(_, v)| v.vpt == vpt).map(|(id, _)| *id) {
             self.ring_default(id);
         }
     }
 
-    /// The vINTIDs that some event is mapped to for this VPT.
+    /// Returns the vINTIDs of the vPE with this VPT to which events are mapped.
     pub(crate) fn vlpis_mapped(&self, vpt: u64) -> Vec<u32> {
         let mut found = Vec::new();
         for i in &self.its {
@@ -100,16 +102,16 @@ impl State {
             }
         }
         let Some(v) = self.vpts.get_mut(&vte.vpt).filter(|v| v.loaded) else {
-            return self.drop_interrupt(what(), "its VPT is not the GIC's");
+            return self.drop_interrupt(what(), "the GIC does not hold its VPT");
         };
         let newly = v.pending.insert(intid);
         self.show_vlpi(vte.vpt, intid);
         if holder.is_none() {
-            self.overlook(vte.vpt, intid);
+            self.ignore_where_resident(vte.vpt, intid);
         }
         match holder {
             Some(rd) => {
-                self.noticed(rd, intid);
+                self.stop_ignoring(rd, intid);
                 if !self.eager_cache()
                     && let Some(v) = self.vpts.get_mut(&vte.vpt)
                 {
@@ -118,7 +120,7 @@ impl State {
                 }
                 self.vlpi_config(vte.vpt, intid);
             }
-            // It is on its way out: PendingLast will tell.
+            // The vPE is being made non-resident: the interrupt shows in PendingLast.
             None if self.rds.iter().any(|r| r.leaving.as_ref().is_some_and(|l| l.vpt == vte.vpt)) => {}
             None if self.vpes.contains_key(&vpe) => self.ring_default(vpe),
             None => {
@@ -129,8 +131,8 @@ impl State {
         }
     }
 
-    /// Where messages for this vPE find it resident: on its own redistributor only (4.0), or on any that shares
-    /// the vPE table with it (4.1).
+    /// Returns the redistributor where messages for this vPE find it resident: its home only (GICv4.0), or any
+    /// redistributor that shares the vPE table with its home (GICv4.1).
     fn where_resident(&self, vpe: u16, vte: Vte) -> Option<usize> {
         if !self.cfg.cpus[vte.rd].rvpeid {
             return self.rds[vte.rd].resident.as_ref().filter(|s| s.vpt == vte.vpt).map(|_| vte.rd);
@@ -149,7 +151,7 @@ impl State {
         was
     }
 
-    /// Writes the pending bit to memory, on machines that always do.
+    /// Writes the pending bit to memory on machines that do so at each change.
     fn show_vlpi(&mut self, vpt: u64, intid: u32) {
         if self.cfg.write_through {
             let set = self.vpts.get(&vpt).is_some_and(|v| v.pending.contains(&intid));
@@ -157,19 +159,19 @@ impl State {
         }
     }
 
-    /// Whether an enabled interrupt is pending: what PendingLast shows and a default doorbell rings for.
-    pub(crate) fn wants_attention(&mut self, vpt: u64, vpe: Option<u16>) -> bool {
+    /// Whether an enabled interrupt is pending. PendingLast shows this, and a default doorbell rings for it.
+    pub(crate) fn has_enabled_pending(&mut self, vpt: u64, vpe: Option<u16>) -> bool {
         let pending: Vec<u32> = self.vpts.get(&vpt).map_or(Vec::new(), |v| v.pending.iter().copied().collect());
         let sgi = vpe.and_then(|id| self.vpes.get(&id)).is_some_and(|v| v.sgis.iter().any(|s| s.pending && s.enable));
         sgi || pending.into_iter().any(|intid| self.vlpi_config(vpt, intid) & 1 != 0)
     }
 
-    /// GICv4.1: rings the default doorbell if it was asked for and there is reason to.
+    /// GICv4.1: rings the default doorbell if it was requested and an enabled interrupt is pending.
     pub(crate) fn ring_default(&mut self, id: u16) {
         let Some((vpt, rd, doorbell, armed)) = self.vpes.get(&id).map(|v| (v.vpt, v.rd, v.doorbell, v.armed)) else {
             return;
         };
-        if armed && doorbell != NONE && self.wants_attention(vpt, Some(id)) {
+        if armed && doorbell != NONE && self.has_enabled_pending(vpt, Some(id)) {
             if let Some(v) = self.vpes.get_mut(&id) {
                 v.armed = false;
             }
@@ -185,8 +187,10 @@ impl State {
         }
     }
 
-    // ---- what the guest sees
+    // ---- acknowledgement
 
+    /// Returns the virtual interrupt that the guest would acknowledge: the enabled one of highest priority and, among
+    /// equals, lowest INTID.
     pub(crate) fn guest_best(&mut self, rd: usize) -> Option<u32> {
         if !self.signalling(rd) {
             return None;
@@ -199,7 +203,7 @@ impl State {
         let mut best: Option<(u8, u32)> = None;
         let pending: Vec<u32> = self.vpts.get(&vpt).map_or(Vec::new(), |v| v.pending.iter().copied().collect());
         for intid in pending.into_iter().filter(|n| group1 && u64::from(*n) >> limit == 0) {
-            if self.overlooked(rd, intid) {
+            if self.is_ignored(rd, intid) {
                 continue;
             }
             let byte = self.vlpi_config(vpt, intid);
@@ -236,7 +240,7 @@ impl State {
 
     // ---- GICR_INVLPIR and GICR_INVALLR with V = 1
 
-    /// `one`: the vINTID; `None`: all.
+    /// Checks an invalidation and returns its effect. `one`: the vINTID, or `None` for all vLPIs of the vPE.
     pub(crate) fn direct_invalidate_virtual(
         &mut self,
         section: &'static str,
@@ -245,16 +249,26 @@ impl State {
         one: Option<u32>,
     ) -> Option<Item> {
         let Some((vpt, home)) = self.vpes.get(&vpe).map(|v| (v.vpt, v.rd)) else {
-            self.flag(section, format!("vPE {vpe} on CPU{rd} is not mapped"));
+            self.flag(section, format!("vPE {vpe}, whose configuration is invalidated on CPU{rd}, is not mapped"));
             return None;
         };
         if self.cfg.cpus[rd].group() != self.cfg.cpus[home].group() {
-            self.flag(section, format!("vPE {vpe} is on CPU{home}; CPU{rd} shares no vPE table with it"));
+            self.flag(
+                section,
+                format!(
+                    "vPE {vpe}, whose configuration is invalidated on CPU{rd}, is on CPU{home} with another vPE table"
+                ),
+            );
             return None;
         }
         Some(match one {
             Some(intid) if intid < LPI => {
-                self.flag(section, format!("{intid} of vPE {vpe} is not a vLPI"));
+                self.flag(
+                    section,
+                    format!(
+                        "vINTID {intid} of vPE {vpe}, whose configuration is invalidated on CPU{rd}, is not a vLPI"
+                    ),
+                );
                 return None;
             }
             Some(intid) => {

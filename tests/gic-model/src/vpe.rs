@@ -1,11 +1,12 @@
-//! vPEs as redistributors see them: pending tables and residency (IHI 0069, 5.1.3, and the VLPI frame of 12.11).
+//! vPEs on redistributors: pending tables and residency (IHI 0069, 5.1.3, and the VLPI frame in 12.11).
 //!
-//! In GICv4.0 a redistributor is told the address of a VPT, in GICv4.1 a vPEID. Either way the model's unit is the
-//! pending table: pending bits are the GIC's while any ITS maps it or any redistributor has it resident, and go
-//! back to memory when the last of these ends.
+//! On GICv4.0 a redistributor is given the address of a VPT, on GICv4.1 a vPEID. In both cases the model's unit is the
+//! pending table. Its pending bits are held in the GIC while the vPE is mapped on an ITS or resident on a
+//! redistributor, and are written to memory when the last of these ends.
 //!
-//! While a residency begins or ends (Dirty), the model does what leaves a driver least: no interrupt is found
-//! before the scan is over, and what arrives during the end is shown in PendingLast and rings no doorbell.
+//! While a residency begins or ends (Dirty is 1), the model chooses the behaviour that is worst for a driver: it
+//! signals no interrupt before the scan is over, and an interrupt that arrives while a residency ends shows in
+//! PendingLast but rings no doorbell.
 
 use crate::config::Staleness;
 use crate::machine::State;
@@ -17,7 +18,7 @@ const VPENDBASER: &str = "12.11 GICR_VPENDBASER";
 const VPROPBASER: &str = "12.11 GICR_VPROPBASER";
 
 const VALID: u64 = 1 << 63;
-/// 4.0: IDAI. 4.1: Doorbell.
+/// GICv4.0: IDAI. GICv4.1: Doorbell.
 const BIT62: u64 = 1 << 62;
 const PENDING_LAST: u64 = 1 << 61;
 const DIRTY: u64 = 1 << 60;
@@ -25,24 +26,25 @@ const GROUPS: u64 = 3 << 58;
 const ADDRESS: u64 = 0x000f_ffff_ffff_0000;
 const ATTRIBUTES: u64 = 7 << 56 | 3 << 10 | 7 << 7;
 
-/// What the GIC leaves in the IMPLEMENTATION DEFINED part of a VPT.
+/// A value that the GIC writes to the IMPLEMENTATION DEFINED part of a VPT.
 const COARSE_MAP: u8 = 0x1d;
 
 /// One virtual pending table.
 #[derive(Default)]
 pub(crate) struct Vpt {
     pub(crate) pending: BTreeSet<u32>,
-    /// Configuration bytes that were looked up. They outlive mappings: only an invalidation removes them.
+    /// Cached configuration bytes. They stay after an unmapping: only an invalidation removes them.
     pub(crate) config: BTreeMap<u32, u8>,
-    /// The pending bits are here, not in memory.
+    /// Whether the pending bits are in the GIC instead of in memory.
     pub(crate) loaded: bool,
     pub(crate) bits: u32,
     how: Option<Snoop>,
-    /// The bits that the table in memory has.
+    /// The pending bits in the table in memory.
     in_memory: BTreeSet<u32>,
-    /// IDAI as the end of the last residency left it.
+    /// Value of IDAI at the end of the last residency.
     idai: bool,
-    /// What was written back when the GIC lost interest; the same memory may come again.
+    /// The pending bits that were written to memory when the GIC's use of the table ended. The table may be used again
+    /// with these.
     left: Option<BTreeSet<u32>>,
 }
 
@@ -54,7 +56,7 @@ pub(crate) struct Vpe {
     pub(crate) doorbell: u32,
     pub(crate) rd: usize,
     pub(crate) mapped: BTreeSet<usize>,
-    /// A doorbell was asked for and has not rung.
+    /// Whether a doorbell was requested and has not rung.
     pub(crate) armed: bool,
     pub(crate) sgis: [Sgi; 16],
 }
@@ -68,22 +70,23 @@ pub(crate) struct Sgi {
     pub(crate) pending: bool,
 }
 
-/// A vPE on a redistributor.
+/// A vPE that is resident on a redistributor.
 pub(crate) struct Resident {
     pub(crate) vpt: u64,
-    /// GICv4.1 only.
+    /// The vPEID, on GICv4.1 only.
     pub(crate) vpe: Option<u16>,
     ready_at: u64,
-    /// What this redistributor does not know of: pending when it was told PendingLast = 0, or sent elsewhere.
+    /// Pending interrupts that this redistributor does not signal: they were pending when the vPE was made resident
+    /// with PendingLast = 0, or were sent to another redistributor.
     ignored: BTreeSet<u32>,
 }
 
-/// A vPE that is being taken off a redistributor.
+/// A vPE whose residency is ending.
 pub(crate) struct Leaving {
     pub(crate) vpt: u64,
     pub(crate) vpe: Option<u16>,
     done_at: u64,
-    /// 4.1: software said PendingLast = 1 itself.
+    /// GICv4.1: whether software wrote PendingLast = 1 itself.
     pending_last: bool,
     doorbell: bool,
 }
@@ -111,7 +114,7 @@ impl State {
                 }
             }
             0x78 if !wide && offset & 4 == 0 => {
-                // Nothing happens before the half with Valid is written.
+                // The low half has no effect before the half with Valid is written.
                 let r = &mut self.rds[rd];
                 r.vpendbaser = (r.vpendbaser & !0xffff_ffff) | (value & 0xffff_ffff);
             }
@@ -126,10 +129,13 @@ impl State {
 
     fn write_vpropbaser(&mut self, rd: usize, value: u64) {
         if self.rds[rd].resident.is_some() || self.rds[rd].leaving.is_some() {
-            self.flag(VPROPBASER, format!("written on CPU{rd} while a vPE is resident there"));
+            self.flag(VPROPBASER, format!("GICR_VPROPBASER written on CPU{rd} while a vPE is resident there"));
         }
         if (value & 0x1f) as u32 + 1 > self.cfg.intid_bits {
-            self.flag(VPROPBASER, format!("IDbits {} on CPU{rd} exceed GICD_TYPER.IDbits", value & 0x1f));
+            self.flag(
+                VPROPBASER,
+                format!("GICR_VPROPBASER written on CPU{rd} with IDbits {}, more than GICD_TYPER.IDbits", value & 0x1f),
+            );
         }
         let writable = 0x1f | 7 << 7 | 3 << 10 | 0x000f_ffff_ffff_f000 | 7 << 56;
         self.rds[rd].vpropbaser = self.refuse_sharing(rd, value & writable);
@@ -141,7 +147,7 @@ impl State {
         r.leaving.is_some() || self.cfg.cpus[rd].dirty && self.scanning(rd)
     }
 
-    /// Whether the VPT of the resident vPE is still being looked through.
+    /// Whether the scan of the resident vPE's VPT has not finished.
     fn scanning(&self, rd: usize) -> bool {
         let r = &self.rds[rd];
         r.resident.as_ref().is_some_and(|s| self.now < s.ready_at || r.dirty_stuck)
@@ -151,7 +157,7 @@ impl State {
         let r = &self.rds[rd];
         let dirty = if self.dirty(rd) { DIRTY } else { 0 };
         let valid = if r.resident.is_some() { VALID } else { 0 };
-        // PendingLast means nothing before Dirty is 0 again; it reads as the value that misleads.
+        // PendingLast is UNKNOWN until Dirty is 0. It reads as the value that misleads a driver.
         let pending_last = match (&r.resident, &r.leaving) {
             (Some(_), _) if !self.cfg.cpus[rd].rvpeid => PENDING_LAST,
             (_, Some(_)) => 0,
@@ -163,7 +169,7 @@ impl State {
     fn write_vpendbaser(&mut self, rd: usize, value: u64) {
         let (old, new) = (self.rds[rd].resident.is_some(), value & VALID != 0);
         if self.dirty(rd) {
-            let what = if old && !new { "Valid cleared" } else { "written" };
+            let what = if old && !new { "GICR_VPENDBASER.Valid cleared" } else { "GICR_VPENDBASER written" };
             return self.flag(VPENDBASER, format!("{what} on CPU{rd} while Dirty is 1"));
         }
         let v4_1 = self.cfg.cpus[rd].rvpeid;
@@ -173,9 +179,9 @@ impl State {
         match (old, new) {
             (false, false) => self.rds[rd].vpendbaser = stored,
             (true, true) => {
-                // PendingLast means nothing while a vPE is resident; all else must stay as it is.
+                // While a vPE is resident PendingLast is ignored, and all other fields must keep their values.
                 if (stored ^ self.rds[rd].vpendbaser) & !PENDING_LAST != 0 {
-                    self.flag(VPENDBASER, format!("changed on CPU{rd} while Valid is 1 ({value:#x})"));
+                    self.flag(VPENDBASER, format!("GICR_VPENDBASER changed on CPU{rd} while Valid is 1 ({value:#x})"));
                 }
             }
             (false, true) if v4_1 => self.enter_v4_1(rd, stored),
@@ -186,7 +192,8 @@ impl State {
 
     // ---- a residency begins
 
-    /// What both versions ask for. `false`: the write is ignored.
+    /// Checks the conditions that both versions have for a residency. If one is violated, returns `false`: the write is
+    /// ignored.
     fn may_enter(&mut self, rd: usize, vpt: u64, name: &str) -> bool {
         if !self.rds[rd].enable_lpis {
             self.flag(VPENDBASER, format!("{name} made resident on CPU{rd} while GICR_CTLR.EnableLPIs is 0"));
@@ -199,20 +206,21 @@ impl State {
         true
     }
 
-    /// The redistributor where this vPE is resident, or has not quite left.
+    /// Returns the redistributor where this vPE is resident or its residency is ending.
     pub(crate) fn holder(&self, vpt: u64) -> Option<usize> {
         self.rds.iter().position(|r| {
             r.resident.as_ref().is_some_and(|s| s.vpt == vpt) || r.leaving.as_ref().is_some_and(|l| l.vpt == vpt)
         })
     }
 
+    /// Makes a vPE resident on GICv4.0.
     fn enter(&mut self, rd: usize, value: u64) {
         let vpt = value & ADDRESS;
         let name = format!("the vPE with VPT {vpt:#x}");
         if !self.may_enter(rd, vpt, &name) {
             return;
         }
-        // What a disabled ITS holds leads nowhere; it is looked at when it is enabled again.
+        // A disabled ITS sends no interrupts. Its mappings are checked when it is enabled again.
         for its in (0..self.its.len()).filter(|its| self.its[*its].enabled).collect::<Vec<_>>() {
             let Some((vpe, vte)) = self.its[its].vpes.iter().find(|(_, v)| v.vpt == vpt).map(|(n, v)| (*n, *v)) else {
                 continue;
@@ -221,7 +229,7 @@ impl State {
             if vte.rd != rd {
                 self.flag(
                     VPENDBASER,
-                    format!("vPE {vpe} made resident on CPU{rd}, but ITS{its} has it on CPU{}", vte.rd),
+                    format!("vPE {vpe} made resident on CPU{rd} while ITS{its} has it mapped to CPU{}", vte.rd),
                 );
             } else if self.its[its].moving.contains(&vpe) || live != Some(rd) {
                 self.flag(
@@ -237,29 +245,44 @@ impl State {
             BTreeSet::new()
         };
         if self.vpts.get(&vpt).is_some_and(|v| v.idai) && value & BIT62 == 0 {
-            self.flag(VPENDBASER, format!("{name} made resident on CPU{rd} without the IDAI it was left with"));
+            self.flag(
+                VPENDBASER,
+                format!("{name} made resident on CPU{rd} with IDAI = 0, but its last residency ended with IDAI = 1"),
+            );
         }
         let prop = self.rds[rd].vpropbaser;
         let bits = (prop & 0x1f) as u32 + 1;
         if bits < 14 {
-            self.flag(VPROPBASER, format!("{name} made resident on CPU{rd} with IDbits {}: no vLPI", bits - 1));
+            self.flag(
+                VPROPBASER,
+                format!(
+                    "{name} made resident on CPU{rd} with {bits} INTID bits in GICR_VPROPBASER, which cover no vLPI"
+                ),
+            );
             return;
         }
         if let Some(v) = self.vpts.get(&vpt).filter(|v| v.loaded && v.bits < bits) {
             let mapped = v.bits;
-            self.flag(VPROPBASER, format!("{bits} INTID bits on CPU{rd}, but the VPT was mapped with {mapped}"));
+            self.flag(
+                VPROPBASER,
+                format!("{name} made resident on CPU{rd} with {bits} INTID bits, but mapped with {mapped}"),
+            );
         }
         let config = prop & 0x000f_ffff_ffff_f000;
         let len = (1u64 << bits.min(self.cfg.intid_bits)) - u64::from(LPI);
         if !self.mem.is_allocated(config, len) {
-            self.flag(VPROPBASER, format!("the configuration table at {config:#x} is not (all) allocated memory"));
+            self.flag(
+                VPROPBASER,
+                format!("the configuration table of {name} at {config:#x} is not allocated memory throughout"),
+            );
         }
         self.take_vpt(VPENDBASER, vpt, bits, snoop(value >> 10), false);
         self.mem.attach(config, len, Use::VConfig);
         self.rds[rd].vpendbaser = value;
-        self.settle_in(rd, vpt, None, ignored);
+        self.begin_residency(rd, vpt, None, ignored);
     }
 
+    /// Makes a vPE resident on GICv4.1.
     fn enter_v4_1(&mut self, rd: usize, value: u64) {
         let id = value as u16;
         let name = format!("vPE {id}");
@@ -267,7 +290,7 @@ impl State {
             return self.flag(VPROPBASER, format!("{name} made resident on CPU{rd}, which has no valid vPE table"));
         }
         let Some(vpe) = self.vpes.get(&id) else {
-            return self.flag(VPENDBASER, format!("{name} made resident on CPU{rd}, but no ITS has mapped it"));
+            return self.flag(VPENDBASER, format!("{name} made resident on CPU{rd}, but it is mapped on no ITS"));
         };
         let (vpt, home) = (vpe.vpt, vpe.rd);
         if !self.may_enter(rd, vpt, &name) {
@@ -276,7 +299,7 @@ impl State {
         if self.cfg.cpus[home].group() != self.cfg.cpus[rd].group() {
             return self.flag(
                 VPENDBASER,
-                format!("{name} made resident on CPU{rd}; it is on CPU{home}, which shares no vPE table with it"),
+                format!("{name} made resident on CPU{rd}, but it is on CPU{home} with another vPE table"),
             );
         }
         if let Some(its) = (0..self.its.len()).find(|i| self.its[*i].enabled && self.its[*i].moving.contains(&id)) {
@@ -292,14 +315,15 @@ impl State {
             vpe.armed = false;
         }
         self.rds[rd].vpendbaser = value & !(BIT62 | PENDING_LAST);
-        self.settle_in(rd, vpt, Some(id), BTreeSet::new());
+        self.begin_residency(rd, vpt, Some(id), BTreeSet::new());
     }
 
-    fn settle_in(&mut self, rd: usize, vpt: u64, vpe: Option<u16>, ignored: BTreeSet<u32>) {
+    /// Records the residency and caches the configuration of mapped vLPIs.
+    fn begin_residency(&mut self, rd: usize, vpt: u64, vpe: Option<u16>, ignored: BTreeSet<u32>) {
         let ready_at = self.now + self.cfg.timing.dirty_in;
         self.rds[rd].resident = Some(Resident { vpt, vpe, ready_at, ignored });
         if self.cfg.staleness == Staleness::Immediate {
-            // QEMU looks everything up again.
+            // QEMU reads all configuration bytes again.
             let Some(v) = self.vpts.get_mut(&vpt) else { return };
             v.config.clear();
             for intid in v.pending.clone() {
@@ -312,7 +336,7 @@ impl State {
         }
     }
 
-    /// What an earlier stage left behind.
+    /// Sets the residency that earlier software has left.
     pub(crate) fn reset_residency(&mut self, rd: usize, vpropbaser: u64, vpendbaser: u64) {
         let v4_1 = self.cfg.cpus[rd].rvpeid;
         let r = &mut self.rds[rd];
@@ -326,6 +350,7 @@ impl State {
 
     // ---- a residency ends
 
+    /// Starts to end a residency.
     fn leave(&mut self, rd: usize, value: u64) {
         let Some(resident) = self.rds[rd].resident.take() else { return };
         let old = self.rds[rd].vpendbaser;
@@ -335,7 +360,7 @@ impl State {
                 self.flag(
                     VPENDBASER,
                     format!(
-                        "vPEID changed from {} to {} on CPU{rd} with the write that clears Valid",
+                        "GICR_VPENDBASER.vPEID changed from {} to {} on CPU{rd} by the write that clears Valid",
                         old as u16, value as u16
                     ),
                 );
@@ -345,7 +370,10 @@ impl State {
             if (value ^ old) & (ADDRESS | ATTRIBUTES | BIT62) != 0 {
                 self.flag(
                     VPENDBASER,
-                    format!("IDAI, address or attributes changed on CPU{rd} with the write that clears Valid ({old:#x} to {value:#x})"),
+                    format!(
+                        "GICR_VPENDBASER: IDAI, address or attributes changed on CPU{rd} by the write clearing Valid \
+                         ({old:#x} to {value:#x})"
+                    ),
                 );
             }
             self.rds[rd].vpendbaser = old & (ADDRESS | ATTRIBUTES);
@@ -361,14 +389,15 @@ impl State {
         self.settle_residency(rd);
     }
 
+    /// Ends a residency if its time is over.
     pub(crate) fn settle_residency(&mut self, rd: usize) {
         let r = &self.rds[rd];
         let Some(leaving) = r.leaving.as_ref().filter(|l| !r.dirty_stuck && self.now >= l.done_at) else { return };
         let (vpt, vpe) = (leaving.vpt, leaving.vpe);
-        let attention = self.wants_attention(vpt, vpe);
+        let enabled_pending = self.has_enabled_pending(vpt, vpe);
         let r = &mut self.rds[rd];
         let Some(leaving) = r.leaving.take() else { return };
-        let pending_last = leaving.pending_last || attention;
+        let pending_last = leaving.pending_last || enabled_pending;
         if pending_last {
             r.vpendbaser |= PENDING_LAST;
         }
@@ -394,7 +423,7 @@ impl State {
 
     // ---- pending tables
 
-    /// Takes the pending bits of a VPT out of memory, unless they are here already.
+    /// Reads the pending bits of a VPT from memory, unless the GIC holds them already.
     pub(crate) fn take_vpt(&mut self, section: &'static str, vpt: u64, bits: u32, how: Snoop, ptz: bool) {
         if self.vpts.get(&vpt).is_some_and(|v| v.loaded) {
             return;
@@ -413,7 +442,7 @@ impl State {
                 pending = pending_bits(&bytes);
                 let as_left = self.vpts.get(&vpt).and_then(|v| v.left.as_ref()) == Some(&pending);
                 if ptz || !as_left {
-                    let with = if ptz { " (given with PTZ = 1)" } else { ", nor as the GIC left it" };
+                    let with = if ptz { ", but was mapped with PTZ = 1" } else { " and not as the GIC left it" };
                     self.flag(section, format!("the VPT at {vpt:#x} is not zero{with}"));
                 }
                 if ptz {
@@ -434,7 +463,7 @@ impl State {
         v.left = None;
     }
 
-    /// Gives the pending bits back to memory if nobody has an interest in the VPT any more.
+    /// Writes the pending bits to memory if the VPT is neither mapped nor resident.
     pub(crate) fn release_vpt(&mut self, vpt: u64) {
         let mapped = self.its.iter().any(|i| i.vpes.values().any(|v| v.vpt == vpt));
         if mapped || self.holder(vpt).is_some() {
@@ -453,7 +482,7 @@ impl State {
         self.mem.detach(vpt, Use::Vpt);
     }
 
-    /// Memory was given back: what was left in it means nothing any more. Cached configuration stays stale.
+    /// Forgets the pending bits of VPTs in memory that was freed. Stale cached configuration stays.
     pub(crate) fn forget_vpts(&mut self, at: u64, len: u64) {
         for (_, v) in self.vpts.range_mut(at..at + len) {
             v.left = None;
@@ -471,17 +500,18 @@ impl State {
         }
     }
 
+    /// Returns the vPEID of a resident vPE if it is mapped.
     pub(crate) fn name_vpe(&self, r: &Resident) -> Option<u16> {
         r.vpe.or_else(|| self.its.iter().find_map(|i| i.vpes.iter().find(|(_, v)| v.vpt == r.vpt).map(|(n, _)| *n)))
     }
 
-    /// Whether an interrupt of the resident vPE is one that this redistributor does not know of.
-    pub(crate) fn overlooked(&self, rd: usize, intid: u32) -> bool {
+    /// Whether this redistributor ignores a pending interrupt of the resident vPE.
+    pub(crate) fn is_ignored(&self, rd: usize, intid: u32) -> bool {
         self.rds[rd].resident.as_ref().is_some_and(|s| s.ignored.contains(&intid))
     }
 
-    /// An interrupt was sent to another redistributor than the one where the vPE is.
-    pub(crate) fn overlook(&mut self, vpt: u64, intid: u32) {
+    /// Makes the redistributor where the vPE is resident ignore an interrupt that was sent to another redistributor.
+    pub(crate) fn ignore_where_resident(&mut self, vpt: u64, intid: u32) {
         for r in &mut self.rds {
             if let Some(s) = r.resident.as_mut().filter(|s| s.vpt == vpt) {
                 s.ignored.insert(intid);
@@ -489,14 +519,14 @@ impl State {
         }
     }
 
-    /// The interrupt came again; now it is noticed.
-    pub(crate) fn noticed(&mut self, rd: usize, intid: u32) {
+    /// Makes a redistributor signal an interrupt that it ignored, since it has arrived again.
+    pub(crate) fn stop_ignoring(&mut self, rd: usize, intid: u32) {
         if let Some(s) = self.rds[rd].resident.as_mut() {
             s.ignored.remove(&intid);
         }
     }
 
-    /// Whether the resident vPE's interrupts can be signalled.
+    /// Whether interrupts of the resident vPE are signalled.
     pub(crate) fn signalling(&self, rd: usize) -> bool {
         self.rds[rd].virtual_interface && !self.scanning(rd)
     }

@@ -1,7 +1,7 @@
-//! GICv4.1: vPE configuration tables of redistributors, and who must share them (GICR_VPROPBASER, 12.11).
+//! GICv4.1: vPE configuration tables of the redistributors and the rules for sharing them (GICR_VPROPBASER, 12.11).
 //!
-//! Redistributors of one CommonLPIAff group have one table; an ITS whose SVPET affinity covers them has the same
-//! one behind GITS_BASER2. Only who brings a fresh table may say that it is zero (Z).
+//! Redistributors of one CommonLPIAff group have the same table. An ITS whose SVPET affinity covers them has it too, in
+//! GITS_BASER2. Z = 1 may only be written for a table that is not in use yet.
 
 use crate::config::{TableKind, affinity_prefix};
 use crate::its::{Geometry, Slot};
@@ -13,10 +13,10 @@ const SECTION: &str = "12.11 GICR_VPROPBASER";
 const VALID: u64 = 1 << 63;
 const ZERO: u64 = 1 << 52;
 
-/// Bytes of an entry (GICR_VPROPBASER.Entry_Size reads as one 8-byte unit).
+/// Size of an entry in bytes (GICR_VPROPBASER.Entry_Size is 0, which means one unit of 8 bytes).
 const ENTRY: u64 = 8;
 
-/// What must agree between sharers.
+/// Fields that must be equal in all redistributors that share a table.
 const SHAPE: u64 = 1 << 55 | 3 << 53 | 0x000f_ffff_ffff_f000 | 0x7f;
 
 fn geometry(value: u64) -> Geometry {
@@ -35,10 +35,10 @@ impl State {
     pub(crate) fn write_vpropbaser_v4_1(&mut self, rd: usize, value: u64) {
         let old = self.rds[rd].vpropbaser;
         if self.rds[rd].resident.is_some() || self.rds[rd].leaving.is_some() {
-            return self.flag(SECTION, format!("written on CPU{rd} while a vPE is resident there"));
+            return self.flag(SECTION, format!("GICR_VPROPBASER written on CPU{rd} while a vPE is resident there"));
         }
         if old & value & VALID != 0 {
-            return self.flag(SECTION, format!("written with Valid = 1 on CPU{rd} while Valid is 1"));
+            return self.flag(SECTION, format!("GICR_VPROPBASER written with Valid = 1 on CPU{rd} while Valid is 1"));
         }
         let writable = VALID | 7 << 56 | SHAPE | 3 << 10 | 7 << 7;
         let stored = self.refuse_sharing(rd, value & writable);
@@ -60,7 +60,7 @@ impl State {
     fn check_vpe_table(&mut self, rd: usize, value: u64, zero: bool) {
         let g = geometry(value);
         if !g.base.is_multiple_of(g.page) {
-            self.flag(SECTION, format!("the vPE table of CPU{rd} at {:#x} is not aligned to its page size", g.base));
+            self.flag(SECTION, format!("the vPE table of CPU{rd} at {:#x} is not aligned to the page size", g.base));
         }
         let group = self.cfg.cpus[rd].group();
         for other in 0..self.rds.len() {
@@ -69,7 +69,7 @@ impl State {
             if mates && theirs & VALID != 0 && (theirs ^ value) & SHAPE != 0 {
                 self.flag(
                     SECTION,
-                    format!("CPU{rd} and CPU{other} are in one CommonLPIAff group with different vPE tables"),
+                    format!("CPU{rd} and CPU{other} are in one CommonLPIAff group but have different vPE tables"),
                 );
             }
         }
@@ -81,7 +81,7 @@ impl State {
                 self.flag(
                     SECTION,
                     format!(
-                        "CPU{rd} has its vPE table at {:#x}; ITS{its}, which shares it (SVPET), at {:#x}",
+                        "CPU{rd} has its vPE table at {:#x}, but ITS{its}, which must share it (SVPET), at {:#x}",
                         g.base, theirs.base
                     ),
                 );
@@ -89,7 +89,10 @@ impl State {
         }
         if self.vpe_table_in_use_but(g.base, Some(rd)) {
             if zero {
-                self.flag(SECTION, format!("Z = 1 on CPU{rd} for the vPE table at {:#x}, which is in use", g.base));
+                self.flag(
+                    SECTION,
+                    format!("GICR_VPROPBASER written with Z = 1 on CPU{rd} for the vPE table at {:#x} in use", g.base),
+                );
             }
         } else {
             let trouble = self.mem.device_zero(g.base, g.bytes, g.how);
@@ -97,13 +100,13 @@ impl State {
         }
     }
 
-    /// Whether an ITS shares its vPE table with a redistributor.
+    /// Whether an ITS must share its vPE table with a redistributor.
     fn covers(&self, its: usize, rd: usize) -> bool {
         let (i, c) = (&self.cfg.its[its], &self.cfg.cpus[rd]);
         i.vmapp && i.svpet != 0 && affinity_prefix(i.mpidr, i.svpet) == affinity_prefix(c.affinity, i.svpet)
     }
 
-    /// Whether a redistributor or an enabled ITS has its vPE table here.
+    /// Whether a redistributor or an enabled ITS has a vPE table at this address.
     pub(crate) fn vpe_table_in_use(&self, base: u64) -> bool {
         self.vpe_table_in_use_but(base, None)
     }
@@ -118,7 +121,7 @@ impl State {
                 .any(|i| self.its[i].enabled && self.geometry(i, TableKind::Vpe).is_some_and(|(_, g)| g.base == base))
     }
 
-    /// An ITS is enabled: its vPE table must be that of the ITSs and redistributors it shares with.
+    /// Checks, when an ITS is enabled, that its vPE table is that of the ITSs and redistributors it must share with.
     pub(crate) fn check_shared_vpe_table(&mut self, its: usize) {
         const BASER: &str = "12.19 GITS_BASER<n>";
         let Some((n, g)) = self.geometry(its, TableKind::Vpe) else { return };
@@ -128,7 +131,10 @@ impl State {
         }
         let (svpet, prefix) = (mine.svpet, affinity_prefix(mine.mpidr, mine.svpet));
         if n != 2 {
-            self.flag(BASER, format!("ITS{its} is GICv4.1 and has its vPE table behind GITS_BASER{n}"));
+            self.flag(
+                BASER,
+                format!("ITS{its} is GICv4.1 but has its vPE table in GITS_BASER{n} instead of GITS_BASER2"),
+            );
         }
 
         for other in 0..self.its.len() {
@@ -139,19 +145,25 @@ impl State {
                 && theirs.svpet == svpet
                 && affinity_prefix(theirs.mpidr, svpet) == prefix;
             if shares && self.geometry(other, TableKind::Vpe).is_some_and(|(_, t)| t.base != g.base) {
-                self.flag(BASER, format!("ITS{its} and ITS{other} share vPE tables (SVPET) but have different ones"));
+                self.flag(
+                    BASER,
+                    format!("ITS{its} and ITS{other} must share a vPE table (SVPET) but have different ones"),
+                );
             }
         }
         for rd in 0..self.rds.len() {
             let v = self.rds[rd].vpropbaser;
             if self.cfg.cpus[rd].rvpeid && self.covers(its, rd) && v & VALID != 0 && v & 0x000f_ffff_ffff_f000 != g.base
             {
-                self.flag(BASER, format!("ITS{its} and CPU{rd} share vPE tables (SVPET) but have different ones"));
+                self.flag(
+                    BASER,
+                    format!("ITS{its} and CPU{rd} must share a vPE table (SVPET) but have different ones"),
+                );
             }
         }
     }
 
-    /// Whether the table of a redistributor has room for a vPEID; flags it if not.
+    /// Whether the vPE table of a redistributor has an entry for a vPEID. Records a violation if not.
     pub(crate) fn reaches_vpe(&mut self, section: &'static str, rd: usize, vpe: u16) -> bool {
         let value = self.rds[rd].vpropbaser;
         if value & VALID == 0 {
@@ -170,7 +182,12 @@ impl State {
                 false
             }
             Slot::NoLevel2 { level1 } => {
-                self.flag(section, format!("vPE {vpe}: no second-level page at {level1:#x} of CPU{rd}'s vPE table"));
+                self.flag(
+                    section,
+                    format!(
+                        "vPE {vpe} has no second-level page in the first-level entry at {level1:#x} of CPU{rd}'s table"
+                    ),
+                );
                 false
             }
             Slot::Broken { level1, trouble } => {

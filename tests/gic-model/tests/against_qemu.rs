@@ -1,30 +1,32 @@
-//! The model in its QEMU configuration beside QEMU itself.
+//! Comparison of the model in its QEMU configuration with QEMU itself.
 //!
-//! The same script of register writes, commands and MSIs runs on both: on the model through its calls, on
-//! `qemu-system-aarch64 -M virt,gic-version=4 -S` through `-qtest`. Everything that can be seen without a running
-//! CPU is compared: registers, the pending tables of redistributors and vPEs, PendingLast. For delivery the CPUs run a
-//! small program that acknowledges interrupts on request, at EL2 or EL1. Without QEMU in the PATH the tests say so and
-//! pass.
+//! The same script of register writes, commands and MSIs runs on both: on the model through its methods, on
+//! `qemu-system-aarch64 -M virt,gic-version=4 -S` through `-qtest`. Everything that can be observed without a running
+//! CPU is compared: registers, the pending tables of redistributors and vPEs, PendingLast. To compare delivery, the
+//! CPUs run a small program that acknowledges interrupts on request, at EL2 or EL1. Without QEMU in the PATH the tests
+//! print a message and pass.
 //!
-//! # Where the two differ, and the manual's word on it
+//! # Known differences
+//!
+//! "Recorded" means that the model records a violation.
 //!
 //! | what | QEMU 10.0 | the model | the manual (IHI 0069) |
 //! |---|---|---|---|
-//! | VMAPTI to a vPE that is not mapped | accepted | reported and ignored | a command error |
-//! | VMAPTI or MAPTI over a mapped event | overwrites, the old pending bit stays | reported, overwrites | UNPREDICTABLE |
-//! | VMAPP V=1 of a mapped vPE | overwrites | reported and ignored | UNPREDICTABLE |
-//! | DISCARD of an event whose vPE is unmapped | fails and leaves the event mapped | the same, reported | a command error |
-//! | VMOVP, VMAPP V=0 of a resident vPE | done silently | reported | software must make it non-resident first |
+//! | VMAPTI to a vPE that is not mapped | accepted | recorded and ignored | a command error |
+//! | VMAPTI or MAPTI over a mapped event | overwrites, the old pending bit stays | recorded, overwrites | UNPREDICTABLE |
+//! | VMAPP V=1 of a mapped vPE | overwrites | recorded and ignored | UNPREDICTABLE |
+//! | DISCARD of an event whose vPE is unmapped | fails and leaves the event mapped | the same, recorded | a command error |
+//! | VMOVP, VMAPP V=0 of a resident vPE | executed silently | recorded | the vPE must not be resident |
 //! | GITS_CREADR | writable while GICD_CTLR.DS is 1 | read-only | read-only |
-//! | GITS_CREADR.Stalled after a retry | stays 1 until GITS_CBASER is written | 0 | 0 once commands are processed again |
-//! | GITS_CWRITER beyond the queue | keeps the value, processes nothing | reported and ignored | UNPREDICTABLE |
-//! | memory behind a table entry is not there | stalls | reported and ignored | either, IMPLEMENTATION DEFINED |
-//! | registers of DirectLPI | read as zero, writes ignored | the same, reported | RES0 without DirectLPI |
+//! | GITS_CREADR.Stalled after a retry | 1 until GITS_CBASER is written | 0 | 0 once commands are processed again |
+//! | GITS_CWRITER beyond the queue | keeps the value, processes nothing | recorded and ignored | UNPREDICTABLE |
+//! | no memory behind a table entry | stalls | recorded and ignored | either, IMPLEMENTATION DEFINED |
+//! | registers of DirectLPI | read as zero, writes ignored | the same, recorded | RES0 without DirectLPI |
 //! | RES0 bits of GITS_CBASER, GICR_PROPBASER, GICR_VPROPBASER | stored | 0 | RES0 |
 //! | GITS_BASER.Page_Size 3 | reads back as 3 | reads back as 2 | reserved, treated as 2 |
 //! | GICD_TYPER.NMI | depends on the CPU | 0 | - |
 //!
-//! Scripts keep clear of the reported ones, except [`errors`], which compares what is left afterwards.
+//! The scripts avoid these differences, except for [`errors`], which compares the state after erroneous commands.
 
 mod common;
 mod qemu;
@@ -33,7 +35,7 @@ use common::*;
 use qemu::{CPUS, GICD, ITS, Model, Qemu, Target, Who, rd};
 use std::sync::Mutex;
 
-/// Where the scripts keep what the GIC reads: all of it zero at first.
+/// Memory for the GIC's tables and queue. It is zero at the start.
 const MEMORY: u64 = 0x4800_0000;
 const QUEUE: u64 = MEMORY;
 const TABLES: [u64; 3] = [MEMORY + 0x1_0000, MEMORY + 0x2_0000, MEMORY + 0x3_0000];
@@ -42,11 +44,11 @@ const PEND: [u64; 2] = [MEMORY + 0x5_0000, MEMORY + 0x6_0000];
 const VCONF: u64 = MEMORY + 0x7_0000;
 const VPT: [u64; 3] = [MEMORY + 0x8_0000, MEMORY + 0x9_0000, MEMORY + 0xa_0000];
 const ITT: u64 = MEMORY + 0xb_0000;
-/// Room for an ITT of 14 bits.
+/// Memory for an ITT of 14 EventID bits.
 const LARGE_ITT: u64 = MEMORY + 0xc_0000;
 const SIZE: usize = 0x10_0000;
 
-/// What was seen, in order.
+/// What a script has observed, in order.
 #[derive(Default)]
 struct Seen(Vec<(String, String)>);
 
@@ -55,14 +57,14 @@ impl Seen {
         self.0.push((what.into(), format!("{value:#x}")));
     }
 
-    /// The LPIs pending in a table.
+    /// Records the LPIs that are pending in a table.
     fn table(&mut self, t: &mut dyn Target, what: String, table: u64) {
         let bytes = t.peek(table + 1024, 64);
         let set: Vec<usize> = (0..512).filter(|n| bytes[n / 8] >> (n % 8) & 1 == 1).map(|n| n + 8192).collect();
         self.0.push((what, format!("{set:?}")));
     }
 
-    /// All that shows from outside.
+    /// Records all state that can be observed without a CPU.
     fn state(&mut self, t: &mut dyn Target, when: &str) {
         for (cpu, table) in PEND.iter().enumerate() {
             self.table(t, format!("{when}: LPIs of CPU{cpu}"), *table);
@@ -109,13 +111,13 @@ fn bring_up(t: &mut dyn Target) {
     }
 }
 
-/// Runs a script on both and compares what it saw. `clean`: the model must not have objected.
+/// Runs a script on both and compares what it observed. `clean`: the model must not have recorded a violation.
 fn compare(script: impl Fn(&mut dyn Target, &mut Seen), clean: bool) {
     compare_on(false, script, clean);
 }
 
 fn compare_on(running: bool, script: impl Fn(&mut dyn Target, &mut Seen), clean: bool) {
-    // One machine at a time: these run beside everything else that is built and tested.
+    // Run one QEMU at a time, to leave CPU time to other tests.
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let Some(mut qemu) = Qemu::start(running) else { return };
@@ -124,7 +126,7 @@ fn compare_on(running: bool, script: impl Fn(&mut dyn Target, &mut Seen), clean:
     script(&mut qemu, &mut theirs);
     script(&mut model, &mut ours);
     for (n, (ours, theirs)) in ours.0.iter().zip(&theirs.0).enumerate() {
-        assert_eq!(ours.0, theirs.0, "the script took different ways");
+        assert_eq!(ours.0, theirs.0, "the script took different paths");
         assert_eq!(ours.1, theirs.1, "observation {n}, {}: the model (left) and QEMU (right)", ours.0);
     }
     assert_eq!(ours.0.len(), theirs.0.len());
@@ -135,7 +137,7 @@ fn compare_on(running: bool, script: impl Fn(&mut dyn Target, &mut Seen), clean:
 }
 
 #[test]
-fn both_identify_themselves_alike() {
+fn both_have_the_same_identification_registers() {
     compare(
         |t, seen| {
             for (name, at, mask) in [
@@ -179,7 +181,7 @@ fn both_identify_themselves_alike() {
 }
 
 #[test]
-fn both_store_and_refuse_the_same_bits() {
+fn both_store_the_same_register_bits() {
     compare(
         |t, seen| {
             for pattern in [0, VALID | 0x4800_0000, 0x0000_5a5a_a5a5_0000, 0x0fff_ffff_ffff_f2ff, 0x4000_0000_0000_0480]
@@ -219,7 +221,7 @@ fn both_store_and_refuse_the_same_bits() {
 }
 
 #[test]
-fn both_move_physical_lpis_alike() {
+fn both_handle_physical_lpis_alike() {
     compare(
         |t, seen| {
             bring_up(t);
@@ -228,7 +230,7 @@ fn both_move_physical_lpis_alike() {
             t.write32(ITS + 0x1_0040, 1);
             seen.state(t, "MSI");
             t.write32(ITS + 0x1_0040, 2);
-            seen.state(t, "MSI to nothing");
+            seen.state(t, "MSI of an event that is not mapped");
             commands(t, &[mapti(9, 5, LPI + 7, 1), int(9, 5)]);
             seen.state(t, "INT");
             commands(t, &[movi(0, 1, 1)]);
@@ -252,7 +254,7 @@ fn both_move_physical_lpis_alike() {
 }
 
 #[test]
-fn both_treat_vpes_alike() {
+fn both_handle_vpes_alike() {
     compare(
         |t, seen| {
             bring_up(t);
@@ -261,7 +263,7 @@ fn both_treat_vpes_alike() {
             commands(t, &[vmapti(0, 1, 0, v, db), vsync(0), vmapi(10, LPI + 61, 1, 1023), int(10, LPI + 61)]);
             seen.state(t, "mapped");
             t.write32(ITS + 0x1_0040, 1);
-            seen.state(t, "an MSI to a vPE that is away");
+            seen.state(t, "MSI to a vPE that is not resident");
             commands(t, &[vmovi(0, 1, 1, Some(db + 1)), vsync(1)]);
             seen.state(t, "VMOVI of a pending vLPI");
             let (props, pends) = (rd(1) + 0x2_0070, rd(1) + 0x2_0078);
@@ -272,15 +274,15 @@ fn both_treat_vpes_alike() {
             seen.state(t, "cleared");
             let leave = t.read64(pends) & !(VALID | PENDING_LAST);
             t.write64(pends, leave);
-            seen.state(t, "left with nothing");
+            seen.state(t, "left with nothing pending");
             commands(t, &[vmovp(0, 0, 1, 0), vsync(1), int(0, 1)]);
-            seen.state(t, "moved and pending, the doorbell rings at its new home");
+            seen.state(t, "moved and pending, the doorbell rings at the new home");
             t.write64(rd(0) + 0x2_0070, VCONF | SHARED | 7 << 7 | 13);
             t.write64(rd(0) + 0x2_0078, VALID | PENDING_LAST | VPT[1] | SHARED | 7 << 7);
-            seen.state(t, "resident there");
+            seen.state(t, "resident at the new home");
             let leave = t.read64(rd(0) + 0x2_0078) & !(VALID | PENDING_LAST);
             t.write64(rd(0) + 0x2_0078, leave);
-            seen.state(t, "left with something");
+            seen.state(t, "left with a vLPI pending");
             commands(t, &[discard(0, 1), vsync(1), vunmapp(2), vsync(2)]);
             seen.state(t, "discarded");
         },
@@ -288,9 +290,9 @@ fn both_treat_vpes_alike() {
     );
 }
 
-/// A pending vLPI that is disabled does not show in PendingLast, and configuration is stale until INV.
+/// A pending vLPI that is disabled does not show in PendingLast, and cached configuration is stale until INV.
 #[test]
-fn both_look_at_configuration_when_they_are_told_to() {
+fn both_read_configuration_again_on_entry_inv_and_vinvall() {
     compare(
         |t, seen| {
             bring_up(t);
@@ -306,8 +308,8 @@ fn both_look_at_configuration_when_they_are_told_to() {
                 seen.state(t, when);
             };
             cycle(t, seen, "pending and disabled", &[int(0, 1), vsync(0)], 0xa0);
-            cycle(t, seen, "enabled, but nobody said so", &[vsync(0)], 0xa1);
-            cycle(t, seen, "found enabled on entry", &[vsync(0)], 0xa1);
+            cycle(t, seen, "enabled without an invalidation", &[vsync(0)], 0xa1);
+            cycle(t, seen, "read as enabled on entry", &[vsync(0)], 0xa1);
             cycle(t, seen, "disabled with INV", &[inv(0, 1), vsync(0)], 0xa0);
             cycle(t, seen, "enabled with INV", &[inv(0, 1), vsync(0)], 0xa1);
             cycle(t, seen, "disabled with VINVALL", &[vinvall(0), vsync(0)], 0xa0);
@@ -316,7 +318,7 @@ fn both_look_at_configuration_when_they_are_told_to() {
     );
 }
 
-/// Commands with errors: neither stalls, and neither does anything.
+/// Commands with errors do not stall either of them, and have no effect.
 #[test]
 fn errors() {
     compare(
@@ -355,19 +357,19 @@ fn errors() {
                 seen.state(t, &format!("error {n}"));
             }
             commands(t, &[int(0, 1), int(9, 1)]);
-            seen.state(t, "what was right before is right after");
+            seen.state(t, "the earlier mappings still work");
         },
         false,
     );
 }
 
-/// A long pseudo-random walk over legal acts.
+/// A pseudo-random sequence of legal operations.
 #[test]
-fn both_agree_after_each_of_a_thousand_steps() {
+fn both_agree_after_each_of_a_thousand_random_operations() {
     compare(|t, seen| walk(t, seen, 0x2545_f491_4f6c_dd1d, 1000, false), true);
 }
 
-/// The same with CPUs that take interrupts, as hypervisor and as guest.
+/// The same with CPUs that acknowledge interrupts, as hypervisor and as guest.
 #[test]
 fn both_deliver_the_same_interrupts() {
     compare_on(
@@ -376,7 +378,7 @@ fn both_deliver_the_same_interrupts() {
             walk(t, seen, 0x9e37_79b9_7f4a_7c15, 1000, true);
             for who in ["Host", "Guest"] {
                 let taken = seen.0.iter().filter(|(what, n)| what.contains(who) && n != "0x3ff").count();
-                assert!(taken >= 10, "the walk leads nowhere: {who} took {taken}");
+                assert!(taken >= 10, "{who} acknowledged only {taken} interrupts");
             }
         },
         true,
@@ -384,7 +386,7 @@ fn both_deliver_the_same_interrupts() {
 }
 
 #[test]
-fn both_deliver_by_priority_and_only_what_is_enabled() {
+fn both_deliver_enabled_interrupts_by_priority() {
     compare_on(
         true,
         |t, seen| {
@@ -413,15 +415,15 @@ fn both_deliver_by_priority_and_only_what_is_enabled() {
             all(t, seen, "invalidated");
             t.write32(GICD, 0x10);
             commands(t, &[int(0, 0), int(9, 0), vsync(0)]);
-            all(t, seen, "Group 1 off");
+            all(t, seen, "Group 1 disabled");
             t.write32(GICD, 0x12);
-            all(t, seen, "and on");
+            all(t, seen, "Group 1 enabled again");
         },
         true,
     );
 }
 
-/// What the walk knows of an event.
+/// Mapping of an event in a random sequence.
 #[derive(Clone, Copy, PartialEq)]
 enum Event {
     Free,
@@ -442,7 +444,7 @@ fn walk(t: &mut dyn Target, seen: &mut Seen, mut seed: u64, steps: usize, acknow
     t.poke(PROP, &priorities);
     let mut events = [[Event::Free; 8]; 2];
     let mut home = [0usize, 1, 0];
-    // Which vPE is on which CPU.
+    // The vPE that is resident on each CPU.
     let mut resident: [Option<usize>; CPUS] = [None; CPUS];
     for step in 0..steps {
         let d = random(2) as usize;
@@ -450,7 +452,7 @@ fn walk(t: &mut dyn Target, seen: &mut Seen, mut seed: u64, steps: usize, acknow
         let vpe = random(3) as usize;
         let number = LPI + 16 * d as u32 + event;
         let state = events[d][event as usize];
-        let away = !resident.contains(&Some(vpe));
+        let not_resident = !resident.contains(&Some(vpe));
         let what = match random(if acknowledge { 20 } else { 14 }) {
             0..3 if state == Event::Free => {
                 events[d][event as usize] = Event::Physical;
@@ -488,12 +490,12 @@ fn walk(t: &mut dyn Target, seen: &mut Seen, mut seed: u64, steps: usize, acknow
                 commands(t, &[discard(device, event), vsync(0), vsync(1), vsync(2)]);
                 "DISCARD"
             }
-            8 if away => {
+            8 if not_resident => {
                 home[vpe] = random(2) as usize;
                 commands(t, &[vmovp(0, 0, vpe as u16, (home[vpe] as u64) << 16), vsync(vpe as u16)]);
                 "VMOVP"
             }
-            9..11 if away && resident[home[vpe]].is_none() => {
+            9..11 if not_resident && resident[home[vpe]].is_none() => {
                 let frame = rd(home[vpe]) + 0x2_0000;
                 resident[home[vpe]] = Some(vpe);
                 t.write64(frame + 0x70, VCONF | SHARED | 7 << 7 | 13);

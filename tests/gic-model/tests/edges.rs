@@ -1,5 +1,5 @@
-//! Small rules: widths, alignment, reserved places, table geometry. And: nothing that software writes may make the
-//! model itself panic.
+//! Access widths, alignment, reserved registers and layout of tables. Also a test that nothing software writes makes
+//! the model panic.
 
 mod common;
 
@@ -9,7 +9,7 @@ use gic_model::{Config, Fault, Machine};
 const V: u32 = LPI + 5;
 
 #[test]
-fn registers_have_a_width() {
+fn an_access_of_the_wrong_width_is_a_violation() {
     let b = Bench::up41(Config::v4_1(1, 1));
     let (d, r, i) = (b.c.gicd, rd_base(&b.c, 0), b.c.its[0].base);
     for (at, section) in [
@@ -36,7 +36,7 @@ fn registers_have_a_width() {
     b.expect("12.11 GICR_INVLPIR");
     b.m.write32(i + 0x2_0020, 0);
     b.expect("12.19 GITS_SGIR");
-    // 64-bit registers may be read by halves, and written where halves make sense.
+    // The halves of 64-bit registers can be read and, where that is useful, written alone.
     let typer = b.m.read64(i + 8);
     assert_eq!(u64::from(b.m.read32(i + 8)) | u64::from(b.m.read32(i + 12)) << 32, typer);
     b.m.write64(d + 0x6100, 0x1_0000_0002);
@@ -45,7 +45,7 @@ fn registers_have_a_width() {
 }
 
 #[test]
-fn accesses_are_aligned_and_hit_something() {
+fn unaligned_accesses_and_accesses_to_unused_addresses_are_violations() {
     let m = Machine::new(Config::gicv3(1));
     let a = m.alloc(4096, 4096).expect("memory");
     let count = |n: usize| assert_eq!(m.take_violations().len(), n);
@@ -72,7 +72,7 @@ fn accesses_are_aligned_and_hit_something() {
 }
 
 #[test]
-fn reserved_frames_and_registers_are_left_alone() {
+fn writes_to_reserved_frames_and_registers_are_violations() {
     let b = Bench::up41(Config::v4_1(1, 1));
     b.m.write32(rd_base(&b.c, 0) + 0x3_0000, 0);
     b.expect("12.10 GICR");
@@ -89,7 +89,7 @@ fn reserved_frames_and_registers_are_left_alone() {
 }
 
 #[test]
-fn rwp_is_waited_for() {
+fn a_write_while_rwp_is_1_is_a_violation() {
     let b = Bench::up(Config::gicv3(1));
     b.m.write32(b.c.gicd, 0);
     assert_eq!(b.m.read32(b.c.gicd) >> 31, 1);
@@ -105,7 +105,7 @@ fn rwp_is_waited_for() {
 }
 
 #[test]
-fn lpi_tables_fit_the_machine() {
+fn lpi_tables_must_fit_idbits_and_be_aligned_allocated_and_published() {
     let b = Bench::raw(Config::gicv3(1));
     let r = rd_base(&b.c, 0);
     let (prop, pend) = (b.memory(0x1_0000, 0x1_0000), b.memory(0x1_0000, 0x1_0000));
@@ -134,7 +134,7 @@ fn lpi_tables_fit_the_machine() {
 }
 
 #[test]
-fn direct_registers_want_lpis_on_and_lpis() {
+fn direct_registers_need_enabled_lpis_and_the_intid_of_an_lpi() {
     let b = Bench::up(Config::gicv3(1));
     let r = rd_base(&b.c, 0);
     b.m.write64(r + 0xa0, 1 << 48 | u64::from(LPI));
@@ -152,14 +152,14 @@ fn direct_registers_want_lpis_on_and_lpis() {
 }
 
 #[test]
-fn an_its_is_enabled_when_it_is_ready() {
+fn an_its_is_enabled_only_when_quiescent_and_with_a_queue() {
     let b = Bench::raw(Config::gicv3(1));
     let i = b.c.its[0].base;
     b.m.write32(i, 1);
     b.expect("12.19 GITS_CTLR");
     b.m.write32(i, 0);
     b.m.write32(i, 1);
-    assert!(b.m.take_violations().iter().any(|v| v.what.contains("before it was quiescent")));
+    assert!(b.m.take_violations().iter().any(|v| v.what.contains("before the ITS was quiescent")));
     b.m.write32(i, 0);
     b.m.advance_us(5);
     b.m.write64(i + 0x80, VALID | 0x1_1000);
@@ -174,7 +174,7 @@ fn an_its_is_enabled_when_it_is_ready() {
 }
 
 #[test]
-fn its_tables_are_aligned_disjoint_and_there() {
+fn its_tables_must_be_aligned_disjoint_and_valid() {
     let b = Bench::raw(Config::gicv3(1));
     let i = b.c.its[0].base;
     let table = b.memory(0x2_0000, 0x1_0000);
@@ -194,7 +194,7 @@ fn its_tables_are_aligned_disjoint_and_there() {
     b.expect("12.19 GITS_BASER<n>");
     on(VALID | table | SHARED | 2 << 8, VALID | table | SHARED | 2 << 8);
     b.expect("12.19 GITS_BASER<n>");
-    // Without a device table there is no MAPD, nor where the first level leads nowhere.
+    // MAPD fails without a device table, and if the first level does not refer to memory.
     b.m.write64(i + 0x100, 0);
     b.m.write32(i, 1);
     b.run(0, &[mapd(1, 4, b.memory(4096, 4096))]);
@@ -213,7 +213,7 @@ fn its_tables_are_aligned_disjoint_and_there() {
 }
 
 #[test]
-fn an_its_remembers_what_its_tables_say_and_no_more() {
+fn an_its_keeps_the_mappings_in_its_tables_and_loses_them_with_another_table() {
     let b = Bench::up(Config::gicv3(1));
     let i = b.c.its[0].base;
     b.set_config(LPI, 0xa1);
@@ -241,7 +241,7 @@ fn an_its_remembers_what_its_tables_say_and_no_more() {
 }
 
 #[test]
-fn collections_have_a_width_and_go_to_cpus_with_lpis_on() {
+fn a_collection_needs_an_icid_in_range_and_a_cpu_with_enabled_lpis() {
     let b = Bench::up(Config::graviton3(1).each_its(|_, i| i.collection_bits = 4));
     b.run(0, &[mapc(15, b.rdbase(0, 0)), sync(b.rdbase(0, 0))]);
     b.m.assert_clean();
@@ -254,7 +254,7 @@ fn collections_have_a_width_and_go_to_cpus_with_lpis_on() {
 }
 
 #[test]
-fn collections_in_the_its_need_no_table() {
+fn collections_held_in_the_its_need_no_table() {
     let c = Config::gicv3(1).each_its(|_, i| {
         i.hcc = 2;
         i.basers[1] = None;
@@ -267,7 +267,7 @@ fn collections_in_the_its_need_no_table() {
 }
 
 #[test]
-fn virtual_configuration_is_published_before_it_is_looked_up() {
+fn virtual_configuration_must_be_published_before_it_is_read() {
     let b = Bench::up(Config::v4_0(1));
     let (vconf, vpt) = (b.m.alloc(0x2000, 0x1_0000).expect("memory"), b.vpt());
     b.m.write64(b.vlpi(0) + 0x70, 13);
@@ -280,7 +280,7 @@ fn virtual_configuration_is_published_before_it_is_looked_up() {
 }
 
 #[test]
-fn vpts_do_not_overlap_and_a_resident_vpe_is_mapped_where_it_is() {
+fn a_vpt_must_not_overlap_and_a_resident_vpe_is_mapped_to_its_cpu() {
     let b = Bench::up(Config::v4_0(2));
     let (vconf, big) = (b.vconf(), b.memory(0x1_0000, 0x1_0000));
     b.run(0, &[mapd(6, 4, big + 0x100)]);
@@ -293,7 +293,7 @@ fn vpts_do_not_overlap_and_a_resident_vpe_is_mapped_where_it_is() {
 }
 
 #[test]
-fn vmovi_goes_where_the_vintid_fits() {
+fn vmovi_to_a_vpe_with_too_few_vintid_bits_is_a_violation() {
     let b = Bench::up(Config::v4_0(1));
     (0..1).for_each(|cpu| b.m.write64(b.vlpi(cpu) + 0x70, 15));
     b.device(0, 5);
@@ -306,7 +306,7 @@ fn vmovi_goes_where_the_vintid_fits() {
 }
 
 #[test]
-fn what_4_1_redistributors_are_asked_about_is_theirs() {
+fn a_gicv4_1_redistributor_only_handles_vpes_in_its_vpe_table() {
     let b = Bench::up41(Config::graviton3(4));
     let vconf = b.vconf();
     b.run(0, &[vmapp41(3, b.rdbase(0, 0), b.vpt(), vconf, 1023, 0x100), vsync(3)]);
@@ -314,7 +314,7 @@ fn what_4_1_redistributors_are_asked_about_is_theirs() {
     b.expect("12.11 GICR_VSGIR");
     b.m.write64(rd_base(&b.c, 0) + 0xa0, VALID | 3 << 32 | 77);
     b.expect("12.11 GICR_INVLPIR");
-    // The vPE goes to the other group: its redistributors need a table with room for it.
+    // The vPE moves to the other group, whose redistributors need a table with an entry for it.
     b.m.write64(b.vlpi(2) + 0x70, 0);
     b.run(0, &[vmovp41(3, b.rdbase(0, 2), 1023)]);
     b.expect("5.3 VMOVP");
@@ -343,7 +343,7 @@ fn what_4_1_redistributors_are_asked_about_is_theirs() {
 }
 
 #[test]
-fn the_vpe_table_of_a_4_1_its_is_behind_baser2() {
+fn the_vpe_table_of_a_gicv4_1_its_must_be_in_gits_baser2() {
     let c = Config::v4_1(1, 1).each_its(|_, i| i.basers.swap(2, 3));
     let b = Bench::raw(c);
     b.m.write64(b.c.its[0].base + 0x118, VALID | b.memory(0x1_0000, 0x1_0000) | SHARED | 2 << 8);
@@ -353,7 +353,7 @@ fn the_vpe_table_of_a_4_1_its_is_behind_baser2() {
 }
 
 #[test]
-fn ptz_goes_with_alloc() {
+fn ptz_without_alloc_is_a_violation() {
     let b = Bench::up41(Config::v4_1(1, 2));
     let (vconf, vpt) = (b.vconf(), b.vpt());
     b.run(0, &[vmapp41(3, b.rdbase(0, 0), vpt, vconf, 1023, 0x300), vsync(3)]);
@@ -362,7 +362,7 @@ fn ptz_goes_with_alloc() {
     b.expect("5.3 VMAPP");
 }
 
-/// Pseudo-random registers, commands and memory: the model may object to all of it, but it must go on.
+/// Writes pseudo-random values to registers, commands and memory. The model may record violations but must not panic.
 #[test]
 fn nothing_that_software_writes_makes_the_model_panic() {
     for (n, config) in
@@ -382,7 +382,7 @@ fn nothing_that_software_writes_makes_the_model_panic() {
         for _ in 0..6000 {
             let its = random(b.c.its.len() as u64) as usize;
             let cpu = random(b.c.cpus.len() as u64) as usize;
-            // Mostly small numbers and addresses that exist, so that commands get somewhere.
+            // Most numbers are small and most addresses exist, so that many commands have an effect.
             let small = |r: &mut dyn FnMut(u64) -> u64| r(12);
             match random(12) {
                 0..6 => {
@@ -402,7 +402,7 @@ fn nothing_that_software_writes_makes_the_model_panic() {
                         _ => words[2] = VALID | place,
                     }
                     if words[0] as u8 == 0x22 && !b.c.its[its].vmovp {
-                        // A list that is wrong hangs the ITS, and that would be that.
+                        // A wrong list hangs the ITS, which would end the test's effect on it.
                         words[1] = small(&mut random) << 32 | 1 << its;
                     }
                     b.post(its, &[words]);
@@ -428,7 +428,7 @@ fn nothing_that_software_writes_makes_the_model_panic() {
                 _ => b.m.store64(memory + random(0x8_0000) * 8, random(u64::MAX)),
             }
             if random(50) == 0 {
-                // Bring things back to life that a random write has ended.
+                // Enable again what a random write has disabled.
                 b.m.write32(rd_base(&b.c, cpu), 1);
                 b.m.write32(b.c.its[its].base, b.m.read32(b.c.its[its].base) | 1);
                 b.m.inject(Fault::Deaf { its });

@@ -1,4 +1,4 @@
-//! Several ITSs with GITS_TYPER.VMOVP = 0: sequence numbers, exact lists, one order, and an ITS that goes deaf.
+//! Several ITSs with GITS_TYPER.VMOVP = 0: sequence numbers, lists, the order of VMOVPs, and an ITS that stops.
 
 mod common;
 
@@ -8,7 +8,7 @@ use gic_model::{Config, Fault, ItsNumber};
 const V: u32 = LPI + 5;
 const DB: u32 = LPI + 100;
 
-/// vPEs 0 and 1 at home on CPU 0, mapped on ITSs 0 and 1 of three; device 5, event 1 on each.
+/// vPEs 0 and 1 on CPU 0, mapped on ITSs 0 and 1 of three. On each of these, device 5, event 1 is vLPI V of vPE 0.
 fn list() -> (Bench, u64, [u64; 2]) {
     let b = Bench::up(Config::its_list(3, 3));
     let (vconf, vpt) = (b.vconf(), [b.vpt(), b.vpt()]);
@@ -26,7 +26,7 @@ fn list() -> (Bench, u64, [u64; 2]) {
 }
 
 #[test]
-fn its_numbers_are_taken_or_found() {
+fn an_its_number_is_written_or_fixed_and_must_be_unique() {
     let c = Config::its_list(1, 2).each_its(|n, i| {
         if n == 1 {
             i.number = ItsNumber::Fixed(9);
@@ -48,7 +48,7 @@ fn its_numbers_are_taken_or_found() {
 }
 
 #[test]
-fn a_move_is_complete_when_all_listed_itss_have_seen_it() {
+fn a_vmovp_completes_when_all_listed_itss_have_reached_it() {
     let (b, vconf, vpt) = list();
     let to = b.rdbase(0, 2);
     b.post(0, &[vmovp(1, 0b11, 0, to), vsync(0)]);
@@ -64,7 +64,7 @@ fn a_move_is_complete_when_all_listed_itss_have_seen_it() {
 }
 
 #[test]
-fn itss_that_see_different_orders_hang() {
+fn itss_that_get_vmovps_in_different_orders_hang() {
     let (b, ..) = list();
     let to = b.rdbase(0, 2);
     b.post(0, &[vmovp(1, 0b11, 0, to), vmovp(2, 0b11, 1, to)]);
@@ -79,7 +79,7 @@ fn itss_that_see_different_orders_hang() {
 }
 
 #[test]
-fn a_sequence_number_names_one_move() {
+fn different_vmovps_with_one_sequence_number_hang() {
     let (b, ..) = list();
     b.post(0, &[vmovp(1, 0b11, 0, b.rdbase(0, 2))]);
     b.post(1, &[vmovp(1, 0b11, 0, b.rdbase(0, 1))]);
@@ -88,31 +88,31 @@ fn a_sequence_number_names_one_move() {
 }
 
 #[test]
-fn the_list_is_exact() {
+fn the_list_must_name_exactly_the_itss_that_map_the_vpe() {
     let (b, ..) = list();
     let to = b.rdbase(0, 2);
-    // ITS1 has the vPE and is not listed.
+    // ITS1 has the vPE mapped but is not listed.
     b.run(0, &[vmovp(1, 0b01, 0, to)]);
     b.expect("5.3 VMOVP");
     let (b, ..) = list();
-    // ITS2 has not and is.
+    // ITS2 does not have the vPE mapped but is listed.
     (0..3).for_each(|its| b.post(its, &[vmovp(1, 0b111, 0, to)]));
     assert!((0..3).all(|its| b.drained(its)));
     b.expect_first("5.3 VMOVP");
     let (b, ..) = list();
-    // Nobody has number 5.
+    // No ITS has number 5.
     b.post(0, &[vmovp(1, 0b10_0001, 0, to)]);
     assert!(!b.drained(0));
     b.expect("5.3 VMOVP");
     let (b, ..) = list();
-    // ITS1 gets a command that is for ITS0.
+    // ITS1 gets a command that lists only ITS0.
     b.post(1, &[vmovp(1, 0b01, 0, to)]);
     assert!(!b.drained(1));
     b.expect("5.3 VMOVP");
 }
 
 #[test]
-fn an_its_that_is_disabled_need_not_know_where_a_vpe_is_until_it_comes_back() {
+fn a_disabled_its_need_not_be_listed_until_it_is_enabled_again() {
     let (b, vconf, vpt) = list();
     b.m.write32(b.c.its[1].base, 0x10);
     b.run(0, &[vmovp(1, 0b01, 0, b.rdbase(0, 2)), vsync(0)]);
@@ -120,12 +120,12 @@ fn an_its_that_is_disabled_need_not_know_where_a_vpe_is_until_it_comes_back() {
     b.m.msi_at(0, 5, 1);
     assert_eq!(b.m.guest_ack(2), Some(V));
     b.m.assert_clean();
-    // A list that names it waits for it.
+    // A VMOVP that lists the disabled ITS waits for it.
     b.leave(2);
     b.post(0, &[vmovp(2, 0b11, 0, b.rdbase(0, 1))]);
     assert!(!b.drained(0));
     b.m.assert_clean();
-    // It comes back with what it had.
+    // When it is enabled again, it still has the old home of the vPE.
     let (b, vconf, vpt) = list();
     b.m.write32(b.c.its[1].base, 0x10);
     b.run(0, &[vmovp(1, 0b01, 0, b.rdbase(0, 2)), vsync(0)]);
@@ -140,17 +140,17 @@ fn an_its_that_is_disabled_need_not_know_where_a_vpe_is_until_it_comes_back() {
 }
 
 #[test]
-fn until_the_move_is_whole_the_vpe_stays_at_home() {
+fn until_a_vmovp_completes_the_vpe_stays_on_its_old_cpu() {
     let (b, vconf, vpt) = list();
     b.m.inject(Fault::DeafAtVmovp { its: 1 });
     let to = b.rdbase(0, 2);
     b.post(0, &[vmovp(1, 0b11, 0, to), vsync(0)]);
     b.post(1, &[int(5, 1), vmovp(1, 0b11, 0, to), vsync(0)]);
     assert!(!b.drained(0) && !b.drained(1));
-    assert_eq!(b.m.host_ack(0), Some(DB), "what came before was done");
+    assert_eq!(b.m.host_ack(0), Some(DB), "earlier commands were executed");
     b.m.assert_clean();
     b.enter(2, vpt[0], vconf);
-    assert_eq!(b.m.take_violations().len(), 2, "each ITS has it elsewhere");
+    assert_eq!(b.m.take_violations().len(), 2, "each ITS has the vPE on another CPU");
     b.leave(2);
     b.enter(0, vpt[0], vconf);
     b.m.msi_at(0, 5, 1);
@@ -165,7 +165,7 @@ fn until_the_move_is_whole_the_vpe_stays_at_home() {
 }
 
 #[test]
-fn an_its_that_maps_a_vpe_late_agrees_with_the_others() {
+fn an_its_that_maps_a_vpe_later_must_agree_with_the_others() {
     let (b, vconf, vpt) = list();
     b.enter(0, vpt[0], vconf);
     b.run(2, &[vmapp(0, b.rdbase(2, 0), vpt[0]), vsync(0), vinvall(0), vsync(0)]);
@@ -178,7 +178,7 @@ fn an_its_that_maps_a_vpe_late_agrees_with_the_others() {
 }
 
 #[test]
-fn a_vpe_that_no_its_has_mapped_may_run_and_its_table_is_held_meanwhile() {
+fn a_vpe_mapped_on_no_its_can_be_resident_and_its_vpt_is_in_use_meanwhile() {
     let (b, vconf, _) = list();
     let own = b.vpt();
     b.enter(1, own, vconf);

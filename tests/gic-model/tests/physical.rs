@@ -1,11 +1,11 @@
-//! Physical LPIs: what works, and one provocation for each rule beside its legal twin.
+//! Physical LPIs: their behaviour and, for each rule, a violation of it beside a legal use.
 
 mod common;
 
 use common::*;
 use gic_model::{CommandFault, Config, Delivery, Fault, LpisAtReset, Machine};
 
-/// A GICv3 with device 5, event 1 mapped to LPI 8192 on CPU 0, enabled.
+/// A GICv3 where device 5, event 1 is mapped to the enabled LPI 8192 on CPU 0.
 fn mapped() -> Bench {
     let b = Bench::up(Config::gicv3(4));
     b.set_config(LPI, 0xa1);
@@ -27,7 +27,7 @@ fn an_msi_reaches_the_cpu_of_its_collection_once() {
 }
 
 #[test]
-fn qemus_configuration_needs_no_waiting() {
+fn commands_take_effect_at_once_in_qemus_configuration() {
     let b = Bench::up(Config::qemu(2));
     b.set_config(LPI + 3, 0xa1);
     b.device(0, 0);
@@ -38,7 +38,7 @@ fn qemus_configuration_needs_no_waiting() {
 }
 
 #[test]
-fn a_translation_is_not_there_before_the_sync() {
+fn a_translation_is_not_used_before_its_sync() {
     let b = Bench::up(Config::gicv3(1));
     b.set_config(LPI, 0xa1);
     b.device(0, 5);
@@ -57,9 +57,9 @@ fn configuration_is_stale_until_inv_and_sync() {
     let b = mapped();
     b.set_config(LPI, 0xa0);
     b.m.msi(5, 1);
-    assert!(b.m.host_irq(0), "still enabled as far as the redistributor knows");
+    assert!(b.m.host_irq(0), "the cached byte still has it enabled");
     b.run(0, &[inv(5, 1)]);
-    assert!(b.m.host_irq(0), "not synchronised");
+    assert!(b.m.host_irq(0), "the INV is not synchronised");
     b.run(0, &[sync(b.rdbase(0, 0))]);
     assert!(!b.m.host_irq(0));
     assert_eq!(b.m.host_pending(0), [LPI]);
@@ -70,7 +70,7 @@ fn configuration_is_stale_until_inv_and_sync() {
 }
 
 #[test]
-fn movi_carries_the_pending_bit_and_movall_carries_them_all() {
+fn movi_moves_the_pending_bit_and_movall_moves_all_of_them() {
     let b = mapped();
     b.m.msi(5, 1);
     b.run(0, &[movi(5, 1, 2), sync(b.rdbase(0, 2))]);
@@ -78,12 +78,12 @@ fn movi_carries_the_pending_bit_and_movall_carries_them_all() {
     b.run(0, &[movall(b.rdbase(0, 2), b.rdbase(0, 3)), sync(b.rdbase(0, 3))]);
     assert_eq!(b.m.host_ack(3), Some(LPI));
     b.m.msi(5, 1);
-    assert_eq!(b.m.host_ack(2), Some(LPI), "the event itself is where MOVI put it");
+    assert_eq!(b.m.host_ack(2), Some(LPI), "the event is still mapped where MOVI moved it");
     b.m.assert_clean();
 }
 
 #[test]
-fn int_clear_and_discard_do_what_they_say() {
+fn int_sets_clear_and_discard_remove_the_pending_bit() {
     let b = mapped();
     let s = sync(b.rdbase(0, 0));
     b.run(0, &[int(5, 1), s]);
@@ -98,7 +98,7 @@ fn int_clear_and_discard_do_what_they_say() {
 }
 
 #[test]
-fn a_discarded_event_is_still_translated_until_the_sync_and_leaves_nothing_after_it() {
+fn a_discarded_event_is_translated_until_the_sync_and_not_pending_after_it() {
     let b = mapped();
     b.run(0, &[discard(5, 1)]);
     b.m.msi(5, 1);
@@ -109,7 +109,7 @@ fn a_discarded_event_is_still_translated_until_the_sync_and_leaves_nothing_after
 }
 
 #[test]
-fn what_was_made_pending_after_a_new_mapping_survives_the_sync() {
+fn an_lpi_made_pending_through_a_new_mapping_survives_the_sync() {
     let b = mapped();
     b.run(0, &[discard(5, 1), mapti(5, 2, LPI, 0), int(5, 2), sync(b.rdbase(0, 0))]);
     assert_eq!(b.m.host_ack(0), Some(LPI));
@@ -117,7 +117,7 @@ fn what_was_made_pending_after_a_new_mapping_survives_the_sync() {
 }
 
 #[test]
-fn the_best_priority_is_taken_first() {
+fn the_highest_priority_is_acknowledged_first() {
     let b = mapped();
     b.set_config(LPI + 1, 0x41);
     b.run(0, &[mapti(5, 2, LPI + 1, 0), sync(b.rdbase(0, 0))]);
@@ -128,7 +128,7 @@ fn the_best_priority_is_taken_first() {
 }
 
 #[test]
-fn nothing_is_taken_while_group_1_is_off_or_the_redistributor_sleeps() {
+fn no_lpi_is_signalled_while_group_1_is_disabled_or_the_redistributor_sleeps() {
     let b = mapped();
     b.m.msi(5, 1);
     b.m.write32(b.c.gicd, 0);
@@ -138,7 +138,7 @@ fn nothing_is_taken_while_group_1_is_off_or_the_redistributor_sleeps() {
     assert!(b.m.host_irq(0));
     let waker = rd_base(&b.c, 0) + 0x14;
     b.m.write32(waker, 2);
-    assert_eq!(b.m.read32(waker), 0, "with two Security states it is not ours");
+    assert_eq!(b.m.read32(waker), 0, "GICR_WAKER is Secure with two Security states");
     assert!(b.m.host_irq(0));
     b.m.assert_clean();
     let b = Bench::up(Config::qemu(1));
@@ -153,7 +153,7 @@ fn nothing_is_taken_while_group_1_is_off_or_the_redistributor_sleeps() {
 }
 
 #[test]
-fn mapping_over_a_mapped_event_is_a_violation_and_after_a_discard_it_is_not() {
+fn mapping_a_mapped_event_is_a_violation_unless_it_is_discarded_first() {
     let b = mapped();
     b.run(0, &[mapti(5, 1, LPI + 1, 0)]);
     b.expect("5.3 MAPTI");
@@ -162,7 +162,7 @@ fn mapping_over_a_mapped_event_is_a_violation_and_after_a_discard_it_is_not() {
 }
 
 #[test]
-fn commands_on_what_is_not_mapped_are_violations() {
+fn commands_with_unmapped_or_invalid_operands_are_violations() {
     let b = mapped();
     for (command, section) in [
         (int(5, 2), "5.3 INT"),
@@ -194,11 +194,11 @@ fn commands_on_what_is_not_mapped_are_violations() {
         }
     }
     b.m.msi(5, 1);
-    assert_eq!(b.m.host_ack(0), Some(LPI), "none of that did any harm");
+    assert_eq!(b.m.host_ack(0), Some(LPI), "the earlier mapping still works");
 }
 
 #[test]
-fn a_device_or_collection_is_unmapped_after_its_events() {
+fn a_device_or_collection_must_be_unmapped_after_its_events() {
     let b = mapped();
     b.run(0, &[unmapc(0)]);
     b.expect("5.3 MAPC");
@@ -211,7 +211,7 @@ fn a_device_or_collection_is_unmapped_after_its_events() {
 }
 
 #[test]
-fn an_itt_is_zeroed_published_and_alone() {
+fn an_itt_must_be_zero_published_allocated_and_not_shared() {
     let b = mapped();
     let fresh = b.m.alloc(4096, 4096).expect("memory");
     b.run(0, &[mapd(6, 4, fresh)]);
@@ -239,7 +239,7 @@ fn an_itt_that_was_used_must_be_cleared_again() {
 }
 
 #[test]
-fn memory_the_its_knows_is_neither_freed_nor_written() {
+fn memory_in_use_by_an_its_must_not_be_freed_or_written() {
     let b = mapped();
     let itt = b.device(0, 6);
     b.m.store64(itt, 1);
@@ -260,7 +260,7 @@ fn memory_the_its_knows_is_neither_freed_nor_written() {
 }
 
 #[test]
-fn a_command_that_was_not_published_is_not_seen() {
+fn an_unpublished_command_is_not_seen() {
     let b = mapped();
     let base = b.c.its[0].base;
     let queue = b.m.read64(base + 0x80) & 0x000f_ffff_ffff_f000;
@@ -275,7 +275,7 @@ fn a_command_that_was_not_published_is_not_seen() {
 }
 
 #[test]
-fn on_a_machine_that_does_not_snoop_a_barrier_is_not_enough() {
+fn without_snooping_a_barrier_does_not_publish_a_store() {
     let b = Bench::up(Config::gicv3(1).noncoherent());
     assert_eq!(b.m.read64(b.c.its[0].base + 0x80) >> 10 & 3, 0);
     assert_eq!(b.m.read64(b.c.its[0].base + 0x100) >> 10 & 3, 0);
@@ -291,7 +291,7 @@ fn on_a_machine_that_does_not_snoop_a_barrier_is_not_enough() {
 }
 
 #[test]
-fn a_configuration_byte_is_published_before_the_inv() {
+fn a_configuration_byte_must_be_published_before_its_inv() {
     let b = mapped();
     b.m.store8(b.propbase, 0xa0);
     b.run(0, &[inv(5, 1)]);
@@ -299,7 +299,7 @@ fn a_configuration_byte_is_published_before_the_inv() {
 }
 
 #[test]
-fn the_queue_is_not_overrun_nor_rewritten() {
+fn overflowing_the_queue_or_changing_posted_commands_is_a_violation() {
     let b = mapped();
     b.m.inject(Fault::Deaf { its: 0 });
     let base = b.c.its[0].base;
@@ -316,7 +316,7 @@ fn the_queue_is_not_overrun_nor_rewritten() {
 }
 
 #[test]
-fn base_registers_are_written_while_disabled_and_quiescent() {
+fn base_registers_must_be_written_while_disabled_and_quiescent() {
     let b = mapped();
     let base = b.c.its[0].base;
     b.m.write64(base + 0x100, 0);
@@ -334,7 +334,7 @@ fn base_registers_are_written_while_disabled_and_quiescent() {
 }
 
 #[test]
-fn a_page_size_that_does_not_exist_does_not_stick() {
+fn an_unsupported_page_size_reads_back_as_a_supported_one() {
     let c = Config::gicv3(1).each_its(|_, i| {
         i.basers[0].as_mut().expect("BASER0").pages = vec![16];
     });
@@ -345,7 +345,7 @@ fn a_page_size_that_does_not_exist_does_not_stick() {
 }
 
 #[test]
-fn an_indirect_table_needs_its_second_level_first() {
+fn an_indirect_table_needs_a_published_second_level() {
     let mut b = Bench::raw(Config::gicv3(1));
     b.m.write32(b.c.gicd, 0x12);
     b.propbase = b.memory(0x1_0000, 0x1_0000);
@@ -357,7 +357,7 @@ fn an_indirect_table_needs_its_second_level_first() {
     b.m.write64(base + 0x108, VALID | table | SHARED | 2 << 8);
     b.its_go(0);
     let itt = b.memory(4096, 4096);
-    // 512 entries of 8 bytes in a 4K page: device 0x401 is in the third.
+    // A 4 KiB page has 512 entries of 8 bytes, so device 0x401 is in the third page.
     b.run(0, &[mapd(0x401, 4, itt)]);
     b.expect("5.3 MAPD");
     let l2 = b.m.alloc(4096, 4096).expect("memory");
@@ -372,7 +372,7 @@ fn an_indirect_table_needs_its_second_level_first() {
 }
 
 #[test]
-fn tables_are_zero_published_and_allocated_when_the_its_is_enabled() {
+fn tables_must_be_zero_and_published_when_the_its_is_enabled() {
     for (fill, publish, ok) in [(0, true, true), (7, true, false), (0, false, false)] {
         let b = Bench::raw(Config::gicv3(1));
         let base = b.c.its[0].base;
@@ -398,7 +398,7 @@ fn tables_are_zero_published_and_allocated_when_the_its_is_enabled() {
 }
 
 #[test]
-fn lpi_tables_are_not_changed_while_lpis_are_on() {
+fn changing_lpi_tables_while_lpis_are_enabled_is_a_violation() {
     let b = mapped();
     let rd = rd_base(&b.c, 0);
     b.m.write64(rd + 0x70, 0);
@@ -412,7 +412,7 @@ fn lpi_tables_are_not_changed_while_lpis_are_on() {
 }
 
 #[test]
-fn redistributors_of_a_group_share_the_configuration_table_and_nobody_shares_a_pending_table() {
+fn redistributors_of_a_group_share_a_configuration_table_but_no_pending_table() {
     let b = Bench::up(Config::gicv3(2));
     let (one, two) = (rd_base(&b.c, 0), rd_base(&b.c, 1));
     b.m.write32(two, 0);
@@ -431,7 +431,7 @@ fn redistributors_of_a_group_share_the_configuration_table_and_nobody_shares_a_p
 }
 
 #[test]
-fn pending_bits_go_to_memory_and_come_back() {
+fn pending_bits_are_written_to_memory_and_read_again() {
     let b = mapped();
     let rd = rd_base(&b.c, 0);
     b.m.msi(5, 1);
@@ -450,7 +450,7 @@ fn pending_bits_go_to_memory_and_come_back() {
 }
 
 #[test]
-fn a_pending_table_said_to_be_zero_is_zero() {
+fn a_pending_table_enabled_with_ptz_must_be_zero() {
     let b = mapped();
     let rd = rd_base(&b.c, 0);
     b.m.msi(5, 1);
@@ -462,7 +462,7 @@ fn a_pending_table_said_to_be_zero_is_zero() {
 }
 
 #[test]
-fn lpis_that_cannot_be_switched_off_stay_on() {
+fn lpis_stay_enabled_where_enable_lpis_cannot_be_cleared() {
     let c = Config::gicv3(1).each_cpu(|_, p| {
         p.ces = false;
         p.lpis_at_reset = Some(LpisAtReset { propbaser: 0x40_1000_040f, pendbaser: 0x40_1001_0400 });
@@ -501,7 +501,7 @@ fn direct_registers_set_clear_and_invalidate() {
 }
 
 #[test]
-fn direct_registers_that_are_not_there_are_not_used() {
+fn using_unimplemented_direct_registers_is_a_violation() {
     let b = Bench::up(Config::qemu(1));
     let rd = rd_base(&b.c, 0);
     b.m.write64(rd + 0xa0, LPI.into());
@@ -516,7 +516,7 @@ fn direct_registers_that_are_not_there_are_not_used() {
 }
 
 #[test]
-fn frames_and_holes_are_where_the_configuration_says() {
+fn redistributors_are_at_the_configured_addresses() {
     let b = Bench::raw(Config::v4_0(3).each_cpu(|n, p| p.vlpis = n != 1).with_holes(0x4_0000));
     let typers: Vec<u64> = (0..3).map(|n| b.m.read64(rd_base(&b.c, n) + 8)).collect();
     assert_eq!(typers.iter().map(|t| t >> 1 & 1).collect::<Vec<_>>(), [1, 0, 1]);
@@ -529,14 +529,14 @@ fn frames_and_holes_are_where_the_configuration_says() {
 }
 
 #[test]
-fn a_cpu_does_not_write_the_translation_register() {
+fn a_cpu_write_to_gits_translater_is_a_violation() {
     let b = mapped();
     b.m.write32(b.c.its[0].base + 0x1_0040, 1);
     b.expect("12.19 GITS_TRANSLATER");
 }
 
 #[test]
-fn a_stall_names_itself_and_goes_on_after_a_retry() {
+fn a_stalled_queue_continues_after_a_retry() {
     let b = mapped();
     let base = b.c.its[0].base;
     b.m.inject(Fault::Command { its: 0, nth: 2, fault: CommandFault::Stall });
@@ -553,7 +553,7 @@ fn a_stall_names_itself_and_goes_on_after_a_retry() {
 }
 
 #[test]
-fn commands_come_late_or_never() {
+fn faults_delay_hang_or_stall_commands() {
     let b = mapped();
     b.m.inject(Fault::Command { its: 0, nth: 1, fault: CommandFault::Late { us: 1500 } });
     b.post(0, &[int(5, 1)]);
@@ -578,7 +578,7 @@ fn commands_come_late_or_never() {
 }
 
 #[test]
-fn an_its_that_never_gets_quiescent_and_a_busy_that_never_ends() {
+fn faults_keep_quiescent_0_and_busy_1_and_exhaust_the_memory() {
     let b = mapped();
     b.m.inject(Fault::NeverQuiescent { its: 0 });
     b.m.inject(Fault::BusyStuck { cpu: 0 });
@@ -593,7 +593,7 @@ fn an_its_that_never_gets_quiescent_and_a_busy_that_never_ends() {
 }
 
 #[test]
-fn the_clock_only_goes_on() {
+fn the_clock_never_goes_back() {
     let m = Machine::new(Config::gicv3(1));
     let mut last = m.now_us();
     for _ in 0..100 {

@@ -1,4 +1,4 @@
-//! GICv4.1: vPE tables, Alloc, default doorbells, vSGIs. What works, and one provocation for each rule.
+//! GICv4.1: vPE tables, Alloc, default doorbells, vSGIs. Their behaviour and, for each rule, a violation of it.
 
 mod common;
 
@@ -16,7 +16,7 @@ struct Vm {
     vpt: u64,
 }
 
-/// vPE 3 at home on CPU 0, mapped on every ITS, default doorbell DB; device 5, event 1 of ITS 0 is its vLPI V.
+/// vPE 3 on CPU 0, mapped on every ITS with the default doorbell DB. Device 5, event 1 of ITS 0 is its vLPI V.
 fn vm_on(config: Config) -> Vm {
     let b = Bench::up41(config);
     let (vconf, vpt) = (b.vconf(), b.vpt());
@@ -43,7 +43,7 @@ fn unmap_all(b: &Bench) {
 }
 
 #[test]
-fn an_msi_reaches_a_resident_vpe_if_its_group_is_on() {
+fn an_msi_reaches_a_resident_vpe_if_its_group_is_enabled() {
     for config in [Config::v4_1(3, 2), Config::v4_1(3, 2).instant(), Config::graviton3(4)] {
         let Vm { b, vpt, .. } = vm_on(config);
         b.enter41(0, 3);
@@ -62,10 +62,10 @@ fn an_msi_reaches_a_resident_vpe_if_its_group_is_on() {
 }
 
 #[test]
-fn a_doorbell_that_was_asked_for_rings_once() {
+fn a_requested_doorbell_rings_once() {
     let Vm { b, .. } = vm();
     b.m.msi(5, 1);
-    assert!(!b.m.host_irq(0), "nobody asked");
+    assert!(!b.m.host_irq(0), "no doorbell was requested");
     b.enter41(0, 3);
     assert_eq!(b.m.guest_ack(0), Some(V));
     assert_eq!(b.leave_with(0, DOORBELL) & PENDING_LAST, 0);
@@ -78,7 +78,7 @@ fn a_doorbell_that_was_asked_for_rings_once() {
 }
 
 #[test]
-fn with_pending_last_there_is_no_doorbell() {
+fn no_doorbell_rings_after_pending_last() {
     let Vm { b, .. } = vm();
     b.enter41(0, 3);
     b.m.msi(5, 1);
@@ -87,7 +87,7 @@ fn with_pending_last_there_is_no_doorbell() {
     assert!(!b.m.host_irq(0));
     b.enter41(0, 3);
     assert_eq!(b.m.guest_ack(0), Some(V));
-    assert_ne!(b.leave_with(0, PENDING_LAST) & PENDING_LAST, 0, "as software said");
+    assert_ne!(b.leave_with(0, PENDING_LAST) & PENDING_LAST, 0, "as software wrote");
     b.m.msi(5, 1);
     assert!(!b.m.host_irq(0));
     b.m.assert_clean();
@@ -113,7 +113,7 @@ fn a_disabled_vlpi_rings_when_it_is_enabled() {
 }
 
 #[test]
-fn direct_invalidation_goes_to_the_group_of_the_vpe_and_not_while_busy() {
+fn direct_invalidation_needs_the_group_of_the_vpe_and_no_other_in_progress() {
     let Vm { b, vconf, .. } = vm_on(Config::graviton3(4));
     b.enter41(0, 3);
     b.m.msi(5, 1);
@@ -136,7 +136,7 @@ fn direct_invalidation_goes_to_the_group_of_the_vpe_and_not_while_busy() {
 }
 
 #[test]
-fn alloc_goes_with_the_first_mapping_and_the_last_unmapping() {
+fn alloc_must_be_set_for_the_first_mapping_and_the_last_unmapping_only() {
     let Vm { b, .. } = vm();
     unmap_all(&b);
     b.m.assert_clean();
@@ -153,7 +153,7 @@ fn alloc_goes_with_the_first_mapping_and_the_last_unmapping() {
 }
 
 #[test]
-fn all_itss_are_told_the_same_of_a_vpe() {
+fn all_itss_must_map_a_vpe_alike() {
     let Vm { b, vconf, .. } = vm();
     let vpt = b.vpt();
     b.run(0, &[vmapp41(4, b.rdbase(0, 0), vpt, vconf, 1023, ALLOC)]);
@@ -164,7 +164,7 @@ fn all_itss_are_told_the_same_of_a_vpe() {
 }
 
 #[test]
-fn an_unmapped_vpe_is_not_synchronised_and_its_memory_is_free_at_once() {
+fn an_unmapped_vpe_cannot_be_synchronised_and_its_memory_can_be_freed_at_once() {
     let Vm { b, vpt, .. } = vm();
     b.m.msi(5, 1);
     b.run(0, &[vunmapp41(3, 0)]);
@@ -178,7 +178,7 @@ fn an_unmapped_vpe_is_not_synchronised_and_its_memory_is_free_at_once() {
 }
 
 #[test]
-fn a_vpe_can_be_unmapped_read_and_mapped_again_with_its_events() {
+fn a_vpe_can_be_unmapped_and_mapped_again_with_its_events() {
     let Vm { b, vconf, vpt } = vm();
     b.m.msi(5, 1);
     b.run(0, &[vunmapp41(3, 0)]);
@@ -193,11 +193,11 @@ fn a_vpe_can_be_unmapped_read_and_mapped_again_with_its_events() {
     b.m.msi(5, 1);
     b.run(0, &[vunmapp41(3, ALLOC), vmapp41(3, b.rdbase(0, 1), vpt, vconf, DB, ALLOC | PTZ)]);
     b.expect("5.3 VMAPP");
-    assert_eq!(b.m.vpt_pending(vpt), [], "PTZ said that there was nothing");
+    assert_eq!(b.m.vpt_pending(vpt), [], "PTZ = 1 discards the pending bits");
 }
 
 #[test]
-fn events_have_no_doorbell_of_their_own() {
+fn an_individual_doorbell_is_a_violation() {
     let Vm { b, .. } = vm();
     b.run(0, &[vmapti(5, 2, 3, V + 1, DB)]);
     b.expect("5.3 VMAPTI");
@@ -208,14 +208,14 @@ fn events_have_no_doorbell_of_their_own() {
 }
 
 #[test]
-fn vmovp_moves_the_doorbell_and_within_a_group_residency_needs_no_vmovp() {
+fn vmovp_moves_the_doorbell_and_residency_within_a_group_needs_no_vmovp() {
     let Vm { b, .. } = vm();
     b.enter41(1, 3);
     b.m.msi(5, 1);
-    assert_eq!(b.m.guest_ack(1), Some(V), "found on any redistributor that shares the table");
+    assert_eq!(b.m.guest_ack(1), Some(V), "MSIs find it on any redistributor that shares the table");
     b.leave_with(1, DOORBELL);
     b.m.msi(5, 1);
-    assert_eq!(b.m.host_pending(0), [DB], "but the doorbell rings at home");
+    assert_eq!(b.m.host_pending(0), [DB], "the doorbell rings on the CPU of the mapping");
     b.run(0, &[vmovp41(3, b.rdbase(0, 2), DB), vsync(3)]);
     assert_eq!((b.m.host_pending(0), b.m.host_ack(2)), (vec![], Some(DB)));
     b.run(0, &[vmovp41(3, b.rdbase(0, 1), DB + 1)]);
@@ -231,7 +231,7 @@ fn vmovp_moves_the_doorbell_and_within_a_group_residency_needs_no_vmovp() {
 }
 
 #[test]
-fn between_groups_a_vpe_moves_by_vmovp_only() {
+fn residency_in_another_group_needs_a_vmovp() {
     let Vm { b, .. } = vm_on(Config::graviton3(4));
     b.enter41(2, 3);
     b.expect("12.11 GICR_VPENDBASER");
@@ -243,7 +243,7 @@ fn between_groups_a_vpe_moves_by_vmovp_only() {
 }
 
 #[test]
-fn residency_needs_a_mapped_vpe_once_and_a_table() {
+fn a_resident_vpe_must_be_mapped_resident_once_and_in_a_vpe_table() {
     let Vm { b, .. } = vm();
     b.enter41(0, 9);
     b.expect("12.11 GICR_VPENDBASER");
@@ -264,7 +264,7 @@ fn residency_needs_a_mapped_vpe_once_and_a_table() {
 }
 
 #[test]
-fn nothing_but_what_may_accompanies_the_write_that_clears_valid() {
+fn the_write_that_clears_valid_must_not_change_other_fields() {
     let Vm { b, .. } = vm();
     b.enter41(0, 3);
     b.m.write64(b.vlpi(0) + 0x78, PENDING_LAST | 4);
@@ -280,7 +280,7 @@ fn nothing_but_what_may_accompanies_the_write_that_clears_valid() {
 }
 
 #[test]
-fn the_vpe_table_of_a_group_is_one_and_z_is_for_a_fresh_one() {
+fn a_group_has_one_vpe_table_and_z_is_written_for_its_first_use_only() {
     let b = Bench::raw(Config::v4_1(3, 1));
     let (one, two) = (b.memory(0x1_0000, 0x1_0000), b.memory(0x1_0000, 0x1_0000));
     let reg = |cpu: usize| b.vlpi(cpu) + 0x70;
@@ -307,7 +307,7 @@ fn the_vpe_table_of_a_group_is_one_and_z_is_for_a_fresh_one() {
 }
 
 #[test]
-fn an_its_shares_the_table_of_the_redistributors_it_covers() {
+fn an_its_must_share_the_vpe_table_of_the_redistributors_that_svpet_covers() {
     let b = Bench::raw(Config::v4_1(1, 2));
     let (one, two) = (b.memory(0x1_0000, 0x1_0000), b.memory(0x1_0000, 0x1_0000));
     b.m.write64(b.vlpi(0) + 0x70, vpropbaser41(one));
@@ -320,7 +320,7 @@ fn an_its_shares_the_table_of_the_redistributors_it_covers() {
     b.m.write64(b.vlpi(0) + 0x70, 0);
     b.m.write64(b.vlpi(0) + 0x70, vpropbaser41(two));
     b.expect("12.11 GICR_VPROPBASER");
-    // An ITS of another affinity, or one that shares with nobody, is free to have its own.
+    // An ITS of another affinity, or with SVPET = 0, may have its own table.
     let mut b = Bench::raw(Config::v4_1(1, 2).each_its(|n, i| {
         i.mpidr = 0x0100_0000;
         i.svpet = n as u8;
@@ -337,12 +337,12 @@ fn an_its_shares_the_table_of_the_redistributors_it_covers() {
 }
 
 #[test]
-fn a_second_level_page_is_there_before_the_vpeid_is_used() {
+fn a_vpeid_needs_a_published_second_level_page() {
     let mut b = Bench::raw(Config::v4_1(1, 1));
     b.m.write32(b.c.gicd, 0x12);
     b.propbase = b.memory(0x1_0000, 0x1_0000);
     b.lpis_on(0);
-    // Indirect, 4K pages: 512 vPEs a page.
+    // The table is indirect with 4 KiB pages, which have entries for 512 vPEs each.
     let l1 = b.memory(4096, 4096);
     b.m.write64(b.vlpi(0) + 0x70, VALID | 1 << 55 | 1 << 52 | l1 | SHARED);
     b.m.write64(b.c.its[0].base + 0x110, VALID | 1 << 62 | l1 | SHARED);
@@ -363,7 +363,7 @@ fn a_second_level_page_is_there_before_the_vpeid_is_used() {
 }
 
 #[test]
-fn vpeids_have_a_width() {
+fn a_vpeid_must_be_in_the_range_of_gicd_typer2_and_the_tables() {
     let mut c = Config::v4_1(1, 1);
     c.vpeid_bits = Some(2);
     let b = Bench::up41(c);
@@ -378,7 +378,7 @@ fn vpeids_have_a_width() {
 }
 
 #[test]
-fn a_default_doorbell_is_an_lpi_or_none() {
+fn a_default_doorbell_must_be_an_lpi_or_1023() {
     let Vm { b, vconf, .. } = vm();
     b.run(0, &[vmapp41(4, b.rdbase(0, 0), b.vpt(), vconf, 77, ALLOC)]);
     b.expect("5.3 VMAPP");
@@ -395,7 +395,7 @@ fn the_configuration_of_a_default_doorbell_is_invalidated_by_invdb() {
     b.enter41(0, 3);
     b.leave_with(0, DOORBELL);
     b.m.msi(5, 1);
-    assert!(b.m.host_irq(0), "stale: still enabled");
+    assert!(b.m.host_irq(0), "the cached configuration has it enabled");
     b.run(1, &[invdb(3), vsync(3)]);
     assert!(!b.m.host_irq(0));
     b.set_config(DB, 0xa1);
@@ -406,7 +406,7 @@ fn the_configuration_of_a_default_doorbell_is_invalidated_by_invdb() {
 }
 
 #[test]
-fn virtual_sgis_are_configured_sent_read_and_cleared() {
+fn virtual_sgis_can_be_configured_sent_queried_and_cleared() {
     let Vm { b, .. } = vm();
     let sgir = b.c.its[1].base + 0x2_0020;
     b.run(0, &[vsgi(3, 7), vsync(3)]);
@@ -458,7 +458,7 @@ fn a_virtual_sgi_is_disabled_until_its_configuration_is_synchronised() {
 }
 
 #[test]
-fn a_stale_residency_is_cleaned_up_with_pending_last_only() {
+fn a_residency_left_at_reset_ends_with_a_write_of_pending_last_alone() {
     let c = Config::v4_1(1, 1)
         .each_cpu(|_, p| p.residency_at_reset = Some((VALID | 2 << 53 | 0x40_1000_0400, VALID | GROUP1 | 5)));
     let b = Bench::raw(c);

@@ -1,4 +1,4 @@
-//! GICv4.0: vPEs, residency, doorbells. What works, and one provocation for each rule beside its legal twin.
+//! GICv4.0: vPEs, residency, doorbells. Their behaviour and, for each rule, a violation of it beside a legal use.
 
 mod common;
 
@@ -14,7 +14,7 @@ struct Vm {
     vpt: [u64; 2],
 }
 
-/// Two vPEs, 0 at home on CPU 0 and 1 on CPU 1; device 5, event 1 is vLPI V of vPE 0 with doorbell DB.
+/// vPE 0 on CPU 0 and vPE 1 on CPU 1. Device 5, event 1 is vLPI V of vPE 0 with doorbell DB.
 fn vm_on(config: Config) -> Vm {
     let b = Bench::up(config);
     let (vconf, vpt) = (b.vconf(), [b.vpt(), b.vpt()]);
@@ -37,7 +37,7 @@ fn vm() -> Vm {
 }
 
 #[test]
-fn an_msi_reaches_a_resident_vpe_and_the_hypervisor_hears_nothing() {
+fn an_msi_reaches_a_resident_vpe_without_the_hypervisor() {
     for config in [Config::v4_0(3), Config::qemu(3), Config::v4_0(2).stale(Staleness::Random(7))] {
         let Vm { b, vconf, vpt } = vm_on(config);
         b.enter(0, vpt[0], vconf);
@@ -52,21 +52,21 @@ fn an_msi_reaches_a_resident_vpe_and_the_hypervisor_hears_nothing() {
 }
 
 #[test]
-fn an_msi_for_a_vpe_that_is_away_is_pending_and_rings_its_doorbell_once() {
+fn an_msi_for_a_vpe_that_is_not_resident_is_pending_and_rings_its_doorbell_once() {
     let Vm { b, vconf, vpt } = vm();
     b.m.msi(5, 1);
     b.m.msi(5, 1);
     assert_eq!(b.m.vpt_pending(vpt[0]), [V]);
     assert_eq!(b.m.host_ack(0), Some(DB));
     b.m.msi(5, 1);
-    assert_eq!(b.m.host_ack(0), None, "it was pending already");
+    assert_eq!(b.m.host_ack(0), None, "the vLPI was pending already");
     b.enter(0, vpt[0], vconf);
     assert_eq!(b.m.guest_ack(0), Some(V));
     b.m.assert_clean();
 }
 
 #[test]
-fn qemu_rings_each_time() {
+fn qemu_rings_the_doorbell_for_every_msi() {
     let Vm { b, .. } = vm_on(Config::qemu(2));
     b.m.msi(5, 1);
     assert_eq!(b.m.host_ack(0), Some(DB));
@@ -75,7 +75,7 @@ fn qemu_rings_each_time() {
 }
 
 #[test]
-fn a_doorbell_of_1023_does_not_ring_and_a_disabled_vlpi_does() {
+fn a_doorbell_rings_for_a_disabled_vlpi_but_not_if_it_is_1023() {
     let Vm { b, vconf, .. } = vm();
     b.set_vconfig(vconf, V, 0xa0);
     b.m.msi(5, 1);
@@ -87,7 +87,7 @@ fn a_doorbell_of_1023_does_not_ring_and_a_disabled_vlpi_does() {
 }
 
 #[test]
-fn pending_last_tells_what_was_not_taken() {
+fn pending_last_shows_a_vlpi_that_was_not_acknowledged() {
     let Vm { b, vconf, vpt } = vm();
     b.enter(0, vpt[0], vconf);
     b.m.msi(5, 1);
@@ -100,12 +100,12 @@ fn pending_last_tells_what_was_not_taken() {
 }
 
 #[test]
-fn what_arrives_while_a_vpe_leaves_shows_in_pending_last_and_rings_nothing() {
+fn an_msi_while_a_residency_ends_shows_in_pending_last_and_rings_no_doorbell() {
     let Vm { b, vconf, vpt } = vm();
     b.enter(0, vpt[0], vconf);
     b.m.write64(b.vlpi(0) + 0x78, b.vpendbaser(0) & !(VALID | PENDING_LAST));
     b.m.msi(5, 1);
-    assert_eq!(b.vpendbaser(0) & (DIRTY | PENDING_LAST), DIRTY, "not yet meaningful");
+    assert_eq!(b.vpendbaser(0) & (DIRTY | PENDING_LAST), DIRTY, "PendingLast is not valid yet");
     b.wait_dirty(0);
     assert_ne!(b.vpendbaser(0) & PENDING_LAST, 0);
     assert!(!b.m.host_irq(0));
@@ -113,7 +113,7 @@ fn what_arrives_while_a_vpe_leaves_shows_in_pending_last_and_rings_nothing() {
 }
 
 #[test]
-fn interrupts_are_found_when_the_scan_is_over() {
+fn interrupts_are_signalled_when_the_scan_is_over() {
     let Vm { b, vconf, vpt } = vm();
     b.m.msi(5, 1);
     b.m.write64(b.vlpi(0) + 0x70, vconf | SHARED | 13);
@@ -127,7 +127,7 @@ fn interrupts_are_found_when_the_scan_is_over() {
 }
 
 #[test]
-fn valid_is_not_cleared_while_dirty_nor_anything_written_over_valid() {
+fn clearing_valid_while_dirty_and_changes_while_valid_are_violations() {
     let Vm { b, vconf, vpt } = vm();
     let register = b.vlpi(0) + 0x78;
     b.m.write64(b.vlpi(0) + 0x70, vconf | SHARED | 13);
@@ -152,7 +152,7 @@ fn valid_is_not_cleared_while_dirty_nor_anything_written_over_valid() {
 }
 
 #[test]
-fn a_dirty_that_never_clears_is_seen_on_either_side() {
+fn a_stuck_dirty_stays_1_after_valid_is_set_and_after_it_is_cleared() {
     let Vm { b, vconf, vpt } = vm();
     b.enter(0, vpt[0], vconf);
     b.m.inject(Fault::DirtyStuck { cpu: 0 });
@@ -167,7 +167,7 @@ fn a_dirty_that_never_clears_is_seen_on_either_side() {
 }
 
 #[test]
-fn pending_last_is_written_as_1_or_what_was_pending_is_overlooked() {
+fn a_residency_that_begins_with_pending_last_0_ignores_pending_vlpis() {
     let Vm { b, vconf, vpt } = vm();
     b.m.msi(5, 1);
     b.enter_with(0, vpt[0], vconf, IDAI);
@@ -178,7 +178,7 @@ fn pending_last_is_written_as_1_or_what_was_pending_is_overlooked() {
 }
 
 #[test]
-fn idai_is_given_back_as_it_was_left() {
+fn idai_must_be_written_back_as_it_was_at_the_end_of_the_last_residency() {
     let Vm { b, vconf, vpt } = vm();
     b.enter_with(0, vpt[0], vconf, PENDING_LAST);
     b.m.assert_clean();
@@ -195,12 +195,12 @@ fn idai_is_given_back_as_it_was_left() {
 }
 
 #[test]
-fn a_vpe_is_resident_once_and_at_home() {
+fn a_vpe_must_be_resident_once_and_on_its_home_cpu() {
     let Vm { b, vconf, vpt } = vm();
     b.enter(1, vpt[0], vconf);
     b.expect("12.11 GICR_VPENDBASER");
     b.m.msi(5, 1);
-    assert!(!b.m.guest_irq(1), "it went to CPU0");
+    assert!(!b.m.guest_irq(1), "the message went to CPU0");
     assert_eq!(b.m.host_ack(0), Some(DB));
     b.leave(1);
     b.enter(0, vpt[0], vconf);
@@ -210,7 +210,7 @@ fn a_vpe_is_resident_once_and_at_home() {
 }
 
 #[test]
-fn a_vpe_moves_with_vmovp_and_vsync_and_only_while_it_is_away() {
+fn a_move_needs_vmovp_and_vsync_while_the_vpe_is_not_resident() {
     let Vm { b, vconf, vpt } = vm();
     b.run(0, &[vmovp(0, 0, 0, b.rdbase(0, 2))]);
     b.enter(2, vpt[0], vconf);
@@ -230,7 +230,7 @@ fn a_vpe_moves_with_vmovp_and_vsync_and_only_while_it_is_away() {
 }
 
 #[test]
-fn a_doorbell_that_is_pending_stays_where_it_rang() {
+fn a_pending_doorbell_stays_on_the_old_cpu_after_a_vmovp() {
     let Vm { b, .. } = vm();
     b.m.msi(5, 1);
     b.run(0, &[vmovp(0, 0, 0, b.rdbase(0, 2)), vsync(0)]);
@@ -244,7 +244,7 @@ fn a_doorbell_that_is_pending_stays_where_it_rang() {
 }
 
 #[test]
-fn vmovi_carries_the_pending_bit() {
+fn vmovi_moves_the_pending_bit() {
     let Vm { b, vconf, vpt } = vm();
     b.m.msi(5, 1);
     b.run(0, &[vmovi(5, 1, 1, Some(DB + 1)), vsync(1)]);
@@ -263,7 +263,7 @@ fn virtual_configuration_is_stale_until_inv_and_vsync() {
     b.m.msi(5, 1);
     assert!(b.m.guest_irq(0));
     b.run(0, &[inv(5, 1), sync(b.rdbase(0, 0))]);
-    assert!(b.m.guest_irq(0), "SYNC is not for virtual events");
+    assert!(b.m.guest_irq(0), "SYNC does not cover virtual events");
     b.run(0, &[vsync(0)]);
     assert!(!b.m.guest_irq(0));
     b.set_vconfig(vconf, V, 0xa1);
@@ -275,7 +275,7 @@ fn virtual_configuration_is_stale_until_inv_and_vsync() {
 }
 
 #[test]
-fn a_vpt_that_comes_again_brings_stale_configuration_until_vinvall() {
+fn a_vpt_that_is_used_again_has_stale_configuration_until_vinvall() {
     let Vm { b, vconf, vpt } = vm();
     b.enter(0, vpt[0], vconf);
     b.leave(0);
@@ -284,14 +284,14 @@ fn a_vpt_that_comes_again_brings_stale_configuration_until_vinvall() {
     b.run(0, &[vmapp(0, b.rdbase(0, 0), vpt[0]), vsync(0), vmapti(5, 1, 0, V, 1023), vsync(0)]);
     b.enter(0, vpt[0], vconf);
     b.m.msi(5, 1);
-    assert!(b.m.guest_irq(0), "enabled, as the redistributor remembers");
+    assert!(b.m.guest_irq(0), "the cached configuration has it enabled");
     b.run(0, &[vinvall(0), vsync(0)]);
     assert!(!b.m.guest_irq(0));
     b.m.assert_clean();
 }
 
 #[test]
-fn a_swap_to_a_physical_lpi_and_back_drops_what_comes_between() {
+fn a_switch_to_a_physical_lpi_and_back_drops_msis_in_between() {
     let Vm { b, vconf, vpt } = vm();
     b.enter(0, vpt[0], vconf);
     b.set_config(LPI, 0xa1);
@@ -306,7 +306,7 @@ fn a_swap_to_a_physical_lpi_and_back_drops_what_comes_between() {
 }
 
 #[test]
-fn the_pending_bits_of_an_unmapped_vpe_are_in_its_table() {
+fn the_pending_bits_of_an_unmapped_vpe_are_in_its_vpt() {
     let Vm { b, vpt, .. } = vm();
     b.m.msi(5, 1);
     b.run(0, &[vmapti(5, 2, 0, V + 1, 1023), vsync(0), discard(5, 2), vsync(0)]);
@@ -321,7 +321,7 @@ fn the_pending_bits_of_an_unmapped_vpe_are_in_its_table() {
 }
 
 #[test]
-fn vmapp_takes_a_zeroed_vpt_of_its_own() {
+fn vmapp_needs_a_zeroed_vpt_that_no_other_vpe_has() {
     let Vm { b, vpt, .. } = vm();
     let target = b.rdbase(0, 2);
     b.run(0, &[vmapp(0, target, b.vpt())]);
@@ -349,7 +349,7 @@ fn vmapp_takes_a_zeroed_vpt_of_its_own() {
 }
 
 #[test]
-fn a_vpt_is_kept_until_the_vsync_after_its_unmapping() {
+fn a_vpt_must_not_be_freed_before_the_vsync_after_its_unmapping() {
     let Vm { b, vpt, .. } = vm();
     b.m.free(vpt[1], 0x1_0000, 0x1_0000);
     b.expect("memory");
@@ -373,7 +373,7 @@ fn a_vpt_is_kept_until_the_vsync_after_its_unmapping() {
 }
 
 #[test]
-fn a_resident_vpe_is_not_unmapped() {
+fn unmapping_a_resident_vpe_is_a_violation() {
     let Vm { b, vconf, vpt } = vm();
     b.run(0, &[discard(5, 1), vsync(0)]);
     b.enter(0, vpt[0], vconf);
@@ -388,7 +388,7 @@ fn a_resident_vpe_is_not_unmapped() {
 }
 
 #[test]
-fn virtual_commands_on_what_is_not_there_are_violations() {
+fn virtual_commands_with_unmapped_or_invalid_operands_are_violations() {
     let Vm { b, .. } = vm();
     for (command, section) in [
         (vmapti(5, 1, 0, V, 1023), "5.3 VMAPTI"),
@@ -416,7 +416,7 @@ fn virtual_commands_on_what_is_not_there_are_violations() {
 }
 
 #[test]
-fn residency_needs_lpis_and_intid_bits() {
+fn residency_needs_enabled_lpis_and_valid_intid_bits() {
     let Vm { b, vconf, vpt } = vm();
     b.m.write64(b.vlpi(0) + 0x70, vconf | SHARED | 12);
     b.m.write64(b.vlpi(0) + 0x78, VALID | PENDING_LAST | vpt[0] | SHARED);
@@ -452,7 +452,7 @@ fn vlpis_beyond_idbits_are_dropped_before_the_first_residency() {
 }
 
 #[test]
-fn a_stale_residency_is_cleaned_up_at_boot() {
+fn a_residency_left_at_reset_can_be_ended() {
     let c = Config::v4_0(1).each_cpu(|_, p| p.residency_at_reset = Some((0x40_1000_040d, VALID | 0x40_2000_0400)));
     let b = Bench::raw(c);
     assert_ne!(b.vpendbaser(0) & VALID, 0);
@@ -462,7 +462,7 @@ fn a_stale_residency_is_cleaned_up_at_boot() {
 }
 
 #[test]
-fn qemus_tables_show_pending_bits_at_once() {
+fn qemu_writes_pending_bits_to_memory_at_once() {
     let Vm { b, vpt, .. } = vm_on(Config::qemu(2));
     b.m.msi(5, 1);
     b.m.acquire(vpt[0], 0x800, true);

@@ -1,9 +1,9 @@
-//! ITS commands as numbers: what the four words of a queue entry mean (IHI 0069, 5.3).
+//! Decoding of ITS commands from the four words of a queue entry (IHI 0069, 5.3).
 //!
-//! Decoding needs to know whether the ITS has the GICv4.1 forms (GITS_TYPER.VMAPP), because VMAPP and VMOVP
-//! grew fields that are RES0 before. Bits that are RES0 and were set are reported beside the command.
+//! The result depends on whether the ITS has the commands of GICv4.1 (GITS_TYPER.VMAPP), since GICv4.1 adds fields to
+//! VMAPP and VMOVP that are RES0 before. RES0 bits that are set are returned together with the command.
 
-/// One decoded command. RDbase fields are left as the 36 bits of the command: what they name depends on PTA.
+/// A decoded command. RDbase fields hold the 36 bits of the command, whose meaning depends on GITS_TYPER.PTA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the fields are the manual's")]
 pub enum Command {
@@ -23,7 +23,7 @@ pub enum Command {
     Sync {
         target: u64,
     },
-    /// `size` is the field: EventID bits minus one.
+    /// `size` is the field of the command: the number of EventID bits minus one.
     Mapd {
         device: u32,
         size: u8,
@@ -61,14 +61,14 @@ pub enum Command {
         device: u32,
         event: u32,
     },
-    /// `doorbell` is there if D is 1.
+    /// `doorbell` is `Some` if D is 1.
     Vmovi {
         device: u32,
         event: u32,
         vpe: u16,
         doorbell: Option<u32>,
     },
-    /// `doorbell` is there if DB is 1 (GICv4.1).
+    /// `doorbell` is `Some` if DB is 1 (GICv4.1).
     Vmovp {
         sequence: u16,
         list: u16,
@@ -87,7 +87,7 @@ pub enum Command {
     Vsync {
         vpe: u16,
     },
-    /// `size` is the field: vINTID bits minus one.
+    /// `size` is the field of the command: the number of vINTID bits minus one.
     Vmapp {
         vpe: u16,
         target: u64,
@@ -115,13 +115,13 @@ pub enum Command {
     Invdb {
         vpe: u16,
     },
-    /// No command has this number (or this ITS does not have it).
+    /// The ITS has no command with this number.
     Unknown {
         opcode: u8,
     },
 }
 
-/// What VMAPP has beyond GICv4.0.
+/// Fields that GICv4.1 adds to VMAPP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the fields are the manual's")]
 pub struct Vmapp41 {
@@ -131,14 +131,14 @@ pub struct Vmapp41 {
     pub doorbell: u32,
 }
 
-/// Which commands an ITS knows.
+/// The set of commands that an ITS has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
     /// Physical commands only.
     V3,
-    /// GITS_TYPER.Virtual.
+    /// Commands of GICv4.0 (GITS_TYPER.Virtual).
     V4_0,
-    /// GITS_TYPER.Virtual and GITS_TYPER.VMAPP.
+    /// Commands of GICv4.1 (GITS_TYPER.Virtual and GITS_TYPER.VMAPP).
     V4_1,
 }
 
@@ -146,13 +146,13 @@ const fn bits(word: u64, high: u32, low: u32) -> u64 {
     (word >> low) & (u64::MAX >> (63 - (high - low)))
 }
 
-/// The bits `high..=low`, in place.
+/// Returns a mask of the bits from `high` down to `low`.
 const fn field(high: u32, low: u32) -> u64 {
     (u64::MAX >> (63 - (high - low))) << low
 }
 
 impl Command {
-    /// Decodes one queue entry. The second value has the RES0 bits that were set, word by word.
+    /// Decodes a queue entry. The second result has the RES0 bits of each word that were set.
     #[must_use]
     pub fn decode(w: [u64; 4], dialect: Dialect) -> (Command, [u64; 4]) {
         let opcode = w[0] as u8;
@@ -255,7 +255,7 @@ impl Command {
         (command, reserved)
     }
 
-    /// The manual's name.
+    /// Returns the manual's name of the command.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -284,7 +284,7 @@ impl Command {
         }
     }
 
-    /// Where the manual describes it.
+    /// Returns the section of IHI 0069 that describes the command, with the command's name.
     #[must_use]
     pub fn section(&self) -> &'static str {
         match self {
@@ -318,9 +318,9 @@ impl Command {
 mod tests {
     use super::*;
 
-    /// Written by hand from the encodings in the manual.
+    /// The words were encoded by hand from the manual.
     #[test]
-    fn each_command_is_read_as_the_manual_writes_it() {
+    fn each_command_is_decoded_as_the_manual_encodes_it() {
         let v3 = |w| Command::decode(w, Dialect::V3);
         let v40 = |w| Command::decode(w, Dialect::V4_0);
         let v41 = |w| Command::decode(w, Dialect::V4_1);
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_its_does_not_know_newer_commands_and_fields() {
+    fn newer_commands_are_unknown_and_newer_fields_res0_on_an_older_its() {
         assert_eq!(Command::decode([0x25, 0, 0, 0], Dialect::V3).0, Command::Unknown { opcode: 0x25 });
         assert_eq!(Command::decode([0x2e, 0, 0, 0], Dialect::V4_0).0, Command::Unknown { opcode: 0x2e });
         let (_, reserved) = Command::decode([0x0129, 0x2100, 1 << 63, 0x4440_000d], Dialect::V4_0);

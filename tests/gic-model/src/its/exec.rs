@@ -1,7 +1,7 @@
 //! Physical commands (IHI 0069, 5.3).
 //!
-//! A command with an error is reported and ignored: that is the choice of an ITS that neither stalls nor raises an
-//! SError, and the one that shows a driver least.
+//! A command with an error is recorded as a violation and ignored, as on an ITS that neither stalls nor raises an
+//! SError. Of the permitted behaviours it is the one that a driver notices least.
 
 use super::command::Command;
 use super::queue::Outcome;
@@ -12,7 +12,7 @@ use crate::memory::Use;
 use crate::redist::LPI;
 
 impl State {
-    /// Executes a physical command. `None` if it is a virtual one.
+    /// Executes a physical command. Returns `None` if the command is a virtual one.
     pub(crate) fn physical(&mut self, its: usize, command: Command) -> Option<Outcome> {
         let section = command.section();
         match command {
@@ -79,14 +79,14 @@ impl State {
             }
             Command::Sync { target } => match self.target(its, target) {
                 Some(rd) => self.synchronise(its, Target::Rd(rd)),
-                None => self.flag(section, format!("ITS{its}: RDbase {target:#x} is no redistributor")),
+                None => self.flag(section, format!("ITS{its}: RDbase {target:#x} names no redistributor")),
             },
             _ => return None,
         }
         Some(Outcome::Done)
     }
 
-    // ---- look-ups that an error ends
+    // ---- look-ups, which record a violation if they fail
 
     pub(crate) fn collection(&mut self, its: usize, section: &'static str, collection: u16) -> Option<usize> {
         let found = self.its[its].collections.get(&collection).copied();
@@ -96,14 +96,17 @@ impl State {
         found
     }
 
-    /// The device, if the event is one of its events.
+    /// Returns the device if it is mapped and the EventID is in its range.
     fn event_of(&mut self, its: usize, section: &'static str, device: u32, event: u32) -> Option<&mut Device> {
         let Some(bits) = self.its[its].devices.get(&device).map(|d| d.bits) else {
             self.flag(section, format!("ITS{its}: device {device:#x} is not mapped"));
             return None;
         };
         if u64::from(event) >> bits != 0 {
-            self.flag(section, format!("ITS{its}: event {event} is beyond the {bits} bits of device {device:#x}"));
+            self.flag(
+                section,
+                format!("ITS{its}: event {event} is beyond the {bits} EventID bits of device {device:#x}"),
+            );
             return None;
         }
         self.its[its].devices.get_mut(&device)
@@ -117,28 +120,29 @@ impl State {
         found
     }
 
-    /// Puts a translation into the ITT; it must be empty there.
+    /// Writes a translation to the ITT. Records a violation if the event is mapped.
     pub(crate) fn map(&mut self, its: usize, section: &'static str, device: u32, event: u32, ite: Ite) -> bool {
         let entry = u64::from(self.cfg.its[its].itt_entry_size);
         let Some(d) = self.event_of(its, section, device, event) else { return false };
         let itt = d.itt;
         if let Some(old) = d.events.insert(event, ite) {
-            self.flag(section, format!("ITS{its}: event {event} of device {device:#x} is mapped already, as {old:?}"));
+            self.flag(section, format!("ITS{its}: event {event} of device {device:#x} is already mapped: {old:?}"));
         }
         self.mark_ite(its, itt + u64::from(event) * entry, true);
         true
     }
 
-    /// Replaces a translation (MOVI, VMOVI).
+    /// Replaces a translation, for MOVI and VMOVI.
     pub(crate) fn remap(&mut self, its: usize, device: u32, event: u32, ite: Ite) {
         if let Some(d) = self.its[its].devices.get_mut(&device) {
             d.events.insert(event, ite);
         }
     }
 
+    /// Writes to an ITT entry in memory, as the ITS does when it maps or unmaps the event.
     fn mark_ite(&mut self, its: usize, at: u64, valid: bool) {
         let how = self.its[its].queue_snoop();
-        // DISCARD leaves something behind, too: an ITT that is used again must be cleared by software.
+        // DISCARD leaves the entry non-zero: software must clear an ITT before it uses it again.
         let mark = [if valid { 0xff } else { 0x0e }];
         let _ = self.mem.device_write(at, &mark, how);
     }
@@ -149,13 +153,13 @@ impl State {
         let cfg = &self.cfg.its[its];
         let (bits, entry) = (u32::from(size) + 1, u64::from(cfg.itt_entry_size));
         if u64::from(device) >> cfg.device_bits != 0 {
-            self.flag(section, format!("ITS{its}: device {device:#x} is beyond GITS_TYPER.Devbits"));
+            self.flag(section, format!("ITS{its}: DeviceID {device:#x} is beyond GITS_TYPER.Devbits"));
             return Outcome::Done;
         }
         if valid && bits > self.cfg.its[its].event_bits {
             self.flag(
                 section,
-                format!("ITS{its}: {bits} EventID bits for device {device:#x}: beyond GITS_TYPER.ID_bits"),
+                format!("ITS{its}: device {device:#x} has {bits} EventID bits, more than GITS_TYPER.ID_bits"),
             );
             return Outcome::Done;
         }
@@ -165,7 +169,10 @@ impl State {
         if let Some(old) = self.its[its].devices.get(&device) {
             let (left, old_itt) = (old.events.len(), old.itt);
             if left != 0 {
-                self.flag(section, format!("ITS{its}: device {device:#x} still has {left} events mapped"));
+                self.flag(
+                    section,
+                    format!("ITS{its}: device {device:#x} is mapped again or unmapped with {left} events mapped"),
+                );
             }
             self.mem.detach(old_itt, Use::Itt(its, device));
             let gone: Vec<u32> =
@@ -174,7 +181,7 @@ impl State {
                 self.apply(Item::Event { its, device, event });
             }
         } else if !valid {
-            self.flag(section, format!("ITS{its}: V=0 for device {device:#x}, which is not mapped"));
+            self.flag(section, format!("ITS{its}: device {device:#x} is unmapped (V = 0) but is not mapped"));
             return Outcome::Done;
         }
         if self.write_entry(its, section, TableKind::Device, device.into(), valid).is_err() {
@@ -184,9 +191,9 @@ impl State {
             let bytes = entry << bits;
             let how = self.its[its].queue_snoop();
             let trouble = self.mem.device_zero(itt, bytes, how);
-            self.flag_memory(section, &format!("the ITT of device {device:#x}"), itt, trouble);
+            self.flag_memory(section, &format!("ITS{its}: the ITT of device {device:#x}"), itt, trouble);
             if let Some(other) = self.mem.clash(itt, bytes, Use::Itt(its, device)) {
-                self.flag(section, format!("the ITT of device {device:#x} at {itt:#x} overlaps {other}"));
+                self.flag(section, format!("ITS{its}: the ITT of device {device:#x} at {itt:#x} overlaps {other}"));
             }
             self.mem.attach(itt, bytes, Use::Itt(its, device));
             self.its[its].devices.insert(device, Device { itt, bits, events: Default::default() });
@@ -198,7 +205,7 @@ impl State {
         let cfg = &self.cfg.its[its];
         let bits = if cfg.cil { cfg.collection_bits } else { 16 };
         if u32::from(collection) >> bits != 0 {
-            self.flag(section, format!("ITS{its}: collection {collection} is beyond GITS_TYPER.CIDbits"));
+            self.flag(section, format!("ITS{its}: ICID {collection} is beyond GITS_TYPER.CIDbits"));
             return Outcome::Done;
         }
         let mapped = self.its[its]
@@ -210,11 +217,14 @@ impl State {
         let old = self.its[its].collections.get(&collection).copied();
         let new = if valid {
             let Some(rd) = self.target(its, target) else {
-                self.flag(section, format!("ITS{its}: RDbase {target:#x} is no redistributor"));
+                self.flag(section, format!("ITS{its}: RDbase {target:#x} names no redistributor"));
                 return Outcome::Done;
             };
             if !self.rds[rd].enable_lpis {
-                self.flag(section, format!("ITS{its}: collection {collection} for CPU{rd}, where EnableLPIs is 0"));
+                self.flag(
+                    section,
+                    format!("ITS{its}: collection {collection} mapped to CPU{rd}, where GICR_CTLR.EnableLPIs is 0"),
+                );
             }
             Some(rd)
         } else {
@@ -223,7 +233,7 @@ impl State {
         if mapped != 0 && old.is_some() && old != new {
             self.flag(
                 section,
-                format!("ITS{its}: collection {collection} changes while {mapped} events are mapped to it"),
+                format!("ITS{its}: collection {collection} changed while {mapped} events are mapped to it"),
             );
         }
         if std::mem::take(&mut self.its[its].table_write_fails) {
@@ -251,18 +261,18 @@ impl State {
         collection: u16,
     ) -> Outcome {
         if intid < LPI || u64::from(intid) >> self.cfg.intid_bits != 0 {
-            self.flag(section, format!("ITS{its}: pINTID {intid} is not an LPI of this machine"));
+            self.flag(section, format!("ITS{its}: pINTID {intid} is not an LPI in the range of GICD_TYPER.IDbits"));
             return Outcome::Done;
         }
         let Some(rd) = self.collection(its, section, collection) else { return Outcome::Done };
-        // Several events may raise one LPI, but on one redistributor only.
+        // Several events may be mapped to one LPI, but only on one redistributor.
         if let Some((other, d, e)) = self.event_with_lpi(intid)
             && (other, d, e) != (its, device, event)
             && self.lpi_home(other, d, e) != Some(rd)
         {
             self.flag(
                 section,
-                format!("ITS{its}: LPI {intid} is mapped elsewhere, by event {e} of device {d:#x} on ITS{other}"),
+                format!("ITS{its}: LPI {intid} has another redistributor by event {e} of device {d:#x} on ITS{other}"),
             );
         }
         if !self.map(its, section, device, event, Ite::Physical { intid, collection }) {
@@ -273,6 +283,7 @@ impl State {
         Outcome::Done
     }
 
+    /// Returns the ITS, device and event of a mapping to this LPI.
     pub(crate) fn event_with_lpi(&self, lpi: u32) -> Option<(usize, u32, u32)> {
         self.its.iter().enumerate().find_map(|(n, i)| {
             i.devices.iter().find_map(|(d, dev)| {
@@ -282,6 +293,7 @@ impl State {
         })
     }
 
+    /// Returns the redistributor to which a physical event is mapped.
     fn lpi_home(&self, its: usize, device: u32, event: u32) -> Option<usize> {
         match self.its[its].devices.get(&device)?.events.get(&event)? {
             Ite::Physical { collection, .. } => self.its[its].collections.get(collection).copied(),
@@ -289,7 +301,7 @@ impl State {
         }
     }
 
-    /// A redistributor may look up the configuration of an LPI as soon as it hears of it.
+    /// Caches the configuration of an LPI, which a redistributor may do as soon as the LPI is mapped.
     fn cache_early(&mut self, rd: usize, intid: u32) {
         let r = &self.rds[rd];
         let covered = u64::from(intid) >> ((r.propbaser & 0x1f) + 1) == 0;
@@ -301,7 +313,8 @@ impl State {
     fn movi(&mut self, its: usize, section: &'static str, device: u32, event: u32, collection: u16) {
         let Some(ite) = self.mapped(its, section, device, event) else { return };
         let Ite::Physical { intid, collection: old } = ite else {
-            return self.flag(section, format!("ITS{its}: event {event} of device {device:#x} is virtual"));
+            return self
+                .flag(section, format!("ITS{its}: event {event} of device {device:#x} is mapped to a virtual LPI"));
         };
         let (Some(from), Some(to)) = (self.collection(its, section, old), self.collection(its, section, collection))
         else {
@@ -317,7 +330,7 @@ impl State {
 
     fn movall(&mut self, its: usize, section: &'static str, from: u64, to: u64) {
         let (Some(from), Some(to)) = (self.target(its, from), self.target(its, to)) else {
-            return self.flag(section, format!("ITS{its}: RDbase {from:#x} or {to:#x} is no redistributor"));
+            return self.flag(section, format!("ITS{its}: RDbase {from:#x} or {to:#x} names no redistributor"));
         };
         if from == to {
             return;
@@ -350,6 +363,7 @@ impl State {
         }
     }
 
+    /// Removes a translation from the ITT.
     fn forget(&mut self, its: usize, device: u32, event: u32, entry: u64) {
         if let Some(d) = self.its[its].devices.get_mut(&device) {
             d.events.remove(&event);
@@ -358,7 +372,7 @@ impl State {
         }
     }
 
-    /// An INV says that software has changed the byte; the store must have been published.
+    /// Records a violation if stores to a configuration byte are not published when its INV is executed.
     pub(crate) fn check_config_published(&mut self, section: &'static str, rd: usize, intid: u32) {
         let prop = self.rds[rd].propbaser;
         let at = (prop & 0x000f_ffff_ffff_f000) + u64::from(intid - LPI);

@@ -1,15 +1,15 @@
-//! Interrupt Translation Services: state, translation of MSIs, and what waits for a SYNC or VSYNC.
+//! Interrupt Translation Services: state, translation of MSIs, and changes that wait for a SYNC or VSYNC.
 //!
-//! An ITS knows each mapping twice. The *architectural* state is what commands read and write, in queue order.
-//! The *live* state is what an MSI meets. A command changes the first at once, and leaves an [`Item`] that will
-//! bring the second up to date; the item waits for a SYNC or VSYNC that covers it. A driver that forgets one sees
-//! its MSIs translated by yesterday's tables, as a real ITS is entitled to.
+//! An ITS has each mapping twice. Commands read and write the *architectural* state, in queue order. MSIs use the
+//! *live* state. A command changes the architectural state at once and leaves an [`Item`] that will update the live
+//! state. The item waits for a SYNC or VSYNC that covers it. If a driver forgets that, its MSIs are translated by the
+//! old tables, as they may be on a real ITS.
 //!
-//! | file | story |
+//! | file | contents |
 //! |---|---|
 //! | `regs.rs` | the control, translation and virtual frames |
-//! | `command.rs` | the 32 bytes of a command |
-//! | `queue.rs` | consuming the queue: lag, stalls, the meeting of VMOVPs |
+//! | `command.rs` | decoding of the 32 bytes of a command |
+//! | `queue.rs` | consumption of the queue: delays, stalls, VMOVPs that several ITSs execute together |
 //! | `exec.rs` | physical commands |
 //! | `vexec.rs` | virtual commands |
 //! | `tables.rs` | device, collection and vPE tables in memory |
@@ -28,68 +28,68 @@ use crate::machine::State;
 use command::Command;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What an event is mapped to.
+/// The translation of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ite {
     Physical { intid: u32, collection: u16 },
     Virtual { vpe: u16, vintid: u32, doorbell: u32 },
 }
 
-/// A device that MAPD made known.
+/// A device that is mapped by MAPD.
 #[derive(Clone, Debug)]
 pub(crate) struct Device {
     pub(crate) itt: u64,
-    /// EventID bits.
+    /// Number of EventID bits.
     pub(crate) bits: u32,
     pub(crate) events: BTreeMap<u32, Ite>,
 }
 
-/// A vPE as the vPE table of one ITS has it.
+/// Entry of one ITS's vPE table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Vte {
     pub(crate) rd: usize,
     pub(crate) vpt: u64,
-    /// vINTID bits.
+    /// Number of vINTID bits.
     pub(crate) bits: u32,
 }
 
-/// Whom a SYNC or VSYNC is addressed to.
+/// The redistributor or vPE that a SYNC or VSYNC synchronises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     Rd(usize),
     Vpe(u16),
 }
 
-/// A change that is complete only after a synchronisation.
+/// A change that takes effect with a synchronisation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Item {
-    /// The translation of one event.
+    /// The translation of an event.
     Event { its: usize, device: u32, event: u32 },
-    /// Where a collection is.
+    /// The redistributor of a collection.
     Collection { its: usize, collection: u16 },
-    /// Where a vPE is, and whether it is mapped.
+    /// The mapping of a vPE, with its redistributor.
     Home { its: usize, vpe: u16 },
-    /// Cached configuration of a physical LPI.
+    /// Invalidation of the cached configuration of a physical LPI.
     InvLpi { rd: usize, intid: u32 },
-    /// ... of all physical LPIs of a redistributor.
+    /// Invalidation of the cached configuration of all physical LPIs of a redistributor.
     InvLpis { rd: usize },
-    /// ... of a virtual LPI.
+    /// Invalidation of the cached configuration of a virtual LPI.
     InvVlpi { vpt: u64, intid: u32 },
-    /// ... of all virtual LPIs of a vPE.
+    /// Invalidation of the cached configuration of all virtual LPIs of a vPE.
     InvVlpis { vpt: u64 },
     /// Removal of a pending physical LPI.
     Clear { rd: usize, intid: u32 },
     /// Removal of a pending virtual LPI.
     VClear { vpt: u64, intid: u32 },
-    /// The end of the GIC's interest in a VPT.
+    /// The end of the GIC's use of a VPT.
     Release { vpt: u64 },
-    /// Cached configuration of a vPE's default doorbell.
+    /// Invalidation of the cached configuration of a vPE's default doorbell.
     InvDoorbell { vpe: u16 },
     /// New configuration of a vSGI.
     Sgi { vpe: u16, sgi: u8, enable: bool, group: bool, priority: u8 },
 }
 
-/// One GITS_BASER as it is used since GITS_CTLR.Enabled was set.
+/// Value of a GITS_BASER<n> at the time when GITS_CTLR.Enabled was set, which the ITS uses while it is enabled.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Latched {
     pub(crate) value: u64,
@@ -106,7 +106,7 @@ pub(crate) struct Its {
     pub(crate) stalled: bool,
     pub(crate) basers: [u64; 8],
     pub(crate) latched: [Option<Latched>; 8],
-    /// When the command at CREADR will have been executed.
+    /// Time at which the command at CREADR is executed.
     pub(crate) due: Option<u64>,
 
     pub(crate) devices: BTreeMap<u32, Device>,
@@ -118,10 +118,10 @@ pub(crate) struct Its {
     pub(crate) live_vpes: BTreeMap<u16, Vte>,
 
     pub(crate) unsynced: Vec<(Vec<Target>, Item)>,
-    /// vPEs whose VMAPP or VMOVP has not been followed by a VSYNC.
+    /// vPEs with a VMAPP or VMOVP that no VSYNC has followed yet.
     pub(crate) moving: BTreeSet<u16>,
     pub(crate) history: Vec<Command>,
-    /// The VMOVP whose wrong order was reported already.
+    /// Number of the VMOVP command for which a violation has been recorded already.
     pub(crate) reported: Option<u64>,
 
     // Faults; see faults.rs.
@@ -171,7 +171,7 @@ impl Its {
         };
         its.enabled = cfg.enabled_at_reset;
         for n in 0..8 {
-            // The largest page size there is, as on QEMU; the manual leaves it UNKNOWN.
+            // The manual leaves the page size at reset UNKNOWN. This is the largest, as on QEMU.
             its.basers[n] = Its::baser_readback(cfg, n, 3 << 8);
         }
         its
@@ -186,7 +186,7 @@ impl State {
         })
     }
 
-    /// Leaves a change to wait for a synchronisation with any of `targets`.
+    /// Defers a change until a synchronisation with any of `targets`.
     pub(crate) fn defer(&mut self, its: usize, targets: &[Target], item: Item) {
         if self.seen_early() {
             self.apply(item);
@@ -197,7 +197,7 @@ impl State {
         self.its[its].unsynced.push((targets.to_vec(), item));
     }
 
-    /// A SYNC or VSYNC: all that was waiting for it is complete.
+    /// Executes a SYNC or VSYNC: all changes that wait for it take effect.
     pub(crate) fn synchronise(&mut self, its: usize, target: Target) {
         let (done, waiting): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.its[its].unsynced).into_iter().partition(|(t, _)| t.contains(&target));
@@ -208,7 +208,7 @@ impl State {
         if let Target::Vpe(vpe) = target {
             self.its[its].moving.remove(&vpe);
             if self.cfg.its[its].vmovp {
-                // A single VMOVP speaks for all ITSs, and so does its VSYNC.
+                // One VMOVP, and its VSYNC, is for all ITSs.
                 for other in 0..self.its.len() {
                     if self.cfg.its[other].vmovp {
                         self.its[other].moving.remove(&vpe);
@@ -218,7 +218,7 @@ impl State {
         }
     }
 
-    /// Makes a change visible everywhere.
+    /// Makes a change take effect everywhere.
     pub(crate) fn apply(&mut self, item: Item) {
         match item {
             Item::Event { its, device, event } => {
@@ -256,7 +256,8 @@ impl State {
             }
             Item::InvVlpi { vpt, intid } => self.invalidate_vlpi(vpt, Some(intid)),
             Item::InvVlpis { vpt } => self.invalidate_vlpi(vpt, None),
-            // Commands are done in order: what a later command mapped anew and made pending stays.
+            // Commands take effect in order: an LPI that a later command has mapped again and made pending stays
+            // pending.
             Item::Clear { rd, intid } => {
                 if self.event_with_lpi(intid).is_none() {
                     self.clear_lpi(rd, intid);
@@ -277,7 +278,7 @@ impl State {
         intid >= crate::redist::LPI && u64::from(intid) >> ((self.rds[rd].propbaser & 0x1f) + 1) == 0
     }
 
-    /// An MSI arrives.
+    /// Translates an MSI that has arrived.
     pub(crate) fn translate(&mut self, its: usize, device: u32, event: u32) {
         let what = || format!("MSI of device {device:#x}, event {event}, at ITS{its}");
         if !self.its[its].enabled {

@@ -1,22 +1,22 @@
-//! Consuming the command queue.
+//! Consumption of the command queue.
 //!
-//! A command is executed when its time has come (`Timing::command` after the one before it), and CREADR moves past
-//! it then. A fault that was armed for it comes first. Where GITS_TYPER.VMOVP is 0, a VMOVP is executed when every
-//! ITS that it lists has come to the same VMOVP; ITSs that come to different ones wait for each other for ever.
+//! A command is executed `Timing::command` after the one before it, and CREADR moves past it at the same time. A fault
+//! that is armed for the command happens first. Where GITS_TYPER.VMOVP is 0, a VMOVP is executed when every ITS in its
+//! list has reached the same VMOVP. ITSs that reach different ones wait for each other for ever.
 
 use super::command::{Command, Dialect};
 use crate::faults::CommandFault;
 use crate::machine::State;
 use crate::memory::Use;
 
-/// What became of a command.
+/// Result of a command.
 pub(crate) enum Outcome {
     Done,
     Stall,
 }
 
 impl State {
-    /// Sets the clock for the command at CREADR, if there is one and it is not running yet.
+    /// Sets the time at which the command at CREADR is executed, if there is a command and its time is not set.
     pub(crate) fn start(&mut self, its: usize) {
         let i = &mut self.its[its];
         if i.enabled && !i.stalled && i.creadr != i.cwriter && i.due.is_none() {
@@ -24,7 +24,7 @@ impl State {
         }
     }
 
-    /// Executes what has become due on every ITS.
+    /// Executes all commands that are due, on all ITSs.
     pub(crate) fn pump(&mut self) {
         loop {
             let mut progress = false;
@@ -46,7 +46,7 @@ impl State {
         }
     }
 
-    /// The four words at CREADR, as the ITS reads them.
+    /// Reads the four words at CREADR as the ITS does. With `flag`, unpublished stores are recorded as a violation.
     fn fetch(&mut self, its: usize, flag: bool) -> [u64; 4] {
         let i = &self.its[its];
         let (at, how) = (i.queue_base() + i.creadr, i.queue_snoop());
@@ -62,6 +62,7 @@ impl State {
         words
     }
 
+    /// Whether the command at CREADR is due and the ITS executes commands.
     fn ready(&self, its: usize) -> bool {
         let i = &self.its[its];
         i.enabled
@@ -72,7 +73,7 @@ impl State {
             && i.creadr != i.cwriter
     }
 
-    /// Executes one command, if one is due. Whether anything moved.
+    /// Executes one command if one is due. Returns whether anything changed.
     fn step(&mut self, its: usize) -> bool {
         if !self.ready(its) {
             return false;
@@ -100,14 +101,14 @@ impl State {
                 return false;
             }
             if !self.cfg.its[its].vmovp {
-                return self.meet(its, words, command);
+                return self.joint_vmovp(its, words, command);
             }
         }
         self.execute(its);
         true
     }
 
-    /// Executes the command at CREADR and moves on.
+    /// Executes the command at CREADR and advances CREADR.
     fn execute(&mut self, its: usize) {
         let words = self.fetch(its, true);
         let (command, reserved) = Command::decode(words, self.dialect(its));
@@ -133,14 +134,14 @@ impl State {
         }
     }
 
-    /// A VMOVP that other ITSs must see too. Whether it could be executed.
-    fn meet(&mut self, its: usize, words: [u64; 4], command: Command) -> bool {
+    /// Executes a VMOVP on all ITSs in its list if all of them have reached it. Returns whether they had.
+    fn joint_vmovp(&mut self, its: usize, words: [u64; 4], command: Command) -> bool {
         let Command::Vmovp { sequence, list, .. } = command else { return false };
         let number = self.its[its].number;
         if list >> number & 1 == 0 {
             self.report_vmovp(
                 its,
-                format!("ITS{its} (ITS_Number {number}) got a VMOVP that does not list it: {command:?}"),
+                format!("ITS{its}: ITSList {list:#x} does not list the ITS itself (ITS_Number {number}): {command:?}"),
             );
         }
         let mut party = vec![its];
@@ -150,7 +151,7 @@ impl State {
                 None => {
                     self.report_vmovp(
                         its,
-                        format!("ITSList {list:#x} names ITS_Number {n}, which is no ITS: {command:?}"),
+                        format!("ITS{its}: ITSList {list:#x} lists ITS_Number {n}, which no ITS has: {command:?}"),
                     );
                     return false;
                 }
@@ -166,14 +167,14 @@ impl State {
             match theirs {
                 Command::Vmovp { .. } if there == words => {}
                 Command::Vmovp { sequence: s, list: l, .. } if s == sequence || l >> number & 1 == 1 => {
-                    // Neither can go on.
+                    // Neither ITS can continue.
                     self.report_vmovp(
                         its,
-                        format!("ITS{its} and ITS{other} have come to different VMOVPs: {command:?} and {theirs:?}"),
+                        format!("ITS{its} and ITS{other} wait in different VMOVPs: {command:?} and {theirs:?}"),
                     );
                     return false;
                 }
-                // The other one has commands of its own to do first; if it never gets here, we hang.
+                // The other ITS has other commands to execute first. If it never reaches this one, this ITS hangs.
                 _ => return false,
             }
         }
@@ -183,6 +184,7 @@ impl State {
         true
     }
 
+    /// Records a violation of the VMOVP at CREADR, once.
     fn report_vmovp(&mut self, its: usize, what: String) {
         let here = self.its[its].history.len() as u64;
         if self.its[its].reported != Some(here) {
@@ -191,7 +193,7 @@ impl State {
         }
     }
 
-    /// Whether a store just changed a command that the ITS has been given and has not consumed.
+    /// Records a violation if a store changes a command that is posted and not consumed yet.
     pub(crate) fn check_queue_store(&mut self, at: u64, len: u64) {
         for its in 0..self.its.len() {
             let i = &self.its[its];
@@ -203,7 +205,8 @@ impl State {
             let ahead = (slot + size - i.creadr) % size;
             let given = (i.cwriter + size - i.creadr) % size;
             if ahead < given {
-                let what = format!("store to {at:#x}, a command in {} that is not consumed yet", Use::Queue(its));
+                let what =
+                    format!("store to {at:#x}, a command in {} that is posted and not consumed", Use::Queue(its));
                 self.flag("5.3 the command queue", what);
             }
         }

@@ -17,8 +17,8 @@ const VALID: u64 = 1 << 63;
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 
 impl Its {
-    /// What a GITS_BASER reads after `written` was written to it: Type and Entry_Size are read-only, and a page
-    /// size or a shareability that this ITS does not have does not stick.
+    /// Returns the value of a GITS_BASER<n> after `written` was written to it. Type and Entry_Size are read-only, and
+    /// page size and shareability change only to values that the ITS supports.
     pub(crate) fn baser_readback(cfg: &config::Its, n: usize, written: u64) -> u64 {
         let Some(Some(b)) = cfg.basers.get(n) else { return 0 };
         let kind: u64 = match b.kind {
@@ -41,7 +41,7 @@ impl Its {
         (written & keep) | kind << 56 | u64::from(b.entry_size - 1) << 48 | page << 8
     }
 
-    /// Bytes of the command queue.
+    /// Size of the command queue in bytes.
     pub(crate) fn queue_size(&self) -> u64 {
         ((self.cbaser & 0xff) + 1) * 4096
     }
@@ -60,7 +60,10 @@ impl State {
         match offset >> 16 {
             0 => {}
             1 => {
-                self.flag(TRANSLATER, format!("read of the translation frame of ITS{its}"));
+                self.flag(
+                    TRANSLATER,
+                    format!("read of the translation frame of ITS{its}, whose registers are write-only"),
+                );
                 return 0;
             }
             _ => return 0,
@@ -100,14 +103,16 @@ impl State {
     pub(crate) fn its_write(&mut self, its: usize, offset: u64, value: u64, wide: bool) {
         match offset {
             0x1_0040 => return self.cpu_msi(its, value as u32),
-            0x1_0000..0x2_0000 => return self.flag(TRANSLATER, format!("write at {offset:#x} of ITS{its}")),
+            0x1_0000..0x2_0000 => {
+                return self.flag(TRANSLATER, format!("write to the reserved offset {offset:#x} of ITS{its}"));
+            }
             0x2_0020 => {
                 if !wide {
-                    return self.flag(SGIR, "written with a 32-bit access");
+                    return self.flag(SGIR, format!("GITS_SGIR of ITS{its} written with a 32-bit access"));
                 }
                 return self.send_vsgi(its, value);
             }
-            0x2_0000.. => return self.flag(SGIR, format!("write at {offset:#x} of ITS{its}")),
+            0x2_0000.. => return self.flag(SGIR, format!("write to the reserved offset {offset:#x} of ITS{its}")),
             _ => {}
         }
         let i = &self.its[its];
@@ -128,13 +133,18 @@ impl State {
         }
     }
 
+    /// Handles a CPU's store to GITS_TRANSLATER.
     fn cpu_msi(&mut self, its: usize, event: u32) {
         match self.cfg.its[its].cpu_device {
             Some(device) => self.translate(its, device, event),
-            None => self.flag(TRANSLATER, format!("a CPU wrote event {event} to ITS{its}: an MSI of nobody's")),
+            None => self.flag(
+                TRANSLATER,
+                format!("a CPU wrote event {event} to GITS_TRANSLATER of ITS{its}: CPUs have no DeviceID"),
+            ),
         }
     }
 
+    /// Whether the ITS is enabled or not yet quiescent.
     fn busy(&self, its: usize) -> bool {
         let i = &self.its[its];
         i.enabled || i.never_quiescent || self.now < i.quiescent_at
@@ -142,10 +152,11 @@ impl State {
 
     fn write_cbaser(&mut self, its: usize, value: u64) {
         if self.busy(its) {
-            return self.flag(CBASER, format!("written on ITS{its} while it is enabled or not quiescent"));
+            return self
+                .flag(CBASER, format!("GITS_CBASER of ITS{its} written while the ITS is enabled or not quiescent"));
         }
         if value & 0xf000 != 0 {
-            self.flag(CBASER, format!("the queue of ITS{its} is not 64K aligned ({value:#x})"));
+            self.flag(CBASER, format!("GITS_CBASER of ITS{its} has a queue that is not 64 KiB aligned ({value:#x})"));
         }
         let sharing = if self.cfg.its[its].shareable { 3 << 10 } else { 0 };
         let keep = VALID | 7 << 59 | 7 << 53 | 0x000f_ffff_ffff_f000 | sharing | 0xff;
@@ -158,7 +169,8 @@ impl State {
 
     fn write_baser(&mut self, its: usize, n: usize, value: u64) {
         if self.busy(its) {
-            return self.flag(BASER, format!("GITS_BASER{n} of ITS{its} written while it is enabled or not quiescent"));
+            return self
+                .flag(BASER, format!("GITS_BASER{n} of ITS{its} written while the ITS is enabled or not quiescent"));
         }
         self.its[its].basers[n] = Its::baser_readback(&self.cfg.its[its], n, value);
     }
@@ -168,7 +180,7 @@ impl State {
         let number = (value >> 4) as u8 & 0xf;
         if number != self.its[its].number && self.cfg.its[its].number == ItsNumber::Writable {
             if self.its[its].enabled {
-                self.flag(CTLR, format!("ITS_Number of ITS{its} changed while it is enabled"));
+                self.flag(CTLR, format!("GITS_CTLR.ITS_Number of ITS{its} changed while the ITS is enabled"));
             } else {
                 self.its[its].number = number;
             }
@@ -176,7 +188,7 @@ impl State {
         let enable = value & 1 != 0;
         if enable && !self.its[its].enabled {
             if self.busy(its) {
-                self.flag(CTLR, format!("ITS{its} enabled before it was quiescent"));
+                self.flag(CTLR, format!("GITS_CTLR.Enabled of ITS{its} set before the ITS was quiescent"));
             }
             self.enable_its(its);
         } else if !enable && self.its[its].enabled {
@@ -188,9 +200,9 @@ impl State {
         let i = &self.its[its];
         let (base, size) = (i.queue_base(), i.queue_size());
         if i.cbaser & VALID == 0 {
-            self.flag(CTLR, format!("ITS{its} enabled without a valid GITS_CBASER"));
+            self.flag(CTLR, format!("GITS_CTLR.Enabled of ITS{its} set while GITS_CBASER.Valid is 0"));
         } else if !self.mem.is_allocated(base, size) {
-            self.flag(CBASER, format!("the queue of ITS{its} at {base:#x} is not (all) allocated memory"));
+            self.flag(CBASER, format!("the command queue of ITS{its} at {base:#x} is not allocated memory throughout"));
         } else {
             self.mem.attach_once(base, size, Use::Queue(its));
         }
@@ -199,7 +211,7 @@ impl State {
         if !self.cfg.its[its].vmovp
             && let Some(other) = (0..self.its.len()).filter(twin).find(|o| self.its[*o].number == number)
         {
-            self.flag(CTLR, format!("ITS{its} and ITS{other} have the same ITS_Number {number}"));
+            self.flag(CTLR, format!("ITS{its} enabled with ITS_Number {number}, which the enabled ITS{other} has too"));
         }
         for n in 0..8 {
             let value = self.its[its].basers[n];
@@ -219,7 +231,7 @@ impl State {
         self.start(its);
     }
 
-    /// What the ITS kept of vPEs while it was disabled and heard of no move.
+    /// Records a violation if a vPE was moved while the ITS was disabled, so that the ITS still has its old home.
     fn check_homes(&mut self, its: usize) {
         for (vpe, vte) in self.its[its].vpes.clone() {
             if let Some(holder) =
@@ -227,7 +239,10 @@ impl State {
             {
                 self.flag(
                     CTLR,
-                    format!("ITS{its} enabled with vPE {vpe} on CPU{}, while it is resident on CPU{holder}", vte.rd),
+                    format!(
+                        "ITS{its} enabled with vPE {vpe} mapped to CPU{}, while it is resident on CPU{holder}",
+                        vte.rd
+                    ),
                 );
             }
         }
@@ -238,7 +253,7 @@ impl State {
         i.enabled = false;
         i.due = None;
         i.quiescent_at = self.now + self.cfg.timing.quiesce;
-        // The tables and the queue are software's again. ITTs stay known: the device table in memory names them.
+        // The tables and the queue belong to software again. ITTs stay in use, since the device table refers to them.
         self.mem.detach_all(|u| match u {
             Use::Queue(n) | Use::Table(n, _) | Use::Level1(n, _) | Use::Level2(n, _) => n == its,
             _ => false,
@@ -250,14 +265,21 @@ impl State {
         let i = &self.its[its];
         let size = i.queue_size();
         if offset >= size {
-            return self.flag(CWRITER, format!("offset {offset:#x} of ITS{its} is beyond the queue ({size:#x} bytes)"));
+            return self.flag(
+                CWRITER,
+                format!("GITS_CWRITER of ITS{its} set to {offset:#x}, beyond the queue of {size:#x} bytes"),
+            );
         }
         let pushed = (offset + size - i.cwriter) % size;
         let room = (i.creadr + size - i.cwriter - 32) % size;
         if i.enabled && pushed > room {
             self.flag(
                 CWRITER,
-                format!("ITS{its}: {} commands posted where {} fit: the queue overflows", pushed / 32, room / 32),
+                format!(
+                    "GITS_CWRITER of ITS{its} posts {} commands where {} fit: queue overflow",
+                    pushed / 32,
+                    room / 32
+                ),
             );
         }
         let retry = value & 1 != 0 || !self.cfg.its[its].retry_needed;

@@ -1,8 +1,8 @@
 //! Device, collection and vPE tables in memory (IHI 0069, 5.2).
 //!
-//! What entries say is kept in the model's own structures: their format is IMPLEMENTATION DEFINED. The memory is
-//! still read and written as an ITS would: a first level must lead to an allocated, zeroed and published second
-//! level, an entry in use is not zero, so a table that is handed over twice or not cleared is noticed.
+//! The contents of entries are in the model's own structures, since their format is IMPLEMENTATION DEFINED. The memory
+//! is still read and written as an ITS does: a first level must refer to an allocated, zeroed and published second
+//! level, and an entry in use is not zero, so that a table which is given to the GIC twice or not cleared is noticed.
 
 use super::Latched;
 use crate::config::TableKind;
@@ -10,7 +10,7 @@ use crate::machine::State;
 use crate::memory::{Snoop, Trouble, Use};
 use crate::redist::snoop;
 
-/// A table as its base register describes it, flat or in two levels.
+/// Layout of a table of one or two levels, from its base register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Geometry {
     pub(crate) base: u64,
@@ -21,7 +21,7 @@ pub(crate) struct Geometry {
     pub(crate) how: Snoop,
 }
 
-/// Where an entry is, or why there is none.
+/// Result of looking up an entry.
 pub(crate) enum Slot {
     At { address: u64, level2: Option<u64> },
     Beyond,
@@ -54,7 +54,7 @@ impl Geometry {
 }
 
 impl State {
-    /// Finds the entry of a table. Reads the first level as the GIC does.
+    /// Looks up an entry of a table. Reads the first level as the GIC does.
     pub(crate) fn slot(&self, g: Geometry, index: u64) -> Slot {
         if !g.indirect {
             let address = g.base + index * g.entry;
@@ -84,7 +84,7 @@ impl State {
         })
     }
 
-    /// The ITS has been given another table than before: what the old one said is gone.
+    /// Removes all mappings that were in a table, since the ITS was enabled with another one.
     pub(crate) fn forget_table(&mut self, its: usize, n: usize) {
         let hcc = u16::from(self.cfg.its[its].hcc);
         let i = &mut self.its[its];
@@ -111,7 +111,7 @@ impl State {
         }
     }
 
-    /// What is checked of a table when the ITS is enabled. `same`: it had this one before it was disabled.
+    /// Checks a table when the ITS is enabled. `same`: the ITS had this table before it was disabled.
     pub(crate) fn check_table(&mut self, its: usize, n: usize, same: bool) {
         const SECTION: &str = "12.19 GITS_BASER<n>";
         let (Some(Some(b)), Some(latched)) = (self.cfg.its[its].basers.get(n), self.its[its].latched[n]) else {
@@ -120,9 +120,12 @@ impl State {
         let kind = b.kind;
         let g = Geometry::of_baser(latched, b.entry_size);
         if !g.base.is_multiple_of(g.page) {
-            self.flag(SECTION, format!("GITS_BASER{n} of ITS{its}: {:#x} is not aligned to its page size", g.base));
+            self.flag(
+                SECTION,
+                format!("GITS_BASER{n} of ITS{its}: table {:#x} is not aligned to the page size", g.base),
+            );
         }
-        // GICv4.1 vPE tables may be shared; whoever came first has looked at this one and is using it.
+        // GICv4.1 vPE tables may be shared. A table in use was checked for its first user and has entries now.
         let shared = kind == TableKind::Vpe && self.vpe_table_in_use(g.base);
         if !shared && !same {
             let trouble = self.mem.device_zero(g.base, g.bytes, g.how);
@@ -135,7 +138,7 @@ impl State {
         self.mem.attach_once(g.base, g.bytes, usage);
     }
 
-    /// Writes an entry. `Err(())`: the command goes no further, and the reason has been flagged.
+    /// Writes an entry. On `Err(())` the violation is recorded and the command must be ignored.
     pub(crate) fn write_entry(
         &mut self,
         its: usize,
@@ -153,10 +156,10 @@ impl State {
             return Ok(());
         }
         let Some((n, g)) = self.geometry(its, kind) else {
-            self.flag(section, format!("ITS{its} has no valid table for {name} {index:#x}"));
+            self.flag(section, format!("ITS{its}: no valid GITS_BASER<n> for the table entry of {name} {index:#x}"));
             return Err(());
         };
-        // Collections held in the ITS come first; the table has those after them.
+        // The first collections are held in the ITS. The table has the others.
         let at = if kind == TableKind::Collection { index - u64::from(self.cfg.its[its].hcc) } else { index };
         match self.slot(g, at) {
             Slot::At { address, level2 } => {
@@ -171,11 +174,16 @@ impl State {
                 Ok(())
             }
             Slot::Beyond => {
-                self.flag(section, format!("{name} {index:#x} is beyond the table of GITS_BASER{n} of ITS{its}"));
+                self.flag(section, format!("ITS{its}: {name} {index:#x} is beyond the table of GITS_BASER{n}"));
                 Err(())
             }
             Slot::NoLevel2 { level1 } => {
-                self.flag(section, format!("{name} {index:#x}: no second-level page at {level1:#x} of ITS{its}"));
+                self.flag(
+                    section,
+                    format!(
+                        "ITS{its}: {name} {index:#x} has no second-level page in the first-level entry at {level1:#x}"
+                    ),
+                );
                 Err(())
             }
             Slot::Broken { level1, trouble } => {
@@ -185,7 +193,7 @@ impl State {
         }
     }
 
-    /// Looks at a second-level page when it is used first.
+    /// Checks a second-level page at its first use.
     pub(crate) fn use_level2(&mut self, section: &'static str, page: u64, g: Geometry, usage: Use) {
         if self.mem.used_by(page, g.page).is_none() {
             let trouble = self.mem.device_zero(page, g.page, g.how);

@@ -11,7 +11,7 @@ use crate::vlpi::NONE;
 use crate::vpe::{Sgi, Vpe};
 use std::collections::BTreeSet;
 
-/// What VMAPP asks for.
+/// Fields of a VMAPP with V = 1.
 struct Mapping {
     vpe: u16,
     target: u64,
@@ -40,7 +40,10 @@ impl State {
             Command::Vmovp { .. } => self.vmovp(its, section, command),
             Command::Vsync { vpe } => {
                 if v4_1 && !self.its[its].vpes.contains_key(&vpe) {
-                    self.flag(section, format!("ITS{its}: vPE {vpe} is not mapped (SError)"));
+                    self.flag(
+                        section,
+                        format!("ITS{its}: vPE {vpe} is not mapped, which may raise an SError on GICv4.1"),
+                    );
                 } else {
                     self.synchronise(its, Target::Vpe(vpe));
                 }
@@ -63,11 +66,12 @@ impl State {
                     self.defer(its, &[Target::Vpe(vpe)], Item::InvDoorbell { vpe });
                 }
             }
-            _ => self.flag(section, format!("ITS{its} does not know {command:?}")),
+            _ => self.flag(section, format!("ITS{its}: the ITS does not implement {command:?}")),
         }
         Outcome::Done
     }
 
+    /// Returns the vPE table entry of a vPE, or records a violation.
     pub(crate) fn vte(&mut self, its: usize, section: &'static str, vpe: u16) -> Option<Vte> {
         let found = self.its[its].vpes.get(&vpe).copied();
         if found.is_none() {
@@ -76,15 +80,16 @@ impl State {
         found
     }
 
-    /// A redistributor that can hold vPEs.
+    /// Returns the redistributor that RDbase names if it supports virtual LPIs, or records a violation.
     fn vtarget(&mut self, its: usize, section: &'static str, target: u64) -> Option<usize> {
         let found = self.target(its, target).filter(|rd| self.cfg.cpus[*rd].vlpis);
         if found.is_none() {
-            self.flag(section, format!("ITS{its}: RDbase {target:#x} is no redistributor with virtual LPIs"));
+            self.flag(section, format!("ITS{its}: RDbase {target:#x} names no redistributor with virtual LPIs"));
         }
         found
     }
 
+    /// Whether a doorbell is neither 1023 nor an LPI.
     fn bad_doorbell(&self, doorbell: u32) -> bool {
         doorbell != NONE && (doorbell < LPI || u64::from(doorbell) >> self.cfg.intid_bits != 0)
     }
@@ -94,24 +99,29 @@ impl State {
     fn vmapp(&mut self, its: usize, section: &'static str, m: Mapping) -> Outcome {
         let (vpe, vpt, bits) = (m.vpe, m.vpt, u32::from(m.size) + 1);
         if self.cfg.vpeid_bits.is_some_and(|b| u32::from(vpe) >> b != 0) {
-            self.flag(section, format!("ITS{its}: vPE {vpe} is beyond GICD_TYPER2.VID"));
+            self.flag(section, format!("ITS{its}: vPEID {vpe} is beyond GICD_TYPER2.VID"));
             return Outcome::Done;
         }
         let Some(rd) = self.vtarget(its, section, m.target) else { return Outcome::Done };
         if self.its[its].vpes.contains_key(&vpe) {
-            self.flag(section, format!("ITS{its}: vPE {vpe} is mapped already"));
+            self.flag(section, format!("ITS{its}: vPE {vpe} is already mapped"));
             return Outcome::Done;
         }
         if !(14..=self.cfg.intid_bits).contains(&bits) {
-            self.flag(section, format!("ITS{its}: vPE {vpe} with {bits} INTID bits"));
+            self.flag(section, format!("ITS{its}: vPE {vpe} has {bits} vINTID bits, not 14 to GICD_TYPER.IDbits"));
             return Outcome::Done;
         }
         for other in 0..self.its.len() {
             for (id, v) in self.its[other].vpes.clone() {
                 if id == vpe && v != (Vte { rd, vpt, bits }) {
-                    self.flag(section, format!("vPE {vpe} is mapped differently on ITS{its} and ITS{other}"));
+                    self.flag(
+                        section,
+                        format!(
+                            "ITS{its}: vPE {vpe} is mapped with another redistributor, VPT or size than on ITS{other}"
+                        ),
+                    );
                 } else if id != vpe && v.vpt == vpt {
-                    self.flag(section, format!("vPE {vpe} and vPE {id} have the same VPT at {vpt:#x}"));
+                    self.flag(section, format!("ITS{its}: vPE {vpe} is mapped with the VPT at {vpt:#x} of vPE {id}"));
                 }
             }
         }
@@ -146,18 +156,27 @@ impl State {
             self.flag(section, format!("ITS{its}: Alloc = {} on {which} mapping of vPE {vpe}", u8::from(extra.alloc)));
         }
         if self.bad_doorbell(extra.doorbell) {
-            self.flag(section, format!("ITS{its}: default doorbell {} of vPE {vpe}", extra.doorbell));
+            self.flag(
+                section,
+                format!("ITS{its}: default doorbell {} of vPE {vpe} is neither 1023 nor an LPI", extra.doorbell),
+            );
         }
         if extra.ptz && !extra.alloc {
-            self.flag(section, format!("ITS{its}: PTZ = 1 without Alloc for vPE {vpe}"));
+            self.flag(section, format!("ITS{its}: PTZ = 1 with Alloc = 0 for vPE {vpe}"));
         }
         let len = (1u64 << vte.bits) - u64::from(LPI);
         if !self.mem.is_allocated(extra.vconf, len) {
-            self.flag(section, format!("the configuration table at {:#x} is not (all) allocated memory", extra.vconf));
+            self.flag(
+                section,
+                format!(
+                    "ITS{its}: the configuration table of vPE {vpe} at {:#x} is not allocated memory throughout",
+                    extra.vconf
+                ),
+            );
         }
         if first {
             self.mem.attach(extra.vconf, len, Use::VConfig);
-            // A new start: nothing is cached from a former life of this VPT but what VINVALL is there to remove.
+            // Of an earlier use of this VPT only the cached configuration is left, which VINVALL removes.
             self.vpes.insert(
                 vpe,
                 Vpe {
@@ -176,7 +195,12 @@ impl State {
             let same = (v.vconf, v.doorbell, v.bits) == (extra.vconf, extra.doorbell, vte.bits);
             v.mapped.insert(its);
             if !same {
-                self.flag(section, format!("ITS{its}: vPE {vpe} has another table, size or doorbell than elsewhere"));
+                self.flag(
+                    section,
+                    format!(
+                        "ITS{its}: vPE {vpe} is mapped with another configuration table, size or doorbell than before"
+                    ),
+                );
             }
         }
         if self.eager_cache()
@@ -190,7 +214,7 @@ impl State {
 
     fn vunmapp(&mut self, its: usize, section: &'static str, vpe: u16, v4_1: Option<Vmapp41>) -> Outcome {
         let Some(vte) = self.vte(its, section, vpe) else { return Outcome::Done };
-        // Where vPEs are mapped lazily, ITS by ITS, a vPE may run while one ITS forgets it.
+        // Where vPEs are mapped only on the ITSs that need them, a vPE may be resident while it is unmapped on one ITS.
         let lazily = !self.cfg.its[its].vmovp && v4_1.is_none();
         if !lazily && let Some(rd) = self.holder(vte.vpt) {
             self.flag(section, format!("ITS{its}: vPE {vpe} unmapped while it is resident on CPU{rd}"));
@@ -202,7 +226,7 @@ impl State {
             .filter(|e| matches!(e, Ite::Virtual { vpe: v, .. } if *v == vpe))
             .count();
         if left != 0 && v4_1.is_none() {
-            self.flag(section, format!("ITS{its}: vPE {vpe} still has {left} events mapped"));
+            self.flag(section, format!("ITS{its}: vPE {vpe} unmapped while {left} events are mapped to it"));
         }
         if std::mem::take(&mut self.its[its].table_write_fails) {
             return Outcome::Stall;
@@ -217,7 +241,7 @@ impl State {
             self.defer(its, &[Target::Vpe(vpe)], Item::Release { vpt: vte.vpt });
             return Outcome::Done;
         };
-        // 4.1: when the command is consumed, its effects are complete.
+        // On GICv4.1 the effects of the command are complete when it is consumed.
         self.synchronise(its, Target::Vpe(vpe));
         self.apply(Item::Home { its, vpe });
         let last = match self.vpes.get_mut(&vpe) {
@@ -250,14 +274,19 @@ impl State {
         let Ite::Virtual { vpe, vintid, doorbell } = ite else { return };
         let Some(vte) = self.vte(its, section, vpe) else { return };
         if vintid < LPI || u64::from(vintid) >> vte.bits != 0 {
-            return self
-                .flag(section, format!("ITS{its}: vINTID {vintid} is no vLPI of vPE {vpe} ({} bits)", vte.bits));
+            return self.flag(
+                section,
+                format!("ITS{its}: vINTID {vintid} is not a vLPI in the {} vINTID bits of vPE {vpe}", vte.bits),
+            );
         }
         if self.bad_doorbell(doorbell) {
             return self.flag(section, format!("ITS{its}: doorbell {doorbell} is neither 1023 nor an LPI"));
         }
         if doorbell != NONE && self.dialect(its) == Dialect::V4_1 {
-            return self.flag(section, format!("ITS{its}: doorbell {doorbell} for one event on GICv4.1"));
+            return self.flag(
+                section,
+                format!("ITS{its}: individual doorbell {doorbell} on GICv4.1, which has only default doorbells"),
+            );
         }
         if self.map(its, section, device, event, ite) {
             self.vcache_early(vte.vpt, vintid);
@@ -265,6 +294,7 @@ impl State {
         }
     }
 
+    /// Caches the configuration of a vLPI, which a redistributor may do as soon as the vLPI is mapped.
     fn vcache_early(&mut self, vpt: u64, vintid: u32) {
         if self.eager_cache() {
             self.vlpi_config(vpt, vintid);
@@ -274,18 +304,22 @@ impl State {
     fn vmovi(&mut self, its: usize, section: &'static str, device: u32, event: u32, vpe: u16, doorbell: Option<u32>) {
         let Some(ite) = self.mapped(its, section, device, event) else { return };
         let Ite::Virtual { vpe: old, vintid, doorbell: old_doorbell } = ite else {
-            return self.flag(section, format!("ITS{its}: event {event} of device {device:#x} is physical"));
+            return self
+                .flag(section, format!("ITS{its}: event {event} of device {device:#x} is mapped to a physical LPI"));
         };
         let (Some(from), Some(to)) = (self.vte(its, section, old), self.vte(its, section, vpe)) else { return };
         if doorbell.is_some() && self.dialect(its) == Dialect::V4_1 {
-            return self.flag(section, format!("ITS{its}: D = 1 on GICv4.1"));
+            return self.flag(section, format!("ITS{its}: D = 1 on GICv4.1, which has only default doorbells"));
         }
         let new_doorbell = doorbell.unwrap_or(old_doorbell);
         if self.bad_doorbell(new_doorbell) {
             return self.flag(section, format!("ITS{its}: doorbell {new_doorbell} is neither 1023 nor an LPI"));
         }
         if u64::from(vintid) >> to.bits != 0 {
-            return self.flag(section, format!("ITS{its}: vINTID {vintid} is beyond the VPT of vPE {vpe}"));
+            return self.flag(
+                section,
+                format!("ITS{its}: vINTID {vintid} is beyond the {} vINTID bits of vPE {vpe}", to.bits),
+            );
         }
         self.remap(its, device, event, Ite::Virtual { vpe, vintid, doorbell: new_doorbell });
         if vpe != old && self.clear_vlpi(from.vpt, vintid) {
@@ -297,14 +331,16 @@ impl State {
 
     // ---- VMOVP
 
-    /// Moves a vPE for this ITS, or for all where one VMOVP speaks for all.
+    /// Moves a vPE for this ITS or, where GITS_TYPER.VMOVP is 1, for all ITSs.
     fn vmovp(&mut self, its: usize, section: &'static str, command: Command) {
         let Command::Vmovp { sequence, list, vpe, target, doorbell } = command else { return };
         let single = self.cfg.its[its].vmovp;
         if single && (sequence, list) != (0, 0) {
             self.flag(
                 section,
-                format!("ITS{its}: SequenceNumber {sequence} and ITSList {list:#x} where they are RES0"),
+                format!(
+                    "ITS{its}: SequenceNumber {sequence} and ITSList {list:#x}, which are RES0 if GITS_TYPER.VMOVP is 1"
+                ),
             );
         }
         let Some(vte) = self.vte(its, section, vpe) else { return };
@@ -314,22 +350,22 @@ impl State {
         }
         let peers: Vec<usize> = (0..self.its.len()).filter(|o| self.its[*o].vpes.contains_key(&vpe)).collect();
         if !single {
-            // Each of the listed ITSs gets the command; one of them says what is wrong with the list.
-            let speaker = peers.iter().find(|o| self.its[**o].enabled) == Some(&its);
-            for other in (0..self.its.len()).filter(|_| speaker) {
+            // Each ITS in the list gets the command. Only one of them records what is wrong with the list.
+            let reports = peers.iter().find(|o| self.its[**o].enabled) == Some(&its);
+            for other in (0..self.its.len()).filter(|_| reports) {
                 let listed = list >> self.its[other].number & 1 == 1;
                 let has = peers.contains(&other);
-                // One that is disabled takes no commands and translates nothing: it need not know, while it is.
+                // A disabled ITS executes no commands and translates no MSIs, so it need not be listed while it is.
                 let must_have = has && self.its[other].enabled;
                 if listed && !has {
                     self.flag(
                         section,
-                        format!("ITSList {list:#x} lists ITS{other}, which does not have vPE {vpe} mapped"),
+                        format!("ITS{its}: ITSList {list:#x} lists ITS{other}, where vPE {vpe} is not mapped"),
                     );
                 } else if !listed && must_have {
                     self.flag(
                         section,
-                        format!("ITSList {list:#x} does not list ITS{other}, which has vPE {vpe} mapped"),
+                        format!("ITS{its}: ITSList {list:#x} does not list ITS{other}, where vPE {vpe} is mapped"),
                     );
                 }
             }
@@ -357,7 +393,10 @@ impl State {
         }
         if let Some(doorbell) = doorbell {
             if doorbell != known {
-                self.flag(section, format!("ITS{its}: default doorbell {doorbell} of vPE {vpe}, mapped with {known}"));
+                self.flag(
+                    section,
+                    format!("ITS{its}: default doorbell {doorbell} for vPE {vpe}, which is mapped with {known}"),
+                );
             } else if old != rd && known != NONE && self.clear_lpi(old, known) {
                 self.set_lpi(rd, known, "VMOVP");
             }

@@ -1,4 +1,4 @@
-//! A small driver, written in hex from the manual, to put the model through its paces.
+//! A small driver for tests of the model. Its register values and commands are written in hexadecimal from the manual.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
@@ -21,20 +21,20 @@ pub fn rd_base(c: &Config, cpu: usize) -> u64 {
     c.cpus[cpu].gicr
 }
 
-/// A flat table of one 64K page.
+/// Value of GICR_VPROPBASER on GICv4.1 for a flat table of one 64 KiB page.
 pub fn vpropbaser41(table: u64) -> u64 {
     VALID | 2 << 53 | table | SHARED | 7 << 7
 }
 
 impl Bench {
-    /// A machine, nothing programmed.
+    /// Returns a machine in its reset state.
     pub fn raw(config: Config) -> Bench {
         let m = Machine::new(config);
         let c = m.config();
         Bench { m, c, propbase: 0 }
     }
 
-    /// A machine with the Distributor, LPIs of all CPUs and all ITSs running, and collection n on CPU n.
+    /// Returns a machine with the Distributor, the LPIs of all CPUs and all ITSs enabled, and collection n on CPU n.
     pub fn up(config: Config) -> Bench {
         let mut b = Bench::raw(config);
         b.m.write32(b.c.gicd, 0x12);
@@ -48,8 +48,8 @@ impl Bench {
         b
     }
 
-    /// GICv4.1: as `up`, with one flat vPE table for each affinity group of redistributors, and behind GITS_BASER2
-    /// of each ITS that of the group of CPU 0.
+    /// As `up`, on GICv4.1: with one flat vPE table for each affinity group of redistributors. GITS_BASER2 of each ITS
+    /// has the table of the group of CPU 0.
     pub fn up41(config: Config) -> Bench {
         let mut b = Bench::raw(config);
         b.m.write32(b.c.gicd, 0x12);
@@ -72,7 +72,7 @@ impl Bench {
         b
     }
 
-    /// Published zeros.
+    /// Allocates memory and publishes its zeros.
     pub fn memory(&self, size: usize, align: usize) -> u64 {
         let at = self.m.alloc(size, align).expect("memory");
         self.m.publish(at, size, true);
@@ -88,7 +88,7 @@ impl Bench {
         self.m.write32(rd, 1);
     }
 
-    /// One 64K page for each table, so 8192 entries each; a 64K queue.
+    /// Enables an ITS with one 64 KiB page for each table, which has 8192 entries, and a 64 KiB queue.
     pub fn its_on(&self, its: usize) {
         let base = self.c.its[its].base;
         if self.c.its[its].number == ItsNumber::Writable {
@@ -122,7 +122,7 @@ impl Bench {
         if self.c.its[its].pta { rd_base(&self.c, cpu) } else { u64::from(self.c.cpus[cpu].processor_number) << 16 }
     }
 
-    /// Posts commands and does not wait.
+    /// Posts commands without waiting for them.
     pub fn post(&self, its: usize, commands: &[[u64; 4]]) {
         let base = self.c.its[its].base;
         let queue = self.m.read64(base + 0x80) & 0x000f_ffff_ffff_f000;
@@ -162,7 +162,7 @@ impl Bench {
         self.m.publish(at, 1, true);
     }
 
-    /// A device with 32 events on an ITS.
+    /// Maps a device with 32 events on an ITS and returns the address of its ITT.
     pub fn device(&self, its: usize, device: u32) -> u64 {
         let itt = self.memory(4096, 4096);
         self.run(its, &[mapd(device, 4, itt)]);
@@ -173,14 +173,20 @@ impl Bench {
     #[track_caller]
     pub fn expect(&self, section: &str) {
         let found = self.m.take_violations();
-        assert!(found.len() == 1 && found[0].section == section, "expected one of [{section}], found {found:#?}");
+        assert!(
+            found.len() == 1 && found[0].section == section,
+            "expected one violation of {section}, found {found:#?}"
+        );
     }
 
     /// Fails unless at least one violation was recorded, the first in this section.
     #[track_caller]
     pub fn expect_first(&self, section: &str) {
         let found = self.m.take_violations();
-        assert!(found.first().is_some_and(|v| v.section == section), "expected [{section}], found {found:#?}");
+        assert!(
+            found.first().is_some_and(|v| v.section == section),
+            "expected a violation of {section} first, found {found:#?}"
+        );
     }
 }
 
@@ -237,14 +243,14 @@ fn vpe_word(vpe: u16, low: u32) -> u64 {
     u64::from(vpe) << 32 | u64::from(low)
 }
 
-/// GICv4.0; 14-bit INTIDs.
+/// VMAPP of GICv4.0 with 14-bit vINTIDs.
 pub fn vmapp(vpe: u16, rdbase: u64, vpt: u64) -> [u64; 4] {
     [0x29, vpe_word(vpe, 0), VALID | rdbase, vpt | 13]
 }
 pub fn vunmapp(vpe: u16) -> [u64; 4] {
     [0x29, vpe_word(vpe, 0), 0, 0]
 }
-/// GICv4.1; `flags`: Alloc 0x100, PTZ 0x200.
+/// VMAPP of GICv4.1 with 14-bit vINTIDs. `flags`: Alloc is 0x100, PTZ is 0x200.
 pub fn vmapp41(vpe: u16, rdbase: u64, vpt: u64, vconf: u64, doorbell: u32, flags: u64) -> [u64; 4] {
     [0x29 | flags | vconf, vpe_word(vpe, doorbell), VALID | rdbase, vpt | 13]
 }
@@ -264,7 +270,7 @@ pub fn vmovi(device: u32, event: u32, vpe: u16, doorbell: Option<u32>) -> [u64; 
 pub fn vmovp(sequence: u16, list: u16, vpe: u16, rdbase: u64) -> [u64; 4] {
     [u64::from(sequence) << 32 | 0x22, vpe_word(vpe, list.into()), rdbase, 0]
 }
-/// GICv4.1 with DB = 1.
+/// VMOVP of GICv4.1 with DB = 1.
 pub fn vmovp41(vpe: u16, rdbase: u64, doorbell: u32) -> [u64; 4] {
     [0x22, vpe_word(vpe, 0), VALID | rdbase, doorbell.into()]
 }
@@ -277,7 +283,7 @@ pub fn vinvall(vpe: u16) -> [u64; 4] {
 pub fn invdb(vpe: u16) -> [u64; 4] {
     [0x2e, vpe_word(vpe, 0), 0, 0]
 }
-/// Enabled, group 1, priority 0x80.
+/// VSGI that enables an SGI in group 1 with priority 0x80.
 pub fn vsgi(vpe: u16, sgi: u64) -> [u64; 4] {
     [0x0080_0523 | sgi << 32, vpe_word(vpe, 0), 0, 0]
 }
@@ -292,12 +298,12 @@ pub const DOORBELL: u64 = 1 << 62;
 pub const GROUP1: u64 = 1 << 58;
 
 impl Bench {
-    /// A virtual configuration table for 14-bit INTIDs, all disabled.
+    /// Allocates a virtual configuration table for 14-bit INTIDs, all disabled.
     pub fn vconf(&self) -> u64 {
         self.memory(0x2000, 0x1_0000)
     }
 
-    /// A virtual pending table for 14-bit INTIDs.
+    /// Allocates a virtual pending table for 14-bit INTIDs.
     pub fn vpt(&self) -> u64 {
         self.memory(0x1_0000, 0x1_0000)
     }
@@ -319,12 +325,12 @@ impl Bench {
     pub fn wait_dirty(&self, cpu: usize) {
         let start = self.m.now_us();
         while self.vpendbaser(cpu) & DIRTY != 0 {
-            assert!(self.m.now_us() - start < 1000, "Dirty stays: {:?}", self.m.violations());
+            assert!(self.m.now_us() - start < 1000, "Dirty stays 1: {:?}", self.m.violations());
             self.m.relax();
         }
     }
 
-    /// GICv4.0: makes a VPT resident and waits.
+    /// GICv4.0: makes a vPE resident and waits until its VPT is scanned.
     pub fn enter(&self, cpu: usize, vpt: u64, vconf: u64) {
         self.enter_with(cpu, vpt, vconf, PENDING_LAST | IDAI);
     }
@@ -333,11 +339,11 @@ impl Bench {
         self.m.write64(self.vlpi(cpu) + 0x70, vconf | SHARED | 7 << 7 | 13);
         self.m.write64(self.vlpi(cpu) + 0x78, VALID | flags | vpt | SHARED | 7 << 7);
         self.wait_dirty(cpu);
-        // Where Dirty is not shown at this point, the scan still takes its time.
+        // The scan takes time even where Dirty does not show it.
         self.m.advance_us(3);
     }
 
-    /// Ends a residency and returns the register.
+    /// Ends a residency and returns GICR_VPENDBASER.
     pub fn leave(&self, cpu: usize) -> u64 {
         self.leave_with(cpu, 0)
     }
@@ -350,7 +356,7 @@ impl Bench {
         self.vpendbaser(cpu)
     }
 
-    /// GICv4.1: makes a vPE resident and waits.
+    /// GICv4.1: makes a vPE resident and waits until its VPT is scanned.
     pub fn enter41(&self, cpu: usize, vpe: u16) {
         self.m.write64(self.vlpi(cpu) + 0x78, VALID | GROUP1 | u64::from(vpe));
         self.wait_dirty(cpu);

@@ -1,4 +1,4 @@
-//! A machine that scripts run on: the model in its QEMU configuration, or QEMU itself through `-qtest`.
+//! The targets that scripts run on: the model in its QEMU configuration, and QEMU itself through `-qtest`.
 
 use gic_model::Machine;
 use std::fmt::Write as _;
@@ -23,7 +23,7 @@ pub trait Target {
     fn write64(&mut self, at: u64, value: u64);
     fn poke(&mut self, at: u64, bytes: &[u8]);
     fn peek(&mut self, at: u64, len: usize) -> Vec<u8>;
-    /// Acknowledges an interrupt on a CPU and ends it, as hypervisor or as guest; 1023 is none.
+    /// Acknowledges and ends an interrupt on a CPU, as hypervisor or as guest. Returns 1023 if there is none.
     fn acknowledge(&mut self, cpu: usize, who: Who) -> u64;
 }
 
@@ -36,7 +36,7 @@ pub enum Who {
 pub struct Model(pub Machine);
 
 impl Model {
-    /// With a piece of zeroed memory, as QEMU's is.
+    /// Returns the model with a range of zeroed memory, as QEMU has it.
     pub fn new(memory: u64, size: usize) -> Model {
         let m = Machine::new(gic_model::Config::qemu(CPUS));
         assert!(m.claim(memory, size));
@@ -81,7 +81,8 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// With the CPUs stopped, or with [`AGENT`] on them. `None`, with a message, if there is no QEMU here.
+    /// Starts QEMU with stopped CPUs or, if `running`, with [`AGENT`] on the CPUs. Prints a message and returns `None`
+    /// if QEMU is not installed.
     pub fn start(running: bool) -> Option<Qemu> {
         let name =
             format!("gic-model-{}-{:?}", std::process::id(), std::thread::current().id()).replace(['(', ')'], "");
@@ -94,7 +95,7 @@ impl Qemu {
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         if running {
-            std::fs::write(&files[1], agent()).expect("room for a file");
+            std::fs::write(&files[1], agent()).expect("the temporary directory is writable");
             let loader = format!("loader,file={},addr={AGENT_AT:#x},cpu-num=0,force-raw=on", files[1].display());
             qemu.args(["-device", &loader]);
         } else {
@@ -110,12 +111,12 @@ impl Qemu {
                 break stream;
             }
             if let Ok(Some(status)) = child.try_wait() {
-                panic!("QEMU ended at once: {status}");
+                panic!("QEMU exited at its start: {status}");
             }
             assert!(Instant::now() < deadline, "QEMU does not answer");
             std::thread::sleep(Duration::from_millis(20));
         };
-        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("the socket takes a timeout");
         let mut qemu = Qemu { child, stream: BufReader::new(stream), files };
         for cpu in 0..if running { CPUS } else { 0 } {
             while qemu.read32(mailbox(cpu) + 16) != 0x51 {
@@ -131,7 +132,7 @@ impl Qemu {
         loop {
             let mut line = String::new();
             self.stream.read_line(&mut line).expect("QEMU answers");
-            assert!(!line.is_empty(), "QEMU is gone after {command}");
+            assert!(!line.is_empty(), "QEMU exited after {command}");
             if let Some(answer) = line.strip_prefix("OK") {
                 return answer.trim().to_string();
             }
@@ -190,7 +191,8 @@ impl Target for Qemu {
 
 const AGENT_AT: u64 = 0x4600_0000;
 
-/// Where the agent on a CPU takes its orders: a `Who` at 0, the INTID it found at 8, a sign of life at 16.
+/// Mailbox of the agent on a CPU: a request (`Who`) at 0, the acknowledged INTID at 8, a word that says that the agent
+/// runs at 16.
 const fn mailbox(cpu: usize) -> u64 {
     0x4700_0000 + 0x1000 * cpu as u64
 }
@@ -198,14 +200,14 @@ const fn mailbox(cpu: usize) -> u64 {
 fn agent() -> Vec<u8> {
     let mut bytes: Vec<u8> = AGENT.iter().flat_map(|(word, _)| word.to_le_bytes()).collect();
     bytes.resize(0x800 + 0x400, 0);
-    // The vector for an HVC from EL1 branches back to 6.
+    // The vector for an HVC from EL1 branches to label 6.
     bytes.extend(0x17ff_fd36_u32.to_le_bytes());
     bytes
 }
 
-/// A program for EL2 of each CPU: it turns the CPU interface on (virtual too), then acknowledges and ends
-/// interrupts when it is told to; for a guest, it does so at EL1. CPU 0 starts CPU 1. `vectors` is 0x800 on. If
-/// nobody asks for half a minute or so, it switches the machine off.
+/// A program for EL2 of each CPU. It enables the physical and the virtual CPU interface, then acknowledges and ends
+/// interrupts on request, for a guest at EL1. CPU 0 starts CPU 1. `vectors` is at offset 0x800. After about half a
+/// minute without a request the program powers the machine off.
 #[rustfmt::skip]
 const AGENT: &[(u32, &str)] = &[
     (0xd538_00a0, "0: mrs x0, mpidr_el1"),
