@@ -7,39 +7,45 @@
 //! Arm DEN 0022 (PSCI 1.1) and DEN 0028 (SMCCC 1.1).
 
 use crate::ids::{Ipa, Mpidr};
+use smccc::arch::{SMCCC_ARCH_FEATURES, SMCCC_VERSION};
+use smccc::psci::{
+    MigrateType, PSCI_AFFINITY_INFO_32, PSCI_AFFINITY_INFO_64, PSCI_CPU_OFF, PSCI_CPU_ON_32, PSCI_CPU_ON_64,
+    PSCI_CPU_SUSPEND_32, PSCI_CPU_SUSPEND_64, PSCI_FEATURES, PSCI_MIGRATE_INFO_TYPE, PSCI_SYSTEM_OFF,
+    PSCI_SYSTEM_RESET, PSCI_SYSTEM_RESET2_32, PSCI_SYSTEM_RESET2_64, PSCI_VERSION,
+};
 
 /// Return codes of PSCI functions (DEN 0022, 5.2.2), sign-extended as X0 holds them.
 pub mod status {
-    /// The call succeeded.
-    pub const SUCCESS: u64 = 0;
-    /// There is no such function.
-    pub const NOT_SUPPORTED: u64 = error(1);
-    /// An argument is invalid, for example the affinity of a vCPU that does not exist.
-    pub const INVALID_PARAMETERS: u64 = error(2);
-    /// The call was denied.
-    pub const DENIED: u64 = error(3);
-    /// CPU_ON of a vCPU that is on already.
-    pub const ALREADY_ON: u64 = error(4);
-    /// CPU_ON of a vCPU that is being switched on.
-    pub const ON_PENDING: u64 = error(5);
-    /// The call failed for a reason inside the implementation.
-    pub const INTERNAL_FAILURE: u64 = error(6);
-    /// CPU_ON with an entry point outside the guest's memory.
-    pub const INVALID_ADDRESS: u64 = error(9);
+    use smccc::psci::error;
 
-    const fn error(number: u64) -> u64 {
-        0u64.wrapping_sub(number)
+    /// The call succeeded.
+    pub const SUCCESS: u64 = x0(error::SUCCESS);
+    /// There is no such function.
+    pub const NOT_SUPPORTED: u64 = x0(error::NOT_SUPPORTED);
+    /// An argument is invalid, for example the affinity of a vCPU that does not exist.
+    pub const INVALID_PARAMETERS: u64 = x0(error::INVALID_PARAMETERS);
+    /// CPU_ON of a vCPU that is on already.
+    pub const ALREADY_ON: u64 = x0(error::ALREADY_ON);
+    /// CPU_ON of a vCPU that is being switched on.
+    pub const ON_PENDING: u64 = x0(error::ON_PENDING);
+    /// CPU_ON with an entry point outside the guest's memory.
+    pub const INVALID_ADDRESS: u64 = x0(error::INVALID_ADDRESS);
+
+    const fn x0(code: i32) -> u64 {
+        code as i64 as u64
     }
 }
 
 /// Results of AFFINITY_INFO (DEN 0022, 5.7.2).
 pub mod affinity {
+    use smccc::psci::AffinityState;
+
     /// At least one vCPU of the affinity instance is on.
-    pub const ON: u64 = 0;
+    pub const ON: u64 = AffinityState::On as u64;
     /// All vCPUs are off.
-    pub const OFF: u64 = 1;
+    pub const OFF: u64 = AffinityState::Off as u64;
     /// No vCPU is on, and at least one is being switched on.
-    pub const ON_PENDING: u64 = 2;
+    pub const ON_PENDING: u64 = AffinityState::OnPending as u64;
 }
 
 /// What the caller of [`call`] has to do.
@@ -81,29 +87,10 @@ pub enum PsciAction {
 }
 
 /// Bit of a function id that is set if the arguments have 64 bits (DEN 0028, 2.5).
-const SMC64: u64 = 1 << 30;
-
-const SMCCC_VERSION: u64 = 0x8000_0000;
-const SMCCC_ARCH_FEATURES: u64 = 0x8000_0001;
-const PSCI_VERSION: u64 = 0x8400_0000;
-const CPU_SUSPEND: u64 = 0x8400_0001;
-const CPU_OFF: u64 = 0x8400_0002;
-const CPU_ON: u64 = 0x8400_0003;
-const AFFINITY_INFO: u64 = 0x8400_0004;
-const MIGRATE_INFO_TYPE: u64 = 0x8400_0006;
-const SYSTEM_OFF: u64 = 0x8400_0008;
-const SYSTEM_RESET: u64 = 0x8400_0009;
-const PSCI_FEATURES: u64 = 0x8400_000a;
-const SYSTEM_RESET2: u64 = 0x8400_0012;
-const CPU_SUSPEND_64: u64 = CPU_SUSPEND | SMC64;
-const CPU_ON_64: u64 = CPU_ON | SMC64;
-const AFFINITY_INFO_64: u64 = AFFINITY_INFO | SMC64;
-const SYSTEM_RESET2_64: u64 = SYSTEM_RESET2 | SMC64;
+const SMC64: u32 = 1 << 30;
 
 /// Version of PSCI and of SMCCC: 1.1, with the major number in [31:16] and the minor number in [15:0].
 const VERSION_1_1: u64 = 0x0001_0001;
-/// Result of MIGRATE_INFO_TYPE: there is no trusted OS that would have to be migrated.
-const NO_TRUSTED_OS: u64 = 2;
 /// reset_type of SYSTEM_RESET2 (DEN 0022, 5.20): SYSTEM_WARM_RESET.
 const WARM_RESET: u64 = 0;
 /// reset_type of SYSTEM_RESET2: a vendor-specific one (bit 31) of Doorward, by which a domain reports a crash.
@@ -122,42 +109,52 @@ pub fn call(immediate: u16, x: [u64; 4]) -> PsciAction {
     }
     let [function, a1, a2, a3] = x;
     // The function is in W0. The arguments of a 32-bit function are in W1 to W3.
-    let function = function & 0xffff_ffff;
+    let function = function as u32;
     let wide = function & SMC64 != 0;
     let [a1, a2, a3] = [a1, a2, a3].map(|a| if wide { a } else { a & 0xffff_ffff });
     match function {
         SMCCC_VERSION | PSCI_VERSION => Return(VERSION_1_1),
-        SMCCC_ARCH_FEATURES => Return(match a1 & 0xffff_ffff {
+        SMCCC_ARCH_FEATURES => Return(match a1 as u32 {
             SMCCC_VERSION | SMCCC_ARCH_FEATURES => status::SUCCESS,
             _ => status::NOT_SUPPORTED,
         }),
-        PSCI_FEATURES => Return(match a1 & 0xffff_ffff {
-            SMCCC_VERSION | PSCI_VERSION | CPU_OFF | CPU_ON | CPU_ON_64 | AFFINITY_INFO | AFFINITY_INFO_64
-            | MIGRATE_INFO_TYPE | SYSTEM_OFF | SYSTEM_RESET | SYSTEM_RESET2 | SYSTEM_RESET2_64 | PSCI_FEATURES => {
-                status::SUCCESS
-            }
+        PSCI_FEATURES => Return(match a1 as u32 {
+            SMCCC_VERSION
+            | PSCI_VERSION
+            | PSCI_CPU_OFF
+            | PSCI_CPU_ON_32
+            | PSCI_CPU_ON_64
+            | PSCI_AFFINITY_INFO_32
+            | PSCI_AFFINITY_INFO_64
+            | PSCI_MIGRATE_INFO_TYPE
+            | PSCI_SYSTEM_OFF
+            | PSCI_SYSTEM_RESET
+            | PSCI_SYSTEM_RESET2_32
+            | PSCI_SYSTEM_RESET2_64
+            | PSCI_FEATURES => status::SUCCESS,
             // Feature flags: original format of power_state, no OS-initiated mode.
-            CPU_SUSPEND | CPU_SUSPEND_64 => 0,
+            PSCI_CPU_SUSPEND_32 | PSCI_CPU_SUSPEND_64 => 0,
             _ => status::NOT_SUPPORTED,
         }),
-        CPU_SUSPEND | CPU_SUSPEND_64 => PsciAction::Suspend,
-        CPU_OFF => PsciAction::CpuOff,
-        CPU_ON | CPU_ON_64 => {
+        PSCI_CPU_SUSPEND_32 | PSCI_CPU_SUSPEND_64 => PsciAction::Suspend,
+        PSCI_CPU_OFF => PsciAction::CpuOff,
+        PSCI_CPU_ON_32 | PSCI_CPU_ON_64 => {
             if a1 & !AFFINITY_BITS != 0 {
                 return Return(status::INVALID_PARAMETERS);
             }
             PsciAction::CpuOn { target: Mpidr(a1), entry: Ipa(a2), context: a3 }
         }
-        AFFINITY_INFO | AFFINITY_INFO_64 => match u8::try_from(a2) {
+        PSCI_AFFINITY_INFO_32 | PSCI_AFFINITY_INFO_64 => match u8::try_from(a2) {
             Ok(level) if level <= 3 && a1 & !AFFINITY_BITS == 0 => {
                 PsciAction::AffinityInfo { target: Mpidr(a1), level }
             }
             _ => Return(status::INVALID_PARAMETERS),
         },
-        MIGRATE_INFO_TYPE => Return(NO_TRUSTED_OS),
-        SYSTEM_OFF => PsciAction::SystemOff,
-        SYSTEM_RESET => PsciAction::SystemReset,
-        SYSTEM_RESET2 | SYSTEM_RESET2_64 => match a1 & 0xffff_ffff {
+        // There is no trusted OS.
+        PSCI_MIGRATE_INFO_TYPE => Return(MigrateType::MigrationNotRequired as u64),
+        PSCI_SYSTEM_OFF => PsciAction::SystemOff,
+        PSCI_SYSTEM_RESET => PsciAction::SystemReset,
+        PSCI_SYSTEM_RESET2_32 | PSCI_SYSTEM_RESET2_64 => match a1 & 0xffff_ffff {
             WARM_RESET => PsciAction::SystemReset,
             CRASH => PsciAction::SystemCrash { cookie: a2 },
             _ => Return(status::INVALID_PARAMETERS),
@@ -182,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_are_one_point_one() {
+    fn psci_and_smccc_have_version_1_1() {
         assert_eq!(hvc([0x8400_0000, 0, 0, 0]), Return(0x1_0001));
         assert_eq!(hvc([0x8000_0000, 0, 0, 0]), Return(0x1_0001));
         assert_eq!(hvc([0xdead_beef_8400_0000, 0, 0, 0]), Return(0x1_0001), "the upper half of X0 is ignored");
