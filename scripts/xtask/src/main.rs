@@ -85,7 +85,8 @@ usage: cargo xtask VERB [FLAGS]
                             90 % of them, or if one that they do not has no reason in tests/mutants.md. Installs
                             cargo-mutants. Takes an hour; the last line is the score
       [--missed|--rest|--file F]   tries again what was missed, tries what was not tried yet, or one file
-  lint                      formatting, lints and the import order: what `test --host` checks first
+  lint                      formatting, lints and the imports: what `test --host` checks first
+      [--imports]           only the imports: which rooms of src import rooms above them, and which files form circles
   help                      this
 
 The cache is .cache/ in this checkout, or the folder that DOORWARD_CACHE names.

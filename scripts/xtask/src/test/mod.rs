@@ -146,10 +146,15 @@ pub fn verb(mut args: Args) -> Outcome {
 }
 
 /// The checks that compile and read, but run nothing of ours: the verb `lint`.
-pub fn lint(args: Args) -> Outcome {
+pub fn lint(mut args: Args) -> Outcome {
+    let imports_only = args.flag("--imports");
     args.finish("lint")?;
     let mut summary = Summary::default();
-    host::lint(&mut summary);
+    if imports_only {
+        summary.case("host/imports", imports::check);
+    } else {
+        host::lint(&mut summary);
+    }
     summary.finish()
 }
 
