@@ -1,7 +1,7 @@
 //! Which items are compiled for tests only.
 
 use syn::punctuated::Punctuated;
-use syn::{Attribute, ImplItem, Item, Meta, Token, TraitItem};
+use syn::{Attribute, Expr, ImplItem, Item, Meta, Token, TraitItem};
 
 /// Do these attributes exclude an item from every build that is not a test?
 pub fn test_only(attributes: &[Attribute]) -> bool {
@@ -49,4 +49,9 @@ pub fn of_impl_item(item: &ImplItem) -> &[Attribute] {
 /// The attributes of an item of a trait.
 pub fn of_trait_item(item: &TraitItem) -> &[Attribute] {
     attributes!(item, TraitItem: Const Fn Type Macro)
+}
+
+/// The attributes of an expression that can be a statement with an attribute of its own.
+pub fn of_expression(expression: &Expr) -> &[Attribute] {
+    attributes!(expression, Expr: Assign Block Call ForLoop If Loop Macro Match MethodCall Struct Tuple Unsafe While)
 }

@@ -105,6 +105,16 @@ fn a_re_export_is_followed_to_the_file_that_defines_the_name() {
 }
 
 #[test]
+fn a_module_that_re_exports_its_children_only_imports_what_it_uses_itself() {
+    let child = ("gic/a.rs", "use super::G; pub struct A;");
+    assert_eq!(report(&[("gic/mod.rs", "mod a; pub use a::A; pub struct G;"), child]), "");
+    let text = report(&[("gic/mod.rs", "mod a; pub use a::A; pub struct G(A);"), child]);
+    assert!(text.contains("src/gic/mod.rs:1 -> src/gic/a.rs (A)"), "{text}");
+    let text = report(&[("gic/mod.rs", "pub use crate::vgic::V;"), ("vgic/mod.rs", "pub struct V;")]);
+    assert!(text.contains("gic imports vgic"), "{text}");
+}
+
+#[test]
 fn groups_renames_and_nested_trees_are_read() {
     let text = report(&[
         ("gic/mod.rs", "use crate::{vgic::{self, deep::{D as E, F}}, ids};\nfn f() { vgic::V; ids::I }"),
@@ -152,6 +162,9 @@ fn code_for_tests_is_not_read() {
         "struct G; impl G { #[cfg(test)] fn f() { crate::vgic::V } }",
         "struct G { #[cfg(test)] f: crate::vgic::V }",
         "#[test] fn f() { crate::vgic::V }",
+        "fn f() { #[cfg(test)] crate::vgic::V(); }",
+        "fn f() { #[cfg(test)] let v = crate::vgic::V; #[cfg(test)] { crate::vgic::V } }",
+        "fn f() { #[cfg(test)] assert!(crate::vgic::V); }",
     ] {
         let text =
             report(&[("gic/mod.rs", gic), ("gic/tests.rs", "use crate::vgic::V;"), ("vgic/mod.rs", "pub struct V;")]);

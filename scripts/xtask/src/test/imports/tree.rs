@@ -87,6 +87,15 @@ impl Tree {
         &self.modules[id]
     }
 
+    /// Is `file` that of a module below `id`?
+    pub fn is_below(&self, file: &str, id: ModuleId) -> bool {
+        let parent = |&id: &ModuleId| self.modules[id].parent;
+        let modules = self.modules.iter().filter(|module| module.file == file);
+        modules
+            .filter_map(|module| module.parent)
+            .any(|above| std::iter::successors(Some(above), parent).any(|a| a == id))
+    }
+
     /// Parses a file into a module; its child modules are in `folder`.
     fn file(
         &mut self,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use proc_macro2::{Spacing, TokenStream, TokenTree};
 use syn::visit::{self, Visit};
-use syn::{Attribute, Block, ImplItem, Item, ItemUse, Macro, Path, Stmt, TraitItem, Visibility};
+use syn::{Attribute, Block, Expr, ImplItem, Item, ItemUse, Macro, Path, Stmt, TraitItem, Visibility};
 
 use super::cfg;
 use super::tree::{self, ModuleId, Target, Tree};
@@ -28,8 +28,9 @@ pub type Uses = BTreeMap<(String, String), Import>;
 
 /// Reads all paths of all modules: those in `use` trees, and those in types, expressions, patterns and macros.
 ///
-/// An import goes to the file that defines the name, past every `pub use` on the way. A module is a name space: to import it
-/// is nothing yet, what is named through it counts.
+/// An import goes to the file that defines the name, past every `pub use` on the way. A module is a name space: importing it
+/// does not count, but what is named through it does. Likewise, a module that re-exports what its own child modules define
+/// does not import it, unless it uses the name itself.
 pub fn find(tree: &Tree) -> Uses {
     let mut uses = Uses::new();
     for (id, module) in tree.modules() {
@@ -148,9 +149,15 @@ impl<'ast> Visit<'ast> for Reader<'_> {
         }
     }
 
-    fn visit_expr_block(&mut self, block: &'ast syn::ExprBlock) {
-        if !cfg::test_only(&block.attrs) {
-            visit::visit_expr_block(self, block);
+    fn visit_stmt_macro(&mut self, statement: &'ast syn::StmtMacro) {
+        if !cfg::test_only(&statement.attrs) {
+            visit::visit_stmt_macro(self, statement);
+        }
+    }
+
+    fn visit_expr(&mut self, expression: &'ast Expr) {
+        if !cfg::test_only(cfg::of_expression(expression)) {
+            visit::visit_expr(self, expression);
         }
     }
 
@@ -166,17 +173,19 @@ impl<'ast> Visit<'ast> for Reader<'_> {
     fn visit_visibility(&mut self, _: &'ast Visibility) {}
 
     fn visit_item_use(&mut self, item: &'ast ItemUse) {
+        let exports = !matches!(item.vis, Visibility::Inherited);
         for import in tree::imports(&item.tree) {
-            if import.name != "*" {
-                self.path(&import.path, import.line);
-                continue;
-            }
+            let glob = import.name == "*";
             for target in self.tree.resolve(self.id, &import.path) {
                 let (file, name) = match target {
-                    Target::Module(id) => (self.tree.module(id).file.clone(), "*".to_owned()),
-                    Target::Item { file, name } => (file, format!("{name}::*")),
+                    Target::Module(id) if glob => (self.tree.module(id).file.clone(), "*".to_owned()),
+                    Target::Module(_) => continue,
+                    Target::Item { file, name } if glob => (file, format!("{name}::*")),
+                    Target::Item { file, name } => (file, name),
                 };
-                self.import(file, name, import.line);
+                if !(exports && self.tree.is_below(&file, self.id)) {
+                    self.import(file, name, import.line);
+                }
             }
         }
     }
