@@ -30,12 +30,43 @@ const CHANGE_US: u64 = 5_000_000;
 struct State {
     mux: Mux,
     lines: [Line; DOMAINS],
-    /// The last thing sent was an end of line.
-    at_margin: bool,
+    /// Index of the domain whose line is on the terminal and has not ended, if there is one.
+    unfinished: Option<usize>,
+    /// A bit for each domain, by index, whose line was cut and not continued yet: see [`CUT`].
+    cut: u16,
 }
 
-static STATE: Lock<State> =
-    Lock::new(Rank::Console, State { mux: Mux::new(), lines: [const { Line::new() }; DOMAINS], at_margin: true });
+impl State {
+    /// Makes sure that the next byte starts a line, by cutting an unfinished one.
+    fn start_line(&mut self) {
+        if let Some(slot) = self.unfinished.take() {
+            self.cut(slot);
+        }
+    }
+
+    /// Ends a line that goes on later.
+    fn cut(&mut self, slot: usize) {
+        let _ = Raw.write_str(CUT);
+        self.cut |= 1 << slot;
+    }
+
+    /// Marks what follows as the rest of this domain's line, if that was cut.
+    fn resume(&mut self, slot: usize) {
+        if self.cut & (1 << slot) != 0 {
+            self.cut &= !(1 << slot);
+            put(b'\r');
+        }
+    }
+}
+
+/// Ends a line that another one cuts: with three carriage returns instead of one. The rest of the line starts with a carriage
+/// return when its turn comes. A terminal shows neither, but a program that reads the console can join the parts.
+const CUT: &str = "\r\r\n";
+
+static STATE: Lock<State> = Lock::new(
+    Rank::Console,
+    State { mux: Mux::new(), lines: [const { Line::new() }; DOMAINS], unfinished: None, cut: 0 },
+);
 
 /// Makes `uart` the console; `None` for silence.
 pub fn set_uart(uart: Option<Uart>) {
@@ -113,10 +144,8 @@ fn with_state<R>(patience: u64, print: impl FnOnce(Option<&mut State>) -> R) -> 
 /// Prints one line, on a line of its own.
 pub fn line(text: fmt::Arguments<'_>) {
     with_state(LINE_US, |state| {
-        if let Some(state) = state
-            && !core::mem::replace(&mut state.at_margin, true)
-        {
-            let _ = Raw.write_str("\n");
+        if let Some(state) = state {
+            state.start_line();
         }
         let _ = Raw.write_fmt(text);
         let _ = Raw.write_str("\n");
@@ -164,10 +193,11 @@ pub fn guest_write(domain: DomId, byte: u8) {
         let Some(state) = state else { return put(byte) };
         let slot = usize::from(domain.0).min(DOMAINS - 1);
         if state.mux.focus() == Focus::Domain(domain) {
+            state.resume(slot);
             put(byte);
-            state.at_margin = byte == b'\n';
+            state.unfinished = (byte != b'\n').then_some(slot);
         } else if state.lines[slot].push(byte) {
-            print_line(state, domain, slot);
+            print_line(state, domain, slot, byte == b'\n');
         }
     });
 }
@@ -187,8 +217,9 @@ pub fn detach(domain: DomId) {
         let Some(state) = state else { return false };
         let slot = usize::from(domain.0).min(DOMAINS - 1);
         if !state.lines[slot].is_empty() {
-            print_line(state, domain, slot);
+            print_line(state, domain, slot, true);
         }
+        state.cut &= !(1 << slot);
         state.mux.detach(domain)
     });
     if moved {
@@ -196,13 +227,17 @@ pub fn detach(domain: DomId) {
     }
 }
 
-fn print_line(state: &mut State, domain: DomId, slot: usize) {
-    if !core::mem::replace(&mut state.at_margin, true) {
-        let _ = Raw.write_str("\n");
-    }
+/// Prints what a domain without the focus has written; the line is cut there unless `complete`.
+fn print_line(state: &mut State, domain: DomId, slot: usize, complete: bool) {
+    state.start_line();
+    state.resume(slot);
     let _ = write!(Raw, "(d{}) ", domain.0);
     state.lines[slot].take().iter().for_each(|&byte| put(byte));
-    let _ = Raw.write_str("\n");
+    if complete {
+        let _ = Raw.write_str("\n");
+    } else {
+        state.cut(slot);
+    }
 }
 
 /// Lets the UART interrupt when something is typed; see [`irq`].
@@ -244,7 +279,7 @@ fn key(state: &mut State, byte: u8) -> Typed {
     if let Typed::Moved(Focus::Domain(domain)) = typed {
         let slot = usize::from(domain.0).min(DOMAINS - 1);
         if !state.lines[slot].is_empty() {
-            print_line(state, domain, slot);
+            print_line(state, domain, slot, false);
         }
     }
     typed

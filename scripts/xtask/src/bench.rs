@@ -82,7 +82,7 @@ fn to_init(boot: Boot) -> Outcome<Duration> {
     let mut machine = Machine { boot, ..Machine::default() };
     machine.append += " iommu.passthrough=1 dw.test=boot";
     let limit = Some(Duration::from_secs(150));
-    let mut session = Session::start(machine.batch()?, Echo::Nobody, Input::Typed, None, limit)?;
+    let mut session = Session::start(machine.batch()?, Echo::Off, Input::Typed, None, limit)?;
     loop {
         match session.next() {
             Event::Line(line) if line.starts_with("DW-TEST: init") => return Ok(session.started.elapsed()),

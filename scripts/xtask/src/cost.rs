@@ -340,7 +340,7 @@ pub fn measure(folder: &Path, vcpus: u16, hv: &str, functions: bool) -> Outcome<
         ..Machine::default()
     };
     let limit = Some(Duration::from_secs(300));
-    let mut session = Session::start(machine.batch()?, Echo::Nobody, Input::Typed, Some(&console), limit)?;
+    let mut session = Session::start(machine.batch()?, Echo::Off, Input::Typed, Some(&console), limit)?;
     let played = play(&mut session, &socket);
     drop(session);
     let _ = std::fs::remove_file(&socket);

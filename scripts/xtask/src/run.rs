@@ -84,7 +84,7 @@ pub fn verb(mut args: Args) -> Outcome {
     if !batch {
         return on_terminal(&machine);
     }
-    let input = if std::io::stdin().is_terminal() || counts.is_some() { Input::Typed } else { Input::Ours };
+    let input = if std::io::stdin().is_terminal() || counts.is_some() { Input::Typed } else { Input::Stdin };
     let mut session = Session::start(machine.batch()?, Echo::Stdout, input, log.as_deref(), limit)?;
     let mut window = counts.as_ref().map(|_| count::Window::new(&machine, Clock::Instructions));
     let end = loop {

@@ -1,4 +1,8 @@
-//! One QEMU in batch: its console as a stream of lines, a deadline, and an end that has one meaning.
+//! One QEMU in batch: its console as a stream of complete lines, a deadline, and a classified end.
+//!
+//! A deadline only bounds how long a hang goes on. No result depends on how fast the host is.
+
+mod lines;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -9,47 +13,48 @@ use std::time::{Duration, Instant};
 
 use crate::fail::{Doing, Failure, Outcome};
 use crate::sh;
+use lines::Lines;
 
-/// Three times Ctrl-A: the keyboard goes from dom0 on to the next domain, behind all of them to the debug keys, then back.
+/// Ctrl-A three times moves the keyboard from dom0 to the next domain, after the last one to the debug keys, then to dom0.
 pub const NEXT: &str = "\x01\x01\x01";
 
 /// How a machine came to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// It was switched off (or reset, which ends a batch run, too).
+    /// The guest powered the machine off or reset it: a batch run starts QEMU with `-no-reboot`.
     Off,
-    /// The time ran out; QEMU was ended.
+    /// The deadline passed, and QEMU was killed.
     TimedOut,
-    /// The hypervisor refused to start or panicked; QEMU was ended. The line that said so.
+    /// The hypervisor panicked or refused to start, as this line says. QEMU was killed.
     Fatal(String),
-    /// QEMU itself failed.
+    /// QEMU itself failed, with this message.
     Broken(String),
 }
 
-/// What is on the console, and when.
+/// What comes from a running machine.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A line, without its end.
     Line(String),
-    /// No more lines will come.
+    /// The machine has ended. No event follows.
     Ended(End),
 }
 
-/// Who else sees the console.
+/// Where else the console's output goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Echo {
     /// Standard output.
     Stdout,
-    /// Nobody.
-    Nobody,
+    /// Nowhere.
+    Off,
 }
 
-/// Who types on the console.
+/// Where the console's input comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
-    /// Whoever feeds our own standard input.
-    Ours,
-    /// [`Session::type_in`].
+    /// From xtask's own standard input.
+    Stdin,
+    /// From [`Session::type_in`].
     Typed,
 }
 
@@ -59,16 +64,28 @@ pub struct Session {
     stdin: Option<ChildStdin>,
     lines: Receiver<String>,
     deadline: Option<Instant>,
-    fatal: Option<String>,
+    fatal: Option<Fatal>,
     /// When QEMU was started.
     pub started: Instant,
 }
 
-/// After its first line a panic record needs a moment to come out whole.
-const RECORD: Duration = Duration::from_millis(700);
+/// The hypervisor has stopped, and the rest of its message is awaited.
+struct Fatal {
+    /// The line that says so.
+    line: String,
+    /// The message is complete when the console has been quiet for this long: its length is not known.
+    quiet: Duration,
+}
+
+/// After `doorward: fatal:`, which is one line.
+const QUIET_FATAL: Duration = Duration::from_millis(700);
+/// After `doorward: panic:`, which registers and a backtrace follow.
+const QUIET_PANIC: Duration = Duration::from_secs(3);
+/// However much is printed after either, QEMU is killed after this long.
+const LONGEST_RECORD: Duration = Duration::from_secs(60);
 
 impl Session {
-    /// Starts `qemu`; the console goes to `log`, too.
+    /// Starts `qemu`. The console's output is also written to `log`; after `limit` QEMU is killed.
     pub fn start(
         mut qemu: Command,
         echo: Echo,
@@ -79,7 +96,7 @@ impl Session {
         let log = log.map(File::create).transpose().doing("creating the console log")?;
         qemu.stdout(Stdio::piped());
         qemu.stdin(match input {
-            Input::Ours => Stdio::inherit(),
+            Input::Stdin => Stdio::inherit(),
             Input::Typed => Stdio::piped(),
         });
         let started = Instant::now();
@@ -93,41 +110,44 @@ impl Session {
         Ok(Self { child, stdin, lines, deadline: limit.map(|limit| started + limit), fatal: None, started })
     }
 
-    /// Types on the machine's console.
+    /// Types `text` on the machine's console.
     pub fn type_in(&mut self, text: &str) -> Outcome {
         let Some(stdin) = &mut self.stdin else {
-            return Err(Failure::new("this machine's console is not typed on by us"));
+            return Err(Failure::new("this machine's console reads standard input"));
         };
         stdin.write_all(text.as_bytes()).and_then(|()| stdin.flush()).doing("typing on the console")
     }
 
-    /// The next line, or the end.
+    /// Waits for the next line or the end.
     pub fn next(&mut self) -> Event {
-        let wait = self.deadline.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()));
+        let left = self.deadline.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()));
+        let wait = self.fatal.as_ref().map_or(left, |fatal| left.min(fatal.quiet));
         match self.lines.recv_timeout(wait) {
             Ok(line) => {
-                if self.fatal.is_none() && is_fatal(&line) {
-                    self.fatal = Some(line.trim().to_owned());
-                    let soon = Instant::now() + RECORD;
-                    self.deadline = Some(self.deadline.map_or(soon, |at| at.min(soon)));
+                if self.fatal.is_none()
+                    && let Some(quiet) = fatal(&line)
+                {
+                    self.fatal = Some(Fatal { line: line.trim().to_owned(), quiet });
+                    let end = Instant::now() + LONGEST_RECORD;
+                    self.deadline = Some(self.deadline.map_or(end, |at| at.min(end)));
                 }
                 Event::Line(line)
             }
             Err(RecvTimeoutError::Timeout) if self.deadline.is_none() => self.next(),
             Err(RecvTimeoutError::Timeout) => {
                 self.kill();
-                Event::Ended(self.fatal.take().map_or(End::TimedOut, End::Fatal))
+                Event::Ended(self.fatal.take().map_or(End::TimedOut, |fatal| End::Fatal(fatal.line)))
             }
             Err(RecvTimeoutError::Disconnected) => Event::Ended(self.ended()),
         }
     }
 
-    /// QEMU's own exit code, if it ended by itself.
+    /// QEMU's exit code, if it has ended by itself.
     pub fn exit_code(&mut self) -> Option<i32> {
         self.child.try_wait().ok().flatten().and_then(|status| status.code())
     }
 
-    /// Ends QEMU now.
+    /// Kills QEMU.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -135,8 +155,8 @@ impl Session {
 
     fn ended(&mut self) -> End {
         let status = self.child.wait();
-        if let Some(line) = self.fatal.take() {
-            return End::Fatal(line);
+        if let Some(fatal) = self.fatal.take() {
+            return End::Fatal(fatal.line);
         }
         match status {
             Ok(status) if status.success() => End::Off,
@@ -152,12 +172,17 @@ impl Drop for Session {
     }
 }
 
-/// Does the hypervisor say that it is over?
-fn is_fatal(line: &str) -> bool {
-    line.starts_with("doorward: fatal:") || line.starts_with("doorward: panic")
+/// Whether the hypervisor says that it has stopped; then how long the console is quiet once it has said everything.
+fn fatal(line: &str) -> Option<Duration> {
+    if line.starts_with("doorward: panic") {
+        return Some(QUIET_PANIC);
+    }
+    line.starts_with("doorward: fatal:").then_some(QUIET_FATAL)
 }
 
-/// Splits the console into lines; bytes are passed on as they come, a prompt included.
+/// Passes the console's bytes on as they come, a prompt included, and its complete lines to `give`.
+///
+/// What is on the console when QEMU ends and has no end of line is in the log and no line: nothing tells whether it is whole.
 fn read_console(
     mut console: impl Read,
     echo: Echo,
@@ -165,11 +190,11 @@ fn read_console(
     mut give: impl FnMut(String) -> bool,
 ) -> std::io::Result<()> {
     let mut buffer = [0; 4096];
-    let mut line = Vec::new();
+    let mut lines = Lines::default();
     loop {
         let count = console.read(&mut buffer)?;
         if count == 0 {
-            break;
+            return Ok(());
         }
         let bytes = &buffer[..count];
         if echo == Echo::Stdout {
@@ -180,22 +205,12 @@ fn read_console(
         if let Some(log) = &mut log {
             log.write_all(bytes)?;
         }
-        for &byte in bytes {
-            match byte {
-                b'\n' => {
-                    if !give(String::from_utf8_lossy(&std::mem::take(&mut line)).into_owned()) {
-                        return Ok(());
-                    }
-                }
-                b'\r' => {}
-                _ => line.push(byte),
+        for line in bytes.iter().filter_map(|&byte| lines.push(byte)) {
+            if !give(line) {
+                return Ok(());
             }
         }
     }
-    if !line.is_empty() {
-        give(String::from_utf8_lossy(&line).into_owned());
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -205,7 +220,7 @@ mod tests {
     fn session(script: &str, limit: Option<Duration>) -> Session {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        Session::start(command, Echo::Nobody, Input::Typed, None, limit).unwrap()
+        Session::start(command, Echo::Off, Input::Typed, None, limit).unwrap()
     }
 
     fn last(mut session: Session) -> End {
@@ -217,30 +232,37 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_goes_off_ends_well() {
+    fn a_machine_that_powers_off_ends_with_off() {
         assert_eq!(last(session("echo hello", None)), End::Off);
     }
 
     #[test]
-    fn a_fatal_line_ends_the_machine_even_if_it_parks() {
+    fn a_fatal_line_ends_a_machine_that_parks() {
         let end = last(session("echo 'doorward: fatal: no FDT'; sleep 60", None));
         assert_eq!(end, End::Fatal("doorward: fatal: no FDT".into()));
     }
 
     #[test]
-    fn a_fatal_line_counts_even_if_the_machine_then_goes_off() {
+    fn a_fatal_line_is_reported_even_if_the_machine_then_powers_off() {
         assert!(matches!(last(session("echo 'doorward: panic at'", None)), End::Fatal(_)));
     }
 
     #[test]
-    fn a_deadline_ends_a_silent_machine() {
+    fn the_deadline_ends_a_silent_machine() {
         assert_eq!(last(session("sleep 60", Some(Duration::from_millis(50)))), End::TimedOut);
     }
 
     #[test]
-    fn what_is_typed_arrives() {
+    fn typed_text_reaches_the_machine() {
         let mut session = session("read x; echo got $x", None);
         session.type_in("42\n").unwrap();
         assert!(matches!(session.next(), Event::Line(line) if line == "got 42"));
+    }
+
+    #[test]
+    fn a_line_without_its_end_is_not_delivered() {
+        let mut session = session("echo whole; printf part", None);
+        assert!(matches!(session.next(), Event::Line(line) if line == "whole"));
+        assert!(matches!(session.next(), Event::Ended(End::Off)));
     }
 }

@@ -65,7 +65,7 @@ impl Lab {
         let _ = std::fs::write(self.dir.join("command"), crate::qemu::shown(&command) + "\n");
         let limit = Some(Duration::from_secs(seconds));
         let console = self.dir.join("console.log");
-        let session = Session::start(command, Echo::Nobody, Input::Typed, Some(&console), limit);
+        let session = Session::start(command, Echo::Off, Input::Typed, Some(&console), limit);
         let mut session = session.map_err(|failure| failure.text)?;
         let mut lines = Vec::new();
         loop {

@@ -115,7 +115,7 @@ fn wake(lab: &Lab, smp: u32, hv: &str) -> Verdict {
     machine.extra.extend(Qtest::flags(&socket));
     let command = machine.batch().map_err(|failure| failure.text)?;
     let (console, limit) = (lab.dir.join("console.log"), Some(Duration::from_secs(240)));
-    let session = Session::start(command, Echo::Nobody, Input::Typed, Some(&console), limit);
+    let session = Session::start(command, Echo::Off, Input::Typed, Some(&console), limit);
     let mut session = session.map_err(|failure| failure.text)?;
     let verdict = play(&mut session, &socket);
     drop(session);

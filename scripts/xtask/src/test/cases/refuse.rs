@@ -51,7 +51,7 @@ fn switched_off(lab: &Lab, machine: Machine) -> Verdict {
     let command = machine.batch().map_err(|failure| failure.text)?;
     let log = lab.dir.join("console.log");
     let limit = std::time::Duration::from_secs(20);
-    let session = Session::start(command, Echo::Nobody, Input::Typed, Some(&log), Some(limit));
+    let session = Session::start(command, Echo::Off, Input::Typed, Some(&log), Some(limit));
     let mut session = session.map_err(|failure| failure.text)?;
     while let Event::Line(_) = session.next() {}
     match session.exit_code() {

@@ -133,7 +133,7 @@ fn storm(lab: &Lab, hv: &str, label: &str) -> Verdict {
     let command = machine.batch().map_err(|failure| failure.text)?;
     let console = lab.dir.join("console.log");
     let limit = Some(Duration::from_secs(240));
-    let session = Session::start(command, Echo::Nobody, Input::Typed, Some(&console), limit);
+    let session = Session::start(command, Echo::Off, Input::Typed, Some(&console), limit);
     let mut session = session.map_err(|failure| failure.text)?;
     let verdict = play(&mut session, &socket, label);
     drop(session);
