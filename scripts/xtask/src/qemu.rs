@@ -61,8 +61,8 @@ pub enum Disk {
     File(PathBuf),
     /// A file whose content stays: writes go to a scratch file that vanishes.
     Scratch(PathBuf),
-    /// Like [`Disk::Scratch`], at 300 I/Os a second, so that whoever waits for one goes to sleep. From the host's page cache
-    /// a read may be complete before the guest's CPU is idle.
+    /// Like [`Disk::Scratch`], limited to 100 I/Os a second, so that a vCPU that waits for one goes to sleep. From the host's
+    /// page cache a read may be complete before the guest's CPU is idle.
     Slow(PathBuf),
     /// A disk without content that completes at once: for counting.
     Null,
@@ -164,7 +164,7 @@ impl Machine {
             Disk::File(path) => Some(format!("file={},format=raw", escaped(path))),
             Disk::Scratch(path) => Some(format!("file={},format=raw,snapshot=on", escaped(path))),
             Disk::Slow(path) => {
-                Some(format!("file={},format=raw,snapshot=on,throttling.iops-total=300", escaped(path)))
+                Some(format!("file={},format=raw,snapshot=on,throttling.iops-total=100", escaped(path)))
             }
             Disk::Null => Some("driver=null-co,size=256M,read-zeroes=on".to_owned()),
             Disk::None => None,

@@ -16,7 +16,7 @@ impl Qmp {
     /// Connects and takes part in the greeting.
     pub fn connect(socket: &Path) -> Outcome<Self> {
         let stream = UnixStream::connect(socket).doing(format_args!("connecting to {}", socket.display()))?;
-        stream.set_read_timeout(Some(Duration::from_secs(20))).doing("setting QMP's time-out")?;
+        stream.set_read_timeout(Some(Duration::from_secs(120))).doing("setting QMP's time-out")?;
         let mut qmp = Self { stream: BufReader::new(stream) };
         qmp.line()?;
         qmp.execute(r#"{"execute":"qmp_capabilities"}"#)?;

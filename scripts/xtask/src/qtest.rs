@@ -9,6 +9,11 @@ use std::time::{Duration, Instant};
 
 use crate::fail::{Doing, Failure, Outcome};
 
+/// QEMU creates the socket within this time, on a busy host, too.
+const CONNECT: Duration = Duration::from_secs(60);
+/// QEMU answers a command within this time.
+const ANSWER: Duration = Duration::from_secs(120);
+
 /// A connection.
 pub struct Qtest {
     stream: BufReader<UnixStream>,
@@ -23,11 +28,11 @@ impl Qtest {
 
     /// Connects; QEMU may still be starting.
     pub fn connect(socket: &Path) -> Outcome<Self> {
-        let until = Instant::now() + Duration::from_secs(5);
+        let until = Instant::now() + CONNECT;
         loop {
             match UnixStream::connect(socket) {
                 Ok(stream) => {
-                    stream.set_read_timeout(Some(Duration::from_secs(20))).doing("setting qtest's time-out")?;
+                    stream.set_read_timeout(Some(ANSWER)).doing("setting qtest's time-out")?;
                     return Ok(Self { stream: BufReader::new(stream) });
                 }
                 Err(error) if Instant::now() > until => {

@@ -75,7 +75,7 @@ mod guest {
                 off()
             }
         }
-        if !cpu::wait(20_000, || STARTED.load(Ordering::Acquire) as usize == count - 1) {
+        if !cpu::wait(cpu::LONG, || STARTED.load(Ordering::Acquire) as usize == count - 1) {
             say!("GUEST FAIL again: only {} of {} other vCPUs came up", STARTED.load(Ordering::Relaxed), count - 1);
             off()
         }
@@ -83,7 +83,7 @@ mod guest {
         msr!("cntv_cval_el0", cpu::now() + mrs!("cntfrq_el0") / 1000);
         msr!("cntv_ctl_el0", 1);
         cpu::unmask();
-        let _ = cpu::wait(20_000, || false);
+        let _ = cpu::wait(cpu::LONG, || false);
         say!("GUEST FAIL again: no timer interrupt");
         off()
     }

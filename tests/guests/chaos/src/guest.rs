@@ -429,7 +429,7 @@ extern "C" fn guest_main() -> ! {
     }
     chaos();
     let mut before = 0;
-    while !cpu::wait(60_000, || DONE.load(Ordering::Acquire) == vcpus) {
+    while !cpu::wait(cpu::LONG, || DONE.load(Ordering::Acquire) == vcpus) {
         if done() == before {
             for (n, progress) in PROGRESS.iter().take(vcpus as usize).enumerate() {
                 say!("GUEST FAIL chaos: vCPU {n} stopped at act {}", progress.load(Ordering::Relaxed));

@@ -64,7 +64,7 @@ fn physical_timer() {
     equal("cntp-CVAL-reads-back", mrs!("cntp_cval_el0"), start + frequency / 50);
     let left = mrs!("cntp_tval_el0");
     check("cntp-TVAL-counts-down", left as u32 as i32 as i64 <= (frequency / 50) as i64, format_args!("{left:#x}"));
-    let came = cpu::wait(2000, || taken(0, CNTP_PPI) == 1);
+    let came = cpu::wait(cpu::LONG, || taken(0, CNTP_PPI) == 1);
     let end = mrs!("cntpct_el0");
     check("cntp-comes-as-PPI-30", came, format_args!("{} taken, CTL {:#x}", taken(0, CNTP_PPI), mrs!("cntp_ctl_el0")));
     check("cntp-is-not-early", end - start >= frequency / 50, format_args!("after {} ticks", end - start));
@@ -75,7 +75,7 @@ fn physical_timer() {
         msr!("cntp_tval_el0", frequency / 5000);
         msr!("cntp_ctl_el0", 1);
         cpu::isb();
-        if !cpu::wait(2000, || {
+        if !cpu::wait(cpu::LONG, || {
             cpu::sleep();
             taken(0, CNTP_PPI) == n
         }) {
@@ -92,7 +92,11 @@ fn physical_timer() {
     equal("cntp-masked-is-quiet", taken(0, CNTP_PPI), 100);
     msr!("cntp_ctl_el0", 1);
     cpu::isb();
-    check("cntp-unmasked-comes-at-once", cpu::wait(1000, || taken(0, CNTP_PPI) == 101), format_args!("it did not"));
+    check(
+        "cntp-unmasked-comes-at-once",
+        cpu::wait(cpu::LONG, || taken(0, CNTP_PPI) == 101),
+        format_args!("it did not"),
+    );
     msr!("cntp_ctl_el0", 0);
     cpu::isb();
 }
@@ -104,7 +108,7 @@ fn virtual_timer() {
         msr!("cntv_tval_el0", frequency / 5000);
         msr!("cntv_ctl_el0", 1);
         cpu::isb();
-        if !cpu::wait(2000, || {
+        if !cpu::wait(cpu::LONG, || {
             cpu::sleep();
             taken(0, CNTV_PPI) == n
         }) {
@@ -127,7 +131,7 @@ fn sgis() {
         sgi(0, 0, intid, 1);
     }
     let all = || (0..16).all(|intid| taken(0, intid) == 1);
-    check("sgi-to-self-all-sixteen", cpu::wait(1000, all), format_args!("some did not come"));
+    check("sgi-to-self-all-sixteen", cpu::wait(cpu::LONG, all), format_args!("some did not come"));
 
     // Aff0 16 and 32, Aff1 1: there is nobody.
     sgi(1, 0, 1, 1);
@@ -143,17 +147,21 @@ fn sgis() {
         equal("psci-CPU_ON", cpu::start(index, other), 0);
     }
     let started = || STARTED.load(Ordering::Acquire) as usize == vcpus - 1;
-    check("psci-all-come-up", cpu::wait(5000, started), format_args!("{} did", STARTED.load(Ordering::Relaxed)));
+    check("psci-all-come-up", cpu::wait(cpu::LONG, started), format_args!("{} did", STARTED.load(Ordering::Relaxed)));
     for index in 1..vcpus {
         equal("psci-CPU_ON-twice", cpu::start(index, other), -4);
         sgi(0, 0, 2, 1 << index);
-        check("sgi-to-one-other", cpu::wait(1000, || taken(index, 2) == 1), format_args!("vCPU {index}: none came"));
+        check(
+            "sgi-to-one-other",
+            cpu::wait(cpu::LONG, || taken(index, 2) == 1),
+            format_args!("vCPU {index}: none came"),
+        );
     }
     equal("sgi-to-others-not-to-self", taken(0, 2), 1);
 
     sgi(0, 1, 3, 0);
     let all = || (1..vcpus).all(|index| taken(index, 3) == 1);
-    check("sgi-to-all-but-self", cpu::wait(1000, all), format_args!("not all took it"));
+    check("sgi-to-all-but-self", cpu::wait(cpu::LONG, all), format_args!("not all took it"));
     let _ = cpu::wait(5, || false);
     equal("sgi-to-all-but-self-not-to-self", taken(0, 3), 1);
 
@@ -161,7 +169,7 @@ fn sgis() {
         let mut good = 0;
         for n in 1..=200 {
             sgi(0, 0, 4, 2);
-            if cpu::wait(1000, || taken(1, 4) == n) {
+            if cpu::wait(cpu::LONG, || taken(1, 4) == n) {
                 good += 1;
             }
         }

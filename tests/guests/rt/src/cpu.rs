@@ -164,7 +164,10 @@ pub fn now() -> u64 {
     mrs!("cntvct_el0")
 }
 
-/// Waits until `done` says so; `false` after `milliseconds`.
+/// Milliseconds after which an event that has not happened will not happen, on a busy host either.
+pub const LONG: u64 = 60_000;
+
+/// Waits until `done` returns `true`, for at most `milliseconds`; returns what `done` returned last.
 #[must_use]
 pub fn wait(milliseconds: u64, mut done: impl FnMut() -> bool) -> bool {
     let end = now() + mrs!("cntfrq_el0") / 1000 * milliseconds;

@@ -100,7 +100,7 @@ mod guest {
         translate_alone();
         READY.fetch_add(1, Ordering::AcqRel);
         let count = gic::count().min(cpu::MAX) as u32;
-        if !cpu::wait(60_000, || READY.load(Ordering::Acquire) == count) {
+        if !cpu::wait(cpu::LONG, || READY.load(Ordering::Acquire) == count) {
             say!("GUEST FAIL twins: only {} of {count} vCPUs came up", READY.load(Ordering::Relaxed));
             off()
         }
@@ -128,7 +128,7 @@ mod guest {
             }
         }
         run();
-        if !cpu::wait(60_000, || DONE.load(Ordering::Acquire) as usize == count) {
+        if !cpu::wait(cpu::LONG, || DONE.load(Ordering::Acquire) as usize == count) {
             say!("GUEST FAIL twins: {} of {count} vCPUs came to their end", DONE.load(Ordering::Relaxed));
             off()
         }

@@ -103,7 +103,7 @@ mod guest {
                 off()
             }
         }
-        if !cpu::wait(5000, || STARTED.load(Ordering::Acquire) as usize == count - 1) {
+        if !cpu::wait(cpu::LONG, || STARTED.load(Ordering::Acquire) as usize == count - 1) {
             say!("GUEST FAIL wake: only {} of {} other vCPUs came up", STARTED.load(Ordering::Relaxed), count - 1);
             off()
         }

@@ -1,7 +1,7 @@
 //! Machines that the hypervisor must refuse: one sentence on the console, then it parks, or switches off with `onpanic=off`.
 
 use crate::qemu::Machine;
-use crate::session::{Echo, Event, Input, Session};
+use crate::session::Event;
 use crate::test::{Case, Lab, Verdict};
 
 /// The cases of this topic.
@@ -48,11 +48,7 @@ pub fn refused(lab: &Lab, machine: Machine, words: &[&str]) -> Verdict {
 
 /// QEMU ends by itself, soon after the sentence.
 fn switched_off(lab: &Lab, machine: Machine) -> Verdict {
-    let command = machine.batch().map_err(|failure| failure.text)?;
-    let log = lab.dir.join("console.log");
-    let limit = std::time::Duration::from_secs(20);
-    let session = Session::start(command, Echo::Off, Input::Typed, Some(&log), Some(limit));
-    let mut session = session.map_err(|failure| failure.text)?;
+    let mut session = lab.start(&machine, 20)?;
     while let Event::Line(_) = session.next() {}
     match session.exit_code() {
         Some(0) => Ok(()),

@@ -12,12 +12,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::domains::seeded;
-use super::guests::{self, TRANSLATER};
+use super::guests::{self, PATIENCE, TRANSLATER};
 use crate::domu::DomU;
 use crate::fail::Outcome;
 use crate::qemu::Machine;
 use crate::qtest::Qtest;
-use crate::session::{Echo, Event, Input, NEXT, Session};
+use crate::session::{Event, NEXT, Session};
 use crate::test::{Case, Lab, Verdict};
 
 /// `irq-rate=`: as low as it goes, so that any host can be ten times as fast.
@@ -38,9 +38,6 @@ const PAUSE: Duration = Duration::from_micros(200);
 
 /// A storm must be so many times what is allowed.
 const TIMES: u64 = 5;
-
-/// What was masked comes within a second; the host may be slow.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The cases of this topic.
 pub fn cases() -> Vec<Case> {
@@ -130,15 +127,11 @@ fn flooded(lab: &Lab, hv: &str, machine: Machine) -> Result<(Machine, PathBuf), 
 
 fn storm(lab: &Lab, hv: &str, label: &str) -> Verdict {
     let (machine, socket) = flooded(lab, hv, guests::machine(lab, "guest-wake")?)?;
-    let command = machine.batch().map_err(|failure| failure.text)?;
-    let console = lab.dir.join("console.log");
-    let limit = Some(Duration::from_secs(240));
-    let session = Session::start(command, Echo::Off, Input::Typed, Some(&console), limit);
-    let mut session = session.map_err(|failure| failure.text)?;
+    let mut session = lab.start(&machine, 240)?;
     let verdict = play(&mut session, &socket, label);
     drop(session);
     let _ = std::fs::remove_file(&socket);
-    verdict.map_err(|why| format!("{why} ({})", console.display()))?;
+    verdict.map_err(|why| format!("{why} ({})", lab.dir.join("console.log").display()))?;
     lab.complaints()
 }
 
