@@ -1,4 +1,4 @@
-//! The image: says the order in which the machine comes up, and fills the tables that join rooms.
+//! The image: the order in which the machine comes up.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
@@ -12,46 +12,53 @@ fn main() {
     eprintln!("doorward runs at EL2: build it with `cargo xtask build`");
 }
 
-/// How long a CPU may take from its first instruction to taking interrupts.
+/// How long a CPU may take from its first instruction until it takes interrupts, in microseconds.
 #[cfg(target_os = "none")]
 const BRING_UP_LIMIT_US: u64 = 1_000_000;
 
-/// The boot CPU, on its own stack, with stage 1 on, memory to allocate and a console.
+/// The machine with its domains, for CPUs that start after the boot CPU.
+#[cfg(target_os = "none")]
+static CONTROL: doorward::sync::Once<&doorward::control::Control> = doorward::sync::Once::new();
+
+/// Runs on the boot CPU, on its own stack, with stage 1 on, memory to allocate and a console.
 #[cfg(target_os = "none")]
 fn start(own: boot::Own) -> ! {
+    use alloc::boxed::Box;
     use alloc::vec::Vec;
     use doorward::arch::{percpu, psci};
-    use doorward::build::dom0;
-    use doorward::build::domu;
-    use doorward::control::debug_keys;
+    use doorward::build::{dom0, domu};
+    use doorward::control::{Control, debug_keys};
+    use doorward::domain::table::Domains;
     use doorward::gic::errata::{self, Who};
     use doorward::gic::{Gic, ItsLayout, Layout};
-    use doorward::host::Hypervisor;
+    use doorward::host::Host;
     use doorward::host::cmdline::{self, Direct};
-    use doorward::ids::{CpuId, Pa};
+    use doorward::ids::Pa;
     use doorward::mm::firmware::FirmwareMemory;
     use doorward::mm::hw::El2;
     use doorward::mm::tlb::Tlbs;
     use doorward::mmio::Hw;
     use doorward::platform::acpi::Tables;
     use doorward::platform::fdt;
+    use doorward::run::cpu_loop;
+    use doorward::sync::set_once;
     use doorward::util::range::Range;
-
-    use doorward::{console, fatal, host, smmu};
+    use doorward::{console, fatal, smmu};
 
     let machine = own.machine;
-    log::info!("Doorward {} at {}, its memory at {}", env!("CARGO_PKG_VERSION"), own.image, own.pool);
-    let options = cmdline::parse(&machine.bootargs, |word| log::warn!("nobody knows the command line word `{word}`"))
-        .unwrap_or_else(|bad| fatal!("{bad}"));
+    log::info!("Doorward {} at {}, pool at {}", env!("CARGO_PKG_VERSION"), own.image, own.pool);
+    let options = cmdline::parse(&machine.bootargs, |word| log::warn!("cmdline: unknown option `{word}`, ignored"))
+        .unwrap_or_else(|invalid| fatal!("{invalid}"));
     console::set_level(options.loglvl);
     let (memory, cpus) = (machine.memory_size() >> 20, machine.enabled_cpus());
     log::info!("{memory} MiB of memory, {cpus} CPUs, described by {}", own.firmware);
 
     for smmu in &machine.smmus {
-        if let Err(error) = smmu::bypass(&El2, smmu.regs.base) {
-            fatal!("the SMMU at {} cannot be put into bypass: {error}", smmu.regs.base);
+        let base = smmu.regs.base;
+        if let Err(error) = smmu::bypass(&El2, base) {
+            fatal!("SMMU at {base}: cannot be put into bypass: {error}");
         }
-        log::info!("SMMU at {}: bypass", smmu.regs.base);
+        log::info!("SMMU at {base}: in bypass");
     }
 
     let gic = &machine.gic;
@@ -74,52 +81,57 @@ fn start(own: boot::Own) -> ! {
         None => log::info!("GIC: {erratum}"),
     });
     let layout = Layout { itss: &itss, ..layout };
-    let gic = Gic::discover(El2, &layout).unwrap_or_else(|error| fatal!("the interrupt controller: {error}"));
+    let gic = Gic::discover(El2, &layout).unwrap_or_else(|error| fatal!("GIC: {error}"));
     log::info!("{}", gic.facts());
 
-    let tlbs = Tlbs::new().unwrap_or_else(|| fatal!("there is no memory for stage 2"));
-    let tlbs: &'static Tlbs = alloc::boxed::Box::leak(alloc::boxed::Box::new(tlbs));
-    let hv = host::install(Hypervisor::new(machine, options, gic, tlbs));
+    let tlbs: &'static Tlbs = Box::leak(Box::new(Tlbs::new().unwrap_or_else(|| fatal!("no memory for stage 2"))));
+    let host: &'static Host = Box::leak(Box::new(Host::new(machine, options, gic, tlbs)));
+    let domains: &'static Domains = Box::leak(Box::new(Domains::new(host)));
+    let control: &'static Control = Box::leak(Box::new(Control::new(domains)));
+    if set_once(&CONTROL, control).is_err() {
+        unreachable!("the boot CPU starts once");
+    }
     let boot_cpu = percpu::cpu();
-    if let Err(error) = hv.bring_up(boot_cpu) {
+    if let Err(error) = host.bring_up(boot_cpu) {
         fatal!("{boot_cpu}: {error}");
     }
-    if let Some(irq) = hv.console_irq {
-        let mpidr = hv.mpidr(boot_cpu).unwrap_or_default();
-        hv.gic.spi_route(irq, mpidr);
-        hv.gic.spi_enable(irq);
+    if let Some(irq) = host.console_irq {
+        let mpidr = host.mpidr(boot_cpu).unwrap_or_default();
+        host.gic.spi_route(irq, mpidr);
+        host.gic.spi_enable(irq);
         console::listen();
     }
-    debug_keys::register();
+    debug_keys::register(control);
 
-    let others = (0..machine.cpus.len()).filter_map(|cpu| u16::try_from(cpu).ok()).map(CpuId);
-    for cpu in others.filter(|&cpu| cpu != boot_cpu && machine.cpus[cpu.index()].enabled) {
+    for cpu in host.cpus.ids().filter(|&cpu| cpu != boot_cpu && machine.cpus[cpu.index()].enabled) {
         match boot::start_cpu(cpu, secondary) {
-            Err(error) => log::warn!("{cpu} stays off: {error}"),
-            Ok(_) if !El2.wait(BRING_UP_LIMIT_US, || hv.is_online(cpu)) => log::warn!("{cpu} did not come up"),
-            Ok(place) => hv.hotplug.remember(cpu, place),
+            Err(error) => log::warn!("{cpu}: stays off: {error}"),
+            Ok(_) if !El2.wait(BRING_UP_LIMIT_US, || host.cpu(cpu).is_online()) => {
+                log::warn!("{cpu}: bring-up timed out");
+            }
+            Ok(place) => host.cpu(cpu).set_place(place),
         }
     }
-    hv.kinds.settle();
-    log::info!("{} CPUs online", hv.online());
+    host.cpu_features.settle();
+    log::info!("{} CPUs online", host.cpus.online());
 
     let fdt = Range::new(Pa(own.fdt.as_ptr() as u64), own.fdt.len() as u64);
-    let others = domu::reserve(hv, &[own.image, own.pool, fdt]);
-    let ground = dom0::Ground { fdt: own.fdt, fdt_range: fdt, image: own.image, pool: own.pool, others };
-    if let Err(error) = dom0::build(hv, &ground) {
-        fatal!("{error}");
+    let domus = domu::reserve(host, &[own.image, own.pool, fdt]);
+    let ground = dom0::Ground { fdt: own.fdt, fdt_range: fdt, image: own.image, pool: own.pool, domus };
+    if let Err(error) = dom0::build(domains, &ground) {
+        fatal!("dom0: {error}");
     }
-    domu::build_all(hv);
-    doorward::run::cpu_loop(boot_cpu)
+    domu::build_all(domains);
+    cpu_loop(control, boot_cpu)
 }
 
-/// Each other CPU, once it has a stack and stage 1: at boot, and each time that it comes back.
+/// Runs on each other CPU once it has a stack and stage 1: at boot, and each time that it returns to service.
 #[cfg(target_os = "none")]
 extern "C" fn secondary(cpu: doorward::ids::CpuId) -> ! {
-    let hv = doorward::host::hypervisor();
-    if let Err(error) = hv.bring_up(cpu) {
-        log::error!("{cpu} is of no use: {error}");
+    let Some(control) = CONTROL.get() else { unreachable!("CPUs are started after CONTROL is set") };
+    if let Err(error) = control.domains.host.bring_up(cpu) {
+        log::error!("{cpu}: bring-up failed: {error}");
         doorward::arch::barrier::park()
     }
-    doorward::run::cpu_loop(cpu)
+    doorward::run::cpu_loop(control, cpu)
 }

@@ -111,7 +111,7 @@ fuzz_target!(|input: Input| {
 
     let mut port = Port { input: &input, timer: VTimer::new(), mdscr: 0 };
     let _ = sysreg::emulate(esr.sys_reg(), input.raw, &mut port);
-    let _ = psci::call(esr.imm16(), [input.x[0], input.x[1], input.x[2], input.x[3]]);
+    let _ = psci::call([input.x[0], input.x[1], input.x[2], input.x[3]]);
 });
 
 fn uart(at: Ipa, bytes: u8, op: Op, raw: u64) {

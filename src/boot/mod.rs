@@ -20,7 +20,7 @@ use doorward::fatal;
 use doorward::ids::{CpuId, Mpidr, Pa};
 use doorward::mm::el2_map::{self, Stacks};
 use doorward::mm::stage1::Kind;
-use doorward::mm::{frames, pool};
+use doorward::mm::{frames, guest_ram, pool};
 use doorward::platform::efi::Firmware;
 use doorward::platform::{self, Machine, fdt as platform_fdt};
 use doorward::sync::Once;
@@ -104,6 +104,9 @@ extern "C" fn boot_cpu(at: Pa, el: u64) -> ! {
     let image = image();
     let pool = take_memory(machine, image, range_of(fdt));
     console::unlock();
+    // SAFETY: `take_memory` has mapped all RAM that is not reserved, and all boot modules. EL2 keeps its objects in the image, the pool and
+    // the device tree.
+    unsafe { guest_ram::init(machine, [image, pool, range_of(fdt)]) };
     crate::start(Own { machine, firmware, fdt, image, pool })
 }
 

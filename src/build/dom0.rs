@@ -1,223 +1,154 @@
-//! How dom0 is built: from the boot modules, on the memory and with the devices that EL2 does not keep.
+//! dom0: which memory and devices it gets, and how it is told about them.
+//!
+//! dom0 gets all memory that is free and all devices that EL2 does not use itself, at their own addresses.
 
-use crate::arch::ich;
-use crate::build::acpi::{self, Places};
-use crate::build::affinity;
-use crate::build::fdt::edit::{Dom0FdtError, Dom0Plan, build_dom0_fdt, vgicr_region};
-use crate::build::layout::{Banks, Placement, place, plan_dom0_memory};
-use crate::build::pci_hide;
-use crate::dev::pl011::Vpl011;
-use crate::domain::lifecycle::Life;
-use crate::domain::msi::LpiPaths;
-use crate::domain::{Console, Domain, LastRan};
-use crate::host::Hypervisor;
-use crate::host::cmdline::{Direct, Dom0Acpi};
-use crate::ids::{CpuId, DomId, Intid, Ipa, ItsId, Mpidr, Pa, VcpuId, VpeId};
+use super::acpi::{self, Places};
+use super::fdt::edit::{Dom0FdtError, Dom0Plan, build_dom0_fdt, vgicr_region};
+use super::layout::{Banks, Placement, place, plan_dom0_memory};
+use super::{
+    BuildError, Devices, DomainSpec, Homes, ID_BITS, Images, affinity, assemble, kernel_header, pci_hide, start,
+};
+use crate::domain::table::Domains;
+use crate::host::Host;
+use crate::host::cmdline::Dom0Acpi;
+use crate::ids::{CpuId, DomId, Intid, ItsId, Mpidr, Pa};
 use crate::mm::el2_map;
 use crate::mm::firmware::FirmwareMemory;
 use crate::mm::guest_ram::{Bank, GuestRam};
 use crate::mm::hw::El2;
-use crate::mm::stage2::{Attr, Fwb, Stage2, ipa_bits};
-use crate::mm::tlb::Tlbs;
-use crate::mmio::{Coherence, Hw};
+use crate::mm::stage2::{Attr, ipa_bits};
+use crate::mmio::Hw;
 use crate::platform::acpi::Tables;
 use crate::platform::{Machine, Module, ModuleKind, UartKind, fdt};
-use crate::sync::{Lock, Once, Rank, set_once};
-use crate::util::range::Range;
-use crate::vcpu::{Start, Vcpu};
-use crate::vgic::{Vgic, VgicConfig};
+use crate::util::range::{Range, pages_without};
 use crate::vits::{OnError, Quota, Vits, VitsConfig};
-use alloc::string::{String, ToString};
-use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::fmt;
 
-/// Bits of a guest's INTIDs: 8192 LPIs. The vLPI configuration and pending tables follow from it.
-const ID_BITS: u8 = 14;
-/// What a PCI function's MSI-X table can hold at most.
+/// The EventID bits of a PCI function: MSI-X has at most 2048 vectors (PCI Express 6.0, 7.7.2).
 const MSIX_BITS: u8 = 11;
 
-/// Why there is no dom0, in words for the user.
-pub struct NoDom0(String);
-
-impl fmt::Display for NoDom0 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-fn no(what: &str, error: impl fmt::Display) -> NoDom0 {
-    NoDom0(alloc::format!("{what}: {error}"))
-}
-
-/// What is where before dom0 exists.
+/// Memory that is in use before dom0 exists.
 pub struct Ground<'a> {
-    /// The device tree that the loader gave.
+    /// The device tree that the boot loader passed.
     pub fdt: &'a [u8],
     /// Where that is.
     pub fdt_range: Range,
     /// EL2's image.
     pub image: Range,
-    /// EL2's pool.
+    /// EL2's pool of frames, heap and stacks.
     pub pool: Range,
-    /// RAM and boot modules of other domains.
-    pub others: Vec<Range>,
+    /// RAM and boot modules of domUs.
+    pub domus: Vec<Range>,
 }
 
-/// Builds dom0 and makes its first vCPU runnable.
-pub fn build(hv: &'static Hypervisor, ground: &Ground<'_>) -> Result<(), NoDom0> {
-    let machine = hv.machine;
+/// Builds dom0 and starts its first vCPU.
+///
+/// # Errors
+///
+/// [`BuildError`]: the machine cannot run without dom0.
+pub fn build(domains: &Domains, ground: &Ground<'_>) -> Result<(), BuildError> {
+    let host = domains.host;
+    let machine = host.machine;
     let kernel = module(machine, ModuleKind::Kernel)
-        .ok_or_else(|| NoDom0("there is no kernel: /chosen has no module of kind multiboot,kernel".to_string()))?;
+        .ok_or_else(|| BuildError::new("no kernel: /chosen has no module of kind multiboot,kernel"))?;
     let ramdisk = module(machine, ModuleKind::Ramdisk);
 
-    let cpus = vcpu_places(hv);
-    let banks = banks(hv, ground)?;
+    let (homes, affinities): (Vec<CpuId>, Vec<Mpidr>) = vcpu_places(host).into_iter().unzip();
+    let banks = banks(host, ground)?;
     let place = placement(ground, kernel, ramdisk, &banks)?;
     let total: u64 = banks.iter().map(|bank| bank.size).sum();
-    log::info!("dom0: {} vCPUs, {} MiB, kernel at {}", cpus.len(), total >> 20, place.kernel.base);
-
-    // SAFETY: the plan keeps dom0's banks out of the image, the pool and the device tree; all of RAM is mapped, and
-    // whatever else EL2 uses is in one of these.
-    #[allow(unsafe_code, reason = "says that the banks are nobody else's")]
-    let ram = unsafe { GuestRam::new(banks.iter().copied().map(Bank::direct).collect()) };
-    load(&ram, kernel, place.kernel.base)?;
-    if let (Some(module), Some(to)) = (ramdisk, place.initrd)
-        && module.range != to
-    {
-        load(&ram, module, to.base)?;
-    }
+    log::info!("dom0: {} vCPUs, {} MiB, kernel at {}", affinities.len(), total >> 20, place.kernel.base);
+    let ram = GuestRam::new(banks.iter().copied().map(Bank::direct).collect())
+        .map_err(|error| BuildError::because("memory", error))?;
 
     let places =
-        places(machine, cpus.len(), ground).map_err(|error| no("dom0's redistributors have no place", error))?;
+        places(machine, affinities.len(), ground).map_err(|error| BuildError::because("redistributors", error))?;
     let plan = Dom0Plan {
-        vcpus: &cpus.iter().map(|&(_, mpidr)| mpidr).collect::<Vec<_>>(),
+        vcpus: &affinities,
         memory: &banks,
         gicr: places.gicr,
         bootargs: &kernel.bootargs,
         initrd: place.initrd,
     };
-    let tree = describe(hv, ground, &plan, &places, place.dtb)?;
-    ram.write(Ipa(place.dtb.base.0), &tree)
-        .map_err(|_| NoDom0("dom0's device tree does not fit its RAM".to_string()))?;
-    // The kernel starts with its caches off: what was just written has to be in memory, not in ours.
-    for range in [Some(place.kernel), place.initrd, Some(place.dtb)].into_iter().flatten() {
-        El2.publish(range.base, range.size as usize, Coherence::NonCoherent);
-    }
-    crate::arch::cache::invalidate_instructions();
-
+    let description = describe(host, ground, &plan, &places, place.dtb)?;
     let absent = absent(machine)?;
-    let stage2 = address_space(hv, ground, &banks, &absent)?;
-    let paths = vpes(hv, &cpus);
-    let vgic = Vgic::new(VgicConfig {
-        vcpus: cpus.iter().map(|&(_, mpidr)| mpidr).collect(),
-        spis: hv.gic.facts().spis,
-        id_bits: ID_BITS,
-        has_lpis: !machine.gic.itss.is_empty(),
-        list_registers: ich::count(),
-        priority_bits: 5,
-    })
-    .map_err(|error| no("dom0's interrupt controller cannot be made", error))?;
-    let vcpus: Vec<Arc<Vcpu>> = cpus
-        .iter()
-        .enumerate()
-        .filter_map(|(index, &(cpu, mpidr))| {
-            let id = VcpuId(u16::try_from(index).ok()?);
-            Some(Arc::new(Vcpu::new(DomId(0), id, mpidr, cpu, paths.vpe(id), ich::count())))
-        })
-        .collect();
-
-    let domain = Domain {
-        id: DomId(0),
-        vttbr: stage2.vttbr(),
-        vtcr: stage2.vtcr(),
-        stage2: Lock::new(Rank::Domain, Some(stage2)),
-        ram,
-        vgic,
+    let mapped = mapped_devices(host, ground, &absent)?;
+    let devices = Devices {
         dist: machine.gic.dist,
         redists: places.gicr,
-        vitss: virtual_itss(hv)?,
-        paths,
-        console: places.console.map(|(regs, irq)| Console { regs, irq, uart: Lock::new(Rank::Domain, Vpl011::new()) }),
-        last_ran: LastRan::new(machine.cpus.len()),
+        spis: host.gic.facts().spis,
+        itss: virtual_itss(host)?,
+        console: places.console,
         absent,
-        vcpus: Once::new(),
-        life: Life::new(),
+        mapped,
     };
-    for (vcpu, &(home, _)) in vcpus.iter().zip(&cpus) {
-        hv.add_vcpu(vcpu, home).map_err(|error| no("dom0's vCPUs have no place", error))?;
-    }
-    for vcpu in &vcpus {
-        if let Some(vpe) = vcpu.vpe {
-            hv.vpes.set(vpe, Some((vcpu.domain, vcpu.id)));
-        }
-    }
+    let spec = DomainSpec {
+        id: DomId(0),
+        affinities,
+        homes: Homes::Fixed(homes),
+        weight: None,
+        cap: None,
+        ram,
+        images: Images { kernel, ramdisk, description, place },
+        devices,
+    };
+    let domain = assemble(host, spec).map_err(|failure| failure.error)?;
     let kept = kept_spis(machine);
-    hv.spis.give(DomId(0), |spi| !kept.contains(&spi));
-    let first = vcpus.first().cloned();
-    if set_once(&domain.vcpus, vcpus).is_err() {
-        unreachable!("a domain that was just made has no vCPUs");
-    }
-    let domain = hv.add_dom0(domain);
-    let start = Start { entry: Ipa(place.kernel.base.0), context: place.dtb.base.0 };
-    match first.filter(|vcpu| domain.power_on(vcpu, start)) {
-        Some(_) => Ok(()),
-        None => Err(NoDom0("dom0 has no vCPU".to_string())),
-    }
+    host.spis.give(DomId(0), |spi| !kept.contains(&spi));
+    start(domains.add_dom0(domain), &place)
 }
 
 fn module(machine: &Machine, kind: ModuleKind) -> Option<&Module> {
     machine.modules.iter().find(|module| module.kind == kind)
 }
 
-/// Where dom0 sees its redistributors and its console.
+/// The addresses of dom0's redistributors and console.
 fn places(machine: &Machine, vcpus: usize, ground: &Ground<'_>) -> Result<Places, Dom0FdtError> {
     if machine.rsdp.is_some() {
         return acpi::places(machine, vcpus, ground.pool);
     }
-    // Where its device tree has them.
+    // They are where the host's device tree has them.
     let console = machine.uart.and_then(|uart| Some((uart.regs, uart.irq?)));
     Ok(Places { gicr: vgicr_region(machine, vcpus)?, console })
 }
 
-/// What goes to where dom0 is told that its device tree is.
+/// The device tree or the ACPI tables that describe the machine to dom0. `room` is the range that they are loaded to.
 fn describe(
-    hv: &Hypervisor,
+    host: &Host,
     ground: &Ground<'_>,
     plan: &Dom0Plan<'_>,
     places: &Places,
     room: Range,
-) -> Result<Vec<u8>, NoDom0> {
-    let machine = hv.machine;
-    match (machine.rsdp, hv.options.dom0_acpi) {
+) -> Result<Vec<u8>, BuildError> {
+    let machine = host.machine;
+    match (machine.rsdp, host.options.dom0_acpi) {
         (None, _) => {
-            build_dom0_fdt(ground.fdt, machine, plan).map_err(|error| no("dom0's device tree cannot be made", error))
+            build_dom0_fdt(ground.fdt, machine, plan).map_err(|error| BuildError::because("device tree", error))
         }
         (Some(_), Dom0Acpi::Off) => Ok(acpi::tree::build(machine, plan, places)),
         (Some(rsdp), Dom0Acpi::On) => Tables::open(rsdp, &FirmwareMemory(machine))
             .map_err(Into::into)
             .and_then(|host| acpi::tables::build(&host, machine, plan, places, room))
-            .map_err(|error| no("dom0's ACPI tables cannot be made", error)),
+            .map_err(|error| BuildError::because("ACPI tables", error)),
     }
 }
 
-/// The CPU that each vCPU starts on, and the affinity that it reads: its CPU's own, or one that is free. The boot
-/// CPU's comes first.
-fn vcpu_places(hv: &Hypervisor) -> Vec<(CpuId, Mpidr)> {
+/// The CPU that each vCPU runs on first, and its affinity: that of its CPU, or one that no CPU has. The first vCPU runs on the boot CPU.
+fn vcpu_places(host: &Host) -> Vec<(CpuId, Mpidr)> {
     let boot = crate::arch::percpu::cpu();
-    let mut cpus: Vec<(CpuId, Mpidr)> = hv
+    let mut cpus: Vec<(CpuId, Mpidr)> = host
         .machine
         .cpus
         .iter()
         .enumerate()
         .filter(|(_, cpu)| cpu.enabled)
         .filter_map(|(index, cpu)| Some((CpuId(u16::try_from(index).ok()?), cpu.mpidr)))
-        .filter(|&(cpu, _)| cpu == boot || hv.is_online(cpu))
+        .filter(|&(cpu, _)| cpu == boot || host.cpu(cpu).is_online())
         .collect();
     cpus.sort_by_key(|&(cpu, _)| (cpu != boot, cpu));
-    let count = match hv.options.dom0_max_vcpus.map(usize::from) {
-        Some(most) if most > cpus.len() && !hv.sched.shares_cpus() => {
-            log::warn!("dom0 gets {} vCPUs, not {most}: with sched=null there is one for each CPU", cpus.len());
+    let count = match host.options.dom0_max_vcpus.map(usize::from) {
+        Some(most) if most > cpus.len() && !host.sched.shares_cpus() => {
+            log::warn!("dom0: {} vCPUs instead of {most}: sched=null allows one for each CPU", cpus.len());
             cpus.len()
         }
         Some(most) => most,
@@ -228,19 +159,13 @@ fn vcpu_places(hv: &Hypervisor) -> Vec<(CpuId, Mpidr)> {
     homes.into_iter().cycle().zip(affinity::for_vcpus(&own, count)).collect()
 }
 
-fn load(ram: &GuestRam, module: &Module, to: Pa) -> Result<(), NoDom0> {
-    let bytes = module.range.size;
-    let loaded = crate::build::module::load(ram, module, to);
-    loaded.map_err(|at| NoDom0(alloc::format!("a boot module of {bytes} bytes does not fit dom0's RAM at {}", at.0)))
-}
-
-/// SPIs of the devices that EL2 keeps: its console and the SMMUs.
+/// SPIs of the devices that EL2 uses itself: its console and the SMMUs.
 fn kept_spis(machine: &Machine) -> Vec<Intid> {
     let smmus = machine.smmus.iter().flat_map(|smmu| [smmu.event, smmu.gerror]);
     smmus.chain([machine.uart.and_then(|uart| uart.irq)]).flatten().collect()
 }
 
-/// Frames of the devices that EL2 keeps or emulates: never in a guest's stage 2.
+/// Registers of the devices that EL2 uses itself or emulates. They are never mapped in a guest's stage 2.
 fn kept_frames(machine: &Machine) -> Vec<Range> {
     let mut kept = alloc::vec![machine.gic.dist];
     kept.extend(machine.gic.redists.iter());
@@ -250,97 +175,60 @@ fn kept_frames(machine: &Machine) -> Vec<Range> {
     kept
 }
 
-/// Configuration space of the functions that dom0 is not to see: those it was said to, and our own console. Whether
-/// that is one only machines with ACPI leave open; a device tree's console is never a PCI function.
-fn absent(machine: &Machine) -> Result<Vec<Range>, NoDom0> {
+/// ECAM pages of the PCI functions that dom0 does not see: those of `dom0_pci_hide=`, and EL2's console if it is a PCI function. Only
+/// on a machine with ACPI can it be one.
+fn absent(machine: &Machine) -> Result<Vec<Range>, BuildError> {
     let mut pages = pci_hide::hidden_by_option(machine)
-        .map_err(|text| NoDom0(alloc::format!("dom0_pci_hide= names no PCI function of this machine: `{text}`")))?;
+        .map_err(|text| BuildError(alloc::format!("dom0_pci_hide=: no PCI function `{text}` on this machine")))?;
     let Some(uart) = machine.uart.filter(|uart| uart.kind != UartKind::Pl011 && machine.rsdp.is_some()) else {
         return Ok(pages);
     };
     for host in &machine.pci {
-        el2_map::map_device(host.ecam).map_err(|error| no("a PCI configuration space cannot be mapped", error))?;
+        el2_map::map_device(host.ecam).map_err(|error| BuildError::because("PCI configuration space", error))?;
         if let Some(page) = pci_hide::function_at(host, uart.regs.base, |at| El2.read32(at)) {
-            log::info!("the console is a PCI function: dom0 does not see it");
+            log::info!("console: it is a PCI function: hidden from dom0");
             pages.push(page);
         }
     }
     Ok(pages)
 }
 
-/// All that dom0 may touch: its RAM, and every device that EL2 does not keep.
-fn address_space(
-    hv: &Hypervisor,
-    ground: &Ground<'_>,
-    banks: &Banks,
-    absent: &[Range],
-) -> Result<Stage2<'static, El2, Tlbs>, NoDom0> {
-    let failed = |error| no("dom0's address space cannot be made", error);
-    let params = hv.features().stage2();
-    let fwb = if params.fwb { Fwb::On } else { Fwb::Off };
-    let vmid = hv.vmids.take().ok_or_else(|| NoDom0("there is no VMID for dom0".to_string()))?;
-    let mut stage2 = Stage2::new(&El2, hv.tlbs, vmid, ipa_bits(params.pa_range), fwb).map_err(failed)?;
-    for bank in banks {
-        stage2.map(Ipa(bank.base.0), bank.base, bank.size, Attr::Ram).map_err(failed)?;
-    }
-    let machine = hv.machine;
+/// What dom0 may access besides its RAM: the PCI windows and every device that EL2 does not use itself.
+fn mapped_devices(host: &Host, ground: &Ground<'_>, absent: &[Range]) -> Result<Vec<(Range, Attr)>, BuildError> {
+    let machine = host.machine;
+    let mut mapped = Vec::new();
     let mut hidden = kept_frames(machine);
     hidden.extend(absent);
     hidden.extend(machine.memory.iter());
     let mut windows: Vec<Range> =
-        machine.pci.iter().flat_map(|host| host.windows.iter().map(|window| window.cpu)).collect();
-    if machine.rsdp.is_some() && hv.options.dom0_acpi == Dom0Acpi::On {
-        // Which devices there are is for AML to say: dom0 gets all that is neither memory nor kept. AML also looks at
-        // what the firmware has in memory.
+        machine.pci.iter().flat_map(|bridge| bridge.windows.iter().map(|window| window.cpu)).collect();
+    if machine.rsdp.is_some() && host.options.dom0_acpi == Dom0Acpi::On {
+        // Only AML knows which devices there are, so dom0 gets every address that is neither memory nor used by EL2. AML also reads
+        // memory that the firmware has reserved.
         let mut own = kept_frames(machine);
         own.extend([ground.image, ground.pool]);
-        for range in crate::util::range::pages_without(&machine.reserved, &own) {
-            stage2.map(Ipa(range.base.0), range.base, range.size, Attr::Ram).map_err(failed)?;
-        }
+        mapped.extend(pages_without(&machine.reserved, &own).into_iter().map(|range| (range, Attr::Ram)));
         hidden.extend(own);
         hidden.extend(machine.reserved.iter());
-        windows.push(Range::new(Pa(0), 1 << ipa_bits(params.pa_range)));
+        windows.push(Range::new(Pa(0), 1 << ipa_bits(host.features().stage2().pa_range)));
     }
-    for window in crate::util::range::pages_without(&windows, &hidden) {
-        stage2.map(Ipa(window.base.0), window.base, window.size, Attr::PciWindow).map_err(failed)?;
-    }
-    let mut devices: Vec<Range> = machine.pci.iter().map(|host| host.ecam).collect();
+    mapped.extend(pages_without(&windows, &hidden).into_iter().map(|range| (range, Attr::PciWindow)));
+    let mut devices: Vec<Range> = machine.pci.iter().map(|bridge| bridge.ecam).collect();
     if machine.rsdp.is_none() {
         fdt::for_each_device(ground.fdt, |device| devices.extend(device.regs))
-            .map_err(|error| no("dom0's devices cannot be listed", error))?;
+            .map_err(|error| BuildError::because("devices of the device tree", error))?;
     }
     hidden.extend(windows);
-    for device in crate::util::range::pages_without(&devices, &hidden) {
-        stage2.map(Ipa(device.base.0), device.base, device.size, Attr::Device).map_err(failed)?;
-    }
-    Ok(stage2)
+    mapped.extend(pages_without(&devices, &hidden).into_iter().map(|range| (range, Attr::Device)));
+    Ok(mapped)
 }
 
-/// A vPE for each vCPU, as far as they go.
-fn vpes(hv: &Hypervisor, cpus: &[(CpuId, Mpidr)]) -> LpiPaths {
-    let none = || LpiPaths { vm: None, vcpus: cpus.iter().map(|&(cpu, _)| (cpu, None)).collect() };
-    let Some(v4) = hv.gic.v4().filter(|_| hv.options.direct == Direct::On) else { return none() };
-    let vm = match v4.create_vm(ID_BITS) {
-        Ok(vm) => vm,
-        Err(error) => {
-            log::warn!("dom0 takes device interrupts by way of EL2: {error}");
-            return none();
-        }
-    };
-    let vpe = |cpu: CpuId| -> Option<VpeId> {
-        v4.add_vpe(vm, cpu)
-            .inspect_err(|error| log::warn!("the vCPU on {cpu} takes device interrupts by way of EL2: {error}"))
-            .ok()
-    };
-    LpiPaths { vm: Some(vm), vcpus: cpus.iter().map(|&(cpu, _)| (cpu, vpe(cpu))).collect() }
-}
-
-/// One virtual ITS for each of the host's, at its address.
-fn virtual_itss(hv: &Hypervisor) -> Result<Vec<(Range, Vits)>, NoDom0> {
+/// A virtual ITS for each of the host's, at the same address.
+fn virtual_itss(host: &Host) -> Result<Vec<(Range, Vits)>, BuildError> {
     let mut itss = Vec::new();
-    for (index, its) in hv.machine.gic.itss.iter().enumerate() {
+    for (index, its) in host.machine.gic.itss.iter().enumerate() {
         let id = ItsId(u8::try_from(index).unwrap_or(u8::MAX));
-        let Some(facts) = hv.gic.facts().its(id) else { continue };
+        let Some(facts) = host.gic.facts().its(id) else { continue };
         let vits = Vits::new(VitsConfig {
             domain: DomId(0),
             its: id,
@@ -351,36 +239,36 @@ fn virtual_itss(hv: &Hypervisor) -> Result<Vec<(Range, Vits)>, NoDom0> {
             quota: Quota { devices: 512, events: 8192, itt_entries: 32_768, device_event_bits: MSIX_BITS },
             on_error: OnError::Skip,
         })
-        .map_err(|error| NoDom0(alloc::format!("{id} cannot be emulated: {error:?}")))?;
+        .map_err(|error| BuildError(alloc::format!("virtual {id}: {error:?}")))?;
         itss.push((its.control, vits));
     }
     Ok(itss)
 }
 
-/// dom0's RAM: all that is free, or as much as was asked for.
-fn banks(hv: &Hypervisor, ground: &Ground<'_>) -> Result<Banks, NoDom0> {
+/// dom0's RAM: `dom0_mem=`, or all memory that is free.
+fn banks(host: &Host, ground: &Ground<'_>) -> Result<Banks, BuildError> {
     let mut keep_out = alloc::vec![ground.image, ground.pool, ground.fdt_range];
-    keep_out.extend(&ground.others);
-    let want = hv.options.dom0_mem.unwrap_or(u64::MAX);
-    let banks = plan_dom0_memory(hv.machine, &keep_out, want);
+    keep_out.extend(&ground.domus);
+    let want = host.options.dom0_mem.unwrap_or(u64::MAX);
+    let banks = plan_dom0_memory(host.machine, &keep_out, want);
     let total: u64 = banks.iter().map(|bank| bank.size).sum();
     if banks.is_empty() {
-        return Err(NoDom0("no memory is left for dom0".to_string()));
+        return Err(BuildError::new("no memory is free"));
     }
-    if hv.options.dom0_mem.is_some() && total < want {
-        log::warn!("dom0 gets {} MiB of the {} MiB it was to have: no more is free", total >> 20, want >> 20);
+    if host.options.dom0_mem.is_some() && total < want {
+        log::warn!("dom0: {} MiB instead of {} MiB: no more memory is free", total >> 20, want >> 20);
     }
     Ok(banks)
 }
 
-/// Where its kernel, RAM disk and device tree go.
+/// Where kernel, RAM disk and device tree go.
 fn placement(
     ground: &Ground<'_>,
     kernel: &Module,
     ramdisk: Option<&Module>,
     banks: &Banks,
-) -> Result<Placement, NoDom0> {
-    let image = crate::build::module::image(kernel).map_err(|error| NoDom0(error.to_string()))?;
+) -> Result<Placement, BuildError> {
+    let image = kernel_header(kernel)?;
     place(banks, &image, kernel.range, ramdisk.map(|module| module.range), &[ground.fdt_range])
-        .map_err(|error| no("dom0 does not fit its memory", error))
+        .map_err(|error| BuildError::because("images", error))
 }

@@ -1,10 +1,12 @@
-//! Where things go in dom0's memory.
+//! Memory layout: which memory dom0 gets, and where images are placed in a domain's RAM. [`domu`] has the map of domUs.
 //!
 //! dom0 is mapped one to one (IPA = PA), so its memory is what the machine has left: up to 8 banks in units of 2 MiB
 //! (a stage 2 block each) around EL2's own memory and the firmware's reservations, the largest first. Into those go
 //! the kernel, its device tree and its RAM disk by the rules of Linux' Documentation/arch/arm64/booting.rst.
 //!
 //! All of it is arithmetic on ranges: nothing here touches memory.
+
+pub mod domu;
 
 use crate::build::image::Image;
 use crate::ids::Pa;

@@ -1,13 +1,312 @@
-//! Building domains: what a guest is given, and where it is put.
+//! Building domains: a [`DomainSpec`] becomes a [`Domain`].
+//!
+//! dom0's specification comes from the machine's description ([`dom0`]), a domU's from a `xen,domain` node ([`domu`]). Both say what the
+//! domain consists of and where it is; [`assemble`] does what they have in common: it loads the images, makes the address space, the
+//! interrupt controller, vPEs and vCPUs. The rest of this room is about what a specification says: where things are placed in memory
+//! ([`layout`]), which affinities vCPUs get ([`affinity`]), and how the guest is told ([`fdt`], [`acpi`]).
 
 pub mod acpi;
 pub mod affinity;
-pub mod domu_layout;
+pub mod dom0;
+pub mod domu;
 pub mod fdt;
 pub mod image;
 pub mod layout;
 pub mod pci_hide;
 
-pub mod dom0;
-pub mod domu;
-mod module;
+use crate::arch::{cache, ich, percpu};
+use crate::domain::msi::LpiPaths;
+use crate::domain::{Domain, Parts};
+use crate::gic::v4::VmHandle;
+use crate::host::Host;
+use crate::host::cmdline::Direct;
+use crate::ids::{CpuId, DomId, Intid, Ipa, Mpidr, VcpuId, VpeId};
+use crate::mm::guest_ram::{GuestRam, peek};
+use crate::mm::hw::El2;
+use crate::mm::stage2::{Attr, Fwb, Stage2, Stage2Error, ipa_bits};
+use crate::mm::tlb::Tlbs;
+use crate::platform::Module;
+use crate::util::range::Range;
+use crate::vcpu::{Start, Vcpu};
+use crate::vgic::{Vgic, VgicConfig};
+use crate::vits::Vits;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use image::{HEADER_LEN, Image};
+use layout::Placement;
+
+/// The number of INTID bits of a guest: 8192 LPIs. The sizes of the vLPI configuration and pending tables follow from it.
+const ID_BITS: u8 = 14;
+
+/// The priority bits of a guest's GIC: 32 priorities.
+const PRIORITY_BITS: u8 = 5;
+
+/// Why a domain cannot be built.
+#[derive(Debug)]
+pub struct BuildError(String);
+
+impl BuildError {
+    fn new(what: &str) -> BuildError {
+        BuildError(String::from(what))
+    }
+
+    /// `what` failed because of `error`.
+    fn because(what: &str, error: impl fmt::Display) -> BuildError {
+        BuildError(alloc::format!("{what}: {error}"))
+    }
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What is loaded into a domain's RAM before it starts.
+struct Images<'a> {
+    kernel: &'a Module,
+    ramdisk: Option<&'a Module>,
+    /// The device tree, or the ACPI tables, that describe the domain.
+    description: Vec<u8>,
+    /// Where each of them goes, as the guest sees it.
+    place: Placement,
+}
+
+/// The interrupt controller and the console of a domain, as the guest sees them.
+struct Devices {
+    dist: Range,
+    redists: Range,
+    /// How many SPIs the distributor has.
+    spis: u32,
+    itss: Vec<(Range, Vits)>,
+    console: Option<(Range, Intid)>,
+    /// ECAM pages of PCI functions that the domain does not see.
+    absent: Vec<Range>,
+    /// Ranges of the machine that are mapped at their own addresses, besides RAM.
+    mapped: Vec<(Range, Attr)>,
+}
+
+/// Where a domain's vCPUs run first.
+enum Homes {
+    /// One CPU for each vCPU, in their order.
+    Fixed(Vec<CpuId>),
+    /// Any CPU that the scheduler accepts.
+    Any,
+}
+
+/// What a domain is to be.
+struct DomainSpec<'a> {
+    id: DomId,
+    /// The affinity of each vCPU.
+    affinities: Vec<Mpidr>,
+    homes: Homes,
+    /// The scheduler's weight for each vCPU; the default if `None`.
+    weight: Option<u32>,
+    /// The most CPU time of each vCPU, in percent of a CPU; no limit if `None`.
+    cap: Option<u32>,
+    ram: GuestRam,
+    images: Images<'a>,
+    devices: Devices,
+}
+
+/// A domain that could not be built. Its RAM may hold parts of its images.
+struct Failure {
+    error: BuildError,
+    ram: GuestRam,
+}
+
+/// Builds a domain. Its vCPUs are off, and it is not in the table of domains yet.
+fn assemble(host: &'static Host, spec: DomainSpec<'_>) -> Result<Domain, Failure> {
+    match furnish(host, &spec) {
+        Ok((stage2, vgic, paths, vcpus)) => {
+            let Devices { dist, redists, itss, console, absent, .. } = spec.devices;
+            let ram = spec.ram;
+            let parts = Parts { id: spec.id, stage2, ram, vgic, dist, redists, itss, paths, console, absent, vcpus };
+            Ok(Domain::new(host, parts))
+        }
+        Err(error) => Err(Failure { error, ram: spec.ram }),
+    }
+}
+
+type Furniture = (Stage2<'static, El2, Tlbs>, Vgic, LpiPaths, Vec<Arc<Vcpu>>);
+
+/// Loads the images and makes all parts of a domain. On failure nothing is left but what is in its RAM.
+fn furnish(host: &'static Host, spec: &DomainSpec<'_>) -> Result<Furniture, BuildError> {
+    load_images(&spec.ram, &spec.images)?;
+    let vgic = Vgic::new(VgicConfig {
+        vcpus: spec.affinities.clone(),
+        spis: spec.devices.spis,
+        id_bits: ID_BITS,
+        has_lpis: !spec.devices.itss.is_empty(),
+        list_registers: ich::count(),
+        priority_bits: PRIORITY_BITS,
+    })
+    .map_err(|error| BuildError::because("interrupt controller", error))?;
+    let stage2 = address_space(host, &spec.ram, &spec.devices.mapped)?;
+    let paths = lpi_paths(host, spec);
+    match place_vcpus(host, spec, &paths) {
+        Ok(vcpus) => Ok((stage2, vgic, paths, vcpus)),
+        Err(error) => {
+            free_vpes(host, &paths);
+            free_address_space(host, stage2);
+            Err(error)
+        }
+    }
+}
+
+/// Copies kernel, RAM disk and description into the domain's RAM.
+fn load_images(ram: &GuestRam, images: &Images<'_>) -> Result<(), BuildError> {
+    let Images { kernel, ramdisk, description, place } = images;
+    let load = |what, module: &Module, to: Range| {
+        // A RAM disk may stay where the boot loader put it.
+        if module.range == to {
+            return Ok(());
+        }
+        ram.load(module.range, Ipa(to.base.0)).map_err(|error| BuildError::because(what, error))
+    };
+    load("kernel", kernel, place.kernel)?;
+    if let (Some(ramdisk), Some(to)) = (ramdisk, place.initrd) {
+        load("RAM disk", ramdisk, to)?;
+    }
+    ram.write(Ipa(place.dtb.base.0), description)
+        .map_err(|_| BuildError::new("its description does not fit its RAM"))?;
+    // The kernel starts with its caches off: what EL2 wrote has to be in memory.
+    for range in [Some(place.kernel), place.initrd, Some(place.dtb)].into_iter().flatten() {
+        ram.for_each_piece(Ipa(range.base.0), range.size, |piece, _| cache::clean(piece.base, piece.size))
+            .map_err(|_| BuildError::new("its images are not in its RAM"))?;
+    }
+    cache::invalidate_instructions();
+    Ok(())
+}
+
+/// Reads the header of a kernel module.
+fn kernel_header(kernel: &Module) -> Result<Image, BuildError> {
+    let mut header = [0; HEADER_LEN];
+    let header = peek(kernel.range, &mut header).map_err(|error| BuildError::because("kernel", error))?;
+    Image::parse(header).map_err(|error| BuildError::because("kernel", error))
+}
+
+/// Maps the domain's RAM, and the ranges of the machine that it may access.
+fn address_space(
+    host: &Host,
+    ram: &GuestRam,
+    mapped: &[(Range, Attr)],
+) -> Result<Stage2<'static, El2, Tlbs>, BuildError> {
+    let failed = |error: Stage2Error| BuildError::because("address space", error);
+    let params = host.features().stage2();
+    let fwb = if params.fwb { Fwb::On } else { Fwb::Off };
+    let vmid = host.vmids.take().ok_or_else(|| BuildError::new("no VMID is free"))?;
+    let mut stage2 = Stage2::new(&El2, host.tlbs, vmid, ipa_bits(params.pa_range), fwb).map_err(|error| {
+        host.vmids.give_back(vmid);
+        failed(error)
+    })?;
+    let banks = ram.banks().iter().map(|bank| (bank.ipa, bank.pa, bank.size, Attr::Ram));
+    let devices = mapped.iter().map(|&(range, attr)| (Ipa(range.base.0), range.base, range.size, attr));
+    match banks.chain(devices).try_for_each(|(ipa, pa, size, attr)| stage2.map(ipa, pa, size, attr)) {
+        Ok(()) => Ok(stage2),
+        Err(error) => {
+            free_address_space(host, stage2);
+            Err(failed(error))
+        }
+    }
+}
+
+/// Frees the stage 2 of a domain that is not built in the end. No CPU has loaded it.
+fn free_address_space(host: &Host, stage2: Stage2<'static, El2, Tlbs>) {
+    let vmid = stage2.vmid();
+    stage2.destroy();
+    host.vmids.give_back(vmid);
+}
+
+/// Creates the VM and a vPE for each vCPU in the GIC, as far as there are vPEs. A vCPU without a vPE takes its LPIs by list register.
+fn lpi_paths(host: &Host, spec: &DomainSpec<'_>) -> LpiPaths {
+    let homes: Vec<CpuId> = match &spec.homes {
+        Homes::Fixed(homes) => homes.clone(),
+        Homes::Any => alloc::vec![percpu::cpu(); spec.affinities.len()],
+    };
+    let with = |vm: Option<VmHandle>, vpe: &dyn Fn(CpuId) -> Option<VpeId>| LpiPaths {
+        vm,
+        vcpus: homes.iter().map(|&cpu| (cpu, vpe(cpu))).collect(),
+    };
+    let wanted = host.options.direct == Direct::On && !spec.devices.itss.is_empty();
+    let Some(v4) = host.gic.v4().filter(|_| wanted) else { return with(None, &|_| None) };
+    match v4.create_vm(ID_BITS) {
+        Ok(vm) => with(Some(vm), &|cpu| {
+            v4.add_vpe(vm, cpu)
+                .inspect_err(|error| {
+                    log::warn!("{}: no vPE for the vCPU on {cpu}: {error}: its LPIs are injected by software", spec.id);
+                })
+                .ok()
+        }),
+        Err(error) => {
+            log::warn!("{}: no vLPI tables: {error}: LPIs are injected by software", spec.id);
+            with(None, &|_| None)
+        }
+    }
+}
+
+/// Removes the vPEs of a domain that is not built in the end. None of them has been resident.
+fn free_vpes(host: &Host, paths: &LpiPaths) {
+    let (Some(v4), Some(vm)) = (host.gic.v4(), paths.vm) else { return };
+    for vpe in paths.vcpus.iter().filter_map(|&(_, vpe)| vpe) {
+        if let Err(error) = v4.remove_vpe(vpe) {
+            log::error!("{vpe}: cannot be removed: {error}");
+        }
+    }
+    if let Err(error) = v4.destroy_vm(vm) {
+        log::error!("vLPI tables cannot be freed: {error}");
+    }
+}
+
+/// Makes the vCPUs and adds each to the scheduler. On failure none is left there.
+fn place_vcpus(host: &Host, spec: &DomainSpec<'_>, paths: &LpiPaths) -> Result<Vec<Arc<Vcpu>>, BuildError> {
+    let mut vcpus: Vec<Arc<Vcpu>> = Vec::new();
+    for (id, &affinity) in (0..).map(VcpuId).zip(&spec.affinities) {
+        let make = |cpu| Arc::new(Vcpu::new(spec.id, id, affinity, cpu, paths.vpe(id), ich::count()));
+        let placed = match &spec.homes {
+            Homes::Fixed(homes) => homes.get(id.index()).and_then(|&cpu| try_place(host, make(cpu), cpu)),
+            Homes::Any => place_anywhere(host, make),
+        };
+        let Some(vcpu) = placed else {
+            vcpus.iter().for_each(|vcpu| host.remove_vcpu(vcpu));
+            return Err(BuildError(alloc::format!("no CPU is free for {id}")));
+        };
+        if let Some(weight) = spec.weight {
+            vcpu.entity.set_weight(weight);
+        }
+        if let Some(percent) = spec.cap {
+            vcpu.entity.set_cap(percent);
+        }
+        vcpus.push(vcpu);
+    }
+    for vcpu in &vcpus {
+        if let Some(vpe) = vcpu.vpe {
+            host.vpes.give(vpe, vcpu.clone());
+        }
+    }
+    Ok(vcpus)
+}
+
+fn try_place(host: &Host, vcpu: Arc<Vcpu>, cpu: CpuId) -> Option<Arc<Vcpu>> {
+    host.add_vcpu(&vcpu, cpu).is_ok().then_some(vcpu)
+}
+
+/// Places a vCPU on the first CPU that takes it. The boot CPU is tried last, because it takes the console's interrupts. Where vCPUs share
+/// CPUs, every CPU takes one, and the vCPUs are distributed in turn.
+fn place_anywhere(host: &Host, make: impl Fn(CpuId) -> Arc<Vcpu>) -> Option<Arc<Vcpu>> {
+    let count = host.cpus.ids().len();
+    let turn = if host.sched.shares_cpus() { host.vcpus() % count } else { 0 };
+    let all = host.cpus.ids().rev().cycle().skip(turn).take(count);
+    all.filter(|&cpu| host.cpu(cpu).is_online()).find_map(|cpu| try_place(host, make(cpu), cpu))
+}
+
+/// Powers the first vCPU on, as the boot protocol wants it (Linux, Documentation/arch/arm64/booting.rst).
+fn start(domain: &Domain, place: &Placement) -> Result<(), BuildError> {
+    let start = Start { entry: Ipa(place.kernel.base.0), context: place.dtb.base.0 };
+    match domain.vcpus().first().filter(|vcpu| domain.power_on(vcpu, start)) {
+        Some(_) => Ok(()),
+        None => Err(BuildError::new("it has no vCPU")),
+    }
+}

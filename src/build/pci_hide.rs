@@ -6,13 +6,12 @@
 //! The hidden functions are those of the option `dom0_pci_hide=SSSS:BB:DD.F,...` (hexadecimal, as `lspci` writes them)
 //! and EL2's own console where that is a PCI function, as on Graviton3: dom0 must neither drive it nor move its BAR.
 
+use crate::host::cmdline::DOM0_PCI_HIDE;
 use crate::ids::Pa;
 use crate::platform::{Machine, PciHost};
 use crate::util::range::Range;
 use alloc::vec::Vec;
 
-/// Name of the command line option.
-pub const WORD: &str = "dom0_pci_hide";
 /// Size of one function's configuration space in bytes.
 const PAGE: u64 = 4096;
 /// The value that a read of an empty slot returns.
@@ -26,7 +25,7 @@ const EMPTY_SLOT: u32 = u32::MAX;
 pub fn hidden_by_option(machine: &Machine) -> Result<Vec<Range>, &str> {
     let line = machine.bootargs.split_ascii_whitespace().filter_map(|word| word.split_once('='));
     let mut pages = Vec::new();
-    for (_, value) in line.filter(|&(name, _)| name == WORD) {
+    for (_, value) in line.filter(|&(name, _)| name == DOM0_PCI_HIDE) {
         for text in value.split(',') {
             pages.push(page_of(machine, text).ok_or(text)?);
         }

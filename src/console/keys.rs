@@ -1,6 +1,7 @@
 //! Debug keys: what the hypervisor does when it has the keyboard.
 
 use crate::sync::{Lock, Rank};
+use alloc::boxed::Box;
 use arrayvec::ArrayVec;
 
 /// A key and what it does.
@@ -8,7 +9,7 @@ use arrayvec::ArrayVec;
 struct Key {
     key: u8,
     help: &'static str,
-    run: fn(),
+    run: &'static (dyn Fn() + Sync),
 }
 
 /// As many keys as there can be.
@@ -17,7 +18,8 @@ const KEYS: usize = 32;
 static TABLE: Lock<ArrayVec<Key, KEYS>> = Lock::new(Rank::Console, ArrayVec::new_const());
 
 /// Makes `key` run `run`; the last registration of a key holds. `false` when the table is full.
-pub fn register(key: u8, help: &'static str, run: fn()) -> bool {
+pub fn register(key: u8, help: &'static str, run: impl Fn() + Sync + 'static) -> bool {
+    let run: &'static (dyn Fn() + Sync) = Box::leak(Box::new(run));
     let mut table = TABLE.lock();
     table.retain(|entry| entry.key != key);
     table.try_push(Key { key, help, run }).is_ok()

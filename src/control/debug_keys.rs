@@ -1,50 +1,52 @@
-//! The debug keys that show what domains and interrupts are doing.
+//! The debug keys that show the state of domains and interrupts, and change it.
 //!
-//! Each prints and changes nothing (but `o`, `O`, `K` and `R`). They run on the CPU that took the UART's interrupt and look
-//! at others' state as it is at that moment.
+//! A handler runs on the CPU that took the UART's interrupt, with no lock held, and prints the state of other CPUs as it is at that moment.
+//! Only `K`, `o`, `O` and `R` change anything. To add a key, add a line to [`register`].
 
+use super::{Control, hotplug};
 use crate::arch::{power, timer};
 use crate::console::{self, keys, line};
-use crate::control::hotplug;
 use crate::domain::Domain;
 use crate::domain::lifecycle::End;
+use crate::domain::table::Domains;
 use crate::gic::its::Kind;
-use crate::host::hypervisor;
-use crate::ids::{CpuId, DomId, Intid};
+use crate::host::Host;
+use crate::ids::{DomId, Intid};
 use crate::trace::{Event, on, total};
 use core::sync::atomic::{AtomicU16, Ordering};
 
-/// The domain that `K` ends; 0 is none.
+/// The domU that `K` ends; 0 for none.
 static CHOSEN: AtomicU16 = AtomicU16::new(0);
 
-/// Makes the keys known to the console.
-pub fn register() {
+/// Registers the debug keys.
+pub fn register(control: &'static Control) {
+    let domains = control.domains;
+    let host = domains.host;
     keys::register(b'h', "this list", console::help);
-    keys::register(b'd', "domains and vCPUs", domains);
-    keys::register(b'i', "interrupts", interrupts);
-    keys::register(b'v', "vPEs and residency", vpes);
-    keys::register(b'x', "exits by reason", exits);
-    keys::register(b's', "the scheduler", scheduler);
-    keys::register(b'm', "memory", memory);
-    keys::register(b'n', "choose the next domain, for K", choose);
-    keys::register(b'K', "end the chosen domain, as if it had crashed", kill);
-    keys::register(b'o', "take the last CPU out", hotplug::take_out);
-    keys::register(b'O', "take a CPU back in", hotplug::take_back);
+    keys::register(b'd', "domains and vCPUs", move || show_domains(domains));
+    keys::register(b'i', "interrupts", move || show_interrupts(domains));
+    keys::register(b'v', "vPEs and residency", move || show_vpes(domains));
+    keys::register(b'x', "exits by reason", move || show_exits(host));
+    keys::register(b's', "the scheduler", move || show_scheduler(domains));
+    keys::register(b'm', "free memory", move || host.log_free_memory());
+    keys::register(b'n', "choose the next domU, for K", move || choose(domains));
+    keys::register(b'K', "end the chosen domU, as if it had crashed", move || kill(domains));
+    keys::register(b'o', "take the last CPU out of service", move || hotplug::take_out(control));
+    keys::register(b'O', "take a CPU back into service", move || hotplug::take_back(control));
     keys::register(b'R', "reboot the machine", reboot);
 }
 
-fn domains() {
-    let hv = hypervisor();
-    hv.domains().for_each(|domain| domain_state(&domain));
+fn show_domains(domains: &Domains) {
+    domains.iter().for_each(|domain| domain_state(&domain));
 }
 
 fn domain_state(domain: &Domain) {
     line(format_args!(
         "{}: {} vCPUs, {} MiB in {} banks",
-        domain.id,
+        domain.id(),
         domain.vcpus().len(),
-        domain.ram.size() >> 20,
-        domain.ram.banks().len()
+        domain.ram().size() >> 20,
+        domain.ram().banks().len()
     ));
     for vcpu in domain.vcpus() {
         let guest = if vcpu.is_in_guest() { ", in the guest" } else { "" };
@@ -52,41 +54,39 @@ fn domain_state(domain: &Domain) {
     }
 }
 
-fn interrupts() {
-    let hv = hypervisor();
-    line(format_args!("{}", hv.gic.counters()));
-    hv.domains().for_each(|domain| domain_interrupts(&domain));
+fn show_interrupts(domains: &Domains) {
+    line(format_args!("{}", domains.host.gic.counters()));
+    domains.iter().for_each(|domain| domain_interrupts(&domain));
 }
 
 fn domain_interrupts(domain: &Domain) {
-    line(format_args!("{}", domain.id));
+    line(format_args!("{}", domain.id()));
     for vcpu in domain.vcpus() {
         for intid in (0..32).map(Intid) {
-            if let Some(view) = domain.vgic.irq_state(vcpu.id, intid).filter(|view| view.pending || view.active) {
+            if let Some(view) = domain.vgic().irq_state(vcpu.id, intid).filter(|view| view.pending || view.active) {
                 line(format_args!("  {} {intid}: {view:?}", vcpu.id));
             }
         }
     }
-    for (place, (_, vits)) in domain.vitss.iter().enumerate() {
+    for (index, vits) in domain.itss().enumerate() {
         let mut mapped = 0;
         vits.for_each_event(&mut |device, event, vintid, collection, vcpu| {
             mapped += 1;
             match vcpu {
-                Some(vcpu) => line(format_args!("  ITS{place} {device} {event}: {vintid} to {vcpu}")),
-                None => line(format_args!("  ITS{place} {device} {event}: {vintid} parked in {collection}")),
+                Some(vcpu) => line(format_args!("  ITS{index} {device} {event}: {vintid} to {vcpu}")),
+                None => line(format_args!("  ITS{index} {device} {event}: {vintid} parked in {collection}")),
             }
         });
-        line(format_args!("ITS{place}: {mapped} events; {:?}", vits.counters()));
+        line(format_args!("ITS{index}: {mapped} events; {:?}", vits.counters()));
     }
 }
 
-fn vpes() {
-    let hv = hypervisor();
-    let Some(v4) = hv.gic.v4() else {
+fn show_vpes(domains: &Domains) {
+    let Some(v4) = domains.host.gic.v4() else {
         line(format_args!("no virtual LPIs: device interrupts are injected by software"));
         return;
     };
-    for vcpu in hv.domains().flat_map(|domain| domain.vcpus().to_vec()) {
+    for vcpu in domains.iter().flat_map(|domain| domain.vcpus().to_vec()) {
         match vcpu.vpe {
             None => line(format_args!("  {} {}: no vPE", vcpu.domain, vcpu.id)),
             Some(vpe) => {
@@ -101,23 +101,23 @@ fn vpes() {
     }
 }
 
-fn scheduler() {
-    let hv = hypervisor();
-    line(format_args!("sched={}: {} vCPUs", hv.sched.name(), hv.vcpus()));
-    for cpu in (0..hv.machine.cpus.len()).filter_map(|cpu| u16::try_from(cpu).ok()).map(CpuId) {
-        match hv.sched.current(cpu) {
-            Some(vcpu) => line(format_args!("  {cpu}: {} of {}, {:?}", vcpu.id, vcpu.domain, vcpu.run.get())),
-            None => line(format_args!("  {cpu}: nobody")),
+fn show_scheduler(domains: &Domains) {
+    let host = domains.host;
+    line(format_args!("sched={}: {} vCPUs", host.sched.name(), host.vcpus()));
+    for cpu in host.cpus.ids() {
+        match host.sched.current(cpu) {
+            Some(vcpu) => line(format_args!("  {cpu}: {} {}, {:?}", vcpu.domain, vcpu.id, vcpu.run.get())),
+            None => line(format_args!("  {cpu}: idle")),
         }
-        hv.sched.for_each_waiting(cpu, &mut |vcpu| line(format_args!("    waits: {} of {}", vcpu.id, vcpu.domain)));
+        host.sched.for_each_waiting(cpu, &mut |vcpu| line(format_args!("    waiting: {} {}", vcpu.domain, vcpu.id)));
     }
-    for domain in hv.domains() {
+    for domain in domains.iter() {
         for vcpu in domain.vcpus() {
             let entity = &vcpu.entity;
             let ms = |ticks| timer::ticks_to_us(ticks, timer::frequency()) / 1000;
             line(format_args!(
                 "  {} {}: weight {}, cap {}, has run {} ms, last on {}, moved {} times, waited {} ms at most",
-                domain.id,
+                domain.id(),
                 vcpu.id,
                 entity.weight(),
                 entity.cap(),
@@ -133,9 +133,9 @@ fn scheduler() {
     {
         line(format_args!("  {}: {}", event.label(), total(event)));
     }
-    let (outs, backs, vpes) = hv.hotplug.counts();
-    line(format_args!("  {} CPUs; taken out: {outs}, back: {backs}, vPEs moved for it: {vpes}", hv.online()));
-    let counters = hv.gic.counters();
+    let (outs, backs, vpes) = host.cpus.hotplug_counts();
+    line(format_args!("  {} CPUs; taken out: {outs}, back: {backs}, vPEs moved for it: {vpes}", host.cpus.online()));
+    let counters = host.gic.counters();
     line(format_args!(
         "  residency: entered {}, left to sleep {}, left preempted {}; doorbells {}, for one awake {}",
         counters.enters.get(),
@@ -144,13 +144,13 @@ fn scheduler() {
         total(Event::IrqDoorbell),
         total(Event::DoorbellSpurious)
     ));
-    // The first is counted where vCPUs run, the second where commands are sent: they say the same, but for what moved
-    // because its CPU was taken out.
+    // The first is counted where vCPUs run, the second where commands are sent. They are equal, except for vPEs that moved because
+    // their CPU was taken out.
     line(format_args!("  vPE moves: {}, VMOVPs: {}", total(Event::VpeMove), counters.commands(Kind::Vmovp)));
 }
 
-fn exits() {
-    let cpus = hypervisor().machine.cpus.len();
+fn show_exits(host: &Host) {
+    let cpus = host.cpus.ids();
     line(format_args!("in {} ms:", timer::now_us() / 1000));
     for &event in Event::ALL {
         let sum = total(event);
@@ -158,8 +158,8 @@ fn exits() {
             continue;
         }
         line(format_args!("  {:>20}: {sum}", event.label()));
-        if cpus <= 8 {
-            for cpu in (0..cpus).filter_map(|cpu| u16::try_from(cpu).ok()).map(CpuId) {
+        if cpus.len() <= 8 {
+            for cpu in cpus.clone() {
                 let count = on(cpu, event);
                 if count != 0 {
                     line(format_args!("  {:>20}  {cpu}: {count}", ""));
@@ -169,30 +169,25 @@ fn exits() {
     }
 }
 
-fn memory() {
-    crate::control::teardown::report(hypervisor());
-}
-
-fn choose() {
-    let hv = hypervisor();
+fn choose(domains: &Domains) {
     let before = CHOSEN.load(Ordering::Relaxed);
-    let ids = || hv.domains().map(|domain| domain.id.0).filter(|&id| id != 0);
+    let ids = || domains.iter().map(|domain| domain.id().0).filter(|&id| id != 0);
     let next = ids().find(|&id| id > before).or_else(|| ids().next()).unwrap_or(0);
     CHOSEN.store(next, Ordering::Relaxed);
     match next {
-        0 => line(format_args!("there is no domain beside dom0")),
-        next => line(format_args!("{} is chosen: K ends it", DomId(next))),
+        0 => line(format_args!("there is no domU")),
+        next => line(format_args!("{}: chosen: K ends it", DomId(next))),
     }
 }
 
-fn kill() {
+fn kill(domains: &Domains) {
     let chosen = DomId(CHOSEN.load(Ordering::Relaxed));
-    match hypervisor().domain(chosen).filter(|_| chosen != DomId(0)) {
+    match domains.get(chosen).filter(|_| chosen != DomId(0)) {
         Some(domain) => {
-            line(format_args!("{chosen} is ended by hand"));
+            line(format_args!("{chosen}: ended by hand"));
             domain.finish(End::Crash);
         }
-        None => line(format_args!("no domain is chosen: n chooses")),
+        None => line(format_args!("no domU is chosen: n chooses one")),
     }
 }
 

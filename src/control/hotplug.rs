@@ -1,77 +1,43 @@
-//! Taking a CPU out of the machine and back in, while guests run.
+//! CPU hotplug: takes a CPU out of service and back in while guests run.
 //!
-//! Two debug keys ask for it. The CPU that takes the key chooses which CPU goes and has the scheduler give nothing more to
-//! it; the rest is done by the CPU that goes, in its own loop, where no vCPU is in it:
+//! Two debug keys request it. The CPU that takes the key chooses the CPU to take out and tells the scheduler to give it no more vCPUs.
+//! The rest is done by the CPU that leaves, in its run loop, when no vCPU is on it:
 //!
-//! 1. Who waits there goes to other CPUs' queues; who sleeps there until a time is woken, and sleeps on elsewhere.
-//! 2. SPIs, events, vPEs and doorbells go elsewhere ([`crate::gic::Gic::take_out`]). If that fails, the CPU stays.
-//! 3. What interrupts came on the way are taken, and those that it masked are unmasked; then its interface takes no more.
-//! 4. PSCI CPU_OFF. Where the firmware has none, the CPU waits at EL2 until it is wanted again.
+//! 1. vCPUs that wait there move to other CPUs' run queues. vCPUs that are blocked with a timer on that CPU are woken, and block again
+//!    elsewhere.
+//! 2. SPIs, events, vPEs and doorbells move to another CPU ([`crate::gic::Gic::take_out`]). If that fails, the CPU stays in service.
+//! 3. Interrupts that arrived meanwhile are taken, and LPIs that the CPU has masked are unmasked. Then its CPU interface is disabled.
+//! 4. PSCI CPU_OFF. Where the firmware does not implement it, the CPU waits at EL2 until it is requested again.
 //!
-//! It comes back as it came at boot, to the same stack and the same block of its own. Nothing that was in it is there any
-//! more: no vCPU's registers, and what TLBs hold is from before and forgotten.
+//! A CPU returns by the same path as at boot, with the same stack and the same per-CPU block. It holds no state from before: no vCPU's
+//! registers, and its TLB entries are invalidated.
 //!
-//! The boot CPU stays. It has no place that the firmware could start it at, and takes the console's interrupts.
+//! The boot CPU cannot be taken out: the firmware has no entry point for it, and it takes the console's interrupts.
 
+use super::Control;
 use crate::arch::psci::{self, PsciError};
-use crate::arch::smp::Place;
 use crate::arch::sysreg::{self, Writeable};
 use crate::arch::{barrier, timer};
 use crate::console::line;
 use crate::domain::irq;
 use crate::gic::{TakeOutError, cpuif};
-use crate::host::Hypervisor;
-use crate::host::hypervisor;
+use crate::host::Host;
+use crate::host::cpu_state::Hotplug;
 use crate::ids::{CpuId, DomId, VcpuId};
 use crate::mm::hw::El2;
 use crate::mmio::Hw;
-use crate::sync::Once;
-use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-/// How long a CPU that goes may take until the firmware says that it is off.
+/// How long a leaving CPU may take until the firmware reports it as off, in microseconds.
 const OFF_LIMIT_US: u64 = 1_000_000;
 
-/// Where a CPU is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-enum State {
-    /// It is in, or has never been.
-    In,
-    /// It has been asked to go.
-    Asked,
-    /// It is off, or a few instructions before that.
-    Out,
-    /// It waits at EL2 to be called back.
-    Waits,
-    /// It has been called back.
-    Coming,
-    /// It could not be brought up again.
-    Lost,
-}
-
-impl State {
-    const ALL: [State; 6] = [State::In, State::Asked, State::Out, State::Waits, State::Coming, State::Lost];
-}
-
-/// What the hypervisor keeps about it.
-pub struct Hotplug {
-    states: Vec<AtomicU8>,
-    /// Where the firmware starts each CPU but the boot CPU.
-    places: Vec<Once<Place>>,
-    outs: AtomicU64,
-    backs: AtomicU64,
-    vpes: AtomicU64,
-}
-
-/// Why nothing is done.
+/// Why a request was refused.
 enum Refusal {
-    /// Another CPU, or this one, has been asked and is not there yet.
-    OnItsWay(CpuId),
+    /// An earlier request is not finished.
+    Busy(CpuId),
     BootCpu(CpuId),
-    /// This vCPU can run nowhere else.
-    Bound(CpuId, DomId, VcpuId),
+    /// This vCPU can run on no other CPU.
+    Pinned(CpuId, DomId, VcpuId),
     Gic(CpuId, TakeOutError),
     NoneIsOut,
     Firmware(CpuId, PsciError),
@@ -80,9 +46,9 @@ enum Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Refusal::OnItsWay(cpu) => write!(f, "{cpu} is still on its way"),
-            Refusal::BootCpu(cpu) => write!(f, "{cpu} stays: the machine was started on it, and it has the console"),
-            Refusal::Bound(cpu, domain, vcpu) => write!(f, "{cpu} stays: {vcpu} of {domain} can run nowhere else"),
+            Refusal::Busy(cpu) => write!(f, "{cpu}: an earlier request is not finished"),
+            Refusal::BootCpu(cpu) => write!(f, "{cpu} stays: it is the boot CPU, and takes the console's interrupts"),
+            Refusal::Pinned(cpu, domain, vcpu) => write!(f, "{cpu} stays: {domain} {vcpu} can run on no other CPU"),
             Refusal::Gic(cpu, error) => write!(f, "{cpu} stays: {error}"),
             Refusal::NoneIsOut => f.write_str("no CPU is out"),
             Refusal::Firmware(cpu, error) => write!(f, "{cpu} stays out: {error}"),
@@ -90,175 +56,102 @@ impl fmt::Display for Refusal {
     }
 }
 
-impl Hotplug {
-    /// `cpus` CPUs, none of which has been taken out.
-    #[must_use]
-    pub fn new(cpus: usize) -> Hotplug {
-        Hotplug {
-            states: (0..cpus).map(|_| AtomicU8::new(State::In as u8)).collect(),
-            places: (0..cpus).map(|_| Once::new()).collect(),
-            outs: AtomicU64::new(0),
-            backs: AtomicU64::new(0),
-            vpes: AtomicU64::new(0),
-        }
-    }
-
-    /// Where `cpu` was started, and can be again.
-    pub fn remember(&self, cpu: CpuId, place: Place) {
-        if let Some(slot) = self.places.get(cpu.index()) {
-            slot.call_once(|| place);
-        }
-    }
-
-    fn state(&self, cpu: CpuId) -> State {
-        let raw = self.states.get(cpu.index()).map_or(0, |state| state.load(Ordering::SeqCst));
-        State::ALL.into_iter().find(|state| *state as u8 == raw).unwrap_or(State::Lost)
-    }
-
-    fn set(&self, cpu: CpuId, state: State) {
-        if let Some(slot) = self.states.get(cpu.index()) {
-            slot.store(state as u8, Ordering::SeqCst);
-        }
-    }
-
-    /// `false`: it is in another state than `from`.
-    fn change(&self, cpu: CpuId, from: State, to: State) -> bool {
-        self.states.get(cpu.index()).is_some_and(|state| {
-            state.compare_exchange(from as u8, to as u8, Ordering::SeqCst, Ordering::SeqCst).is_ok()
-        })
-    }
-
-    fn cpus(&self) -> impl DoubleEndedIterator<Item = CpuId> {
-        (0..self.states.len() as u16).map(CpuId)
-    }
-
-    /// The first CPU in one of these states.
-    fn first(&self, states: &[State]) -> Option<CpuId> {
-        self.cpus().find(|cpu| states.contains(&self.state(*cpu)))
-    }
-
-    /// Whether `cpu` has been asked to go.
-    #[inline]
-    #[must_use]
-    pub fn is_asked(&self, cpu: CpuId) -> bool {
-        self.states.get(cpu.index()).is_some_and(|state| state.load(Ordering::Acquire) == State::Asked as u8)
-    }
-
-    /// `cpu` has been brought up, for the first time or again.
-    pub fn came_up(&self, cpu: CpuId) {
-        if self.change(cpu, State::Coming, State::In) {
-            self.backs.fetch_add(1, Ordering::Relaxed);
-            line(format_args!("{cpu} is back"));
-        }
-    }
-
-    /// `cpu` could not be brought up.
-    pub fn failed(&self, cpu: CpuId) {
-        self.set(cpu, State::Lost);
-    }
-
-    /// How often CPUs were taken out and came back, and how many vPEs were moved for it.
-    #[must_use]
-    pub fn counts(&self) -> (u64, u64, u64) {
-        let [outs, backs, vpes] = [&self.outs, &self.backs, &self.vpes].map(|count| count.load(Ordering::Relaxed));
-        (outs, backs, vpes)
-    }
-}
-
-/// The debug key that takes the last CPU out.
-pub(crate) fn take_out() {
-    if let Err(refusal) = ask_out(hypervisor()) {
+/// Handles the debug key that takes the last CPU out.
+pub(super) fn take_out(control: &Control) {
+    if let Err(refusal) = request_out(control.domains.host) {
         line(format_args!("{refusal}"));
     }
 }
 
-fn ask_out(hv: &Hypervisor) -> Result<(), Refusal> {
-    let hotplug = &hv.hotplug;
-    if let Some(cpu) = hotplug.first(&[State::Asked, State::Coming]) {
-        return Err(Refusal::OnItsWay(cpu));
+fn request_out(host: &Host) -> Result<(), Refusal> {
+    if let Some(cpu) = host.cpus.first_in(&[Hotplug::Leaving, Hotplug::Returning]) {
+        return Err(Refusal::Busy(cpu));
     }
-    let Some(cpu) = hotplug.cpus().rfind(|cpu| hv.is_online(*cpu)) else { return Err(Refusal::NoneIsOut) };
-    if hotplug.places.get(cpu.index()).and_then(Once::get).is_none() {
+    let Some(cpu) = host.cpus.last_online() else { return Err(Refusal::NoneIsOut) };
+    if host.cpu(cpu).place().is_none() {
         return Err(Refusal::BootCpu(cpu));
     }
-    hv.sched.take_offline(cpu).map_err(|vcpu| Refusal::Bound(cpu, vcpu.domain, vcpu.id))?;
-    hotplug.set(cpu, State::Asked);
-    hv.send_kick(cpu);
+    host.sched.take_offline(cpu).map_err(|vcpu| Refusal::Pinned(cpu, vcpu.domain, vcpu.id))?;
+    host.cpu(cpu).set_hotplug(Hotplug::Leaving);
+    host.send_kick(cpu);
     Ok(())
 }
 
-/// This CPU has been asked to go, and no vCPU is in it. Returns if it stays, or was called back without having been off.
-pub(crate) fn leave(hv: &Hypervisor, cpu: CpuId) {
-    let hotplug = &hv.hotplug;
-    let nobody = hv.sched.next(cpu, timer::now());
-    debug_assert!(nobody.is_none(), "{cpu} has been taken out, and is to run somebody");
-    hv.set_online(cpu, false);
-    // An SPI that another CPU sends here is seen below, or that CPU sees that this one goes.
+/// This CPU has been asked to leave, and no vCPU is on it. Returns if it stays in service, or was requested again without having been
+/// off.
+pub fn leave(control: &Control, cpu: CpuId) {
+    let host = control.domains.host;
+    let state = host.cpu(cpu);
+    let next = host.sched.next(cpu, timer::now());
+    debug_assert!(next.is_none(), "{cpu}: a vCPU was placed on a CPU that leaves");
+    state.set_online(false);
+    // Orders the flag before the look at SPI routes in `take_out`: an SPI that another CPU routes here is found below, or that CPU sees
+    // the flag.
     barrier::dsb_sy();
-    let Some(to) = hotplug.cpus().rfind(|other| hv.is_online(*other)) else { unreachable!("the boot CPU stays") };
-    let moved = match hv.gic.take_out(cpu, to) {
+    let Some(to) = host.cpus.last_online() else { unreachable!("the boot CPU stays online") };
+    let moved = match host.gic.take_out(cpu, to) {
         Ok(moved) => moved,
         Err(error) => {
-            hv.set_online(cpu, true);
-            hv.sched.bring_online(cpu);
-            hotplug.set(cpu, State::In);
+            state.set_online(true);
+            host.sched.bring_online(cpu);
+            state.set_hotplug(Hotplug::InService);
             line(format_args!("{}", Refusal::Gic(cpu, error)));
             return;
         }
     };
-    hv.unload_stage2(cpu);
-    hv.forget_last_on(cpu);
+    host.unload_stage2(cpu);
+    state.set_registers_of(None);
     sysreg::CNTV_CTL_EL0.set(0);
-    hv.own_ppis().for_each(|ppi| hv.gic.ppi_disable(cpu, ppi));
-    // Kicks, and doorbells that rang before they moved.
-    irq::take_all(cpu);
-    irq::relieve_all(cpu);
-    hv.timer(cpu).give_up(&mut |vcpu| _ = hv.wake(vcpu));
+    host.own_ppis().for_each(|ppi| host.gic.ppi_disable(cpu, ppi));
+    // Kicks, and doorbells that rang before they were moved.
+    irq::take_all(control.domains, cpu);
+    irq::relieve_all(control.domains, cpu);
+    state.timer.give_up(&mut |vcpu| _ = host.wake(vcpu));
     cpuif::shut();
-    hotplug.outs.fetch_add(1, Ordering::Relaxed);
-    hotplug.vpes.fetch_add(moved.vpes.into(), Ordering::Relaxed);
-    hotplug.set(cpu, State::Out);
-    line(format_args!("{cpu} is out; to {to} went {moved}"));
+    host.cpus.count_taken_out(moved.vpes);
+    state.set_hotplug(Hotplug::Off);
+    line(format_args!("{cpu} is out; moved to {to}: {moved}"));
     let error = psci::cpu_off();
-    line(format_args!("{cpu} waits at EL2: {error}"));
-    if hotplug.change(cpu, State::Out, State::Waits) {
-        while hotplug.state(cpu) == State::Waits {
+    line(format_args!("{cpu}: CPU_OFF failed: {error}: it waits at EL2"));
+    if state.change_hotplug(Hotplug::Off, Hotplug::Parked) {
+        while state.hotplug() == Hotplug::Parked {
             barrier::wfe();
         }
     }
-    if let Err(error) = hv.bring_up(cpu) {
-        log::error!("{cpu} is of no use: {error}");
+    if let Err(error) = host.bring_up(cpu) {
+        log::error!("{cpu}: bring-up failed: {error}");
         barrier::park()
     }
 }
 
-/// The debug key that takes a CPU back in.
-pub(crate) fn take_back() {
-    if let Err(refusal) = call_back(hypervisor()) {
+/// Handles the debug key that takes a CPU back in.
+pub(super) fn take_back(control: &Control) {
+    if let Err(refusal) = request_back(control.domains.host) {
         line(format_args!("{refusal}"));
     }
 }
 
-fn call_back(hv: &Hypervisor) -> Result<(), Refusal> {
-    let hotplug = &hv.hotplug;
-    if let Some(cpu) = hotplug.first(&[State::Asked, State::Coming]) {
-        return Err(Refusal::OnItsWay(cpu));
+fn request_back(host: &Host) -> Result<(), Refusal> {
+    if let Some(cpu) = host.cpus.first_in(&[Hotplug::Leaving, Hotplug::Returning]) {
+        return Err(Refusal::Busy(cpu));
     }
-    let cpu = hotplug.first(&[State::Out, State::Waits]).ok_or(Refusal::NoneIsOut)?;
-    let place = hotplug.places.get(cpu.index()).and_then(Once::get).ok_or(Refusal::NoneIsOut)?;
-    hotplug.set(cpu, State::Coming);
-    // One that waits sees it; one that is off is started; one in between does the first or can soon be started.
+    let cpu = host.cpus.first_in(&[Hotplug::Off, Hotplug::Parked]).ok_or(Refusal::NoneIsOut)?;
+    let state = host.cpu(cpu);
+    let place = state.place().ok_or(Refusal::NoneIsOut)?;
+    state.set_hotplug(Hotplug::Returning);
+    // A CPU that waits at EL2 sees the new state. A CPU that is off is started. A CPU in between either sees the state, or can be
+    // started within the time limit.
     barrier::dsb_ishst();
     barrier::sev();
     let mut answer = Ok(());
     let _ = El2.wait(OFF_LIMIT_US, || {
         answer = place.start();
-        answer != Err(PsciError::AlreadyOn) || hotplug.state(cpu) == State::In
+        answer != Err(PsciError::AlreadyOn) || state.hotplug() == Hotplug::InService
     });
     match answer {
         Ok(()) | Err(PsciError::OnPending) => Ok(()),
-        // Unless it is back without having been off.
-        Err(error) if hotplug.change(cpu, State::Coming, State::Out) => Err(Refusal::Firmware(cpu, error)),
+        // Unless the CPU has returned without having been off.
+        Err(error) if state.change_hotplug(Hotplug::Returning, Hotplug::Off) => Err(Refusal::Firmware(cpu, error)),
         Err(_) => Ok(()),
     }
 }

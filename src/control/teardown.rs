@@ -1,223 +1,174 @@
-//! What is left of a domain that has ended, and how it is given back.
+//! Teardown: how a domU that has ended is removed, and its resources are freed.
 //!
-//! The last vCPU of a domain to go off announces it. From then on whichever CPU has nothing better to do does a short
-//! stretch of the work after the other ([`Duty`](crate::host::background::Duty)):
+//! The run loop announces the end when the domain's last vCPU has gone off. From then on a CPU that has nothing else to run performs the
+//! work, one short step at a time ([`Background`](crate::host::background::Background)):
 //!
-//! 1. Nobody finds it any more: it leaves its place, the scheduler, the table of SPIs and the console.
-//! 2. What the hardware knows of it goes: its devices' events, its vPEs, interrupts that are active for it.
-//! 3. When nobody looks at it any more and no CPU has its stage 2 loaded, its tables are freed.
+//! 1. The domain is taken out of the table of domains, the scheduler and the console.
+//! 2. The hardware forgets it: events of its devices are unmapped, its vPEs and their tables are removed, interrupts that are active for
+//!    it are deactivated.
+//! 3. When no reference to it is left and no CPU has its stage 2 loaded, its stage 2 tables are freed.
 //! 4. Its RAM is zeroed, piece by piece, and given back to the pool.
 //!
-//! After a reset it is then built anew from the same boot modules.
+//! After a reset the domain is then built again from the same boot modules.
 
+use super::Control;
 use crate::arch::{barrier, timer};
 use crate::build::domu;
 use crate::console;
 use crate::domain::Domain;
 use crate::domain::lifecycle::End;
-use crate::gic::v4::V4Error;
-use crate::host::Hypervisor;
-use crate::host::background::Stretch;
+use crate::domain::table::Domains;
+use crate::host::Host;
+use crate::host::background::Step;
 use crate::host::cmdline::OnCrash;
-use crate::ids::{CpuId, DomId, Pa};
-use crate::mm::{frames, heap};
-use crate::util::range::Range;
+use crate::ids::{CpuId, DomId};
+use crate::mm::guest_ram::GuestRam;
 use crate::vits::Progress;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 
-/// Bytes that are zeroed in one stretch.
-const STRETCH: u64 = 256 << 10;
+/// How many bytes are zeroed in one step.
+const WIPE_STEP: u64 = 256 << 10;
 
-/// Operations of a virtual ITS in one stretch.
-const VITS_BUDGET: usize = 64;
-
-/// How long a domain that nobody runs may be looked at by others before that is said.
+/// How long a step of the teardown may be held up before that is logged, in microseconds.
 const PATIENCE_US: u64 = 5_000_000;
 
-/// A domain on its way out.
-pub struct Work {
+/// A domain that is being taken down.
+pub(super) struct Work {
     id: DomId,
     end: End,
     since: u64,
-    said: bool,
-    step: Step,
+    /// A delay has been logged.
+    reported: bool,
+    stage: Stage,
 }
 
-enum Step {
-    /// Its devices' events are taken down.
-    Events(Arc<Domain>),
-    /// Others may still look at it.
-    Alone(Arc<Domain>),
-    /// Its RAM is zeroed: what is left of it, and how much of the last stretch is done.
-    Wipe(Vec<Range>, u64),
-    /// All is given back.
+enum Stage {
+    /// The hardware has to forget it.
+    Interrupts(Arc<Domain>),
+    /// References to it, or a loaded stage 2, may be left.
+    References(Arc<Domain>),
+    /// Its RAM is being zeroed.
+    Wipe {
+        ram: GuestRam,
+        /// Bytes that are zeroed already.
+        done: u64,
+    },
+    /// All resources are freed.
     Done,
 }
 
-/// All vCPUs of a domain are off, and it has ended. Said once for each domain.
-pub fn announce(hv: &Hypervisor, id: DomId) {
-    hv.ends.announce(id);
-    pass_on(hv);
+/// Announces that a domain has ended and that all its vCPUs are off. Called once for each domain that is built.
+pub fn announce(control: &Control, id: DomId) {
+    control.background.announce(id);
+    hand_over(control);
 }
 
-/// This CPU has something better to do: if there is work left and nobody is at it, one that sleeps is called.
-pub fn pass_on(hv: &Hypervisor) {
-    if let Some(cpu) = hv.ends.whom_to_call() {
-        hv.send_kick(cpu);
+/// This CPU will perform no more steps for now: kicks an idle CPU if there is work that no CPU performs.
+pub fn hand_over(control: &Control) {
+    if let Some(cpu) = control.background.idle_cpu_to_kick() {
+        control.domains.host.send_kick(cpu);
     }
 }
 
-/// This CPU has no vCPU: it does a stretch, or sleeps until it is called.
-pub fn rest(hv: &'static Hypervisor, cpu: CpuId) {
-    hv.ends.lie_down(cpu);
-    if !stretch(hv, cpu) {
-        hv.unload_stage2(cpu);
+/// This CPU has no vCPU to run: performs a step, or sleeps until an interrupt.
+pub fn idle(control: &'static Control, cpu: CpuId) {
+    control.background.mark_idle(cpu);
+    if !step(control, cpu) {
+        control.domains.host.unload_stage2(cpu);
         barrier::wfi();
     }
-    hv.ends.get_up(cpu);
+    control.background.mark_busy(cpu);
 }
 
-/// This CPU has left a guest because of an interrupt: it does a stretch if nobody has more time.
-pub fn lend_a_hand(hv: &'static Hypervisor, cpu: CpuId) {
-    if hv.ends.is_quiet() {
+/// This CPU has exited from a guest because of an interrupt: performs a step if no CPU is idle.
+pub fn assist(control: &'static Control, cpu: CpuId) {
+    if control.background.is_empty() {
         return;
     }
-    if hv.ends.whom_to_call().is_some() || stretch(hv, cpu) {
-        pass_on(hv);
+    if control.background.idle_cpu_to_kick().is_some() || step(control, cpu) {
+        hand_over(control);
     }
 }
 
-/// Does a short stretch of what there is to do. `false` if there is nothing, or another CPU is at it.
-fn stretch(hv: &'static Hypervisor, cpu: CpuId) -> bool {
-    match hv.ends.stretch(|id| begin(hv, id), |work| advance(hv, cpu, work)) {
-        Stretch::Nothing => return false,
-        Stretch::More => {}
-        Stretch::Done(Work { id, end, .. }) => {
-            report(hv);
-            if end == End::Reset || end == End::Crash && hv.options.on_crash == OnCrash::Restart {
-                domu::build_or_say(hv, id);
+/// Performs one step. Returns `false` if there is no work, or another CPU performs it.
+fn step(control: &'static Control, cpu: CpuId) -> bool {
+    let domains = control.domains;
+    match control.background.step(|id| start(domains, id), |work| advance(domains.host, cpu, work)) {
+        Step::Nothing => return false,
+        Step::More => {}
+        Step::Done(Work { id, end, .. }) => {
+            domains.host.log_free_memory();
+            if end == End::Reset || end == End::Crash && domains.host.options.on_crash == OnCrash::Restart {
+                domu::build_or_log(domains, id);
             }
         }
     }
     true
 }
 
-/// Prints what is free: after each domain that is gone, the same as before it came.
-pub(crate) fn report(hv: &Hypervisor) {
-    let (objects, _) = heap::usage();
-    let guests = hv.guest_pool.lock().free_bytes();
-    let pages = frames::free_bytes() / frames::PAGE as u64;
-    log::info!("free: {pages} frames, {} MiB for domains; {objects} bytes of objects", guests >> 20);
-}
-
-/// Nobody finds the domain any more.
-fn begin(hv: &Hypervisor, id: DomId) -> Option<Work> {
-    let domain = hv.take_domain(id)?;
+/// Takes the domain out of all tables, so that it can no longer be looked up.
+fn start(domains: &Domains, id: DomId) -> Option<Work> {
+    let domain = domains.take(id)?;
     console::detach(id);
     for vcpu in domain.vcpus() {
-        hv.remove_vcpu(vcpu);
+        domains.host.remove_vcpu(vcpu);
     }
-    for (_, vits) in &domain.vitss {
-        let _ = vits.reset();
-    }
-    let end = domain.life.end().unwrap_or(End::Crash);
-    Some(Work { id, end, since: timer::now_us(), said: false, step: Step::Events(domain) })
+    domain.reset_itss();
+    let end = domain.end().unwrap_or(End::Crash);
+    Some(Work { id, end, since: timer::now_us(), reported: false, stage: Stage::Interrupts(domain) })
 }
 
-/// One stretch.
-fn advance(hv: &Hypervisor, cpu: CpuId, work: &mut Work) -> Progress {
-    work.step = match core::mem::replace(&mut work.step, Step::Done) {
-        Step::Events(domain) => {
-            if take_events_down(&domain) == Progress::More {
-                Step::Events(domain)
-            } else if !take_vpes_down(hv, &domain) {
-                patience(work, "a vPE of it is still in use");
-                Step::Events(domain)
+/// Performs one step of the work.
+fn advance(host: &Host, cpu: CpuId, work: &mut Work) -> Progress {
+    work.stage = match core::mem::replace(&mut work.stage, Stage::Done) {
+        Stage::Interrupts(domain) => {
+            if domain.step_itss() == Progress::More {
+                Stage::Interrupts(domain)
+            } else if !domain.remove_vpes() {
+                report_delay(work, "a vPE is still resident");
+                Stage::Interrupts(domain)
             } else {
-                domain.vgic.release(&domain.port());
-                hv.spis.take_back(domain.id, |spi| {
-                    hv.gic.spi_disable(spi);
-                    hv.gic.spi_set_pending(spi, false);
-                    hv.gic.spi_set_active(spi, false);
-                });
-                Step::Alone(domain)
+                domain.release_interrupts();
+                Stage::References(domain)
             }
         }
-        Step::Alone(domain) => {
-            if hv.vcpu_of(cpu).is_none() {
-                hv.unload_stage2(cpu);
+        Stage::References(domain) => {
+            if host.sched.current(cpu).is_none() {
+                host.unload_stage2(cpu);
             }
-            if hv.is_loaded(domain.vttbr) {
-                // That CPU is on its way from it to another vCPU, or to its sleep.
-                patience(work, "a CPU still has its stage 2");
-                Step::Alone(domain)
+            if domain.is_stage2_loaded() {
+                // That CPU is on its way from this domain to another vCPU, or to sleep.
+                report_delay(work, "a CPU still has its stage 2 loaded");
+                Stage::References(domain)
             } else if domain.vcpus().iter().any(|vcpu| Arc::strong_count(vcpu) > 1) {
-                patience(work, "somebody still looks at a vCPU of it");
-                Step::Alone(domain)
+                report_delay(work, "a reference to one of its vCPUs is left");
+                Stage::References(domain)
             } else {
                 match Arc::try_unwrap(domain) {
-                    Ok(domain) => {
-                        domu::give_address_space_back(hv, &domain);
-                        Step::Wipe(domain.ram.banks().iter().map(|bank| Range::new(bank.pa, bank.size)).collect(), 0)
-                    }
+                    Ok(domain) => Stage::Wipe { ram: domain.into_ram(), done: 0 },
                     Err(domain) => {
-                        patience(work, "somebody still looks at it");
-                        Step::Alone(domain)
+                        report_delay(work, "a reference to it is left");
+                        Stage::References(domain)
                     }
                 }
             }
         }
-        Step::Wipe(mut banks, done) => match banks.last() {
-            Some(bank) if done < bank.size => {
-                let size = (bank.size - done).min(STRETCH);
-                domu::wipe(Range::new(Pa(bank.base.0 + done), size));
-                Step::Wipe(banks, done + size)
+        Stage::Wipe { ram, done } => match ram.wipe(done, WIPE_STEP) {
+            Some(done) => Stage::Wipe { ram, done },
+            None => {
+                host.guest_pool.lock().give_back(ram);
+                Stage::Done
             }
-            Some(&bank) => {
-                banks.pop();
-                hv.guest_pool.lock().give(bank);
-                Step::Wipe(banks, 0)
-            }
-            None => Step::Done,
         },
-        Step::Done => Step::Done,
+        Stage::Done => Stage::Done,
     };
-    if matches!(work.step, Step::Done) { Progress::Done } else { Progress::More }
+    if matches!(work.stage, Stage::Done) { Progress::Done } else { Progress::More }
 }
 
-/// Says once that taking a domain down takes long.
-fn patience(work: &mut Work, why: &str) {
-    if !work.said && timer::now_us() - work.since > PATIENCE_US {
-        work.said = true;
-        log::warn!("{} cannot be taken down: {why}", work.id);
+/// Logs once that the teardown is held up.
+fn report_delay(work: &mut Work, why: &str) {
+    if !work.reported && timer::now_us() - work.since > PATIENCE_US {
+        work.reported = true;
+        log::warn!("{}: teardown is held up: {why}", work.id);
     }
-}
-
-fn take_events_down(domain: &Domain) -> Progress {
-    let port = domain.port();
-    let backend = domain.lpi_backend(&port);
-    for (_, vits) in &domain.vitss {
-        if vits.run(&backend, VITS_BUDGET) == Progress::More {
-            return Progress::More;
-        }
-    }
-    Progress::Done
-}
-
-/// `false` if one is still in use.
-fn take_vpes_down(hv: &Hypervisor, domain: &Domain) -> bool {
-    let (Some(v4), Some(vm)) = (hv.gic.v4(), domain.paths.vm) else { return true };
-    for vpe in domain.paths.vcpus.iter().filter_map(|&(_, vpe)| vpe) {
-        hv.vpes.set(vpe, None);
-        match v4.remove_vpe(vpe) {
-            Err(V4Error::Resident(_)) => return false,
-            Err(V4Error::NoSuchVpe(_)) | Ok(()) => {}
-            Err(error) => log::error!("{} of {}: {error}", vpe, domain.id),
-        }
-    }
-    if let Err(error) = v4.destroy_vm(vm) {
-        log::error!("the interrupt tables of {}: {error}", domain.id);
-    }
-    true
 }

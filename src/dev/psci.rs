@@ -98,15 +98,10 @@ const CRASH: u64 = 0x8000_0001;
 /// The affinity fields of MPIDR_EL1. All other bits of an affinity argument must be zero.
 const AFFINITY_BITS: u64 = 0xff_00ff_ffff;
 
-/// Decodes a call. `immediate` is that of the HVC or SMC, which the convention requires to be 0. `x` is X0 to X3.
-///
-/// After an HVC, ELR_EL2 already points behind the instruction. The caller has to step over a trapped SMC.
+/// Decodes a call, given X0 to X3.
 #[must_use]
-pub fn call(immediate: u16, x: [u64; 4]) -> PsciAction {
+pub fn call(x: [u64; 4]) -> PsciAction {
     use PsciAction::Return;
-    if immediate != 0 {
-        return Return(status::NOT_SUPPORTED);
-    }
     let [function, a1, a2, a3] = x;
     // The function is in W0. The arguments of a 32-bit function are in W1 to W3.
     let function = function as u32;
@@ -175,7 +170,7 @@ mod tests {
     use super::*;
 
     fn hvc(x: [u64; 4]) -> PsciAction {
-        call(0, x)
+        call(x)
     }
 
     #[test]
@@ -192,7 +187,6 @@ mod tests {
         {
             assert_eq!(hvc([function, 1, 2, 3]), Return(u64::MAX), "{function:#x}");
         }
-        assert_eq!(call(0x4a48, [0x8400_0008, 0, 0, 0]), Return(u64::MAX), "another immediate is another protocol");
     }
 
     #[test]

@@ -7,9 +7,14 @@
 //!
 //! Arm ARM (DDI 0487), D12.2 "The AArch64 view of the Generic Timer" and D24.8 (CNTP_CTL_EL0 and related registers).
 
+use crate::ids::Intid;
+
 const ENABLE: u64 = 1 << 0;
 const IMASK: u64 = 1 << 1;
 const ISTATUS: u64 = 1 << 2;
+
+/// The PPI of the EL1 physical timer (Arm BSA, "PE peripherals").
+pub const CNTP_PPI: Intid = Intid(30);
 
 /// An emulated physical timer. It is disabled after reset.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

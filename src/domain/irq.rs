@@ -1,134 +1,164 @@
-//! Who gets a physical interrupt.
+//! Physical interrupts: which domain or which part of EL2 gets each of them.
 //!
-//! EL2 runs with interrupts masked and takes them here, by asking: after an exit that an interrupt caused, in
-//! the idle loop, and between stretches of long work. With EOImode = 1 an acknowledged interrupt is first
-//! dropped (ICC_EOIR1_EL1) so that others can come, and deactivated when its owner is done: by EL2 for its own,
-//! by the guest through a hardware-linked list register for the guest's (IHI 0069, 4.1.1 and 4.7).
+//! EL2 runs with interrupts masked and takes them here, by reading ICC_IAR1_EL1: after an exit that an interrupt caused, in the idle
+//! loop, and between steps of long work. With EOImode = 1 an acknowledged interrupt is first dropped (ICC_EOIR1_EL1), so that others
+//! can be taken, and deactivated when its owner has handled it: by EL2 for EL2's own interrupts, by the guest through a list register
+//! with the HW bit for a guest's (IHI 0069, 4.1.1 and 4.7).
 
-use crate::arch::sysreg::{CNTV_CTL_EL0, ReadWriteable};
+use super::table::Domains;
+use crate::arch::sysreg::{CNTV_CTL_EL0, ReadWriteable, Readable};
 use crate::arch::timer;
-use crate::domain::msi::follow;
+use crate::console;
 use crate::gic::cpuif;
-use crate::host::DomainRef;
-use crate::host::hypervisor;
-use crate::host::rate_limit::Meter;
-use crate::ids::{CpuId, Intid, Lpi, VcpuId};
-use crate::run::virtual_timer_line;
+use crate::host::routes::follow;
+use crate::host::{Host, KICK};
+use crate::ids::{CpuId, Intid, Lpi};
+use crate::sched::Woken;
 use crate::trace::{Event, count};
-
-/// The SGI by which one CPU makes another look again.
-pub const KICK: u8 = 0;
+use crate::vcpu::Vcpu;
+use crate::vcpu::meter::Meter;
 
 const KICK_INTID: Intid = Intid(KICK as u32);
 
-/// Takes every interrupt that is pending on this CPU.
-pub fn take_all(cpu: CpuId) {
+/// Whether the virtual timer asserts its interrupt: enabled, not masked, condition met (DDI 0487, CNTV_CTL_EL0).
+#[must_use]
+pub fn virtual_timer_line() -> bool {
+    CNTV_CTL_EL0.matches_all(CNTV_CTL_EL0::ENABLE::SET + CNTV_CTL_EL0::IMASK::CLEAR + CNTV_CTL_EL0::ISTATUS::SET)
+}
+
+/// Takes every interrupt that is pending on this CPU, `cpu`.
+pub fn take_all(domains: &Domains, cpu: CpuId) {
     while let Some(intid) = cpuif::ack() {
-        take(cpu, intid);
+        take(domains, cpu, intid);
     }
 }
 
-fn take(cpu: CpuId, intid: Intid) {
+fn take(domains: &Domains, cpu: CpuId, intid: Intid) {
     cpuif::eoi(intid);
-    let hv = hypervisor();
+    let host = domains.host;
     if let Some(lpi) = intid.lpi() {
-        take_lpi(cpu, lpi);
+        match host.gic.doorbell(lpi) {
+            Some(vpe) => {
+                count(cpu, Event::IrqDoorbell);
+                take_doorbell(host, cpu, lpi, host.vpes.get(vpe).as_deref());
+            }
+            None => take_lpi(domains, cpu, lpi),
+        }
         return;
     }
     match intid.0 {
         _ if intid == KICK_INTID => {
-            // Nothing to do: having left the guest, or having woken up, is the message.
+            // The kick has done its work: the CPU has left its guest or its sleep.
             count(cpu, Event::IrqKick);
             cpuif::deactivate(intid);
         }
-        _ if intid == hv.machine.timer.virt => {
+        _ if intid == host.machine.timer.virt => {
             count(cpu, Event::IrqVtimer);
-            if !virtual_timer_line() {
-                // It has fallen since: the vCPU that it was for has left this CPU, or its guest has set another time.
-                cpuif::deactivate(intid);
-                return;
-            }
-            let taken = hv.vcpu_of(cpu).is_some_and(|vcpu| {
-                hv.domain(vcpu.domain).is_some_and(|domain| {
-                    let port = domain.port();
-                    domain.vgic.inject_hw_ppi(&port, vcpu.id, intid)
-                })
-            });
-            if !taken {
-                // Nobody runs here who could; a vCPU that starts here sets its timer anew.
-                CNTV_CTL_EL0.modify(CNTV_CTL_EL0::IMASK::SET);
-                cpuif::deactivate(intid);
-            }
+            take_virtual_timer(domains, cpu, intid);
         }
-        _ if intid == hv.machine.timer.hyp => {
+        _ if intid == host.machine.timer.hyp => {
             count(cpu, Event::IrqHtimer);
-            let fired = hv.timer(cpu).fired(&mut |vcpu| {
-                if hv.wake(vcpu) {
-                    count(cpu, Event::WakeTimer);
-                }
-            });
-            cpuif::deactivate(intid);
-            if fired.relief {
-                relieve(cpu);
-            }
-            if fired.resched {
-                hv.sched.set_need_resched(cpu);
-            }
-            // One that sleeps in this CPU has its CNTP looked at before it enters.
-            if !hv.sched.shares_cpus()
-                && let Some(vcpu) = hv.vcpu_of(cpu)
-            {
-                hv.wake(&vcpu);
-            }
+            take_el2_timer(domains, cpu, intid);
         }
-        _ if intid == hv.machine.gic.maintenance => {
+        _ if intid == host.machine.gic.maintenance => {
             count(cpu, Event::IrqMaintenance);
             cpuif::deactivate(intid);
         }
-        _ if Some(intid) == hv.console_irq => {
-            crate::domain::input::take();
+        _ if Some(intid) == host.console_irq => {
+            take_console_input(domains);
             cpuif::deactivate(intid);
         }
         32.. => {
             count(cpu, Event::IrqSpi);
-            let taken = hv.domain_of_spi(intid).is_some_and(|domain| domain.vgic.inject_hw_spi(&domain.port(), intid));
+            let taken = domains.of_spi(intid).is_some_and(|domain| domain.vgic().inject_hw_spi(&domain.port(), intid));
             if !taken {
                 count(cpu, Event::IrqUnknown);
-                hv.gic.spi_disable(intid);
+                host.gic.spi_disable(intid);
                 cpuif::deactivate(intid);
             }
         }
         _ => {
             count(cpu, Event::IrqUnknown);
-            hv.gic.ppi_disable(cpu, intid);
+            host.gic.ppi_disable(cpu, intid);
             cpuif::deactivate(intid);
         }
     }
 }
 
-fn take_lpi(cpu: CpuId, lpi: Lpi) {
-    let hv = hypervisor();
-    if let Some(vpe) = hv.gic.doorbell(lpi) {
-        count(cpu, Event::IrqDoorbell);
-        let owner = hv.vcpu_of_vpe(vpe);
-        match owner.as_ref().and_then(|(domain, vcpu)| domain.vcpu(*vcpu)) {
-            Some(vcpu) => {
-                if !hv.wake(vcpu) {
-                    count(cpu, Event::DoorbellSpurious);
-                }
-                meter(cpu, lpi, &vcpu.meter);
-            }
-            None => count(cpu, Event::IrqUnknown),
-        }
+fn take_virtual_timer(domains: &Domains, cpu: CpuId, intid: Intid) {
+    if !virtual_timer_line() {
+        // The line has dropped since: the vCPU has left this CPU, or the guest has reprogrammed its timer.
+        cpuif::deactivate(intid);
         return;
     }
+    let taken = domains.host.sched.current(cpu).is_some_and(|vcpu| {
+        domains.get(vcpu.domain).is_some_and(|domain| domain.vgic().inject_hw_ppi(&domain.port(), vcpu.id, intid))
+    });
+    if !taken {
+        // No vCPU on this CPU can take it. A vCPU that starts here programs the timer anew.
+        CNTV_CTL_EL0.modify(CNTV_CTL_EL0::IMASK::SET);
+        cpuif::deactivate(intid);
+    }
+}
+
+fn take_el2_timer(domains: &Domains, cpu: CpuId, intid: Intid) {
+    let host = domains.host;
+    let fired = host.cpu(cpu).timer.fired(&mut |vcpu| {
+        if was_asleep(host.wake(vcpu)) {
+            count(cpu, Event::WakeTimer);
+        }
+    });
+    cpuif::deactivate(intid);
+    if fired.relief {
+        relieve(domains, cpu);
+    }
+    if fired.resched {
+        host.sched.set_need_resched(cpu);
+    }
+    // With sched=null a vCPU stays on its CPU while it is blocked. Its emulated CNTP is evaluated before it enters.
+    if !host.sched.shares_cpus()
+        && let Some(vcpu) = host.sched.current(cpu)
+    {
+        let _ = host.wake(&vcpu);
+    }
+}
+
+/// Passes what was typed to the domain that has the keyboard, or to the debug keys.
+fn take_console_input(domains: &Domains) {
+    console::irq(&mut |domain, byte| {
+        if let Some(domain) = domains.get(domain) {
+            // Bytes that do not fit into the FIFO and the buffer behind it are lost, as on a real UART.
+            domain.input(byte);
+        }
+    });
+}
+
+fn was_asleep(woken: Woken) -> bool {
+    matches!(woken, Woken::WasBlocked | Woken::WasBlocking)
+}
+
+/// A doorbell rang: the vPE's owner has a pending vLPI.
+fn take_doorbell(host: &Host, cpu: CpuId, lpi: Lpi, owner: Option<&Vcpu>) {
+    let Some(vcpu) = owner else {
+        count(cpu, Event::IrqUnknown);
+        return;
+    };
+    if !was_asleep(host.wake(vcpu)) {
+        count(cpu, Event::DoorbellSpurious);
+    }
+    charge(host, cpu, lpi, &vcpu.meter);
+}
+
+/// A physical LPI arrived that is injected by software.
+fn take_lpi(domains: &Domains, cpu: CpuId, lpi: Lpi) {
+    let host = domains.host;
     count(cpu, Event::IrqLpi);
-    let injected = hv.routes.get(lpi).is_some_and(|route| {
-        hv.domain(route.domain).is_some_and(|domain| {
-            let injected = domain.vgic.inject_lpi(&domain.port(), route.vcpu, route.vintid);
+    let injected = host.routes.get(lpi).is_some_and(|route| {
+        domains.get(route.domain).is_some_and(|domain| {
+            let injected = domain.vgic().inject_lpi(&domain.port(), route.vcpu, route.vintid);
             if let Some(vcpu) = domain.vcpu(route.vcpu) {
-                meter(cpu, lpi, &vcpu.meter);
-                if hv.sched.shares_cpus() && follow(&hv.gic, &hv.routes, lpi, cpu, vcpu.cpu()) {
+                charge(host, cpu, lpi, &vcpu.meter);
+                if host.sched.shares_cpus() && follow(&host.gic, &host.routes, lpi, cpu, vcpu.cpu()) {
                     count(cpu, Event::LpiMove);
                 }
             }
@@ -140,42 +170,36 @@ fn take_lpi(cpu: CpuId, lpi: Lpi) {
     }
 }
 
-/// An LPI or a doorbell was taken. Over its rate it is masked: beside that only what has it [`follow`] its vCPU issues an
-/// ITS command.
-fn meter(cpu: CpuId, lpi: Lpi, meter: &Meter) {
-    let hv = hypervisor();
-    if let Some(at) = hv.storms.took(&hv.gic, &hv.routes, lpi, meter, timer::now()) {
-        count(cpu, Event::StormMask);
-        hv.timer(cpu).relieve_at(at);
+/// Charges a vCPU for an LPI or a doorbell, and masks the LPI if the vCPU is above its rate. Only this and [`follow`] issue ITS
+/// commands when an interrupt arrives.
+fn charge(host: &Host, cpu: CpuId, lpi: Lpi, meter: &Meter) {
+    if let Some(at) = host.rate_limits.took(&host.gic, &host.routes, lpi, meter, timer::now()) {
+        count(cpu, Event::RateLimitMask);
+        host.cpu(cpu).timer.relieve_at(at);
     }
 }
 
-/// Lets masked interrupts come again, those that may.
-pub fn relieve(cpu: CpuId) {
-    if let Some(at) = relieve_as_of(cpu, timer::now()) {
-        hypervisor().timer(cpu).relieve_at(at);
+/// Unmasks the LPIs and doorbells whose vCPUs have credit again.
+pub fn relieve(domains: &Domains, cpu: CpuId) {
+    if let Some(at) = relieve_as_of(domains, cpu, timer::now()) {
+        domains.host.cpu(cpu).timer.relieve_at(at);
     }
 }
 
-/// Lets all masked interrupts come again: this CPU's timer is not going to see to it.
-pub fn relieve_all(cpu: CpuId) {
-    let _nothing_later = relieve_as_of(cpu, u64::MAX);
+/// Unmasks all masked LPIs and doorbells: this CPU leaves service, and its timer will not do it later.
+pub fn relieve_all(domains: &Domains, cpu: CpuId) {
+    let _ = relieve_as_of(domains, cpu, u64::MAX);
 }
 
-/// When to come again.
-fn relieve_as_of(cpu: CpuId, now: u64) -> Option<u64> {
-    let hv = hypervisor();
-    let of = |domain: Option<DomainRef<'_>>, vcpu: VcpuId| {
-        domain.and_then(|domain| Some(domain.vcpu(vcpu)?.meter.relief_at(&hv.storms.rate)))
+/// Unmasks what may be unmasked at `now`. Returns the time of the next call.
+fn relieve_as_of(domains: &Domains, cpu: CpuId, now: u64) -> Option<u64> {
+    let host = domains.host;
+    let rate = &host.rate_limits.rate;
+    let relief = |lpi: Lpi| match host.routes.get(lpi) {
+        Some(route) => Some(domains.get(route.domain)?.vcpu(route.vcpu)?.meter.relief_at(rate)),
+        None => Some(host.vpes.get(host.gic.whose_doorbell(lpi)?)?.meter.relief_at(rate)),
     };
-    let relief = |lpi: Lpi| match hv.routes.get(lpi) {
-        Some(route) => of(hv.domain(route.domain), route.vcpu),
-        None => {
-            let (domain, vcpu) = hv.vcpu_of_vpe(hv.gic.whose_doorbell(lpi)?)?;
-            of(Some(domain), vcpu)
-        }
-    };
-    let (again, unmasked) = hv.storms.relieve(&hv.gic, &hv.routes, now, relief);
-    (0..unmasked).for_each(|_| count(cpu, Event::StormRelief));
+    let (again, unmasked) = host.rate_limits.relieve(&host.gic, &host.routes, now, relief);
+    (0..unmasked).for_each(|_| count(cpu, Event::RateLimitUnmask));
     again
 }

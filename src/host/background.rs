@@ -1,9 +1,9 @@
-//! Who does the work that nobody waits for: taking ended domains down, on a CPU that has nothing better to do.
+//! Background work: taking ended domains down, in short steps, on CPUs that have nothing else to run.
 //!
-//! One CPU at a time is at it, for a short stretch. A CPU without a vCPU goes on from stretch to stretch, and only
-//! sleeps when there is nothing, or another is at it. Nobody else may be left who would go on: so who lets go of the work for
-//! something better, or announces some, calls a CPU that sleeps. Where none sleeps, CPUs that leave a guest because
-//! of an interrupt do a stretch each.
+//! One CPU at a time performs the work, one step at a time. An idle CPU continues from step to step and sleeps only if there is no
+//! work, or another CPU is performing it. When a CPU stops (because it gets a vCPU to run), or announces work, no other CPU may be
+//! performing it; it then kicks an idle CPU. If no CPU is idle, each CPU that exits from a guest because of an interrupt performs
+//! one step.
 
 use crate::ids::{CpuId, DomId};
 use crate::sync::Exclusive;
@@ -11,117 +11,112 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use crate::vits::Progress;
 use alloc::vec::Vec;
 
-/// A piece of work has been begun.
-const BEGUN: u64 = 1 << 63;
+/// Bit in `todo`: a domain's work has been started and is not finished.
+const STARTED: u64 = 1 << 63;
 
-/// What came of a stretch.
+/// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stretch<W> {
-    /// There was nothing to do, or another CPU is at it.
+pub enum Step<W> {
+    /// There is no work, or another CPU is performing it.
     Nothing,
-    /// There may be more to do.
+    /// There may be more work.
     More,
-    /// This has been done, and there may be more.
+    /// This piece of work is finished; there may be more.
     Done(W),
 }
 
-/// What has to be done, in pieces of `W`, and the CPUs that could.
-pub struct Duty<W> {
-    /// A bit for each domain that was announced, and [`BEGUN`].
+/// Announced work, in pieces of type `W`, and the CPUs that are idle.
+pub struct Background<W> {
+    /// One bit for each announced domain, and [`STARTED`].
     todo: AtomicU64,
     work: Exclusive<Option<W>>,
-    /// By CPU.
-    asleep: Vec<AtomicBool>,
+    /// Whether each CPU is idle.
+    idle: Vec<AtomicBool>,
 }
 
-impl<W> Duty<W> {
-    /// Nothing has to be done, and nobody of `cpus` CPUs sleeps.
+impl<W> Background<W> {
+    /// No work, and none of `cpus` CPUs idle.
     #[must_use]
-    pub fn new(cpus: usize) -> Duty<W> {
-        let asleep = (0..cpus).map(|_| AtomicBool::new(false)).collect();
-        Duty { todo: AtomicU64::new(0), work: Exclusive::new(None), asleep }
+    pub fn new(cpus: usize) -> Background<W> {
+        let idle = (0..cpus).map(|_| AtomicBool::new(false)).collect();
+        Background { todo: AtomicU64::new(0), work: Exclusive::new(None), idle }
     }
 
-    /// A domain has ended.
+    /// Announces that a domain has ended and has to be taken down.
     pub fn announce(&self, id: DomId) {
         self.todo.fetch_or(1 << id.0, Ordering::SeqCst);
     }
 
-    /// Whether there is nothing to do.
+    /// Whether there is no work.
     #[must_use]
-    pub fn is_quiet(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.todo.load(Ordering::Relaxed) == 0
     }
 
-    /// Does a stretch: `begin` takes up the end of a domain, unless there is no such domain; `advance` goes on with
-    /// what was begun and says whether it is done.
-    pub fn stretch(
-        &self,
-        begin: impl FnOnce(DomId) -> Option<W>,
-        advance: impl FnOnce(&mut W) -> Progress,
-    ) -> Stretch<W> {
-        if self.is_quiet() {
-            return Stretch::Nothing;
+    /// Performs one step. `begin` starts the work for an announced domain and returns `None` if there is no such domain. `advance`
+    /// performs a step of work that has been started and returns whether it is finished.
+    pub fn step(&self, begin: impl FnOnce(DomId) -> Option<W>, advance: impl FnOnce(&mut W) -> Progress) -> Step<W> {
+        if self.is_empty() {
+            return Step::Nothing;
         }
-        let Some(mut work) = self.work.take() else { return Stretch::Nothing };
+        let Some(mut work) = self.work.take() else { return Step::Nothing };
         if work.is_none() {
             let Some(id) = self.next() else {
-                // Who announces something now may have seen this CPU at it, and have called nobody.
+                // A CPU that announces work now may have seen this CPU hold `work`, and then kicks no other.
                 drop(work);
                 fence(Ordering::SeqCst);
-                return if self.is_quiet() { Stretch::Nothing } else { Stretch::More };
+                return if self.is_empty() { Step::Nothing } else { Step::More };
             };
             *work = begin(id);
         }
         if work.as_mut().is_some_and(|work| advance(work) == Progress::More) {
-            return Stretch::More;
+            return Step::More;
         }
         let done = work.take();
-        self.todo.fetch_and(!BEGUN, Ordering::SeqCst);
-        done.map_or(Stretch::More, Stretch::Done)
+        self.todo.fetch_and(!STARTED, Ordering::SeqCst);
+        done.map_or(Step::More, Step::Done)
     }
 
-    /// A domain that was announced, and is now begun.
+    /// Takes an announced domain; its work counts as started.
     fn next(&self) -> Option<DomId> {
-        let todo = self.todo.load(Ordering::SeqCst) & !BEGUN;
+        let todo = self.todo.load(Ordering::SeqCst) & !STARTED;
         if todo == 0 {
             return None;
         }
-        self.todo.fetch_or(BEGUN, Ordering::SeqCst);
+        self.todo.fetch_or(STARTED, Ordering::SeqCst);
         self.todo.fetch_and(!(todo & todo.wrapping_neg()), Ordering::SeqCst);
         Some(DomId(todo.trailing_zeros() as u16))
     }
 
-    /// `cpu` is about to look for work for the last time, and to sleep if there is none for it.
-    pub fn lie_down(&self, cpu: CpuId) {
-        self.set_asleep(cpu, true);
-        // Either it finds the work free, or who lets go of the work finds it asleep.
+    /// `cpu` is about to look for work a last time, and to sleep if it finds none.
+    pub fn mark_idle(&self, cpu: CpuId) {
+        self.set_idle(cpu, true);
+        // Orders the flag before the look at `work`: either this CPU finds `work` free, or the CPU that releases it finds this one idle.
         fence(Ordering::SeqCst);
     }
 
     /// `cpu` is awake.
-    pub fn get_up(&self, cpu: CpuId) {
-        self.set_asleep(cpu, false);
+    pub fn mark_busy(&self, cpu: CpuId) {
+        self.set_idle(cpu, false);
     }
 
-    fn set_asleep(&self, cpu: CpuId, now: bool) {
-        if let Some(asleep) = self.asleep.get(cpu.index()) {
-            asleep.store(now, Ordering::SeqCst);
+    fn set_idle(&self, cpu: CpuId, now: bool) {
+        if let Some(idle) = self.idle.get(cpu.index()) {
+            idle.store(now, Ordering::SeqCst);
         }
     }
 
-    /// The CPU to call if there is something to do and nobody is at it; the caller has let go of the work, or
-    /// announced some.
+    /// The idle CPU to kick if there is work that no CPU is performing. The caller has released the work, or announced some.
     #[must_use]
-    pub fn whom_to_call(&self) -> Option<CpuId> {
-        if self.is_quiet() {
+    pub fn idle_cpu_to_kick(&self) -> Option<CpuId> {
+        if self.is_empty() {
             return None;
         }
         fence(Ordering::SeqCst);
         if self.work.is_taken() {
             return None;
         }
-        self.asleep.iter().position(|asleep| asleep.load(Ordering::SeqCst)).map(|cpu| CpuId(cpu as u16))
+        self.idle.iter().position(|idle| idle.load(Ordering::SeqCst)).map(|cpu| CpuId(cpu as u16))
     }
 }
 
@@ -129,43 +124,43 @@ impl<W> Duty<W> {
 mod tests {
     use super::*;
 
-    fn stretch(duty: &Duty<DomId>, progress: Progress) -> Stretch<DomId> {
-        duty.stretch(Some, |_| progress)
+    fn step(work: &Background<DomId>, progress: Progress) -> Step<DomId> {
+        work.step(Some, |_| progress)
     }
 
     #[test]
-    fn what_is_announced_is_begun_once_in_order_and_quiet_when_done() {
-        let duty = Duty::new(1);
-        assert_eq!(stretch(&duty, Progress::Done), Stretch::Nothing);
-        duty.announce(DomId(8));
-        duty.announce(DomId(3));
-        assert_eq!(stretch(&duty, Progress::More), Stretch::More);
-        duty.announce(DomId(3));
+    fn announced_work_is_started_once_in_order_and_removed_when_finished() {
+        let work = Background::new(1);
+        assert_eq!(step(&work, Progress::Done), Step::Nothing);
+        work.announce(DomId(8));
+        work.announce(DomId(3));
+        assert_eq!(step(&work, Progress::More), Step::More);
+        work.announce(DomId(3));
         for id in [3, 3, 8] {
-            assert!(!duty.is_quiet());
-            assert_eq!(stretch(&duty, Progress::Done), Stretch::Done(DomId(id)));
+            assert!(!work.is_empty());
+            assert_eq!(step(&work, Progress::Done), Step::Done(DomId(id)));
         }
-        assert!(duty.is_quiet());
-        duty.announce(DomId(1));
-        assert_eq!(duty.stretch(|_| None, |_| Progress::More), Stretch::More, "it has gone already");
-        assert!(duty.is_quiet());
+        assert!(work.is_empty());
+        work.announce(DomId(1));
+        assert_eq!(work.step(|_| None, |_| Progress::More), Step::More, "the domain is gone already");
+        assert!(work.is_empty());
     }
 
     #[test]
-    fn one_that_sleeps_is_called_if_there_is_something_and_nobody_is_at_it() {
-        let duty = Duty::new(4);
-        duty.lie_down(CpuId(2));
-        assert_eq!(duty.whom_to_call(), None);
-        duty.announce(DomId(1));
-        assert_eq!(duty.whom_to_call(), Some(CpuId(2)));
-        let _ = duty.stretch(Some, |_| {
-            assert_eq!(duty.whom_to_call(), None);
-            assert_eq!(stretch(&duty, Progress::Done), Stretch::Nothing);
+    fn an_idle_cpu_is_kicked_if_there_is_work_that_no_cpu_performs() {
+        let work = Background::new(4);
+        work.mark_idle(CpuId(2));
+        assert_eq!(work.idle_cpu_to_kick(), None);
+        work.announce(DomId(1));
+        assert_eq!(work.idle_cpu_to_kick(), Some(CpuId(2)));
+        let _ = work.step(Some, |_| {
+            assert_eq!(work.idle_cpu_to_kick(), None);
+            assert_eq!(step(&work, Progress::Done), Step::Nothing);
             Progress::More
         });
-        assert_eq!(duty.whom_to_call(), Some(CpuId(2)));
-        duty.get_up(CpuId(2));
-        assert_eq!(duty.whom_to_call(), None);
+        assert_eq!(work.idle_cpu_to_kick(), Some(CpuId(2)));
+        work.mark_busy(CpuId(2));
+        assert_eq!(work.idle_cpu_to_kick(), None);
     }
 }
 
@@ -175,61 +170,64 @@ mod interleavings {
     use super::*;
     use loom::sync::Arc;
 
-    /// Work in one stretch or two, by CPUs that can be called.
+    /// Work of one or two steps, on CPUs that can be kicked.
     struct Machine {
-        duty: Duty<u8>,
-        calls: Vec<AtomicBool>,
+        background: Background<u8>,
+        kicks: Vec<AtomicBool>,
     }
 
     impl Machine {
         fn new() -> Arc<Machine> {
-            Arc::new(Machine { duty: Duty::new(2), calls: (0..2).map(|_| AtomicBool::new(false)).collect() })
+            Arc::new(Machine {
+                background: Background::new(2),
+                kicks: (0..2).map(|_| AtomicBool::new(false)).collect(),
+            })
         }
 
-        fn stretch(&self) -> bool {
+        fn step(&self) -> bool {
             let advance = |left: &mut u8| {
                 *left -= 1;
                 if *left == 0 { Progress::Done } else { Progress::More }
             };
-            self.duty.stretch(|id| Some(if id == DomId(1) { 2 } else { 1 }), advance) != Stretch::Nothing
+            self.background.step(|id| Some(if id == DomId(1) { 2 } else { 1 }), advance) != Step::Nothing
         }
 
-        fn pass_on(&self) {
-            if let Some(cpu) = self.duty.whom_to_call() {
-                // Not a plain store: loom would let it come before the last time that it was taken.
-                self.calls[cpu.index()].swap(true, Ordering::SeqCst);
+        fn hand_over(&self) {
+            if let Some(cpu) = self.background.idle_cpu_to_kick() {
+                // A swap and not a store: loom would order a store before the last swap that cleared it.
+                self.kicks[cpu.index()].swap(true, Ordering::SeqCst);
             }
         }
 
-        /// A CPU that has no vCPU, until it sleeps and nobody has called it; or until it has one after some stretches.
-        fn idle(&self, cpu: u16, stretches: usize) {
-            for _ in 0..stretches {
-                self.duty.lie_down(CpuId(cpu));
-                let worked = self.stretch();
-                let called = !worked && self.calls[usize::from(cpu)].swap(false, Ordering::SeqCst);
-                if !worked && !called {
+        /// A CPU without a vCPU, until it sleeps and has not been kicked, or until it gets a vCPU after some steps.
+        fn idle(&self, cpu: u16, steps: usize) {
+            for _ in 0..steps {
+                self.background.mark_idle(CpuId(cpu));
+                let worked = self.step();
+                let kicked = !worked && self.kicks[usize::from(cpu)].swap(false, Ordering::SeqCst);
+                if !worked && !kicked {
                     return;
                 }
-                self.duty.get_up(CpuId(cpu));
+                self.background.mark_busy(CpuId(cpu));
             }
-            self.pass_on();
+            self.hand_over();
         }
 
-        /// A CPU that leaves a guest.
+        /// A CPU that exits from a guest.
         fn busy(&self) {
-            if self.duty.whom_to_call().is_some() || self.stretch() {
-                self.pass_on();
+            if self.background.idle_cpu_to_kick().is_some() || self.step() {
+                self.hand_over();
             }
         }
 
-        /// Whoever has been called since it fell asleep wakes up; then all is done.
+        /// CPUs that were kicked while they slept wake up; after that no work may be left.
         fn check(&self) {
             for cpu in 0..2 {
-                if self.calls[usize::from(cpu)].swap(false, Ordering::SeqCst) {
+                if self.kicks[usize::from(cpu)].swap(false, Ordering::SeqCst) {
                     self.idle(cpu, 9);
                 }
             }
-            assert!(self.duty.is_quiet(), "all sleep, and there is something to do");
+            assert!(self.background.is_empty(), "all CPUs sleep while there is work");
         }
     }
 
@@ -238,7 +236,7 @@ mod interleavings {
         model.check(move || {
             let machine = Machine::new();
             if announced {
-                machine.duty.announce(DomId(1));
+                machine.background.announce(DomId(1));
             }
             let theirs = machine.clone();
             let other = loom::thread::spawn(move || theirs.idle(0, 9));
@@ -253,32 +251,32 @@ mod interleavings {
     }
 
     #[test]
-    fn nobody_sleeps_while_a_cpu_leaves_work_for_its_guest() {
+    fn an_idle_cpu_takes_over_when_a_cpu_returns_to_its_guest() {
         explore(&all(), true, Machine::busy);
     }
 
     #[test]
-    fn nobody_sleeps_while_the_one_that_was_at_it_gets_a_vcpu() {
+    fn an_idle_cpu_takes_over_when_the_working_cpu_gets_a_vcpu() {
         explore(&all(), true, |machine| machine.idle(1, 1));
     }
 
     #[test]
-    fn nobody_sleeps_over_what_is_announced() {
+    fn no_cpu_sleeps_while_work_is_announced() {
         explore(&all(), false, |machine| {
-            machine.duty.announce(DomId(1));
-            machine.pass_on();
+            machine.background.announce(DomId(1));
+            machine.hand_over();
         });
     }
 
-    /// Who comes for work that another has just finished finds none, and must not miss what is announced meanwhile.
+    /// A CPU that looks for work just after another has finished it must not miss work that is announced meanwhile.
     #[test]
-    fn nobody_sleeps_over_what_is_announced_while_it_finds_that_all_is_done() {
+    fn no_cpu_sleeps_when_work_is_announced_while_it_finds_none() {
         let mut model = all();
         model.preemption_bound = Some(3);
         explore(&model, true, |machine| {
-            while machine.stretch() {}
-            machine.duty.announce(DomId(2));
-            machine.pass_on();
+            while machine.step() {}
+            machine.background.announce(DomId(2));
+            machine.hand_over();
         });
     }
 }

@@ -1,69 +1,71 @@
 //! The hypervisor's command line.
 //!
-//! Words are separated by blanks; names are Xen's where Xen has one. A value that makes no sense stops the
-//! boot with a sentence: a machine that quietly runs with another setting than the one asked for is worse
-//! than one that does not start. A word that nobody knows is reported and skipped, so that a boot entry
-//! written for a later version still boots.
+//! Options are separated by blanks; their names are Xen's where Xen has one. Unknown options are logged and ignored, so that a boot
+//! entry written for a later version still boots. An invalid value aborts the boot with an error message: a machine that silently
+//! runs with a setting other than the requested one is worse than one that does not start. docs/cmdline.md lists all options.
 
 use core::fmt;
+
+/// Names the PCI functions that dom0 does not see; parsed by `build::pci_hide`.
+pub const DOM0_PCI_HIDE: &str = "dom0_pci_hide";
 
 /// What to do with a guest's WFI and WFE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Vwfi {
-    /// They run natively: the CPU waits in the guest.
+    /// They are not trapped: the CPU waits in the guest.
     Native,
-    /// WFI blocks the vCPU, WFE yields.
+    /// They trap: WFI blocks the vCPU, WFE yields.
     Trap,
-    /// They trap while another vCPU could use the CPU.
+    /// They trap while another vCPU waits for the CPU.
     Auto,
 }
 
-/// Which vCPU runs where.
+/// The scheduler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sched {
-    /// Each CPU has one vCPU, for ever.
+    /// Each vCPU has a CPU of its own.
     Null,
-    /// CPUs are shared by weight.
+    /// vCPUs share CPUs by weight and cap.
     Credit,
 }
 
-/// Whether device interrupts go to the guest directly where the hardware can.
+/// How device interrupts reach a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direct {
-    /// As vLPIs.
+    /// As vLPIs, where the GIC supports them.
     On,
-    /// As physical LPIs that EL2 takes and injects by list register.
+    /// As physical LPIs that EL2 acknowledges and injects by list register.
     Off,
 }
 
-/// How dom0 learns about a machine that ACPI describes.
+/// How a machine that ACPI describes is described to dom0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dom0Acpi {
-    /// From ACPI tables of its own, with the machine's AML.
+    /// By ACPI tables made for dom0, with the machine's AML.
     On,
-    /// From a device tree that is made for it.
+    /// By a device tree made for dom0.
     Off,
 }
 
 /// What happens after a fatal error or a panic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnPanic {
-    /// All CPUs stop; the message stays on the screen.
+    /// All CPUs stop; the message stays on the console.
     Park,
     /// The machine is powered off.
     Off,
 }
 
-/// What becomes of a domain beside dom0 that cannot go on.
+/// What happens to a domU that has crashed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnCrash {
-    /// It is taken down.
+    /// It is destroyed.
     Destroy,
-    /// It is taken down and built anew, from the same boot modules.
+    /// It is destroyed and built again from its boot modules.
     Restart,
 }
 
-/// The words, read.
+/// The parsed command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// `direct=on|off`.
@@ -72,21 +74,21 @@ pub struct Options {
     pub vwfi: Vwfi,
     /// `sched=null|credit`.
     pub sched: Sched,
-    /// `sched_credit_tslice_ms=N`: how long a vCPU runs while another waits.
+    /// `sched_credit_tslice_ms=N`: the time slice in milliseconds, 1 to 1000.
     pub tslice_ms: u32,
-    /// `sched-torture=Nms`: a vCPU is moved to a random CPU this often. For tests.
+    /// `sched-torture=Nms`: a test option; every N milliseconds (1 to 1000) a vCPU is moved to a random CPU.
     pub torture_ms: Option<u32>,
-    /// `irq-rate=N`: interrupts of devices that EL2 takes for one vCPU in a second.
+    /// `irq-rate=N`: device interrupts that EL2 takes for one vCPU in a second, 100 to 10,000,000.
     pub irq_rate: u32,
     /// `onpanic=park|off`.
     pub on_panic: OnPanic,
     /// `on-crash=destroy|restart`.
     pub on_crash: OnCrash,
-    /// `dom0_mem=SIZE`, in bytes; all that is free without the word.
+    /// `dom0_mem=SIZE`: dom0's memory in bytes, 32 MiB or more; all free memory by default.
     pub dom0_mem: Option<u64>,
-    /// `dom0_max_vcpus=N`; one for each CPU without the word.
+    /// `dom0_max_vcpus=N`: dom0's vCPUs, 1 or more; one for each CPU by default.
     pub dom0_max_vcpus: Option<u16>,
-    /// `dom0_acpi=on|off`; means nothing on a machine that a device tree describes.
+    /// `dom0_acpi=on|off`; without effect on a machine that a device tree describes.
     pub dom0_acpi: Dom0Acpi,
     /// `loglvl=error|warn|info|debug|trace`.
     pub loglvl: log::LevelFilter,
@@ -111,33 +113,37 @@ impl Default for Options {
     }
 }
 
-/// A word whose value makes no sense.
+/// An option with an invalid value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BadWord<'a> {
-    /// The word as it was given.
-    pub word: &'a str,
-    /// What it takes.
-    pub takes: &'static str,
+pub struct InvalidOption<'a> {
+    /// The option as given.
+    pub option: &'a str,
+    /// The valid values.
+    pub valid: &'static str,
 }
 
-impl fmt::Display for BadWord<'_> {
+impl fmt::Display for InvalidOption<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the command line word `{}` is not understood: it takes {}", self.word, self.takes)
+        write!(f, "cmdline: invalid option `{}`: valid values are {}", self.option, self.valid)
     }
 }
 
-/// Reads `line`. Words that nobody knows are handed to `unknown`.
-pub fn parse<'a>(line: &'a str, mut unknown: impl FnMut(&'a str)) -> Result<Options, BadWord<'a>> {
+/// Parses `line`. Calls `unknown` with each unknown option.
+///
+/// # Errors
+///
+/// [`InvalidOption`] for the first option with an invalid value.
+pub fn parse<'a>(line: &'a str, mut unknown: impl FnMut(&'a str)) -> Result<Options, InvalidOption<'a>> {
     let mut options = Options::default();
     for word in line.split_ascii_whitespace() {
         let (name, value) = word.split_once('=').unwrap_or((word, ""));
-        let bad = |takes| BadWord { word, takes };
+        let bad = |valid| InvalidOption { option: word, valid };
         match name {
             "direct" => {
                 options.direct = match value {
                     "on" => Direct::On,
                     "off" => Direct::Off,
-                    _ => return Err(bad("`on` or `off`")),
+                    _ => return Err(bad("`on` and `off`")),
                 }
             }
             "vwfi" => {
@@ -145,32 +151,32 @@ pub fn parse<'a>(line: &'a str, mut unknown: impl FnMut(&'a str)) -> Result<Opti
                     "native" => Vwfi::Native,
                     "trap" => Vwfi::Trap,
                     "auto" => Vwfi::Auto,
-                    _ => return Err(bad("`native`, `trap` or `auto`")),
+                    _ => return Err(bad("`native`, `trap` and `auto`")),
                 }
             }
             "onpanic" => {
                 options.on_panic = match value {
                     "park" => OnPanic::Park,
                     "off" => OnPanic::Off,
-                    _ => return Err(bad("`park` or `off`")),
+                    _ => return Err(bad("`park` and `off`")),
                 }
             }
             "on-crash" => {
                 options.on_crash = match value {
                     "destroy" => OnCrash::Destroy,
                     "restart" => OnCrash::Restart,
-                    _ => return Err(bad("`destroy` or `restart`")),
+                    _ => return Err(bad("`destroy` and `restart`")),
                 }
             }
             "sched" => {
                 options.sched = match value {
                     "null" => Sched::Null,
                     "credit" => Sched::Credit,
-                    _ => return Err(bad("`null` or `credit`")),
+                    _ => return Err(bad("`null` and `credit`")),
                 }
             }
             "sched_credit_tslice_ms" => {
-                options.tslice_ms = milliseconds(value).ok_or(bad("a number from 1 to 1000"))?;
+                options.tslice_ms = milliseconds(value).ok_or(bad("1 to 1000"))?;
             }
             "sched-torture" => {
                 let every = value.strip_suffix("ms").and_then(milliseconds);
@@ -178,25 +184,25 @@ pub fn parse<'a>(line: &'a str, mut unknown: impl FnMut(&'a str)) -> Result<Opti
             }
             "irq-rate" => {
                 let rate = value.parse().ok().filter(|rate| (100..=10_000_000).contains(rate));
-                options.irq_rate = rate.ok_or(bad("a number from 100 to 10000000"))?;
+                options.irq_rate = rate.ok_or(bad("100 to 10000000"))?;
             }
             "dom0_mem" => {
                 let size = size(value).filter(|&bytes| bytes >= 32 << 20);
-                options.dom0_mem = Some(size.ok_or(bad("a size of 32M or more, in bytes or with K, M or G"))?);
+                options.dom0_mem = Some(size.ok_or(bad("sizes of 32M and above, in bytes or with suffix K, M or G"))?);
             }
             "dom0_max_vcpus" => {
                 let count = value.parse().ok().filter(|&n: &u16| n > 0);
-                options.dom0_max_vcpus = Some(count.ok_or(bad("a number from 1 on"))?);
+                options.dom0_max_vcpus = Some(count.ok_or(bad("1 and above"))?);
             }
             "dom0_acpi" => {
                 options.dom0_acpi = match value {
                     "on" => Dom0Acpi::On,
                     "off" => Dom0Acpi::Off,
-                    _ => return Err(bad("`on` or `off`")),
+                    _ => return Err(bad("`on` and `off`")),
                 }
             }
-            // Read by others, the first of them together with the firmware's tables.
-            crate::platform::windows::WORD | crate::build::pci_hide::WORD => {}
+            // Parsed elsewhere: `pci_windows` together with the firmware's tables, `dom0_pci_hide` when dom0 is built.
+            crate::platform::windows::WORD | DOM0_PCI_HIDE => {}
             "loglvl" => {
                 options.loglvl = match value {
                     "error" => log::LevelFilter::Error,
@@ -204,7 +210,7 @@ pub fn parse<'a>(line: &'a str, mut unknown: impl FnMut(&'a str)) -> Result<Opti
                     "info" => log::LevelFilter::Info,
                     "debug" => log::LevelFilter::Debug,
                     "trace" | "all" => log::LevelFilter::Trace,
-                    _ => return Err(bad("`error`, `warn`, `info`, `debug` or `trace`")),
+                    _ => return Err(bad("`error`, `warn`, `info`, `debug` and `trace`")),
                 }
             }
             _ => unknown(word),
@@ -213,13 +219,13 @@ pub fn parse<'a>(line: &'a str, mut unknown: impl FnMut(&'a str)) -> Result<Opti
     Ok(options)
 }
 
-/// Whether `line` asks for power off after a fatal error; usable before anything else works.
+/// Whether `line` asks for power-off after a fatal error. Usable before the console and the heap are.
 #[must_use]
 pub fn powers_off_on_panic(line: &str) -> bool {
     line.split_ascii_whitespace().any(|word| word == "onpanic=off")
 }
 
-/// A number of milliseconds up to a second.
+/// A number of milliseconds, 1 to 1000.
 fn milliseconds(text: &str) -> Option<u32> {
     text.parse().ok().filter(|ms| (1..=1000).contains(ms))
 }
@@ -244,12 +250,12 @@ mod tests {
     }
 
     #[test]
-    fn no_words_mean_the_defaults() {
+    fn an_empty_line_gives_the_defaults() {
         assert_eq!(read("  "), Options::default());
     }
 
     #[test]
-    fn each_word_sets_its_option() {
+    fn each_option_is_parsed() {
         let o = read(
             "on-crash=restart direct=off vwfi=trap onpanic=off dom0_mem=1536M dom0_max_vcpus=3 loglvl=debug sched=null dom0_acpi=off pci_windows=x",
         );
@@ -264,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_makes_no_sense_is_named_with_what_the_word_takes() {
+    fn an_invalid_value_is_reported_with_the_valid_ones() {
         for line in [
             "on-crash=",
             "sched-torture=1",
@@ -280,17 +286,17 @@ mod tests {
             "loglvl=9",
         ] {
             let bad = parse(line, |_| {}).unwrap_err();
-            assert_eq!(bad.word, line);
-            assert!(!bad.takes.is_empty());
+            assert_eq!(bad.option, line);
+            assert!(!bad.valid.is_empty());
         }
         assert_eq!(
             std::format!("{}", parse("direct=maybe", |_| {}).unwrap_err()),
-            "the command line word `direct=maybe` is not understood: it takes `on` or `off`"
+            "cmdline: invalid option `direct=maybe`: valid values are `on` and `off`"
         );
     }
 
     #[test]
-    fn a_size_that_overflows_is_refused() {
+    fn a_size_that_overflows_is_invalid() {
         assert_eq!(size("18446744073709551615"), Some(u64::MAX));
         assert_eq!(size("17179869184G"), None);
         assert_eq!(size(""), None);
@@ -298,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_word_is_reported_and_skipped() {
+    fn an_unknown_option_is_reported_and_ignored() {
         let mut seen = std::vec::Vec::new();
         let o = parse("quiet direct=off x=1", |word| seen.push(word)).unwrap();
         assert_eq!(seen, ["quiet", "x=1"]);

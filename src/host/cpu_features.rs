@@ -1,33 +1,34 @@
-//! The kinds of CPU that a machine has, and what guests therefore have.
+//! The CPU features that guests see on a machine whose CPUs differ.
 //!
-//! A vCPU may run on any CPU, so guests have what all of them have. Each CPU says what it is when it comes up, and takes away
-//! what it lacks. When the first domain is built, that is over: guests have looked. A CPU that comes later and lacks
-//! something stays out. What is not in ID registers (cache geometry, MIDR, errata) is each CPU's own.
+//! A vCPU may run on any CPU, so guests see the features that all CPUs have. Each CPU reports its ID registers when it comes up, and
+//! removes the features that it lacks. When the first domain is built the set is settled, because guests have read it. A CPU that
+//! comes up later and lacks one of these features stays out of service. Values that are not in ID registers (cache geometry, MIDR,
+//! errata) remain those of each CPU.
 
 use crate::arch::features::{Features, IdRegs};
 use crate::sync::{Lock, Once, Rank};
 
-/// Why a CPU that came late stays out.
-const LACKS: &str = "it came late, and lacks what guests have been shown";
+/// Why a CPU that came up late stays out of service.
+const LACKS: &str = "it lacks a CPU feature that guests already use";
 
-/// What all CPUs have.
-pub struct Kinds {
+/// The features that all CPUs so far have.
+pub struct CpuFeatures {
     so_far: Lock<Features>,
     settled: Once<Features>,
 }
 
-impl Kinds {
-    /// Those of the boot CPU.
+impl CpuFeatures {
+    /// The features of the boot CPU.
     #[must_use]
-    pub fn new(boot: &IdRegs) -> Kinds {
-        Kinds { so_far: Lock::new(Rank::Domain, Features::decide(boot)), settled: Once::new() }
+    pub fn new(boot: &IdRegs) -> CpuFeatures {
+        CpuFeatures { so_far: Lock::new(Rank::Domain, Features::decide(boot)), settled: Once::new() }
     }
 
-    /// A CPU comes up. `true`: guests have less because of it.
+    /// Adds a CPU that comes up. Returns `true` if features were removed because of it.
     ///
     /// # Errors
     ///
-    /// Why it cannot run guests, as a sentence.
+    /// The reason why it cannot run guests.
     pub fn join(&self, cpu: &IdRegs) -> Result<bool, &'static str> {
         if let Some(why) = Features::refusal(cpu) {
             return Err(why);
@@ -46,16 +47,16 @@ impl Kinds {
         }
     }
 
-    /// From now on nothing is taken away: domains are going to be built.
+    /// Settles the set: from now on no feature is removed, because domains are going to be built.
     pub fn settle(&self) {
         let so_far = self.so_far.lock();
-        // The second time changes nothing.
+        // A second call changes nothing.
         self.settled.call_once(|| *so_far);
     }
 
-    /// What guests have, once it is settled.
+    /// The features that guests see, once they are settled.
     #[must_use]
-    pub fn features(&self) -> Option<&Features> {
+    pub fn settled(&self) -> Option<&Features> {
         self.settled.get()
     }
 }
@@ -71,33 +72,33 @@ mod tests {
     }
 
     #[test]
-    fn guests_have_what_all_cpus_have() {
-        let kinds = Kinds::new(&cpu(5, 1));
-        assert_eq!(kinds.join(&cpu(5, 1)), Ok(false));
-        assert_eq!(kinds.join(&cpu(4, 1)), Ok(true));
-        assert_eq!(kinds.join(&cpu(5, 0)), Ok(true));
-        assert_eq!(kinds.join(&cpu(6, 2)), Ok(false), "it has more, which nobody sees");
-        assert!(kinds.features().is_none());
-        kinds.settle();
-        let features = kinds.features().unwrap();
-        assert_eq!((features.stage2().pa_bits, features.pauth()), (44, false));
+    fn guests_see_the_features_that_all_cpus_have() {
+        let features = CpuFeatures::new(&cpu(5, 1));
+        assert_eq!(features.join(&cpu(5, 1)), Ok(false));
+        assert_eq!(features.join(&cpu(4, 1)), Ok(true));
+        assert_eq!(features.join(&cpu(5, 0)), Ok(true));
+        assert_eq!(features.join(&cpu(6, 2)), Ok(false), "its further features stay hidden");
+        assert!(features.settled().is_none());
+        features.settle();
+        let settled = features.settled().unwrap();
+        assert_eq!((settled.stage2().pa_bits, settled.pauth()), (44, false));
     }
 
     #[test]
-    fn a_cpu_that_comes_when_guests_have_looked_must_have_what_they_saw() {
-        let kinds = Kinds::new(&cpu(4, 1));
-        kinds.settle();
-        assert_eq!(kinds.join(&cpu(5, 1)), Ok(false));
-        assert_eq!(kinds.join(&cpu(4, 0)), Err(LACKS));
-        assert_eq!(kinds.join(&cpu(3, 1)), Err(LACKS));
-        assert!(kinds.features().unwrap().pauth());
+    fn a_cpu_that_comes_up_after_the_set_is_settled_must_have_all_of_it() {
+        let features = CpuFeatures::new(&cpu(4, 1));
+        features.settle();
+        assert_eq!(features.join(&cpu(5, 1)), Ok(false));
+        assert_eq!(features.join(&cpu(4, 0)), Err(LACKS));
+        assert_eq!(features.join(&cpu(3, 1)), Err(LACKS));
+        assert!(features.settled().unwrap().pauth());
     }
 
     #[test]
-    fn a_cpu_that_cannot_run_doorward_takes_nothing_away() {
-        let kinds = Kinds::new(&cpu(5, 1));
-        assert!(kinds.join(&cpu(0, 0).with(reg::PFR0, 0x11)).is_err(), "no GIC system registers");
-        kinds.settle();
-        assert_eq!(kinds.features().map(|f| f.stage2().pa_bits), Some(48));
+    fn a_cpu_that_cannot_run_guests_removes_no_feature() {
+        let features = CpuFeatures::new(&cpu(5, 1));
+        assert!(features.join(&cpu(0, 0).with(reg::PFR0, 0x11)).is_err(), "no GIC system registers");
+        features.settle();
+        assert_eq!(features.settled().map(|f| f.stage2().pa_bits), Some(48));
     }
 }

@@ -1,13 +1,338 @@
-//! The machine that all domains share: GIC, scheduler, pools, timers, idle and background work, who owns what.
+//! The machine that all domains share: GIC, scheduler, TLBs, guest memory, CPUs, timers, and who owns which interrupt.
+//!
+//! [`Host`] is made once, at boot, and lives for ever. It knows vCPUs but no domains: a doorbell leads from the vPE to the vCPU
+//! ([`owners::VpeOwners`]), and [`Host::wake`] makes that run.
 
 pub mod background;
 pub mod cmdline;
 pub mod cpu_features;
+pub mod cpu_state;
 pub mod owners;
 pub mod rate_limit;
+pub mod routes;
 pub mod sleepers;
-
-mod hypervisor;
 pub mod timer;
 
-pub use hypervisor::{DOMAINS, DomainRef, Hypervisor, hypervisor, install};
+use crate::arch::features::{Features, IdRegs};
+use crate::arch::sysreg::{self, Writeable};
+use crate::arch::{barrier, ich, percpu, timer as counter, tlb};
+use crate::console;
+use crate::gic::{Gic, GicError, cpuif};
+use crate::ids::{CpuId, Intid, Mpidr};
+use crate::mm::guest_pool::GuestPool;
+use crate::mm::hw::El2;
+use crate::mm::tlb::Tlbs;
+use crate::mm::{frames, heap};
+use crate::platform::Machine;
+use crate::sched::{AddError, Credit, Null, Scheduler, Settings, Slices, Woken};
+use crate::sync::{Lock, Rank};
+use crate::trace::{Event, count};
+use crate::vcpu::Vcpu;
+use crate::vcpu::meter::Rate;
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use cmdline::{Options, Sched};
+use core::fmt;
+use core::sync::atomic::{AtomicU32, Ordering};
+use cpu_features::CpuFeatures;
+use cpu_state::{CpuState, Cpus, Hotplug};
+use owners::{SpiOwners, VmIds, VpeOwners};
+use rate_limit::RateLimits;
+use routes::Routes;
+
+/// The SGI by which one CPU makes another leave its guest or its sleep.
+pub const KICK: u8 = 0;
+
+/// How many warnings of [`Host::complain`] are logged; the rest are suppressed.
+const COMPLAINTS: u32 = 16;
+
+/// The period over which caps are kept, in time slices.
+const CAP_PERIOD: u64 = 6;
+
+/// Why a CPU cannot run guests.
+#[derive(Clone, Copy, Debug)]
+pub enum CpuError {
+    /// Its GIC CPU interface cannot be accessed by system registers (ICC_SRE_EL2.SRE stays 0).
+    NoSystemRegisters,
+    /// Its redistributor failed.
+    Gic(GicError),
+    /// Its ID registers lack something that EL2 or the guests need.
+    Features(&'static str),
+}
+
+impl fmt::Display for CpuError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CpuError::NoSystemRegisters => f.write_str("ICC_SRE_EL2.SRE stays 0: no GIC system registers"),
+            CpuError::Gic(error) => error.fmt(f),
+            CpuError::Features(why) => f.write_str(why),
+        }
+    }
+}
+
+/// The machine, as all domains share it.
+pub struct Host {
+    /// The machine's description.
+    pub machine: &'static Machine,
+    /// The command line.
+    pub options: Options,
+    /// The CPU features that guests see.
+    pub cpu_features: CpuFeatures,
+    /// The physical GIC.
+    pub gic: Gic<El2>,
+    /// Where the physical LPIs that EL2 takes are injected.
+    pub routes: Routes,
+    /// LPIs and doorbells that are masked because they came too often.
+    pub rate_limits: RateLimits,
+    /// Decides which vCPU runs where.
+    pub sched: Box<dyn Scheduler<Vcpu>>,
+    /// The interrupt of EL2's own UART.
+    pub console_irq: Option<Intid>,
+    /// TLB maintenance for stage 2.
+    pub tlbs: &'static Tlbs,
+    /// The domain that owns each SPI.
+    pub spis: SpiOwners,
+    /// The vCPU that owns each vPE.
+    pub vpes: VpeOwners<Vcpu>,
+    /// Free VMIDs.
+    pub vmids: VmIds,
+    /// RAM for domUs.
+    pub guest_pool: Lock<GuestPool>,
+    /// The state of each CPU.
+    pub cpus: Cpus,
+    complaints: AtomicU32,
+    vcpus: AtomicU32,
+}
+
+/// Interrupts another CPU, so that it leaves its guest or its sleep.
+fn kick(machine: &Machine, cpu: CpuId) {
+    if let Some(cpu) = machine.cpus.get(cpu.index()) {
+        cpuif::send_sgi(KICK, cpu.mpidr);
+    }
+}
+
+fn scheduler(options: &Options, machine: &'static Machine) -> Box<dyn Scheduler<Vcpu>> {
+    let cpus = machine.cpus.len();
+    let ticks = |ms: u32| counter::us_to_ticks(u64::from(ms) * 1000);
+    match options.sched {
+        Sched::Null => Box::new(Null::new(cpus)),
+        Sched::Credit => {
+            let slice = ticks(options.tslice_ms);
+            let settings = Settings {
+                slices: Slices { slice, period: slice * CAP_PERIOD },
+                torture: options.torture_ms.map(ticks),
+                kick: Box::new(move |cpu| kick(machine, cpu)),
+            };
+            Box::new(Credit::new(cpus, settings))
+        }
+    }
+}
+
+impl Host {
+    /// The machine, with no CPU online and no vCPU.
+    #[must_use]
+    pub fn new(machine: &'static Machine, options: Options, gic: Gic<El2>, tlbs: &'static Tlbs) -> Host {
+        let facts = gic.facts();
+        let rate = Rate::new(options.irq_rate, counter::frequency());
+        let (routes, rate_limits) = (Routes::new(facts.lpis), RateLimits::new(facts.lpis, rate));
+        let (spis, vpes) = (SpiOwners::new(facts.spis), VpeOwners::new(facts.vpes));
+        Host {
+            machine,
+            options,
+            cpu_features: CpuFeatures::new(&IdRegs::read()),
+            gic,
+            routes,
+            rate_limits,
+            sched: scheduler(&options, machine),
+            console_irq: machine.uart.and_then(|uart| uart.irq),
+            tlbs,
+            spis,
+            vpes,
+            vmids: VmIds::new(),
+            guest_pool: Lock::new(Rank::Domain, GuestPool::new()),
+            cpus: Cpus::new(machine.cpus.len()),
+            complaints: AtomicU32::new(0),
+            vcpus: AtomicU32::new(0),
+        }
+    }
+
+    /// Makes this CPU able to run guests and to take interrupts: at boot, and when it returns after it was taken out.
+    ///
+    /// # Errors
+    ///
+    /// [`CpuError`]; the CPU stays out of service.
+    pub fn bring_up(&self, cpu: CpuId) -> Result<(), CpuError> {
+        let state = self.cpu(cpu);
+        let ready = self.prepare(cpu);
+        if ready.is_err() {
+            state.set_hotplug(Hotplug::Failed);
+            return ready;
+        }
+        self.sched.bring_online(cpu);
+        state.set_online(true);
+        if state.change_hotplug(Hotplug::Returning, Hotplug::InService) {
+            self.cpus.count_returned();
+            console::line(format_args!("{cpu} is back"));
+        }
+        Ok(())
+    }
+
+    fn prepare(&self, cpu: CpuId) -> Result<(), CpuError> {
+        sysreg::CNTVOFF_EL2.set(0);
+        tlb::forget_guests_here();
+        cpuif::init().map_err(|_| CpuError::NoSystemRegisters)?;
+        // List registers are UNKNOWN after a reset.
+        ich::clear_lrs(ich::count());
+        if self.cpu_features.join(&IdRegs::read()).map_err(CpuError::Features)? {
+            log::info!("{cpu}: lacks features that earlier CPUs have: they are hidden from guests");
+        }
+        // This comes last: from here on interrupts may be routed to the CPU.
+        self.gic.init_cpu(cpu).map_err(CpuError::Gic)?;
+        self.own_ppis().for_each(|ppi| self.gic.ppi_enable(cpu, ppi));
+        Ok(())
+    }
+
+    /// The CPU features that guests see.
+    ///
+    /// # Panics
+    ///
+    /// Before they are settled, which happens before the first domain is built.
+    #[must_use]
+    pub fn features(&self) -> &Features {
+        match self.cpu_features.settled() {
+            Some(features) => features,
+            None => panic!("guest CPU features are used before they are settled"),
+        }
+    }
+
+    /// The PPIs that EL2 takes on each CPU.
+    pub fn own_ppis(&self) -> impl Iterator<Item = Intid> {
+        [self.machine.timer.virt, self.machine.timer.hyp, self.machine.gic.maintenance].into_iter()
+    }
+
+    /// The state of a CPU.
+    ///
+    /// # Panics
+    ///
+    /// If the machine has no such CPU.
+    #[must_use]
+    pub fn cpu(&self, cpu: CpuId) -> &CpuState {
+        self.cpus.get(cpu)
+    }
+
+    /// The affinity of a CPU.
+    #[must_use]
+    pub fn mpidr(&self, cpu: CpuId) -> Option<Mpidr> {
+        Some(self.machine.cpus.get(cpu.index())?.mpidr)
+    }
+
+    /// Loads a domain's stage 2 on this CPU.
+    pub fn load_stage2(&self, cpu: CpuId, vtcr: u64, vttbr: u64) {
+        sysreg::VTCR_EL2.set(vtcr);
+        sysreg::VTTBR_EL2.set(vttbr);
+        barrier::isb();
+        self.cpu(cpu).set_stage2(vttbr);
+    }
+
+    /// Loads the empty stage 2 on this CPU, if another is loaded: an idle CPU must not walk tables that may be freed.
+    pub fn unload_stage2(&self, cpu: CpuId) {
+        let state = self.cpu(cpu);
+        if state.stage2() != 0 {
+            sysreg::VTTBR_EL2.set(self.tlbs.nobody());
+            barrier::isb();
+            state.set_stage2(0);
+        }
+    }
+
+    /// Whether a CPU still has this VTTBR_EL2 loaded.
+    #[must_use]
+    pub fn is_stage2_loaded(&self, vttbr: u64) -> bool {
+        self.cpus.iter().any(|cpu| cpu.stage2() == vttbr)
+    }
+
+    /// Makes another CPU leave its guest, or its sleep.
+    pub fn send_kick(&self, cpu: CpuId) {
+        kick(self.machine, cpu);
+    }
+
+    /// Adds a vCPU that is off to the scheduler.
+    ///
+    /// # Errors
+    ///
+    /// [`AddError`].
+    pub fn add_vcpu(&self, vcpu: &Arc<Vcpu>, home: CpuId) -> Result<(), AddError> {
+        self.sched.add(vcpu, home)?;
+        self.vcpus.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Removes a vCPU that is off from the scheduler.
+    pub fn remove_vcpu(&self, vcpu: &Vcpu) {
+        self.sched.remove(vcpu);
+        self.vcpus.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How many vCPUs there are.
+    #[must_use]
+    pub fn vcpus(&self) -> usize {
+        self.vcpus.load(Ordering::Relaxed) as usize
+    }
+
+    /// Places a vCPU that was blocked or off, and is `Runnable` now, on a CPU.
+    pub fn make_runnable(&self, vcpu: &Vcpu) {
+        vcpu.entity.begin_wait(counter::now());
+        let cpu = self.sched.place(vcpu);
+        if cpu != percpu::cpu() {
+            self.send_kick(cpu);
+        }
+    }
+
+    /// Makes a vCPU look at its pending interrupts: wakes it if it is blocked, and makes it exit if it is in the guest on
+    /// another CPU. What it is to find must be visible before the call.
+    pub fn wake(&self, vcpu: &Vcpu) -> Woken {
+        let woken = vcpu.run.wake();
+        if woken == Woken::WasBlocked {
+            count(percpu::cpu(), Event::Wake);
+            self.make_runnable(vcpu);
+        } else if vcpu.is_in_guest() {
+            // If it has moved to another CPU since, it has looked at its interrupts since.
+            let cpu = vcpu.cpu();
+            if cpu != percpu::cpu() {
+                self.send_kick(cpu);
+            }
+        }
+        woken
+    }
+
+    /// Routes an SPI to `cpu`, or to this CPU if that one has been taken out.
+    pub fn route_spi(&self, spi: Intid, cpu: CpuId) {
+        let mut to = cpu;
+        loop {
+            if let Some(mpidr) = self.mpidr(to) {
+                self.gic.spi_route(spi, mpidr);
+            }
+            // A CPU that leaves first clears its online flag and then looks for SPIs that are routed to it. The barrier orders
+            // this CPU's write before its look at the flag, so that one of the two sees the other.
+            barrier::dsb_sy();
+            if self.cpu(to).is_online() {
+                return;
+            }
+            to = percpu::cpu();
+        }
+    }
+
+    /// Logs a warning that a guest or broken hardware could cause without end: the first [`COMPLAINTS`] of them.
+    pub fn complain(&self, what: fmt::Arguments<'_>) {
+        if self.complaints.fetch_add(1, Ordering::Relaxed) < COMPLAINTS {
+            log::warn!("{what}");
+        }
+    }
+
+    /// Logs how much memory is free. The figures are the same before a domU is built and after it is gone.
+    pub fn log_free_memory(&self) {
+        let (objects, _) = heap::usage();
+        let guests = self.guest_pool.lock().free_bytes();
+        let pages = frames::free_bytes() / frames::PAGE as u64;
+        log::info!("free memory: {pages} frames, {} MiB for domUs; {objects} bytes of objects", guests >> 20);
+    }
+}

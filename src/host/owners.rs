@@ -1,82 +1,88 @@
-//! Who has what: the tables by which an interrupt finds its domain, and the numbers that domains hold.
+//! Owners of interrupts: which domain owns each SPI, which vCPU owns each vPE, and which VMIDs are free.
 //!
-//! The tables are read on each interrupt and written when a domain is built or taken down, so every entry is one
-//! atomic word and nobody waits.
+//! The tables are read on each interrupt and written when a domain is built or taken down. They are read without a lock.
 
-use crate::ids::{DomId, Intid, VcpuId, VmId, VpeId};
+use crate::ids::{DomId, Intid, VmId, VpeId};
+use crate::sync::Slot;
 use crate::util::bits::IdAllocator;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU16, Ordering};
 
-const NOBODY16: u16 = u16::MAX;
-const NOBODY32: u32 = u32::MAX;
+/// "No owner" in a table of domain numbers.
+const NO_DOMAIN: u16 = u16::MAX;
 
 /// The first SPI (IHI 0069, 2.2.1).
 const SPI_FIRST: u32 = 32;
 
-/// Which domain each SPI belongs to; an SPI belongs to one domain or to none.
+/// The domain that owns each SPI. An SPI has one owner or none.
 pub struct SpiOwners(Vec<AtomicU16>);
 
 impl SpiOwners {
-    /// `spis` SPIs of nobody.
+    /// `spis` SPIs without an owner.
     #[must_use]
     pub fn new(spis: u32) -> SpiOwners {
-        SpiOwners((0..spis).map(|_| AtomicU16::new(NOBODY16)).collect())
+        SpiOwners((0..spis).map(|_| AtomicU16::new(NO_DOMAIN)).collect())
     }
 
     fn slot(&self, spi: Intid) -> Option<&AtomicU16> {
         self.0.get(spi.0.checked_sub(SPI_FIRST)? as usize)
     }
 
-    /// The domain that an SPI belongs to.
+    /// The domain that owns an SPI.
     #[must_use]
     pub fn get(&self, spi: Intid) -> Option<DomId> {
         let domain = self.slot(spi)?.load(Ordering::Acquire);
-        (domain != NOBODY16).then_some(DomId(domain))
+        (domain != NO_DOMAIN).then_some(DomId(domain))
     }
 
-    /// Gives every SPI that is nobody's, and that `wanted` wants, to `domain`.
+    /// Gives `domain` every SPI that has no owner and for which `wanted` returns true.
     pub fn give(&self, domain: DomId, wanted: impl Fn(Intid) -> bool) {
         for (slot, spi) in self.0.iter().zip(SPI_FIRST..) {
             if wanted(Intid(spi)) {
-                let _ = slot.compare_exchange(NOBODY16, domain.0, Ordering::AcqRel, Ordering::Relaxed);
+                let _ = slot.compare_exchange(NO_DOMAIN, domain.0, Ordering::AcqRel, Ordering::Relaxed);
             }
         }
     }
 
-    /// Takes back what belongs to `domain`, each after `quiet` has made the interrupt quiet.
+    /// Takes back all SPIs of `domain`, each after `quiet` has disabled the interrupt.
     pub fn take_back(&self, domain: DomId, mut quiet: impl FnMut(Intid)) {
         for (slot, spi) in self.0.iter().zip(SPI_FIRST..) {
             if slot.load(Ordering::Acquire) == domain.0 {
                 quiet(Intid(spi));
-                slot.store(NOBODY16, Ordering::Release);
+                slot.store(NO_DOMAIN, Ordering::Release);
             }
         }
     }
 }
 
-/// Which vCPU each vPE is.
-pub struct VpeOwners(Vec<AtomicU32>);
+/// The vCPU that owns each vPE: a doorbell leads from the vPE to the vCPU in one step.
+pub struct VpeOwners<V>(Vec<Slot<V>>);
 
-impl VpeOwners {
-    /// `vpes` vPEs of nobody.
+impl<V> VpeOwners<V> {
+    /// `vpes` vPEs without an owner.
     #[must_use]
-    pub fn new(vpes: u32) -> VpeOwners {
-        VpeOwners((0..vpes).map(|_| AtomicU32::new(NOBODY32)).collect())
+    pub fn new(vpes: u32) -> VpeOwners<V> {
+        VpeOwners((0..vpes).map(|_| Slot::new()).collect())
     }
 
-    /// The domain and the vCPU of a vPE.
+    /// The vCPU that owns a vPE.
     #[must_use]
-    pub fn get(&self, vpe: VpeId) -> Option<(DomId, VcpuId)> {
-        let raw = self.0.get(vpe.index())?.load(Ordering::Acquire);
-        (raw != NOBODY32).then_some((DomId((raw >> 16) as u16), VcpuId(raw as u16)))
+    pub fn get(&self, vpe: VpeId) -> Option<Arc<V>> {
+        self.0.get(vpe.index())?.get()
     }
 
-    /// Says whose a vPE is; `None` for nobody's.
-    pub fn set(&self, vpe: VpeId, owner: Option<(DomId, VcpuId)>) {
+    /// Makes `vcpu` the owner of a vPE. The previous owner, if any, keeps it.
+    pub fn give(&self, vpe: VpeId, vcpu: Arc<V>) {
         if let Some(slot) = self.0.get(vpe.index()) {
-            let raw = owner.map_or(NOBODY32, |(domain, vcpu)| u32::from(domain.0) << 16 | u32::from(vcpu.0));
-            slot.store(raw, Ordering::Release);
+            let _ = slot.put(vcpu);
+        }
+    }
+
+    /// Leaves a vPE without an owner.
+    pub fn take_back(&self, vpe: VpeId) {
+        if let Some(slot) = self.0.get(vpe.index()) {
+            drop(slot.take());
         }
     }
 }
@@ -93,13 +99,13 @@ impl VmIds {
         VmIds(ids)
     }
 
-    /// Takes a free one.
+    /// Allocates a VMID.
     #[must_use]
     pub fn take(&self) -> Option<VmId> {
         self.0.alloc().map(|id| VmId(id as u16))
     }
 
-    /// Gives one back. The TLBs have forgotten it, or are made to before its next owner runs.
+    /// Frees a VMID. Its TLB entries have been invalidated, or are invalidated before its next owner runs.
     pub fn give_back(&self, vmid: VmId) {
         if vmid.0 != 0 {
             self.0.free(vmid.0.into());
@@ -118,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_spi_belongs_to_the_first_who_gets_it_until_it_is_taken_back() {
+    fn an_spi_belongs_to_its_first_owner_until_it_is_taken_back() {
         let owners = SpiOwners::new(64);
         owners.give(DomId(1), |spi| spi == Intid(40));
         owners.give(DomId(0), |spi| spi != Intid(33));
@@ -133,17 +139,19 @@ mod tests {
     }
 
     #[test]
-    fn a_vpe_leads_to_its_vcpu_until_it_is_nobodys() {
+    fn a_vpe_leads_to_its_vcpu_until_the_vcpu_is_taken_back() {
         let owners = VpeOwners::new(8);
-        owners.set(VpeId(7), Some((DomId(3), VcpuId(5))));
-        assert_eq!(owners.get(VpeId(7)), Some((DomId(3), VcpuId(5))));
-        owners.set(VpeId(7), None);
-        owners.set(VpeId(8), Some((DomId(0), VcpuId(0))));
-        assert_eq!([owners.get(VpeId(7)), owners.get(VpeId(8)), owners.get(VpeId(0))], [None; 3]);
+        let vcpu = Arc::new(5);
+        owners.give(VpeId(7), vcpu.clone());
+        assert_eq!(owners.get(VpeId(7)), Some(vcpu.clone()));
+        owners.take_back(VpeId(7));
+        owners.give(VpeId(8), vcpu.clone());
+        assert_eq!([owners.get(VpeId(7)), owners.get(VpeId(8)), owners.get(VpeId(0))], [None, None, None]);
+        assert_eq!(Arc::strong_count(&vcpu), 1);
     }
 
     #[test]
-    fn vmids_are_255_and_each_is_one_domains() {
+    fn there_are_255_vmids_and_each_is_allocated_once() {
         let ids = VmIds::new();
         let all: Vec<_> = core::iter::from_fn(|| ids.take()).collect();
         assert!(all.iter().copied().eq((1..256).map(VmId)));

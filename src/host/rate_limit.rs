@@ -1,92 +1,43 @@
-//! Storms: how much of EL2's time the interrupts of devices may cost for one vCPU.
+//! Rate limit: how much of EL2's time the device interrupts of one vCPU may take.
 //!
-//! Two kinds of a device's interrupts are taken by EL2 on whichever CPU they come to, whoever runs there: LPIs that are
-//! injected by software, and doorbells of vPEs that are not resident. A device that floods would take that CPU from other
-//! domains. So what is taken for a vCPU is metered. Over the rate, the LPI is masked by its configuration byte: what comes
-//! then stays pending in the redistributor, many as one, and no edge is lost. Once the meter has room again, EL2's timer
-//! unmasks it.
+//! EL2 takes two kinds of device interrupt on whichever CPU they arrive at, whoever runs there: LPIs that are injected by
+//! software, and doorbells of vPEs that are not resident. A device that floods would take that CPU's time from other domains.
+//! Each of these interrupts is therefore charged to its vCPU ([`Meter`]). Above the rate the LPI is masked by its configuration byte:
+//! later arrivals stay pending in the redistributor, merged into one, and no edge is lost. Once the meter has credit again, EL2's
+//! timer unmasks the LPI.
 //!
-//! With a rate of R, a burst of B, and E LPIs and doorbells that lead to the vCPU, EL2 takes at most B + R·t + E in t
-//! seconds, whatever the devices do: each one taken is charged, and one that is taken over the rate is masked until all
-//! before it has been paid for.
+//! With a rate of R per second, a burst of B, and E LPIs and doorbells that lead to the vCPU, EL2 takes at most B + R·t + E
+//! interrupts in t seconds, whatever the devices do: each interrupt is charged, and one that is taken above the rate is masked until
+//! all earlier ones are paid for.
 //!
-//! Everything else that makes EL2 run needs a guest that runs:
+//! Other sources of work for EL2 need a running guest:
 //!
-//! * vLPIs of a resident vPE do not come to EL2 at all, and on GICv4.1 a doorbell rings once for each sleep;
-//! * an SPI is active until its guest ends it, and does not come again before;
-//! * a vCPU's exits are its own time, an SGI to one that is not in a guest costs nobody an interrupt, and to one that is,
-//!   costs that one: its domain's own time.
+//! * vLPIs of a resident vPE do not reach EL2, and on GICv4.1 a doorbell rings once for each time the vCPU blocks;
+//! * an SPI stays active until the guest deactivates it, and does not arrive again before;
+//! * a vCPU's exits take its own time. An SGI to a vCPU that is not in the guest causes no interrupt; one to a vCPU in the guest
+//!   takes the time of the same domain.
 
-use crate::domain::msi::{PRIORITY, Routes};
+use super::routes::{PRIORITY, Routes};
 use crate::gic::v4::V4Error;
 use crate::gic::{Gic, ItsError};
 use crate::ids::Lpi;
 use crate::mmio::Hw;
+use crate::vcpu::meter::{Meter, Rate};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// A hundredth of a second's worth may come at once, but no fewer than this.
-const BURST: u64 = 32;
-
-/// Room that there is when masked ones are let through again.
-const RELIEF: u64 = 16;
-
-/// How many interrupts a vCPU may cost EL2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    /// Ticks for each.
-    interval: u64,
-    /// Ticks' worth of them at once.
-    burst: u64,
-}
-
-impl Rate {
-    /// `per_second` of them, with a counter of `frequency` Hz.
-    #[must_use]
-    pub fn new(per_second: u32, frequency: u64) -> Rate {
-        let interval = (frequency / u64::from(per_second.max(1))).max(1);
-        Rate { interval, burst: interval * (u64::from(per_second) / 100).max(BURST) }
-    }
-
-    /// How many may come at once.
-    #[must_use]
-    pub fn burst(&self) -> u64 {
-        self.burst / self.interval
-    }
-}
-
-/// What a vCPU has cost: the time when all of it will have been paid for.
-#[derive(Debug, Default)]
-pub struct Meter(AtomicU64);
-
-impl Meter {
-    /// Charges for one interrupt at `now`. `false` if it is over the rate.
-    #[must_use]
-    pub fn take(&self, rate: &Rate, now: u64) -> bool {
-        let charge = |paid: u64| Some(paid.max(now).saturating_add(rate.interval));
-        let before = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, charge).unwrap_or(now);
-        before.max(now).saturating_add(rate.interval).saturating_sub(now) <= rate.burst
-    }
-
-    /// When there is room again.
-    #[must_use]
-    pub fn relief_at(&self, rate: &Rate) -> u64 {
-        (self.0.load(Ordering::Relaxed) + RELIEF * rate.interval).saturating_sub(rate.burst)
-    }
-}
-
-/// Which LPIs are masked.
-pub struct Storms {
+/// The LPIs and doorbells that are masked because of their rate.
+pub struct RateLimits {
     /// The rate for each vCPU.
     pub rate: Rate,
     masked: Vec<AtomicU64>,
 }
 
-impl Storms {
-    /// No storm, for `lpis` LPIs.
+impl RateLimits {
+    /// Limits for `lpis` LPIs, none of them masked.
     #[must_use]
-    pub fn new(lpis: u32, rate: Rate) -> Storms {
-        Storms { rate, masked: (0..lpis.div_ceil(64)).map(|_| AtomicU64::new(0)).collect() }
+    pub fn new(lpis: u32, rate: Rate) -> RateLimits {
+        RateLimits { rate, masked: (0..lpis.div_ceil(64)).map(|_| AtomicU64::new(0)).collect() }
     }
 
     fn word(&self, lpi: Lpi) -> Option<(&AtomicU64, u64)> {
@@ -94,25 +45,25 @@ impl Storms {
         Some((self.masked.get((index / 64) as usize)?, 1 << (index % 64)))
     }
 
-    /// `lpi` was taken for the vCPU of `meter`. If that is over the rate, it is masked, and the answer is when
-    /// [`relieve`](Self::relieve) is to be called.
+    /// Charges `meter`, the meter of a vCPU, for one arrival of `lpi`. Above the rate it masks the LPI and returns the time at which
+    /// [`relieve`](Self::relieve) has to be called.
     #[must_use]
     pub fn took<H: Hw + Clone>(&self, gic: &Gic<H>, routes: &Routes, lpi: Lpi, meter: &Meter, now: u64) -> Option<u64> {
         if meter.take(&self.rate, now) {
             return None;
         }
         let (word, bit) = self.word(lpi)?;
-        // The bit comes last: whoever finds it unmasks what is masked. If the LPI has become another's meanwhile, it is
-        // unmasked for that one.
-        if set_enabled(gic, routes, lpi, false) == Became::Nothing {
+        // The bit is set last: the CPU that finds it unmasks an LPI that is masked. If the LPI has been given to another event
+        // meanwhile, it is unmasked for that event.
+        if set_enabled(gic, routes, lpi, false) == Change::Needless {
             return None;
         }
         word.fetch_or(bit, Ordering::SeqCst);
         Some(meter.relief_at(&self.rate))
     }
 
-    /// Unmasks each LPI whose `relief` has come; that is when the meter of its vCPU has room again, and `None` for an LPI
-    /// that leads to nobody any more. Answers when to come again, and how many were unmasked.
+    /// Unmasks each LPI whose relief time has passed. `relief` returns the time at which the meter of the LPI's vCPU has credit
+    /// again, or `None` for an LPI that has no vCPU any more. Returns the time of the next call, and how many LPIs were unmasked.
     pub fn relieve<H: Hw + Clone>(
         &self,
         gic: &Gic<H>,
@@ -139,9 +90,9 @@ impl Storms {
                     None => {}
                     Some(at) if at > now => wait(bit, at),
                     Some(_) => match set_enabled(gic, routes, lpi, true) {
-                        Became::Nothing => {}
-                        Became::Known => unmasked += 1,
-                        Became::Unsure => wait(bit, now.saturating_add(RELIEF * self.rate.interval)),
+                        Change::Needless => {}
+                        Change::Confirmed => unmasked += 1,
+                        Change::Unconfirmed => wait(bit, now.saturating_add(self.rate.retry_after())),
                     },
                 }
             }
@@ -153,34 +104,34 @@ impl Storms {
     }
 }
 
-/// What came of masking or unmasking.
+/// The result of masking or unmasking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Became {
-    /// The LPI leads to nobody, or needs no mask.
-    Nothing,
-    /// The hardware knows, or will get no interrupt through any more.
-    Known,
-    /// It was told and has not said so, or could not be told now.
-    Unsure,
+enum Change {
+    /// The LPI has no vCPU, or needs no mask.
+    Needless,
+    /// The hardware has confirmed it, or the event or ITS is gone.
+    Confirmed,
+    /// The hardware has not confirmed it in time, or could not be told now.
+    Unconfirmed,
 }
 
-fn set_enabled<H: Hw + Clone>(gic: &Gic<H>, routes: &Routes, lpi: Lpi, enabled: bool) -> Became {
+fn set_enabled<H: Hw + Clone>(gic: &Gic<H>, routes: &Routes, lpi: Lpi, enabled: bool) -> Change {
     let told = if let Some(route) = routes.get(lpi) {
         gic.configure_lpi(lpi, PRIORITY, enabled);
         gic.invalidate(route.its, route.device, route.event)
     } else {
-        let Some((v4, vpe)) = gic.v4().zip(gic.whose_doorbell(lpi)) else { return Became::Nothing };
+        let Some((v4, vpe)) = gic.v4().zip(gic.whose_doorbell(lpi)) else { return Change::Needless };
         match v4.let_ring(vpe, enabled) {
             Ok(true) => Ok(()),
-            Ok(false) | Err(V4Error::NoSuchVpe(_)) => return Became::Nothing,
+            Ok(false) | Err(V4Error::NoSuchVpe(_)) => return Change::Needless,
             Err(V4Error::Its(error)) => Err(error),
-            Err(_) => return Became::Unsure,
+            Err(_) => return Change::Unconfirmed,
         }
     };
     match told {
-        Err(ItsError::Timeout | ItsError::CpuOffline(_)) => Became::Unsure,
-        // Other errors are an event or an ITS that is gone.
-        _ => Became::Known,
+        Err(ItsError::Timeout | ItsError::CpuOffline(_)) => Change::Unconfirmed,
+        // Any other error means that the event or the ITS is gone.
+        _ => Change::Confirmed,
     }
 }
 

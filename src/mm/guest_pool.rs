@@ -3,7 +3,7 @@
 //! The unit is 2 MiB, a stage 2 block. Nothing here touches memory: who takes some finds what the last owner left
 //! in it, and whoever gives some back has zeroed it.
 
-use super::guest_ram::BANKS;
+use super::guest_ram::{BANKS, GuestRam};
 use crate::ids::Pa;
 use crate::util::range::Range;
 use alloc::vec::Vec;
@@ -60,6 +60,11 @@ impl GuestPool {
             }
         }
         Some(taken)
+    }
+
+    /// Gives the RAM of a domain back. It has been zeroed.
+    pub fn give_back(&mut self, ram: GuestRam) {
+        ram.banks().iter().for_each(|bank| self.give(Range::new(bank.pa, bank.size)));
     }
 
     /// Gives a stretch back, or puts a new one in.

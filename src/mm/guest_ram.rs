@@ -1,15 +1,68 @@
-//! RAM that belongs to a domain, as EL2 reaches it.
+//! RAM that belongs to domains, as EL2 accesses it.
 //!
-//! EL2 runs on an identity map, so a domain's RAM is addressable by EL2; no Rust object lives there, because
-//! the ranges were carved out of memory that EL2's own image, stacks and pools do not touch. The guest may change any
-//! byte at any moment: everything here copies by volatile access and interprets nothing.
-#![allow(unsafe_code, reason = "copies to and from memory that is no Rust object")]
+//! EL2 runs on an identity map, so it can address a domain's RAM. No Rust object lies there: [`init`] records which memory is RAM and
+//! what of it EL2 uses itself, and everything here checks its ranges against that. The guest may change any byte at any time, so
+//! the contents are copied and never referenced.
+#![allow(unsafe_code, reason = "copies to and from memory that holds no Rust object")]
 
+use crate::arch::cache;
 use crate::ids::{Ipa, Pa};
+use crate::platform::Machine;
+use crate::sync::{Once, set_once};
 use crate::util::range::Range;
 use arrayvec::ArrayVec;
 
-/// A stretch of a domain's RAM.
+/// The memory that guests may be given.
+struct Limits {
+    machine: &'static Machine,
+    own: ArrayVec<Range, 4>,
+}
+
+static LIMITS: Once<Limits> = Once::new();
+
+/// Records the machine's RAM, and the ranges of it that EL2 uses itself: image, pool and device tree.
+///
+/// # Safety
+///
+/// All RAM of `machine` that is not reserved, and all its boot modules, are mapped as Normal memory. No Rust object lies in any of it
+/// outside `own`.
+///
+/// # Panics
+///
+/// The second time.
+pub unsafe fn init(machine: &'static Machine, own: [Range; 3]) {
+    let own = own.into_iter().collect();
+    assert!(set_once(&LIMITS, Limits { machine, own }).is_ok(), "guest RAM is initialised twice");
+}
+
+/// The range is not RAM, or EL2 or the firmware uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotFreeRam(pub Range);
+
+impl core::fmt::Display for NotFreeRam {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{} is not RAM, or EL2 or the firmware uses it", self.0)
+    }
+}
+
+/// Checks that a range lies in RAM that neither EL2 nor the firmware uses.
+fn check(range: Range) -> Result<(), NotFreeRam> {
+    let limits = LIMITS.get().ok_or(NotFreeRam(range))?;
+    let machine = limits.machine;
+    let is_ram = machine.memory.iter().any(|bank| bank.covers(range));
+    let is_used = machine.reserved.iter().chain(&limits.own).any(|used| used.overlaps(range));
+    if is_ram && !is_used { Ok(()) } else { Err(NotFreeRam(range)) }
+}
+
+/// Checks that a range lies in a boot module. EL2 maps modules even where the firmware has reserved them.
+fn check_module(range: Range) -> Result<(), NotFreeRam> {
+    let limits = LIMITS.get().ok_or(NotFreeRam(range))?;
+    let is_module = limits.machine.all_modules().any(|module| module.range.covers(range));
+    let is_own = limits.own.iter().any(|used| used.overlaps(range));
+    if is_module && !is_own { Ok(()) } else { Err(NotFreeRam(range)) }
+}
+
+/// A range of a domain's RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bank {
     /// Where the domain sees it.
@@ -43,13 +96,12 @@ pub struct NotGuestRam(pub Ipa);
 impl GuestRam {
     /// The RAM in `banks`.
     ///
-    /// # Safety
+    /// # Errors
     ///
-    /// The banks are RAM that EL2 has mapped as Normal memory, and no Rust object of EL2 is in them for as long as this
-    /// lives.
-    #[must_use]
-    pub unsafe fn new(banks: ArrayVec<Bank, BANKS>) -> GuestRam {
-        GuestRam { banks }
+    /// [`NotFreeRam`] for the first bank that is not RAM, or that EL2 or the firmware uses.
+    pub fn new(banks: ArrayVec<Bank, BANKS>) -> Result<GuestRam, NotFreeRam> {
+        banks.iter().try_for_each(|bank| check(Range::new(bank.pa, bank.size)))?;
+        Ok(GuestRam { banks })
     }
 
     /// The banks.
@@ -120,51 +172,101 @@ impl GuestRam {
         })
     }
 
-    /// Copies `bytes` bytes of any mapped memory, such as a boot module, into the domain's RAM.
+    /// Copies a boot module into the domain's RAM.
     ///
-    /// # Safety
+    /// # Errors
     ///
-    /// `from` is mapped Normal memory that nobody writes meanwhile.
-    pub unsafe fn load(&self, from: Pa, to: Ipa, bytes: usize) -> Result<(), NotGuestRam> {
-        self.for_each_piece(to, bytes as u64, |piece, start| {
-            // SAFETY: the source by the caller's word, the target as for `write`; `copy` minds the overlap.
+    /// [`LoadError`]; nothing has been copied.
+    pub fn load(&self, from: Range, to: Ipa) -> Result<(), LoadError> {
+        check_module(from).map_err(LoadError::Source)?;
+        self.copy(from, to).map_err(LoadError::Target)
+    }
+
+    /// Copies from a range that [`check_module`] has accepted.
+    fn copy(&self, from: Range, to: Ipa) -> Result<(), NotGuestRam> {
+        self.for_each_piece(to, from.size, |piece, start| {
+            // SAFETY: source and target are mapped RAM without Rust objects, by `check_module` and `new`; `copy` allows an overlap.
             unsafe {
                 core::ptr::copy(
-                    core::ptr::with_exposed_provenance::<u8>(from.0 as usize + start as usize),
+                    core::ptr::with_exposed_provenance::<u8>(from.base.0 as usize + start as usize),
                     core::ptr::with_exposed_provenance_mut::<u8>(piece.base.0 as usize),
                     piece.size as usize,
                 );
             }
         })
     }
-}
 
-/// Fills memory with zeroes, whatever was in it.
-///
-/// # Safety
-///
-/// `range` is mapped Normal memory that nobody else uses, and no Rust object is in it.
-pub unsafe fn zero(range: Range) {
-    // SAFETY: by the caller's word.
-    unsafe {
-        core::ptr::with_exposed_provenance_mut::<u8>(range.base.0 as usize).write_bytes(0, range.size as usize);
+    /// Zeroes up to `bytes` bytes from `done` bytes on, in caches and in memory. Returns how many bytes are zeroed then, or `None`
+    /// when all are.
+    pub fn wipe(&self, done: u64, bytes: u64) -> Option<u64> {
+        let mut start = 0;
+        for bank in &self.banks {
+            if done - start < bank.size {
+                let offset = done - start;
+                let size = bytes.min(bank.size - offset);
+                zero(Range::new(Pa(bank.pa.0 + offset), size));
+                return Some(done + size);
+            }
+            start += bank.size;
+        }
+        None
     }
 }
 
-/// The first bytes of `file`, as many as fit `into`.
+/// Why a boot module was not copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadError {
+    /// The range is no boot module.
+    Source(NotFreeRam),
+    /// The target is not in the domain's RAM.
+    Target(NotGuestRam),
+}
+
+impl core::fmt::Display for LoadError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            LoadError::Source(error) => error.fmt(f),
+            LoadError::Target(NotGuestRam(at)) => write!(f, "it does not fit the RAM at {at}"),
+        }
+    }
+}
+
+/// Zeroes RAM that no guest uses yet, in caches and in memory.
 ///
-/// # Safety
+/// # Errors
 ///
-/// `file` is mapped Normal memory that nobody writes meanwhile.
-pub unsafe fn peek(file: Range, into: &mut [u8]) -> &[u8] {
+/// [`NotFreeRam`].
+pub fn wipe(range: Range) -> Result<(), NotFreeRam> {
+    check(range)?;
+    zero(range);
+    Ok(())
+}
+
+/// Zeroes RAM that has passed [`check`]. A guest starts with its caches off, and no line of EL2's may be written back over what the
+/// guest stores.
+fn zero(range: Range) {
+    // SAFETY: mapped RAM without Rust objects, by `check`.
+    unsafe {
+        core::ptr::with_exposed_provenance_mut::<u8>(range.base.0 as usize).write_bytes(0, range.size as usize);
+    }
+    cache::clean_invalidate(range.base, range.size);
+}
+
+/// Copies the first bytes of `file`, a boot module, as many as fit `into`, and returns them.
+///
+/// # Errors
+///
+/// [`NotFreeRam`].
+pub fn peek(file: Range, into: &mut [u8]) -> Result<&[u8], NotFreeRam> {
+    check_module(file)?;
     let bytes = into.len().min(usize::try_from(file.size).unwrap_or(usize::MAX));
     let (head, _) = into.split_at_mut(bytes);
-    // SAFETY: by the caller's word, and `bytes` is within both.
+    // SAFETY: mapped RAM, by `check_module`, and `bytes` is within both.
     unsafe {
         let source = core::ptr::with_exposed_provenance::<u8>(file.base.0 as usize);
         core::ptr::copy_nonoverlapping(source, head.as_mut_ptr(), bytes);
     }
-    head
+    Ok(head)
 }
 
 #[cfg(test)]
@@ -176,8 +278,8 @@ mod tests {
         let base = backing.as_mut_ptr().expose_provenance() as u64;
         let mut banks = ArrayVec::new();
         banks.push(Bank::direct(Range::new(Pa(base), backing.len() as u64)));
-        // SAFETY: the backing outlives the test and is only reached through the exposed pointer.
-        (unsafe { GuestRam::new(banks) }, base)
+        // The backing outlives the test and is accessed only through the exposed pointer.
+        (GuestRam { banks }, base)
     }
 
     #[test]
@@ -207,15 +309,14 @@ mod tests {
         let mut banks = ArrayVec::new();
         banks.push(Bank { ipa: Ipa(0x1000), pa: Pa(base + 32), size: 32 });
         banks.push(Bank { ipa: Ipa(0x1020), pa: Pa(base), size: 32 });
-        // SAFETY: as above.
-        let ram = unsafe { GuestRam::new(banks) };
+        let ram = GuestRam { banks };
         let mut got = [0; 4];
         ram.read(Ipa(0x101e), &mut got).unwrap();
         assert_eq!(got, [62, 63, 0, 1]);
         ram.write(Ipa(0x101f), &[100, 101]).unwrap();
         let source = [7u8; 6];
-        // SAFETY: a slice of the test.
-        unsafe { ram.load(Pa(source.as_ptr().expose_provenance() as u64), Ipa(0x103a), 6).unwrap() };
+        let source = Range::new(Pa(source.as_ptr().expose_provenance() as u64), 6);
+        ram.copy(source, Ipa(0x103a)).unwrap();
         assert_eq!((backing[63], backing[0], backing[1]), (100, 101, 1));
         assert_eq!(backing[25..33], [25, 7, 7, 7, 7, 7, 7, 32]);
         assert_eq!(ram.write(Ipa(0x103f), &[0, 0]), Err(NotGuestRam(Ipa(0x103f))));
@@ -224,5 +325,14 @@ mod tests {
         assert_eq!(ram.translate(Ipa(0x101f), 2), Err(NotGuestRam(Ipa(0x101f))));
         assert_eq!(ram.translate(Ipa(0xfff), 1), Err(NotGuestRam(Ipa(0xfff))));
         assert_eq!(ram.size(), 64);
+    }
+
+    #[test]
+    fn ram_that_was_not_declared_free_is_refused() {
+        let range = Range::new(Pa(0x1000), 0x1000);
+        assert_eq!(check(range), Err(NotFreeRam(range)));
+        assert!(GuestRam::new([Bank::direct(range)].into_iter().collect()).is_err());
+        assert_eq!(wipe(range), Err(NotFreeRam(range)));
+        assert_eq!(peek(range, &mut [0; 4]), Err(NotFreeRam(range)));
     }
 }

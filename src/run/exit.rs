@@ -1,40 +1,53 @@
-//! Why a guest came back, and what is done about it.
+//! Synchronous exits: why the guest was left, and what is done about it.
 //!
-//! Every synchronous exit ends in one of three ways: EL2 did what the instruction asked for, the guest gets an
-//! exception that a real machine could have given it, or the vCPU stops. None ends in a panic.
+//! Every synchronous exit ends in one of three ways: EL2 did what the instruction asked for, the guest gets an exception that a real
+//! machine could have raised, or the vCPU stops. None ends in a panic.
 //!
-//! A domain beside dom0 *crashes* when EL2 can see that it cannot go on:
+//! A domU has *crashed* when EL2 can see that it cannot continue:
 //!
-//! * its exception vectors are not in its memory: what it would be told, it could not fetch;
-//! * it faults, over and over, at the same instruction of its own exception handler (a stack that is not there): seen
-//!   if the fault is one that EL2 answers, an access or an instruction that a guest does not have;
-//! * all of its vCPUs have switched themselves off;
-//! * it says so: SYSTEM_RESET2 with a reset_type of ours.
+//! * its exception vectors are not in its memory, so that it cannot fetch the handler of an exception;
+//! * it faults again and again at one instruction of its own exception handler (for example, on a stack that is not mapped). EL2 sees
+//!   this if it answers the fault: an access to an unmapped address, or an instruction that the guest does not have;
+//! * all its vCPUs have switched themselves off;
+//! * it reports a crash by SYSTEM_RESET2 with a vendor-specific reset_type.
 //!
-//! What only EL1 sees, EL2 does not: a kernel that panics and spins, stage-1 faults without end, a masked loop. Such a
-//! domain hangs, at its own expense, until somebody ends it with the debug key `K`.
+//! EL2 does not see what stays within EL1: a kernel that panics and spins, stage 1 faults without end, a loop with interrupts masked.
+//! Such a domain hangs, in its own time, until it is ended with the debug key `K`.
 
+use super::decode::{inject, mmio, sysreg as trapped};
+use super::smccc;
 use crate::arch::esr::{self, Class, DataAbort, Esr, Fault, SysRegAccess, Wfx};
 use crate::arch::sysreg::{self, Readable, SCTLR_EL1, Writeable};
 use crate::arch::vcpu::{GuestRegs, RawExit};
-use crate::arch::{at, barrier, power, timer};
-use crate::dev::psci::{self, PsciAction};
-use crate::dev::vtimer::VTimer;
+use crate::arch::{at, barrier, timer};
+use crate::dev::vtimer::{CNTP_PPI, VTimer};
 use crate::domain::Domain;
 use crate::domain::lifecycle::End;
-use crate::host::Hypervisor;
-use crate::ids::{DomId, Intid, Ipa, Mpidr};
-use crate::run::Next;
-use crate::run::decode::{inject, mmio, sysreg as trapped};
-use crate::sched::State;
+use crate::host::Host;
+use crate::ids::Intid;
 use crate::trace::{Event, count};
-use crate::vcpu::{Context, Start, Vcpu};
+use crate::vcpu::{Context, Vcpu};
 use crate::vgic::SgiGroup;
 
-/// Faults of an exception handler at one of its instructions, one after the other, that are no attempt any more.
+/// What a vCPU does after an exit has been handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// It continues.
+    Resume,
+    /// It continues, unless another vCPU waits for the CPU.
+    Yield,
+    /// It gives up the CPU and stays runnable.
+    Preempt,
+    /// It waits for an interrupt.
+    Block,
+    /// It is powered off.
+    Off,
+}
+
+/// So many consecutive faults at one instruction of its exception handler make a domU crash.
 const HANDLER_FAULTS: u32 = 1000;
 
-/// Exception level and stack selection in SPSR_EL2.
+/// M[3:0] of SPSR_EL2: exception level and stack pointer selection.
 const PSTATE_MODE: u64 = 0xf;
 /// M[4:0] of EL0t.
 const PSTATE_EL0T: u64 = 0;
@@ -45,11 +58,11 @@ const fn uses_sp_el1(pstate: u64) -> bool {
 }
 
 /// One synchronous exit.
-pub struct Exit<'a> {
-    pub(crate) hv: &'static Hypervisor,
-    pub(crate) domain: &'a Domain,
-    pub(crate) vcpu: &'a Vcpu,
-    pub(crate) context: &'a mut Context,
+pub(super) struct Exit<'a> {
+    pub(super) host: &'static Host,
+    pub(super) domain: &'a Domain,
+    pub(super) vcpu: &'a Vcpu,
+    pub(super) context: &'a mut Context,
 }
 
 impl Exit<'_> {
@@ -61,8 +74,8 @@ impl Exit<'_> {
         self.context.regs.pc = self.context.regs.pc.wrapping_add(esr.length());
     }
 
-    /// Handles it.
-    pub fn sync(&mut self, exit: &RawExit) -> Next {
+    /// Handles the exit.
+    pub(super) fn sync(&mut self, exit: &RawExit) -> Next {
         let esr = Esr(exit.esr);
         match esr.class() {
             Class::Wfx => self.wfx(esr),
@@ -71,7 +84,7 @@ impl Exit<'_> {
                 self.call(esr)
             }
             Class::Smc64 => {
-                // Trapped before it was executed, unlike HVC.
+                // An SMC traps before it is executed, unlike an HVC.
                 self.count(Event::ExitSmc);
                 self.advance(esr);
                 self.call(esr)
@@ -86,10 +99,10 @@ impl Exit<'_> {
             }
             Class::InstrAbortLower => {
                 self.count(Event::ExitInstrAbort);
-                if self.domain.id != DomId(0) && self.has_no_vectors() {
+                if !self.domain.is_dom0() && self.has_no_vectors() {
                     log::warn!(
-                        "{} {}: its exception vectors at {:#x} are not in its memory",
-                        self.domain.id,
+                        "{} {}: exception vectors at {:#x} are not in its memory: crashed",
+                        self.domain.id(),
                         self.vcpu.id,
                         self.context.regs.pc
                     );
@@ -111,87 +124,35 @@ impl Exit<'_> {
         self.advance(esr);
         match esr.wfx() {
             Wfx::Wfi => Next::Block,
-            // A timed wait may end at once.
+            // A timed wait may end at any time.
             Wfx::Wfe | Wfx::Wfit | Wfx::Wfet => Next::Yield,
         }
     }
 
     fn call(&mut self, esr: Esr) -> Next {
-        let x = self.context.regs.x;
-        let action = psci::call(esr.imm16(), [x[0], x[1], x[2], x[3]]);
-        let answer = match action {
-            PsciAction::Return(value) => value,
-            PsciAction::CpuOn { target, entry, context } => self.cpu_on(target, entry, context),
-            PsciAction::AffinityInfo { target, level } => self.affinity_info(target, level),
-            PsciAction::CpuOff => return Next::Off,
-            PsciAction::Suspend => {
-                // CPU_SUSPEND is a WFI: a power-down state may be answered with a standby (DEN0022, 5.4.2).
-                self.context.regs.set(0, psci::status::SUCCESS);
-                return Next::Block;
-            }
-            PsciAction::SystemOff if self.domain.id != DomId(0) => return self.end(End::Off),
-            PsciAction::SystemReset if self.domain.id != DomId(0) => return self.end(End::Reset),
-            PsciAction::SystemCrash { cookie } if self.domain.id != DomId(0) => {
-                log::warn!("{} {}: says that it cannot go on: {cookie:#x}", self.domain.id, self.vcpu.id);
-                return self.end(End::Crash);
-            }
-            PsciAction::SystemOff => {
-                log::info!("{} powered off", self.domain.id);
-                power::off()
-            }
-            PsciAction::SystemReset => {
-                log::info!("{} reset", self.domain.id);
-                power::reset()
-            }
-            PsciAction::SystemCrash { cookie } => {
-                log::error!("{} says that it cannot go on: {cookie:#x}", self.domain.id);
-                power::reset()
-            }
-        };
-        self.context.regs.set(0, answer);
-        Next::Resume
+        let [x0, x1, x2, x3, ..] = self.context.regs.x;
+        let caller = smccc::Caller { domain: self.domain, vcpu: self.vcpu };
+        let answer = smccc::call(&caller, esr.imm16(), [x0, x1, x2, x3]);
+        if let Some(value) = answer.x0 {
+            self.context.regs.set(0, value);
+        }
+        answer.next
     }
 
-    /// The domain ends here.
+    /// Ends the domain.
     fn end(&self, end: End) -> Next {
         self.domain.finish(end);
         Next::Off
     }
 
-    /// Whether EL1 was to fetch the first instruction of one of its own vectors: what it would be told about the abort,
-    /// it could not fetch either.
+    /// Whether the abort was on the fetch of the first instruction of one of EL1's own vectors. The guest could not fetch a handler of
+    /// the abort either.
     fn has_no_vectors(&self) -> bool {
         const VECTORS: u64 = 0x800;
         let pc = self.context.regs.pc;
         let offset = pc.wrapping_sub(sysreg::VBAR_EL1.get());
         let el1 = self.context.regs.pstate & PSTATE_MODE != PSTATE_EL0T;
         el1 && offset < VECTORS && offset.is_multiple_of(0x80)
-    }
-
-    fn cpu_on(&self, target: Mpidr, entry: Ipa, context: u64) -> u64 {
-        let Some(vcpu) = self.domain.vcpu_at(target) else { return psci::status::INVALID_PARAMETERS };
-        if self.domain.ram.translate(entry, 4).is_err() {
-            return psci::status::INVALID_ADDRESS;
-        }
-        if self.domain.power_on(vcpu, Start { entry, context }) {
-            return psci::status::SUCCESS;
-        }
-        if vcpu.is_starting() { psci::status::ON_PENDING } else { psci::status::ALREADY_ON }
-    }
-
-    /// On if any vCPU of the affinity instance is (DEN0022, 5.7).
-    fn affinity_info(&self, target: Mpidr, level: u8) -> u64 {
-        let states = self.domain.vcpus().iter().filter(|vcpu| psci::matches(target, level, vcpu.affinity)).map(
-            |vcpu| match vcpu.run.get() {
-                _ if vcpu.is_starting() => psci::affinity::ON_PENDING,
-                State::Off => psci::affinity::OFF,
-                _ => psci::affinity::ON,
-            },
-        );
-        let by_rank = |state: &u64| {
-            [psci::affinity::OFF, psci::affinity::ON_PENDING, psci::affinity::ON].iter().position(|s| s == state)
-        };
-        states.max_by_key(by_rank).unwrap_or(psci::status::INVALID_PARAMETERS)
     }
 
     fn system_register(&mut self, esr: Esr) -> Next {
@@ -216,8 +177,8 @@ impl Exit<'_> {
         let SysRegAccess { op0, op1, crn, crm, op2, is_read, .. } = access;
         let verb = if is_read { "read" } else { "written" };
         log::debug!(
-            "{} {}: S{op0}_{op1}_C{crn}_C{crm}_{op2} {verb} at {:#x}: UNDEF",
-            self.domain.id,
+            "{} {}: S{op0}_{op1}_C{crn}_C{crm}_{op2}: {verb} at {:#x}: injected UNDEF",
+            self.domain.id(),
             self.vcpu.id,
             self.context.regs.pc
         );
@@ -244,11 +205,13 @@ impl Exit<'_> {
             Err(mmio::Refused::Changed) => return Next::Resume,
         };
         for access in plan.accesses() {
-            // A pair may straddle two devices; each half goes where it belongs.
+            // A pair may straddle two devices; each half is a separate access.
             let device = self.domain.emulated(access.at);
             match (access.op, device) {
                 (mmio::Op::Write(value), Some(device)) => {
-                    self.domain.mmio_write(self.vcpu.id, device, access.bytes, value);
+                    let work = self.domain.mmio_write(self.vcpu.id, device, access.bytes, value);
+                    // A pair of registers lies in one frame, so one store instruction starts one kind of work at most.
+                    self.context.its_work = self.context.its_work.or(work);
                 }
                 (mmio::Op::Read(load), device) => {
                     let raw = device.map_or(0, |device| self.domain.mmio_read(self.vcpu.id, device, access.bytes));
@@ -268,12 +231,12 @@ impl Exit<'_> {
         Next::Resume
     }
 
-    /// The instruction at PC, through the guest's own translation; `None` if that does not lead to its RAM.
+    /// The instruction at PC, read through the guest's stage 1; `None` if PC is not in its RAM.
     fn instruction(&self) -> Option<u32> {
         let el0 = self.context.regs.pstate & PSTATE_MODE == PSTATE_EL0T;
         let ipa = at::fetch_address(self.context.regs.pc, el0)?;
         let mut word = [0; 4];
-        self.domain.ram.read(ipa, &mut word).ok()?;
+        self.domain.ram().read(ipa, &mut word).ok()?;
         Some(u32::from_le_bytes(word))
     }
 
@@ -295,8 +258,8 @@ impl Exit<'_> {
     fn inject_data_abort(&mut self, far: u64, abort: &DataAbort) -> Next {
         self.count(Event::AbortInjected);
         log::debug!(
-            "{} {}: no access to {far:#x} at pc {:#x}: data abort",
-            self.domain.id,
+            "{} {}: no access to {far:#x} at pc {:#x}: injected a data abort",
+            self.domain.id(),
             self.vcpu.id,
             self.context.regs.pc
         );
@@ -310,8 +273,13 @@ impl Exit<'_> {
             true => faults.saturating_add(1),
             false => 0,
         };
-        if *faults >= HANDLER_FAULTS && self.domain.id != DomId(0) {
-            log::warn!("{} {}: its exception handler faults at {:#x}", self.domain.id, self.vcpu.id, entry.elr_el1);
+        if *faults >= HANDLER_FAULTS && !self.domain.is_dom0() {
+            log::warn!(
+                "{} {}: exception handler faults repeatedly at {:#x}: crashed",
+                self.domain.id(),
+                self.vcpu.id,
+                entry.elr_el1
+            );
             return self.end(End::Crash);
         }
         self.context.regs.pc = entry.pc;
@@ -341,14 +309,14 @@ impl mmio::Registers for GuestRegs {
     }
 }
 
-/// What trapped system registers reach.
+/// What the emulation of trapped system registers needs.
 struct SysRegs<'a, 'b> {
     exit: &'a mut Exit<'b>,
 }
 
 impl trapped::SysRegPort for SysRegs<'_, '_> {
     fn guest_id(&self, op1: u8, crn: u8, crm: u8, op2: u8) -> Option<u64> {
-        self.exit.hv.features().guest_id(op1, crn, crm, op2)
+        self.exit.host.features().guest_id(op1, crn, crm, op2)
     }
 
     fn send_sgi(&mut self, kind: trapped::SgiKind, value: u64) {
@@ -357,12 +325,12 @@ impl trapped::SysRegPort for SysRegs<'_, '_> {
             trapped::SgiKind::Group1 | trapped::SgiKind::OtherGroup1 => SgiGroup::One,
         };
         let domain = self.exit.domain;
-        domain.vgic.send_sgi(&domain.port(), self.exit.vcpu.id, value, group);
+        domain.vgic().send_sgi(&domain.port(), self.exit.vcpu.id, value, group);
     }
 
     fn deactivate(&mut self, intid: Intid) {
         let domain = self.exit.domain;
-        domain.vgic.deactivate(&domain.port(), self.exit.vcpu.id, intid);
+        domain.vgic().deactivate(&domain.port(), self.exit.vcpu.id, intid);
     }
 
     fn counter(&self) -> u64 {
@@ -377,9 +345,9 @@ impl trapped::SysRegPort for SysRegs<'_, '_> {
         let now = timer::now();
         let level = self.exit.context.timer.level(now);
         let domain = self.exit.domain;
-        domain.vgic.set_ppi_level(&domain.port(), self.exit.vcpu.id, crate::run::CNTP_PPI, level);
+        domain.vgic().set_ppi_level(&domain.port(), self.exit.vcpu.id, CNTP_PPI, level);
         let deadline = self.exit.context.timer.deadline(now);
-        self.exit.hv.timer(self.exit.vcpu.cpu()).set_guest(deadline);
+        self.exit.host.cpu(self.exit.vcpu.cpu()).timer.set_guest(deadline);
     }
 
     fn mdscr(&self) -> u64 {
@@ -391,8 +359,8 @@ impl trapped::SysRegPort for SysRegs<'_, '_> {
     }
 
     fn set_way(&mut self) {
-        // Set/way operations reach this CPU's caches only and no guest can rely on them; EL2 turns caches off
-        // for nobody, so that there is nothing stale to find.
+        // Set/way operations affect only this CPU's caches, so a guest that may move between CPUs cannot rely on them. EL2 never
+        // runs a guest's memory with caches off, so there are no stale lines to clean.
         barrier::dsb_sy();
     }
 }

@@ -1,10 +1,68 @@
-//! The vCPU run loop: entry, exits, the switch from one vCPU to another.
+//! The run loop: what each CPU does from bring-up on.
+//!
+//! | file | content |
+//! |---|---|
+//! | `mod.rs` | [`cpu_loop`]: asks the scheduler for a vCPU, runs it, or idles |
+//! | [`vcpu_run`] | one vCPU on this CPU, from switch-in to switch-out |
+//! | [`switch`](self) | the scheduler hook: what is saved, restored, armed and left |
+//! | [`exit`] | synchronous exits: what is done about each |
+//! | [`smccc`] | dispatch of HVC and SMC calls |
+//! | [`decode`] | decoding of trapped accesses, as pure functions |
 
 pub mod decode;
-
-mod exit;
-#[allow(clippy::module_inception, reason = "the room's main file")]
-mod run;
+pub mod exit;
+pub mod smccc;
 mod switch;
+pub mod vcpu_run;
 
-pub use run::*;
+use crate::arch::el1::Present;
+use crate::arch::{features, timer};
+use crate::control::{Control, hotplug, teardown};
+use crate::domain::irq;
+use crate::ids::CpuId;
+use vcpu_run::{LONG_SWITCH_US, VcpuRun};
+
+/// Runs vCPUs on `cpu`, which is this CPU, for ever.
+pub fn cpu_loop(control: &'static Control, cpu: CpuId) -> ! {
+    let domains = control.domains;
+    let host = domains.host;
+    let state = host.cpu(cpu);
+    let (present, long_switch) = (Present::here(), timer::us_to_ticks(LONG_SWITCH_US));
+    // The features that guests see are settled before the first vCPU becomes runnable.
+    let mut hcr = None;
+    loop {
+        if state.is_leaving() {
+            hotplug::leave(control, cpu);
+        }
+        let next = host.sched.next(cpu, timer::now());
+        state.timer.set_resched(host.sched.next_resched_at(cpu));
+        match next {
+            Some(vcpu) => {
+                teardown::hand_over(control);
+                let Some(domain) = domains.get(vcpu.domain) else { unreachable!("a vCPU without a domain") };
+                let hcr = *hcr.get_or_insert_with(|| features::program(host.features()));
+                let late = Some(timer::now() + long_switch);
+                let shares = host.sched.shares_cpus();
+                let domain = &*domain;
+                VcpuRun {
+                    control,
+                    host,
+                    state,
+                    domain,
+                    vcpu: &vcpu,
+                    cpu,
+                    present: &present,
+                    hcr,
+                    shares,
+                    resident: None,
+                    late,
+                }
+                .run();
+            }
+            None => {
+                teardown::idle(control, cpu);
+                irq::take_all(domains, cpu);
+            }
+        }
+    }
+}

@@ -1,33 +1,32 @@
 //! The scheduler hook: what is done when a vCPU gets a CPU and when it gives it up.
 //!
-//! With `sched=null` a vCPU's system registers stay in its CPU; what comes and goes is residency, and with it the
-//! doorbell. Where CPUs are shared, everything that a guest can see is moved:
+//! With `sched=null` a vCPU's system registers stay in its CPU; only its vPE's residency, and with it the doorbell, changes. Where
+//! vCPUs share CPUs, all state that a guest can see is switched:
 //!
-//! | state | out | in |
+//! | state | switch-out | switch-in |
 //! |---|---|---|
-//! | general registers | each exit | each entry |
-//! | EL1's registers, keys of pointer authentication, FP and SIMD | saved | restored, unless this CPU still has them |
-//! | CNTV | taken, and off; a sleeper's deadline is kept by EL2's timer | put back last |
-//! | CNTP | emulated: as CNTV, but never in the CPU | |
+//! | general registers | saved at each exit | restored at each entry |
+//! | EL1 registers, pointer authentication keys, FP and SIMD | saved | restored, unless this CPU still holds them |
+//! | CNTV | saved and disabled; EL2's timer keeps the deadline of a vCPU that blocks | restored last |
+//! | CNTP | emulated: the same, but never in the CPU | |
 //! | ICH_VMCR, ICH_AP*R | saved | restored, before residency |
-//! | list registers | emptied into software at each exit; zero, where they held something | |
+//! | list registers | read back at each exit; cleared if used | |
 //! | a physical PPI that is active for the guest | deactivated | made active again |
-//! | residency | left; the doorbell is armed if it sleeps | entered before the first entry |
-//! | TLB, instruction cache | | cleaned if another vCPU of the domain ran here since |
+//! | residency | ended; the doorbell is armed if the vCPU blocks | begun before the first entry |
+//! | TLB, instruction cache | | stage 1 entries invalidated if another vCPU of the domain ran here since |
 //!
-//! FP is moved eagerly: 528 bytes each way, 42 of a switch's 1,600 instructions, are less than the trap that laziness costs
-//! a guest which uses FP, and Linux does, in each of its context switches.
+//! FP registers are switched eagerly. The 528 bytes take 42 of about 1,600 instructions in each direction, less than the trap that lazy
+//! switching costs a guest that uses FP; Linux does in each of its own context switches.
 
+use super::vcpu_run::VcpuRun;
 use crate::arch::sysreg::{self, Readable, Writeable};
 use crate::arch::{barrier, features, timer, tlb};
 use crate::domain::irq;
 use crate::gic::{cpuif, v4};
 use crate::ids::Intid;
-use crate::run::Stay;
 use crate::sched::{Found, Schedulable, Why};
 use crate::trace::{Event, count};
-use crate::vcpu::Context;
-use crate::vcpu::list_regs;
+use crate::vcpu::{Context, list_regs};
 
 /// The interrupts in a mask of PPIs.
 fn each(mut ppis: u32) -> impl Iterator<Item = Intid> {
@@ -38,11 +37,11 @@ fn each(mut ppis: u32) -> impl Iterator<Item = Intid> {
     })
 }
 
-impl Stay<'_> {
-    /// Loads what is not in this CPU.
+impl VcpuRun<'_> {
+    /// Restores the state that this CPU does not hold.
     fn load(&self, context: &mut Context) {
         let resumes = context.saved_from == Some(self.cpu);
-        if !(resumes && self.hv.was_last_on(self.cpu, self.vcpu)) {
+        if !(resumes && self.state.holds_registers_of(self.vcpu)) {
             count(self.cpu, Event::Switch);
             context.el1.restore(self.present);
             context.fp.restore();
@@ -51,82 +50,82 @@ impl Stay<'_> {
             count(self.cpu, Event::Move);
         }
         context.ich.restore();
-        // A level that is taken already stays taken: active before its timer is on, or it would be taken twice.
-        for ppi in each(self.domain.vgic.held_ppis(self.vcpu.id)) {
-            self.hv.gic.ppi_set_active(self.cpu, ppi, true);
-            debug_assert!(self.hv.gic.ppi_is_active(self.cpu, ppi));
+        // A level-sensitive PPI that has been taken is made active before its timer is on. Otherwise it would be taken twice.
+        for ppi in each(self.domain.vgic().held_ppis(self.vcpu.id)) {
+            self.host.gic.ppi_set_active(self.cpu, ppi, true);
+            debug_assert!(self.host.gic.ppi_is_active(self.cpu, ppi));
         }
         context.vtimer.put();
         barrier::isb();
     }
 
-    /// Takes everything out of this CPU.
+    /// Saves the state that this CPU holds.
     fn unload(&self, context: &mut Context) {
         context.vtimer.take();
         context.el1.save(self.present);
         context.fp.save();
         context.ich.save();
         context.saved_from = Some(self.cpu);
-        self.hv.set_last_on(self.cpu, self.vcpu);
-        for ppi in each(self.domain.vgic.held_ppis(self.vcpu.id)) {
+        self.state.set_registers_of(Some(self.vcpu));
+        for ppi in each(self.domain.vgic().held_ppis(self.vcpu.id)) {
             cpuif::deactivate(ppi);
         }
-        self.hv.timer(self.cpu).set_guest(None);
+        self.state.timer.set_guest(None);
         self.vcpu.set_live(None);
         for ppi in each(self.vcpu.take_deactivations()) {
-            self.hv.gic.ppi_set_active(self.cpu, ppi, false);
+            self.host.gic.ppi_set_active(self.cpu, ppi, false);
         }
     }
 
-    /// Whether its virtual timer would interrupt it, were it in a CPU.
+    /// Whether its virtual timer would interrupt it if it were in a CPU.
     fn timer_is_due(&self, context: &Context, now: u64) -> bool {
-        let intid = self.hv.machine.timer.virt;
-        let view = self.domain.vgic.irq_state(self.vcpu.id, intid);
+        let intid = self.host.machine.timer.virt;
+        let view = self.domain.vgic().irq_state(self.vcpu.id, intid);
         context.vtimer.level(now) && view.is_some_and(|view| view.enabled && !view.held && !view.active)
     }
 
-    /// Has this CPU's timer wake it when one of its own is due.
-    fn keep_time(&self, context: &Context, now: u64) {
+    /// Sets this CPU's EL2 timer to wake the vCPU when one of its own timers is due.
+    fn arm_wakeup(&self, context: &Context, now: u64) {
         let deadlines = [context.vtimer.deadline().filter(|&at| at > now), context.timer.deadline(now)];
         if let Some(at) = deadlines.into_iter().flatten().min() {
-            self.vcpu.set_asleep_on(self.cpu);
-            self.hv.timer(self.cpu).sleep(self.vcpu.clone(), at);
+            self.vcpu.set_timer_cpu(self.cpu);
+            self.state.timer.sleep(self.vcpu.clone(), at);
         }
     }
 }
 
-impl Schedulable for Stay<'_> {
+impl Schedulable for VcpuRun<'_> {
     fn switch_in(&mut self) {
-        let Stay { hv, domain, vcpu, cpu, .. } = *self;
+        let VcpuRun { host, domain, vcpu, cpu, .. } = *self;
         sysreg::VMPIDR_EL2.set(features::vmpidr(vcpu.affinity));
-        hv.load_stage2(cpu, domain);
-        if let Some(other) = vcpu.take_asleep_on() {
-            hv.timer(other).forget(vcpu);
+        domain.load_stage2(cpu);
+        if let Some(other) = vcpu.take_timer_cpu() {
+            host.cpu(other).timer.forget(vcpu);
         }
         let mut context = vcpu.own();
         if vcpu.live_on() != Some(cpu) {
-            debug_assert_eq!(vcpu.live_on(), None, "{} is in another CPU", vcpu.id);
-            // What others wanted deactivated was not active: nothing of it was in a CPU.
+            debug_assert_eq!(vcpu.live_on(), None, "{} {}: its registers are in another CPU", domain.id(), vcpu.id);
+            // No PPI is active for a vCPU whose state is in memory, so earlier requests to deactivate have no effect.
             let _ = vcpu.take_deactivations();
-            // Before anybody is asked what is to be active here: who changes that later finds it in this CPU.
+            // Set before the PPIs that have to be active are read: a CPU that changes them later finds the vCPU on this CPU.
             vcpu.set_live(Some(cpu));
             self.load(&mut context);
         }
-        debug_assert!(list_regs::hold_nothing(), "{cpu} holds list registers of a vCPU that has left");
+        debug_assert!(list_regs::are_clear(), "{cpu}: list registers of the previous vCPU are not clear");
         drop(context);
-        if self.domain.last_ran.changes(cpu, vcpu.id) {
+        if self.domain.ran_another_vcpu(cpu, vcpu.id) {
             count(cpu, Event::TlbClean);
             tlb::forget_stage1_here();
         }
         if self.shares {
-            // Its timer may have been due for long: taken here, it does not cost an exit.
-            irq::take_all(cpu);
+            // Its timer may be overdue. Taken here, the interrupt does not cost an exit.
+            irq::take_all(self.control.domains, cpu);
         }
     }
 
     fn switch_out(&mut self, why: Why) -> Found {
         let mut found = Found::Nothing;
-        if let (Some(v4), Some(resident)) = (self.hv.gic.v4(), self.resident.take()) {
+        if let (Some(v4), Some(resident)) = (self.host.gic.v4(), self.resident.take()) {
             let why = match why {
                 Why::Preempt => v4::Why::Preempt,
                 Why::Block => v4::Why::Block,
@@ -146,12 +145,12 @@ impl Schedulable for Stay<'_> {
         let now = timer::now();
         let vmcr = if self.shares { context.ich.vmcr } else { sysreg::ICH_VMCR_EL2.get() };
         let timer = context.timer.level(now) || (self.shares && self.timer_is_due(&context, now));
-        // The domain's end too has to be looked for: who announced it may have found this vCPU awake and outside the guest.
-        if timer || self.domain.is_ending() || self.domain.vgic.has_pending(self.vcpu.id, vmcr) {
+        // The domain's end counts as pending: the CPU that ended the domain may have found this vCPU running and outside the guest.
+        if timer || self.domain.is_ending() || self.domain.vgic().has_pending(self.vcpu.id, vmcr) {
             found = Found::Pending;
         }
         if self.shares && found == Found::Nothing {
-            self.keep_time(&context, now);
+            self.arm_wakeup(&context, now);
         }
         found
     }

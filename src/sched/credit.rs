@@ -28,6 +28,7 @@ use super::random::xorshift;
 use crate::ids::CpuId;
 use crate::sync::{Lock, Rank};
 use crate::trace::{Event, count};
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -37,14 +38,13 @@ const SLOTS: usize = 1024;
 const NEVER: u64 = u64::MAX;
 
 /// The parameters of the scheduler.
-#[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Slice and period.
     pub slices: Slices,
     /// For tests: how often, in ticks and over all CPUs, a vCPU is moved to a random CPU.
     pub torture: Option<u64>,
     /// Interrupts a CPU so that it reschedules: sends an SGI.
-    pub kick: fn(CpuId),
+    pub kick: Box<dyn Fn(CpuId) + Send + Sync>,
 }
 
 struct Cpu<V: Scheduled> {

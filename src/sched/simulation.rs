@@ -49,7 +49,7 @@ struct World {
 
 impl World {
     fn new(cpus: usize, torture: Option<u64>) -> World {
-        let sched = Credit::new(cpus, Settings { slices: SLICES, torture, kick });
+        let sched = Credit::new(cpus, Settings { slices: SLICES, torture, kick: Box::new(kick) });
         KICKED.with_borrow_mut(Vec::clear);
         (0..cpus).for_each(|cpu| sched.bring_online(CpuId(cpu as u16)));
         let running = (0..cpus).map(|_| None).collect();

@@ -70,7 +70,7 @@ struct Cpu {
 
 impl World {
     fn new(torture: Option<u64>) -> World {
-        let sched = Credit::new(CPUS, Settings { slices: SLICES, torture, kick });
+        let sched = Credit::new(CPUS, Settings { slices: SLICES, torture, kick: Box::new(kick) });
         KICKED.iter().for_each(|kicked| kicked.store(false, Ordering::SeqCst));
         (0..CPUS).for_each(|cpu| sched.bring_online(CpuId(cpu as u16)));
         let vcpus: Vec<_> = (0..VCPUS)

@@ -75,9 +75,9 @@ events! {
     /// A doorbell for a vCPU that was already awake.
     DoorbellSpurious => "doorbell spurious",
     /// An LPI or a doorbell came too often and was masked.
-    StormMask => "storm mask",
+    RateLimitMask => "rate limit mask",
     /// One that was masked may come again.
-    StormRelief => "storm relief",
+    RateLimitUnmask => "rate limit unmask",
     /// A physical interrupt that nobody owns.
     IrqUnknown => "irq unknown",
     /// A vCPU blocked.

@@ -1,4 +1,4 @@
-//! The virtual CPU interface's registers, between the image that `vgic` computes and the CPU.
+//! Transfers the list registers between the image that `vgic` computes and the virtual CPU interface.
 
 use crate::arch::sysreg::{self, Readable, Writeable};
 use crate::arch::{barrier, ich};
@@ -7,10 +7,10 @@ use crate::vgic::LrImage;
 /// ICH_HCR_EL2.LRENPIE: EOIcount is in use.
 const LRENPIE: u64 = 1 << 2;
 
-/// ICH_HCR_EL2[7:1], UIE to VGrp1DIE: what may raise the maintenance interrupt, besides list registers.
-const CAUSES: u64 = 0xfe;
+/// ICH_HCR_EL2[7:1], UIE to VGrp1DIE: the bits that can raise the maintenance interrupt, apart from list registers.
+const MAINTENANCE_SOURCES: u64 = 0xfe;
 
-/// Puts the image into the CPU. An ERET follows, which synchronises it.
+/// Writes the image to the CPU. The ERET that follows synchronises the writes.
 pub fn load(image: &LrImage) {
     for (index, &value) in image.lr.iter().enumerate().take(usize::from(image.write)) {
         ich::write_lr(index, value);
@@ -18,8 +18,10 @@ pub fn load(image: &LrImage) {
     sysreg::ICH_HCR_EL2.set(image.hcr);
 }
 
-/// Takes it back. The maintenance interrupt, which is level-sensitive, drops if it could have been raised at all; mostly
-/// nothing is listed, and then the interface stays as it is: a virtual interrupt does nothing to EL2.
+/// Reads the image back after the guest has exited.
+///
+/// ICH_HCR_EL2 is cleared only if the maintenance interrupt could have been raised: it is level-sensitive and has to drop. In
+/// the common case no list register is in use, and the interface stays on, because a virtual interrupt does not affect EL2.
 pub fn store(image: &mut LrImage) {
     for (index, value) in image.lr.iter_mut().enumerate().take(usize::from(image.used)) {
         *value = ich::read_lr(index);
@@ -27,18 +29,18 @@ pub fn store(image: &mut LrImage) {
     if image.hcr & LRENPIE != 0 {
         image.hcr = sysreg::ICH_HCR_EL2.get();
     }
-    if image.used != 0 || image.hcr & CAUSES != 0 {
+    if image.used != 0 || image.hcr & MAINTENANCE_SOURCES != 0 {
         sysreg::ICH_HCR_EL2.set(0);
         barrier::isb();
     }
 }
 
-/// The vCPU leaves this CPU: its list registers hold nothing then, which is how the next one expects them.
+/// Clears the list registers that the vCPU has used: it leaves this CPU, and the next vCPU expects them to be zero.
 pub fn give_up(image: &mut LrImage) {
     ich::clear_lrs(image.give_up());
 }
 
-/// Whether this CPU's list registers hold nothing.
-pub fn hold_nothing() -> bool {
+/// Whether all list registers of this CPU are zero.
+pub fn are_clear() -> bool {
     (0..ich::count()).all(|index| ich::read_lr(index) == 0)
 }

@@ -1,7 +1,261 @@
-//! A virtual CPU.
+//! A virtual CPU: the state that any CPU may access, and the state that only the CPU that runs it may access.
+//!
+//! [`Vcpu`]'s own fields are atomics or immutable; any CPU may use them at any time. [`Context`] holds the registers. It is
+//! owned by the CPU that runs the vCPU, from switch-in to switch-out ([`Vcpu::own`]).
 
+mod links;
 pub mod list_regs;
-#[allow(clippy::module_inception, reason = "the room's main file")]
-mod vcpu;
+pub mod meter;
 
-pub use vcpu::{Context, Start, Vcpu};
+use crate::arch::el1::{El1Context, VirtualTimer};
+use crate::arch::fp::FpContext;
+use crate::arch::ich;
+use crate::arch::vcpu::GuestRegs;
+use crate::dev::vtimer::VTimer;
+use crate::ids::{CpuId, DomId, Intid, Ipa, Mpidr, VcpuId, VpeId};
+use crate::sched::{Entity, RunState, Scheduled, State};
+use crate::sync::{Exclusive, ExclusiveGuard, Lock, Rank};
+use crate::vgic::LrImage;
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
+use meter::Meter;
+
+/// Where a vCPU starts, as given to PSCI CPU_ON (DEN0022, 5.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// The address of the first instruction.
+    pub entry: Ipa,
+    /// The value of X0 at the entry point.
+    pub context: u64,
+}
+
+/// "No CPU", in atomics that hold a CPU number.
+const NO_CPU: u16 = u16::MAX;
+
+/// A virtual CPU.
+pub struct Vcpu {
+    /// The domain it belongs to.
+    pub domain: DomId,
+    /// Its number in the domain.
+    pub id: VcpuId,
+    /// The value that the guest reads from MPIDR_EL1.
+    pub affinity: Mpidr,
+    /// Its vPE, if its LPIs are injected directly.
+    pub vpe: Option<VpeId>,
+    /// Whether it is off, runnable, running or blocked.
+    pub run: RunState,
+    /// Its weight, cap and affinity for the scheduler.
+    pub entity: Entity,
+    /// How many device interrupts EL2 has taken for it.
+    pub meter: Meter,
+    /// True from before pending interrupts are put into list registers until the vCPU has left the guest. A change
+    /// made while it is true takes effect only after an SGI has made the vCPU exit.
+    in_guest: AtomicBool,
+    /// The CPU that holds its system registers and physical PPIs.
+    live: AtomicU16,
+    /// The CPU whose EL2 timer wakes it while it is blocked.
+    timer_cpu: AtomicU16,
+    /// Physical PPIs that its CPU has to deactivate before the next entry, one bit each.
+    deactivate: AtomicU32,
+    start: Lock<Option<Start>>,
+    /// True while `start` holds a value. It is read before each switch without taking the lock.
+    starting: AtomicBool,
+    context: Exclusive<Context>,
+}
+
+/// The state that belongs to the CPU that runs the vCPU.
+pub struct Context {
+    /// General registers, PC and PSTATE.
+    pub regs: GuestRegs,
+    /// EL1 system registers, while they are not in a CPU.
+    pub el1: El1Context,
+    /// FP and SIMD registers, while they are not in a CPU.
+    pub fp: FpContext,
+    /// The virtual timer, while it is not in a CPU.
+    pub vtimer: VirtualTimer,
+    /// The virtual CPU interface without list registers, while it is not in a CPU.
+    pub ich: ich::State,
+    /// The CPU that EL1 and FP registers were saved from. It still holds them unless another vCPU ran there since.
+    pub saved_from: Option<CpuId>,
+    /// The CPU on which its vPE was resident last; before the first residency, the vPE's initial home.
+    pub resident_on: Option<CpuId>,
+    /// The image of its list registers.
+    pub lrs: LrImage,
+    /// The emulated physical timer (CNTP_*).
+    pub timer: VTimer,
+    /// A virtual SError is pending (HCR_EL2.VSE).
+    pub serror: bool,
+    /// Consecutive faults taken at one instruction of its own exception handler.
+    pub handler_faults: u32,
+    /// Work of the domain's virtual ITSs that this vCPU started. It does not enter the guest before the work is done.
+    pub its_work: Option<ItsWork>,
+}
+
+/// Work of a domain's virtual ITSs that the vCPU that started it has to finish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ItsWork {
+    /// Commands in a queue, or a change of GITS_CTLR.
+    Commands,
+    /// GICR_CTLR.EnableLPIs of this vCPU was set: configuration and pending bits of its LPIs are read from guest memory.
+    LpisEnabled(VcpuId),
+}
+
+impl Vcpu {
+    /// A vCPU that is off. `home` is the CPU that it runs on first, with `list_registers` list registers.
+    #[must_use]
+    pub fn new(
+        domain: DomId,
+        id: VcpuId,
+        affinity: Mpidr,
+        home: CpuId,
+        vpe: Option<VpeId>,
+        list_registers: usize,
+    ) -> Vcpu {
+        Vcpu {
+            domain,
+            id,
+            affinity,
+            vpe,
+            run: RunState::new(),
+            entity: Entity::new(home),
+            meter: Meter::default(),
+            in_guest: AtomicBool::new(false),
+            live: AtomicU16::new(NO_CPU),
+            timer_cpu: AtomicU16::new(NO_CPU),
+            deactivate: AtomicU32::new(0),
+            start: Lock::new(Rank::Domain, None),
+            starting: AtomicBool::new(false),
+            context: Exclusive::new(Context {
+                regs: GuestRegs::default(),
+                el1: El1Context::reset(),
+                fp: FpContext::reset(),
+                vtimer: VirtualTimer::default(),
+                ich: ich::State::default(),
+                saved_from: None,
+                resident_on: Some(home),
+                lrs: LrImage::new(list_registers),
+                timer: VTimer::default(),
+                serror: false,
+                handler_faults: 0,
+                its_work: None,
+            }),
+        }
+    }
+
+    /// Powers it on. Returns `false` if it was on already.
+    #[must_use]
+    pub fn power_on(&self, start: Start) -> bool {
+        let mut slot = self.start.lock();
+        // The lock makes this the only place where a vCPU leaves the state Off, one caller at a time.
+        if slot.is_some() || self.run.get() != State::Off {
+            return false;
+        }
+        // `start` is set first: with sched=null the vCPU's CPU may pick it up as soon as it is runnable.
+        *slot = Some(start);
+        self.starting.store(true, Ordering::SeqCst);
+        let changed = self.run.power_on();
+        debug_assert!(changed, "{} {}: powered on twice", self.domain, self.id);
+        changed
+    }
+
+    /// Takes the start address, if the vCPU was powered on and has not run since.
+    pub fn take_start(&self) -> Option<Start> {
+        if !self.starting.load(Ordering::SeqCst) {
+            return None;
+        }
+        let mut slot = self.start.lock();
+        self.starting.store(false, Ordering::SeqCst);
+        slot.take()
+    }
+
+    /// Whether it was powered on and has not run since.
+    #[must_use]
+    pub fn is_starting(&self) -> bool {
+        self.start.lock().is_some()
+    }
+
+    /// Its registers, for the CPU that runs it.
+    ///
+    /// # Panics
+    ///
+    /// If another CPU owns them: a vCPU runs on one CPU at a time.
+    #[must_use]
+    pub fn own(&self) -> ExclusiveGuard<'_, Context> {
+        match self.context.take() {
+            Some(context) => context,
+            None => panic!("{} {}: registers are owned by two CPUs", self.domain, self.id),
+        }
+    }
+
+    /// The CPU that it runs on, or ran on last.
+    #[must_use]
+    pub fn cpu(&self) -> CpuId {
+        self.entity.cpu()
+    }
+
+    /// The CPU that holds its system registers; `None` while they are saved in memory.
+    #[must_use]
+    pub fn live_on(&self) -> Option<CpuId> {
+        Some(self.live.load(Ordering::SeqCst)).filter(|&cpu| cpu != NO_CPU).map(CpuId)
+    }
+
+    /// Records which CPU holds its system registers; `None` if they are saved in memory.
+    pub fn set_live(&self, cpu: Option<CpuId>) {
+        self.live.store(cpu.map_or(NO_CPU, |cpu| cpu.0), Ordering::SeqCst);
+    }
+
+    /// Records that the EL2 timer of `cpu` is to wake it.
+    pub fn set_timer_cpu(&self, cpu: CpuId) {
+        self.timer_cpu.store(cpu.0, Ordering::SeqCst);
+    }
+
+    /// Takes the CPU whose EL2 timer was to wake it.
+    pub fn take_timer_cpu(&self) -> Option<CpuId> {
+        if self.timer_cpu.load(Ordering::SeqCst) == NO_CPU {
+            return None;
+        }
+        Some(self.timer_cpu.swap(NO_CPU, Ordering::SeqCst)).filter(|&cpu| cpu != NO_CPU).map(CpuId)
+    }
+
+    /// Asks its CPU to deactivate a physical PPI before the next entry.
+    pub fn ask_to_deactivate(&self, ppi: Intid) {
+        self.deactivate.fetch_or(1u32.wrapping_shl(ppi.0), Ordering::SeqCst);
+    }
+
+    /// Takes the physical PPIs that have to be deactivated, one bit each.
+    #[must_use]
+    pub fn take_deactivations(&self) -> u32 {
+        match self.deactivate.load(Ordering::SeqCst) {
+            0 => 0,
+            _ => self.deactivate.swap(0, Ordering::SeqCst),
+        }
+    }
+
+    /// Its CPU is about to look for pending interrupts and to enter the guest.
+    pub fn entering(&self) {
+        self.in_guest.store(true, Ordering::SeqCst);
+    }
+
+    /// Its CPU has left the guest.
+    pub fn left(&self) {
+        self.in_guest.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether a change reaches it only after an SGI has made it exit.
+    #[must_use]
+    pub fn is_in_guest(&self) -> bool {
+        self.in_guest.load(Ordering::SeqCst)
+    }
+}
+
+impl Scheduled for Vcpu {
+    type QueueAdapter = links::QueueAdapter;
+    type SleepAdapter = links::SleepAdapter;
+
+    fn entity(&self) -> &Entity {
+        &self.entity
+    }
+
+    fn run_state(&self) -> &RunState {
+        &self.run
+    }
+}

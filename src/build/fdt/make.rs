@@ -3,10 +3,10 @@
 //! CPUs, one range of memory, a GICv3 without ITS, the generic timer, PSCI by `hvc` and, if the domain has one, a PL011
 //! with the fixed clock that its binding requires.
 
-use crate::build::domu_layout::{DIST, RAM, UART, UART_IRQ, redists};
 use crate::build::fdt::node::{
     EMPTY, LEVEL_HIGH, PPI, SPI, memory, node, reg, set, set_boot_args, set_cells, set_psci,
 };
+use crate::build::layout::domu::{DIST, RAM, UART, UART_IRQ, redists};
 use crate::ids::{Intid, Mpidr};
 use crate::util::range::Range;
 use alloc::format;
@@ -124,7 +124,7 @@ fn cpus(vcpus: &[Mpidr]) -> DeviceTreeNode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::build::domu_layout::affinities;
+    use crate::build::layout::domu::affinities;
     use crate::ids::Pa;
     use crate::platform::fdt;
     use crate::platform::testing::{cells as cells_at, edited, set as set_at};

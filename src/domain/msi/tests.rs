@@ -4,6 +4,7 @@
 use super::*;
 use crate::gic::testing::{Bench, DEV, ITS0, ModelHw, vlpi};
 use crate::gic::v4::Why;
+use crate::host::routes::{STRAYS, follow};
 use crate::ids::Mpidr;
 use crate::vgic::testing as guest;
 use gic_model::{CommandFault, Config, Fault};

@@ -1,9 +1,9 @@
-//! Storms on the executable GIC, in its time: microseconds are the counter's ticks.
+//! RateLimits on the executable GIC, in its time: microseconds are the counter's ticks.
 
 use super::*;
-use crate::domain::msi::Route;
 use crate::gic::testing::{Bench, DEV, Guest, ITS0, ModelHw};
 use crate::gic::v4::Why;
+use crate::host::routes::Route;
 use crate::ids::{CpuId, DomId, EventId, VIntid, VcpuId};
 use gic_model::{CommandFault, Config, Fault, Machine, Staleness};
 
@@ -17,33 +17,12 @@ fn rate() -> Rate {
     Rate::new(RATE, HZ)
 }
 
-#[test]
-fn a_burst_passes_and_then_what_the_rate_says() {
-    let meter = Meter::default();
-    let passed = |from: u64, to: u64| (from..to).filter(|&now| meter.take(&rate(), now)).count();
-    // One each microsecond: as each is charged for, whether it passes or not, none passes after the burst.
-    assert_eq!(rate().burst(), 32);
-    assert_eq!(passed(SECOND, SECOND + 5000), 32);
-    let room = meter.relief_at(&rate());
-    assert_eq!(room, SECOND + 5000 * 1000 + 16_000 - 32_000, "16 are paid for");
-    assert_eq!(passed(room, room + 100), 16);
-    // What is far apart always passes.
-    let late = 100 * SECOND;
-    assert!((0..1000).all(|n| meter.take(&rate(), late + n * 1000)));
-}
-
-#[test]
-fn a_rate_beyond_the_counter_is_as_fast_as_that_counts() {
-    let rate = Rate::new(10_000_000, HZ);
-    assert_eq!(rate, Rate { interval: 1, burst: 100_000 });
-}
-
-/// What EL2 does on one CPU about interrupts of one vCPU.
+/// EL2 on one CPU, which takes the interrupts of one vCPU.
 struct El2<'a> {
     machine: &'a Machine,
     gic: &'a Gic<ModelHw>,
     routes: Routes,
-    storms: Storms,
+    limits: RateLimits,
     meter: Meter,
     relief: Option<u64>,
     /// LPIs and doorbells taken.
@@ -53,21 +32,21 @@ struct El2<'a> {
 impl<'a> El2<'a> {
     fn new(machine: &'a Machine, gic: &'a Gic<ModelHw>) -> El2<'a> {
         let lpis = gic.facts().lpis;
-        let (routes, storms) = (Routes::new(lpis), Storms::new(lpis, rate()));
-        El2 { machine, gic, routes, storms, meter: Meter::default(), relief: None, taken: 0 }
+        let (routes, limits) = (Routes::new(lpis), RateLimits::new(lpis, rate()));
+        El2 { machine, gic, routes, limits, meter: Meter::default(), relief: None, taken: 0 }
     }
 
-    /// Takes what is pending, and looks at its timer.
+    /// Takes all pending interrupts, and handles its timer.
     fn take(&mut self, mut each: impl FnMut(Lpi)) {
         if self.relief.is_some_and(|at| self.machine.now_us() >= at) {
-            let due = |_| Some(self.meter.relief_at(&self.storms.rate));
-            self.relief = self.storms.relieve(self.gic, &self.routes, self.machine.now_us(), due).0;
+            let due = |_| Some(self.meter.relief_at(&self.limits.rate));
+            self.relief = self.limits.relieve(self.gic, &self.routes, self.machine.now_us(), due).0;
             self.machine.advance_us(5);
         }
         while let Some(intid) = self.machine.host_ack(CPU.index()) {
             self.taken += 1;
             let now = self.machine.now_us();
-            if let Some(at) = self.storms.took(self.gic, &self.routes, Lpi(intid), &self.meter, now) {
+            if let Some(at) = self.limits.took(self.gic, &self.routes, Lpi(intid), &self.meter, now) {
                 self.relief = Some(self.relief.map_or(at, |relief| relief.min(at)));
             }
             each(Lpi(intid));
@@ -77,7 +56,7 @@ impl<'a> El2<'a> {
     /// At most what the preface says, and no less than the rate lets through.
     fn judge(&self, since: u64, sources: u64) {
         let paid = (self.machine.now_us() - since) * u64::from(RATE) / SECOND;
-        let most = self.storms.rate.burst() + paid + sources;
+        let most = self.limits.rate.burst() + paid + sources;
         assert!(self.taken <= most, "{} taken, {most} allowed", self.taken);
         assert!(self.taken >= paid * 9 / 10, "{} taken, {paid} paid for", self.taken);
     }
@@ -198,18 +177,18 @@ fn doorbells_of_a_vcpu_that_sleeps_after_each_ring_at_the_rate_and_none_is_lost(
 #[test]
 fn an_lpi_that_leads_to_nobody_any_more_is_forgotten() {
     let Bench { gic, .. } = Bench::up(Config::qemu(1));
-    let (routes, storms) = (Routes::new(gic.facts().lpis), Storms::new(gic.facts().lpis, rate()));
+    let (routes, limits) = (Routes::new(gic.facts().lpis), RateLimits::new(gic.facts().lpis, rate()));
     let lpi = gic.alloc_lpi().unwrap();
     let meter = Meter::default();
-    let over = (0..100).filter_map(|_| storms.took(&gic, &routes, lpi, &meter, 0)).count();
+    let over = (0..100).filter_map(|_| limits.took(&gic, &routes, lpi, &meter, 0)).count();
     assert_eq!(over, 0, "nobody's is not masked");
     let route =
         Route { domain: DomId(1), vcpu: VcpuId(0), vintid: VIntid(8192), its: ITS0, device: DEV, event: EventId(0) };
     routes.set(lpi, route);
     assert_eq!(routes.get(lpi), Some(route));
-    assert!(storms.took(&gic, &routes, lpi, &meter, 0).is_some());
-    assert_eq!(storms.relieve(&gic, &routes, u64::MAX, |_| None), (None, 0));
-    assert_eq!(storms.relieve(&gic, &routes, u64::MAX, |_| Some(0)), (None, 0), "it was forgotten");
+    assert!(limits.took(&gic, &routes, lpi, &meter, 0).is_some());
+    assert_eq!(limits.relieve(&gic, &routes, u64::MAX, |_| None), (None, 0));
+    assert_eq!(limits.relieve(&gic, &routes, u64::MAX, |_| Some(0)), (None, 0), "it was forgotten");
 }
 
 #[test]
@@ -229,7 +208,7 @@ fn an_unmasking_that_is_not_confirmed_is_tried_again() {
     }
     machine.msi(DEV.0, 0);
     machine.inject(Fault::Command { its: 0, nth: 1, fault: CommandFault::Late { us: 150_000 } });
-    let relieve = |now| el2.storms.relieve(&gic, &el2.routes, now, |_| Some(0));
+    let relieve = |now| el2.limits.relieve(&gic, &el2.routes, now, |_| Some(0));
     assert_eq!(relieve(1), (Some(1 + 16_000), 0));
     machine.advance_us(200_000);
     assert_eq!(relieve(2), (None, 1));

@@ -71,11 +71,11 @@ fn under_load(lab: &Lab, hv: &str, cycles: usize) -> Verdict {
     // Whatever CPU is in has a vCPU that computes; while one is out, another vCPU waits for it.
     let machine = Machine { hv: format!("sched=credit dom0_max_vcpus=6 {hv}"), ..lab.linux("until", "4") };
     let key = |key, answer| [(Some(key), answer), TICK];
-    let cycle = [key('o', "CPU3 is out; to CPU2 went"), key('O', "CPU3 is back")].concat();
+    let cycle = [key('o', "CPU3 is out; moved to CPU2"), key('O', "CPU3 is back")].concat();
     let rest = [
-        key('o', "CPU3 is out; to CPU2 went"),
-        key('o', "CPU2 is out; to CPU1 went"),
-        key('o', "CPU1 is out; to CPU0 went"),
+        key('o', "CPU3 is out; moved to CPU2"),
+        key('o', "CPU2 is out; moved to CPU1"),
+        key('o', "CPU1 is out; moved to CPU0"),
         key('o', "CPU0 stays: the machine was started on it"),
         key('O', "CPU1 is back"),
         key('O', "CPU2 is back"),
@@ -106,8 +106,8 @@ fn under_load(lab: &Lab, hv: &str, cycles: usize) -> Verdict {
 fn bound(lab: &Lab) -> Verdict {
     let machine = Machine { hv: "dom0_max_vcpus=3".into(), ..lab.linux("until", "") };
     let steps = [
-        (Some('o'), "CPU3 is out; to CPU2 went"),
-        (Some('o'), "CPU2 stays: vCPU2 of dom0 can run nowhere else"),
+        (Some('o'), "CPU3 is out; moved to CPU2"),
+        (Some('o'), "CPU2 stays: dom0 vCPU2 can run on no other CPU"),
         (Some('O'), "CPU3 is back"),
         (Some('O'), "no CPU is out"),
     ];

@@ -70,7 +70,7 @@ pub(super) fn seeded(lab: &Lab, name: &str, seed: u64) -> Result<DomU, String> {
 
 /// The hypervisor's line about what is free, without its time.
 fn free(line: &str) -> Option<&str> {
-    line.split_once(" info vm: free: ").map(|(_, rest)| rest)
+    line.split_once(" info host: free memory: ").map(|(_, rest)| rest)
 }
 
 fn linux(lab: &Lab) -> Verdict {
@@ -93,7 +93,7 @@ fn linux(lab: &Lab) -> Verdict {
     })?;
     lab.judge(&transcript)?;
     match (moved, answered) {
-        (true, true) if transcript.lines.iter().any(|(_, line)| line.contains("dom1 powered off")) => {}
+        (true, true) if transcript.lines.iter().any(|(_, line)| line.contains("dom1: powered off")) => {}
         _ => return Err(format!("keyboard moved: {moved}, the domain answered: {answered}, or it did not power off")),
     }
     match transcript.lines.iter().filter_map(|(_, line)| free(line)).next_back() {
@@ -184,16 +184,16 @@ fn ends(lab: &Lab) -> Verdict {
     let said = |words: &str| transcript.lines.iter().any(|(_, line)| line.contains(words));
     for (id, way) in (1..).zip(&ways) {
         let end = ENDS.iter().find(|(known, _)| known == way).map_or("", |(_, end)| end);
-        if !said(&format!("(d{id}) GUEST ENDS {way}")) || !said(&format!(" dom{id} {end}")) {
+        if !said(&format!("(d{id}) GUEST ENDS {way}")) || !said(&format!(" dom{id}: {end}")) {
             return Err(format!("dom{id} was to end {way}, and the hypervisor to say: {end}"));
         }
-        if said(&format!("dom{id} is ended by hand")) != hang.contains(&id) {
+        if said(&format!("dom{id}: ended by hand")) != hang.contains(&id) {
             return Err(format!("dom{id}, which ends {way}, ended by hand or not"));
         }
     }
     println!("   dom0: {} rounds of verified writes meanwhile", transcript.number("rounds")?);
     match free_at_end {
-        Some(free) if free.contains(&format!(" {pool} MiB for domains")) => Ok(()),
+        Some(free) if free.contains(&format!(" {pool} MiB for domUs")) => Ok(()),
         other => Err(format!("at the end: {other:?}")),
     }
 }
@@ -209,7 +209,7 @@ fn chaos(lab: &Lab) -> Verdict {
         if line.contains("GUEST PASS chaos") {
             passed = Transcript::field::<u64>(line, "acts");
         }
-        gone |= line.contains(" dom1 powered off");
+        gone |= line.contains(" dom1: powered off");
         stop(session, line, gone)
     })?;
     lab.judge(&transcript)?;

@@ -91,7 +91,7 @@ impl Account {
         let other = line.contains("dom1 ").then(|| after(line, RAN)).flatten();
         for (value, field) in [
             (after(line, label), &mut self.taken),
-            (after(line, "storm mask: "), &mut self.masked),
+            (after(line, "rate limit mask: "), &mut self.masked),
             (clock(line), &mut self.ms),
             (other, &mut self.other_ms),
         ] {
@@ -388,7 +388,7 @@ mod tests {
             "             exit irq: 77",
             "              irq lpi: 42",
             "                       cpu0: 41",
-            "           storm mask: 7",
+            "           rate limit mask: 7",
             "  dom0 vcpu0: weight 256, cap 0, has run 1 ms, last on cpu0, moved 0 times",
             "  dom1 vcpu0: weight 256, cap 0, has run 999 ms, last on cpu0, moved 0 times",
         ];

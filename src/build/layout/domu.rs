@@ -1,11 +1,10 @@
-//! What a domain beside dom0 sees where, and what of the machine is set aside for such domains.
+//! The memory map of a domU, and the memory of the machine that is reserved for domUs.
 //!
-//! The map is one that many kernels and test programs already know: QEMU's `virt`. RAM is one stretch for the guest,
-//! whatever it is made of; the kernel, its device tree and its RAM disk are placed in it by the rules that hold for
-//! dom0's.
+//! The map follows QEMU's `virt` machine, which many kernels and test programs know. The guest sees its RAM as one range, even if
+//! several ranges of the machine make it up. Kernel, device tree and RAM disk are placed in it by the same rules as dom0's.
 
+use super::{PlaceError, Placement, place, plan_dom0_memory};
 use crate::build::image::Image;
-use crate::build::layout::{PlaceError, Placement, place, plan_dom0_memory};
 use crate::ids::{Intid, Mpidr, Pa};
 use crate::mm::guest_pool::UNIT;
 use crate::platform::{DomainConfig, Machine};
@@ -13,52 +12,51 @@ use crate::util::range::Range;
 use crate::vgic::VGICR_SIZE;
 use alloc::vec::Vec;
 
-/// Where the distributor is.
+/// The distributor.
 pub const DIST: Range = Range::new(Pa(0x0800_0000), 0x1_0000);
-/// Where the redistributors start.
+/// The address of the first redistributor.
 const REDISTS: Pa = Pa(0x080a_0000);
-/// Where the serial port is.
+/// The console, a PL011.
 pub const UART: Range = Range::new(Pa(0x0900_0000), 0x1000);
-/// The serial port's interrupt.
+/// The console's interrupt.
 pub const UART_IRQ: Intid = Intid(33);
-/// How many SPIs there are.
+/// The number of SPIs.
 pub const SPIS: u32 = 32;
-/// Where RAM starts.
+/// The address of the RAM.
 pub const RAM: Pa = Pa(0x4000_0000);
-/// As many vCPUs as have room below the serial port.
+/// The largest number of vCPUs: their redistributors end below the console.
 pub const MAX_VCPUS: usize = ((UART.base.0 - REDISTS.0) / VGICR_SIZE) as usize;
 
-/// Where the redistributors of `vcpus` vCPUs are.
+/// The redistributors of `vcpus` vCPUs.
 #[must_use]
 pub const fn redists(vcpus: usize) -> Range {
     Range::new(REDISTS, vcpus as u64 * VGICR_SIZE)
 }
 
-/// What the vCPUs read as their affinity: clusters of 16, as many as one SGI reaches.
+/// The affinities of the vCPUs: clusters of 16, as many as the target list of one SGI covers (IHI 0069, ICC_SGI1R_EL1).
 #[must_use]
 pub fn affinities(vcpus: usize) -> Vec<Mpidr> {
     (0..vcpus as u64).map(|index| Mpidr(((index / 16) << 8) | (index % 16))).collect()
 }
 
-/// The RAM that a domain gets: what it asks for, in whole units.
+/// The RAM of a domU in bytes: the configured size, rounded up to whole units.
 #[must_use]
 pub fn ram_size(config: &DomainConfig) -> u64 {
     config.memory.checked_next_multiple_of(UNIT).unwrap_or(0)
 }
 
-/// Places the boot modules in `ram` bytes of RAM, as the guest sees them.
+/// Places the boot modules in `ram` bytes of RAM. Addresses are the guest's.
 ///
 /// # Errors
 ///
 /// [`PlaceError`] for what does not fit.
 pub fn place_modules(ram: u64, image: &Image, kernel: u64, ramdisk: Option<u64>) -> Result<Placement, PlaceError> {
-    // The files are not in this RAM, so no place has to keep clear of them.
+    // The boot modules themselves lie elsewhere, so the places may be anywhere in this RAM.
     let file = |bytes| Range::new(Pa(0), bytes);
     place(&[Range::new(RAM, ram)], image, file(kernel), ramdisk.map(file), &[])
 }
 
-/// Free RAM for all the domains that the machine's description asks for, and less where there is not so much. None of
-/// it is in `keep_out`, nor where a boot module is.
+/// Chooses free RAM for all domUs of the machine's description, or as much as there is. It overlaps neither `keep_out` nor a boot module.
 #[must_use]
 pub fn plan_pool(machine: &Machine, keep_out: &[Range]) -> Vec<Range> {
     let wanted = machine.domains.iter().map(ram_size).fold(0, u64::saturating_add);

@@ -1,0 +1,100 @@
+//! Work of a domain's virtual ITSs, in steps.
+//!
+//! One store of a guest may stand for thousands of commands at the host: GITS_CWRITER with a full queue, MAPC for a collection with
+//! thousands of events, GICR_CTLR.EnableLPIs with a full pending table. The vCPU that made the store performs the work, in steps of
+//! bounded length, and enters the guest again when it is done ([`ItsWork`]). Between two steps the run loop takes physical interrupts
+//! and asks the scheduler, so the work costs the time of the domain that started it, and delays other domains by one step at most.
+
+use super::Domain;
+use super::msi::LpiBackend;
+use super::port::DomainPort;
+use crate::ids::{ItsId, VIntid, VcpuId};
+use crate::mm::hw::El2;
+use crate::vcpu::ItsWork;
+use crate::vits::Progress;
+use arrayvec::ArrayVec;
+
+/// Host operations of a virtual ITS in one step.
+const BUDGET: usize = 64;
+
+/// Pending LPIs that are passed to the hardware in one step.
+const PENDING: usize = 64;
+
+impl Domain {
+    /// The virtual ITSs' way to the hardware.
+    #[must_use]
+    pub fn lpi_backend<'a>(&'a self, port: &'a DomainPort<'a>) -> LpiBackend<'a, El2> {
+        LpiBackend {
+            gic: &self.host.gic,
+            vgic: &self.vgic,
+            port,
+            domain: self.id,
+            paths: &self.paths,
+            routes: &self.host.routes,
+        }
+    }
+
+    /// GICR_CTLR.EnableLPIs of a vCPU was set. Starts the work that follows: configuration bytes of its events are read again, and
+    /// pending bits of directly injected LPIs are passed to the hardware.
+    pub(super) fn lpis_enabled(&self, vcpu: VcpuId) -> Option<ItsWork> {
+        for vits in self.itss() {
+            let _ = vits.lpis_enabled(vcpu);
+        }
+        Some(ItsWork::LpisEnabled(vcpu))
+    }
+
+    /// Resets the virtual ITSs of a domain that has ended; [`step_itss`](Domain::step_itss) then unmaps their events.
+    pub fn reset_itss(&self) {
+        for vits in self.itss() {
+            let _ = vits.reset();
+        }
+    }
+
+    /// Performs one step of `work`. Returns what is left of it.
+    #[must_use]
+    pub fn step_its_work(&self, work: ItsWork) -> Option<ItsWork> {
+        if self.step_itss() == Progress::More {
+            return Some(work);
+        }
+        match work {
+            ItsWork::Commands => None,
+            ItsWork::LpisEnabled(vcpu) => self.pass_pending_lpis(vcpu).then_some(work),
+        }
+    }
+
+    /// Performs one step of the first virtual ITS that has work.
+    pub fn step_itss(&self) -> Progress {
+        let port = self.port();
+        let backend = self.lpi_backend(&port);
+        for vits in self.itss() {
+            if vits.run(&backend, BUDGET) == Progress::More {
+                return Progress::More;
+            }
+        }
+        Progress::Done
+    }
+
+    /// Passes some of the LPIs that a vCPU's pending table held, and that are injected directly, to the hardware. Returns `false` if
+    /// there were none.
+    fn pass_pending_lpis(&self, vcpu: VcpuId) -> bool {
+        let next = || self.vgic.take_direct_pending(vcpu);
+        let mut pending: ArrayVec<VIntid, PENDING> = core::iter::from_fn(next).take(PENDING).collect();
+        if pending.is_empty() {
+            return false;
+        }
+        pending.sort_unstable();
+        for (its, vits) in (0..).map(ItsId).zip(self.itss()) {
+            vits.for_each_event(&mut |device, event, vintid, _, target| {
+                // One event is enough to make the vINTID pending, whatever number of events are mapped to it.
+                if target == Some(vcpu)
+                    && let Ok(index) = pending.binary_search(&vintid)
+                {
+                    pending.remove(index);
+                    // The GIC counts a failure.
+                    let _ = self.host.gic.set_pending(its, device, event);
+                }
+            });
+        }
+        true
+    }
+}

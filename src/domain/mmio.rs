@@ -1,0 +1,113 @@
+//! Accesses of a domain to the devices that EL2 emulates.
+
+use super::Domain;
+use crate::arch::percpu;
+use crate::console;
+use crate::ids::{Ipa, Pa, VcpuId};
+use crate::trace::{Event, count};
+use crate::vcpu::ItsWork;
+use crate::vgic::{Signal, VGICR_SIZE};
+use crate::vits::Progress;
+
+/// The offset of an ITS's second frame, which holds GITS_TRANSLATER (IHI 0069, 12.18).
+const TRANSLATION_FRAME: u64 = 0x1_0000;
+
+/// An emulated device, with the offset of an access in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Emulated {
+    /// The distributor.
+    Dist(u64),
+    /// The redistributor of a vCPU.
+    Redist(VcpuId, u64),
+    /// An ITS, by its index.
+    Its(usize, u64),
+    /// The console.
+    Uart(u64),
+    /// A PCI function that the domain does not see.
+    Absent,
+}
+
+impl Domain {
+    /// The device that EL2 emulates at `at`.
+    #[must_use]
+    pub fn emulated(&self, at: Ipa) -> Option<Emulated> {
+        let at = Pa(at.0);
+        if self.redists.contains(at) {
+            let offset = at.0 - self.redists.base.0;
+            let vcpu = u16::try_from(offset / VGICR_SIZE).ok()?;
+            return (usize::from(vcpu) < self.vcpus.len())
+                .then_some(Emulated::Redist(VcpuId(vcpu), offset % VGICR_SIZE));
+        }
+        if self.dist.contains(at) {
+            return Some(Emulated::Dist(at.0 - self.dist.base.0));
+        }
+        if let Some(console) = self.console.as_ref().filter(|console| console.regs.contains(at)) {
+            return Some(Emulated::Uart(at.0 - console.regs.base.0));
+        }
+        if self.absent.iter().any(|page| page.contains(at)) {
+            return Some(Emulated::Absent);
+        }
+        let its = self.itss.iter().position(|(range, _)| range.contains(at))?;
+        Some(Emulated::Its(its, at.0 - self.itss.get(its)?.0.base.0))
+    }
+
+    /// A load of `bytes` bytes from an emulated device.
+    pub fn mmio_read(&self, from: VcpuId, device: Emulated, bytes: u8) -> u64 {
+        let port = self.port();
+        match device {
+            Emulated::Dist(offset) => self.vgic.dist_read(&port, from, offset, bytes),
+            Emulated::Redist(frame, offset) => self.vgic.redist_read(&port, from, frame, offset, bytes),
+            Emulated::Its(its, offset) => self.itss.get(its).map_or(0, |(_, vits)| vits.read(offset, bytes)),
+            // An empty slot answers a configuration read with ones (PCI Express 6.0, 2.3.2).
+            Emulated::Absent => u64::MAX >> (64 - 8 * u32::from(bytes.clamp(1, 8))),
+            Emulated::Uart(offset) => {
+                let Some(console) = &self.console else { return 0 };
+                let mut uart = console.uart.lock();
+                let value = uart.read(offset, bytes);
+                let level = uart.irq_level();
+                drop(uart);
+                self.vgic.inject_spi(&port, console.irq, Signal::Level(level));
+                value
+            }
+        }
+    }
+
+    /// A store of `bytes` bytes to an emulated device. Work of the virtual ITSs that the store starts is returned: the vCPU may not
+    /// enter the guest before [`step_its_work`](Domain::step_its_work) has finished it.
+    #[must_use]
+    pub fn mmio_write(&self, from: VcpuId, device: Emulated, bytes: u8, value: u64) -> Option<ItsWork> {
+        let port = self.port();
+        match device {
+            Emulated::Dist(offset) => self.vgic.dist_write(&port, from, offset, bytes, value),
+            Emulated::Redist(frame, offset) => {
+                let was_on = self.vgic.lpis_on(frame);
+                self.vgic.redist_write(&port, from, frame, offset, bytes, value);
+                if !was_on && self.vgic.lpis_on(frame) {
+                    return self.lpis_enabled(frame);
+                }
+            }
+            Emulated::Its(its, offset) => {
+                if offset >= TRANSLATION_FRAME {
+                    count(percpu::cpu(), Event::TranslaterStore);
+                }
+                if let Some((_, vits)) = self.itss.get(its) {
+                    let backend = self.lpi_backend(&port);
+                    return (vits.write(&backend, offset, bytes, value) == Progress::More).then_some(ItsWork::Commands);
+                }
+            }
+            Emulated::Absent => {}
+            Emulated::Uart(offset) => {
+                let Some(console) = &self.console else { return None };
+                let mut uart = console.uart.lock();
+                let sent = uart.write(offset, bytes, value);
+                let level = uart.irq_level();
+                drop(uart);
+                if let Some(byte) = sent {
+                    console::guest_write(self.id, byte);
+                }
+                self.vgic.inject_spi(&port, console.irq, Signal::Level(level));
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,117 @@
+//! A domain as its virtual GIC reaches it: vCPUs to kick, guest memory to read, physical SPIs and PPIs to program.
+
+use super::{Domain, is_here};
+use crate::gic;
+use crate::host::Host;
+use crate::ids::{CpuId, Intid, Ipa, VcpuId};
+use crate::mm::hw::El2;
+use crate::mmio::Hw;
+use crate::vcpu::Vcpu;
+use crate::vgic::{Port, Trigger};
+
+/// How long a CPU waits for another one to leave its guest, in microseconds.
+const LEAVE_LIMIT_US: u64 = 1_000;
+
+/// A domain as its virtual GIC and its virtual ITSs see it.
+pub struct DomainPort<'a> {
+    domain: &'a Domain,
+    host: &'static Host,
+}
+
+impl<'a> DomainPort<'a> {
+    pub(super) fn new(domain: &'a Domain, host: &'static Host) -> DomainPort<'a> {
+        DomainPort { domain, host }
+    }
+
+    fn cpu_of(&self, vcpu: VcpuId) -> Option<CpuId> {
+        Some(self.domain.vcpu(vcpu)?.cpu())
+    }
+
+    /// Makes the vCPUs that `which` selects, except the one on this CPU, leave the guest, and waits until they have. Each looks at
+    /// its state again before it enters.
+    fn settle(&self, which: impl Fn(&Vcpu) -> bool) {
+        for vcpu in self.domain.vcpus().iter().filter(|vcpu| which(vcpu) && !is_here(vcpu.cpu())) {
+            self.domain.kick(vcpu);
+            if !El2.wait(LEAVE_LIMIT_US, || !vcpu.is_in_guest()) {
+                log::warn!("{} {}: still in its guest 1 ms after a kick", self.domain.id(), vcpu.id);
+            }
+        }
+    }
+}
+
+impl Port for DomainPort<'_> {
+    fn kick(&self, vcpu: VcpuId) {
+        if let Some(vcpu) = self.domain.vcpu(vcpu) {
+            self.domain.kick(vcpu);
+        }
+    }
+
+    fn read_guest(&self, ipa: Ipa, buf: &mut [u8]) -> bool {
+        self.domain.ram().read(ipa, buf).is_ok()
+    }
+
+    fn owns_spi(&self, intid: Intid) -> bool {
+        self.host.spis.get(intid) == Some(self.domain.id())
+    }
+
+    fn spi_set_enabled(&self, intid: Intid, on: bool) {
+        if on { self.host.gic.spi_enable(intid) } else { self.host.gic.spi_disable(intid) }
+    }
+
+    fn spi_set_trigger(&self, intid: Intid, trigger: Trigger) {
+        let trigger = match trigger {
+            Trigger::Level => gic::Trigger::Level,
+            Trigger::Edge => gic::Trigger::Edge,
+        };
+        self.host.gic.spi_set_trigger(intid, trigger);
+    }
+
+    fn spi_route(&self, intid: Intid, vcpu: VcpuId) {
+        if let Some(cpu) = self.cpu_of(vcpu) {
+            self.host.route_spi(intid, cpu);
+        }
+    }
+
+    fn spi_set_pending(&self, intid: Intid, on: bool) {
+        self.host.gic.spi_set_pending(intid, on);
+    }
+
+    fn spi_deactivate(&self, intid: Intid) {
+        self.host.gic.spi_set_active(intid, false);
+    }
+
+    fn ppi_deactivate(&self, vcpu: VcpuId, intid: Intid) {
+        let Some(vcpu) = self.domain.vcpu(vcpu) else { return };
+        match vcpu.live_on() {
+            Some(cpu) if is_here(cpu) || !self.host.sched.shares_cpus() => {
+                self.host.gic.ppi_set_active(cpu, intid, false);
+            }
+            // Another vCPU may run there before a write from here takes effect, so the vCPU's own CPU deactivates the PPI.
+            Some(cpu) => {
+                vcpu.ask_to_deactivate(intid);
+                self.domain.kick(vcpu);
+                if vcpu.live_on() != Some(cpu) {
+                    // The vCPU may have left before it saw the request. Without this write the PPI could stay active; one level
+                    // interrupt more on that CPU is harmless.
+                    self.host.gic.ppi_set_active(cpu, intid, false);
+                }
+            }
+            // The vCPU's state is in memory, where the PPI is no longer marked active: there is nothing to deactivate.
+            None => {}
+        }
+    }
+
+    fn group1_enabled(&self, _: bool) {
+        // On GICv4.0 residency depends on this bit. Each vCPU reads it before it enters; the vCPU on this CPU does so when this
+        // trap returns.
+        self.settle(|_| true);
+    }
+
+    fn lpis_enabled(&self, vcpu: VcpuId, _: bool, _: u64, _: u64) {
+        self.settle(|other| other.id == vcpu);
+    }
+
+    fn wait(&self, done: &dyn Fn() -> bool) -> bool {
+        El2.wait(LEAVE_LIMIT_US, done)
+    }
+}

@@ -1,0 +1,329 @@
+//! One vCPU on this CPU, from switch-in to switch-out.
+
+use super::exit::{Exit, Next};
+use crate::arch::el1::{El1Context, Present, VirtualTimer};
+use crate::arch::fp::FpContext;
+use crate::arch::sysreg::{self, CNTV_CTL_EL0, HCR_EL2, Readable, Writeable};
+use crate::arch::vcpu::{GuestRegs, RawExit, Reason};
+use crate::arch::vectors::enter;
+use crate::arch::{ich, timer};
+use crate::control::{Control, teardown};
+use crate::dev::vtimer::{CNTP_PPI, VTimer};
+use crate::domain::Domain;
+use crate::domain::irq;
+use crate::gic::v4::{self, EnterError};
+use crate::host::Host;
+use crate::host::cmdline::Vwfi;
+use crate::host::cpu_state::CpuState;
+use crate::ids::{CpuId, Intid, VpeId};
+use crate::sched::{Schedulable, Verdict, Why};
+use crate::sync::ExclusiveGuard;
+use crate::trace::{Event, count};
+use crate::vcpu::{Context, ItsWork, Start, Vcpu, list_regs};
+use alloc::sync::Arc;
+
+/// CNTP_CTL_EL0.ENABLE.
+const CNTP_ENABLE: u64 = 1;
+
+/// A switch to a vCPU that takes longer than this, in microseconds, is not counted as the vCPU's time.
+pub(super) const LONG_SWITCH_US: u64 = 200;
+
+/// A vCPU on this CPU, from switch-in to switch-out.
+pub(super) struct VcpuRun<'a> {
+    pub(super) control: &'static Control,
+    pub(super) host: &'static Host,
+    /// This CPU's state.
+    pub(super) state: &'static CpuState,
+    pub(super) domain: &'a Domain,
+    pub(super) vcpu: &'a Arc<Vcpu>,
+    pub(super) cpu: CpuId,
+    /// The optional EL1 registers that this CPU has.
+    pub(super) present: &'a Present,
+    /// HCR_EL2 on this CPU, without the bits that depend on the vCPU's state.
+    pub(super) hcr: u64,
+    /// Whether other vCPUs may run on this CPU: then this vCPU's state is saved when it is switched out.
+    pub(super) shares: bool,
+    /// The proof that the vPE is resident on this CPU. It is bound to the CPU and cannot leave this stack.
+    pub(super) resident: Option<v4::Resident>,
+    /// The time from which on the switch to this vCPU counts as long; `None` once the vCPU has been in the guest.
+    pub(super) late: Option<u64>,
+}
+
+impl VcpuRun<'_> {
+    pub(super) fn run(&mut self) {
+        if let Some(start) = self.vcpu.take_start() {
+            self.power_on(start);
+        }
+        self.switch_in();
+        let mut context = self.vcpu.own();
+        let next = loop {
+            if self.has_to_yield() {
+                break Next::Preempt;
+            }
+            let next = match context.its_work {
+                Some(work) => self.step_its_work(&mut context, work),
+                None => self.enter_once(&mut context),
+            };
+            match next {
+                Next::Resume => {}
+                Next::Yield => self.host.sched.set_need_resched(self.cpu),
+                Next::Block if self.has_pending(&context) => {}
+                stop => break stop,
+            }
+        };
+        drop(context);
+        match next {
+            Next::Off => self.off(),
+            Next::Block => self.block(),
+            Next::Preempt | Next::Resume | Next::Yield => self.preempt(),
+        }
+    }
+
+    /// Tells the scheduler if the switch to this vCPU took long. The causes (a VMOVP, a lock) are short on real hardware; where CPUs
+    /// are emulated they may take longer than a slice.
+    fn report_long_switch(&mut self) {
+        let now = timer::now();
+        if self.shares && self.late.is_some_and(|late| now > late) {
+            self.late = Some(now + timer::us_to_ticks(LONG_SWITCH_US));
+            self.host.sched.restart_slice(self.cpu, now);
+            self.state.timer.set_resched(self.host.sched.next_resched_at(self.cpu));
+        }
+    }
+
+    /// Sets the state that PSCI defines at an entry point (DEN0022, 6.4): MMU off, interrupts masked, EL1h.
+    fn power_on(&self, start: Start) {
+        let mut context = self.vcpu.own();
+        context.regs = GuestRegs { pc: start.entry.0, pstate: GuestRegs::PSTATE_EL1H_MASKED, ..GuestRegs::default() };
+        context.regs.set(0, start.context);
+        context.el1 = El1Context::reset();
+        context.fp = FpContext::reset();
+        context.vtimer = VirtualTimer::default();
+        context.ich = ich::State::default();
+        context.saved_from = None;
+        context.timer = VTimer::default();
+        context.serror = false;
+        context.handler_faults = 0;
+        self.vcpu.set_live(None);
+        self.domain.vgic().reset_vcpu(&self.domain.port(), self.vcpu.id);
+    }
+
+    /// Whether the scheduler has another vCPU for this CPU. The scheduler is asked only after something has changed.
+    fn has_to_yield(&mut self) -> bool {
+        let sched = &self.host.sched;
+        if !self.shares || !sched.needs_resched(self.cpu) {
+            return false;
+        }
+        self.report_long_switch();
+        if sched.should_resched(self.cpu, timer::now()) == Verdict::Switch {
+            // The next vCPU sets the time of the next decision. Setting it here would give a time that has passed, and a timer
+            // interrupt without a use.
+            return true;
+        }
+        self.state.timer.set_resched(sched.next_resched_at(self.cpu));
+        false
+    }
+
+    /// Performs a step of the virtual ITSs' work that this vCPU has started. Physical interrupts are taken after it, so that the
+    /// scheduler's timer is noticed.
+    fn step_its_work(&self, context: &mut Context, work: ItsWork) -> Next {
+        context.its_work = self.domain.step_its_work(work);
+        irq::take_all(self.control.domains, self.cpu);
+        if self.domain.is_ending() { Next::Off } else { Next::Resume }
+    }
+
+    /// Whether an interrupt that is not a vLPI would wake it at once. Where blocking is cheap (the CPU is not shared) this is not
+    /// checked.
+    fn has_pending(&self, context: &Context) -> bool {
+        if !self.shares {
+            return false;
+        }
+        // The virtual timer may have fired just now.
+        irq::take_all(self.control.domains, self.cpu);
+        context.timer.level(timer::now()) || self.domain.vgic().has_pending(self.vcpu.id, sysreg::ICH_VMCR_EL2.get())
+    }
+
+    fn preempt(&mut self) {
+        let stopped = self.host.sched.stop(self.cpu, timer::now());
+        let _ = self.switch_out(Why::Preempt);
+        self.vcpu.run.preempted();
+        if let Some(vcpu) = stopped {
+            self.host.sched.requeue(self.cpu, vcpu, timer::now());
+        }
+    }
+
+    fn block(&mut self) {
+        let stopped = self.host.sched.stop(self.cpu, timer::now());
+        let vcpu = self.vcpu;
+        // Once it is blocked, another CPU may run it before this CPU's next instruction.
+        if vcpu.run.block(|| self.switch_out(Why::Block)) {
+            count(self.cpu, Event::Block);
+            return;
+        }
+        count(self.cpu, Event::BlockCancelled);
+        if let Some(vcpu) = stopped {
+            self.host.sched.requeue(self.cpu, vcpu, timer::now());
+        }
+    }
+
+    fn off(&mut self) {
+        let _stopped = self.host.sched.stop(self.cpu, timer::now());
+        let _ = self.switch_out(Why::Preempt);
+        if !self.shares {
+            CNTV_CTL_EL0.set(0);
+            self.state.timer.set_guest(None);
+        }
+        self.domain.vgic().reset_vcpu(&self.domain.port(), self.vcpu.id);
+        self.vcpu.run.power_off();
+        if self.domain.vcpu_went_off() {
+            teardown::announce(self.control, self.domain.id());
+        }
+    }
+
+    /// Enters the guest once, and handles the exit.
+    fn enter_once(&mut self, context: &mut ExclusiveGuard<'_, Context>) -> Next {
+        let (vcpu, vgic) = (self.vcpu, self.domain.vgic());
+        self.update_physical_timer(context);
+        // From here on, a CPU that makes an interrupt pending for this vCPU sends an SGI, which ends the stay in the guest at its
+        // first instruction.
+        vcpu.entering();
+        if self.domain.is_ending() {
+            vcpu.left();
+            return Next::Off;
+        }
+        self.deactivate_ppis();
+        if !self.update_residency(context) {
+            vcpu.left();
+            return Next::Preempt;
+        }
+        if self.late.is_some() {
+            self.report_long_switch();
+            self.late = None;
+        }
+        vgic.flush(vcpu.id, &mut context.lrs);
+        list_regs::load(&context.lrs);
+        HCR_EL2.set(self.hcr(context));
+        if let (Some(v4), Some(resident)) = (self.host.gic.v4(), &self.resident) {
+            v4.before_eret(resident);
+        }
+        let exit = enter(&mut context.regs);
+        list_regs::store(&mut context.lrs);
+        vcpu.left();
+        if context.serror {
+            // The CPU clears VSE when the guest takes the virtual SError; until then it stays pending.
+            context.serror = HCR_EL2.is_set(HCR_EL2::VSE);
+        }
+        let port = self.domain.port();
+        let synced = vgic.sync(&port, vcpu.id, &mut context.lrs);
+        let vtimer = self.host.machine.timer.virt;
+        if synced.hw_ppis_pending & 1 << vtimer.0 != 0 && !irq::virtual_timer_line() {
+            vgic.retract_hw_ppi(&port, vcpu.id, vtimer);
+        }
+        self.handle(context, &exit)
+    }
+
+    fn handle(&self, context: &mut Context, exit: &RawExit) -> Next {
+        match exit.reason {
+            Reason::Irq | Reason::Fiq => {
+                count(self.cpu, Event::ExitIrq);
+                irq::take_all(self.control.domains, self.cpu);
+                teardown::assist(self.control, self.cpu);
+                Next::Resume
+            }
+            Reason::Sync => Exit { host: self.host, domain: self.domain, vcpu: self.vcpu, context }.sync(exit),
+            Reason::SError => {
+                // An access of the guest caused the SError, so the guest gets it.
+                count(self.cpu, Event::ExitSerror);
+                context.serror = true;
+                Next::Resume
+            }
+        }
+    }
+
+    fn hcr(&self, context: &Context) -> u64 {
+        let mut hcr = self.hcr;
+        let traps_waits = match self.host.options.vwfi {
+            Vwfi::Native => false,
+            Vwfi::Trap => true,
+            Vwfi::Auto => self.shares && self.host.sched.is_contended(self.cpu),
+        };
+        if traps_waits {
+            hcr |= (HCR_EL2::TWI::SET + HCR_EL2::TWE::SET).value;
+        }
+        if context.serror {
+            hcr |= HCR_EL2::VSE::SET.value;
+        }
+        hcr
+    }
+
+    /// Sets the level of PPI 30, and EL2's timer, from the guest's CNTP.
+    fn update_physical_timer(&self, context: &mut Context) {
+        if context.timer.ctl(0) & CNTP_ENABLE == 0 {
+            return;
+        }
+        let now = timer::now();
+        let level = context.timer.level(now);
+        self.domain.vgic().set_ppi_level(&self.domain.port(), self.vcpu.id, CNTP_PPI, level);
+        self.state.timer.set_guest(context.timer.deadline(now));
+    }
+
+    /// Deactivates the physical PPIs that other vCPUs have deactivated for this one since it was last here.
+    fn deactivate_ppis(&self) {
+        let mut ppis = self.vcpu.take_deactivations();
+        while ppis != 0 {
+            self.host.gic.ppi_set_active(self.cpu, Intid(ppis.trailing_zeros()), false);
+            ppis &= ppis - 1;
+        }
+    }
+
+    /// Makes the vPE resident, or ends its residency, as the guest has enabled LPIs (and group 1, on GICv4.0). Returns `false` if
+    /// the vCPU cannot be entered on this CPU now.
+    fn update_residency(&mut self, context: &mut Context) -> bool {
+        let Some(v4) = self.host.gic.v4() else { return true };
+        let Some(vpe) = self.vcpu.vpe else { return true };
+        let vgic = self.domain.vgic();
+        let wanted = vgic.lpis_on(self.vcpu.id) && (self.host.gic.facts().v41 || vgic.group1_on());
+        if wanted == self.resident.is_some() {
+            return true;
+        }
+        match self.resident.take() {
+            None => self.enter_residency(vpe, context),
+            Some(resident) => {
+                let _ = v4.leave(resident, v4::Why::Preempt);
+                true
+            }
+        }
+    }
+
+    fn enter_residency(&mut self, vpe: VpeId, context: &mut Context) -> bool {
+        let Some(v4) = self.host.gic.v4() else { return true };
+        let before = context.resident_on.replace(self.cpu);
+        let moves = before.is_some_and(|before| before != self.cpu);
+        let started = if moves { timer::now() } else { 0 };
+        match v4.enter(vpe, self.cpu) {
+            Ok(resident) => {
+                self.resident = Some(resident);
+                debug_assert_eq!((v4.is_resident(vpe), v4.home(vpe)), (Some(self.cpu), Some(self.cpu)), "{vpe}");
+                if moves {
+                    count(self.cpu, Event::VpeMove);
+                    self.host.sched.record_move_cost(timer::now() - started);
+                }
+                true
+            }
+            Err(error) => {
+                context.resident_on = before;
+                let (domain, vcpu) = (self.domain.id(), self.vcpu.id);
+                self.host.complain(format_args!("{domain} {vcpu}: {vpe} is not resident on {}: {error}", self.cpu));
+                debug_assert!(
+                    !matches!(error, EnterError::Elsewhere(_) | EnterError::Occupied(_)),
+                    "{vpe} on {}: {error}",
+                    self.cpu
+                );
+                if let EnterError::NotMoved { home } = error {
+                    // The vPE's interrupts still go to its home, so the vCPU may run only there.
+                    self.vcpu.entity.affinity.set([home].into_iter());
+                }
+                !self.shares
+            }
+        }
+    }
+}
