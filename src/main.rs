@@ -101,7 +101,7 @@ fn start(own: boot::Own) -> ! {
         host.gic.spi_enable(irq);
         console::listen();
     }
-    debug_keys::register(control);
+    debug_keys::register(domains);
 
     for cpu in host.cpus.ids().filter(|&cpu| cpu != boot_cpu && machine.cpus[cpu.index()].enabled) {
         match boot::start_cpu(cpu, secondary) {

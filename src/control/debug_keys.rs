@@ -3,7 +3,7 @@
 //! A handler runs on the CPU that took the UART's interrupt, with no lock held, and prints the state of other CPUs as it is at that moment.
 //! Only `K`, `o`, `O` and `R` change anything. To add a key, add a line to [`register`].
 
-use super::{Control, hotplug};
+use super::hotplug;
 use crate::arch::{power, timer};
 use crate::console::{self, keys, line};
 use crate::domain::Domain;
@@ -19,8 +19,7 @@ use core::sync::atomic::{AtomicU16, Ordering};
 static CHOSEN: AtomicU16 = AtomicU16::new(0);
 
 /// Registers the debug keys.
-pub fn register(control: &'static Control) {
-    let domains = control.domains;
+pub fn register(domains: &'static Domains) {
     let host = domains.host;
     keys::register(b'h', "this list", console::help);
     keys::register(b'd', "domains and vCPUs", move || show_domains(domains));
@@ -31,8 +30,8 @@ pub fn register(control: &'static Control) {
     keys::register(b'm', "free memory", move || host.log_free_memory());
     keys::register(b'n', "choose the next domU, for K", move || choose(domains));
     keys::register(b'K', "end the chosen domU, as if it had crashed", move || kill(domains));
-    keys::register(b'o', "take the last CPU out of service", move || hotplug::take_out(control));
-    keys::register(b'O', "take a CPU back into service", move || hotplug::take_back(control));
+    keys::register(b'o', "take the last CPU out of service", move || hotplug::take_out(domains));
+    keys::register(b'O', "take a CPU back into service", move || hotplug::take_back(domains));
     keys::register(b'R', "reboot the machine", reboot);
 }
 

@@ -14,12 +14,12 @@
 //!
 //! The boot CPU cannot be taken out: the firmware has no entry point for it, and it takes the console's interrupts.
 
-use super::Control;
 use crate::arch::psci::{self, PsciError};
 use crate::arch::sysreg::{self, Writeable};
 use crate::arch::{barrier, timer};
 use crate::console::line;
 use crate::domain::irq;
+use crate::domain::table::Domains;
 use crate::gic::{TakeOutError, cpuif};
 use crate::host::Host;
 use crate::host::cpu_state::Hotplug;
@@ -57,8 +57,8 @@ impl fmt::Display for Refusal {
 }
 
 /// Handles the debug key that takes the last CPU out.
-pub(super) fn take_out(control: &Control) {
-    if let Err(refusal) = request_out(control.domains.host) {
+pub(super) fn take_out(domains: &Domains) {
+    if let Err(refusal) = request_out(domains.host) {
         line(format_args!("{refusal}"));
     }
 }
@@ -79,8 +79,8 @@ fn request_out(host: &Host) -> Result<(), Refusal> {
 
 /// This CPU has been asked to leave, and no vCPU is on it. Returns if it stays in service, or was requested again without having been
 /// off.
-pub fn leave(control: &Control, cpu: CpuId) {
-    let host = control.domains.host;
+pub fn leave(domains: &Domains, cpu: CpuId) {
+    let host = domains.host;
     let state = host.cpu(cpu);
     let next = host.sched.next(cpu, timer::now());
     debug_assert!(next.is_none(), "{cpu}: a vCPU was placed on a CPU that leaves");
@@ -104,8 +104,8 @@ pub fn leave(control: &Control, cpu: CpuId) {
     sysreg::CNTV_CTL_EL0.set(0);
     host.own_ppis().for_each(|ppi| host.gic.ppi_disable(cpu, ppi));
     // Kicks, and doorbells that rang before they were moved.
-    irq::take_all(control.domains, cpu);
-    irq::relieve_all(control.domains, cpu);
+    irq::take_all(domains, cpu);
+    irq::relieve_all(domains, cpu);
     state.timer.give_up(&mut |vcpu| _ = host.wake(vcpu));
     cpuif::shut();
     host.cpus.count_taken_out(moved.vpes);
@@ -125,8 +125,8 @@ pub fn leave(control: &Control, cpu: CpuId) {
 }
 
 /// Handles the debug key that takes a CPU back in.
-pub(super) fn take_back(control: &Control) {
-    if let Err(refusal) = request_back(control.domains.host) {
+pub(super) fn take_back(domains: &Domains) {
+    if let Err(refusal) = request_back(domains.host) {
         line(format_args!("{refusal}"));
     }
 }

@@ -5,20 +5,20 @@ pub mod hotplug;
 pub mod teardown;
 
 use crate::domain::table::Domains;
-use crate::host::background::Background;
+use teardown::Teardown;
 
-/// The machine with its domains, and the work that goes on behind them.
+/// The machine with its domains, and what is done to them from outside.
 pub struct Control {
     /// All domains, and the machine that they share.
     pub domains: &'static Domains,
-    /// Domains that have ended and are taken down.
-    background: Background<teardown::Work>,
+    /// Takes down domains that have ended.
+    pub teardown: Teardown,
 }
 
 impl Control {
     /// No domain is being taken down.
     #[must_use]
     pub fn new(domains: &'static Domains) -> Control {
-        Control { domains, background: Background::new(domains.host.cpus.ids().len()) }
+        Control { domains, teardown: Teardown::new(domains) }
     }
 }

@@ -11,7 +11,6 @@
 //!
 //! After a reset the domain is then built again from the same boot modules.
 
-use super::Control;
 use crate::arch::{barrier, timer};
 use crate::build::domu;
 use crate::console;
@@ -19,7 +18,7 @@ use crate::domain::Domain;
 use crate::domain::lifecycle::End;
 use crate::domain::table::Domains;
 use crate::host::Host;
-use crate::host::background::Step;
+use crate::host::background::{Background, Step};
 use crate::host::cmdline::OnCrash;
 use crate::ids::{CpuId, DomId};
 use crate::mm::guest_ram::GuestRam;
@@ -33,7 +32,7 @@ const WIPE_STEP: u64 = 256 << 10;
 const PATIENCE_US: u64 = 5_000_000;
 
 /// A domain that is being taken down.
-pub(super) struct Work {
+struct Work {
     id: DomId,
     end: End,
     since: u64,
@@ -57,53 +56,67 @@ enum Stage {
     Done,
 }
 
-/// Announces that a domain has ended and that all its vCPUs are off. Called once for each domain that is built.
-pub fn announce(control: &Control, id: DomId) {
-    control.background.announce(id);
-    hand_over(control);
+/// Takes down domains that have ended, on CPUs that have nothing else to run.
+pub struct Teardown {
+    domains: &'static Domains,
+    background: Background<Work>,
 }
 
-/// This CPU will perform no more steps for now: kicks an idle CPU if there is work that no CPU performs.
-pub fn hand_over(control: &Control) {
-    if let Some(cpu) = control.background.idle_cpu_to_kick() {
-        control.domains.host.send_kick(cpu);
+impl Teardown {
+    /// No domain is being taken down.
+    #[must_use]
+    pub fn new(domains: &'static Domains) -> Teardown {
+        Teardown { domains, background: Background::new(domains.host.cpus.ids().len()) }
     }
-}
 
-/// This CPU has no vCPU to run: performs a step, or sleeps until an interrupt.
-pub fn idle(control: &'static Control, cpu: CpuId) {
-    control.background.mark_idle(cpu);
-    if !step(control, cpu) {
-        control.domains.host.unload_stage2(cpu);
-        barrier::wfi();
+    /// Announces that a domain has ended and that all its vCPUs are off. Called once for each domain that is built.
+    pub fn announce(&self, id: DomId) {
+        self.background.announce(id);
+        self.hand_over();
     }
-    control.background.mark_busy(cpu);
-}
 
-/// This CPU has exited from a guest because of an interrupt: performs a step if no CPU is idle.
-pub fn assist(control: &'static Control, cpu: CpuId) {
-    if control.background.is_empty() {
-        return;
-    }
-    if control.background.idle_cpu_to_kick().is_some() || step(control, cpu) {
-        hand_over(control);
-    }
-}
-
-/// Performs one step. Returns `false` if there is no work, or another CPU performs it.
-fn step(control: &'static Control, cpu: CpuId) -> bool {
-    let domains = control.domains;
-    match control.background.step(|id| start(domains, id), |work| advance(domains.host, cpu, work)) {
-        Step::Nothing => return false,
-        Step::More => {}
-        Step::Done(Work { id, end, .. }) => {
-            domains.host.log_free_memory();
-            if end == End::Reset || end == End::Crash && domains.host.options.on_crash == OnCrash::Restart {
-                domu::build_or_log(domains, id);
-            }
+    /// This CPU will perform no more steps for now: kicks an idle CPU if there is work that no CPU performs.
+    pub fn hand_over(&self) {
+        if let Some(cpu) = self.background.idle_cpu_to_kick() {
+            self.domains.host.send_kick(cpu);
         }
     }
-    true
+
+    /// This CPU has no vCPU to run: performs a step, or sleeps until an interrupt.
+    pub fn idle(&self, cpu: CpuId) {
+        self.background.mark_idle(cpu);
+        if !self.step(cpu) {
+            self.domains.host.unload_stage2(cpu);
+            barrier::wfi();
+        }
+        self.background.mark_busy(cpu);
+    }
+
+    /// This CPU has exited from a guest because of an interrupt: performs a step if no CPU is idle.
+    pub fn assist(&self, cpu: CpuId) {
+        if self.background.is_empty() {
+            return;
+        }
+        if self.background.idle_cpu_to_kick().is_some() || self.step(cpu) {
+            self.hand_over();
+        }
+    }
+
+    /// Performs one step. Returns `false` if there is no work, or another CPU performs it.
+    fn step(&self, cpu: CpuId) -> bool {
+        let host = self.domains.host;
+        match self.background.step(|id| start(self.domains, id), |work| advance(host, cpu, work)) {
+            Step::Nothing => return false,
+            Step::More => {}
+            Step::Done(Work { id, end, .. }) => {
+                host.log_free_memory();
+                if end == End::Reset || end == End::Crash && host.options.on_crash == OnCrash::Restart {
+                    domu::build_or_log(self.domains, id);
+                }
+            }
+        }
+        true
+    }
 }
 
 /// Takes the domain out of all tables, so that it can no longer be looked up.

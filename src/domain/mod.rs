@@ -18,7 +18,6 @@ pub mod msi;
 pub mod port;
 pub mod table;
 
-use crate::arch::percpu;
 use crate::dev::pl011::Vpl011;
 use crate::gic::v4::V4Error;
 use crate::host::Host;
@@ -37,7 +36,6 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU16, Ordering};
 use lifecycle::{End, Life};
 use msi::LpiPaths;
-use port::DomainPort;
 
 /// The console that a domain sees: an emulated PL011.
 struct Console {
@@ -163,12 +161,6 @@ impl Domain {
     #[must_use]
     pub fn vcpu_at(&self, affinity: Mpidr) -> Option<&Arc<Vcpu>> {
         self.vcpus.iter().find(|vcpu| vcpu.affinity == affinity)
-    }
-
-    /// The domain as its GIC and its ITSs see it.
-    #[must_use]
-    pub fn port(&self) -> DomainPort<'_> {
-        DomainPort::new(self, self.host)
     }
 
     /// Loads its stage 2 on this CPU, `cpu`.
@@ -320,9 +312,4 @@ impl LastRan {
         last.store(vcpu.0, Ordering::Relaxed);
         before != vcpu.0 && before != u16::MAX
     }
-}
-
-/// Whether `cpu` is the CPU that this code runs on.
-fn is_here(cpu: CpuId) -> bool {
-    cpu == percpu::cpu()
 }

@@ -1,6 +1,7 @@
 //! A domain as its virtual GIC reaches it: vCPUs to kick, guest memory to read, physical SPIs and PPIs to program.
 
-use super::{Domain, is_here};
+use super::Domain;
+use crate::arch::percpu;
 use crate::gic;
 use crate::host::Host;
 use crate::ids::{CpuId, Intid, Ipa, VcpuId};
@@ -18,11 +19,20 @@ pub struct DomainPort<'a> {
     host: &'static Host,
 }
 
-impl<'a> DomainPort<'a> {
-    pub(super) fn new(domain: &'a Domain, host: &'static Host) -> DomainPort<'a> {
-        DomainPort { domain, host }
+impl Domain {
+    /// The domain as its GIC and its ITSs see it.
+    #[must_use]
+    pub fn port(&self) -> DomainPort<'_> {
+        DomainPort { domain: self, host: self.host }
     }
+}
 
+/// Whether `cpu` is the CPU that this code runs on.
+fn is_here(cpu: CpuId) -> bool {
+    cpu == percpu::cpu()
+}
+
+impl DomainPort<'_> {
     fn cpu_of(&self, vcpu: VcpuId) -> Option<CpuId> {
         Some(self.domain.vcpu(vcpu)?.cpu())
     }

@@ -15,6 +15,7 @@
 //! Such a domain hangs, in its own time, until it is ended with the debug key `K`.
 
 use super::decode::{inject, mmio, sysreg as trapped};
+use super::next::Next;
 use super::smccc;
 use crate::arch::esr::{self, Class, DataAbort, Esr, Fault, SysRegAccess, Wfx};
 use crate::arch::sysreg::{self, Readable, SCTLR_EL1, Writeable};
@@ -28,21 +29,6 @@ use crate::ids::Intid;
 use crate::trace::{Event, count};
 use crate::vcpu::{Context, Vcpu};
 use crate::vgic::SgiGroup;
-
-/// What a vCPU does after an exit has been handled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
-    /// It continues.
-    Resume,
-    /// It continues, unless another vCPU waits for the CPU.
-    Yield,
-    /// It gives up the CPU and stays runnable.
-    Preempt,
-    /// It waits for an interrupt.
-    Block,
-    /// It is powered off.
-    Off,
-}
 
 /// So many consecutive faults at one instruction of its exception handler make a domU crash.
 const HANDLER_FAULTS: u32 = 1000;

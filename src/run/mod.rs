@@ -3,21 +3,22 @@
 //! | file | content |
 //! |---|---|
 //! | `mod.rs` | [`cpu_loop`]: asks the scheduler for a vCPU, runs it, or idles |
-//! | [`vcpu_run`] | one vCPU on this CPU, from switch-in to switch-out |
-//! | [`switch`](self) | the scheduler hook: what is saved, restored, armed and left |
-//! | [`exit`] | synchronous exits: what is done about each |
-//! | [`smccc`] | dispatch of HVC and SMC calls |
+//! | `vcpu_run.rs` | one vCPU on this CPU, from switch-in to switch-out |
+//! | `switch.rs` | the scheduler hook: what is saved, restored, armed and left |
+//! | `exit.rs`, `next.rs` | synchronous exits: what is done about each |
+//! | `smccc.rs` | dispatch of HVC and SMC calls |
 //! | [`decode`] | decoding of trapped accesses, as pure functions |
 
 pub mod decode;
-pub mod exit;
-pub mod smccc;
+mod exit;
+mod next;
+mod smccc;
 mod switch;
-pub mod vcpu_run;
+mod vcpu_run;
 
 use crate::arch::el1::Present;
 use crate::arch::{features, timer};
-use crate::control::{Control, hotplug, teardown};
+use crate::control::{Control, hotplug};
 use crate::domain::irq;
 use crate::ids::CpuId;
 use vcpu_run::{LONG_SWITCH_US, VcpuRun};
@@ -32,13 +33,13 @@ pub fn cpu_loop(control: &'static Control, cpu: CpuId) -> ! {
     let mut hcr = None;
     loop {
         if state.is_leaving() {
-            hotplug::leave(control, cpu);
+            hotplug::leave(domains, cpu);
         }
         let next = host.sched.next(cpu, timer::now());
         state.timer.set_resched(host.sched.next_resched_at(cpu));
         match next {
             Some(vcpu) => {
-                teardown::hand_over(control);
+                control.teardown.hand_over();
                 let Some(domain) = domains.get(vcpu.domain) else { unreachable!("a vCPU without a domain") };
                 let hcr = *hcr.get_or_insert_with(|| features::program(host.features()));
                 let late = Some(timer::now() + long_switch);
@@ -60,7 +61,7 @@ pub fn cpu_loop(control: &'static Control, cpu: CpuId) -> ! {
                 .run();
             }
             None => {
-                teardown::idle(control, cpu);
+                control.teardown.idle(cpu);
                 irq::take_all(domains, cpu);
             }
         }

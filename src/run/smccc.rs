@@ -3,7 +3,7 @@
 //! A function identifier names its owner in bits [29:24]. [`SERVICES`] maps owners to handlers; a call to an owner that is not in the
 //! table is answered NOT_SUPPORTED. To add a service, add a row.
 
-use super::exit::Next;
+use super::next::Next;
 use crate::arch::power;
 use crate::dev::psci::{self, PsciAction, affinity, status};
 use crate::domain::Domain;

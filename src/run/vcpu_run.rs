@@ -1,13 +1,14 @@
 //! One vCPU on this CPU, from switch-in to switch-out.
 
-use super::exit::{Exit, Next};
+use super::exit::Exit;
+use super::next::Next;
 use crate::arch::el1::{El1Context, Present, VirtualTimer};
 use crate::arch::fp::FpContext;
 use crate::arch::sysreg::{self, CNTV_CTL_EL0, HCR_EL2, Readable, Writeable};
 use crate::arch::vcpu::{GuestRegs, RawExit, Reason};
 use crate::arch::vectors::enter;
 use crate::arch::{ich, timer};
-use crate::control::{Control, teardown};
+use crate::control::Control;
 use crate::dev::vtimer::{CNTP_PPI, VTimer};
 use crate::domain::Domain;
 use crate::domain::irq;
@@ -175,7 +176,7 @@ impl VcpuRun<'_> {
         self.domain.vgic().reset_vcpu(&self.domain.port(), self.vcpu.id);
         self.vcpu.run.power_off();
         if self.domain.vcpu_went_off() {
-            teardown::announce(self.control, self.domain.id());
+            self.control.teardown.announce(self.domain.id());
         }
     }
 
@@ -226,7 +227,7 @@ impl VcpuRun<'_> {
             Reason::Irq | Reason::Fiq => {
                 count(self.cpu, Event::ExitIrq);
                 irq::take_all(self.control.domains, self.cpu);
-                teardown::assist(self.control, self.cpu);
+                self.control.teardown.assist(self.cpu);
                 Next::Resume
             }
             Reason::Sync => Exit { host: self.host, domain: self.domain, vcpu: self.vcpu, context }.sync(exit),

@@ -3,9 +3,9 @@
 //! [`Vcpu`]'s own fields are atomics or immutable; any CPU may use them at any time. [`Context`] holds the registers. It is
 //! owned by the CPU that runs the vCPU, from switch-in to switch-out ([`Vcpu::own`]).
 
-mod links;
 pub mod list_regs;
 pub mod meter;
+mod scheduled;
 
 use crate::arch::el1::{El1Context, VirtualTimer};
 use crate::arch::fp::FpContext;
@@ -13,7 +13,7 @@ use crate::arch::ich;
 use crate::arch::vcpu::GuestRegs;
 use crate::dev::vtimer::VTimer;
 use crate::ids::{CpuId, DomId, Intid, Ipa, Mpidr, VcpuId, VpeId};
-use crate::sched::{Entity, RunState, Scheduled, State};
+use crate::sched::{Entity, RunState, State};
 use crate::sync::{Exclusive, ExclusiveGuard, Lock, Rank};
 use crate::vgic::LrImage;
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
@@ -244,18 +244,5 @@ impl Vcpu {
     #[must_use]
     pub fn is_in_guest(&self) -> bool {
         self.in_guest.load(Ordering::SeqCst)
-    }
-}
-
-impl Scheduled for Vcpu {
-    type QueueAdapter = links::QueueAdapter;
-    type SleepAdapter = links::SleepAdapter;
-
-    fn entity(&self) -> &Entity {
-        &self.entity
-    }
-
-    fn run_state(&self) -> &RunState {
-        &self.run
     }
 }
