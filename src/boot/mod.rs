@@ -24,7 +24,7 @@ use doorward::mm::{frames, guest_ram, pool};
 use doorward::platform::efi::Firmware;
 use doorward::platform::{self, Machine, fdt as platform_fdt};
 use doorward::sync::Once;
-use doorward::util::range::Range;
+use doorward::util::range::{Range, pages_around};
 
 unsafe extern "C" {
     static early_uart_kind: u64;
@@ -93,7 +93,7 @@ extern "C" fn boot_cpu(at: Pa, el: u64) -> ! {
             (fdt, Firmware::Fdt)
         }
         Some(handover) => {
-            let fdt = pool::pages_around(range_of(handover.fdt));
+            let fdt = pages_around(range_of(handover.fdt));
             if !handover.fdt.is_empty() {
                 early::map(fdt.base, fdt.size, Kind::Rodata);
             }
@@ -138,7 +138,7 @@ fn adopt_machine() -> &'static Machine {
         });
     }
     if let Some(uart) = &machine.uart {
-        let regs = pool::pages_around(uart.regs);
+        let regs = pages_around(uart.regs);
         early::map(regs.base, regs.size, Kind::Device);
     }
     console_of(machine);

@@ -13,7 +13,7 @@ use crate::dev::vtimer::CNTP_PPI;
 use crate::domain::table::Domains;
 use crate::host::Host;
 use crate::ids::{DomId, Ipa};
-use crate::mm::guest_pool::Stretches;
+use crate::mm::guest_pool::GuestRanges;
 use crate::mm::guest_ram::{BANKS, Bank, GuestRam, wipe};
 use crate::platform::{DomainConfig, ModuleKind};
 use crate::util::range::Range;
@@ -126,7 +126,7 @@ fn take_ram(host: &Host, size: u64) -> Result<GuestRam, BuildError> {
 }
 
 /// The stretches as the guest sees them, one after the other.
-fn banks(stretches: &Stretches) -> ArrayVec<Bank, BANKS> {
+fn banks(stretches: &GuestRanges) -> ArrayVec<Bank, BANKS> {
     let mut ipa = RAM.0;
     let mut banks = ArrayVec::new();
     for stretch in stretches {

@@ -27,6 +27,7 @@ use crate::platform::Machine;
 use crate::sched::{AddError, Credit, Null, Scheduler, Settings, Slices, Woken};
 use crate::sync::{Lock, Rank};
 use crate::trace::{Event, count};
+use crate::util::range::PAGE;
 use crate::vcpu::Vcpu;
 use crate::vcpu::meter::Rate;
 use alloc::boxed::Box;
@@ -238,7 +239,7 @@ impl Host {
     pub fn unload_stage2(&self, cpu: CpuId) {
         let state = self.cpu(cpu);
         if state.stage2() != 0 {
-            sysreg::VTTBR_EL2.set(self.tlbs.nobody());
+            sysreg::VTTBR_EL2.set(self.tlbs.empty_vttbr());
             barrier::isb();
             state.set_stage2(0);
         }
@@ -332,7 +333,7 @@ impl Host {
     pub fn log_free_memory(&self) {
         let (objects, _) = heap::usage();
         let guests = self.guest_pool.lock().free_bytes();
-        let pages = frames::free_bytes() / frames::PAGE as u64;
+        let pages = frames::free_bytes() / PAGE;
         log::info!("free memory: {pages} frames, {} MiB for domUs; {objects} bytes of objects", guests >> 20);
     }
 }

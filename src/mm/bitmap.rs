@@ -1,32 +1,32 @@
-//! A first-fit allocator of page runs, over one bit a page.
+//! A first-fit allocator of runs of pages, with one bit per page.
 //!
-//! EL2 allocates rarely (a domain is built, a vPE table is made) and frees whole objects, so what matters is that any
-//! size and alignment that hardware asks for can be had without waste: a run of 5 pages costs 5 pages.
+//! EL2 allocates rarely (when a domain is built or a vPE table is made) and frees whole objects. So speed matters less than
+//! that any size and alignment that hardware requires is possible without waste: a run of 5 pages takes 5 pages.
 
-/// One bit per page, set while the page is taken.
+/// A bitmap with one bit per page, which is set while the page is allocated.
 pub struct Bitmap<'a> {
     words: &'a mut [u64],
     pages: usize,
     free: usize,
-    /// Below this page nothing is free.
+    /// No page below this one is free.
     hint: usize,
 }
 
 impl<'a> Bitmap<'a> {
-    /// Words that `pages` pages need.
+    /// Returns the number of words that a bitmap of `pages` pages needs.
     #[must_use]
     pub const fn words_for(pages: usize) -> usize {
         pages.div_ceil(64)
     }
 
-    /// All of `pages` pages free. `words` has at least [`words_for`](Bitmap::words_for) of them.
+    /// A bitmap of `pages` free pages. `words` has at least [`words_for`](Bitmap::words_for)`(pages)` words.
     pub fn new(words: &'a mut [u64], pages: usize) -> Bitmap<'a> {
         words.fill(0);
         let pages = pages.min(words.len() * 64);
         Bitmap { words, pages, free: pages, hint: 0 }
     }
 
-    /// Pages that are free.
+    /// Returns the number of free pages.
     #[must_use]
     pub fn free_pages(&self) -> usize {
         self.free
@@ -38,12 +38,12 @@ impl<'a> Bitmap<'a> {
 
     fn set(&mut self, first: usize, count: usize, taken: bool) {
         for page in first..first + count {
-            debug_assert!(self.taken(page) != taken, "page {page} taken or freed twice");
+            debug_assert!(self.taken(page) != taken, "page {page} allocated or freed twice");
             self.words[page / 64] ^= 1 << (page % 64);
         }
     }
 
-    /// The first free page at or after `from`; whole words of taken pages are skipped at once.
+    /// Returns the first free page at or after `from`. Words without a free page are skipped as a whole.
     fn next_free(&self, from: usize) -> Option<usize> {
         let mut page = from;
         while page < self.pages {
@@ -57,9 +57,9 @@ impl<'a> Bitmap<'a> {
         None
     }
 
-    /// Takes `count` pages in a row, the first of them at `offset` plus a multiple of `align` pages.
+    /// Allocates `count` contiguous pages, the first of them at `offset` plus a multiple of `align` pages.
     ///
-    /// `align` is a power of two, `offset` less than it: the pool itself need not lie on such a boundary.
+    /// `align` is a power of two and `offset` less than `align`. `offset` is not zero if the pool itself is not aligned so.
     pub fn take(&mut self, count: usize, align: usize, offset: usize) -> Option<usize> {
         if count == 0 || count > self.free || !align.is_power_of_two() {
             return None;
@@ -82,9 +82,9 @@ impl<'a> Bitmap<'a> {
         }
     }
 
-    /// Gives pages back.
+    /// Frees pages.
     pub fn give(&mut self, first: usize, count: usize) {
-        assert!(first.checked_add(count).is_some_and(|end| end <= self.pages), "freeing pages that are not the pool's");
+        assert!(first.checked_add(count).is_some_and(|end| end <= self.pages), "freeing pages outside the pool");
         self.set(first, count, false);
         self.free += count;
         self.hint = self.hint.min(first);
@@ -96,10 +96,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn runs_are_aligned_to_the_address_not_to_the_pool() {
+    fn runs_are_aligned_by_address_and_not_by_page_number() {
         let mut words = [0; 4];
         let mut map = Bitmap::new(&mut words, 200);
-        // The pool starts 3 pages above a boundary of 16: page 13 is the first aligned one.
+        // The pool starts 3 pages after a multiple of 16, so page 13 is the first aligned one.
         assert_eq!(map.take(16, 16, 13), Some(13));
         assert_eq!(map.take(1, 1, 0), Some(0));
         assert_eq!(map.take(13, 1, 0), Some(29), "the gap of 12 pages before the aligned run is too small");
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn all_of_the_pool_can_be_taken_and_nothing_more() {
+    fn all_of_the_pool_can_be_allocated_and_no_more() {
         let mut words = [0; 2];
         let mut map = Bitmap::new(&mut words, 100);
         assert_eq!(map.take(101, 1, 0), None);
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn freed_runs_join_and_serve_again() {
+    fn adjacent_freed_runs_can_be_allocated_as_one() {
         let mut words = [0; 2];
         let mut map = Bitmap::new(&mut words, 128);
         let runs: std::vec::Vec<_> = (0..32).map(|_| map.take(4, 1, 0).unwrap()).collect();
@@ -159,8 +159,8 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "not the pool's")]
-    fn freeing_beyond_the_pool_is_a_defect() {
+    #[should_panic(expected = "outside the pool")]
+    fn freeing_pages_outside_the_pool_panics() {
         let mut words = [0; 1];
         Bitmap::new(&mut words, 10).give(9, 2);
     }

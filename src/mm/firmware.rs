@@ -1,24 +1,22 @@
-//! What the firmware left in memory, for those who read its tables after boot.
+//! Access to the firmware's tables in memory after boot.
 //!
-//! EL2's own map has no memory that the firmware has reserved: some of it may be Secure. Tables are mapped as they are
-//! asked for, and only where the firmware says that there is memory.
+//! EL2's map leaves out memory that the firmware has reserved, because some of it may be Secure. Tables are mapped when
+//! they are first read, and only if the firmware describes the addresses as memory.
 
 use super::el2_map;
 use crate::ids::Pa;
 use crate::platform::Machine;
 use crate::platform::acpi::PhysicalMemory;
-use crate::util::range::Range;
+use crate::util::range::{PAGE, Range};
 
-const PAGE: u64 = 4096;
-
-/// A machine's memory, as far as the firmware described it.
+/// The memory of a machine according to the firmware.
 pub struct FirmwareMemory(pub &'static Machine);
 
 impl PhysicalMemory for FirmwareMemory {
     fn bytes(&self, at: Pa, length: usize) -> Option<&[u8]> {
         let wanted = Range::new(at, length as u64);
         at.0.checked_add(length as u64)?;
-        // Each page by itself: a table may lie across two of the firmware's ranges.
+        // Page by page, since a table may span two of the firmware's ranges.
         let mut page = at.0 & !(PAGE - 1);
         while page < wanted.end().0 {
             let known = self.0.memory.iter().chain(&self.0.reserved).any(|range| range.contains(Pa(page)));
@@ -30,7 +28,7 @@ impl PhysicalMemory for FirmwareMemory {
             }
             page += PAGE;
         }
-        // SAFETY: memory that is mapped, by the above; the firmware's tables change no more.
+        // SAFETY: the loop has checked or mapped every page; after boot neither the firmware nor EL2 writes to the tables.
         Some(unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(at.0 as usize), length) })
     }
 }

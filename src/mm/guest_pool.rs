@@ -1,7 +1,6 @@
-//! RAM for the domains beside dom0: set aside at boot, taken when one is built, given back when it is gone.
+//! The allocator of RAM for domUs. The RAM is set aside at boot, allocated when a domU is built, and freed when it ends.
 //!
-//! The unit is 2 MiB, a stage 2 block. Nothing here touches memory: who takes some finds what the last owner left
-//! in it, and whoever gives some back has zeroed it.
+//! The unit is 2 MiB, a stage 2 block. Nothing here accesses the memory itself; the caller must zero it before freeing it.
 
 use super::guest_ram::{BANKS, GuestRam};
 use crate::ids::Pa;
@@ -9,40 +8,41 @@ use crate::util::range::Range;
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 
-/// The unit.
+/// The unit of allocation in bytes.
 pub const UNIT: u64 = 2 << 20;
 
-/// Stretches of RAM, each of whole units.
-pub type Stretches = ArrayVec<Range, BANKS>;
+/// The ranges of one allocation, each of whole units.
+pub type GuestRanges = ArrayVec<Range, BANKS>;
 
-/// The pool.
+/// The pool of free RAM.
 #[derive(Debug, Default)]
 pub struct GuestPool {
-    /// What is free: by address, and no two adjacent.
+    /// The free ranges, sorted by address; no two are adjacent.
     free: Vec<Range>,
 }
 
 impl GuestPool {
-    /// Nothing.
+    /// An empty pool.
     #[must_use]
     pub const fn new() -> GuestPool {
         GuestPool { free: Vec::new() }
     }
 
-    /// Bytes that are free.
+    /// Returns the number of free bytes.
     #[must_use]
     pub fn free_bytes(&self) -> u64 {
         self.free.iter().map(|range| range.size).sum()
     }
 
-    /// Takes `bytes` (rounded up to units): in one piece if there is one, else in few.
+    /// Allocates `bytes`, rounded up to units: in one range if possible, else in few. Returns `None` if `bytes` is zero, or
+    /// if there is too little RAM or it is too fragmented.
     #[must_use]
-    pub fn take(&mut self, bytes: u64) -> Option<Stretches> {
+    pub fn take(&mut self, bytes: u64) -> Option<GuestRanges> {
         let bytes = bytes.checked_next_multiple_of(UNIT).filter(|&bytes| bytes > 0)?;
-        let mut taken = Stretches::new();
+        let mut taken = GuestRanges::new();
         let mut left = bytes;
         while left > 0 {
-            // The smallest that holds all the rest, or else the largest.
+            // The smallest range that holds all that is left to allocate, or else the largest one.
             let fits = self.free.iter().enumerate().filter(|(_, range)| range.size >= left);
             let best = fits.min_by_key(|(_, range)| range.size);
             let found = best.or_else(|| self.free.iter().enumerate().max_by_key(|(_, range)| range.size));
@@ -62,12 +62,12 @@ impl GuestPool {
         Some(taken)
     }
 
-    /// Gives the RAM of a domain back. It has been zeroed.
+    /// Frees the RAM of a domain. It has been zeroed.
     pub fn give_back(&mut self, ram: GuestRam) {
         ram.banks().iter().for_each(|bank| self.give(Range::new(bank.pa, bank.size)));
     }
 
-    /// Gives a stretch back, or puts a new one in.
+    /// Frees a range, or adds a new one to the pool.
     pub fn give(&mut self, range: Range) {
         if range.is_empty() {
             return;
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_comes_in_one_piece_where_there_is_one() {
+    fn an_allocation_is_one_range_if_one_is_large_enough() {
         let mut pool = pool(&[r(100, 64), r(200, 32)]);
         assert_eq!(pool.take(31 * M).unwrap()[..], [r(200, 32)]);
         assert_eq!(pool.take(32 * M).unwrap()[..], [r(100, 32)]);
@@ -111,19 +111,19 @@ mod tests {
     }
 
     #[test]
-    fn several_pieces_make_up_what_no_single_one_holds() {
+    fn an_allocation_larger_than_every_range_is_made_of_several() {
         let mut pool = pool(&[r(100, 8), r(200, 32), r(300, 16)]);
         assert_eq!(pool.take(54 * M).unwrap()[..], [r(200, 32), r(300, 16), r(100, 6)]);
         assert_eq!(pool.free_bytes(), 2 * M);
     }
 
     #[test]
-    fn what_cannot_be_had_changes_nothing() {
+    fn a_failed_allocation_changes_nothing() {
         let mut pool = pool(&[r(100, 8), r(200, 32)]);
         assert_eq!(pool.take(41 * M), None);
         assert_eq!(pool.free_bytes(), 40 * M);
         assert_eq!(pool.take(40 * M).unwrap().len(), 2);
-        // Nine pieces are more than a domain can have.
+        // Nine ranges are more than a domain can have.
         let pieces: Vec<Range> = (0..9).map(|n| r(10 * n, 2)).collect();
         let mut pool = self::pool(&pieces);
         assert_eq!(pool.take(18 * M), None);
@@ -131,11 +131,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_back_grows_together_in_any_order() {
+    fn freed_ranges_are_merged_in_any_order() {
         let mut pool = pool(&[r(100, 64)]);
         let mut parts: Vec<Range> = (0..32).map(|_| pool.take(2 * M).unwrap()[0]).collect();
         assert_eq!((pool.free_bytes(), pool.take(1)), (0, None));
-        // An order without any order.
+        // A scrambled order.
         for step in 0..32 {
             let at = (step * 13 + 5) % parts.len();
             pool.give(parts.swap_remove(at));

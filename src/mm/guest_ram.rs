@@ -65,31 +65,31 @@ fn check_module(range: Range) -> Result<(), NotFreeRam> {
 /// A range of a domain's RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bank {
-    /// Where the domain sees it.
+    /// The guest-physical address.
     pub ipa: Ipa,
-    /// Where it is.
+    /// The physical address.
     pub pa: Pa,
-    /// Its length in bytes.
+    /// The size in bytes.
     pub size: u64,
 }
 
 impl Bank {
-    /// A bank that the domain sees where it is.
+    /// A bank whose guest-physical addresses equal its physical ones.
     #[must_use]
     pub const fn direct(range: Range) -> Bank {
         Bank { ipa: Ipa(range.base.0), pa: range.base, size: range.size }
     }
 }
 
-/// Banks at most.
+/// The largest number of banks of a domain.
 pub const BANKS: usize = 8;
 
-/// A domain's RAM banks.
+/// The RAM of a domain.
 pub struct GuestRam {
     banks: ArrayVec<Bank, BANKS>,
 }
 
-/// The address is not, or not wholly, the domain's RAM.
+/// The error of an access that is not wholly in the domain's RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotGuestRam(pub Ipa);
 
@@ -104,25 +104,25 @@ impl GuestRam {
         Ok(GuestRam { banks })
     }
 
-    /// The banks.
+    /// Returns the banks.
     #[must_use]
     pub fn banks(&self) -> &[Bank] {
         &self.banks
     }
 
-    /// All of it, in bytes.
+    /// Returns the size of the RAM in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.banks.iter().map(|bank| bank.size).sum()
     }
 
-    /// The physical address of `bytes` bytes of the domain's RAM at `at`, which lie in one bank.
+    /// Returns the physical address of `bytes` bytes of the domain's RAM at `at`, which must lie in one bank.
     pub fn translate(&self, at: Ipa, bytes: usize) -> Result<Pa, NotGuestRam> {
         let (pa, left) = self.find(at).ok_or(NotGuestRam(at))?;
         if bytes as u64 <= left { Ok(pa) } else { Err(NotGuestRam(at)) }
     }
 
-    /// Where a guest address is, and how many bytes its bank has from there on.
+    /// Returns the physical address of a guest address, and the number of bytes from there to the end of its bank.
     fn find(&self, at: Ipa) -> Option<(Pa, u64)> {
         self.banks.iter().find_map(|bank| {
             let offset = at.0.checked_sub(bank.ipa.0).filter(|&offset| offset < bank.size)?;
@@ -130,16 +130,16 @@ impl GuestRam {
         })
     }
 
-    /// Calls `each` with the physical stretches that `bytes` bytes at `at` are made of, and with how far into them each
-    /// starts: none if not all of them are the domain's.
+    /// Calls `each` with the physical ranges of `bytes` bytes at `at`, and with the offset of each range in them. If not all
+    /// of the bytes are the domain's RAM, `each` is not called.
     pub fn for_each_piece(&self, at: Ipa, bytes: u64, mut each: impl FnMut(Range, u64)) -> Result<(), NotGuestRam> {
-        for look_only in [true, false] {
+        for check_only in [true, false] {
             let mut done = 0;
             while done < bytes {
                 let here = Ipa(at.0.checked_add(done).ok_or(NotGuestRam(at))?);
                 let (pa, left) = self.find(here).ok_or(NotGuestRam(at))?;
                 let size = left.min(bytes - done);
-                if !look_only {
+                if !check_only {
                     each(Range::new(pa, size), done);
                 }
                 done += size;
@@ -148,23 +148,23 @@ impl GuestRam {
         Ok(())
     }
 
-    /// Copies from the domain.
+    /// Copies from the domain's RAM.
     pub fn read(&self, at: Ipa, into: &mut [u8]) -> Result<(), NotGuestRam> {
         self.for_each_piece(at, into.len() as u64, |piece, start| {
             let bytes = into.iter_mut().skip(start as usize).take(piece.size as usize);
             for (offset, byte) in bytes.enumerate() {
-                // SAFETY: the piece lies in a bank; `new`'s caller says that banks are mapped RAM.
+                // SAFETY: the piece lies in a bank, and the caller of `new` guarantees that banks are mapped RAM.
                 *byte =
                     unsafe { core::ptr::with_exposed_provenance::<u8>(piece.base.0 as usize + offset).read_volatile() };
             }
         })
     }
 
-    /// Copies to the domain.
+    /// Copies to the domain's RAM.
     pub fn write(&self, at: Ipa, from: &[u8]) -> Result<(), NotGuestRam> {
         self.for_each_piece(at, from.len() as u64, |piece, start| {
             for (offset, byte) in from.iter().skip(start as usize).take(piece.size as usize).enumerate() {
-                // SAFETY: as for `read`; no Rust object is overwritten, since none is in a bank.
+                // SAFETY: as for `read`; the caller of `new` guarantees that no Rust object is in a bank.
                 unsafe {
                     core::ptr::with_exposed_provenance_mut::<u8>(piece.base.0 as usize + offset).write_volatile(*byte);
                 };
@@ -273,7 +273,7 @@ pub fn peek(file: Range, into: &mut [u8]) -> Result<&[u8], NotFreeRam> {
 mod tests {
     use super::*;
 
-    /// A bank that is a Vec of the test.
+    /// Returns a GuestRam with one bank, the memory of a Vec.
     fn ram(backing: &mut std::vec::Vec<u8>) -> (GuestRam, u64) {
         let base = backing.as_mut_ptr().expose_provenance() as u64;
         let mut banks = ArrayVec::new();
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back_and_nothing_beside_it() {
+    fn written_bytes_are_read_back_and_their_neighbours_are_unchanged() {
         let mut backing = std::vec![0u8; 64];
         let (ram, base) = ram(&mut backing);
         ram.write(Ipa(base + 8), &[1, 2, 3]).unwrap();
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stretch_that_leaves_the_ram_is_refused_whole() {
+    fn an_access_beyond_the_ram_is_refused_as_a_whole() {
         let mut backing = std::vec![0u8; 64];
         let (ram, base) = ram(&mut backing);
         assert_eq!(ram.write(Ipa(base + 60), &[0; 5]), Err(NotGuestRam(Ipa(base + 60))));
@@ -301,9 +301,9 @@ mod tests {
         assert_eq!(ram.translate(Ipa(u64::MAX), 2), Err(NotGuestRam(Ipa(u64::MAX))));
     }
 
-    /// Two halves of a Vec, swapped, and adjacent where the domain sees them.
+    /// The banks are the two halves of a Vec, which are adjacent in reverse order in guest-physical addresses.
     #[test]
-    fn a_stretch_over_two_banks_is_copied_piece_by_piece() {
+    fn an_access_across_two_banks_is_copied_piece_by_piece() {
         let mut backing: std::vec::Vec<u8> = (0..64).collect();
         let base = backing.as_mut_ptr().expose_provenance() as u64;
         let mut banks = ArrayVec::new();
@@ -320,7 +320,7 @@ mod tests {
         assert_eq!((backing[63], backing[0], backing[1]), (100, 101, 1));
         assert_eq!(backing[25..33], [25, 7, 7, 7, 7, 7, 7, 32]);
         assert_eq!(ram.write(Ipa(0x103f), &[0, 0]), Err(NotGuestRam(Ipa(0x103f))));
-        assert_eq!(backing[31], 7, "nothing is written when not all of it is RAM");
+        assert_eq!(backing[31], 7, "nothing is written if not all of it is RAM");
         assert_eq!(ram.translate(Ipa(0x101f), 1), Ok(Pa(base + 63)));
         assert_eq!(ram.translate(Ipa(0x101f), 2), Err(NotGuestRam(Ipa(0x101f))));
         assert_eq!(ram.translate(Ipa(0xfff), 1), Err(NotGuestRam(Ipa(0xfff))));

@@ -1,6 +1,6 @@
-//! The heap: small objects, in chunks taken from [`frames`](super::frames) as they are needed.
+//! The heap, in chunks that are allocated from [`frames`](super::frames) when they are needed.
 //!
-//! A chunk is never given back: what EL2 holds is bounded by domains' quotas, and settles.
+//! A chunk is never freed: domains' quotas bound what EL2 holds, so the size of the heap settles.
 
 use super::frames;
 use crate::sync::{Lock, Rank};
@@ -8,7 +8,7 @@ use buddy_system_allocator::Heap;
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{self, NonNull};
 
-/// The least that is taken from the frames at a time.
+/// The smallest chunk in bytes.
 const CHUNK: usize = 1 << 20;
 
 struct Allocator(Lock<Heap<32>>);
@@ -24,11 +24,11 @@ unsafe impl GlobalAlloc for Allocator {
             if let Ok(block) = self.0.lock().alloc(layout) {
                 return block.as_ptr();
             }
-            // A buddy block is a power of two and aligned to itself.
+            // A buddy block has a size that is a power of two, and that alignment.
             let size = layout.size().max(layout.align()).next_power_of_two().max(CHUNK);
             let Some(chunk) = frames::alloc(size, size) else { break };
             let start = chunk.0 as usize;
-            // SAFETY: fresh from the frames, for good.
+            // SAFETY: the chunk was just allocated, and is never freed.
             unsafe { self.0.lock().add_to_heap(start, start + size) };
         }
         ptr::null_mut()
@@ -36,13 +36,13 @@ unsafe impl GlobalAlloc for Allocator {
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         if let Some(block) = NonNull::new(block) {
-            // SAFETY: by the contract of `GlobalAlloc`, this came from `alloc` with this layout.
+            // SAFETY: the caller of `GlobalAlloc::dealloc` guarantees that the block came from `alloc` with this layout.
             unsafe { self.0.lock().dealloc(block, layout) };
         }
     }
 }
 
-/// Bytes that objects take, and bytes that the heap holds.
+/// Returns the number of bytes in use by objects, and the size of the heap in bytes.
 #[must_use]
 pub fn usage() -> (usize, usize) {
     let heap = HEAP.0.lock();

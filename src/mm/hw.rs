@@ -1,11 +1,11 @@
-//! The machine as drivers see it: [`Hw`] on the running image.
+//! The implementation of [`Hw`] on hardware.
 
 use super::frames;
 use crate::arch::{barrier, cache, timer};
 use crate::ids::Pa;
 use crate::mmio::{Coherence, Device, Hw};
 
-/// The hardware under EL2. Copies are the same thing.
+/// The hardware that EL2 runs on. All copies are equivalent.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct El2;
 
@@ -32,7 +32,7 @@ impl Hw for El2 {
 
     fn alloc(&self, size: usize, align: usize) -> Option<Pa> {
         let memory = frames::alloc(size, align)?;
-        // Whoever is not coherent has to see the zeroes, and no dirty line may be written back over its own stores.
+        // A non-coherent device must see the zeroes, and no dirty line may be written back over its own stores later.
         cache::clean_invalidate(memory, size as u64);
         Some(memory)
     }
@@ -41,7 +41,7 @@ impl Hw for El2 {
         frames::free(memory, size);
     }
 
-    // Shared memory is read and written with the instructions for registers: one access each, none torn or invented.
+    // Shared memory is accessed like registers: each call is exactly one access, which is not torn.
 
     #[inline(always)]
     fn load8(&self, at: Pa) -> u8 {
@@ -66,7 +66,7 @@ impl Hw for El2 {
     #[inline]
     fn publish(&self, memory: Pa, size: usize, coherence: Coherence) {
         match coherence {
-            // For all observers, as it need not be a CPU's inner shareable domain that the device is in.
+            // Full system, because the device need not be in the CPUs' inner shareable domain.
             Coherence::Coherent => barrier::dsb_st(),
             Coherence::NonCoherent => cache::clean(memory, size as u64),
         }

@@ -1,8 +1,15 @@
-//! Memory: frames, heap, EL2 stage 1, guest stage 2.
+//! Memory: frames, heap, EL2's stage 1, guests' stage 2.
 //!
-//! EL2 takes a pool from the top of RAM (`pool`) and gives it out by the page ([`frames`]) and by the object (`heap`).
-//! Its own view of memory is an identity map ([`stage1`]), of which `live` is the one in use.
-#![allow(unsafe_code, reason = "this room hands out memory by address")]
+//! | file | content |
+//! |---|---|
+//! | [`pool`] | the choice of the memory that EL2 takes for itself, from the top of RAM |
+//! | [`frames`], `heap` | allocation of that memory by pages (with `bitmap`), and by objects |
+//! | [`stage1`], `el2_map` | EL2's identity map: its tables, and the map in use |
+//! | [`stage2`], `tlb` | a domain's tables and their TLB maintenance |
+//! | [`guest_pool`], [`guest_ram`] | the memory set aside for domUs, and access to a domain's RAM |
+//! | `hw` | [`Hw`](crate::mmio::Hw) on hardware |
+//! | `firmware` | access to the firmware's tables |
+#![allow(unsafe_code, reason = "allocators and page tables give access to memory by address")]
 
 mod bitmap;
 pub mod frames;

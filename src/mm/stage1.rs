@@ -1,31 +1,31 @@
-//! EL2's own stage 1: an identity map in which nothing is both writable and executable.
+//! The tables of EL2's stage 1: an identity map in which nothing is both writable and executable.
 //!
-//! It is built twice. [`Map::new`] with a handful of tables from the image maps the image, the device tree and the
-//! early UART, page by page, so that the rest of boot runs with caches, atomics and unaligned loads. When the machine
-//! is known, [`install`] builds the map that stays: all RAM, the image by section, the devices the hypervisor drives.
-//! Guard pages and memory that the firmware keeps (`no-map`) are in neither.
+//! EL2 builds two maps. The first has a few tables in the image and maps the image, the device tree and the early UART, so
+//! that the rest of boot runs with caches, atomics and unaligned loads (`boot::early`). When the machine is known, the
+//! second map replaces it: all RAM, the image by section, the devices that EL2 uses (`el2_map`). Guard pages and memory
+//! that the firmware keeps are in neither.
 //!
-//! Four levels, 4 KiB pages, the largest blocks that fit (DDI 0487, D8.3). Entries only ever go from invalid to valid,
-//! which needs no break-before-make (D8.16.1) but a DSB, and an ISB on the CPU that goes on to use the address.
+//! Four levels, 4 KiB pages, the largest blocks that fit (DDI 0487, D8.3). Entries only change from invalid to valid. This
+//! needs no break-before-make (D8.16.1), but a DSB, and an ISB on each CPU that then uses the address.
 
 use crate::arch::barrier;
 use crate::ids::Pa;
+use crate::util::range::PAGE;
 use core::fmt;
 
-/// What a mapping is for.
+/// The kind of a mapping, which determines its attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Code: read and execute.
+    /// Code: readable and executable.
     Text,
-    /// Constants: read only.
+    /// Constants: readable.
     Rodata,
-    /// Memory: read and write, Normal write-back.
+    /// Memory: readable and writable, Normal write-back.
     Data,
-    /// Registers: read and write, Device-nGnRE.
+    /// Registers: readable and writable, Device-nGnRE.
     Device,
 }
 
-const PAGE: u64 = 0x1000;
 const VALID: u64 = 1;
 const TABLE_OR_PAGE: u64 = 2;
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
@@ -50,40 +50,40 @@ impl Kind {
     }
 }
 
-/// Why something could not be mapped.
+/// Why a mapping failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MapError {
-    /// There is no memory left for tables.
+    /// There is no memory for a table.
     OutOfTables,
-    /// This address is mapped already, as something else.
+    /// The address is already mapped as another kind.
     Conflict(Pa),
-    /// Not on a page boundary, or beyond 48 bits.
+    /// The address or the size is not a multiple of the page size, or the range exceeds 48 bits.
     BadRange(Pa),
 }
 
 impl fmt::Display for MapError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            MapError::OutOfTables => f.write_str("no memory left for EL2's page tables"),
-            MapError::Conflict(at) => write!(f, "{at} is mapped for EL2 already, as something else"),
-            MapError::BadRange(at) => write!(f, "EL2 cannot map at {at}: not on a page boundary, or too high"),
+            MapError::OutOfTables => f.write_str("EL2 map: no memory for a page table"),
+            MapError::Conflict(at) => write!(f, "EL2 map: {at}: already mapped as another kind"),
+            MapError::BadRange(at) => write!(f, "EL2 map: {at}: misaligned or beyond 48 bits of address"),
         }
     }
 }
 
-/// Where tables come from.
+/// A source of memory for tables.
 pub trait Tables {
-    /// A zeroed page, at its physical address.
+    /// Takes a zeroed page and returns its physical address. It is never given back.
     fn take(&mut self) -> Option<Pa>;
 }
 
-/// A tree of tables.
+/// A map: a tree of tables.
 pub struct Map<T> {
     root: Pa,
     tables: T,
 }
 
-/// The bits of an address that one entry of a level covers.
+/// Returns the number of low address bits within the range of one entry of a level.
 const fn shift(level: u32) -> u32 {
     39 - 9 * level
 }
@@ -95,14 +95,14 @@ impl<T: Tables> Map<T> {
         Ok(Map { root, tables })
     }
 
-    /// The first table, for TTBR0_EL2.
+    /// Returns the root table, for TTBR0_EL2.
     pub fn root(&self) -> Pa {
         self.root
     }
 
-    /// Maps `size` bytes from `base` at their own address. Mapping a page again as the same kind changes nothing.
+    /// Maps `size` bytes from `base` to the same addresses. Mapping a page again as the same kind has no effect.
     ///
-    /// On an error, what came before the address it names is mapped.
+    /// After an error, the part below the address in the error is mapped.
     pub fn map(&mut self, base: Pa, size: u64, kind: Kind) -> Result<(), MapError> {
         let end = base.0.checked_add(size).ok_or(MapError::BadRange(base))?;
         if !(base.0 | size).is_multiple_of(PAGE) || end > 1 << 48 {
@@ -115,7 +115,7 @@ impl<T: Tables> Map<T> {
         Ok(())
     }
 
-    /// Maps the largest block that starts at `at` and is no longer than `left`; says how long it was.
+    /// Maps the largest block at `at` that has at most `left` bytes. Returns its size.
     fn map_one(&mut self, at: u64, left: u64, kind: Kind) -> Result<u64, MapError> {
         let mut table = self.root;
         for level in 0..4 {
@@ -133,7 +133,7 @@ impl<T: Tables> Map<T> {
                 store(slot, next.0 | TABLE_OR_PAGE | VALID);
                 table = next;
             } else if level == 3 || entry & TABLE_OR_PAGE == 0 {
-                // A leaf. It serves if it says the same; what it covers beyond `at` need not be asked again.
+                // A leaf. If its kind and address are the same, all that it covers from `at` on is mapped already.
                 let mask = !(size - 1) & ADDRESS;
                 let same = entry & !ADDRESS & !TABLE_OR_PAGE == kind.attributes() && entry & mask == at & mask;
                 let rest = size - (at & (size - 1));
@@ -145,7 +145,7 @@ impl<T: Tables> Map<T> {
         unreachable!("level 3 holds no tables")
     }
 
-    /// How `at` is mapped: the size of the block and its kind.
+    /// Returns how `at` is mapped: the size of its block or page, and the kind.
     pub fn look_up(&self, at: Pa) -> Option<(u64, Kind)> {
         let mut table = self.root;
         for level in 0..4 {
@@ -165,13 +165,13 @@ impl<T: Tables> Map<T> {
     }
 }
 
-/// Reads a descriptor. Volatile: the walker reads and (with other bits set) might write them too.
+/// Reads a descriptor. Volatile, because table walks access it, too.
 fn load(slot: Pa) -> u64 {
-    // SAFETY: slots lie in tables that `Tables::take` gave away for good; EL2 sees memory at its physical address.
+    // SAFETY: descriptors are in pages from `Tables::take`, which are never given back; EL2 runs on an identity map.
     unsafe { (slot.0 as *const u64).read_volatile() }
 }
 
-/// Writes a descriptor: one 64-bit store, as the walker may look at any moment.
+/// Writes a descriptor by a single 64-bit store, since a table walk may read it at any time.
 fn store(slot: Pa, value: u64) {
     // SAFETY: as for `load`, and the map is borrowed exclusively.
     unsafe { (slot.0 as *mut u64).write_volatile(value) };
@@ -208,7 +208,7 @@ mod tests {
     fn the_largest_blocks_that_fit_are_used() {
         let mut pool = Pool { limit: 100, ..Pool::default() };
         let mut map = Map::new(&mut pool).unwrap();
-        // From 2 MiB - 4 KiB below 1 GiB, up to 2 GiB + 4 KiB.
+        // From 2 MiB + 4 KiB below 1 GiB up to 2 GiB + 4 KiB.
         map.map(Pa(0x3fdf_f000), 0x4020_2000, Kind::Data).unwrap();
         assert_eq!(map.look_up(Pa(0x3fdf_e000)), None);
         assert_eq!(map.look_up(Pa(0x3fdf_f000)), Some((0x1000, Kind::Data)));
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_both_writable_and_executable() {
+    fn no_kind_is_both_writable_and_executable() {
         for kind in [Kind::Text, Kind::Rodata, Kind::Data, Kind::Device] {
             let bits = kind.attributes();
             assert!(bits & READ_ONLY != 0 || bits & EXECUTE_NEVER != 0, "{kind:?}");
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_again_is_accepted_and_another_kind_is_not() {
+    fn mapping_again_is_accepted_for_the_same_kind_only() {
         let mut pool = Pool { limit: 100, ..Pool::default() };
         let mut map = Map::new(&mut pool).unwrap();
         map.map(Pa(0x4000_0000), 0x4000_0000, Kind::Data).unwrap();
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mapping_that_runs_into_another_ends_there() {
+    fn a_mapping_that_reaches_one_of_another_kind_fails_there() {
         let mut pool = Pool { limit: 100, ..Pool::default() };
         let mut map = Map::new(&mut pool).unwrap();
         map.map(Pa(0x900_0000), 0x1000, Kind::Device).unwrap();
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_page_is_refused() {
+    fn misaligned_and_too_high_ranges_are_refused() {
         let mut pool = Pool { limit: 100, ..Pool::default() };
         let mut map = Map::new(&mut pool).unwrap();
         assert_eq!(map.map(Pa(0x10), 0x1000, Kind::Data), Err(MapError::BadRange(Pa(0x10))));

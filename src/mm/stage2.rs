@@ -1,99 +1,99 @@
-//! What a domain sees of physical memory: stage 2 translation tables.
+//! Stage 2 translation tables of a domain.
 //!
-//! 4 KiB granule, up to 48 bits, tables concatenated at the root where that saves a level, blocks of 1 GiB and 2 MiB
-//! wherever both addresses allow. Tables come from [`Hw::alloc`] and are reached by [`Hw::load64`] and
-//! [`Hw::store64`], so that this file has no `unsafe` and runs on the host. Arm ARM (DDI 0487), D8.2 (walks),
-//! D8.3 (descriptors), D8.6 (attributes), D8.16 (break-before-make), D24.2 (VTCR_EL2, VTTBR_EL2).
+//! 4 KiB granule, up to 48 address bits, concatenated root tables where that saves a level, and blocks of 1 GiB and 2 MiB
+//! where both addresses allow them. Tables come from [`Hw::alloc`] and are accessed by [`Hw::load64`] and [`Hw::store64`],
+//! so that this file has no `unsafe` and runs on the host. Arm ARM (DDI 0487), D8.2 (walks), D8.3 (descriptors), D8.6
+//! (attributes), D8.16 (break-before-make), D24.2 (VTCR_EL2, VTTBR_EL2).
 //!
 //! Invariants:
 //!
-//! - A valid descriptor is replaced by another valid one only through an invalid one and a TLB invalidation, also
-//!   when it is a block that is split. In between, a vCPU that runs takes a stage 2 fault on an address that is
-//!   mapped: the fault handler looks with [`Stage2::translate`] and lets the guest try again.
-//! - A table is freed only after it was unlinked and the TLBs (and with them the walk caches) were invalidated.
-//! - Below the root there are no empty tables.
-//! - An operation that fails has changed nothing that [`Stage2::translate`] can see.
+//! - A valid descriptor is replaced by another valid one only through an invalid one and a TLB invalidation. This includes
+//!   the split of a block. In between, a running vCPU may take a stage 2 fault on an address that is mapped: the fault
+//!   handler checks with [`Stage2::translate`] and lets the guest retry.
+//! - A table is freed only after it has been unlinked and the TLBs (including walk caches) have been invalidated.
+//! - There are no empty tables below the root.
+//! - An operation that fails does not change the result of any [`Stage2::translate`].
 //!
-//! An invalid descriptor may have any other bits. Two uses are made of that: [`Stage2::protect`] parks descriptors
-//! with bit 0 clear, and tables that wait to be freed are linked through their first words.
+//! Hardware ignores all other bits of an invalid descriptor. This is used twice: [`Stage2::protect`] keeps descriptors with
+//! only bit 0 cleared, and tables that are to be freed are linked through their first words.
 
 use crate::arch::sysreg::{VTCR_EL2, VTTBR_EL2};
 use crate::ids::{Ipa, Pa, VmId};
 use crate::mmio::{Coherence, Hw};
+use crate::util::range::PAGE;
 use core::fmt;
 
-const PAGE: u64 = 4096;
 const TABLE_ENTRIES: u64 = 512;
 const LAST_LEVEL: u32 = 3;
 
 /// TLB maintenance for one VMID, on all CPUs of the inner shareable domain, complete when the method returns.
 pub trait Tlb {
-    /// Forgets what is known about the block or page at `ipa`, walk caches included (so not the last-level-only
-    /// form), and what combines it with the guest's stage 1.
+    /// Invalidates the translations of the block or page at `ipa`, including those in walk caches (so not by the
+    /// last-level-only instruction), and those combined with the guest's stage 1.
     fn invalidate_ipa(&self, vmid: VmId, ipa: Ipa);
-    /// Forgets everything of a VMID, both stages.
+    /// Invalidates all translations of a VMID, of both stages.
     fn invalidate_all(&self, vmid: VmId);
 }
 
-/// What kind of access a mapping allows.
+/// The attributes of a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attr {
     /// Memory: Normal write-back, inner shareable, readable, writable, executable.
     Ram,
-    /// A PCI memory window: Normal non-cacheable, so that the guest's stage 1 decides between that and Device; never
+    /// A PCI memory window: Normal non-cacheable, so that the guest's stage 1 can choose between that and Device; not
     /// executable.
     PciWindow,
-    /// Registers: Device-nGnRE, never executable.
+    /// Registers: Device-nGnRE, not executable.
     Device,
 }
 
-/// Whether HCR_EL2.FWB is set for this domain (FEAT_S2FWB). It changes the meaning of the attribute bits: memory is
-/// then write-back even where the guest's stage 1 says otherwise.
+/// Whether HCR_EL2.FWB is set for the domain (FEAT_S2FWB). It changes the encoding of the attributes, and makes memory
+/// write-back even if the guest's stage 1 says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fwb {
-    /// Clear: the weaker of the two stages' attributes holds.
+    /// FWB is clear: the weaker of the two stages' attributes applies.
     Off,
-    /// Set.
+    /// FWB is set.
     On,
 }
 
-/// Why a change was refused.
+/// Why an operation failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage2Error {
-    /// An address or the size is no multiple of 4 KiB, or the size is zero.
+    /// An address or the size is not a multiple of 4 KiB, or the size is zero.
     Misaligned,
-    /// Some of the range is beyond the input or output size.
+    /// The range exceeds the input or output address size.
     OutOfRange,
-    /// Something is mapped here already.
+    /// The address is already mapped.
     Mapped(Ipa),
-    /// Nothing is mapped here.
+    /// The address is not mapped.
     NotMapped(Ipa),
-    /// No memory for a table.
+    /// There is no memory for a table.
     OutOfMemory,
-    /// A VMID of more than 8 bits; VTCR_EL2.VS stays 0.
+    /// The VMID has more than 8 bits, while VTCR_EL2.VS is 0.
     BadVmid(VmId),
-    /// An input size that is not 32 to 48 bits.
+    /// The input address size is not 32 to 48 bits.
     BadIpaBits(u8),
 }
 
 impl fmt::Display for Stage2Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Stage2Error::Misaligned => f.write_str("a stage 2 mapping is not in units of 4 KiB"),
-            Stage2Error::OutOfRange => f.write_str("a stage 2 mapping is beyond the size of addresses"),
-            Stage2Error::Mapped(ipa) => write!(f, "guest address {ipa} is already mapped"),
-            Stage2Error::NotMapped(ipa) => write!(f, "guest address {ipa} is not mapped"),
-            Stage2Error::OutOfMemory => f.write_str("there is no memory left for stage 2 tables"),
-            Stage2Error::BadVmid(vmid) => write!(f, "{vmid} does not fit into 8 bits"),
-            Stage2Error::BadIpaBits(bits) => write!(f, "guest addresses cannot have {bits} bits"),
+            Stage2Error::Misaligned => f.write_str("stage 2: address or size is not a multiple of 4 KiB"),
+            Stage2Error::OutOfRange => f.write_str("stage 2: the range exceeds the address size"),
+            Stage2Error::Mapped(ipa) => write!(f, "stage 2: guest address {ipa} is already mapped"),
+            Stage2Error::NotMapped(ipa) => write!(f, "stage 2: guest address {ipa} is not mapped"),
+            Stage2Error::OutOfMemory => f.write_str("stage 2: no memory for a table"),
+            Stage2Error::BadVmid(vmid) => write!(f, "stage 2: {vmid} exceeds 8 bits"),
+            Stage2Error::BadIpaBits(bits) => write!(f, "stage 2: guest addresses of {bits} bits are not supported"),
         }
     }
 }
 
 impl core::error::Error for Stage2Error {}
 
-/// The input size to use on a CPU with this ID_AA64MMFR0_EL1.PARange: all of the physical address space, but no
-/// more than 48 bits (52 need another descriptor format).
+/// Returns the input address size for a CPU with this ID_AA64MMFR0_EL1.PARange: that of physical addresses, but at most 48
+/// bits (52 bits need another descriptor format).
 #[must_use]
 pub const fn ipa_bits(parange: u8) -> u8 {
     match parange {
@@ -106,7 +106,7 @@ pub const fn ipa_bits(parange: u8) -> u8 {
     }
 }
 
-/// Descriptors, D8.3.1 and D8.3.2.
+/// The descriptor format (D8.3.1 and D8.3.2).
 mod desc {
     use super::{Attr, Fwb, LAST_LEVEL};
 
@@ -124,13 +124,13 @@ mod desc {
     const fn memattr(attr: Attr, fwb: Fwb) -> u64 {
         match (attr, fwb) {
             (Attr::Ram, Fwb::Off) => 0b1111 << 2, // outer and inner write-back
-            (Attr::Ram, Fwb::On) => 0b0110 << 2,  // write-back, whatever stage 1 says
-            (Attr::PciWindow, _) => 0b0101 << 2,  // non-cacheable, or the Device that stage 1 says
+            (Attr::Ram, Fwb::On) => 0b0110 << 2,  // write-back regardless of stage 1
+            (Attr::PciWindow, _) => 0b0101 << 2,  // non-cacheable, or Device by stage 1
             (Attr::Device, _) => 0b0001 << 2,     // Device-nGnRE
         }
     }
 
-    /// Everything of a leaf but its address.
+    /// Returns all bits of a leaf descriptor except its address.
     pub const fn leaf(attr: Attr, fwb: Fwb, level: u32) -> u64 {
         let kind = if level == LAST_LEVEL { VALID | TABLE_OR_PAGE } else { VALID };
         let rest = match attr {
@@ -153,18 +153,18 @@ mod desc {
     }
 }
 
-/// What one descriptor of a level stands for, in bytes.
+/// Returns the number of bytes that one descriptor of a level covers.
 const fn span(level: u32) -> u64 {
     1 << (39 - 9 * level)
 }
 
-/// The place where a walk ends: a leaf or an invalid descriptor.
+/// The descriptor at which a walk ends: a leaf or an invalid one.
 #[derive(Clone, Copy)]
 struct Slot {
-    /// Where the descriptor is.
+    /// The address of the descriptor.
     at: Pa,
     level: u32,
-    /// The first guest address it stands for.
+    /// The first guest address that it covers.
     base: u64,
     entry: u64,
 }
@@ -175,10 +175,10 @@ impl Slot {
     }
 }
 
-/// How many TLB invalidations by address are cheaper than one of everything.
+/// The largest number of TLB invalidations by address that is cheaper than one of the whole VMID.
 const FEW: usize = 8;
 
-/// The guest addresses to invalidate, or "all" when there are many.
+/// The guest addresses to invalidate; all of them if there are more than [`FEW`].
 struct Stale {
     few: arrayvec::ArrayVec<u64, FEW>,
     all: bool,
@@ -194,9 +194,9 @@ impl Stale {
     }
 }
 
-/// One domain's tables.
+/// The stage 2 tables of one domain.
 ///
-/// Dropping it leaks them: [`destroy`](Self::destroy) needs the caller's word that no CPU has the VTTBR loaded.
+/// Dropping this leaks them. [`destroy`](Self::destroy) frees them; its caller guarantees that no CPU has the VTTBR loaded.
 pub struct Stage2<'h, H: Hw, T: Tlb> {
     hw: &'h H,
     tlb: &'h T,
@@ -208,7 +208,7 @@ pub struct Stage2<'h, H: Hw, T: Tlb> {
 }
 
 impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
-    /// An empty address space of `ipa_bits` (32 to 48, see [`ipa_bits`]).
+    /// An address space of `ipa_bits` bits (32 to 48, see [`ipa_bits`]) in which nothing is mapped.
     ///
     /// # Errors
     ///
@@ -220,37 +220,38 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
         if !(32..=48).contains(&ipa_bits) {
             return Err(Stage2Error::BadIpaBits(ipa_bits));
         }
-        // Up to 16 concatenated tables take over what a level above would do (D8.2.2): from 44 bits on that is no
-        // longer enough to start at level 1.
+        // Up to 16 concatenated tables replace a level above them (D8.2.2). From 44 bits on, this is not enough to start at
+        // level 1.
         let start_level = if ipa_bits > 43 { 0 } else { 1 };
         let mut stage2 = Stage2 { hw, tlb, vmid, ipa_bits, fwb, start_level, root: Pa(0) };
         let size = stage2.root_size();
         stage2.root = hw.alloc(size, size).ok_or(Stage2Error::OutOfMemory)?;
         hw.publish(stage2.root, size, Coherence::Coherent);
-        // A VMID may have had another owner.
+        // Another domain may have used the VMID before.
         tlb.invalidate_all(vmid);
         Ok(stage2)
     }
 
-    /// The root in bytes: one page, or as many as are concatenated.
+    /// Returns the size of the root in bytes: one page, or several if tables are concatenated.
     fn root_size(&self) -> usize {
         let entries = 1u64 << u32::from(self.ipa_bits).saturating_sub(span(self.start_level).trailing_zeros());
         (entries * 8).max(PAGE) as usize
     }
 
-    /// The VMID.
+    /// Returns the VMID.
     #[must_use]
     pub fn vmid(&self) -> VmId {
         self.vmid
     }
 
-    /// VTTBR_EL2.
+    /// Returns the value of VTTBR_EL2.
     #[must_use]
     pub fn vttbr(&self) -> u64 {
         VTTBR_EL2::VMID.val(self.vmid.0.into()).value | self.root.0
     }
 
-    /// VTCR_EL2: 4 KiB granule, walks write-back and inner shareable, 8-bit VMID, output size as input size.
+    /// Returns the value of VTCR_EL2: 4 KiB granule, walks write-back and inner shareable, 8-bit VMID, and the output size
+    /// equal to the input size.
     #[must_use]
     pub fn vtcr(&self) -> u64 {
         let ps: u64 = match self.ipa_bits {
@@ -274,7 +275,7 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
         fields.value
     }
 
-    /// Where a guest address leads, and how.
+    /// Translates a guest address. Returns the physical address and the attributes, or `None` if it is not mapped.
     #[must_use]
     pub fn translate(&self, ipa: Ipa) -> Option<(Pa, Attr)> {
         if ipa.0 >> self.ipa_bits != 0 {
@@ -291,7 +292,7 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
     ///
     /// # Errors
     ///
-    /// All but [`Stage2Error::NotMapped`]; nothing is mapped then.
+    /// All except [`Stage2Error::NotMapped`]. After an error nothing is mapped.
     pub fn map(&mut self, ipa: Ipa, pa: Pa, size: u64, attr: Attr) -> Result<(), Stage2Error> {
         let (start, end) = self.bounds(ipa, size)?;
         if !pa.0.is_multiple_of(PAGE) {
@@ -312,19 +313,19 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
                 self.clear(start, end);
                 return Err(Stage2Error::OutOfMemory);
             };
-            // What was invalid is in no TLB; the walkers only have to see the store.
+            // No TLB caches an invalid descriptor, so it is enough that walks see the store.
             self.set(slot, to | desc::leaf(attr, self.fwb, level));
             at += span(level);
         }
         Ok(())
     }
 
-    /// Unmaps `size` bytes at `ipa`; parts that are not mapped stay so.
+    /// Unmaps `size` bytes at `ipa`. Parts of the range may be unmapped already.
     ///
     /// # Errors
     ///
-    /// [`Stage2Error::Misaligned`], [`Stage2Error::OutOfRange`], and [`Stage2Error::OutOfMemory`] when a block has to
-    /// be split; nothing is unmapped then.
+    /// [`Stage2Error::Misaligned`], [`Stage2Error::OutOfRange`], and [`Stage2Error::OutOfMemory`] if a block must be split.
+    /// After an error nothing is unmapped.
     pub fn unmap(&mut self, ipa: Ipa, size: u64) -> Result<(), Stage2Error> {
         let (start, end) = self.bounds(ipa, size)?;
         self.split_at(start)?;
@@ -338,7 +339,7 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
     /// # Errors
     ///
     /// [`Stage2Error::Misaligned`], [`Stage2Error::OutOfRange`], [`Stage2Error::NotMapped`], and
-    /// [`Stage2Error::OutOfMemory`] when a block has to be split; nothing is changed then.
+    /// [`Stage2Error::OutOfMemory`] if a block must be split. After an error nothing is changed.
     pub fn protect(&mut self, ipa: Ipa, size: u64, attr: Attr) -> Result<(), Stage2Error> {
         let (start, end) = self.bounds(ipa, size)?;
         if let Some(hole) = self.slots(start, end).find(|slot| slot.entry == 0) {
@@ -358,7 +359,7 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
         Ok(())
     }
 
-    /// Frees all tables. The caller knows that no CPU has this VTTBR loaded, and will load it no more.
+    /// Frees all tables. The caller guarantees that no CPU has this VTTBR loaded or will load it.
     pub fn destroy(self) {
         self.tlb.invalidate_all(self.vmid);
         let entries = self.root_size() as u64 / 8;
@@ -377,7 +378,7 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
         }
     }
 
-    /// Start and end of a guest range.
+    /// Checks a guest range and returns its start and end.
     fn bounds(&self, ipa: Ipa, size: u64) -> Result<(u64, u64), Stage2Error> {
         if size == 0 || !(ipa.0 | size).is_multiple_of(PAGE) {
             return Err(Stage2Error::Misaligned);
@@ -388,13 +389,13 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
         }
     }
 
-    /// The descriptor for `ipa` in a table of `level`. Concatenated tables are one long table.
+    /// Returns the address of the descriptor for `ipa` in a table of `level`. Concatenated tables are treated as one.
     fn place(&self, table: Pa, level: u32, ipa: u64) -> Pa {
         let index = ipa / span(level);
         table.add(8 * if level == self.start_level { index } else { index % TABLE_ENTRIES })
     }
 
-    /// Follows tables down to a leaf or an invalid descriptor.
+    /// Walks the tables for `ipa` to a leaf or an invalid descriptor.
     fn walk(&self, ipa: u64) -> Slot {
         let (mut table, mut level) = (self.root, self.start_level);
         loop {
@@ -408,7 +409,7 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
         }
     }
 
-    /// All places where walks from `start` to `end` end.
+    /// Returns the leaves and invalid descriptors that cover `start` to `end`.
     fn slots(&self, start: u64, end: u64) -> impl Iterator<Item = Slot> + use<'_, 'h, H, T> {
         let mut at = start;
         core::iter::from_fn(move || {
@@ -420,8 +421,8 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
         })
     }
 
-    /// The descriptor of `level` for `ipa`, with the tables above it; `None` when there is no memory for one.
-    /// The caller has seen that nothing is mapped there.
+    /// Returns the address of the descriptor of `level` for `ipa`, after making the tables above it; `None` if there is no
+    /// memory for a table. The caller has checked that nothing is mapped there.
     fn make_slot(&self, ipa: u64, level: u32) -> Option<Pa> {
         let mut table = self.root;
         for above in self.start_level..level {
@@ -432,19 +433,19 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
         Some(self.place(table, level, ipa))
     }
 
-    /// Makes a table of `fill`'s entries and links it at `at`, which is invalid and in no TLB.
+    /// Makes a table with the entries that `fill` returns and links it at `at`, which is invalid and not cached in any TLB.
     fn link_table(&self, at: Pa, fill: impl Fn(u64) -> u64) -> Option<Pa> {
         let table = self.make_table(fill)?;
         self.set(at, table.0 | desc::VALID | desc::TABLE_OR_PAGE);
         Some(table)
     }
 
-    /// A new table, visible to walkers before anything can point at it.
+    /// Makes a table, which is visible to table walks when this returns.
     fn make_table(&self, fill: impl Fn(u64) -> u64) -> Option<Pa> {
         let table = self.hw.alloc(PAGE as usize, PAGE as usize)?;
         for index in 0..TABLE_ENTRIES {
             match fill(index) {
-                0 => {} // as it was allocated
+                0 => {} // it is allocated zeroed
                 entry => self.hw.store64(table.add(8 * index), entry),
             }
         }
@@ -452,7 +453,7 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
         Some(table)
     }
 
-    /// Splits blocks until none extends across `ipa`.
+    /// Splits the block that extends across `ipa`, if there is one, until `ipa` is the start of a block or page.
     fn split_at(&mut self, ipa: u64) -> Result<(), Stage2Error> {
         if ipa >> self.ipa_bits != 0 {
             return Ok(()); // the end of the address space
@@ -484,7 +485,7 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
         }
         let mut unlinked = None;
         self.unlink_empty(self.root, self.start_level, 0, (start, end), &mut unlinked);
-        // Walk caches may hold a table that is empty through an address that was never a leaf.
+        // A walk cache may hold an empty table for an address that was not a leaf.
         stale.all |= unlinked.is_some();
         self.invalidate(&stale);
         while let Some(table) = unlinked {
@@ -494,8 +495,8 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
         }
     }
 
-    /// Unlinks the empty tables under the part of `table` (at guest address `base`) that is about `range`, and chains
-    /// them through their first words: an address of 4 KiB alignment is an invalid descriptor.
+    /// Unlinks the empty tables below the part of `table` that covers `range`, and chains them through their first words,
+    /// which stay invalid descriptors because table addresses are multiples of 4 KiB. `base` is the guest address of `table`.
     fn unlink_empty(&self, table: Pa, level: u32, base: u64, range: (u64, u64), unlinked: &mut Option<Pa>) {
         let first = range.0.max(base) / span(level);
         let limit = if level == self.start_level { u64::MAX } else { base + span(level - 1) };
@@ -516,13 +517,13 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
         }
     }
 
-    /// Changes a descriptor in a linked table. The walkers see it when this returns.
+    /// Changes a descriptor in a linked table. The change is visible to table walks when this returns.
     fn set(&self, at: Pa, entry: u64) {
         self.hw.store64(at, entry);
         self.hw.publish(at, 8, Coherence::Coherent);
     }
 
-    /// Makes the TLBs forget.
+    /// Invalidates the TLB entries of the guest addresses in `stale`.
     fn invalidate(&self, stale: &Stale) {
         if stale.all {
             self.tlb.invalidate_all(self.vmid);

@@ -1,31 +1,30 @@
-//! Stage 2's TLB maintenance, on the running image.
+//! TLB maintenance for stage 2, on hardware.
 
 use super::frames;
 use super::stage2::Tlb;
 use crate::arch::tlb;
 use crate::ids::{Ipa, Pa, VmId};
+use crate::util::range::PAGE;
 
-/// The TLBs of all CPUs.
+/// The TLBs of all CPUs, and an empty root table.
 #[derive(Debug)]
 pub struct Tlbs {
     empty: Pa,
 }
 
-/// The largest root: sixteen tables side by side.
-const ROOT: usize = 16 * frames::PAGE;
+/// The size of the largest root: sixteen concatenated tables.
+const ROOT: usize = 16 * PAGE as usize;
 
 impl Tlbs {
-    /// `None` when there is no memory for an empty root. One is enough for all domains.
+    /// Allocates the empty root, which serves all domains. Returns `None` if there is no memory for it.
     #[must_use]
     pub fn new() -> Option<Tlbs> {
         frames::alloc(ROOT, ROOT).map(|empty| Tlbs { empty })
     }
-}
 
-impl Tlbs {
-    /// VTTBR_EL2 for nobody: tables that map nothing, and VMID 0.
+    /// Returns the VTTBR_EL2 of a CPU without a guest: tables that map nothing, and VMID 0.
     #[must_use]
-    pub fn nobody(&self) -> u64 {
+    pub fn empty_vttbr(&self) -> u64 {
         self.empty.0
     }
 }

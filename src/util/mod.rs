@@ -1,4 +1,4 @@
-//! Small tools without a domain of their own.
+//! Helpers that are not specific to one part of the hypervisor.
 
 pub mod bits;
 pub mod range;

@@ -1,13 +1,12 @@
-//! Stage 2 on a memory and a TLB that see what hardware would not forgive.
+//! Tests of stage 2 on a model of memory and TLB that checks the rules of the architecture.
 
 use super::*;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 
-/// Memory and TLB of a machine. It sees a valid descriptor that is replaced without break-before-make, a table
-/// that is used after it was freed or freed while the TLB still knows what it said, and one that is linked before
-/// it is published.
+/// A model of memory and TLB. It detects a valid descriptor that is replaced without break-before-make, a table that is used
+/// after it was freed or freed before the TLB was invalidated, and a table that is linked before it is published.
 #[derive(Default)]
 struct Fake {
     words: RefCell<BTreeMap<u64, u64>>,
@@ -15,9 +14,9 @@ struct Fake {
     next: Cell<u64>,
     budget: Cell<usize>,
     unpublished: RefCell<BTreeSet<u64>>,
-    /// Descriptors that were broken and not yet invalidated.
+    /// Addresses of descriptors that were made invalid, before the TLB invalidation.
     broken: RefCell<BTreeSet<u64>>,
-    /// What the TLB holds: first address, level, descriptor.
+    /// The TLB entries: first guest address to level and descriptor.
     tlb: RefCell<BTreeMap<u64, (u32, u64)>>,
     all: Cell<usize>,
     single: Cell<usize>,
@@ -62,7 +61,7 @@ impl Hw for Fake {
     }
     fn free(&self, memory: Pa, size: usize, _: usize) {
         assert_eq!(self.allocated.borrow_mut().remove(&memory.0), Some(size));
-        assert!(self.broken.borrow().is_empty(), "freed before the TLB forgot");
+        assert!(self.broken.borrow().is_empty(), "freed before the TLB was invalidated");
         for at in (memory.0..memory.0 + size as u64).step_by(8) {
             self.words.borrow_mut().remove(&at);
         }
@@ -77,11 +76,11 @@ impl Hw for Fake {
         self.words.borrow()[&at.0]
     }
     fn store64(&self, at: Pa, value: u64) {
-        let old = self.words.borrow_mut().insert(at.0, value).expect("a table that is no longer one");
+        let old = self.words.borrow_mut().insert(at.0, value).expect("store to a freed table");
         self.unpublished.borrow_mut().insert(at.0);
         if desc::is_valid(value) {
-            assert!(!desc::is_valid(old) || old == value, "valid over valid");
-            assert!(!self.broken.borrow().contains(&at.0), "made before the TLB forgot");
+            assert!(!desc::is_valid(old) || old == value, "a valid descriptor is replaced by another one");
+            assert!(!self.broken.borrow().contains(&at.0), "made valid before the TLB was invalidated");
             let target = value & desc::ADDRESS;
             if self.allocated.borrow().contains_key(&target) {
                 assert!(!self.unpublished.borrow().contains(&target), "linked before it was published");
@@ -143,7 +142,7 @@ const M: u64 = 1 << 20;
 const G: u64 = 1 << 30;
 
 #[test]
-fn descriptors_are_the_manuals() {
+fn descriptors_are_encoded_as_in_the_manual() {
     let fake = Fake::new();
     let mut s = space(&fake, 40);
     let leaf = |s: &S<'_>, ipa| s.walk(ipa).entry;
@@ -185,7 +184,7 @@ fn the_root_is_concatenated_up_to_43_bits() {
         assert_eq!(fake.allocated.borrow().values().copied().collect::<Vec<_>>(), [root]);
         assert_eq!(s.vttbr(), 7 << 48 | s.root.0);
         assert_eq!(s.root.0 % root as u64, 0);
-        // The last page and the first, and nothing wraps into another's place.
+        // The last page is mapped, and no other address uses the same descriptor.
         let last = (1u64 << bits) - PAGE;
         s.map(Ipa(last), Pa(0x1000), PAGE, Attr::Device).unwrap();
         assert_eq!(s.translate(Ipa(last)), Some((Pa(0x1000), Attr::Device)));
@@ -207,13 +206,13 @@ fn the_root_is_concatenated_up_to_43_bits() {
 fn the_largest_blocks_that_fit_are_used() {
     let fake = Fake::new();
     let mut s = space(&fake, 40);
-    // 4 KiB, then 2 MiB, then 1 GiB, and down again.
+    // 4 KiB, then 2 MiB, then 1 GiB, then smaller again.
     s.map(Ipa(G - 2 * M - 4 * K), Pa(3 * G - 2 * M - 4 * K), 2 * G + 4 * M + 8 * K, Attr::Ram).unwrap();
     let levels: Vec<_> =
         s.slots(G - 2 * M - 4 * K, 3 * G + 2 * M + 4 * K).map(|slot| (slot.level, slot.base)).collect();
     let expected = [(3, G - 2 * M - 4 * K), (2, G - 2 * M), (1, G), (1, 2 * G), (2, 3 * G), (3, 3 * G + 2 * M)];
     assert_eq!(levels, expected);
-    // Blocks need both sides aligned.
+    // A block needs both addresses aligned.
     s.map(Ipa(8 * G), Pa(8 * G + 2 * M), G, Attr::Ram).unwrap();
     assert_eq!(s.walk(8 * G).level, 2);
     s.map(Ipa(16 * G), Pa(16 * G + 4 * K), 2 * M, Attr::Ram).unwrap();
@@ -250,7 +249,7 @@ fn a_few_pages_are_invalidated_one_by_one_and_many_at_once() {
 }
 
 #[test]
-fn what_is_mapped_is_not_mapped_over() {
+fn mapping_over_a_mapping_is_refused() {
     let fake = Fake::new();
     let mut s = space(&fake, 40);
     s.map(Ipa(G + 8 * K), Pa(0), 4 * K, Attr::Ram).unwrap();
@@ -273,11 +272,11 @@ fn running_out_of_tables_changes_nothing() {
     let mut s = space(&fake, 40);
     s.map(Ipa(4 * G), Pa(4 * G), G, Attr::Ram).unwrap();
     fake.budget.set(1);
-    // One table for level 2 can be had, the one for level 3 cannot.
+    // There is memory for the table of level 2 and none for that of level 3.
     assert_eq!(s.map(Ipa(G - 2 * M), Pa(0), 2 * M + 4 * K, Attr::Ram), Err(Stage2Error::OutOfMemory));
     assert_eq!(s.translate(Ipa(G - 2 * M)), None);
     assert_eq!(fake.tables(), 1);
-    // The same with no leaf: a walk cache may still hold the table that is taken away again.
+    // The same without a leaf: a walk cache may still hold the table that is removed.
     fake.budget.set(1);
     assert_eq!(s.map(Ipa(16 * G), Pa(0), 4 * K, Attr::Ram), Err(Stage2Error::OutOfMemory));
     assert_eq!(fake.tables(), 1);
@@ -293,7 +292,7 @@ fn running_out_of_tables_changes_nothing() {
 }
 
 #[test]
-fn any_sequence_of_changes_agrees_with_a_list_of_pages() {
+fn random_sequences_of_changes_agree_with_a_list_of_pages() {
     const PAGES: u64 = 6 * 512;
     const BASE: u64 = G - 6 * M;
     let fake = Fake::new();
