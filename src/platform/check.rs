@@ -1,26 +1,26 @@
-//! Whether a machine's description makes sense.
+//! Consistency checks of a machine's description.
 //!
-//! Firmware tables are written by hand, patched by boot loaders and truncated by small buffers. A mistake that is
-//! named here is a sentence on the console; one that is not is a fault in the middle of boot. What can only be known
-//! from the hardware (how many redistributors there are, whether a PPI is wired) is checked by the drivers.
+//! Firmware tables are written by hand, patched by boot loaders and truncated by small buffers. A mistake that is found
+//! here is reported as an error message; one that is not found here becomes a fault later in boot. What only the hardware
+//! can tell (the number of redistributors, whether a PPI is wired) is checked by the drivers.
 
-use super::{Machine, MachineError, PciHost, What};
+use super::{Machine, MachineError, Part, PciHost};
 use crate::ids::Intid;
 use crate::util::range::Range;
 
-/// Physical addresses have at most 52 bits (FEAT_LPA); the CPU may have fewer, which stage 1 finds out.
+/// Physical addresses have at most 52 bits (FEAT_LPA). A CPU may have fewer, which the stage 1 code checks.
 const TOP: u64 = 1 << 52;
-/// A GIC register frame (IHI 0069, 12.8 and 12.10: 64 KiB each).
+/// The size of a GIC register frame (IHI 0069, 12.8 and 12.10).
 const FRAME: u64 = 0x1_0000;
-/// The smallest redistributor: RD_base and SGI_base.
+/// The size of the smallest redistributor: the RD_base and SGI_base frames.
 const REDISTRIBUTOR: u64 = 2 * FRAME;
 
 impl Machine {
-    /// Checks everything that can be checked without touching hardware.
+    /// Checks everything that can be checked without accessing the hardware.
     ///
     /// # Errors
     ///
-    /// The first thing that is absent, overlaps or makes no sense.
+    /// The first problem that is found.
     pub fn check(&self) -> Result<(), MachineError> {
         self.check_ranges()?;
         self.check_memory()?;
@@ -31,30 +31,30 @@ impl Machine {
         self.check_modules()
     }
 
-    /// Every range in the description, with what it is.
-    fn ranges(&self) -> impl Iterator<Item = (What, Range)> {
-        let gic = core::iter::once((What::Distributor, self.gic.dist));
+    /// Every range in the description, with the part it describes.
+    fn ranges(&self) -> impl Iterator<Item = (Part, Range)> {
+        let gic = core::iter::once((Part::Distributor, self.gic.dist));
         self.memory
             .iter()
-            .map(|&range| (What::Memory, range))
-            .chain(self.reserved.iter().map(|&range| (What::Reserved, range)))
+            .map(|&range| (Part::Memory, range))
+            .chain(self.reserved.iter().map(|&range| (Part::Reserved, range)))
             .chain(gic)
-            .chain(self.gic.redists.iter().map(|&range| (What::Redistributors, range)))
-            .chain(self.gic.itss.iter().map(|its| (What::Its, its.control)))
-            .chain(self.smmus.iter().map(|smmu| (What::Smmu, smmu.regs)))
-            .chain(self.uart.iter().map(|uart| (What::Uart, uart.regs)))
-            .chain(self.pci.iter().map(|host| (What::Ecam, host.ecam)))
-            .chain(self.pci.iter().flat_map(|host| host.windows.iter().map(|window| (What::PciWindow, window.cpu))))
-            .chain(self.all_modules().map(|module| (What::Module, module.range)))
+            .chain(self.gic.redists.iter().map(|&range| (Part::Redistributors, range)))
+            .chain(self.gic.itss.iter().map(|its| (Part::Its, its.control)))
+            .chain(self.smmus.iter().map(|smmu| (Part::Smmu, smmu.regs)))
+            .chain(self.uart.iter().map(|uart| (Part::Uart, uart.regs)))
+            .chain(self.pci.iter().map(|host| (Part::Ecam, host.ecam)))
+            .chain(self.pci.iter().flat_map(|host| host.windows.iter().map(|window| (Part::PciWindow, window.cpu))))
+            .chain(self.all_modules().map(|module| (Part::Module, module.range)))
     }
 
     fn check_ranges(&self) -> Result<(), MachineError> {
-        for (what, range) in self.ranges() {
+        for (part, range) in self.ranges() {
             if range.is_empty() {
-                return Err(MachineError::Empty { what, range });
+                return Err(MachineError::Empty { part, range });
             }
             if range.base.0.checked_add(range.size).is_none_or(|end| end > TOP) {
-                return Err(MachineError::Unreachable { what, range });
+                return Err(MachineError::Unreachable { part, range });
             }
         }
         Ok(())
@@ -64,7 +64,7 @@ impl Machine {
         if self.memory.is_empty() {
             return Err(MachineError::NoMemory);
         }
-        disjoint(|| self.memory.iter().map(|&bank| (What::Memory, bank)))
+        disjoint(|| self.memory.iter().map(|&bank| (Part::Memory, bank)))
     }
 
     fn check_cpus(&self) -> Result<(), MachineError> {
@@ -76,20 +76,20 @@ impl Machine {
                 return Err(MachineError::DuplicateMpidr(cpu.mpidr));
             }
         }
-        for (whose, intid) in [
-            ("timer's EL1 physical", self.timer.phys),
-            ("timer's EL1 virtual", self.timer.virt),
-            ("timer's EL2 physical", self.timer.hyp),
+        for (name, intid) in [
+            ("EL1 physical timer", self.timer.phys),
+            ("EL1 virtual timer", self.timer.virt),
+            ("EL2 physical timer", self.timer.hyp),
         ] {
-            is_ppi(whose, intid)?;
+            is_ppi(name, intid)?;
         }
         Ok(())
     }
 
     fn check_gic(&self) -> Result<(), MachineError> {
         let gic = &self.gic;
-        is_ppi("GIC's maintenance", gic.maintenance)?;
-        frame(What::Distributor, gic.dist, FRAME)?;
+        is_ppi("GIC maintenance", gic.maintenance)?;
+        frame(Part::Distributor, gic.dist, FRAME)?;
         if gic.redists.is_empty() {
             return Err(MachineError::NoRedistributors);
         }
@@ -101,33 +101,33 @@ impl Machine {
         let stride = gic.redist_stride.unwrap_or(REDISTRIBUTOR);
         let mut room = 0u64;
         for &region in &gic.redists {
-            frame(What::Redistributors, region, REDISTRIBUTOR)?;
-            // The last one of a region need not fill its stride.
+            frame(Part::Redistributors, region, REDISTRIBUTOR)?;
+            // The last redistributor of a region may be shorter than the stride.
             room = room.saturating_add((region.size - REDISTRIBUTOR) / stride + 1);
         }
-        // A GICv4 redistributor takes twice as much, but which ones are is only known from their GICR_TYPER.
+        // A GICv4 redistributor is twice as large, but only GICR_TYPER tells which redistributors are.
         if room < self.enabled_cpus() as u64 {
             return Err(MachineError::TooFewRedistributors { room, cpus: self.enabled_cpus() });
         }
         for its in &gic.itss {
-            frame(What::Its, its.control, 2 * FRAME)?;
+            frame(Part::Its, its.control, 2 * FRAME)?;
         }
         for smmu in &self.smmus {
-            frame(What::Smmu, smmu.regs, FRAME)?;
+            frame(Part::Smmu, smmu.regs, FRAME)?;
         }
         Ok(())
     }
 
-    /// Device frames are neither in RAM nor in each other. The console may be a PCI function (Graviton3's is), so it may
-    /// be in a PCI window; an ECAM may be shared by several hosts (see [`check_pci`](Self::check_pci)).
+    /// Device frames must not overlap RAM or each other. The console may be a PCI function (Graviton3's is), so it may lie
+    /// in a PCI window; several hosts may share an ECAM (see [`check_pci`](Self::check_pci)).
     fn check_frames(&self) -> Result<(), MachineError> {
         let not_memory =
-            || self.ranges().filter(|(what, _)| !matches!(what, What::Memory | What::Reserved | What::Module));
-        disjoint(|| not_memory().filter(|(what, _)| !matches!(what, What::Ecam | What::Uart)))?;
-        disjoint(|| not_memory().filter(|(what, _)| !matches!(what, What::Ecam | What::PciWindow)))?;
+            || self.ranges().filter(|(part, _)| !matches!(part, Part::Memory | Part::Reserved | Part::Module));
+        disjoint(|| not_memory().filter(|(part, _)| !matches!(part, Part::Ecam | Part::Uart)))?;
+        disjoint(|| not_memory().filter(|(part, _)| !matches!(part, Part::Ecam | Part::PciWindow)))?;
         for (a, at) in not_memory() {
             if let Some(&and) = self.memory.iter().find(|bank| bank.overlaps(at)) {
-                return Err(MachineError::Overlap { a, at, b: What::Memory, and });
+                return Err(MachineError::Overlap { a, at, b: Part::Memory, and });
             }
         }
         Ok(())
@@ -140,10 +140,10 @@ impl Machine {
             if first > last || ecam.size < buses << 20 {
                 return Err(MachineError::BadBuses { ecam, first, last });
             }
-            // Several hosts may share an ECAM, each with buses of its own.
+            // Several hosts may share an ECAM if their buses differ.
             for other in &self.pci {
                 if !core::ptr::eq(host, other) && used(host).overlaps(used(other)) {
-                    return Err(MachineError::Overlap { a: What::Ecam, at: ecam, b: What::Ecam, and: other.ecam });
+                    return Err(MachineError::Overlap { a: Part::Ecam, at: ecam, b: Part::Ecam, and: other.ecam });
                 }
             }
         }
@@ -156,15 +156,15 @@ impl Machine {
                 return Err(MachineError::ModuleOutsideMemory(module.range));
             }
         }
-        disjoint(|| self.modules.iter().map(|module| (What::Module, module.range)))?;
-        // Domains may share a kernel: files are only read.
+        disjoint(|| self.modules.iter().map(|module| (Part::Module, module.range)))?;
+        // Domains may share a kernel, since modules are only read.
         for config in &self.domains {
             for module in &config.modules {
                 if let Some(own) = self.modules.iter().find(|own| own.range.overlaps(module.range)) {
                     return Err(MachineError::Overlap {
-                        a: What::Module,
+                        a: Part::Module,
                         at: own.range,
-                        b: What::Module,
+                        b: Part::Module,
                         and: module.range,
                     });
                 }
@@ -174,24 +174,24 @@ impl Machine {
     }
 }
 
-/// The part of a host's configuration space that its buses take.
+/// The part of a host's configuration space that its buses use.
 fn used(host: &PciHost) -> Range {
     let buses = u64::from(host.buses.1.saturating_sub(host.buses.0)) + 1;
     Range::new(host.ecam.base, (buses << 20).min(host.ecam.size))
 }
 
-fn is_ppi(whose: &'static str, intid: Intid) -> Result<(), MachineError> {
-    if matches!(intid.0, 16..32 | 1056..1120) { Ok(()) } else { Err(MachineError::NotAPpi { whose, intid }) }
+fn is_ppi(name: &'static str, intid: Intid) -> Result<(), MachineError> {
+    if matches!(intid.0, 16..32 | 1056..1120) { Ok(()) } else { Err(MachineError::NotAPpi { name, intid }) }
 }
 
-fn frame(what: What, range: Range, least: u64) -> Result<(), MachineError> {
+fn frame(part: Part, range: Range, least: u64) -> Result<(), MachineError> {
     if range.size < least || !range.base.0.is_multiple_of(FRAME) {
-        return Err(MachineError::BadFrame { what, range });
+        return Err(MachineError::BadFrame { part, range });
     }
     Ok(())
 }
 
-fn disjoint<I: Iterator<Item = (What, Range)>>(list: impl Fn() -> I) -> Result<(), MachineError> {
+fn disjoint<I: Iterator<Item = (Part, Range)>>(list: impl Fn() -> I) -> Result<(), MachineError> {
     for (index, (b, and)) in list().enumerate() {
         if let Some((a, at)) = list().take(index).find(|(_, at)| at.overlaps(and)) {
             return Err(MachineError::Overlap { a, at, b, and });
@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(machine.check(), Ok(()));
         uart.regs.base = Pa(0x080b_0000);
         machine.uart = Some(uart);
-        assert!(matches!(machine.check(), Err(MachineError::Overlap { b: What::Uart, .. })));
+        assert!(matches!(machine.check(), Err(MachineError::Overlap { b: Part::Uart, .. })));
     }
 
     #[test]
@@ -230,6 +230,6 @@ mod tests {
         machine.pci.push(second);
         assert_eq!(machine.check(), Ok(()));
         machine.pci[0].buses = (0, 0x80);
-        assert!(matches!(machine.check(), Err(MachineError::Overlap { a: What::Ecam, .. })));
+        assert!(matches!(machine.check(), Err(MachineError::Overlap { a: Part::Ecam, .. })));
     }
 }

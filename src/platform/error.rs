@@ -1,17 +1,19 @@
-//! What can be wrong with a machine's description, each as a sentence for the user.
+//! The errors that a machine's description can have.
+//!
+//! A message has the form `object: problem`, since each of them ends the boot and is the only thing that a user sees.
 
 use crate::ids::{Intid, Mpidr};
 use crate::util::range::Range;
 use core::fmt;
 
-/// A piece of the machine, for messages.
+/// A part of a machine's description, for messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum What {
+pub enum Part {
     /// A bank of RAM.
     Memory,
-    /// A reservation.
+    /// A memory reservation.
     Reserved,
-    /// The distributor.
+    /// The GIC distributor.
     Distributor,
     /// A redistributor region.
     Redistributors,
@@ -27,15 +29,15 @@ pub enum What {
     Uart,
     /// A boot module.
     Module,
-    /// A domain beside dom0.
+    /// A domU.
     Domain,
     /// A CPU.
     Cpu,
     /// A PCI host.
     PciHost,
-    /// A line of `msi-map` or `iommu-map`.
+    /// An entry of `msi-map` or `iommu-map`.
     IdMap,
-    /// A level of the device tree.
+    /// A nesting level of the device tree.
     Depth,
     /// A device's register range.
     DeviceRegs,
@@ -43,180 +45,180 @@ pub enum What {
     DeviceInterrupts,
 }
 
-impl What {
-    /// The word for several of them.
+impl Part {
+    /// Returns the plural for messages.
     #[must_use]
     pub const fn plural(self) -> &'static str {
         match self {
-            What::Memory => "memory banks",
-            What::Reserved => "memory reservations",
-            What::Distributor => "GIC distributors",
-            What::Redistributors => "GIC redistributor regions",
-            What::Its => "ITSs",
-            What::Smmu => "SMMUs",
-            What::Ecam => "PCI configuration spaces",
-            What::PciWindow => "PCI windows",
-            What::Uart => "console UARTs",
-            What::Module => "boot modules",
-            What::Domain => "domains beside dom0",
-            What::Cpu => "CPUs",
-            What::PciHost => "PCI hosts",
-            What::IdMap => "entries in one msi-map or iommu-map",
-            What::Depth => "levels of nested nodes",
-            What::DeviceRegs => "register ranges in one device",
-            What::DeviceInterrupts => "interrupts in one device",
+            Part::Memory => "memory banks",
+            Part::Reserved => "memory reservations",
+            Part::Distributor => "GIC distributors",
+            Part::Redistributors => "GIC redistributor regions",
+            Part::Its => "ITSs",
+            Part::Smmu => "SMMUs",
+            Part::Ecam => "PCI configuration spaces",
+            Part::PciWindow => "PCI windows",
+            Part::Uart => "console UARTs",
+            Part::Module => "boot modules",
+            Part::Domain => "domUs",
+            Part::Cpu => "CPUs",
+            Part::PciHost => "PCI hosts",
+            Part::IdMap => "entries in one msi-map or iommu-map",
+            Part::Depth => "levels of nested nodes",
+            Part::DeviceRegs => "register ranges in one device",
+            Part::DeviceInterrupts => "interrupts in one device",
         }
     }
 }
 
-impl fmt::Display for What {
+impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            What::Memory => "memory bank",
-            What::Reserved => "memory reservation",
-            What::Distributor => "GIC distributor",
-            What::Redistributors => "GIC redistributor region",
-            What::Its => "ITS",
-            What::Smmu => "SMMU",
-            What::Ecam => "PCI configuration space",
-            What::PciWindow => "PCI window",
-            What::Uart => "console UART",
-            What::Module => "boot module",
-            What::Domain => "domain beside dom0",
-            What::Cpu => "CPU",
-            What::PciHost => "PCI host",
-            What::IdMap => "msi-map or iommu-map entry",
-            What::Depth => "level of nested nodes",
-            What::DeviceRegs => "register range in one device",
-            What::DeviceInterrupts => "interrupt in one device",
+            Part::Memory => "memory bank",
+            Part::Reserved => "memory reservation",
+            Part::Distributor => "GIC distributor",
+            Part::Redistributors => "GIC redistributor region",
+            Part::Its => "ITS",
+            Part::Smmu => "SMMU",
+            Part::Ecam => "PCI configuration space",
+            Part::PciWindow => "PCI window",
+            Part::Uart => "console UART",
+            Part::Module => "boot module",
+            Part::Domain => "domU",
+            Part::Cpu => "CPU",
+            Part::PciHost => "PCI host",
+            Part::IdMap => "msi-map or iommu-map entry",
+            Part::Depth => "level of nested nodes",
+            Part::DeviceRegs => "register range in one device",
+            Part::DeviceInterrupts => "interrupt in one device",
         })
     }
 }
 
-/// Why a machine's description was refused.
+/// Why a machine's description is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MachineError {
-    /// No device tree where one was promised.
+    /// There is no device tree at the given address.
     NotATree,
-    /// The tree's header promises more bytes than there are.
+    /// The device tree is shorter than its header says.
     Truncated {
         /// The header's `totalsize`.
         promised: u32,
-        /// The bytes at hand.
+        /// The number of bytes present.
         present: u64,
     },
-    /// A version that is not compatible with 17.
+    /// The device tree has a version that is not compatible with version 17.
     Version(u32),
-    /// The header or the structure is damaged.
+    /// The header or the structure of the device tree is damaged.
     Malformed,
-    /// A property that has to be there is not, or is not of the form it has to have.
+    /// A required property is missing or invalid.
     BadProperty {
-        /// The node, by what it describes.
+        /// The kind of the node.
         node: &'static str,
-        /// The property.
+        /// The name of the property.
         property: &'static str,
     },
     /// A fixed capacity is exceeded.
     TooMany {
-        /// Of what.
-        what: What,
-        /// How many there may be.
+        /// The part.
+        part: Part,
+        /// The capacity.
         limit: usize,
     },
-    /// No RAM.
+    /// The firmware describes no RAM.
     NoMemory,
-    /// No CPU that may be used.
+    /// The firmware describes no CPU that may be used.
     NoCpu,
-    /// No interrupt controller of a known kind.
+    /// The firmware describes no GIC.
     NoGic,
-    /// A GICv2.
+    /// The GIC is a GICv2.
     GicTooOld,
-    /// A GICv5.
+    /// The GIC is a GICv5.
     GicTooNew,
-    /// No redistributors.
+    /// The firmware describes no redistributors.
     NoRedistributors,
-    /// The redistributor regions have no room for so many CPUs.
+    /// The redistributor regions are too small for the number of CPUs.
     TooFewRedistributors {
-        /// How many redistributors fit at most.
+        /// The number of redistributors that fit at most.
         room: u64,
-        /// How many CPUs are enabled.
+        /// The number of enabled CPUs.
         cpus: usize,
     },
-    /// A redistributor stride that no redistributor has.
+    /// The redistributor stride is not a multiple of a redistributor's size.
     BadStride(u64),
-    /// The GIC has no maintenance interrupt.
+    /// The firmware describes no maintenance interrupt.
     NoMaintenance,
-    /// No generic timer, or not all of its interrupts.
+    /// The firmware does not describe the generic timer, or not all of its interrupts.
     NoTimer,
-    /// A per-CPU interrupt has a number that is none.
+    /// The number of a per-CPU interrupt is not that of a PPI.
     NotAPpi {
-        /// Whose interrupt.
-        whose: &'static str,
-        /// Its number.
+        /// The interrupt's name.
+        name: &'static str,
+        /// The interrupt's number.
         intid: Intid,
     },
-    /// A range of zero bytes.
+    /// A range is empty.
     Empty {
-        /// What it describes.
-        what: What,
+        /// The part it describes.
+        part: Part,
         /// The range.
         range: Range,
     },
-    /// A range beyond the 52 bits of a physical address.
+    /// A range exceeds 52 bits of physical address.
     Unreachable {
-        /// What it describes.
-        what: What,
+        /// The part it describes.
+        part: Part,
         /// The range.
         range: Range,
     },
-    /// A frame that is too small, or not aligned, for what it is.
+    /// A register frame is too small or misaligned.
     BadFrame {
-        /// What it describes.
-        what: What,
+        /// The part it describes.
+        part: Part,
         /// The range.
         range: Range,
     },
-    /// Two ranges that must not meet do.
+    /// Two ranges overlap that must not.
     Overlap {
-        /// One thing.
-        a: What,
-        /// Where it is.
+        /// The first part.
+        a: Part,
+        /// The range of the first part.
         at: Range,
-        /// The other thing.
-        b: What,
-        /// Where that is.
+        /// The second part.
+        b: Part,
+        /// The range of the second part.
         and: Range,
     },
-    /// A CPU's `reg` has bits that are no affinity.
+    /// The `reg` of a CPU has bits outside the affinity fields.
     BadMpidr(u64),
-    /// Two CPUs with one affinity.
+    /// Two CPUs have the same affinity.
     DuplicateMpidr(Mpidr),
-    /// A bus range that ends before it starts, or needs more configuration space than there is.
+    /// A PCI bus range is reversed, or larger than the configuration space.
     BadBuses {
         /// The host's configuration space.
         ecam: Range,
-        /// First bus.
+        /// The first bus.
         first: u8,
-        /// Last bus.
+        /// The last bus.
         last: u8,
     },
-    /// `msi-map`, `iommu-map` or `interrupt-parent` names a phandle that no node has.
+    /// `msi-map` or `iommu-map` refers to a phandle that no node has.
     Dangling {
         /// The property.
         property: &'static str,
         /// The phandle.
         phandle: u32,
     },
-    /// A boot module that is not in RAM.
+    /// A boot module is not in RAM.
     ModuleOutsideMemory(Range),
-    /// A command line that is too long.
+    /// A command line in `/chosen` is too long.
     LongBootargs {
-        /// The longest possible.
+        /// The capacity in bytes.
         limit: usize,
     },
-    /// No kernel among the boot modules.
+    /// There is no kernel among the boot modules.
     NoKernel,
-    /// The word `pci_windows=` cannot be read, or names a segment without a host.
+    /// The option `pci_windows=` is invalid, or names a segment without a PCI host.
     BadWindows,
 }
 
@@ -224,61 +226,60 @@ impl fmt::Display for MachineError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use MachineError as E;
         match *self {
-            E::NotATree => f.write_str("there is no device tree at the address in x0"),
+            E::NotATree => f.write_str("device tree: not found: there is no device tree header"),
             E::Truncated { promised, present } => {
-                write!(f, "the device tree is cut short: its header says {promised} bytes, {present} are there")
+                write!(f, "device tree: truncated: its header says {promised} bytes, {present} are present")
             }
-            E::Version(version) => write!(f, "the device tree has version {version}, which is not compatible with 17"),
-            E::Malformed => f.write_str("the device tree is damaged"),
+            E::Version(version) => write!(f, "device tree: version {version} is not compatible with version 17"),
+            E::Malformed => f.write_str("device tree: the header or the structure is damaged"),
             E::BadProperty { node, property } => {
-                write!(f, "the device tree's {node} node has no usable `{property}` property")
+                write!(f, "device tree: {node} node: property `{property}` is missing or invalid")
             }
-            E::TooMany { what, limit } => write!(f, "the machine has more than {limit} {}", what.plural()),
-            E::NoMemory => f.write_str("the firmware describes no memory"),
-            E::NoCpu => f.write_str("the firmware describes no CPU that may be used"),
-            E::NoGic => f.write_str("the firmware describes no interrupt controller that is a GIC"),
-            E::GicTooOld => f.write_str("the interrupt controller is a GICv2; a GICv3 or later is needed"),
-            E::GicTooNew => f.write_str("the interrupt controller is a GICv5; a GICv3 or GICv4 is needed"),
-            E::NoRedistributors => f.write_str("the GIC has no redistributor region"),
+            E::TooMany { part, limit } => {
+                write!(f, "machine description: more than {limit} {} are not supported", part.plural())
+            }
+            E::NoMemory => f.write_str("memory: the firmware describes none"),
+            E::NoCpu => f.write_str("CPUs: the firmware describes none that is enabled"),
+            E::NoGic => f.write_str("GIC: the firmware describes none"),
+            E::GicTooOld => f.write_str("GIC: a GICv2 is not supported; a GICv3 or GICv4 is required"),
+            E::GicTooNew => f.write_str("GIC: a GICv5 is not supported; a GICv3 or GICv4 is required"),
+            E::NoRedistributors => f.write_str("GIC: the firmware describes no redistributor region"),
             E::TooFewRedistributors { room, cpus } => {
-                write!(f, "the GIC has room for {room} redistributors, but there are {cpus} CPUs")
+                write!(f, "GIC: the redistributor regions hold at most {room} redistributors for {cpus} CPUs")
             }
             E::BadStride(stride) => {
-                write!(f, "the GIC's redistributor stride {stride:#x} is no multiple of 128 KiB")
+                write!(f, "GIC: the redistributor stride {stride:#x} is not a multiple of 128 KiB")
             }
-            E::NoMaintenance => f.write_str("the GIC has no maintenance interrupt, which a hypervisor needs"),
-            E::NoTimer => {
-                f.write_str("the generic timer, or its EL1 physical, virtual or EL2 interrupt, is not described")
+            E::NoMaintenance => f.write_str("GIC: the firmware describes no maintenance interrupt"),
+            E::NoTimer => f.write_str(
+                "generic timer: the firmware does not describe it, or not its EL1 physical, EL1 virtual and EL2 interrupts",
+            ),
+            E::NotAPpi { name, intid } => write!(f, "{name} interrupt: {intid} is not a PPI"),
+            E::Empty { part, range } => write!(f, "{part} at {:#x}: its size is zero", range.base.0),
+            E::Unreachable { part, range } => {
+                write!(f, "{part} at {:#x}: {:#x} bytes exceed 52 bits of address", range.base.0, range.size)
             }
-            E::NotAPpi { whose, intid } => write!(f, "the {whose} interrupt is {intid}, which is not a PPI"),
-            E::Empty { what, range } => write!(f, "the {what} at {:#x} is empty", range.base.0),
-            E::Unreachable { what, range } => {
-                write!(
-                    f,
-                    "the {what} of {:#x} bytes at {:#x} does not fit into 52 bits of address",
-                    range.size, range.base.0
-                )
-            }
-            E::BadFrame { what, range } => write!(f, "the {what} at {range} is too small or not aligned"),
-            E::Overlap { a, at, b, and } if a == b => write!(f, "{} overlap: {at} and {and}", a.plural()),
-            E::Overlap { a, at, b, and } => write!(f, "the {a} at {at} overlaps the {b} at {and}"),
-            E::BadMpidr(reg) => write!(f, "a CPU's reg {reg:#x} is no affinity"),
-            E::DuplicateMpidr(mpidr) => write!(f, "two CPUs have the affinity {mpidr}"),
+            E::BadFrame { part, range } => write!(f, "{part} at {range}: too small or misaligned"),
+            E::Overlap { a, at, b, and } => write!(f, "{a} at {at}: overlaps the {b} at {and}"),
+            E::BadMpidr(reg) => write!(f, "CPU: {reg:#x} is not a valid affinity"),
+            E::DuplicateMpidr(mpidr) => write!(f, "CPU: two CPUs have the affinity {mpidr}"),
             E::BadBuses { ecam, first, last } => {
-                write!(f, "the PCI host with configuration space at {ecam} cannot have buses {first} to {last}")
+                write!(f, "PCI host at {ecam}: the bus range {first} to {last} is reversed or exceeds this range")
             }
             E::Dangling { property, phandle } => {
-                write!(f, "the device tree's `{property}` names phandle {phandle:#x}, which no node has")
+                write!(f, "device tree: `{property}` refers to phandle {phandle:#x}, which no node has")
             }
-            E::ModuleOutsideMemory(range) => write!(f, "a boot module at {range} is not in memory"),
-            E::LongBootargs { limit } => write!(f, "a command line in /chosen is longer than {limit} bytes"),
+            E::ModuleOutsideMemory(range) => write!(f, "boot module at {range}: not in memory"),
+            E::LongBootargs { limit } => {
+                write!(f, "device tree: /chosen: a command line of more than {limit} bytes is not supported")
+            }
             E::BadWindows => f.write_str(
-                "the command line word `pci_windows=` takes SEGMENT:KIND:BASE+SIZE[@PCI_BASE],... with a segment that \
-                 has a PCI host and the kind io, mem32 or mem64",
+                "cmdline: pci_windows: invalid value: expected SEGMENT:KIND:BASE+SIZE[@PCI_BASE],... where SEGMENT has \
+                 a PCI host and KIND is io, mem32 or mem64",
             ),
             E::NoKernel => f.write_str(
-                "there is no kernel for dom0: the boot loader has to add a /chosen node compatible with \
-                 \"multiboot,module\", \"multiboot,kernel\"",
+                "dom0: no kernel: the boot loader must add a /chosen node that is compatible with \
+                 \"multiboot,module\" and \"multiboot,kernel\"",
             ),
         }
     }
@@ -293,8 +294,8 @@ mod tests {
     use alloc::string::ToString;
 
     #[test]
-    fn an_error_reads_as_a_sentence() {
-        assert_eq!(MachineError::NoMemory.to_string(), "the firmware describes no memory");
+    fn a_message_names_the_object_and_the_problem() {
+        assert_eq!(MachineError::NoMemory.to_string(), "memory: the firmware describes none");
         let overlap = |a, b| MachineError::Overlap {
             a,
             at: Range::new(Pa(0x4000_0000), 0x1000),
@@ -302,16 +303,16 @@ mod tests {
             and: Range::new(Pa(0x4000_0800), 0x1000),
         };
         assert_eq!(
-            overlap(What::Memory, What::Memory).to_string(),
-            "memory banks overlap: [0x40000000, 0x40001000) and [0x40000800, 0x40001800)"
+            overlap(Part::Memory, Part::Memory).to_string(),
+            "memory bank at [0x40000000, 0x40001000): overlaps the memory bank at [0x40000800, 0x40001800)"
         );
         assert_eq!(
-            overlap(What::Its, What::Memory).to_string(),
-            "the ITS at [0x40000000, 0x40001000) overlaps the memory bank at [0x40000800, 0x40001800)"
+            overlap(Part::Its, Part::Memory).to_string(),
+            "ITS at [0x40000000, 0x40001000): overlaps the memory bank at [0x40000800, 0x40001800)"
         );
         assert_eq!(
-            MachineError::TooMany { what: What::Cpu, limit: 512 }.to_string(),
-            "the machine has more than 512 CPUs"
+            MachineError::TooMany { part: Part::Cpu, limit: 512 }.to_string(),
+            "machine description: more than 512 CPUs are not supported"
         );
     }
 }

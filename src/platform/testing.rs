@@ -1,4 +1,4 @@
-//! Device trees for tests: QEMU's, and variations of them.
+//! Device trees for tests: recorded from QEMU, and edited.
 
 use alloc::vec::Vec;
 use dtoolkit::fdt::Fdt;
@@ -14,7 +14,7 @@ pub(crate) const GICV3: &[u8] = include_bytes!("../../tests/data/virt-gicv3.dtb"
 /// A GICv2.
 pub(crate) const GICV2: &[u8] = include_bytes!("../../tests/data/virt-gicv2.dtb");
 
-/// A tree after `edit`.
+/// Returns the device tree `blob` after `edit`.
 pub(crate) fn edited(blob: &[u8], edit: impl FnOnce(&mut DeviceTree)) -> Vec<u8> {
     let mut tree = DeviceTree::from_fdt(&Fdt::new(blob).unwrap());
     edit(&mut tree);
@@ -26,17 +26,17 @@ pub(crate) fn set(tree: &mut DeviceTree, path: &str, name: &str, value: impl ToP
     node(tree, path).add_property(DeviceTreeProperty::new(name, value).unwrap());
 }
 
-/// Removes a property that has to be there.
+/// Removes a property, which must exist.
 pub(crate) fn unset(tree: &mut DeviceTree, path: &str, name: &str) {
     assert!(node(tree, path).remove_property(name).is_some(), "{path} has no {name}");
 }
 
-/// The node at `path`.
+/// Returns the node at `path`.
 pub(crate) fn node<'t>(tree: &'t mut DeviceTree, path: &str) -> &'t mut DeviceTreeNode {
     tree.find_node_mut(path).unwrap_or_else(|| panic!("no {path}"))
 }
 
-/// A property's cells.
+/// Returns the cells of a property.
 pub(crate) fn cells(tree: &mut DeviceTree, path: &str, name: &str) -> Vec<u32> {
     let property = node(tree, path).property_mut(name).unwrap();
     (&*property).value_as::<Vec<u32>>().unwrap()

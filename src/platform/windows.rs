@@ -1,25 +1,25 @@
-//! PCI windows by command line.
+//! PCI windows from the command line.
 //!
-//! ACPI says where a PCI host's windows are in AML, which is not interpreted here. Where they are needed all the same
-//! (dom0 with a device tree, see `build::acpi`), the user names them:
+//! With ACPI, a PCI host's windows are described in AML, which is not interpreted. Where they are needed (for a dom0 with a
+//! device tree, see `build::acpi`), the user gives them by an option:
 //!
-//! `pci_windows=SEGMENT:KIND:CPU+SIZE[@PCI],...` with KIND `io`, `mem32` or `mem64` (`p` behind it: prefetchable), and
-//! all else numbers, in hexadecimal with `0x`. PCI addresses are the CPU's where they are not given; those of I/O ports
-//! start at 0. They are in the firmware's own log, or in Linux' on the bare machine ("root bus resource").
+//! `pci_windows=SEGMENT:KIND:CPU+SIZE[@PCI],...`, where KIND is `io`, `mem32` or `mem64`, followed by `p` if the window is
+//! prefetchable, and all other fields are numbers, hexadecimal with `0x`. If the PCI address is not given, it is the CPU
+//! address, or 0 for I/O ports. The windows are in the firmware's log, and in the log of Linux on the bare machine ("root
+//! bus resource").
 
-use super::{Machine, MachineError, PciWindow, PciWindowKind, What};
+use super::{Machine, MachineError, Part, PciWindow, PciWindowKind};
 use crate::ids::Pa;
 use crate::util::range::Range;
 
-/// The word's name.
+/// The name of the option.
 pub const WORD: &str = "pci_windows";
 
-/// Gives hosts that have no windows those in the machine's own command line.
+/// Adds the windows in the machine's command line to its PCI hosts, unless one of them has windows already.
 ///
 /// # Errors
 ///
-/// [`MachineError::BadWindows`] where the word cannot be read, or names a segment that has no host;
-/// [`MachineError::TooMany`].
+/// [`MachineError::BadWindows`] if the option is invalid or names a segment without a host; [`MachineError::TooMany`].
 pub fn apply(machine: &mut Machine) -> Result<(), MachineError> {
     let line = machine.bootargs;
     let value = line.split_ascii_whitespace().filter_map(|word| word.split_once('=')).find(|&(name, _)| name == WORD);
@@ -31,7 +31,7 @@ pub fn apply(machine: &mut Machine) -> Result<(), MachineError> {
     for text in value.split(',') {
         let (segment, window) = parse(text).ok_or(MachineError::BadWindows)?;
         let host = machine.pci.iter_mut().find(|host| host.segment == segment).ok_or(MachineError::BadWindows)?;
-        let full = MachineError::TooMany { what: What::PciWindow, limit: host.windows.capacity() };
+        let full = MachineError::TooMany { part: Part::PciWindow, limit: host.windows.capacity() };
         host.windows.try_push(window).map_err(|_| full)?;
     }
     Ok(())
@@ -77,12 +77,12 @@ mod tests {
     use crate::platform::acpi::testing::{GICV4, Memory};
     use crate::platform::{fdt, testing as trees};
 
-    /// What QEMU's tree says, as a word.
+    /// The windows in QEMU's device tree, as an option.
     pub(crate) const QEMU: &str =
         "pci_windows=0:io:0x3eff0000+0x10000,0:mem32:0x10000000+0x2eff0000,0:mem64:0x8000000000+0x8000000000";
 
     #[test]
-    fn windows_by_word_are_those_of_the_device_tree() {
+    fn windows_from_the_command_line_equal_those_of_the_device_tree() {
         let mut machine = Memory::of(GICV4).read().unwrap();
         machine.bootargs.push_str("loglvl=all ");
         machine.bootargs.push_str(QEMU);
@@ -91,7 +91,7 @@ mod tests {
         assert_eq!(machine.pci[0].windows, tree.pci[0].windows);
         machine.memory = tree.memory.clone();
         assert_eq!(machine.check(), Ok(()));
-        // A machine that knows its windows keeps them.
+        // Windows that are known are kept.
         machine.bootargs.clear();
         machine.bootargs.push_str("pci_windows=nonsense");
         assert_eq!(apply(&mut machine), Ok(()));
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_that_makes_no_sense_is_refused() {
+    fn an_invalid_option_is_refused() {
         for word in [
             "",
             "0:mem32:0x1000",

@@ -1,4 +1,4 @@
-//! What can be wrong with a machine's ACPI tables, each as a sentence for the user.
+//! The errors that ACPI tables can have.
 
 use super::Signature;
 use crate::ids::Pa;
@@ -8,35 +8,35 @@ use core::fmt;
 /// How a table is damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Damage {
-    /// It is not in memory that can be read.
+    /// The table is not in readable memory.
     Unreachable,
-    /// Its header gives a length that no such table has.
+    /// The length in the header is shorter than a header, or too large.
     Length(u32),
-    /// Its bytes do not add up to zero.
+    /// The checksum is wrong.
     Checksum,
 }
 
-/// Why a machine's ACPI tables were refused.
+/// Why the ACPI tables are refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AcpiError {
-    /// No RSDP of ACPI 2.0 or later at this address.
+    /// There is no root pointer of ACPI 2.0 or later at this address.
     NoRsdp(Pa),
-    /// A table that is needed is absent.
+    /// A required table is absent.
     Missing(Signature),
     /// A table is damaged.
     Damaged {
-        /// Which.
+        /// The table's signature.
         table: Signature,
-        /// Where.
+        /// The table's address.
         at: Pa,
-        /// How.
+        /// The kind of damage.
         damage: Damage,
     },
-    /// A table, or an entry of it, ends before its last field.
+    /// A table or an entry ends before its last field.
     Short(Signature),
-    /// An entry's length says that the next one is at the same place or behind the table's end.
+    /// The length of an entry is zero, or extends beyond the table.
     BadEntry(Signature),
-    /// The tables can be read, but no machine is like that.
+    /// The tables are intact, but the machine they describe is not supported.
     Machine(MachineError),
 }
 
@@ -49,19 +49,19 @@ impl From<MachineError> for AcpiError {
 impl fmt::Display for AcpiError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            AcpiError::NoRsdp(at) => write!(f, "there is no ACPI root pointer of version 2 or later at {at}"),
-            AcpiError::Missing(table) => write!(f, "the firmware has no ACPI table {table}"),
+            AcpiError::NoRsdp(at) => write!(f, "ACPI: there is no root pointer of ACPI 2.0 or later at {at}"),
+            AcpiError::Missing(table) => write!(f, "ACPI: table {table}: not found"),
             AcpiError::Damaged { table, at, damage: Damage::Unreachable } => {
-                write!(f, "the ACPI table {table} at {at} is not in readable memory")
+                write!(f, "ACPI: table {table} at {at}: not in readable memory")
             }
             AcpiError::Damaged { table, at, damage: Damage::Length(length) } => {
-                write!(f, "the ACPI table {table} at {at} cannot have {length} bytes")
+                write!(f, "ACPI: table {table} at {at}: invalid length of {length} bytes")
             }
             AcpiError::Damaged { table, at, damage: Damage::Checksum } => {
-                write!(f, "the ACPI table {table} at {at} has a wrong checksum")
+                write!(f, "ACPI: table {table} at {at}: wrong checksum")
             }
-            AcpiError::Short(table) => write!(f, "the ACPI table {table} ends in the middle of a field"),
-            AcpiError::BadEntry(table) => write!(f, "the ACPI table {table} has an entry of impossible length"),
+            AcpiError::Short(table) => write!(f, "ACPI: table {table}: it ends within a field"),
+            AcpiError::BadEntry(table) => write!(f, "ACPI: table {table}: an entry has an invalid length"),
             AcpiError::Machine(error) => write!(f, "{error}"),
         }
     }

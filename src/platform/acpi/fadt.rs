@@ -1,10 +1,10 @@
-//! FADT: how PSCI is reached, and where the DSDT is (ACPI 6.5, 5.2.9).
+//! FADT: the PSCI conduit and the address of the DSDT (ACPI 6.5, 5.2.9).
 
 use super::{AcpiError, Fields};
 use crate::ids::Pa;
 use crate::platform::Conduit;
 
-/// Offsets in the table.
+/// Offsets of fields in the table.
 pub(crate) const DSDT: usize = 40;
 pub(crate) const ARM_BOOT_ARCH: usize = 129;
 pub(crate) const X_DSDT: usize = 140;
@@ -12,7 +12,7 @@ pub(crate) const X_DSDT: usize = 140;
 pub(crate) const PSCI_COMPLIANT: u16 = 1 << 0;
 pub(crate) const PSCI_USE_HVC: u16 = 1 << 1;
 
-/// The conduit; `None` where the firmware does not promise PSCI.
+/// Reads the conduit; `None` if the firmware does not claim to be PSCI compliant.
 pub(super) fn conduit(fadt: Fields<'_>) -> Result<Option<Conduit>, AcpiError> {
     let flags = fadt.u16(ARM_BOOT_ARCH)?;
     Ok(match (flags & PSCI_COMPLIANT != 0, flags & PSCI_USE_HVC != 0) {
@@ -22,7 +22,7 @@ pub(super) fn conduit(fadt: Fields<'_>) -> Result<Option<Conduit>, AcpiError> {
     })
 }
 
-/// The DSDT's address: the long field, or the short one where that is empty.
+/// Reads the DSDT's address: the 64-bit field, or the 32-bit one if that is zero.
 ///
 /// # Errors
 ///

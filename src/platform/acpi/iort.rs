@@ -1,49 +1,49 @@
-//! IORT: which ITS takes a PCI function's MSIs, with which DeviceID, and which SMMU is in front of it (DEN 0049E).
+//! IORT: the ITS and DeviceID of a PCI function's MSIs, and the SMMU in front of the function (DEN 0049E).
 //!
-//! The table is a graph: nodes refer to each other by offset, and an edge maps a range of IDs. A root complex leads to
-//! an ITS group at once, or to an SMMU (requester IDs become StreamIDs) and from there to a group (StreamIDs become
-//! DeviceIDs). The path is followed here range by range, so that a [`PciHost`] ends up with the same two lists as one
-//! from a device tree. It has a few steps at most: a graph with a circle ends there.
+//! The table is a graph: nodes refer to each other by offset, and an edge translates a range of IDs. A root complex is
+//! connected to an ITS group directly, or to an SMMU (requester IDs become StreamIDs) that is connected to a group
+//! (StreamIDs become DeviceIDs). The reader follows each path range by range, so that a [`PciHost`] gets the same two
+//! lists as from a device tree. The length of a path is limited, so a graph with a cycle terminates.
 
 use super::madt::ItsNames;
 use super::{AcpiError, Fields};
 use crate::ids::{Intid, ItsId, Pa};
-use crate::platform::{IdMap, Machine, MachineError, PciHost, Smmu, SmmuId, What};
+use crate::platform::{IdMap, Machine, MachineError, Part, PciHost, Smmu, SmmuId};
 use crate::util::range::Range;
 use arrayvec::ArrayVec;
 
-/// Offsets in the table's header.
+/// Offsets of fields in the table's header.
 pub(crate) const NODES: usize = 36;
 pub(crate) const FIRST: usize = 40;
-/// Types of nodes.
+/// Node types.
 pub(crate) const ITS_GROUP: u8 = 0;
 pub(crate) const NAMED_COMPONENT: u8 = 1;
 pub(crate) const ROOT_COMPLEX: u8 = 2;
 pub(crate) const SMMU_V2: u8 = 3;
 pub(crate) const SMMU_V3: u8 = 4;
-/// Length of a node's own header, and of an ID mapping.
+/// The lengths of a node's header and of an ID mapping.
 pub(crate) const NODE: usize = 16;
 pub(crate) const MAPPING: usize = 20;
-/// An ID mapping for one ID, that of the node itself.
+/// Flag of an ID mapping: it is for the single ID of the node itself.
 pub(crate) const SINGLE: u32 = 1 << 0;
 
 const SMMU_REGS: u64 = 0x2_0000;
-/// SMMUv3 flags: COHACC is to be taken for set.
+/// SMMUv3 flag: COHACC override, the SMMU's accesses are coherent.
 const COHACC: u32 = 1 << 0;
-/// A path from a root complex to an ITS has one SMMU; two are allowed for.
+/// The longest path from a root complex to an ITS. One SMMU is usual, two are allowed.
 const LONGEST_PATH: usize = 3;
 
-/// The SMMUs' places in the table, in the order of [`Machine::smmus`].
+/// The offsets of the SMMUs' nodes, in the order of [`Machine::smmus`].
 type SmmuPlaces = ArrayVec<usize, 16>;
 
-/// A node.
+/// A node of the graph.
 #[derive(Clone, Copy)]
 pub(crate) struct Node<'m> {
-    /// What it is.
+    /// The node type.
     pub kind: u8,
-    /// Its offset in the table, by which others refer to it.
+    /// The offset in the table, by which other nodes refer to this one.
     pub at: usize,
-    /// Its bytes.
+    /// The bytes of the node.
     pub fields: Fields<'m>,
 }
 
@@ -51,7 +51,7 @@ pub(crate) struct Node<'m> {
 #[derive(Clone, Copy)]
 pub(crate) struct Mapping {
     pub input: u32,
-    /// How many IDs, less one.
+    /// The number of IDs minus one.
     pub more: u32,
     pub output: u32,
     pub to: usize,
@@ -59,7 +59,7 @@ pub(crate) struct Mapping {
 }
 
 impl<'m> Node<'m> {
-    /// The node at an offset.
+    /// Reads the node at an offset.
     pub(crate) fn at(iort: Fields<'m>, at: usize) -> Result<Node<'m>, AcpiError> {
         let head = iort.part(at, NODE)?;
         let length = usize::from(head.u16(1)?);
@@ -69,7 +69,7 @@ impl<'m> Node<'m> {
         Ok(Node { kind: head.u8(0)?, at, fields: iort.part(at, length)? })
     }
 
-    /// Its ID mappings.
+    /// Returns the ID mappings; an invalid one is the last.
     pub(crate) fn mappings(self) -> impl Iterator<Item = Result<Mapping, AcpiError>> + use<'m> {
         let fields = self.fields;
         let (count, first) = (fields.u32(8).unwrap_or(0), fields.u32(12).unwrap_or(0));
@@ -97,7 +97,7 @@ fn mapping(node: Fields<'_>, first: u32, index: u32) -> Result<Mapping, AcpiErro
     })
 }
 
-/// All nodes, in the table's order. Each is at least as long as its header, so this ends with the table.
+/// Returns all nodes in the order of the table. A node is at least as long as its header, so this terminates.
 pub(crate) fn nodes(iort: Fields<'_>) -> impl Iterator<Item = Result<Node<'_>, AcpiError>> {
     let count = iort.u32(NODES);
     let mut at = iort.u32(FIRST).map(|at| usize::try_from(at).unwrap_or(usize::MAX));
@@ -113,17 +113,17 @@ pub(crate) fn nodes(iort: Fields<'_>) -> impl Iterator<Item = Result<Node<'_>, A
     })
 }
 
-/// A stretch of requester IDs on its way: what `rid_base` has become, and for how many the same holds.
+/// A range of requester IDs on a path, and what it has been translated to so far.
 #[derive(Clone, Copy)]
 struct Ids {
     rid_base: u32,
-    /// The number that `rid_base` has become.
+    /// The ID that `rid_base` has been translated to.
     now: u32,
     length: u32,
 }
 
 impl Ids {
-    /// The part of it that a mapping is about, mapped.
+    /// Translates the part of the range that a mapping covers.
     fn through(self, mapping: Mapping) -> Option<Ids> {
         let (start, end) = (u64::from(self.now), u64::from(self.now) + u64::from(self.length));
         let from = start.max(u64::from(mapping.input));
@@ -131,19 +131,19 @@ impl Ids {
         let length = u32::try_from(to.checked_sub(from).filter(|&length| length > 0)?).ok()?;
         let skipped = u32::try_from(from - start).ok()?;
         let now = u64::from(mapping.output) + (from - u64::from(mapping.input));
-        // What would become a number of more than 32 bits becomes nothing.
+        // A translation to an ID of more than 32 bits is ignored.
         u32::try_from(now + u64::from(length) - 1).ok()?;
         Some(Ids { rid_base: self.rid_base.checked_add(skipped)?, now: u32::try_from(now).ok()?, length })
     }
 }
 
-/// Adds the SMMUs, and the two maps of each PCI host.
+/// Adds the SMMUs, and fills the two maps of each PCI host.
 pub(super) fn read(iort: Fields<'_>, names: &ItsNames, machine: &mut Machine) -> Result<(), AcpiError> {
     let mut places = SmmuPlaces::new();
     for node in nodes(iort) {
         let node = node?;
         if node.kind == SMMU_V3 {
-            let full = MachineError::TooMany { what: What::Smmu, limit: machine.smmus.capacity() };
+            let full = MachineError::TooMany { part: Part::Smmu, limit: machine.smmus.capacity() };
             machine.smmus.try_push(read_smmu(node.fields)?).map_err(|_| full)?;
             places.try_push(node.at).map_err(|_| full)?;
         }
@@ -174,7 +174,7 @@ fn read_smmu(smmu: Fields<'_>) -> Result<Smmu, AcpiError> {
     })
 }
 
-/// Follows `ids` out of `node` and writes down where they arrive.
+/// Follows `ids` from `node` on and adds the translations it ends with to the maps of `host`.
 fn follow(
     iort: Fields<'_>,
     node: Node<'_>,
@@ -187,7 +187,7 @@ fn follow(
     let Some(left) = left.checked_sub(1) else { return Ok(()) };
     for mapping in node.mappings() {
         let mapping = mapping?;
-        // One of its own, not of what is behind it.
+        // This one is for the node's own MSIs.
         if mapping.flags & SINGLE != 0 && node.kind != NAMED_COMPONENT {
             continue;
         }
@@ -195,7 +195,7 @@ fn follow(
         let next = Node::at(iort, mapping.to)?;
         match next.kind {
             ITS_GROUP => {
-                // A group of several is for whoever wants to choose; the first is as good as any.
+                // If the group has several ITSs, any of them can be used; take the first.
                 let name = if next.fields.u32(16)? == 0 { None } else { Some(next.fields.u32(20)?) };
                 if let Some(its) = names.iter().position(|&its| Some(its) == name) {
                     add(&mut host.msi_map, ids, ItsId(its as u8))?;
@@ -213,7 +213,7 @@ fn follow(
     Ok(())
 }
 
-/// Appends a line, or makes the last one longer where it goes on without a gap.
+/// Appends an entry, or extends the last one if the new one continues it without a gap.
 fn add<T: Copy + PartialEq, const N: usize>(
     map: &mut ArrayVec<IdMap<T>, N>,
     ids: Ids,
@@ -229,5 +229,5 @@ fn add<T: Copy + PartialEq, const N: usize>(
         last.length = length;
         return Ok(());
     }
-    map.try_push(line).map_err(|_| MachineError::TooMany { what: What::IdMap, limit: N })
+    map.try_push(line).map_err(|_| MachineError::TooMany { part: Part::IdMap, limit: N })
 }

@@ -1,43 +1,43 @@
 //! MADT: CPUs, the GIC and the ITSs (ACPI 6.5, 5.2.12.14 to 5.2.12.18).
 //!
-//! Redistributors come in two ways. Most firmware lists regions; some (Graviton's) lists none and gives each CPU's own
-//! redistributor instead, in as many runs as the machine has parts. Those are collected here and neighbours are joined
-//! where one ends exactly where the next begins: a gap may hold a redistributor that has been fused off, and must not
-//! be touched. Their size follows from the GIC's version.
+//! Redistributors are described in one of two ways. Most firmware lists regions. Some (Graviton's) lists no regions but the
+//! redistributor of each CPU. Those are collected here and joined to regions where one ends exactly where the next begins:
+//! a gap may hold a redistributor that has been fused off and must not be accessed. The size of a redistributor follows
+//! from the GIC's version.
 
 use super::{AcpiError, Fields};
 use crate::ids::{Intid, Mpidr, Pa};
-use crate::platform::{Cpu, GicKind, Its, Machine, MachineError, What};
+use crate::platform::{CPUS, Cpu, GicKind, Its, Machine, MachineError, Part};
 use crate::util::range::Range;
 use arrayvec::ArrayVec;
 
-/// Where the entries start.
+/// The offset of the first entry.
 pub(crate) const ENTRIES: usize = 44;
 
-/// Types of entries.
+/// Entry types.
 pub(crate) const GICC: u8 = 0x0b;
 pub(crate) const GICD: u8 = 0x0c;
 pub(crate) const GICR: u8 = 0x0e;
 pub(crate) const ITS: u8 = 0x0f;
-/// A GICv5's interrupt routing service.
+/// The interrupt routing service of a GICv5.
 const GICV5_IRS: u8 = 0x1c;
 
-/// GICC flags.
+/// Flags of a GICC entry.
 const ENABLED: u32 = 1 << 0;
 const ONLINE_CAPABLE: u32 = 1 << 3;
 const GICC_NON_COHERENT: u32 = 1 << 4;
-/// GICR and ITS flags.
+/// Flag of GICR and ITS entries.
 const NON_COHERENT: u8 = 1 << 0;
-/// The first revision in which those three flags mean something.
+/// The first MADT revision that defines the three non-coherent flags.
 const HAS_COHERENCE: u8 = 7;
 
 const FRAME: u64 = 0x1_0000;
 const ITS_SIZE: u64 = 2 * FRAME;
-/// A redistributor without and with the frames of virtual LPIs (IHI 0069, 12.10).
+/// The sizes of a redistributor without and with the frames for virtual LPIs (IHI 0069, 12.10).
 const GICV3_REDIST: u64 = 2 * FRAME;
 const GICV4_REDIST: u64 = 4 * FRAME;
 
-/// What IORT calls each ITS, in the order of [`Gic::itss`](crate::platform::Gic::itss).
+/// The identifiers by which the IORT refers to the ITSs, in the order of [`Gic::itss`](crate::platform::Gic::itss).
 pub(crate) type ItsNames = ArrayVec<u32, 16>;
 
 /// Fills CPUs, GIC and ITSs.
@@ -45,20 +45,20 @@ pub(super) fn read(madt: Fields<'_>, machine: &mut Machine) -> Result<ItsNames, 
     let version = read_distributor(madt, machine)?;
     let flagged = madt.revision() >= HAS_COHERENCE;
     let mut names = ItsNames::new();
-    let mut from_cpus: ArrayVec<Range, { super::super::CPUS }> = ArrayVec::new();
+    let mut from_cpus: ArrayVec<Range, CPUS> = ArrayVec::new();
     for entry in madt.entries(ENTRIES) {
         match entry? {
             (GICC, entry) => {
                 let redist = read_cpu(entry, machine, flagged)?;
                 if let Some(base) = redist {
-                    // As many as there are CPUs at most, so there is room.
+                    // Cannot fail: there are at most as many as CPUs.
                     let _ = from_cpus.try_push(Range::new(base, 0));
                 }
             }
             (GICR, entry) => {
                 machine.gic.non_coherent |= flagged && entry.u8(2)? & NON_COHERENT != 0;
                 let region = Range::new(Pa(entry.u64(4)?), u64::from(entry.u32(12)?));
-                let full = MachineError::TooMany { what: What::Redistributors, limit: machine.gic.redists.capacity() };
+                let full = MachineError::TooMany { part: Part::Redistributors, limit: machine.gic.redists.capacity() };
                 machine.gic.redists.try_push(region).map_err(|_| full)?;
             }
             (ITS, entry) => {
@@ -66,7 +66,7 @@ pub(super) fn read(madt: Fields<'_>, machine: &mut Machine) -> Result<ItsNames, 
                     control: Range::new(Pa(entry.u64(8)?), ITS_SIZE),
                     non_coherent: flagged && entry.u8(2)? & NON_COHERENT != 0,
                 };
-                let full = MachineError::TooMany { what: What::Its, limit: machine.gic.itss.capacity() };
+                let full = MachineError::TooMany { part: Part::Its, limit: machine.gic.itss.capacity() };
                 machine.gic.itss.try_push(its).map_err(|_| full)?;
                 names.try_push(entry.u32(4)?).map_err(|_| full)?;
             }
@@ -85,7 +85,7 @@ pub(super) fn read(madt: Fields<'_>, machine: &mut Machine) -> Result<ItsNames, 
     Ok(names)
 }
 
-/// The distributor and the version that it is said to have, 0 where that is not said.
+/// Reads the distributor. Returns the GIC version in its entry; 0 means that it is not stated.
 fn read_distributor(madt: Fields<'_>, machine: &mut Machine) -> Result<u8, AcpiError> {
     let mut version = None;
     let mut newer = false;
@@ -110,8 +110,8 @@ fn read_distributor(madt: Fields<'_>, machine: &mut Machine) -> Result<u8, AcpiE
     }
 }
 
-/// A CPU, and where its redistributor is if that is said. CPUs that are neither enabled nor can become so are no CPUs;
-/// one that can is listed as disabled, and its redistributor is left alone.
+/// Reads a CPU. Returns the address of its redistributor if the entry has it. A CPU that is neither enabled nor online
+/// capable is not listed. One that is online capable is listed as disabled, and its redistributor is not used.
 fn read_cpu(entry: Fields<'_>, machine: &mut Machine, flagged: bool) -> Result<Option<Pa>, AcpiError> {
     let flags = entry.u32(12)?;
     let enabled = flags & ENABLED != 0;
@@ -123,7 +123,7 @@ fn read_cpu(entry: Fields<'_>, machine: &mut Machine, flagged: bool) -> Result<O
     if mpidr.0 != register {
         return Err(MachineError::BadMpidr(register).into());
     }
-    let full = MachineError::TooMany { what: What::Cpu, limit: machine.cpus.capacity() };
+    let full = MachineError::TooMany { part: Part::Cpu, limit: machine.cpus.capacity() };
     machine.cpus.try_push(Cpu { mpidr, enabled }).map_err(|_| full)?;
     if !enabled {
         return Ok(None);
@@ -136,14 +136,14 @@ fn read_cpu(entry: Fields<'_>, machine: &mut Machine, flagged: bool) -> Result<O
     Ok((redist != 0).then_some(Pa(redist)))
 }
 
-/// Gives the CPUs' redistributors their size and joins those that touch.
+/// Sets the size of the CPUs' redistributors and joins adjacent ones to regions.
 fn join(redists: &mut [Range], version: u8, machine: &mut Machine) {
     redists.sort_unstable();
     let size = match version {
         3 => GICV3_REDIST,
         4 => GICV4_REDIST,
         _ => {
-            // The GIC would have to be asked. Two neighbours say it as well.
+            // Only the GIC's registers tell; but so does the distance between two neighbours.
             let gap = redists.array_windows().map(|[a, b]| b.base.0 - a.base.0).min();
             if gap.is_some_and(|gap| gap >= GICV4_REDIST) { GICV4_REDIST } else { GICV3_REDIST }
         }
@@ -151,7 +151,7 @@ fn join(redists: &mut [Range], version: u8, machine: &mut Machine) {
     for redist in redists {
         match machine.gic.redists.last_mut() {
             Some(last) if last.end() == redist.base => last.size += size,
-            // There is a region for each CPU.
+            // Cannot fail: there is room for one region per CPU.
             _ => machine.gic.redists.extend([Range::new(redist.base, size)]),
         }
     }

@@ -1,20 +1,20 @@
 //! MCFG: PCI configuration spaces (PCI Firmware Specification 3.3, 4.1.2).
 //!
-//! An entry's address is that of bus 0 of its segment, whichever buses the entry is about: on some machines (the
-//! virtualised Graviton4) several entries have one address and differ in their buses only. A [`PciHost`]'s ECAM
-//! starts at its own first bus.
+//! The address of an entry is that of bus 0 of its segment, even if the entry starts at another bus: on some machines (the
+//! virtualised Graviton4) several entries have the same address and differ only in their buses. The ECAM of a [`PciHost`]
+//! starts at its first bus.
 
 use super::{AcpiError, Fields};
 use crate::ids::Pa;
-use crate::platform::{Machine, MachineError, PciHost, What};
+use crate::platform::{Machine, MachineError, Part, PciHost};
 use crate::util::range::Range;
 use arrayvec::ArrayVec;
 
-/// Where the entries start: behind the header and eight reserved bytes.
+/// The offset of the first entry, after the header and eight reserved bytes.
 const ENTRIES: usize = 44;
 const ENTRY: usize = 16;
 
-/// Adds a host for each entry, with no windows: those are in AML only.
+/// Adds a host for each entry. The hosts have no windows, because those are only in AML.
 pub(super) fn read(mcfg: Fields<'_>, machine: &mut Machine) -> Result<(), AcpiError> {
     let entries = mcfg.rest(ENTRIES);
     for at in (0..entries.bytes.len()).step_by(ENTRY) {
@@ -25,7 +25,7 @@ pub(super) fn read(mcfg: Fields<'_>, machine: &mut Machine) -> Result<(), AcpiEr
             let buses = u64::from(last.saturating_sub(first)) + 1;
             Range::new(Pa(base), buses << 20)
         });
-        let ecam = ecam.ok_or(MachineError::Unreachable { what: What::Ecam, range: Range::new(Pa(base), 1 << 20) })?;
+        let ecam = ecam.ok_or(MachineError::Unreachable { part: Part::Ecam, range: Range::new(Pa(base), 1 << 20) })?;
         let host = PciHost {
             ecam,
             segment,
@@ -36,7 +36,7 @@ pub(super) fn read(mcfg: Fields<'_>, machine: &mut Machine) -> Result<(), AcpiEr
             iommu_map_mask: u32::MAX,
             iommu_map: ArrayVec::new(),
         };
-        let full = MachineError::TooMany { what: What::PciHost, limit: machine.pci.capacity() };
+        let full = MachineError::TooMany { part: Part::PciHost, limit: machine.pci.capacity() };
         machine.pci.try_push(host).map_err(|_| full)?;
     }
     Ok(())

@@ -1,20 +1,20 @@
-//! Reading a [`Machine`] out of ACPI tables.
+//! The reader of ACPI tables.
 //!
-//! | table | what is taken from it |
+//! | table | content that is used |
 //! |---|---|
 //! | MADT | CPUs, distributor, redistributors, ITSs (`madt`) |
-//! | FADT | how PSCI is reached (`fadt`) |
+//! | FADT | the PSCI conduit (`fadt`) |
 //! | GTDT | the timer's interrupts (`gtdt`) |
 //! | MCFG | PCI hosts (`mcfg`); their windows are in AML and stay unknown |
 //! | IORT | SMMUs, and each host's `msi_map` and `iommu_map` (`iort`) |
 //! | SPCR | the console (`spcr`) |
 //!
-//! Memory, reservations, modules and command lines are no business of these tables: whoever took the firmware's memory
-//! map fills them in, and asks [`Machine::check`] afterwards. SRAT and all other tables are passed over.
+//! Memory, reservations, modules and command lines are not in these tables: the EFI application fills them in from the
+//! firmware's memory map and then calls [`Machine::check`]. SRAT and all other tables are ignored.
 //!
-//! The firmware is trusted to tell the truth but not to make no mistakes. Every length is checked before it is used,
-//! every list ends with its table whatever its lengths say, and no bytes make this code panic
-//! (`fuzz/fuzz_targets/acpi.rs`). AML is not interpreted: see `build::acpi` for who does.
+//! The firmware is trusted not to lie, but it may have bugs. Every length is checked before it is used, every list ends
+//! with its table whatever its lengths say, and no input makes this code panic (`fuzz/fuzz_targets/acpi.rs`). AML is not
+//! interpreted; see `build::acpi` for the consequences.
 
 mod error;
 pub(crate) mod fadt;
@@ -22,6 +22,7 @@ mod gtdt;
 pub(crate) mod iort;
 pub(crate) mod madt;
 mod mcfg;
+mod signature;
 mod spcr;
 mod tables;
 
@@ -32,20 +33,21 @@ mod tests;
 
 pub use error::{AcpiError, Damage};
 pub use fadt::dsdt;
-pub use tables::{Fields, HEADER, Oem, PhysicalMemory, Signature, Tables};
+pub use signature::Signature;
+pub use tables::{Fields, HEADER, Oem, PhysicalMemory, Tables};
 
 use super::Machine;
 use crate::ids::Pa;
 
-/// Reads the tables into a [`Machine::new`] where it lies. Does not call [`Machine::check`]: memory is not in these
-/// tables. After an error the machine's contents are of no use.
+/// Reads the tables into `machine`, which is fresh from [`Machine::new`]. Does not call [`Machine::check`], because memory
+/// is not in these tables. After an error the contents of `machine` are undefined.
 ///
 /// # Errors
 ///
-/// Whatever is wrong with the tables first.
+/// The first problem that is found in the tables.
 pub fn read_into(machine: &mut Machine, rsdp: Pa, memory: &dyn PhysicalMemory) -> Result<(), AcpiError> {
     let tables = Tables::open(rsdp, memory)?;
-    // Before anything that could fail on a machine that is refused anyway: a wrong GIC is the likely reason.
+    // First, since an unsupported GIC is the most likely reason to refuse a machine, and the most useful to report.
     let names = madt::read(tables.require(Signature::MADT)?, machine)?;
     machine.psci = fadt::conduit(tables.require(Signature::FADT)?)?;
     machine.timer = gtdt::read(tables.require(Signature::GTDT)?)?;

@@ -1,15 +1,15 @@
 //! SPCR: the console (Microsoft, Serial Port Console Redirection Table, revision 4; interface types in the Debug
 //! Port Table 2).
 //!
-//! The table gives one register's width and the width it is accessed with. Linux and firmware agree that registers
-//! are as far apart as an access is wide; where the access is not given, the register's own width says it.
+//! The table has the width of a register and the width of an access. As in Linux, the distance between two registers is
+//! the access width, or the register width if the access width is not given.
 
 use super::{AcpiError, Fields};
 use crate::ids::{Intid, Pa};
 use crate::platform::{Uart, UartKind};
 use crate::util::range::Range;
 
-/// Offsets in the table.
+/// Offsets of fields in the table.
 const INTERFACE: usize = 36;
 const SPACE: usize = 40;
 const BIT_WIDTH: usize = 41;
@@ -18,23 +18,23 @@ const ADDRESS: usize = 44;
 const INTERRUPT_TYPE: usize = 52;
 const GSIV: usize = 54;
 
-/// Interrupt type: a GIC's.
+/// Interrupt type: a GIC interrupt.
 const BY_GIC: u8 = 1 << 3;
-/// A PL011's registers.
+/// The size of a PL011's registers in bytes.
 const PL011_SIZE: u64 = 0x1000;
-/// A 16550 has eight.
+/// The number of registers of a 16550.
 const NS16550_REGISTERS: u64 = 8;
 
-/// The console; `None` where there is none, or none that is known here.
+/// Reads the console; `None` if there is none, or none of a supported kind.
 pub(super) fn read(spcr: Fields<'_>) -> Result<Option<Uart>, AcpiError> {
     let base = spcr.u64(ADDRESS)?;
     if base == 0 || spcr.u8(SPACE)? != 0 {
         return Ok(None);
     }
     let (kind, size) = match spcr.u8(INTERFACE)? {
-        // PL011, and the two SBSA subsets of it.
+        // The PL011 and its two SBSA subsets.
         0x03 | 0x0d | 0x0e => (UartKind::Pl011, PL011_SIZE),
-        // 16550s: full, subset, and the one whose parameters are in the address structure.
+        // A 16550: full, subset, and the one with its parameters in the address structure.
         0x00 | 0x01 | 0x12 => {
             let width = match (spcr.u8(ACCESS)?, spcr.u8(BIT_WIDTH)?) {
                 (1, _) | (0, 0..=8) => 1u32,

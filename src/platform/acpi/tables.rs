@@ -1,69 +1,26 @@
-//! Finding tables, and fields in them.
+//! Lookup of tables, and access to their fields.
 //!
-//! The root pointer (RSDP) names the list of tables (XSDT); each table starts with the same 36 bytes, of which
-//! signature, length and checksum are used here (ACPI 6.5, 5.2.5 to 5.2.8). Nothing is aligned: a field is copied out
-//! of its bytes. A table is handed on only once all of it has been found readable and its checksum right.
+//! The root pointer (RSDP) has the address of the list of tables (XSDT). Each table starts with the same 36-byte header,
+//! of which signature, length and checksum are used here (ACPI 6.5, 5.2.5 to 5.2.8). Fields are not aligned, so each is
+//! copied out of its bytes. A table is returned only if all of it is readable and its checksum is correct.
 
-use super::{AcpiError, Damage};
+use super::{AcpiError, Damage, Signature};
 use crate::ids::Pa;
-use core::fmt;
 
-/// Where tables are read.
+/// Access to the physical memory that holds the tables.
 pub trait PhysicalMemory {
-    /// `length` bytes from `at` on, if all of them can be read.
+    /// Returns `length` bytes from `at` on, if all of them can be read.
     fn bytes(&self, at: Pa, length: usize) -> Option<&[u8]>;
 }
 
-/// A table's four letters.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Signature(pub [u8; 4]);
-
-impl Signature {
-    /// Multiple APIC description: CPUs and interrupt controllers.
-    pub const MADT: Signature = Signature(*b"APIC");
-    /// Fixed ACPI description: PSCI, and where the DSDT is.
-    pub const FADT: Signature = Signature(*b"FACP");
-    /// Generic timers.
-    pub const GTDT: Signature = Signature(*b"GTDT");
-    /// PCI configuration spaces.
-    pub const MCFG: Signature = Signature(*b"MCFG");
-    /// I/O remapping: what becomes of requester IDs.
-    pub const IORT: Signature = Signature(*b"IORT");
-    /// The console.
-    pub const SPCR: Signature = Signature(*b"SPCR");
-    /// The devices, in AML.
-    pub const DSDT: Signature = Signature(*b"DSDT");
-    /// More devices.
-    pub const SSDT: Signature = Signature(*b"SSDT");
-    /// The list of tables.
-    pub const XSDT: Signature = Signature(*b"XSDT");
-    /// Devices that the namespace has, and the operating system must not use.
-    pub const STAO: Signature = Signature(*b"STAO");
-}
-
-impl fmt::Display for Signature {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for &byte in &self.0 {
-            fmt::Write::write_char(f, if byte.is_ascii_graphic() { char::from(byte) } else { '?' })?;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Debug for Signature {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// Length of the header that all tables have.
+/// The length of the header of a table in bytes.
 pub const HEADER: usize = 36;
-/// No table is longer; DSDTs of large servers have some hundred KiB.
+/// The largest table that is accepted. The DSDTs of large servers have some hundred KiB.
 const LONGEST: u32 = 16 << 20;
 /// The largest XSDT that is read: 512 tables.
 const LONGEST_XSDT: usize = HEADER + 8 * 512;
 
-/// A table, or a part of one, as bytes whose fields are read by offset.
+/// The bytes of a table, or of a part of one, with access to fields by offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fields<'m> {
     /// The table's signature, for messages.
@@ -78,7 +35,7 @@ impl<'m> Fields<'m> {
         bytes.copied().ok_or(AcpiError::Short(self.table))
     }
 
-    /// The byte at an offset.
+    /// Reads the byte at an offset.
     ///
     /// # Errors
     ///
@@ -87,46 +44,47 @@ impl<'m> Fields<'m> {
         self.array(at).map(u8::from_le_bytes)
     }
 
-    /// Two bytes.
+    /// Reads the 16-bit field at an offset.
     pub fn u16(self, at: usize) -> Result<u16, AcpiError> {
         self.array(at).map(u16::from_le_bytes)
     }
 
-    /// Four bytes.
+    /// Reads the 32-bit field at an offset.
     pub fn u32(self, at: usize) -> Result<u32, AcpiError> {
         self.array(at).map(u32::from_le_bytes)
     }
 
-    /// Eight bytes.
+    /// Reads the 64-bit field at an offset.
     pub fn u64(self, at: usize) -> Result<u64, AcpiError> {
         self.array(at).map(u64::from_le_bytes)
     }
 
-    /// `length` bytes of it.
+    /// Returns the `length` bytes at an offset.
     pub fn part(self, at: usize, length: usize) -> Result<Fields<'m>, AcpiError> {
         let bytes = self.bytes.get(at..).and_then(|rest| rest.get(..length)).ok_or(AcpiError::Short(self.table))?;
         Ok(Fields { bytes, ..self })
     }
 
-    /// The bytes from an offset on; none where that is behind the end.
+    /// Returns the bytes from an offset on; none if it is beyond the end.
     #[must_use]
     pub fn rest(self, at: usize) -> Fields<'m> {
         Fields { bytes: self.bytes.get(at..).unwrap_or(&[]), ..self }
     }
 
-    /// The table's revision; 0 for what is not a whole table.
+    /// Returns the revision in the header of a whole table.
     #[must_use]
     pub fn revision(self) -> u8 {
         self.bytes.get(8).copied().unwrap_or(0)
     }
 
-    /// The machine's maker, as the header of a whole table gives it, and the maker's name for the table.
+    /// Returns the OEM fields in the header of a whole table.
     #[must_use]
     pub fn oem(self) -> Oem {
         Oem { id: self.array(10).unwrap_or_default(), table: self.array(16).unwrap_or_default() }
     }
 
-    /// Entries that start with a type and a length of one byte each, as those of the MADT do, from an offset on.
+    /// Returns the entries from an offset on, with their types. An entry starts with a byte for the type and a byte for the
+    /// length, as in the MADT.
     pub fn entries(self, from: usize) -> impl Iterator<Item = Result<(u8, Fields<'m>), AcpiError>> {
         let mut rest = self.rest(from);
         core::iter::from_fn(move || {
@@ -148,16 +106,16 @@ impl<'m> Fields<'m> {
     }
 }
 
-/// Who made a machine, in the words of its tables.
+/// The OEM fields of a table header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Oem {
-    /// OEMID, padded with blanks or zeros.
+    /// The OEMID, padded with blanks or zeros.
     pub id: [u8; 6],
-    /// OEM Table ID, padded as well.
+    /// The OEM Table ID, padded with blanks or zeros.
     pub table: [u8; 8],
 }
 
-/// Whether bytes add up to zero.
+/// Whether the sum of the bytes is zero modulo 256.
 pub(super) fn sums_to_zero(bytes: &[u8]) -> bool {
     bytes.iter().fold(0u8, |sum, &byte| sum.wrapping_add(byte)) == 0
 }
@@ -191,19 +149,19 @@ impl<'m> Tables<'m> {
         Ok(Tables { memory, xsdt })
     }
 
-    /// Where the tables are. Empty places in the list are passed over.
+    /// Returns the addresses of the tables. Empty entries of the list are skipped.
     pub fn addresses(&self) -> impl Iterator<Item = Pa> + use<'m> {
         let list = self.xsdt.bytes.get(HEADER..).unwrap_or(&[]);
         list.as_chunks().0.iter().map(|&at: &[u8; 8]| Pa(u64::from_le_bytes(at))).filter(|at| at.0 != 0)
     }
 
-    /// The signature of what is at an address; `None` where nothing can be read.
+    /// Returns the signature of the table at an address, or `None` if it cannot be read.
     #[must_use]
     pub fn signature(&self, at: Pa) -> Option<Signature> {
         self.memory.bytes(at, 4)?.first_chunk().map(|&letters| Signature(letters))
     }
 
-    /// Every table with a signature, in the list's order.
+    /// Returns every table with a signature, in the order of the list.
     pub fn all(&self, signature: Signature) -> impl Iterator<Item = Result<Fields<'m>, AcpiError>> + use<'m> {
         let tables = *self;
         self.addresses()
@@ -211,25 +169,25 @@ impl<'m> Tables<'m> {
             .map(move |at| table_at(tables.memory, at))
     }
 
-    /// The first table with a signature.
+    /// Returns the first table with a signature.
     ///
     /// # Errors
     ///
-    /// [`AcpiError::Damaged`] when it is there but of no use.
+    /// [`AcpiError::Damaged`] if it is listed but damaged.
     pub fn find(&self, signature: Signature) -> Result<Option<Fields<'m>>, AcpiError> {
         self.all(signature).next().transpose()
     }
 
-    /// As [`find`](Self::find), for a table without which there is no machine.
+    /// Returns the first table with a signature, which must exist.
     ///
     /// # Errors
     ///
-    /// Also [`AcpiError::Missing`].
+    /// [`AcpiError::Missing`], and the errors of [`find`](Self::find).
     pub fn require(&self, signature: Signature) -> Result<Fields<'m>, AcpiError> {
         self.find(signature)?.ok_or(AcpiError::Missing(signature))
     }
 
-    /// The table at an address that another table gave.
+    /// Returns the table at an address from another table.
     ///
     /// # Errors
     ///
@@ -238,14 +196,14 @@ impl<'m> Tables<'m> {
         table_at(self.memory, at)
     }
 
-    /// The list itself.
+    /// Returns the XSDT, as far as it is read: a header and at most 512 entries.
     #[must_use]
     pub fn xsdt(&self) -> Fields<'m> {
         self.xsdt
     }
 }
 
-/// The whole table at an address.
+/// Returns the table at an address after checking its length and checksum.
 fn table_at(memory: &dyn PhysicalMemory, at: Pa) -> Result<Fields<'_>, AcpiError> {
     let lost = |table| AcpiError::Damaged { table, at, damage: Damage::Unreachable };
     let unknown = Signature([0; 4]);

@@ -1,4 +1,4 @@
-//! ACPI tables for tests: QEMU's, and ones made by hand.
+//! ACPI tables for tests: recorded from QEMU, and built by hand.
 
 use super::{PhysicalMemory, Signature, read_into};
 use crate::ids::Pa;
@@ -15,12 +15,12 @@ pub(crate) const GICV3: &[u8] = include_bytes!("../../../tests/data/virt-gicv3.a
 /// A GICv2.
 pub(crate) const GICV2: &[u8] = include_bytes!("../../../tests/data/virt-gicv2.acpi");
 
-/// Memory with some bytes in it.
+/// A sparse physical memory.
 #[derive(Clone, Default)]
 pub(crate) struct Memory {
-    /// Stretches, each with its address.
+    /// Byte ranges with their addresses.
     pub parts: Vec<(Pa, Vec<u8>)>,
-    /// Where the root pointer is.
+    /// The address of the root pointer.
     pub rsdp: Pa,
 }
 
@@ -34,14 +34,14 @@ impl PhysicalMemory for Memory {
 }
 
 impl Memory {
-    /// One of the files in `tests/data`.
+    /// The memory recorded in a file of `tests/data`.
     pub(crate) fn of(file: &[u8]) -> Memory {
         let address = |at: usize| Pa(u64::from_le_bytes(file[at..at + 8].try_into().unwrap()));
         let (rsdp, tables) = (address(0), address(8));
         Memory { parts: vec![(rsdp, file[16..52].to_vec()), (tables, file[64..].to_vec())], rsdp }
     }
 
-    /// Tables that are listed by a root pointer of their own, each at a place that is aligned to nothing.
+    /// A memory with `tables` at misaligned addresses, and an XSDT and a root pointer for them.
     pub(crate) fn with(tables: &[Vec<u8>]) -> Memory {
         let mut memory = Memory { parts: Vec::new(), rsdp: Pa(0x8000_0010) };
         let mut list = Vec::new();
@@ -61,13 +61,13 @@ impl Memory {
         memory
     }
 
-    /// Where a table lies.
+    /// Returns the address of a table.
     pub(crate) fn find(&self, signature: Signature) -> Option<Pa> {
         let tables = super::Tables::open(self.rsdp, self).unwrap();
         tables.addresses().find(|&at| tables.signature(at) == Some(signature))
     }
 
-    /// A table after `edit`, with the right checksum again. It keeps its length, so the edit has to.
+    /// Edits a table in place and corrects its checksum. The length must not change.
     pub(crate) fn edit(&mut self, signature: Signature, edit: impl FnOnce(&mut [u8])) {
         let at = self.find(signature).unwrap();
         let (base, bytes) =
@@ -79,7 +79,7 @@ impl Memory {
         fix(table);
     }
 
-    /// The machine in these tables.
+    /// Reads the machine that these tables describe.
     pub(crate) fn read(&self) -> Result<Box<Machine>, AcpiError> {
         let mut machine = Box::new(Machine::new());
         read_into(&mut machine, self.rsdp, self).map(|()| machine)
@@ -90,13 +90,13 @@ fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0u8, |sum, &byte| sum.wrapping_add(byte)).wrapping_neg()
 }
 
-/// Makes a table's checksum right.
+/// Corrects the checksum of a table.
 pub(crate) fn fix(table: &mut [u8]) {
     table[9] = 0;
     table[9] = checksum(table);
 }
 
-/// A table with a header.
+/// Builds a table with a header.
 pub(crate) fn table(signature: &[u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
     let mut table = Vec::from(*signature);
     table.extend((36 + body.len() as u32).to_le_bytes());
@@ -107,7 +107,7 @@ pub(crate) fn table(signature: &[u8; 4], revision: u8, body: &[u8]) -> Vec<u8> {
     table
 }
 
-/// Bytes by offset: what is not named is zero.
+/// Builds `length` bytes from fields (offset, value, width); all other bytes are zero.
 pub(crate) fn bytes(length: usize, fields: &[(usize, u64, usize)]) -> Vec<u8> {
     let mut bytes = vec![0; length];
     for &(at, value, width) in fields {
@@ -116,7 +116,7 @@ pub(crate) fn bytes(length: usize, fields: &[(usize, u64, usize)]) -> Vec<u8> {
     bytes
 }
 
-/// A MADT entry for a CPU.
+/// Builds a MADT entry for a CPU.
 pub(crate) fn gicc(uid: u64, mpidr: u64, flags: u64, maintenance: u64, gicr: u64) -> Vec<u8> {
     bytes(
         80,
@@ -133,36 +133,36 @@ pub(crate) fn gicc(uid: u64, mpidr: u64, flags: u64, maintenance: u64, gicr: u64
     )
 }
 
-/// A MADT entry for the distributor.
+/// Builds a MADT entry for the distributor.
 pub(crate) fn gicd(base: u64, version: u64) -> Vec<u8> {
     bytes(24, &[(0, 0x0c, 1), (1, 24, 1), (8, base, 8), (20, version, 1)])
 }
 
-/// A MADT entry for an ITS.
+/// Builds a MADT entry for an ITS.
 pub(crate) fn its(name: u64, base: u64) -> Vec<u8> {
     bytes(20, &[(0, 0x0f, 1), (1, 20, 1), (4, name, 4), (8, base, 8)])
 }
 
-/// A MADT of these entries.
+/// Builds a MADT.
 pub(crate) fn madt(revision: u8, entries: &[Vec<u8>]) -> Vec<u8> {
     let mut body = vec![0; 8];
     entries.iter().for_each(|entry| body.extend(entry));
     table(b"APIC", revision, &body)
 }
 
-/// A FADT with PSCI by SMC.
+/// Builds a FADT with PSCI by SMC.
 pub(crate) fn fadt() -> Vec<u8> {
     let body = bytes(276 - 36, &[(129 - 36, 1, 2), (131 - 36, 3, 1), (112 - 36, 1 << 20, 4)]);
     table(b"FACP", 6, &body)
 }
 
-/// A GTDT with these interrupts: Secure, EL1, virtual, EL2.
+/// Builds a GTDT with these interrupts: Secure EL1, EL1, virtual, EL2.
 pub(crate) fn gtdt(secure: u64, el1: u64, virt: u64, el2: u64) -> Vec<u8> {
     let fields = [(48 - 36, secure, 4), (56 - 36, el1, 4), (64 - 36, virt, 4), (72 - 36, el2, 4)];
     table(b"GTDT", 2, &bytes(96 - 36, &fields))
 }
 
-/// An MCFG of entries: base, segment, buses.
+/// Builds an MCFG of entries: base, segment, first and last bus.
 pub(crate) fn mcfg(entries: &[(u64, u16, u8, u8)]) -> Vec<u8> {
     let mut body = vec![0; 8];
     for &(base, segment, first, last) in entries {
@@ -171,7 +171,7 @@ pub(crate) fn mcfg(entries: &[(u64, u16, u8, u8)]) -> Vec<u8> {
     table(b"MCFG", 1, &body)
 }
 
-/// An SPCR: interface, register width in bits, access, address, GSIV.
+/// Builds an SPCR: interface type, register width in bits, access size, address, GSIV.
 pub(crate) fn spcr(interface: u64, width: u64, access: u64, base: u64, gsiv: u64) -> Vec<u8> {
     let fields = [
         (0, interface, 1),
@@ -186,11 +186,11 @@ pub(crate) fn spcr(interface: u64, width: u64, access: u64, base: u64, gsiv: u64
     table(b"SPCR", 2, &bytes(44, &fields))
 }
 
-/// A node of an IORT: type, what stands between header and mappings, mappings (input, how many less one, output, offset
-/// of the target, flags).
+/// A node of an IORT: type, the bytes between header and mappings, mappings (input, number of IDs minus one, output,
+/// offset of the target, flags).
 pub(crate) type IortNode = (u8, Vec<u8>, Vec<[u32; 5]>);
 
-/// An IORT. The first node is at 48; a node has 16 bytes, what it has itself, and 20 for each mapping.
+/// Builds an IORT. The first node is at offset 48. A node has a header of 16 bytes, its own bytes, and 20 bytes per mapping.
 pub(crate) fn iort(nodes: &[IortNode]) -> Vec<u8> {
     let mut body = bytes(12, &[(0, nodes.len() as u64, 4), (4, 48, 4)]);
     for (kind, own, mappings) in nodes {
@@ -205,23 +205,24 @@ pub(crate) fn iort(nodes: &[IortNode]) -> Vec<u8> {
     table(b"IORT", 3, &body)
 }
 
-/// An ITS group of one.
+/// Builds an ITS group with one ITS.
 pub(crate) fn its_group(name: u64) -> IortNode {
     (0, bytes(8, &[(0, 1, 4), (4, name, 4)]), vec![])
 }
 
-/// A root complex.
+/// Builds a root complex.
 pub(crate) fn root_complex(segment: u64, mappings: &[[u32; 5]]) -> IortNode {
     (2, bytes(20, &[(0, 1, 4), (12, segment, 4), (16, 64, 1)]), mappings.to_vec())
 }
 
-/// An SMMUv3 with its event and global error interrupts.
+/// Builds an SMMUv3 with event and global error interrupts.
 pub(crate) fn smmu_v3(base: u64, mappings: &[[u32; 5]]) -> IortNode {
     (4, bytes(52, &[(0, base, 8), (8, 1, 4), (28, 106, 4), (36, 109, 4)]), mappings.to_vec())
 }
 
-/// The layout of a Graviton3: 64 CPUs, the second half of which has Aff3 = 1 and its redistributors 16 GiB further on,
-/// given CPU by CPU; one ITS beside the second half; PCI segment 1; a 16550 as console; a Secure timer that is not ours.
+/// Builds tables with the layout of a Graviton3: 64 CPUs, of which the second half has Aff3 = 1 and its redistributors
+/// 16 GiB higher, listed per CPU; one ITS next to the second half; PCI segment 1; a 16550 as console; no interrupt of the
+/// Secure timer.
 pub(crate) fn graviton3() -> Vec<Vec<u8>> {
     let mut entries = vec![gicd(GRAVITON3_GICD, 4)];
     for cpu in 0..64u64 {
@@ -240,9 +241,9 @@ pub(crate) fn graviton3() -> Vec<Vec<u8>> {
     ]
 }
 
-/// Where a Graviton3 has its distributor.
+/// The address of a Graviton3's distributor.
 pub(crate) const GRAVITON3_GICD: u64 = 0xb8_0000_0000;
-/// The two runs of redistributors.
+/// The addresses of the two redistributor regions.
 pub(crate) const GRAVITON3_GICR: [u64; 2] = [0xb8_0014_0000, 0xbc_0014_0000];
-/// The ITS.
+/// The address of the ITS.
 pub(crate) const GRAVITON3_ITS: u64 = 0xbc_0010_0000;

@@ -1,4 +1,4 @@
-//! Tables in, machine out.
+//! Tests of the ACPI reader: tables in, description out.
 
 use super::testing::{
     self, GICV2, GICV3, GICV4, GRAVITON3_GICR, Memory, fadt, gicc, gicd, graviton3, gtdt, iort, its, its_group, madt,
@@ -32,16 +32,16 @@ fn with(table: Vec<u8>) -> Result<Box<Machine>, AcpiError> {
 }
 
 #[test]
-fn qemus_tables_and_qemus_device_tree_describe_the_same_machine() {
+fn qemus_acpi_tables_and_device_tree_describe_the_same_machine() {
     for (tables, tree) in [(GICV4, trees::GICV4), (GICV3, trees::GICV3)] {
         let mut acpi = Memory::of(tables).read().unwrap();
         let mut fdt = Box::new(fdt::read(tree).unwrap());
         assert_eq!(acpi.rsdp, Some(Pa(0x1_3bff_f000)));
-        // What is not in the tables, or not in both.
+        // The fields that are not in the tables, or not in both descriptions.
         acpi.rsdp = None;
         acpi.memory = fdt.memory.clone();
         fdt.pci[0].windows.clear();
-        // The tables put only the buses that are there at reset behind the SMMU, the tree all of them.
+        // In the tables only the buses that exist at reset are behind the SMMU, in the tree all of them.
         if let [line] = &mut fdt.pci[0].iommu_map[..] {
             line.length = 0x100;
         }
@@ -51,7 +51,7 @@ fn qemus_tables_and_qemus_device_tree_describe_the_same_machine() {
 }
 
 #[test]
-fn a_gicv2_is_refused_by_name() {
+fn an_unsupported_gic_version_is_reported() {
     assert_eq!(Memory::of(GICV2).read().unwrap_err(), AcpiError::Machine(MachineError::GicTooOld));
     assert_eq!(with(madt(7, &[gicd(0, 5)])).unwrap_err(), MachineError::GicTooNew.into());
     assert_eq!(with(madt(7, &[testing::bytes(40, &[(0, 0x1c, 1), (1, 40, 1)])])).unwrap_err(), {
@@ -89,7 +89,7 @@ fn graviton3s_layout_is_read() {
 
 #[test]
 fn redistributors_are_joined_only_where_they_touch() {
-    // Out of order, with a hole where a core is fused off.
+    // Out of order, with a gap where a core is fused off.
     let cpus = |at: &[u64]| -> Vec<Vec<u8>> {
         at.iter().enumerate().map(|(n, &at)| gicc(n as u64, n as u64, 1, 25, at)).collect()
     };
@@ -99,7 +99,7 @@ fn redistributors_are_joined_only_where_they_touch() {
     };
     let at = [0x1010_0000, 0x1000_0000, 0x1004_0000, 0x1014_0000];
     assert_eq!(regions(4, &at)[..], [r(0x1000_0000, 0x8_0000), r(0x1010_0000, 0x8_0000)]);
-    // Four frames each by what stands in the table, or by how far apart they are; two otherwise.
+    // Four frames each according to the version in the table, or to the distance between two; two frames otherwise.
     assert_eq!(regions(0, &at), regions(4, &at));
     assert_eq!(regions(3, &at)[0], r(0x1000_0000, 0x2_0000));
     assert_eq!(regions(0, &[0x1000_0000, 0x1002_0000])[..], [r(0x1000_0000, 0x4_0000)]);
@@ -107,11 +107,11 @@ fn redistributors_are_joined_only_where_they_touch() {
 }
 
 #[test]
-fn only_usable_cpus_are_listed_and_only_those_that_are_on_have_a_redistributor() {
+fn only_usable_cpus_are_listed_and_only_enabled_ones_have_a_redistributor() {
     let entries = [
         gicd(0x800_0000, 3),
         gicc(0, 0, 1, 25, 0x1000_0000),
-        // Neither enabled nor ever to be: garbage is allowed in it.
+        // Neither enabled nor online capable: its other fields may be garbage.
         gicc(1, 0, 0, 0, 0),
         gicc(2, 2, 1 << 3, 25, 0x2000_0000),
         gicc(3, 3, 1, 25, 0x1002_0000),
@@ -123,7 +123,7 @@ fn only_usable_cpus_are_listed_and_only_those_that_are_on_have_a_redistributor()
 }
 
 #[test]
-fn coherence_flags_count_from_revision_7_on() {
+fn coherence_flags_are_used_from_revision_7_on() {
     let entries = [gicd(0x800_0000, 3), gicc(0, 0, 1 | 1 << 4, 25, 0x1000_0000), {
         let mut its = its(0, 0x2000_0000);
         its[2] = 1;
@@ -136,14 +136,14 @@ fn coherence_flags_count_from_revision_7_on() {
 }
 
 #[test]
-fn listed_regions_are_preferred_to_the_cpus_own() {
+fn listed_redistributor_regions_are_preferred_to_those_of_gicc_entries() {
     let region = testing::bytes(16, &[(0, 0x0e, 1), (1, 16, 1), (4, 0x3000_0000, 8), (12, 0x10_0000, 4)]);
     let machine = with(madt(5, &[gicd(0x800_0000, 4), gicc(0, 0, 1, 25, 0x1000_0000), region])).unwrap();
     assert_eq!(machine.gic.redists[..], [r(0x3000_0000, 0x10_0000)]);
 }
 
 #[test]
-fn what_a_hypervisor_needs_is_named_when_it_is_absent() {
+fn a_missing_table_or_field_is_reported() {
     let error = |entries: &[Vec<u8>]| with(madt(5, entries)).unwrap_err();
     assert_eq!(error(&[gicd(0x800_0000, 3), gicc(0, 0, 1, 25, 0)]), MachineError::NoRedistributors.into());
     assert_eq!(error(&[gicd(0x800_0000, 3), gicc(0, 0, 1, 0, 0x1000_0000)]), MachineError::NoMaintenance.into());
@@ -159,7 +159,7 @@ fn what_a_hypervisor_needs_is_named_when_it_is_absent() {
 }
 
 #[test]
-fn psci_is_reached_as_the_fadt_says() {
+fn the_psci_conduit_is_that_of_the_fadt() {
     for (flags, conduit) in [(0u16, None), (1, Some(Conduit::Smc)), (3, Some(Conduit::Hvc)), (2, None)] {
         let mut fadt = fadt();
         fadt[129..131].copy_from_slice(&flags.to_le_bytes());
@@ -169,7 +169,7 @@ fn psci_is_reached_as_the_fadt_says() {
 }
 
 #[test]
-fn entries_of_one_segment_and_address_differ_in_their_buses() {
+fn mcfg_entries_may_share_segment_and_address_if_their_buses_differ() {
     // The virtualised Graviton4.
     let base = 0x2000_0000;
     let machine = with(mcfg(&[(base, 0, 0, 0), (base, 0, 1, 0x43), (base, 0, 0x44, 0x56)])).unwrap();
@@ -183,12 +183,12 @@ fn entries_of_one_segment_and_address_differ_in_their_buses() {
         ]
     );
     assert_eq!(with(mcfg(&[(u64::MAX, 0, 1, 1)])).unwrap_err(), {
-        MachineError::Unreachable { what: crate::platform::What::Ecam, range: r(u64::MAX, 1 << 20) }.into()
+        MachineError::Unreachable { part: crate::platform::Part::Ecam, range: r(u64::MAX, 1 << 20) }.into()
     });
 }
 
 #[test]
-fn requester_ids_are_followed_through_an_smmu_to_the_its() {
+fn requester_ids_are_translated_through_an_smmu_to_the_its() {
     // ITS groups at 48 and 72, the SMMU at 96 (16 + 52 + 3 * 20 bytes long), the root complex behind it.
     let nodes = [
         its_group(7),
@@ -218,7 +218,7 @@ fn requester_ids_are_followed_through_an_smmu_to_the_its() {
 }
 
 #[test]
-fn lines_that_go_on_are_joined_and_other_segments_are_left_alone() {
+fn adjacent_mappings_are_joined_and_other_segments_are_unchanged() {
     let lines: Vec<[u32; 5]> = (0..64).map(|n| [n * 0x100, 0xff, 0x1000 + n * 0x100, 48, 0]).collect();
     let mut tables = small();
     tables[1] = madt(5, &[gicd(0x800_0000, 3), gicc(0, 0, 1, 25, 0x80a_0000), its(0, 0x2000_0000)]);
@@ -233,7 +233,7 @@ fn lines_that_go_on_are_joined_and_other_segments_are_left_alone() {
 }
 
 #[test]
-fn a_circle_of_nodes_ends() {
+fn a_cycle_of_iort_nodes_terminates() {
     let nodes = [smmu_v3(0x905_0000, &[[0, 0xffff, 0, 48, 0]]), root_complex(0, &[[0, 0xffff, 0, 48, 0]])];
     let mut tables = small();
     tables.extend([iort(&nodes), mcfg(&[(0x4000_0000, 0, 0, 255)])]);
@@ -243,7 +243,7 @@ fn a_circle_of_nodes_ends() {
 }
 
 #[test]
-fn consoles_are_told_apart_by_kind_and_width() {
+fn the_console_is_read_by_interface_type_and_access_width() {
     let kind = |spcr| with(spcr).unwrap().uart.map(|uart| (uart.kind, uart.regs.size));
     let ns16550 = |reg_shift, io_width| UartKind::Ns16550 { reg_shift, io_width };
     assert_eq!(kind(spcr(3, 32, 3, 0x900_0000, 33)), Some((UartKind::Pl011, 0x1000)));
@@ -257,15 +257,15 @@ fn consoles_are_told_apart_by_kind_and_width() {
 }
 
 #[test]
-fn a_damaged_table_is_named() {
+fn a_damaged_table_is_reported() {
     let mut memory = Memory::of(GICV4);
     let at = memory.find(Signature::MADT).unwrap();
     let tables = memory.parts[1].0;
     memory.parts[1].1[(at.0 - tables.0) as usize + 50] ^= 1;
     let error = memory.read().unwrap_err();
     assert_eq!(error, AcpiError::Damaged { table: Signature::MADT, at, damage: Damage::Checksum });
-    assert_eq!(format!("{error}"), format!("the ACPI table APIC at {:#x} has a wrong checksum", at.0));
-    // Not needed, but there: as bad.
+    assert_eq!(format!("{error}"), format!("ACPI: table APIC at {:#x}: wrong checksum", at.0));
+    // An optional table that is present but damaged is an error, too.
     let mut memory = Memory::of(GICV4);
     memory.edit(Signature::IORT, |iort| iort[48 + 1..48 + 3].copy_from_slice(&[3, 0]));
     assert_eq!(memory.read().unwrap_err(), AcpiError::BadEntry(Signature::IORT));
@@ -283,7 +283,7 @@ fn an_entry_of_length_zero_ends_the_table_with_an_error() {
 }
 
 #[test]
-fn a_list_that_names_itself_or_nothing_does_no_harm() {
+fn an_xsdt_that_lists_itself_or_invalid_addresses_is_harmless() {
     let mut tables = small();
     tables.push(testing::table(b"SRAT", 3, &[0xff; 40]));
     let mut memory = Memory::with(&tables);
@@ -303,7 +303,7 @@ fn a_list_that_names_itself_or_nothing_does_no_harm() {
 
 #[test]
 fn no_damage_to_tables_makes_the_reader_panic() {
-    // xorshift, so that a failure can be repeated.
+    // xorshift, so that a failure can be reproduced.
     let mut seed = 0x9e37_79b9_7f4a_7c15u64;
     let mut random = move |below: usize| {
         seed ^= seed << 13;
@@ -319,7 +319,7 @@ fn no_damage_to_tables_makes_the_reader_panic() {
         let mut memory = if round % 2 == 0 { whole.clone() } else { graviton3.clone() };
         match round % 4 {
             0 | 1 => {
-                // Inside one table, its checksum made right again.
+                // Inside one table, with a correct checksum.
                 memory.edit(kinds[random(kinds.len())], |table| {
                     for _ in 0..=random(3) {
                         let at = 36 + random(table.len() - 36);
@@ -328,7 +328,7 @@ fn no_damage_to_tables_makes_the_reader_panic() {
                 });
             }
             2 => {
-                // Whole words with the numbers that break arithmetic.
+                // Whole words, with values that can overflow.
                 memory.edit(kinds[random(kinds.len())], |table| {
                     for _ in 0..=random(3) {
                         let at = 36 + random(table.len() - 40);
@@ -338,7 +338,7 @@ fn no_damage_to_tables_makes_the_reader_panic() {
                 });
             }
             _ => {
-                // Anywhere, or cut short.
+                // Any bit, or truncation.
                 let part = random(memory.parts.len());
                 let bytes = &mut memory.parts[part].1;
                 let at = random(bytes.len());
@@ -357,6 +357,6 @@ fn no_damage_to_tables_makes_the_reader_panic() {
             }
         }
     }
-    // Both kinds of outcome occur, or the test would say nothing.
+    // The test is meaningful only if both outcomes occur.
     assert!(good > 1000 && bad > 1000, "{good} read, {bad} refused");
 }

@@ -1,4 +1,4 @@
-//! `doorward.cfg`: what to boot, in the syntax of Xen's `xen.cfg` (docs/misc/efi.pandoc in Xen's tree).
+//! The configuration file `doorward.cfg`, in the syntax of Xen's `xen.cfg` (docs/misc/efi.pandoc in Xen's tree).
 //!
 //! ```text
 //! [global]
@@ -10,67 +10,67 @@
 //! ramdisk=initramfs.cpio
 //! ```
 //!
-//! A line is empty, a comment (`#` or `;`), a `[section]` or `key=value`. The hypervisor's words are the global
-//! `options=` followed by the section's. A key that nobody knows, or one given twice, is an error with its line's
-//! number: whoever mistypes `ramdisk=` should not have to find out from a kernel panic.
+//! A line is empty, a comment (`#` or `;`), a `[section]` or `key=value`. The hypervisor's command line is the global
+//! `options=` followed by the section's. An unknown or duplicate key is an error with a line number, so that a mistyped
+//! `ramdisk=` is reported here and not by a kernel panic.
 
 use core::fmt;
 
-/// What one section says.
+/// The contents of the section to boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config<'a> {
     /// The section's name.
     pub section: &'a str,
     /// `kernel=`: dom0's kernel and its command line.
     pub kernel: File<'a>,
-    /// `ramdisk=`.
+    /// `ramdisk=`: dom0's initial RAM disk.
     pub ramdisk: Option<&'a str>,
-    /// `dtb=`: a device tree to use instead of what the firmware describes.
+    /// `dtb=`: a device tree to use instead of the firmware's description.
     pub dtb: Option<&'a str>,
-    /// `options=` of `[global]` and of the section: the hypervisor's words.
+    /// `options=` of `[global]` and of the section: the hypervisor's command line.
     pub options: [&'a str; 2],
 }
 
-/// A file and the words that go with it.
+/// A file and its command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct File<'a> {
-    /// Its path, relative to the configuration file unless it starts with a separator.
+    /// The path, relative to the configuration file unless it starts with a separator.
     pub path: &'a str,
-    /// What follows the path.
+    /// The rest of the line after the path.
     pub words: &'a str,
 }
 
-/// What is wrong, and in which line (from 1 on; 0 where it is no line in particular).
+/// An error in a configuration file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConfigError<'a> {
-    /// The line's number.
+    /// The line number from 1 on; 0 if the error is not in a particular line.
     pub line: usize,
-    /// What is wrong with it.
+    /// The error.
     pub problem: Problem<'a>,
 }
 
-/// What can be wrong with a configuration.
+/// The errors that a configuration file can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem<'a> {
-    /// Not UTF-8.
+    /// The file is not UTF-8.
     NotText,
-    /// `[` without `]`, or nothing between them.
+    /// A section heading lacks `]` or a name.
     BadHeading(&'a str),
-    /// Neither a comment nor a heading, and no `=` in it.
+    /// A line is neither a comment nor a heading nor `KEY=VALUE`.
     NoValue(&'a str),
-    /// A key before any section.
+    /// A key precedes the first section.
     NoSection(&'a str),
-    /// A key that nobody knows.
+    /// A key is unknown.
     UnknownKey(&'a str),
-    /// A key that Xen knows and that means nothing here.
+    /// A key of Xen's that is not supported.
     ForeignKey(&'a str),
-    /// A key without a value.
+    /// A key has no value.
     Empty(&'a str),
-    /// A key given twice in one section.
+    /// A key occurs twice in a section.
     Twice(&'a str),
     /// There is no section to boot.
     NoSections,
-    /// The section that was asked for does not exist.
+    /// The requested section does not exist.
     MissingSection(&'a str),
     /// The section has no `kernel=`.
     NoKernel(&'a str),
@@ -82,36 +82,36 @@ impl fmt::Display for ConfigError<'_> {
             write!(f, "line {}: ", self.line)?;
         }
         match self.problem {
-            Problem::NotText => f.write_str("it is not UTF-8 text"),
-            Problem::BadHeading(text) => write!(f, "`{text}` is no section: write [NAME]"),
+            Problem::NotText => f.write_str("not UTF-8 text"),
+            Problem::BadHeading(text) => write!(f, "`{text}` is not a section heading; expected [NAME]"),
             Problem::NoValue(text) => write!(f, "`{text}` is neither [SECTION] nor KEY=VALUE"),
-            Problem::NoSection(key) => write!(f, "`{key}=` stands before the first [SECTION]"),
+            Problem::NoSection(key) => write!(f, "`{key}=` precedes the first [SECTION]"),
             Problem::UnknownKey(key) => {
-                write!(f, "nobody knows `{key}=`: there are default= (in [global]), options=, kernel=, ramdisk=, dtb=")
+                write!(f, "unknown key `{key}=`: expected default= (in [global]), options=, kernel=, ramdisk= or dtb=")
             }
             Problem::ForeignKey(key) => write!(f, "`{key}=` is not supported"),
             Problem::Empty(key) => write!(f, "`{key}=` has no value"),
-            Problem::Twice(key) => write!(f, "`{key}=` is given twice in one section"),
-            Problem::NoSections => f.write_str("it has no section to boot"),
-            Problem::MissingSection(name) => write!(f, "it has no section [{name}]"),
+            Problem::Twice(key) => write!(f, "duplicate key `{key}=` in one section"),
+            Problem::NoSections => f.write_str("there is no section to boot"),
+            Problem::MissingSection(name) => write!(f, "there is no section [{name}]"),
             Problem::NoKernel(name) => write!(f, "section [{name}] has no kernel="),
         }
     }
 }
 
-/// One line that means something.
+/// The contents of a line that is not empty or a comment.
 enum Item<'a> {
     Section(&'a str),
     Pair(&'a str, &'a str),
 }
 
 impl<'a> Config<'a> {
-    /// Reads section `wanted` of the file; without one, the section that `[global]` names by `default=`, or else the
-    /// first one that is not `[global]`.
+    /// Parses the file and returns the section `wanted`; if that is `None`, the section that `default=` in `[global]` names,
+    /// or else the first one that is not `[global]`.
     ///
     /// # Errors
     ///
-    /// The first thing that is wrong, in any section: a typo in another section is still a typo.
+    /// The first error in the file, including those in sections that are not used.
     pub fn parse(file: &'a [u8], wanted: Option<&'a str>) -> Result<Config<'a>, ConfigError<'a>> {
         let text = match core::str::from_utf8(file) {
             Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
@@ -145,7 +145,7 @@ fn newlines(bytes: &[u8]) -> usize {
     bytes.iter().filter(|&&byte| byte == b'\n').count()
 }
 
-/// The lines that mean something, with their numbers.
+/// Returns the lines that are not empty or comments, with their numbers.
 fn items<'a>(text: &'a str) -> impl Iterator<Item = (usize, Result<Item<'a>, Problem<'a>>)> {
     text.lines().zip(1..).filter_map(|(line, number)| {
         let line = line.trim();
@@ -163,7 +163,7 @@ fn items<'a>(text: &'a str) -> impl Iterator<Item = (usize, Result<Item<'a>, Pro
     })
 }
 
-/// Every line of the file has to make sense.
+/// Checks every line of the file.
 fn check(text: &str) -> Result<(), ConfigError<'_>> {
     let mut section = None;
     for (line, item) in items(text) {
@@ -175,13 +175,13 @@ fn check(text: &str) -> Result<(), ConfigError<'_>> {
             }
             Ok(Item::Pair(key, value)) => match (section, key) {
                 (None, _) => Problem::NoSection(key),
-                (Some(("global", _)), "default" | "options") => match trouble(text, "global", key, value, line) {
+                (Some(("global", _)), "default" | "options") => match check_value(text, "global", key, value, line) {
                     Some(problem) => problem,
                     None => continue,
                 },
                 (Some(_), "ucode" | "xsm" | "chain" | "video" | "xen") => Problem::ForeignKey(key),
                 (Some((name, _)), "options" | "kernel" | "ramdisk" | "dtb") if name != "global" => {
-                    match trouble(text, name, key, value, line) {
+                    match check_value(text, name, key, value, line) {
                         Some(problem) => problem,
                         None => continue,
                     }
@@ -194,8 +194,8 @@ fn check(text: &str) -> Result<(), ConfigError<'_>> {
     Ok(())
 }
 
-/// What is wrong with a key that is known.
-fn trouble<'a>(text: &'a str, section: &str, key: &'a str, value: &str, line: usize) -> Option<Problem<'a>> {
+/// Checks the value of a known key.
+fn check_value<'a>(text: &'a str, section: &str, key: &'a str, value: &str, line: usize) -> Option<Problem<'a>> {
     if value.is_empty() && key != "options" {
         return Some(Problem::Empty(key));
     }
@@ -206,7 +206,7 @@ fn sections(text: &str) -> impl Iterator<Item = &str> {
     items(text).filter_map(|(_, item)| if let Ok(Item::Section(name)) = item { Some(name) } else { None })
 }
 
-/// The pairs of a section, which may be split over the file.
+/// Returns the pairs of a section with their line numbers. A section may be in several parts of the file.
 fn pairs<'a>(text: &'a str, section: &str) -> impl Iterator<Item = (usize, &'a str, &'a str)> {
     let mut inside = false;
     items(text).filter_map(move |(line, item)| match item {
@@ -233,7 +233,7 @@ mod tests {
         ramdisk=initrd.img\r\noptions=dom0_mem=1G\r\ndtb=board.dtb";
 
     #[test]
-    fn the_default_section_is_read_whole() {
+    fn every_key_of_the_default_section_is_read() {
         let config = Config::parse(TWO.as_bytes(), None).unwrap();
         assert_eq!(config.section, "b");
         assert_eq!(config.kernel, File { path: "\\boot\\Image", words: "console=ttyAMA0  quiet" });
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_section_may_be_asked_for_by_name() {
+    fn a_section_can_be_requested_by_name() {
         let config = Config::parse(TWO.as_bytes(), Some("a")).unwrap();
         assert_eq!((config.kernel, config.ramdisk), (File { path: "one", words: "" }, None));
         assert_eq!(config.options, ["loglvl=debug", ""]);
@@ -255,30 +255,30 @@ mod tests {
     }
 
     #[test]
-    fn each_mistake_is_named_with_its_line() {
-        let told = |text: &str| Config::parse(text.as_bytes(), None).unwrap_err().to_string();
-        assert_eq!(told("[a]\n\nkernel"), "line 3: `kernel` is neither [SECTION] nor KEY=VALUE");
-        assert!(told("[a]\nkernal=x").starts_with("line 2: nobody knows `kernal=`"));
-        assert!(told("[a]\ndefault=a\nkernel=x").starts_with("line 2: nobody knows `default=`"));
-        assert!(told("[global]\nkernel=x").starts_with("line 2: nobody knows `kernel=`"));
-        assert_eq!(told("[a]\nxsm=policy"), "line 2: `xsm=` is not supported");
-        assert_eq!(told("[a"), "line 1: `[a` is no section: write [NAME]");
-        assert_eq!(told("[ ]"), "line 1: `[ ]` is no section: write [NAME]");
-        assert_eq!(told("kernel=x"), "line 1: `kernel=` stands before the first [SECTION]");
-        assert_eq!(told("[a]\nkernel="), "line 2: `kernel=` has no value");
+    fn each_error_is_reported_with_its_line_number() {
+        let error = |text: &str| Config::parse(text.as_bytes(), None).unwrap_err().to_string();
+        assert_eq!(error("[a]\n\nkernel"), "line 3: `kernel` is neither [SECTION] nor KEY=VALUE");
+        assert!(error("[a]\nkernal=x").starts_with("line 2: unknown key `kernal=`"));
+        assert!(error("[a]\ndefault=a\nkernel=x").starts_with("line 2: unknown key `default=`"));
+        assert!(error("[global]\nkernel=x").starts_with("line 2: unknown key `kernel=`"));
+        assert_eq!(error("[a]\nxsm=policy"), "line 2: `xsm=` is not supported");
+        assert_eq!(error("[a"), "line 1: `[a` is not a section heading; expected [NAME]");
+        assert_eq!(error("[ ]"), "line 1: `[ ]` is not a section heading; expected [NAME]");
+        assert_eq!(error("kernel=x"), "line 1: `kernel=` precedes the first [SECTION]");
+        assert_eq!(error("[a]\nkernel="), "line 2: `kernel=` has no value");
         assert_eq!(
-            told("[a]\nkernel=x\n[b]\nkernel=x\n[a]\nkernel=x"),
-            "line 6: `kernel=` is given twice in one section"
+            error("[a]\nkernel=x\n[b]\nkernel=x\n[a]\nkernel=x"),
+            "line 6: duplicate key `kernel=` in one section"
         );
-        assert_eq!(told("[global]\ndefault=z\n[a]\nkernel=x"), "it has no section [z]");
-        assert_eq!(told("[global]\ndefault=global\n[a]\nkernel=x"), "it has no section [global]");
-        assert_eq!(told(""), "it has no section to boot");
-        assert_eq!(told("[a]\nramdisk=x"), "section [a] has no kernel=");
-        assert_eq!(Config::parse(b"[a]\n\xff", None).unwrap_err().to_string(), "line 2: it is not UTF-8 text");
+        assert_eq!(error("[global]\ndefault=z\n[a]\nkernel=x"), "there is no section [z]");
+        assert_eq!(error("[global]\ndefault=global\n[a]\nkernel=x"), "there is no section [global]");
+        assert_eq!(error(""), "there is no section to boot");
+        assert_eq!(error("[a]\nramdisk=x"), "section [a] has no kernel=");
+        assert_eq!(Config::parse(b"[a]\n\xff", None).unwrap_err().to_string(), "line 2: not UTF-8 text");
     }
 
     #[test]
-    fn no_bytes_make_the_reader_panic() {
+    fn no_input_makes_the_parser_panic() {
         let mut file = TWO.as_bytes().to_vec();
         for at in 0..file.len() {
             for byte in [0, b'\n', b'[', b'=', b' ', 0xff] {

@@ -1,26 +1,26 @@
-//! The words that come with an EFI application: `[-cfg=FILE] [SECTION] [-- WORDS FOR THE HYPERVISOR]`, as Xen has them.
+//! The load options of an EFI application: `[-cfg=FILE] [SECTION] [-- HYPERVISOR OPTIONS]`, as in Xen.
 //!
-//! Some give the application's own name first (the shell, most boot managers' entries made by it), some do not (GRUB,
-//! QEMU's `-kernel`); QEMU's firmware adds an `initrd=` of its own. (UEFI 2.10, 9.1 LoadOptions; the text is UCS-2 by
-//! convention only, so it may be anything.)
+//! The shell, and most boot manager entries that it creates, put the application's own name first. GRUB and QEMU's
+//! `-kernel` do not. QEMU's firmware adds an `initrd=` option. (UEFI 2.10, 9.1 LoadOptions. The text is UCS-2 only by
+//! convention, so it may be anything.)
 
 use arrayvec::ArrayString;
 
-/// The words, sorted.
+/// The parsed load options.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoadOptions<'a> {
     /// `-cfg=FILE`: the configuration file.
     pub config: Option<&'a str>,
     /// The section to boot.
     pub section: Option<&'a str>,
-    /// What follows `--`.
+    /// The text after `--`: options for the hypervisor.
     pub hypervisor: &'a str,
-    /// The first word that means nothing.
+    /// The first unknown option.
     pub unknown: Option<&'a str>,
 }
 
 impl<'a> LoadOptions<'a> {
-    /// Sorts the words of `text`; `own` is the application's file name.
+    /// Parses `text`; `own` is the application's file name.
     #[must_use]
     pub fn parse(text: &'a str, own: &str) -> LoadOptions<'a> {
         let mut options = LoadOptions::default();
@@ -49,7 +49,7 @@ impl<'a> LoadOptions<'a> {
     }
 }
 
-/// Whether `word` is how somebody typed the name of the file `own`: any case, with or without folder and suffix.
+/// Whether `word` is the name of the file `own`, in any case, with or without folder and suffix, or of any `.efi` file.
 fn names(word: &str, own: &str) -> bool {
     let base = |path: &'_ str| path.len() - path.rsplit(['\\', '/', ':']).next().map_or(0, str::len);
     let (word, own) = (&word[base(word)..], &own[base(own)..]);
@@ -60,7 +60,7 @@ fn names(word: &str, own: &str) -> bool {
         || word.eq_ignore_ascii_case(own)
 }
 
-/// UTF-16 text up to its terminator, or nothing if it does not fit or is no text.
+/// Converts UTF-16 text up to its terminator. Returns `None` if it is invalid or does not fit.
 #[must_use]
 pub fn to_utf8<const N: usize>(units: impl Iterator<Item = u16>) -> Option<ArrayString<N>> {
     let mut text = ArrayString::new();
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn words_behind_two_dashes_are_the_hypervisors() {
+    fn the_text_after_two_dashes_is_for_the_hypervisor() {
         let options = parse("-cfg=\\a.cfg safe -- direct=off  onpanic=off ");
         assert_eq!((options.config, options.section), (Some("\\a.cfg"), Some("safe")));
         assert_eq!((options.hypervisor, options.unknown), ("direct=off  onpanic=off", None));
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn the_applications_own_name_is_no_section() {
+    fn the_name_of_the_application_is_not_taken_for_a_section() {
         for name in ["fs0:\\EFI\\BOOT\\bootaa64.efi", "BootAA64", "other.EFI", "/efi/boot/BOOTAA64.EFI"] {
             let text = std::format!("{name} safe");
             assert_eq!(parse(&text).section, Some("safe"), "{name}");
@@ -98,19 +98,19 @@ mod tests {
     }
 
     #[test]
-    fn what_means_nothing_is_kept_to_be_told() {
+    fn the_first_unknown_option_is_returned() {
         assert_eq!(parse("a b").unknown, Some("b"));
         assert_eq!(parse("-basevideo a").unknown, Some("-basevideo"));
     }
 
     #[test]
-    fn the_firmwares_initrd_word_is_not_ours() {
+    fn the_initrd_option_of_the_firmware_is_ignored() {
         assert_eq!(parse(" initrd=initrd"), LoadOptions::default());
         assert_eq!(parse("\u{e9}\u{20ac}x").section, Some("\u{e9}\u{20ac}x"));
     }
 
     #[test]
-    fn text_ends_at_its_terminator_and_has_to_fit() {
+    fn text_ends_at_its_terminator_and_must_fit() {
         let units = |text: &str| text.encode_utf16().collect::<std::vec::Vec<_>>();
         assert_eq!(to_utf8::<8>(units("ab\0c").into_iter()).unwrap().as_str(), "ab");
         assert_eq!(to_utf8::<2>(units("abc").into_iter()), None);

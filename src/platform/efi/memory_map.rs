@@ -1,59 +1,57 @@
-//! The firmware's memory map, and what it means for a [`Machine`]: which addresses are RAM, and which RAM stays the
-//! firmware's. (UEFI 2.10, 7.2 Memory Allocation Services: GetMemoryMap.)
+//! The UEFI memory map, and its translation to the memory and reservations of a [`Machine`] (UEFI 2.10, 7.2 Memory
+//! Allocation Services: GetMemoryMap).
 //!
-//! The code, data and tables that runtime services and ACPI need stay where they are and are nobody's. What boot
-//! services and loaders used is free.
+//! The code, data and tables of runtime services and ACPI are reserved. The memory of boot services and of loaders is free.
 
 use crate::ids::Pa;
-use crate::platform::{Machine, MachineError, What};
-use crate::util::range::Range;
+use crate::platform::{Machine, MachineError, Part};
+use crate::util::range::{PAGE, Range};
 use arrayvec::ArrayVec;
 use core::fmt;
 use r_efi::efi;
 
-/// The least that a descriptor has.
+/// The size in bytes of a descriptor of the specification's first version.
 const DESCRIPTOR: usize = 40;
-const PAGE: u64 = 4096;
 
-/// One line of the map.
+/// A descriptor of the map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descriptor {
-    /// The EFI_MEMORY_TYPE.
+    /// The memory type (EFI_MEMORY_TYPE).
     pub kind: u32,
-    /// Where.
+    /// The physical addresses.
     pub range: Range,
-    /// The EFI_MEMORY_ attribute bits.
+    /// The attributes (EFI_MEMORY_ bits).
     pub attributes: u64,
 }
 
-/// The descriptors as the firmware wrote them.
+/// The memory map as the firmware returned it.
 #[derive(Clone, Copy, Debug)]
 pub struct MemoryMap<'a> {
     bytes: &'a [u8],
     step: usize,
 }
 
-/// Descriptors that are smaller than the specification's.
+/// The error of a map with descriptors that are smaller than in the specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OutOfOrder;
+pub struct BadDescriptorSize;
 
-impl fmt::Display for OutOfOrder {
+impl fmt::Display for BadDescriptorSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the firmware's memory map has descriptors of less than 40 bytes")
+        f.write_str("UEFI memory map: descriptors have less than 40 bytes")
     }
 }
 
 impl<'a> MemoryMap<'a> {
-    /// A map of descriptors that lie `step` bytes apart.
+    /// A map with a descriptor every `step` bytes.
     ///
     /// # Errors
     ///
-    /// [`OutOfOrder`] when that is less than a descriptor has.
-    pub fn new(bytes: &'a [u8], step: usize) -> Result<MemoryMap<'a>, OutOfOrder> {
-        if step < DESCRIPTOR { Err(OutOfOrder) } else { Ok(MemoryMap { bytes, step }) }
+    /// [`BadDescriptorSize`] if `step` is smaller than a descriptor.
+    pub fn new(bytes: &'a [u8], step: usize) -> Result<MemoryMap<'a>, BadDescriptorSize> {
+        if step < DESCRIPTOR { Err(BadDescriptorSize) } else { Ok(MemoryMap { bytes, step }) }
     }
 
-    /// The descriptors, in the firmware's order (which is none).
+    /// Returns the descriptors, in no particular order.
     pub fn iter(self) -> impl Iterator<Item = Descriptor> + 'a {
         self.bytes.chunks_exact(self.step).map(|bytes| {
             let word =
@@ -65,34 +63,34 @@ impl<'a> MemoryMap<'a> {
         })
     }
 
-    /// The descriptor in which `at` lies.
+    /// Returns the descriptor that covers `at`.
     #[must_use]
     pub fn find(self, at: Pa) -> Option<Descriptor> {
         self.iter().find(|descriptor| descriptor.range.contains(at))
     }
 
-    /// Puts all RAM into the machine's memory, and adds what is kept of it to the machine's reservations.
+    /// Makes all RAM the machine's memory, and adds what the firmware keeps to the machine's reservations.
     ///
     /// # Errors
     ///
-    /// [`MachineError::TooMany`] when the map is too fragmented even after merging.
+    /// [`MachineError::TooMany`] if the map is too fragmented even after merging.
     pub fn fill(self, machine: &mut Machine) -> Result<(), MachineError> {
         machine.memory.clear();
-        self.merge(Descriptor::is_ram, &mut machine.memory, What::Memory)?;
-        self.merge(Descriptor::is_kept, &mut machine.reserved, What::Reserved)
+        self.merge(Descriptor::is_ram, &mut machine.memory, Part::Memory)?;
+        self.merge(Descriptor::is_kept, &mut machine.reserved, Part::Reserved)
     }
 
-    /// Appends what `wanted` accepts to `list`, sorted, neighbours merged.
+    /// Appends the descriptors that `wanted` accepts to `list`, sorted, and merged if adjacent.
     fn merge<const N: usize>(
         self,
         wanted: fn(&Descriptor) -> bool,
         list: &mut ArrayVec<Range, N>,
-        what: What,
+        part: Part,
     ) -> Result<(), MachineError> {
         let mut run = Range::default();
         let mut from = Pa(0);
-        let too_many = MachineError::TooMany { what, limit: N };
-        // There is no heap to sort in: the next one is searched for each time.
+        let too_many = MachineError::TooMany { part, limit: N };
+        // Without a heap there is no room to sort, so each step searches for the next one.
         loop {
             let next = self
                 .iter()
@@ -119,7 +117,7 @@ impl<'a> MemoryMap<'a> {
 }
 
 impl Descriptor {
-    /// RAM, whoever has it.
+    /// Whether it is RAM, free or in use.
     #[must_use]
     pub fn is_ram(&self) -> bool {
         let is_memory = matches!(
@@ -137,7 +135,7 @@ impl Descriptor {
         is_memory && self.attributes & efi::MEMORY_WB != 0
     }
 
-    /// What remains the firmware's after it has handed over, RAM or not.
+    /// Whether the firmware keeps it after ExitBootServices. It need not be RAM.
     #[must_use]
     pub fn is_kept(&self) -> bool {
         matches!(
@@ -177,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_of_any_order_and_kind_become_one_bank() {
+    fn adjacent_descriptors_of_any_order_and_type_become_one_bank() {
         let bytes = map(
             48,
             &[
@@ -196,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_neither_write_back_nor_memory_is_no_ram() {
+    fn only_write_back_memory_is_ram() {
         let bytes = map(
             40,
             &[
@@ -215,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_that_overlap_or_wrap_end_the_walk_all_the_same() {
+    fn merging_overlapping_or_wrapping_descriptors_terminates() {
         let bytes = map(
             40,
             &[
@@ -232,19 +230,19 @@ mod tests {
     }
 
     #[test]
-    fn a_map_with_too_many_islands_is_refused() {
+    fn a_map_that_is_too_fragmented_is_refused() {
         let lines: Vec<_> = (0..65).map(|n| (efi::CONVENTIONAL_MEMORY, n * 2 * MIB, MIB, 0xf)).collect();
         let mut machine = Machine::new();
         let error = MemoryMap::new(&map(48, &lines), 48).unwrap().fill(&mut machine).unwrap_err();
-        assert_eq!(error, MachineError::TooMany { what: What::Memory, limit: 64 });
+        assert_eq!(error, MachineError::TooMany { part: Part::Memory, limit: 64 });
     }
 
     #[test]
-    fn an_address_is_found_in_its_descriptor() {
+    fn find_returns_the_descriptor_of_an_address() {
         let bytes = map(48, &[(efi::LOADER_DATA, 0x1000, 0x3000, 0xf)]);
         let map = MemoryMap::new(&bytes, 48).unwrap();
         assert_eq!(map.find(Pa(0x3fff)).unwrap().kind, efi::LOADER_DATA);
         assert_eq!(map.find(Pa(0x4000)), None);
-        assert_eq!(MemoryMap::new(&[], 39).unwrap_err(), OutOfOrder);
+        assert_eq!(MemoryMap::new(&[], 39).unwrap_err(), BadDescriptorSize);
     }
 }

@@ -1,7 +1,7 @@
-//! What UEFI firmware and its boot manager say: the configuration file, the load options, the memory map.
+//! Parsers of the input of an EFI application: configuration file, load options, memory map.
 //!
-//! All of it is text and tables from outside, so all of it is read here, over slices and without a heap, where the
-//! host tests it. Calling the firmware is `boot::efi`'s business.
+//! All of it is untrusted input. It is parsed here, from slices and without a heap, so that it can be tested on the host.
+//! The calls of the firmware are in `boot::efi`.
 
 mod config;
 mod load_options;
@@ -9,16 +9,16 @@ mod memory_map;
 
 pub use config::{Config, ConfigError, File, Problem};
 pub use load_options::{LoadOptions, to_utf8};
-pub use memory_map::{Descriptor, MemoryMap, OutOfOrder};
+pub use memory_map::{BadDescriptorSize, Descriptor, MemoryMap};
 
 use core::fmt;
 
-/// What described the machine.
+/// The source of the machine's description.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Firmware {
-    /// A device tree, whoever gave it.
+    /// A device tree, from the firmware or from a file.
     Fdt,
-    /// ACPI tables, under UEFI.
+    /// ACPI tables of UEFI firmware.
     Acpi,
 }
 

@@ -1,21 +1,21 @@
 //! `/chosen`: the console, the command line and the boot modules.
 //!
-//! Modules are in Xen's binding (docs/misc/arm/device-tree/booting.txt in Xen's tree). QEMU's guest-loader writes
-//! them without `#address-cells` in `/chosen`; then the root's cells hold. Xen's rule for command lines holds too:
-//! where `xen,xen-bootargs` exists it is the hypervisor's, and `bootargs` is dom0's unless its module says otherwise.
+//! Modules follow Xen's binding (docs/misc/arm/device-tree/booting.txt in Xen's tree). QEMU's guest-loader writes them
+//! without `#address-cells` in `/chosen`; then the root's cells apply. Command lines follow Xen's rule, too: if
+//! `xen,xen-bootargs` exists, it is for the hypervisor, and `bootargs` is for dom0 unless its module has its own.
 //!
-//! A `xen,domain` node is a domain beside dom0 (the same document, "Creating Multiple Domains directly from Xen"):
-//! `cpus`, `memory` in KiB, `vpl011`, and modules of its own. Two properties are ours: `doorward,cpu-weight` and
-//! `doorward,cpu-cap`, a cell each.
+//! A `xen,domain` node describes a domU (same document, "Creating Multiple Domains directly from Xen"): `cpus`, `memory` in
+//! KiB, `vpl011`, and modules. Two properties are Doorward's own: `doorward,cpu-weight` and `doorward,cpu-cap`, of one cell
+//! each.
 
-use super::push;
-use super::walk::{Cells, Go, Place, Tree, text};
+use super::lists::push;
+use super::walk::{self, Cells, Go, Place, Tree, text};
 use crate::ids::Pa;
-use crate::platform::{DomainConfig, Machine, MachineError, Module, ModuleKind, Uart, UartKind, What};
+use crate::platform::{DomainConfig, Machine, MachineError, Module, ModuleKind, Part, Uart, UartKind};
 use crate::util::range::Range;
 use arrayvec::{ArrayString, ArrayVec};
 
-/// Reads all of it; a machine without `/chosen` has no console, no modules and an empty command line.
+/// Reads `/chosen`. A machine without it has no console, no modules and an empty command line.
 pub(super) fn read(tree: Tree<'_>, machine: &mut Machine) -> Result<(), MachineError> {
     let mut stdout = None;
     let mut dom0_bootargs: &str = "";
@@ -37,13 +37,13 @@ pub(super) fn read(tree: Tree<'_>, machine: &mut Machine) -> Result<(), MachineE
             return Ok(Go::Over);
         }
         if place.depth == 2 && place.is_compatible("xen,domain") {
-            push(&mut machine.domains, read_domain(place)?, What::Domain)?;
+            push(&mut machine.domains, read_domain(place)?, Part::Domain)?;
             return Ok(Go::In);
         }
         if ["multiboot,module", "xen,multiboot-module", "boot,module"].iter().any(|word| place.is_compatible(word)) {
             match machine.domains.last_mut().filter(|_| place.depth > 2) {
-                Some(domain) => push(&mut domain.modules, read_module(place, "")?, What::Module)?,
-                None => push(&mut machine.modules, read_module(place, dom0_bootargs)?, What::Module)?,
+                Some(domain) => push(&mut domain.modules, read_module(place, "")?, Part::Module)?,
+                None => push(&mut machine.modules, read_module(place, dom0_bootargs)?, Part::Module)?,
             }
         }
         Ok(Go::Over)
@@ -53,7 +53,7 @@ pub(super) fn read(tree: Tree<'_>, machine: &mut Machine) -> Result<(), MachineE
     if without { Err(MachineError::BadProperty { node: "xen,domain", property: "multiboot,kernel" }) } else { Ok(()) }
 }
 
-/// What a domain is to have; its modules are nodes of their own.
+/// Reads a domU's properties. Its modules are child nodes, which the caller reads.
 fn read_domain(place: &Place<'_, '_>) -> Result<DomainConfig, MachineError> {
     let bad = |property| MachineError::BadProperty { node: "xen,domain", property };
     let cpus = place.u32("cpus").and_then(|cpus| u16::try_from(cpus).ok()).filter(|&cpus| cpus > 0);
@@ -103,14 +103,14 @@ fn read_module(place: &Place<'_, '_>, dom0_bootargs: &str) -> Result<Module, Mac
     Ok(Module { kind, range: Range::new(Pa(base), size), bootargs })
 }
 
-/// The UART at `path[:options]`, where the path may start with an alias.
+/// Finds the UART at `path[:options]`, where the path may start with an alias.
 fn find_uart(tree: Tree<'_>, stdout: &str) -> Option<Uart> {
     let path = stdout.split(':').next()?;
     let (head, tail) = match path.strip_prefix('/') {
         Some(_) => ("", path),
         None => {
             let (alias, rest) = path.split_once('/').unwrap_or((path, ""));
-            (text(super::walk::value(tree.fdt.find_node("/aliases")?, alias)?)?, rest)
+            (text(walk::value(tree.fdt.find_node("/aliases")?, alias)?)?, rest)
         }
     };
     let mut uart = None;
@@ -132,7 +132,7 @@ fn find_uart(tree: Tree<'_>, stdout: &str) -> Option<Uart> {
     uart
 }
 
-/// Whether a node answers to a name that may lack the unit address.
+/// Whether `name`, which may lack the unit address, is that of a node.
 fn matches(node: &str, name: &str) -> bool {
     node == name || (!name.contains('@') && node.split('@').next() == Some(name))
 }
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_domain_beside_dom0_is_read_with_its_own_modules() {
+    fn a_domu_is_read_with_its_own_modules() {
         let machine = read(&with_domain(|_| {})).unwrap();
         assert_eq!(machine.domains.len(), 1);
         let domain = &machine.domains[0];
@@ -209,13 +209,13 @@ mod tests {
             (Range::new(Pa(0x5000_0000), 0x10_0000), "console=ttyAMA0")
         );
         assert_eq!(domain.module(ModuleKind::Ramdisk).unwrap().range, Range::new(Pa(0x5400_0000), 0x2000));
-        // dom0's are what they were.
+        // dom0's modules are unchanged.
         assert_eq!((machine.modules.len(), machine.all_modules().count()), (2, 4));
         assert_eq!(machine.kernel().unwrap().range.base, Pa(0x4800_0000));
     }
 
     #[test]
-    fn what_a_domain_lacks_is_named() {
+    fn a_missing_or_invalid_property_of_a_domu_is_reported() {
         let at = "/chosen/domU1";
         let bad = |property| MachineError::BadProperty { node: "xen,domain", property };
         assert_eq!(refused(|tree| unset(tree, at, "cpus")), bad("cpus"));
@@ -226,13 +226,13 @@ mod tests {
         assert_eq!(refused(|tree| set(tree, at, "memory", [u32::MAX, 0])), bad("memory"));
         assert_eq!(refused(|tree| set(tree, KERNEL, "compatible", "multiboot,module")), bad("multiboot,kernel"));
         let overlap = refused(|tree| set(tree, KERNEL, "reg", [0u32, 0x4800_0000, 0x1000]));
-        assert!(matches!(overlap, MachineError::Overlap { a: What::Module, .. }));
+        assert!(matches!(overlap, MachineError::Overlap { a: Part::Module, .. }));
         let nowhere = refused(|tree| set(tree, KERNEL, "reg", [0u32, 0x1000_0000, 0x1000]));
         assert_eq!(nowhere, MachineError::ModuleOutsideMemory(Range::new(Pa(0x1000_0000), 0x1000)));
     }
 
     #[test]
-    fn a_domain_that_is_switched_off_is_not_there_and_shares_are_read() {
+    fn a_disabled_domu_is_skipped_and_weight_and_cap_are_read() {
         let machine = read(&with_domain(|tree| set(tree, "/chosen/domU1", "status", "disabled"))).unwrap();
         assert!(machine.domains.is_empty());
         assert_eq!(machine.modules.len(), 2);
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn more_domains_than_there_can_be_are_refused() {
+    fn more_domus_than_the_capacity_are_refused() {
         let error = refused(|tree| {
             for number in 2..10 {
                 let copy = node(tree, "/chosen/domU1").clone();
@@ -255,6 +255,6 @@ mod tests {
                 node(tree, "/chosen").add_child(other);
             }
         });
-        assert_eq!(error, MachineError::TooMany { what: What::Domain, limit: crate::platform::DOMAINS });
+        assert_eq!(error, MachineError::TooMany { part: Part::Domain, limit: crate::platform::DOMAINS });
     }
 }

@@ -1,35 +1,36 @@
-//! Every device in the tree, for whoever gives devices to domains.
+//! The list of all devices in the tree, for assigning devices to domains.
 
-use super::walk::{Go, Place, Tree, strings};
-use super::{Trigger, open, push};
+use super::lists::push;
+use super::open::open;
+use super::walk::{Go, Place, Tree, Trigger, strings};
 use crate::ids::Intid;
-use crate::platform::{MachineError, What};
+use crate::platform::{MachineError, Part};
 use crate::util::range::Range;
 use arrayvec::{ArrayString, ArrayVec};
 use core::fmt::Write;
 
-/// A shared interrupt that a device raises.
+/// A shared peripheral interrupt of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spi {
-    /// Its number, of an SPI or an extended SPI.
+    /// The INTID, of an SPI or an extended SPI.
     pub intid: Intid,
-    /// How it signals.
+    /// Its trigger mode.
     pub trigger: Trigger,
 }
 
-/// A node that has registers or interrupts.
+/// A device: a node that has registers or interrupts.
 pub struct DeviceNode<'a> {
-    /// The full path; its end is missing where it exceeds 256 bytes.
+    /// The full path, truncated to 256 bytes.
     pub path: &'a str,
     compatible: &'a [u8],
-    /// `reg`, as far as the CPU can reach it.
+    /// The entries of `reg` that the CPU can access, as CPU addresses.
     pub regs: &'a [Range],
-    /// `interrupts`, `interrupts-extended` and `interrupt-map`, as far as they are SPIs of the GIC.
+    /// The SPIs of the GIC in `interrupts`, `interrupts-extended` and `interrupt-map`.
     pub spis: &'a [Spi],
 }
 
 impl<'a> DeviceNode<'a> {
-    /// What the device is, the most exact word first.
+    /// Returns the words of `compatible`, the most specific first.
     pub fn compatible(&self) -> impl Iterator<Item = &'a str> + use<'a> {
         strings(self.compatible)
     }
@@ -41,14 +42,14 @@ impl<'a> DeviceNode<'a> {
     }
 }
 
-/// Calls `each` with every available device that has registers which a CPU can reach, or SPIs of the GIC: the GIC,
-/// ITSs, SMMUs and the console among them, memory, CPUs, reservations and `/chosen` not. The windows of PCI hosts are
-/// in [`PciHost::windows`](crate::platform::PciHost::windows).
+/// Calls `each` with every available device that has SPIs of the GIC, or registers that a CPU can access. This includes
+/// the GIC, ITSs, SMMUs and the console, but not memory, CPUs, reservations and `/chosen`. The windows of PCI hosts are not
+/// listed; they are in [`PciHost::windows`](crate::platform::PciHost::windows).
 ///
 /// # Errors
 ///
-/// As for [`read`](super::read) where the tree is damaged; [`MachineError::TooMany`] when one node has more than 64
-/// ranges or 512 interrupts.
+/// Those of [`read`](super::read) for a damaged tree; [`MachineError::TooMany`] if a node has more than 64 ranges or 512
+/// interrupts.
 pub fn for_each_device(blob: &[u8], mut each: impl FnMut(DeviceNode<'_>)) -> Result<(), MachineError> {
     let tree = open(blob)?;
     tree.walk_available(&mut |place| {
@@ -68,14 +69,14 @@ pub fn for_each_device(blob: &[u8], mut each: impl FnMut(DeviceNode<'_>)) -> Res
 fn visit(tree: Tree<'_>, place: &Place<'_, '_>, each: &mut impl FnMut(DeviceNode<'_>)) -> Result<(), MachineError> {
     let mut regs: ArrayVec<Range, 64> = ArrayVec::new();
     for range in place.regs().flatten().filter(|range| !range.is_empty()) {
-        push(&mut regs, range, What::DeviceRegs)?;
+        push(&mut regs, range, Part::DeviceRegs)?;
     }
     let mut spis: ArrayVec<Spi, 512> = ArrayVec::new();
     tree.interrupts(place, &mut |intid, trigger| {
         let is_shared = matches!(intid.0, 32..1020 | 4096..5120);
-        // A PCI host's map names each of its few lines many times.
+        // The interrupt map of a PCI host has each of its few interrupts many times.
         if is_shared && !spis.iter().any(|spi| spi.intid == intid) {
-            push(&mut spis, Spi { intid, trigger }, What::DeviceInterrupts)?;
+            push(&mut spis, Spi { intid, trigger }, Part::DeviceInterrupts)?;
         }
         Ok(())
     })?;
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn every_device_of_the_machine_is_seen_once() {
+    fn every_device_is_listed_once() {
         let all = devices(DOM0);
         // 32 virtio, fw-cfg, GPIO, SMMU, PCI, RTC, UART, flash, GIC, ITS.
         assert_eq!(all.len(), 32 + 9);
@@ -151,7 +152,7 @@ mod tests {
             inner.add_property(DeviceTreeProperty::new("#size-cells", 1u32).unwrap());
             inner.add_property(DeviceTreeProperty::new("ranges", [0u8; 0]).unwrap());
             let mut dev = DeviceTreeNode::new("dev@2010").unwrap();
-            // Inside the second entry, across its end, in the first, and below it.
+            // Within the second entry of `ranges`, across its end, within the first entry, and below it.
             let reg = [0x2010u32, 0x20, 0x2ff0, 0x20, 0x100, 0x1000, 0x80, 0x10];
             dev.add_property(DeviceTreeProperty::new("reg", reg).unwrap());
             dev.add_property(DeviceTreeProperty::new("interrupts", [0u32, 100, 4, 1, 5, 4, 2, 7, 1]).unwrap());
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_without_a_way_to_them_or_switched_off_are_not_seen() {
+    fn disabled_and_inaccessible_devices_are_not_listed() {
         let blob = edited(DOM0, |tree| {
             let mut child = DeviceTreeNode::new("sensor@48").unwrap();
             child.add_property(DeviceTreeProperty::new("reg", [0u32, 0x48, 0, 1]).unwrap());
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn extended_interrupts_count_only_where_they_are_the_gics() {
+    fn extended_interrupts_of_other_controllers_are_ignored() {
         let blob = edited(DOM0, |tree| {
             set(tree, "/pl061@9030000", "#interrupt-cells", 2u32);
             set(tree, "/pl031@9010000", "interrupts-extended", [0x8008u32, 3, 4, 0x8005, 0, 50, 4]);

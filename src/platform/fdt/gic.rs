@@ -1,10 +1,10 @@
-//! The GIC's node and its ITSs (bindings `arm,gic-v3.yaml`, `arm,gic.yaml`).
+//! The nodes of the GIC and of its ITSs (bindings `arm,gic-v3.yaml`, `arm,gic.yaml`).
 
+use super::lists::{Phandles, push};
 use super::walk::{Cells, Go, Place, Tree};
-use super::{Phandles, push};
-use crate::platform::{GicKind, Its, Machine, MachineError, What};
+use crate::platform::{GicKind, Its, Machine, MachineError, Part};
 
-/// What the `compatible` of a node says about GICs.
+/// Returns the kind of GIC that a node is, from its `compatible`.
 fn kind(place: &Place<'_, '_>) -> Option<GicKind> {
     const OLD: [&str; 7] = [
         "arm,gic-400",
@@ -26,13 +26,12 @@ fn kind(place: &Place<'_, '_>) -> Option<GicKind> {
     }
 }
 
-/// The GIC's phandle and `#interrupt-cells`. A machine may have older GICs behind its GICv3, as device controllers.
+/// Finds the GIC's phandle and `#interrupt-cells`. Older GICs may exist behind a GICv3, as interrupt controllers of devices.
 pub(super) fn find(tree: Tree<'_>) -> Result<Option<(u32, u32)>, MachineError> {
     let mut gic = None;
     tree.walk_available(&mut |place| {
         if gic.is_none() && kind(place) == Some(GicKind::V3) {
-            // Without a phandle no node can name it, and only its own children and siblings use it: phandle 0 is
-            // never used by anyone else.
+            // Without a phandle, only implicit interrupt parents lead to the GIC. 0 is not a valid phandle.
             gic = Some((place.phandle().unwrap_or(0), place.u32("#interrupt-cells").unwrap_or(3)));
         }
         Ok(if gic.is_none() { Go::In } else { Go::Over })
@@ -40,7 +39,7 @@ pub(super) fn find(tree: Tree<'_>) -> Result<Option<(u32, u32)>, MachineError> {
     Ok(gic)
 }
 
-/// Distributor, redistributor regions, maintenance interrupt and ITSs of the first GICv3.
+/// Reads distributor, redistributor regions, maintenance interrupt and ITSs of the first GICv3.
 pub(super) fn read(tree: Tree<'_>, machine: &mut Machine, known: &mut Phandles) -> Result<(), MachineError> {
     let mut other = None;
     let mut found = false;
@@ -54,8 +53,8 @@ pub(super) fn read(tree: Tree<'_>, machine: &mut Machine, known: &mut Phandles) 
             None if place.is_compatible("arm,gic-v3-its") => {
                 let control = place.reg(0).ok_or(MachineError::BadProperty { node: "ITS", property: "reg" })?;
                 let its = Its { control, non_coherent: place.has("dma-noncoherent") };
-                push(&mut machine.gic.itss, its, What::Its)?;
-                push(&mut known.itss, place.phandle(), What::Its)?;
+                push(&mut machine.gic.itss, its, Part::Its)?;
+                push(&mut known.itss, place.phandle(), Part::Its)?;
             }
             None => {}
         }
@@ -77,15 +76,15 @@ fn read_gic(tree: Tree<'_>, place: &Place<'_, '_>, machine: &mut Machine) -> Res
     let regions = place.u32("#redistributor-regions").unwrap_or(1) as usize;
     for index in 1..=regions {
         let region = place.reg(index).ok_or(if index == 1 { MachineError::NoRedistributors } else { bad("reg") })?;
-        push(&mut gic.redists, region, What::Redistributors)?;
+        push(&mut gic.redists, region, Part::Redistributors)?;
     }
     if let Some(stride) = place.value("redistributor-stride") {
-        // One cell or two: both are in use.
+        // Both one and two cells are in use.
         gic.redist_stride = Some(Cells(stride).value().ok_or(bad("redistributor-stride"))?);
     }
     gic.non_coherent = place.has("dma-noncoherent");
 
-    // Its own interrupt is its own business: where neither it nor an ancestor names an interrupt parent, it is meant.
+    // The GIC is its own interrupt parent if neither it nor an ancestor names one.
     let mut maintenance = None;
     let own =
         Tree { gic: place.interrupt_parent().or(tree.gic.map(|gic| gic.0)).zip(tree.gic.map(|gic| gic.1)), ..tree };

@@ -1,29 +1,39 @@
-//! Reading a [`Machine`] out of a flattened device tree.
+//! The reader of flattened device trees.
 //!
-//! `dtoolkit` checks the header and the structure once; after that its iterators cannot fail. What the properties
-//! mean, and whether it makes sense, is decided here (and in [`Machine::check`]): `walk` has cells, addresses and
-//! interrupts, `gic` and `pci` the two bindings that are long, `chosen` what the boot loader says, `devices` the list
-//! of everything else for whoever builds dom0.
+//! `dtoolkit` checks the header and the structure once; after that its iterators cannot fail. The properties are
+//! interpreted here and checked by [`Machine::check`].
 //!
-//! The boot loader is trusted to tell the truth but not to make no mistakes: no bytes make this code panic, loop or
-//! recurse without bound (`fuzz/fuzz_targets/fdt.rs`), and what is refused is refused with a sentence. One strictness
-//! comes from `dtoolkit`: it refuses node and property names longer than 31 characters, as the specification does.
+//! | file | content |
+//! |---|---|
+//! | `open` | checks of the header and the structure |
+//! | `walk` | nodes, cells, address translation, interrupt specifiers |
+//! | `gic`, `pci` | the bindings of the GIC and of PCI hosts |
+//! | `chosen` | console, command lines, boot modules, domUs |
+//! | `devices` | the list of all devices, from which dom0 is built |
+//! | this file | memory, CPUs, timer, PSCI, SMMUs |
+//!
+//! The boot loader is trusted not to lie, but it may have bugs: no input makes this code panic, loop or recurse without
+//! bound (`fuzz/fuzz_targets/fdt.rs`), and everything that is refused is reported. `dtoolkit` also refuses node and
+//! property names longer than 31 characters, as the specification does.
 
 mod chosen;
 mod devices;
 mod gic;
+mod lists;
+mod open;
 mod pci;
 mod walk;
 
 pub use devices::{DeviceNode, Spi, for_each_device};
+pub use open::{is_compatible, parse, trim};
 pub use walk::Trigger;
 
-use super::{Conduit, Cpu, Machine, MachineError, Smmu, TimerPpis, What};
+use super::{Conduit, Cpu, Machine, MachineError, Part, Smmu, TimerPpis};
 use crate::ids::{Intid, Mpidr, Pa};
 use crate::util::range::Range;
 use arrayvec::ArrayVec;
-use dtoolkit::error::FdtErrorKind;
-use dtoolkit::fdt::Fdt;
+use lists::{Phandles, push};
+use open::open;
 #[cfg(test)]
 use walk::MAX_DEPTH;
 use walk::{Cells, Go, Place, Tree, strings};
@@ -34,23 +44,23 @@ use walk::{Cells, Go, Place, Tree, strings};
 ///
 /// # Errors
 ///
-/// Whatever is wrong with the tree first.
+/// The first problem that is found.
 pub fn read(blob: &[u8]) -> Result<Machine, MachineError> {
     let mut machine = Machine::new();
     read_into(&mut machine, blob)?;
     Ok(machine)
 }
 
-/// As [`read`], into a [`Machine::new`] where it lies. After an error its contents are of no use.
+/// Like [`read`], but into `machine`, which is fresh from [`Machine::new`]. After an error its contents are undefined.
 ///
 /// # Errors
 ///
-/// Whatever is wrong with the tree first.
+/// The first problem that is found.
 pub fn read_into(machine: &mut Machine, blob: &[u8]) -> Result<(), MachineError> {
     let tree = open(blob)?;
     let mut known = Phandles::default();
 
-    // Before anything that could fail on a machine that is refused anyway: a wrong GIC is the likely reason.
+    // First, since an unsupported GIC is the most likely reason to refuse a machine, and the most useful to report.
     gic::read(tree, machine, &mut known)?;
     read_memory(tree, machine)?;
     read_cpus(tree, machine)?;
@@ -69,72 +79,12 @@ pub fn read_into(machine: &mut Machine, blob: &[u8]) -> Result<(), MachineError>
     machine.check()
 }
 
-/// The phandles of what `msi-map` and `iommu-map` may name, in the order of the machine's lists.
-#[derive(Default)]
-struct Phandles {
-    itss: ArrayVec<Option<u32>, 16>,
-    smmus: ArrayVec<Option<u32>, 16>,
-}
-
-/// The bytes of the tree itself: from its start to where its header says it ends.
-///
-/// # Errors
-///
-/// [`MachineError::NotATree`], [`MachineError::Truncated`].
-pub fn trim(blob: &[u8]) -> Result<&[u8], MachineError> {
-    let mut header = Cells(blob);
-    let (Some(0xd00d_feed), Some(size)) = (header.one(), header.one()) else { return Err(MachineError::NotATree) };
-    usize::try_from(size)
-        .ok()
-        .and_then(|size| blob.get(..size))
-        .ok_or(MachineError::Truncated { promised: size, present: blob.len() as u64 })
-}
-
-/// The tree with its header, structure and depth checked, for those who edit it.
-///
-/// # Errors
-///
-/// As for [`read`] where the tree itself is damaged.
-pub fn parse(blob: &[u8]) -> Result<Fdt<'_>, MachineError> {
-    open(blob).map(|tree| tree.fdt)
-}
-
-/// Whether the machine says that it is compatible with something.
-#[must_use]
-pub fn is_compatible(blob: &[u8], word: &str) -> bool {
-    let Ok(tree) = open(blob) else { return false };
-    let mut found = false;
-    let walked = tree.walk(&mut |place| {
-        found |= place.depth == 0 && place.is_compatible(word);
-        Ok(Go::Over)
-    });
-    walked.is_ok() && found
-}
-
-/// Checks header, structure and depth, and finds the GIC.
-fn open(blob: &[u8]) -> Result<Tree<'_>, MachineError> {
-    let fdt = Fdt::new(trim(blob)?).map_err(|error| match error.kind {
-        FdtErrorKind::InvalidMagic => MachineError::NotATree,
-        FdtErrorKind::UnsupportedVersion(version) => MachineError::Version(version),
-        _ => MachineError::Malformed,
-    })?;
-    let mut tree = Tree { fdt, gic: None };
-    tree.walk(&mut |_| Ok(Go::In))?;
-    tree.gic = gic::find(tree)?;
-    Ok(tree)
-}
-
-/// Appends, or says of what there is too much.
-fn push<T, const N: usize>(list: &mut ArrayVec<T, N>, item: T, what: What) -> Result<(), MachineError> {
-    list.try_push(item).map_err(|_| MachineError::TooMany { what, limit: N })
-}
-
-/// `/memory` nodes, `/memreserve/`, and the fixed part of `/reserved-memory`.
+/// Reads `/memory` nodes, `/memreserve/`, and the fixed part of `/reserved-memory`.
 fn read_memory(tree: Tree<'_>, machine: &mut Machine) -> Result<(), MachineError> {
     for entry in tree.fdt.memory_reservations() {
         if entry.size() != 0 {
             let range = Range::new(Pa(entry.address()), entry.size());
-            push(&mut machine.reserved, range, What::Reserved)?;
+            push(&mut machine.reserved, range, Part::Reserved)?;
         }
     }
     tree.walk_available(&mut |place| {
@@ -146,9 +96,9 @@ fn read_memory(tree: Tree<'_>, machine: &mut Machine) -> Result<(), MachineError
                 let node = if is_memory { "memory" } else { "reserved-memory" };
                 let range = range.ok_or(MachineError::BadProperty { node, property: "reg" })?;
                 if is_memory {
-                    push(&mut machine.memory, range, What::Memory)?;
+                    push(&mut machine.memory, range, Part::Memory)?;
                 } else {
-                    push(&mut machine.reserved, range, What::Reserved)?;
+                    push(&mut machine.reserved, range, Part::Reserved)?;
                 }
             }
         }
@@ -156,7 +106,7 @@ fn read_memory(tree: Tree<'_>, machine: &mut Machine) -> Result<(), MachineError
     })
 }
 
-/// `/cpus/cpu@…`. A CPU that is not available is listed and not enabled, so that numbers stay what they are.
+/// Reads `/cpus/cpu@…`. An unavailable CPU is listed as disabled, so that the `CpuId`s do not depend on it.
 fn read_cpus(tree: Tree<'_>, machine: &mut Machine) -> Result<(), MachineError> {
     tree.walk(&mut |place| {
         match place.depth {
@@ -173,13 +123,13 @@ fn read_cpus(tree: Tree<'_>, machine: &mut Machine) -> Result<(), MachineError> 
             if mpidr.0 != reg || cells == 0 {
                 return Err(MachineError::BadMpidr(reg));
             }
-            push(&mut machine.cpus, Cpu { mpidr, enabled: place.is_available() }, What::Cpu)?;
+            push(&mut machine.cpus, Cpu { mpidr, enabled: place.is_available() }, Part::Cpu)?;
         }
         Ok(Go::Over)
     })
 }
 
-/// The timer's interrupts, by `interrupt-names` where there are some and by place where there are none.
+/// Reads the timer's interrupts: by `interrupt-names` if there are any, by position otherwise.
 fn read_timer(tree: Tree<'_>, place: &Place<'_, '_>, machine: &mut Machine) -> Result<(), MachineError> {
     let mut intids: ArrayVec<Intid, 8> = ArrayVec::new();
     tree.interrupts(place, &mut |intid, _| {
@@ -201,7 +151,7 @@ fn read_timer(tree: Tree<'_>, place: &Place<'_, '_>, machine: &mut Machine) -> R
     Ok(())
 }
 
-/// The conduit. PSCI 0.1 numbers its functions in the tree; it is too old for the CPUs that have a GICv3.
+/// Reads the PSCI conduit. PSCI 0.1, with function numbers in the tree, is older than any CPU with a GICv3.
 fn read_psci(place: &Place<'_, '_>) -> Result<Conduit, MachineError> {
     match place.value("method").and_then(walk::text) {
         Some("smc") => Ok(Conduit::Smc),
@@ -210,7 +160,7 @@ fn read_psci(place: &Place<'_, '_>) -> Result<Conduit, MachineError> {
     }
 }
 
-/// An SMMUv3: registers and, by name, the wired interrupts.
+/// Reads an SMMUv3: registers and, by name, the wired interrupts.
 fn read_smmu(
     tree: Tree<'_>,
     place: &Place<'_, '_>,
@@ -226,8 +176,8 @@ fn read_smmu(
     let names = place.value("interrupt-names").unwrap_or(&[]);
     let find = |name: &str| strings(names).position(|word| word == name).and_then(|index| intids.get(index).copied());
     let smmu = Smmu { regs, coherent: place.has("dma-coherent"), event: find("eventq"), gerror: find("gerror") };
-    push(&mut machine.smmus, smmu, What::Smmu)?;
-    push(&mut known.smmus, place.phandle(), What::Smmu)
+    push(&mut machine.smmus, smmu, Part::Smmu)?;
+    push(&mut known.smmus, place.phandle(), Part::Smmu)
 }
 
 #[cfg(test)]
@@ -248,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gicv4_machine_is_read_whole() {
+    fn every_field_of_a_gicv4_machine_is_read() {
         let machine = read(GICV4).unwrap();
         assert_eq!(machine.memory[..], [r(0x4000_0000, 0x8000_0000)]);
         assert!(machine.reserved.is_empty());
@@ -290,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_is_compatible_with_what_its_root_says() {
+    fn compatible_words_are_those_of_the_root_node() {
         assert!(is_compatible(GICV4, "linux,dummy-virt"));
         assert!(!is_compatible(GICV4, "arm,gic-v3"));
         assert!(!is_compatible(&[], ""));
@@ -306,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn guest_loader_modules_are_read_with_the_roots_cells() {
+    fn guest_loader_modules_are_read_with_the_cells_of_the_root() {
         let machine = read(DOM0).unwrap();
         assert_eq!(machine.bootargs.as_str(), "console=dtuart loglvl=all");
         let kernel = machine.kernel().unwrap();
@@ -316,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn modules_follow_chosens_own_cells_and_xens_command_line_rule() {
+    fn modules_are_read_with_the_cells_of_chosen_and_xens_rule_for_command_lines() {
         let blob = edited(DOM0, |tree| {
             set(tree, "/chosen", "#address-cells", 1u32);
             set(tree, "/chosen", "#size-cells", 1u32);
@@ -336,19 +286,19 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_interrupt_controller_is_named() {
+    fn an_unsupported_interrupt_controller_is_reported() {
         assert_eq!(read(GICV2), Err(MachineError::GicTooOld));
         assert_eq!(refused(|tree| set(tree, "/intc@8000000", "compatible", "arm,gic-v5")), MachineError::GicTooNew);
         assert_eq!(refused(|tree| set(tree, "/intc@8000000", "compatible", "brcm,l2-intc")), MachineError::NoGic);
     }
 
     #[test]
-    fn absent_pieces_are_named() {
+    fn missing_nodes_and_properties_are_reported() {
         assert_eq!(refused(|tree| unset(tree, "/memory@40000000", "device_type")), MachineError::NoMemory);
         assert_eq!(refused(|tree| unset(tree, "/intc@8000000", "interrupts")), MachineError::NoMaintenance);
         assert_eq!(refused(|tree| unset(tree, "/timer", "interrupts")), MachineError::NoTimer);
         assert_eq!(refused(|tree| set(tree, "/timer", "status", "disabled")), {
-            MachineError::NotAPpi { whose: "timer's EL1 physical", intid: Intid(0) }
+            MachineError::NotAPpi { name: "EL1 physical timer", intid: Intid(0) }
         });
         assert_eq!(refused(|tree| drop(tree.root.remove_child("cpus"))), MachineError::NoCpu);
         assert_eq!(
@@ -366,30 +316,30 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_named() {
+    fn invalid_values_are_reported() {
         let memory = |reg: [u32; 4]| refused(move |tree| set(tree, "/memory@40000000", "reg", reg));
-        assert_eq!(memory([0, 0, 0, 0]), MachineError::Empty { what: What::Memory, range: r(0, 0) });
+        assert_eq!(memory([0, 0, 0, 0]), MachineError::Empty { part: Part::Memory, range: r(0, 0) });
         let wraps = r(0x4000_0000, u64::MAX);
         assert_eq!(
             memory([0, 0x4000_0000, u32::MAX, u32::MAX]),
-            MachineError::Unreachable { what: What::Memory, range: wraps }
+            MachineError::Unreachable { part: Part::Memory, range: wraps }
         );
-        assert!(matches!(memory([0x10_0000, 0, 0, 0x1000]), MachineError::Unreachable { what: What::Memory, .. }));
+        assert!(matches!(memory([0x10_0000, 0, 0, 0x1000]), MachineError::Unreachable { part: Part::Memory, .. }));
         assert_eq!(
             refused(|tree| set(tree, "/memory@40000000", "reg", [0u32, 0x4000_0000, 0, 0x2000, 0, 0x4000_1000, 1, 0])),
             MachineError::Overlap {
-                a: What::Memory,
+                a: Part::Memory,
                 at: r(0x4000_0000, 0x2000),
-                b: What::Memory,
+                b: Part::Memory,
                 and: r(0x4000_1000, 1 << 32)
             }
         );
         assert_eq!(
             refused(|tree| set(tree, "/memory@40000000", "reg", [0u32, 0x900_0000, 0, 0x8000_0000])),
             MachineError::Overlap {
-                a: What::Smmu,
+                a: Part::Smmu,
                 at: r(0x905_0000, 0x2_0000),
-                b: What::Memory,
+                b: Part::Memory,
                 and: r(0x900_0000, 0x8000_0000)
             }
         );
@@ -399,7 +349,7 @@ mod tests {
         );
         assert!(matches!(
             refused(|tree| set(tree, "/chosen/module@0x48000000", "reg", [0u32, 0x4c00_0000, 0, 0x2000])),
-            MachineError::Overlap { a: What::Module, .. }
+            MachineError::Overlap { a: Part::Module, .. }
         ));
         assert_eq!(refused(|tree| set(tree, "/cpus/cpu@3", "reg", 2u32)), MachineError::DuplicateMpidr(Mpidr(2)));
         assert_eq!(
@@ -436,11 +386,11 @@ mod tests {
     }
 
     #[test]
-    fn too_much_of_anything_is_refused_and_not_cut_off() {
+    fn a_description_beyond_the_capacities_is_refused_and_not_truncated() {
         let many: Vec<u32> = (0..65).flat_map(|bank| [1, bank * 0x1000, 0, 0x1000]).collect();
         assert_eq!(
             refused(|tree| set(tree, "/memory@40000000", "reg", &many[..])),
-            MachineError::TooMany { what: What::Memory, limit: 64 }
+            MachineError::TooMany { part: Part::Memory, limit: 64 }
         );
         let deep = |tree: &mut DeviceTree| {
             let mut node = DeviceTreeNode::new("n").unwrap();
@@ -451,11 +401,11 @@ mod tests {
             }
             tree.root.add_child(node);
         };
-        assert_eq!(refused(deep), MachineError::TooMany { what: What::Depth, limit: MAX_DEPTH });
+        assert_eq!(refused(deep), MachineError::TooMany { part: Part::Depth, limit: MAX_DEPTH });
     }
 
     #[test]
-    fn a_cpu_with_aff3_needs_two_cells_and_a_disabled_one_keeps_its_place() {
+    fn a_cpu_with_aff3_needs_two_cells_and_a_disabled_one_keeps_its_index() {
         let blob = edited(DOM0, |tree| {
             set(tree, "/cpus", "#address-cells", 2u32);
             for cpu in 0..4u32 {
@@ -470,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn reservations_come_from_both_places() {
+    fn reservations_are_read_from_memreserve_and_reserved_memory() {
         let blob = edited(DOM0, |tree| {
             tree.memory_reservations.push(dtoolkit::memreserve::MemoryReservation::new(0x4100_0000, 0x1000));
             let mut fixed = DeviceTreeNode::new("tz@42000000").unwrap();
@@ -490,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timer_with_names_is_read_by_name() {
+    fn a_timer_with_interrupt_names_is_read_by_name() {
         let blob = edited(DOM0, |tree| {
             let cells = cells(tree, "/timer", "interrupts");
             set(tree, "/timer", "interrupts", &cells[3..]);
@@ -501,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn stdout_may_be_an_alias_with_options_and_a_16550() {
+    fn stdout_path_may_be_an_alias_with_options_and_the_console_a_16550() {
         let blob = edited(DOM0, |tree| {
             set(tree, "/chosen", "stdout-path", "serial0:115200n8");
             set(tree, "/aliases", "serial0", "/pl011");
@@ -516,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_may_be_followed_by_other_bytes_but_not_cut_short() {
+    fn a_tree_may_be_followed_by_other_bytes_but_not_truncated() {
         let mut longer = GICV4.to_vec();
         longer.extend_from_slice(&[0xa5; 100]);
         assert_eq!(read(&longer).unwrap(), read(GICV4).unwrap());
@@ -529,7 +479,7 @@ mod tests {
 
     #[test]
     fn no_damage_to_a_tree_makes_the_reader_panic() {
-        // xorshift, so that a failure can be repeated.
+        // xorshift, so that a failure can be reproduced.
         let mut seed = 0x9e37_79b9_7f4a_7c15u64;
         let mut random = move |below: usize| {
             seed ^= seed << 13;
@@ -548,7 +498,7 @@ mod tests {
                     }
                 }
                 1 => {
-                    // Whole cells with the numbers that break arithmetic, behind the header.
+                    // Whole cells after the header, with values that can overflow.
                     for _ in 0..=random(6) {
                         let at = 0x38 + 4 * random((blob.len() - 0x40) / 4);
                         let value = [0, 1, 3, 0x7fff_ffff, 0x8000_0000, u32::MAX][random(6)];
@@ -572,7 +522,7 @@ mod tests {
             }
             let _ = for_each_device(&blob, |device| assert!(!device.path.is_empty()));
         }
-        // Both kinds of outcome occur, or the test would say nothing.
+        // The test is meaningful only if both outcomes occur.
         assert!(good > 300 && bad > 1000, "{good} read, {bad} refused");
     }
 }

@@ -1,12 +1,12 @@
-//! PCI hosts with a plain ECAM (bindings `host-generic-pci.yaml`, `pci-msi.txt`, `pci-iommu.txt`).
+//! PCI hosts with an ECAM (bindings `host-generic-pci.yaml`, `pci-msi.txt`, `pci-iommu.txt`).
 //!
-//! A PCI address has three cells, the first of which says what space the other two are in (IEEE 1275 PCI binding,
-//! 2.2.1.1): `npt000ss bbbbbbbb dddddfff rrrrrrrr`.
+//! A PCI address has three cells. The first gives the space that the other two are in (IEEE 1275 PCI binding, 2.2.1.1):
+//! `npt000ss bbbbbbbb dddddfff rrrrrrrr`.
 
+use super::lists::{Phandles, push};
 use super::walk::{Cells, Go, Place, Tree};
-use super::{Phandles, push};
 use crate::ids::{ItsId, Pa};
-use crate::platform::{IdMap, Machine, MachineError, PciHost, PciWindow, PciWindowKind, SmmuId, What};
+use crate::platform::{IdMap, Machine, MachineError, Part, PciHost, PciWindow, PciWindowKind, SmmuId};
 use crate::util::range::Range;
 use arrayvec::ArrayVec;
 
@@ -15,7 +15,7 @@ pub(super) fn read(tree: Tree<'_>, machine: &mut Machine, known: &Phandles) -> R
     tree.walk_available(&mut |place| {
         if place.is_compatible("pci-host-ecam-generic") {
             let host = read_host(tree, place, machine.pci.len(), known)?;
-            push(&mut machine.pci, host, What::PciHost)?;
+            push(&mut machine.pci, host, Part::PciHost)?;
         }
         Ok(Go::In)
     })
@@ -43,20 +43,20 @@ fn read_host(tree: Tree<'_>, place: &Place<'_, '_>, index: usize, known: &Phandl
     };
     read_windows(place, &mut host)?;
     read_map(tree, place, "msi-map", &known.itss, &mut |line| {
-        push(&mut host.msi_map, with_target(line, ItsId(line.target)), What::IdMap)
+        push(&mut host.msi_map, with_target(line, ItsId(line.target)), Part::IdMap)
     })?;
     read_map(tree, place, "iommu-map", &known.smmus, &mut |line| {
-        push(&mut host.iommu_map, with_target(line, SmmuId(line.target)), What::IdMap)
+        push(&mut host.iommu_map, with_target(line, SmmuId(line.target)), Part::IdMap)
     })?;
     if !place.has("msi-map")
         && let Some(mut parent) = place.value("msi-parent").map(Cells)
         && let Some(phandle) = parent.one()
         && let Some(its) = known.itss.iter().position(|&its| its == Some(phandle))
     {
-        // Requester IDs unchanged, plus the specifier where the ITS takes one.
+        // DeviceIDs are requester IDs, offset by the specifier if there is one.
         let out_base = parent.one().unwrap_or(0);
         let line = IdMap { rid_base: 0, target: ItsId(its as u8), out_base, length: 0x1_0000 };
-        push(&mut host.msi_map, line, What::IdMap)?;
+        push(&mut host.msi_map, line, Part::IdMap)?;
     }
     Ok(host)
 }
@@ -85,13 +85,13 @@ fn read_windows(place: &Place<'_, '_>, host: &mut PciHost) -> Result<(), Machine
         };
         let cpu = parent.cpu_address(cpu, size).ok_or(bad)?;
         let window = PciWindow { kind, prefetchable: space >> 30 & 1 == 1, cpu: Range::new(Pa(cpu), size), pci_base };
-        push(&mut host.windows, window, What::PciWindow)?;
+        push(&mut host.windows, window, Part::PciWindow)?;
     }
     Ok(())
 }
 
-/// `msi-map` or `iommu-map`: (requester ID, phandle, output, length). A target of a kind that is not driven (a GICv2m,
-/// an SMMUv2) is passed over; one that does not exist is an error.
+/// Reads `msi-map` or `iommu-map`: entries of (requester ID, phandle, output, length). A target that is not supported (a
+/// GICv2m, an SMMUv2) is skipped; one that does not exist is an error.
 fn read_map(
     tree: Tree<'_>,
     place: &Place<'_, '_>,
@@ -101,18 +101,18 @@ fn read_map(
 ) -> Result<(), MachineError> {
     let bad = MachineError::BadProperty { node: "PCI host", property };
     let mut map = Cells(place.value(property).unwrap_or(&[]));
-    let mut strange = 0;
+    let mut unsupported = 0;
     while !map.is_empty() {
         let mut cell = || map.one().ok_or(bad);
         let (rid_base, phandle, out_base, length) = (cell()?, cell()?, cell()?, cell()?);
         match targets.iter().position(|&target| target == Some(phandle)) {
             Some(target) => each(IdMap { rid_base, target: target as u8, out_base, length })?,
             None if tree.by_phandle(phandle).is_none() => return Err(MachineError::Dangling { property, phandle }),
-            None => strange += 1,
+            None => unsupported += 1,
         }
-        // Each of these was a walk of the whole tree.
-        if strange > 16 {
-            return Err(MachineError::TooMany { what: What::IdMap, limit: 16 });
+        // Each of these took a walk of the whole tree, so their number is limited.
+        if unsupported > 16 {
+            return Err(MachineError::TooMany { part: Part::IdMap, limit: 16 });
         }
     }
     Ok(())

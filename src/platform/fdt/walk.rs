@@ -1,29 +1,29 @@
-//! Walking a device tree: nodes with the way to them, cells, address translation, interrupt specifiers.
+//! Traversal of a device tree: nodes with their ancestors, cells, address translation, interrupt specifiers.
 //!
-//! The tree is input from outside, so every number in it is an allegation: reads past the end of a property, cell
-//! counts that make no sense and arithmetic that wraps all end in "not there". The depth of nesting is bounded,
-//! because this runs on a boot stack. Devicetree Specification 0.4, chapters 2.3 (standard properties) and 2.4
-//! (interrupts); the GIC's specifier is in Linux' binding `arm,gic-v3.yaml`.
+//! The tree is untrusted input: a property that is too short, an invalid cell count or an arithmetic overflow is treated
+//! as if the property were absent. The nesting depth is bounded, because this runs on a boot stack. Devicetree
+//! Specification 0.4, chapters 2.3 (standard properties) and 2.4 (interrupts); the GIC's interrupt specifier is in Linux'
+//! binding `arm,gic-v3.yaml`.
 
 use crate::ids::{Intid, Pa};
-use crate::platform::{MachineError, What};
+use crate::platform::{MachineError, Part};
 use crate::util::range::Range;
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node, Property};
 
-/// How deep nodes may nest.
+/// The largest nesting depth of nodes.
 pub(super) const MAX_DEPTH: usize = 24;
 
-/// How an interrupt line signals.
+/// The trigger mode of an interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trigger {
-    /// On a rising edge.
+    /// Edge-triggered.
     Edge,
-    /// While the line is high.
+    /// Level-sensitive.
     Level,
 }
 
-/// A run of big-endian 32-bit cells.
+/// A sequence of big-endian 32-bit cells.
 #[derive(Clone, Copy)]
 pub(super) struct Cells<'a>(pub &'a [u8]);
 
@@ -32,7 +32,7 @@ impl<'a> Cells<'a> {
         self.0.is_empty()
     }
 
-    /// Takes `count` cells off the front; `None` when there are not so many.
+    /// Removes `count` cells from the front and returns them; `None` if there are fewer.
     pub fn take(&mut self, count: u32) -> Option<Cells<'a>> {
         let bytes = usize::try_from(count).ok()?.checked_mul(4)?;
         let (front, rest) = self.0.split_at_checked(bytes)?;
@@ -40,17 +40,17 @@ impl<'a> Cells<'a> {
         Some(Cells(front))
     }
 
-    /// Takes one number of `count` cells; `None` when there are not so many or the number exceeds 64 bits.
+    /// Removes a number of `count` cells; `None` if there are fewer or the number exceeds 64 bits.
     pub fn number(&mut self, count: u32) -> Option<u64> {
         self.take(count)?.value()
     }
 
-    /// Takes one cell.
+    /// Removes one cell.
     pub fn one(&mut self) -> Option<u32> {
         self.number(1).map(|value| value as u32)
     }
 
-    /// All cells as one number.
+    /// Returns all cells as one number; `None` if it exceeds 64 bits.
     pub fn value(self) -> Option<u64> {
         let mut value = 0u64;
         for byte in self.0 {
@@ -63,16 +63,16 @@ impl<'a> Cells<'a> {
     }
 }
 
-/// What a visitor wants next.
+/// Where a traversal continues after a node.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Go {
-    /// The node's children.
+    /// With the node's children.
     In,
-    /// The node's next sibling.
+    /// With the node's next sibling.
     Over,
 }
 
-/// A node and the way to it.
+/// A node and its ancestors.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'p, 'a> {
     pub node: FdtNode<'a>,
@@ -105,7 +105,7 @@ impl<'a> Place<'_, 'a> {
         strings(self.value("compatible").unwrap_or(&[])).any(|word| word == with)
     }
 
-    /// No `status`, or one that says "okay".
+    /// Whether there is no `status`, or it is "okay".
     pub fn is_available(&self) -> bool {
         match self.value("status") {
             None => true,
@@ -113,12 +113,12 @@ impl<'a> Place<'_, 'a> {
         }
     }
 
-    /// Entry `index` of `reg` as the CPU sees it; `None` when there is none or no bus on the way leads there.
+    /// Returns entry `index` of `reg` as CPU addresses; `None` if there is none or the CPU cannot access it.
     pub fn reg(&self, index: usize) -> Option<Range> {
         self.regs().nth(index).flatten()
     }
 
-    /// All entries of `reg`; one that the CPU cannot reach is `None`.
+    /// Returns all entries of `reg` as CPU addresses; one that the CPU cannot access is `None`.
     pub fn regs(&self) -> impl Iterator<Item = Option<Range>> + use<'_, 'a> {
         let mut reg = Cells(self.value("reg").unwrap_or(&[]));
         let bus = self.parent;
@@ -130,7 +130,7 @@ impl<'a> Place<'_, 'a> {
             let before = reg.0.len();
             let (address, size) = (reg.take(bus.address_cells())?, reg.take(bus.size_cells())?);
             if reg.0.len() == before {
-                return None; // entries of no cells would never end
+                return None; // with zero cells per entry, this would not terminate
             }
             Some(match (address.value(), size.value()) {
                 (Some(address), Some(size)) => bus.cpu_address(address, size).map(|base| Range::new(Pa(base), size)),
@@ -147,8 +147,8 @@ impl<'a> Place<'_, 'a> {
         cell_count(self.node, "#size-cells", 1)
     }
 
-    /// Translates `size` bytes at `address` on this node's bus into CPU addresses. The root's bus is the CPU's; every
-    /// other one needs a `ranges`, and all of the bytes in one of its entries.
+    /// Translates `size` bytes at `address` on this node's bus to a CPU address. The root's bus has CPU addresses; every
+    /// other bus needs a `ranges` property with an entry that covers all of the bytes.
     pub fn cpu_address(&self, address: u64, size: u64) -> Option<u64> {
         let mut address = address;
         let mut bus = self;
@@ -163,7 +163,7 @@ impl<'a> Place<'_, 'a> {
                     if ranges.0.len() == before {
                         return None;
                     }
-                    // A PCI host's child addresses have three cells and are matched in `pci`, not here.
+                    // Child addresses of a PCI host have three cells, which `pci` translates.
                     let (Some(child), Some(up), Some(length)) = (child.value(), up.value(), length.value()) else {
                         continue;
                     };
@@ -178,8 +178,8 @@ impl<'a> Place<'_, 'a> {
         Some(address)
     }
 
-    /// The phandle of the controller that this node's `interrupts` are for (2.4.1: the nearest `interrupt-parent`, or
-    /// the nearest ancestor that is a controller).
+    /// Returns the phandle of the controller of this node's `interrupts` (2.4.1: the nearest `interrupt-parent`, or the
+    /// nearest ancestor that is a controller).
     pub fn interrupt_parent(&self) -> Option<u32> {
         let mut place = self;
         loop {
@@ -194,7 +194,7 @@ impl<'a> Place<'_, 'a> {
     }
 }
 
-/// A device tree and what is needed to read interrupts in it.
+/// A device tree, with what is needed to read interrupts.
 #[derive(Clone, Copy)]
 pub(super) struct Tree<'a> {
     pub fdt: Fdt<'a>,
@@ -203,12 +203,12 @@ pub(super) struct Tree<'a> {
 }
 
 impl<'a> Tree<'a> {
-    /// Visits every node, parents first.
+    /// Calls `visit` for every node, parents first.
     pub fn walk(self, visit: &mut dyn FnMut(&Place<'_, 'a>) -> Result<Go, MachineError>) -> Result<(), MachineError> {
         descend(&Place { node: self.fdt.root(), parent: None, depth: 0 }, visit)
     }
 
-    /// Visits every node that is available and whose ancestors all are.
+    /// Calls `visit` for every node that is available and has only available ancestors.
     pub fn walk_available(
         self,
         visit: &mut dyn FnMut(&Place<'_, 'a>) -> Result<Go, MachineError>,
@@ -216,7 +216,7 @@ impl<'a> Tree<'a> {
         self.walk(&mut |place| if place.is_available() { visit(place) } else { Ok(Go::Over) })
     }
 
-    /// The node with a phandle.
+    /// Returns the node with a phandle.
     pub fn by_phandle(self, phandle: u32) -> Option<FdtNode<'a>> {
         let mut found = None;
         self.walk(&mut |place| {
@@ -229,9 +229,9 @@ impl<'a> Tree<'a> {
         found
     }
 
-    /// Calls `each` with every GIC interrupt of a node's `interrupts`, `interrupts-extended` and `interrupt-map`.
+    /// Calls `each` with every GIC interrupt in a node's `interrupts`, `interrupts-extended` and `interrupt-map`.
     ///
-    /// Interrupts of other controllers are passed over: to the GIC those are the controllers' own.
+    /// Interrupts of other controllers are skipped. If such a controller is connected to the GIC, its own node says so.
     pub fn interrupts(
         self,
         place: &Place<'_, 'a>,
@@ -260,7 +260,7 @@ impl<'a> Tree<'a> {
                 deliver(spec)?;
             }
         }
-        // A nexus (2.4.3), such as a PCI host's INTx.
+        // An interrupt nexus (2.4.3), such as that of a PCI host for INTx.
         if let Some(map) = place.value("interrupt-map") {
             let mut cells = Cells(map);
             let child = place.address_cells().saturating_add(cell_count(place.node, "#interrupt-cells", 1));
@@ -278,7 +278,7 @@ impl<'a> Tree<'a> {
     }
 }
 
-/// Remembers the last controller, since nearly all entries name the same one and finding it is a walk of the tree.
+/// A cache of the last controller: nearly all entries name the same one, and finding it takes a walk of the tree.
 #[derive(Default)]
 struct Controllers {
     last: Option<(u32, Option<(u32, u32)>)>,
@@ -286,10 +286,10 @@ struct Controllers {
 }
 
 impl Controllers {
-    /// A tree that makes one property walk it more often than this is not worth reading on.
+    /// The largest number of walks for one property; after that, the rest of the property is ignored.
     const MAX_WALKS: u32 = 64;
 
-    /// A controller's `#interrupt-cells` and (here absent means 0) `#address-cells`.
+    /// Returns a controller's `#interrupt-cells` and `#address-cells` (0 if absent, unlike elsewhere).
     fn of(&mut self, tree: Tree<'_>, phandle: u32) -> Option<(u32, u32)> {
         match self.last {
             Some((last, cells)) if last == phandle => cells,
@@ -306,7 +306,7 @@ impl Controllers {
     }
 }
 
-/// A GIC interrupt specifier: type, number, flags.
+/// Decodes a GIC interrupt specifier: type, number, flags.
 fn specifier(mut spec: Cells<'_>) -> Option<(Intid, Trigger)> {
     let (kind, number, flags) = (spec.one()?, spec.one()?, spec.one()?);
     let (first, count) = match kind {
@@ -325,7 +325,7 @@ fn descend<'a>(
     visit: &mut dyn FnMut(&Place<'_, 'a>) -> Result<Go, MachineError>,
 ) -> Result<(), MachineError> {
     if place.depth > MAX_DEPTH {
-        return Err(MachineError::TooMany { what: What::Depth, limit: MAX_DEPTH });
+        return Err(MachineError::TooMany { part: Part::Depth, limit: MAX_DEPTH });
     }
     if visit(place)? == Go::In {
         for child in place.node.children() {
@@ -335,17 +335,18 @@ fn descend<'a>(
     Ok(())
 }
 
-/// A property's bytes.
+/// Returns the bytes of a property.
 pub(super) fn value<'a>(node: FdtNode<'a>, name: &str) -> Option<&'a [u8]> {
     node.property(name)?.value_as::<&'a [u8]>().ok()
 }
 
-/// A property of one cell.
+/// Returns the value of a property of one cell.
 pub(super) fn u32_value(node: FdtNode<'_>, name: &str) -> Option<u32> {
     value(node, name)?.try_into().ok().map(u32::from_be_bytes)
 }
 
-/// A `#…-cells` property; more than four cells make no sense, and then neither does what is measured in them.
+/// Returns the value of a `#…-cells` property. More than four cells are invalid; the result then makes reads of such cells
+/// fail.
 pub(super) fn cell_count(node: FdtNode<'_>, name: &str, default: u32) -> u32 {
     match u32_value(node, name) {
         None => default,
@@ -354,7 +355,7 @@ pub(super) fn cell_count(node: FdtNode<'_>, name: &str, default: u32) -> u32 {
     }
 }
 
-/// The strings of a string list, up to the first that is not text.
+/// Returns the strings of a string list, up to the first that is not UTF-8.
 pub(super) fn strings(list: &[u8]) -> impl Iterator<Item = &str> {
     list.strip_suffix(b"\0")
         .map(|list| list.split(|&byte| byte == 0))
@@ -363,7 +364,7 @@ pub(super) fn strings(list: &[u8]) -> impl Iterator<Item = &str> {
         .map_while(|word| core::str::from_utf8(word).ok())
 }
 
-/// A property that is one string.
+/// Returns the first string of a string list.
 pub(super) fn text(bytes: &[u8]) -> Option<&str> {
     strings(bytes).next()
 }
@@ -373,7 +374,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cells_are_big_endian_and_never_read_past_the_end() {
+    fn cells_are_big_endian_and_reads_stay_within_the_property() {
         let mut cells = Cells(&[0, 0, 0, 1, 0x23, 0x45, 0x67, 0x89, 0xff]);
         assert_eq!(cells.number(2), Some(0x1_2345_6789));
         assert_eq!(cells.number(1), None);
@@ -384,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gic_specifier_names_all_four_kinds_of_interrupt() {
+    fn a_gic_specifier_can_be_of_four_interrupt_types() {
         let spec =
             |kind: u8, number: u8, flags: u8| specifier(Cells(&[0, 0, 0, kind, 0, 0, 0, number, 0, 0, 0, flags]));
         assert_eq!(spec(0, 1, 4), Some((Intid(33), Trigger::Level)));

@@ -1,0 +1,384 @@
+//! The description of the machine, as plain data.
+
+use super::error::MachineError;
+use crate::ids::{Intid, ItsId, Mpidr, Pa};
+use crate::util::range::Range;
+use arrayvec::{ArrayString, ArrayVec};
+
+/// The largest number of CPUs, and of redistributor regions, since firmware may describe one region per CPU.
+pub const CPUS: usize = 512;
+
+/// A CPU that the firmware describes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cpu {
+    /// The affinity.
+    pub mpidr: Mpidr,
+    /// Whether the CPU may be used. A disabled CPU keeps its place in the list, so that `CpuId`s do not change.
+    pub enabled: bool,
+}
+
+/// The instruction that calls PSCI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conduit {
+    /// `SMC #0`, to EL3.
+    Smc,
+    /// `HVC #0`, to a hypervisor that this one runs on.
+    Hvc,
+}
+
+/// The GIC version that the firmware describes. Whether a GICv3 is a GICv4 is read from its registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum GicKind {
+    /// A GICv2, which has neither redistributors nor LPIs.
+    V2,
+    /// A GICv3 or GICv4.
+    V3,
+    /// A GICv5.
+    V5,
+    /// Not described.
+    #[default]
+    Other,
+}
+
+/// An ITS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Its {
+    /// Its two 64 KiB frames: the control frame, then the one with GITS_TRANSLATER.
+    pub control: Range,
+    /// Whether the firmware says that the ITS does not snoop the CPUs' caches when it accesses its tables.
+    pub non_coherent: bool,
+}
+
+/// The interrupt controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gic {
+    /// The version according to the firmware.
+    pub version_hint: GicKind,
+    /// The frame of the distributor.
+    pub dist: Range,
+    /// The redistributor regions; the redistributors of one region are adjacent.
+    pub redists: ArrayVec<Range, CPUS>,
+    /// The distance between two redistributors in bytes, where it differs from what GICR_TYPER implies.
+    pub redist_stride: Option<u64>,
+    /// The PPI of the CPU interface's maintenance interrupt.
+    pub maintenance: Intid,
+    /// Whether the firmware says that the redistributors do not snoop the CPUs' caches when they access their tables.
+    pub non_coherent: bool,
+    /// The ITSs; an `ItsId` is an index into this list.
+    pub itss: ArrayVec<Its, 16>,
+}
+
+/// The generic timer's PPIs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct TimerPpis {
+    /// EL1 physical, Secure.
+    pub phys_s: Option<Intid>,
+    /// EL1 physical, Non-secure.
+    pub phys: Intid,
+    /// EL1 virtual.
+    pub virt: Intid,
+    /// EL2 physical.
+    pub hyp: Intid,
+}
+
+/// The kind of accesses that a PCI window carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PciWindowKind {
+    /// I/O ports.
+    Io,
+    /// Memory below 4 GiB in PCI address space.
+    Mem32,
+    /// Memory anywhere in PCI address space.
+    Mem64,
+}
+
+/// A range of CPU addresses that a PCI host translates to PCI addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PciWindow {
+    /// The kind of accesses.
+    pub kind: PciWindowKind,
+    /// Whether reads have no side effects.
+    pub prefetchable: bool,
+    /// The CPU addresses.
+    pub cpu: Range,
+    /// The PCI address that `cpu.base` is translated to.
+    pub pci_base: u64,
+}
+
+/// An SMMU, as an index into [`Machine::smmus`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SmmuId(pub u8);
+
+/// One entry of `msi-map` or `iommu-map`: requester IDs `rid_base .. rid_base + length` become IDs from `out_base` on at
+/// `target`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdMap<T> {
+    /// The first requester ID.
+    pub rid_base: u32,
+    /// The ITS or SMMU that receives the translated ID.
+    pub target: T,
+    /// The ID that `rid_base` becomes.
+    pub out_base: u32,
+    /// The number of IDs.
+    pub length: u32,
+}
+
+impl<T: Copy> IdMap<T> {
+    /// Translates a requester ID. Returns `None` if this entry does not cover it.
+    #[must_use]
+    pub fn map(&self, rid: u32) -> Option<(T, u32)> {
+        let offset = rid.checked_sub(self.rid_base)?;
+        (offset < self.length).then(|| self.out_base.checked_add(offset)).flatten().map(|out| (self.target, out))
+    }
+}
+
+/// A PCI host whose configuration space is an ECAM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PciHost {
+    /// The configuration space; `ecam.base` is that of bus `buses.0`.
+    pub ecam: Range,
+    /// The PCI segment (a PCI domain in Linux' terms).
+    pub segment: u16,
+    /// The first and the last bus number.
+    pub buses: (u8, u8),
+    /// The windows to the devices' BARs and I/O ports.
+    pub windows: ArrayVec<PciWindow, 8>,
+    /// `msi-map-mask`: the mask applied to a requester ID before `msi_map` is searched.
+    pub msi_map_mask: u32,
+    /// The translation of requester IDs to DeviceIDs.
+    pub msi_map: ArrayVec<IdMap<ItsId>, 16>,
+    /// `iommu-map-mask`: the mask applied to a requester ID before `iommu_map` is searched.
+    pub iommu_map_mask: u32,
+    /// The translation of requester IDs to StreamIDs.
+    pub iommu_map: ArrayVec<IdMap<SmmuId>, 16>,
+}
+
+impl PciHost {
+    /// Returns the ITS that receives a function's MSIs, and the DeviceID they carry.
+    #[must_use]
+    pub fn device_id(&self, rid: u16) -> Option<(ItsId, u32)> {
+        self.msi_map.iter().find_map(|line| line.map(u32::from(rid) & self.msi_map_mask))
+    }
+
+    /// Returns the SMMU in front of a function, and the function's StreamID there.
+    #[must_use]
+    pub fn stream_id(&self, rid: u16) -> Option<(SmmuId, u32)> {
+        self.iommu_map.iter().find_map(|line| line.map(u32::from(rid) & self.iommu_map_mask))
+    }
+}
+
+/// An SMMUv3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Smmu {
+    /// Its registers, 128 KiB.
+    pub regs: Range,
+    /// Whether the firmware says that the SMMU snoops the CPUs' caches when it accesses its tables.
+    pub coherent: bool,
+    /// The wired interrupt of the event queue.
+    pub event: Option<Intid>,
+    /// The wired interrupt for global errors.
+    pub gerror: Option<Intid>,
+}
+
+/// The programming interface of a UART.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UartKind {
+    /// Arm's PL011, or its SBSA subset.
+    Pl011,
+    /// A 16550.
+    Ns16550 {
+        /// Registers are `1 << reg_shift` bytes apart.
+        reg_shift: u32,
+        /// The size of a register access in bytes.
+        io_width: u32,
+    },
+}
+
+/// The console UART.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Uart {
+    /// Its programming interface.
+    pub kind: UartKind,
+    /// Its registers.
+    pub regs: Range,
+    /// Its interrupt.
+    pub irq: Option<Intid>,
+}
+
+/// The purpose of a boot module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModuleKind {
+    /// A kernel image.
+    Kernel,
+    /// An initial RAM disk.
+    Ramdisk,
+    /// A device tree, or a part of one.
+    DeviceTree,
+    /// Not stated.
+    Unknown,
+}
+
+/// A file that the boot loader has loaded into memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Module {
+    /// Its purpose.
+    pub kind: ModuleKind,
+    /// The memory that holds it.
+    pub range: Range,
+    /// The command line for it.
+    pub bootargs: ArrayString<1024>,
+}
+
+/// A domU to create at boot, as `/chosen` describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DomainConfig {
+    /// The name of its node.
+    pub name: ArrayString<32>,
+    /// The number of its vCPUs.
+    pub cpus: u16,
+    /// The size of its RAM in bytes.
+    pub memory: u64,
+    /// Whether it has a serial port.
+    pub vpl011: bool,
+    /// The weight of each of its vCPUs in the sharing of CPU time, where the scheduler has weights.
+    pub weight: Option<u32>,
+    /// The limit of the CPU time of each of its vCPUs, in percent of a CPU.
+    pub cap: Option<u32>,
+    /// Its kernel and the files for it.
+    pub modules: ArrayVec<Module, 4>,
+}
+
+impl DomainConfig {
+    /// Returns the first module of a kind.
+    #[must_use]
+    pub fn module(&self, kind: ModuleKind) -> Option<&Module> {
+        self.modules.iter().find(|module| module.kind == kind)
+    }
+}
+
+/// The description of the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// RAM, as the firmware lists it.
+    pub memory: ArrayVec<Range, 64>,
+    /// Memory that must not be used, in RAM or not: `/memreserve/` and fixed `/reserved-memory`.
+    pub reserved: ArrayVec<Range, 128>,
+    /// The CPUs; a `CpuId` is an index into this list.
+    pub cpus: ArrayVec<Cpu, CPUS>,
+    /// How PSCI 0.2 or later is called; `None` if the firmware does not have it.
+    pub psci: Option<Conduit>,
+    /// The interrupt controller.
+    pub gic: Gic,
+    /// The PCI hosts.
+    pub pci: ArrayVec<PciHost, 16>,
+    /// The SMMUs.
+    pub smmus: ArrayVec<Smmu, 16>,
+    /// The generic timer.
+    pub timer: TimerPpis,
+    /// The console.
+    pub uart: Option<Uart>,
+    /// The boot modules, in the firmware's order.
+    pub modules: ArrayVec<Module, 8>,
+    /// The domUs; domain N is at index N - 1.
+    pub domains: ArrayVec<DomainConfig, DOMAINS>,
+    /// The address of the ACPI root pointer, if ACPI tables described the machine.
+    pub rsdp: Option<Pa>,
+    /// The command line of the hypervisor.
+    pub bootargs: ArrayString<2048>,
+}
+
+/// The largest number of domUs in a machine's description.
+pub const DOMAINS: usize = 8;
+
+impl Machine {
+    /// An empty description; `const`, so that the real one can be a static.
+    #[must_use]
+    pub const fn new() -> Machine {
+        const NOWHERE: Range = Range::new(Pa(0), 0);
+        Machine {
+            memory: ArrayVec::new_const(),
+            reserved: ArrayVec::new_const(),
+            cpus: ArrayVec::new_const(),
+            psci: None,
+            gic: Gic {
+                version_hint: GicKind::Other,
+                dist: NOWHERE,
+                redists: ArrayVec::new_const(),
+                redist_stride: None,
+                maintenance: Intid(0),
+                non_coherent: false,
+                itss: ArrayVec::new_const(),
+            },
+            pci: ArrayVec::new_const(),
+            smmus: ArrayVec::new_const(),
+            timer: TimerPpis { phys_s: None, phys: Intid(0), virt: Intid(0), hyp: Intid(0) },
+            uart: None,
+            modules: ArrayVec::new_const(),
+            domains: ArrayVec::new_const(),
+            rsdp: None,
+            bootargs: ArrayString::new_const(),
+        }
+    }
+
+    /// Returns the size of all RAM in bytes.
+    #[must_use]
+    pub fn memory_size(&self) -> u64 {
+        self.memory.iter().map(|bank| bank.size).fold(0, u64::saturating_add)
+    }
+
+    /// Returns the number of CPUs that may be used.
+    #[must_use]
+    pub fn enabled_cpus(&self) -> usize {
+        self.cpus.iter().filter(|cpu| cpu.enabled).count()
+    }
+
+    /// Returns the first module of a kind.
+    #[must_use]
+    pub fn module(&self, kind: ModuleKind) -> Option<&Module> {
+        self.modules.iter().find(|module| module.kind == kind)
+    }
+
+    /// Returns the modules of dom0, then those of the domUs.
+    pub fn all_modules(&self) -> impl Iterator<Item = &Module> {
+        self.modules.iter().chain(self.domains.iter().flat_map(|domain| &domain.modules))
+    }
+
+    /// Returns dom0's kernel.
+    ///
+    /// # Errors
+    ///
+    /// [`MachineError::NoKernel`] if the boot loader has not loaded one.
+    pub fn kernel(&self) -> Result<&Module, MachineError> {
+        self.module(ModuleKind::Kernel).ok_or(MachineError::NoKernel)
+    }
+}
+
+impl Default for Machine {
+    fn default() -> Machine {
+        Machine::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_requester_id_is_masked_before_it_is_mapped() {
+        let mut host = PciHost {
+            ecam: Range::default(),
+            segment: 0,
+            buses: (0, 255),
+            windows: ArrayVec::new(),
+            msi_map_mask: 0xfff8,
+            msi_map: ArrayVec::new(),
+            iommu_map_mask: u32::MAX,
+            iommu_map: ArrayVec::new(),
+        };
+        host.msi_map.push(IdMap { rid_base: 0x100, target: ItsId(1), out_base: 0x8000, length: 0x100 });
+        assert_eq!(host.device_id(0x10b), Some((ItsId(1), 0x8008)));
+        assert_eq!(host.device_id(0xff), None);
+        assert_eq!(host.device_id(0x200), None);
+        assert_eq!(host.stream_id(0x10b), None);
+    }
+}
