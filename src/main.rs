@@ -22,7 +22,7 @@ static CONTROL: doorward::sync::Once<&doorward::control::Control> = doorward::sy
 
 /// Runs on the boot CPU, on its own stack, with stage 1 on, memory to allocate and a console.
 #[cfg(target_os = "none")]
-fn start(own: boot::Own) -> ! {
+fn start(own: boot::BootInfo) -> ! {
     use alloc::boxed::Box;
     use alloc::vec::Vec;
     use doorward::arch::{percpu, psci};

@@ -1,13 +1,13 @@
-//! The first instructions, on the boot CPU and on each secondary.
+//! The first instructions on the boot CPU.
 //!
-//! The boot CPU arrives as Linux would (Documentation/arch/arm64/booting.rst): MMU off, x0 = device tree, image clean
-//! to the point of coherency. Its caches are unknown. So everything written here before stage 1 is on goes to memory
-//! behind the caches' back, and the lines it lies in are invalidated before anybody reads them through a cache.
+//! The boot CPU is entered as Linux would be (Documentation/arch/arm64/booting.rst): MMU off, x0 = address of the device
+//! tree, image clean to the point of coherency. The state of the caches is otherwise unknown. What is written here before
+//! stage 1 is on bypasses the caches, so the lines that it lies in are invalidated before they are read through a cache.
 //!
-//! As an EFI application it is called with MMU and caches on, at `efi_entry`, and may return. Once [`super::efi`] has
-//! left the firmware for good it comes back by `efi_leave`, which makes things as a loader would have left them.
+//! As an EFI application the image is entered at `efi_entry`, with MMU and caches on, and may return. After
+//! ExitBootServices, [`super::efi`] calls `efi_leave`, which sets the state that a loader would have set.
 //!
-//! A secondary arrives through PSCI CPU_ON with x0 = its [`doorward::arch::smp::Start`].
+//! The other CPUs are entered through PSCI CPU_ON; their code is in [`doorward::arch::smp`].
 
 use core::arch::global_asm;
 
@@ -18,8 +18,8 @@ global_asm!(
     b       boot_start
 
 .section .head.uart, "a"
-    // The early UART, for whoever patches the image for a board: a tag to find it by, the kind
-    // (1: PL011, 2: 16550 with 8-bit registers, 3: 16550 with 32-bit registers, 0: none), its address.
+    // The early UART, which can be patched in the image for a board: a tag to find it by, the kind
+    // (1: PL011, 2: 16550 with 8-bit registers, 3: 16550 with 32-bit registers, 0: none), the address.
     .ascii  "DWRDUART"
 .global early_uart_kind
 early_uart_kind:
@@ -41,8 +41,8 @@ boot_start:
     stp     xzr, xzr, [x1], #16
     b       3b
 
-    // What was written must not be hidden by stale lines once the caches are on. The loader has cleaned the image and
-    // the room behind it, so there is nothing in them to be lost.
+    // Stale cache lines must not hide what was written, once the caches are on. The loader has cleaned the image and the
+    // memory for .bss, so invalidation loses nothing.
 boot_clean:
     dsb     sy
     adrp    x1, __image_start
@@ -65,7 +65,7 @@ boot_clean:
     ubfx    x1, x1, #2, #2
     cmp     x1, #2
     b.ne    6f
-    // What a loader may have left set: HCR_EL2.E2H above all, which changes what half the registers mean.
+    // Reset what a loader may have set: above all HCR_EL2.E2H, which changes the meaning of many registers.
     mov     x2, #(1 << 31)
     msr     hcr_el2, x2
     ldr     x2, =0x30c50830             // SCTLR_EL2: the RES1 bits, no MMU, no caches
@@ -73,11 +73,11 @@ boot_clean:
     msr     spsel, #1
     msr     cnthp_ctl_el2, xzr
     isb
-    mov     sp, x5                      // again, should it have been SP_EL0 so far
+    mov     sp, x5                      // again, in case SP_EL0 was selected before
 6:  mov     x0, x20
     b       boot_cpu
 
-    // Own relocations: the image is linked at 0, so each addend wants the load address added. Uses x1 to x6.
+    // Applies the relocations: the image is linked at 0, so the load address is added to each addend. Uses x1 to x6.
 relocate:
     adrp    x6, __image_start
     adrp    x1, __rela_start
@@ -95,7 +95,7 @@ relocate:
     b       1b
 2:  ret
 
-    // efi_main(handle, system table) -> status. The firmware has zeroed what the file does not have.
+    // efi_main(handle, system table) -> status. The firmware has zeroed .bss.
 .global efi_entry
 efi_entry:
     stp     x29, x30, [sp, #-32]!
@@ -107,9 +107,9 @@ efi_entry:
     ldp     x29, x30, [sp], #32
     ret
 
-    // From the firmware's stage 1 to none. Whatever this image has written goes to memory, and from the first line on
-    // nothing more is written until the caches are off; the lines that may still be there are clean then, and
-    // boot_clean drops them.
+    // Switches the firmware's stage 1 off. All that this image has written is cleaned to memory, and nothing is written
+    // from the first clean until the caches are off. Lines that remain in the caches are clean, and boot_clean invalidates
+    // them.
 .global efi_leave
 efi_leave:
     msr     daifset, #0xf

@@ -1,4 +1,4 @@
-//! The last words: of a fixed size, to the UART directly, whoever holds the console.
+//! The panic handler. It prints a record of bounded size directly to the UART, without taking the console's lock.
 //!
 //! ```text
 //! doorward: panic: message at src/file.rs:12
@@ -8,6 +8,7 @@
 //!
 //! `cargo xtask symbolize` turns the addresses into functions and lines.
 
+use super::image;
 use core::arch::asm;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -16,17 +17,17 @@ use doorward::arch::{barrier, percpu};
 use doorward::console;
 use doorward::gic::cpuif;
 
-/// Frames of a backtrace at most.
+/// The largest number of frames in a backtrace.
 const DEPTH: usize = 24;
 
-/// The first CPU to panic speaks; what the others have to say is most likely a consequence.
-static SPOKEN: AtomicBool = AtomicBool::new(false);
+/// Set by the first CPU that panics. The panics of other CPUs are most likely consequences and are not printed.
+static PRINTED: AtomicBool = AtomicBool::new(false);
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
     super::efi::panicked(info);
     let this = percpu::this();
-    if this.panicking.replace(true) || SPOKEN.swap(true, Ordering::Relaxed) {
+    if this.panicking.replace(true) || PRINTED.swap(true, Ordering::Relaxed) {
         barrier::park();
     }
     cpuif::stop_others();
@@ -38,7 +39,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     console::line(format_args!(
         "  {}, image base {:#x}, ESR {:#x}, FAR {:#x}, ELR {:#x}",
         percpu::cpu(),
-        super::image().base.0,
+        image::range().base.0,
         ESR_EL2.get(),
         FAR_EL2.get(),
         ELR_EL2.get(),
@@ -57,17 +58,17 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     console::stop()
 }
 
-/// Prints the return addresses on this CPU's stack. A broken chain ends it; a wild one takes an exception, which
-/// parks a CPU that is panicking already.
+/// Prints the return addresses on this CPU's stack. An invalid frame pointer ends the backtrace, or causes an exception,
+/// which parks a CPU that is already panicking.
 fn backtrace() {
     let mut frame: *const [u64; 2];
-    // SAFETY: reads a register.
+    // SAFETY: the instruction only reads a register.
     unsafe { asm!("mov {}, x29", out(reg) frame, options(nomem, nostack, preserves_flags)) };
     for _ in 0..DEPTH {
         if frame.is_null() || !frame.cast::<u128>().is_aligned() {
             break;
         }
-        // SAFETY: all of EL2 is built with frame pointers, so this is a frame record; if not, see above.
+        // SAFETY: all of EL2 is built with frame pointers, so this is a frame record. If the stack is corrupted, see above.
         let [next, back] = unsafe { frame.read_volatile() };
         if back == 0 {
             break;

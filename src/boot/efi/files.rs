@@ -1,29 +1,29 @@
-//! Files: on the volume that the application was loaded from, on others, and the RAM disk that a boot loader offers.
+//! Access to files on the volume of the application and on others, and to the RAM disk from a boot loader.
 //!
 //! UEFI 2.10: 9.1 (loaded image), 10.3 (device paths), 13.2 (LoadFile2), 13.4 and 13.5 (file systems).
 
-use super::firmware::{Firmware, Outcome, Refusal, Why};
+use super::firmware::{Firmware, Outcome, Refusal, StatusText};
 use arrayvec::{ArrayString, ArrayVec};
 use core::{mem, ptr};
 use r_efi::efi::{self, Guid, Handle, Status};
 use r_efi::protocols::{device_path, file, load_file2, loaded_image, simple_file_system};
 
-/// A path, in the firmware's spelling.
+/// A path with the firmware's separators.
 pub type Path = ArrayString<256>;
 
-/// Bytes between two signs of progress.
+/// The number of bytes that are read between two updates of the progress display.
 const PIECE: usize = 4 << 20;
 
-/// Where boot loaders offer the RAM disk (LINUX_EFI_INITRD_MEDIA_GUID).
+/// The media GUID under which boot loaders provide the RAM disk (LINUX_EFI_INITRD_MEDIA_GUID).
 const INITRD: Guid = Guid::from_fields(0x5568_e427, 0x68fc, 0x4f3d, 0xac, 0x74, &[0xca, 0x55, 0x52, 0x31, 0xcc, 0x68]);
 
 /// This application, as it was loaded.
 pub struct Loaded {
     /// The volume it came from.
     pub device: Handle,
-    /// Its own path there; empty when nobody knows.
+    /// The path on that volume; empty if it is unknown.
     pub path: Path,
-    /// The words it was given.
+    /// The load options.
     pub words: ArrayString<1024>,
 }
 
@@ -31,40 +31,43 @@ impl Loaded {
     pub fn find(firmware: &Firmware) -> Outcome<Loaded> {
         let image: *mut loaded_image::Protocol =
             firmware.protocol(firmware.handle, loaded_image::PROTOCOL_GUID).map_err(|status| {
-                Refusal::new(status, format_args!("the firmware does not say where this image is from"))
+                Refusal::new(
+                    status,
+                    format_args!("UEFI: no LoadedImage protocol for this image: {}", StatusText(status)),
+                )
             })?;
-        // SAFETY: the firmware's answer.
+        // SAFETY: the firmware returned this protocol.
         let image = unsafe { &*image };
         let units = image.load_options_size as usize / 2;
         let options = image.load_options.cast::<u16>().cast_const();
         let words = if options.is_null() {
             Some(ArrayString::new())
         } else {
-            // SAFETY: as many as the firmware says.
+            // SAFETY: the firmware guarantees that many bytes of load options.
             doorward::platform::efi::to_utf8((0..units).map(|at| unsafe { options.add(at).read_unaligned() }))
         };
         let words = words.unwrap_or_else(|| {
-            firmware.say(format_args!("load options that are no text, or too long, are ignored"));
+            firmware.say(format_args!("load options: invalid UTF-16 or too long, ignored"));
             ArrayString::new()
         });
-        // SAFETY: a device path, or null.
+        // SAFETY: the firmware guarantees a device path or null.
         let path = unsafe { file_path(image.file_path) };
         Ok(Loaded { device: image.device_handle, path, words })
     }
 
-    /// The folder it is in, with a separator at the end.
+    /// Returns the folder of the application, with a separator at the end.
     pub fn folder(&self) -> Path {
         folder_of(&self.path)
     }
 }
 
-/// The folder of a file, with a separator at its end.
+/// Returns the folder of a file, with a separator at the end.
 pub fn folder_of(path: &str) -> Path {
     let end = path.rfind('\\').map_or(0, |at| at + 1);
     Path::from(&path[..end]).unwrap_or_default()
 }
 
-/// The text of a device path's file nodes.
+/// Returns the path in the file path nodes of a device path.
 ///
 /// # Safety
 ///
@@ -72,14 +75,14 @@ pub fn folder_of(path: &str) -> Path {
 unsafe fn file_path(mut at: *mut device_path::Protocol) -> Path {
     let mut path = Path::new();
     while !at.is_null() {
-        // SAFETY: a node; each says how long it is, and the last one says that it is the last.
+        // SAFETY: `at` is a node of the device path; the loop ends at the end node.
         let (kind, sub, length) = unsafe { ((*at).r#type, (*at).sub_type, u16::from_le_bytes((*at).length)) };
         if kind == device_path::TYPE_END || length < 4 {
             break;
         }
         if (kind, sub) == (device_path::TYPE_MEDIA, device_path::Media::SUBTYPE_FILE_PATH) {
             let units = usize::from(length - 4) / 2;
-            // SAFETY: inside the node.
+            // SAFETY: the offset is less than the length of the node.
             let text = |index| unsafe { at.cast::<u8>().add(4 + 2 * index).cast::<u16>().read_unaligned() };
             let part: Path = doorward::platform::efi::to_utf8((0..units).map(text)).unwrap_or_default();
             if !path.ends_with('\\') && !part.starts_with('\\') {
@@ -87,26 +90,26 @@ unsafe fn file_path(mut at: *mut device_path::Protocol) -> Path {
             }
             let _ = path.try_push_str(&part);
         }
-        // SAFETY: the next node lies behind this one.
+        // SAFETY: this node is not the end node, so another one follows it.
         at = unsafe { at.cast::<u8>().add(length.into()).cast() };
     }
     path
 }
 
-/// `name` as a path of the firmware: with its separators, and in `folder` unless it starts with one.
+/// Converts `name` to a path with the firmware's separators, relative to `folder` unless it starts with a separator.
 pub fn resolve(folder: &str, name: &str) -> Outcome<Path> {
     let mut path = Path::new();
     let base = if name.starts_with(['\\', '/']) { "" } else { folder };
     let spelt = base.chars().chain(name.chars().map(|c| if c == '/' { '\\' } else { c }));
     for c in spelt {
         path.try_push(c).map_err(|_| {
-            Refusal::new(Status::INVALID_PARAMETER, format_args!("the path {folder}{name} is too long"))
+            Refusal::new(Status::INVALID_PARAMETER, format_args!("{folder}{name}: the path is too long"))
         })?;
     }
     Ok(path)
 }
 
-/// A volume.
+/// A file system volume.
 pub struct Volume(*mut file::Protocol);
 
 /// An open file.
@@ -116,12 +119,12 @@ impl Volume {
     pub fn open(firmware: &Firmware, device: Handle) -> Result<Volume, Status> {
         let system: *mut simple_file_system::Protocol = firmware.protocol(device, simple_file_system::PROTOCOL_GUID)?;
         let mut root = ptr::null_mut();
-        // SAFETY: the firmware's protocol.
+        // SAFETY: the firmware returned this protocol.
         let status = unsafe { ((*system).open_volume)(system, &raw mut root) };
         if status.is_error() || root.is_null() { Err(status) } else { Ok(Volume(root)) }
     }
 
-    /// The other volumes of the machine, those on devices without a driver so far included.
+    /// Returns all volumes of the machine except that on `but`, after connecting drivers to all devices.
     pub fn others(firmware: &Firmware, but: Handle) -> impl Iterator<Item = Volume> {
         let firmware = *firmware;
         firmware.connect_all();
@@ -140,21 +143,21 @@ impl Volume {
         let mut name: ArrayVec<u16, 257> = path.encode_utf16().take(256).collect();
         name.push(0);
         let mut file = ptr::null_mut();
-        // SAFETY: the volume's root, and a name with a terminator.
+        // SAFETY: the file is the root of the volume, and the name has a terminator.
         let status = unsafe { ((*self.0).open)(self.0, &raw mut file, name.as_mut_ptr(), file::MODE_READ, 0) };
         if status.is_error() || file.is_null() { Err(status) } else { Ok(File(file)) }
     }
 
-    /// Reads a whole file into pages of its own, and says how far it is.
+    /// Reads a file into memory that it allocates, and displays the progress.
     pub fn read(&self, firmware: &Firmware, path: &str) -> Outcome<&'static mut [u8]> {
-        let failed = |status| Refusal::new(status, format_args!("{path} cannot be read: {}", Why(status)));
+        let failed = |status| Refusal::new(status, format_args!("{path}: cannot be read: {}", StatusText(status)));
         let file = self.file(path).map_err(|status| match status {
-            Status::NOT_FOUND => Refusal::new(status, format_args!("there is no file {path}")),
+            Status::NOT_FOUND => Refusal::new(status, format_args!("{path}: not found")),
             _ => failed(status),
         })?;
         let size = file.size().map_err(failed)?;
         if size == 0 {
-            return Err(Refusal::new(Status::LOAD_ERROR, format_args!("{path} is empty")));
+            return Err(Refusal::new(Status::LOAD_ERROR, format_args!("{path}: the file is empty")));
         }
         let bytes = firmware.allocate(size)?;
         let progress = |done: usize| match size >> 20 {
@@ -182,16 +185,16 @@ impl Volume {
 
 impl File {
     fn size(&self) -> Result<usize, Status> {
-        // The name follows the fixed part.
+        // The file name follows the fixed part of the structure.
         let mut info = mem::MaybeUninit::<file::Info<260>>::zeroed();
         let mut length = mem::size_of_val(&info);
         let mut guid = file::INFO_ID;
-        // SAFETY: an open file, and room for `length` bytes.
+        // SAFETY: the file is open, and the buffer has `length` bytes.
         let status = unsafe { ((*self.0).get_info)(self.0, &raw mut guid, &raw mut length, info.as_mut_ptr().cast()) };
         if status.is_error() {
             return Err(status);
         }
-        // SAFETY: all zeroes or the firmware's; either is a valid value.
+        // SAFETY: the bytes are zero or written by the firmware, and either is a valid value.
         let info = unsafe { info.assume_init() };
         if info.attribute & file::DIRECTORY != 0 {
             return Err(Status::NOT_FOUND);
@@ -199,22 +202,22 @@ impl File {
         usize::try_from(info.file_size).map_err(|_| Status::UNSUPPORTED)
     }
 
-    /// Reads up to `count` bytes, and says in `count` how many.
+    /// Reads up to `count` bytes, and sets `count` to the number of bytes read.
     fn read(&self, into: &mut [u8], count: &mut usize) -> Status {
         *count = (*count).min(into.len());
-        // SAFETY: an open file, and that much room.
+        // SAFETY: the file is open, and the buffer has `count` bytes.
         unsafe { ((*self.0).read)(self.0, &raw mut *count, into.as_mut_ptr().cast()) }
     }
 }
 
 impl Drop for File {
     fn drop(&mut self) {
-        // SAFETY: an open file, not used any more.
+        // SAFETY: the file is open, and is not used after this.
         let _ = unsafe { ((*self.0).close)(self.0) };
     }
 }
 
-/// A device path of one vendor's media and its end.
+/// A device path with a vendor media node and the end node.
 #[repr(C)]
 struct VendorMedia {
     header: device_path::Protocol,
@@ -224,7 +227,7 @@ struct VendorMedia {
 
 const _: () = assert!(size_of::<VendorMedia>() == 24);
 
-/// The RAM disk that the boot loader offers by LoadFile2, if it does.
+/// Loads the RAM disk that the boot loader provides by LoadFile2. Returns `None` if it does not provide one.
 pub fn offered_ramdisk(firmware: &Firmware) -> Outcome<Option<&'static mut [u8]>> {
     let mut path = VendorMedia {
         header: device_path::Protocol {
@@ -242,23 +245,23 @@ pub fn offered_ramdisk(firmware: &Firmware) -> Outcome<Option<&'static mut [u8]>
     let mut at: *mut device_path::Protocol = (&raw mut path).cast();
     let mut guid: Guid = load_file2::PROTOCOL_GUID;
     let mut handle = ptr::null_mut();
-    // SAFETY: a boot service, and a device path with its end.
+    // SAFETY: this calls a boot service with a complete device path.
     let status = unsafe { (firmware.boot().locate_device_path)(&raw mut guid, &raw mut at, &raw mut handle) };
     if status.is_error() {
         return Ok(None);
     }
     let failed = |status| {
-        Refusal::new(status, format_args!("the RAM disk that the boot loader offers cannot be read: {}", Why(status)))
+        Refusal::new(status, format_args!("RAM disk from the boot loader: cannot be read: {}", StatusText(status)))
     };
     let loader: *mut load_file2::Protocol = firmware.protocol(handle, load_file2::PROTOCOL_GUID).map_err(failed)?;
     let mut size = 0;
-    // SAFETY: the firmware's protocol; `at` is what is left of the path. Without a buffer it says the size.
+    // SAFETY: the firmware returned this protocol; `at` is the rest of the path. Without a buffer the call returns the size.
     let status = unsafe { ((*loader).load_file)(loader, at, efi::Boolean::FALSE, &raw mut size, ptr::null_mut()) };
     if status != Status::BUFFER_TOO_SMALL {
         return if size == 0 && !status.is_error() { Ok(None) } else { Err(failed(status)) };
     }
     let bytes = firmware.allocate(size)?;
-    // SAFETY: as above, with the room it asked for.
+    // SAFETY: as above, with a buffer of the size that it returned.
     let status =
         unsafe { ((*loader).load_file)(loader, at, efi::Boolean::FALSE, &raw mut size, bytes.as_mut_ptr().cast()) };
     if status.is_error() {

@@ -1,18 +1,19 @@
-//! The image as an EFI application: it finds out what to boot and what machine this is, loads it, and leaves.
+//! The EFI application: it reads the configuration and the machine's description, loads the files, and leaves the firmware.
 //!
-//! Up to ExitBootServices everything that can go wrong is said on the firmware's console and ends the application, so
-//! that a boot manager goes on with its next entry. That is why the machine's description is read here, on the
-//! firmware's own page tables, and not after them. Nothing of EL2's own is up: no lock, no log, no heap, no per-CPU
-//! data (TPIDR_EL2 is the firmware's).
+//! Until ExitBootServices, every error is reported on the firmware's console and ends the application, so that a boot
+//! manager continues with its next entry. For this reason the machine's description is read here, while the firmware's page
+//! tables are in use, and not later. EL2's own services are not available: no locks, no log, no heap, no per-CPU data
+//! (TPIDR_EL2 belongs to the firmware).
 //!
-//! After ExitBootServices there is no way back. `efi_leave` (in `head`) turns stage 1 and the caches off and joins the
-//! way that a kernel image takes; [`take`] is how `boot_cpu` learns that it came by this one.
-#![allow(clippy::result_large_err, reason = "a refusal carries its sentence: there is no heap to put it in")]
+//! After ExitBootServices there is no way back. `efi_leave` (in `head`) switches stage 1 and the caches off and continues
+//! with the entry code of a raw image. `boot_cpu` calls [`take`] to get what the application has found.
+#![allow(clippy::result_large_err, reason = "a refusal contains its message, since there is no heap")]
 
 mod files;
 mod firmware;
 
-use crate::boot::{PLACE, image};
+use super::image;
+use super::machine::{STORAGE, set_console};
 use arrayvec::{ArrayString, ArrayVec};
 use core::arch::asm;
 use core::fmt;
@@ -27,19 +28,20 @@ use doorward::platform::efi::{Config, Firmware as Described, LoadOptions, Memory
 use doorward::platform::{self, Machine, Module, ModuleKind, fdt as platform_fdt, windows};
 use doorward::util::range::Range;
 use files::{Loaded, Path, Volume, folder_of, offered_ramdisk, resolve};
-use firmware::{Firmware, Outcome, Refusal, Why};
+use firmware::{Firmware, Outcome, Refusal, StatusText};
 use r_efi::efi::{self, Handle, Status};
 
 unsafe extern "C" {
     fn efi_leave() -> !;
 }
 
-/// The configuration file, beside the application.
+/// The name of the configuration file in the application's folder.
 const CONFIG: &str = "doorward.cfg";
-/// Where it may be on other volumes, for an application that was not loaded from one.
+/// The paths of the configuration file on other volumes, for an application that was not loaded from a volume.
 const ELSEWHERE: [&str; 3] = ["\\EFI\\doorward\\doorward.cfg", "\\EFI\\BOOT\\doorward.cfg", "\\doorward.cfg"];
 
-/// Room for the memory map: it must not be allocated between asking for the map and leaving by it.
+/// The size of the buffer for the memory map. The buffer is static, because memory must not be allocated between
+/// GetMemoryMap and ExitBootServices.
 const MAP_ROOM: usize = 64 << 10;
 
 #[repr(C, align(16))]
@@ -47,42 +49,42 @@ struct MapRoom([u8; MAP_ROOM]);
 
 static mut MAP: MapRoom = MapRoom([0; MAP_ROOM]);
 
-/// What is handed over from the application to the hypervisor.
+/// What the application passes to the entry code, beside the machine's description.
 pub struct Handover {
-    /// The device tree; empty when there is none.
+    /// The device tree; empty if there is none.
     pub fdt: &'static [u8],
-    /// What described the machine.
+    /// The source of the machine's description.
     pub described: Described,
 }
 
 static mut HANDOVER: Option<Handover> = None;
 
-/// For a panic while the firmware is still there.
+/// The arguments of `efi_main`, for a panic before ExitBootServices; the table is null after it.
 static HANDLE: AtomicPtr<core::ffi::c_void> = AtomicPtr::new(ptr::null_mut());
 static TABLE: AtomicPtr<efi::SystemTable> = AtomicPtr::new(ptr::null_mut());
 
-/// What the application left, if the image was started as one.
+/// Returns what the application has found, if the image was started as one.
 pub fn take() -> Option<Handover> {
-    // SAFETY: only the boot CPU runs, and it asks once.
+    // SAFETY: only the boot CPU runs, and calls this once.
     unsafe { (*ptr::addr_of_mut!(HANDOVER)).take() }
 }
 
-/// The last words of an application that panics: back to the firmware. Returns when there is none (any more).
+/// Reports a panic on the firmware's console and exits to the firmware. Returns if boot services are not available.
 pub fn panicked(info: &PanicInfo<'_>) {
     let table = TABLE.load(Ordering::Relaxed);
     if !table.is_null() {
-        // SAFETY: set for as long as boot services last.
+        // SAFETY: the table is not null only while boot services are available.
         let firmware = unsafe { Firmware::new(HANDLE.load(Ordering::Relaxed), table) };
         firmware.end_line();
-        firmware.say(format_args!("panic: {info} (image base {})", image().base));
+        firmware.say(format_args!("panic: {info} (image base {})", image::range().base));
         firmware.exit(Status::ABORTED);
     }
 }
 
-/// What the firmware calls.
+/// The entry point, which the firmware calls.
 #[unsafe(no_mangle)]
 extern "efiapi" fn efi_main(handle: Handle, table: *mut efi::SystemTable) -> Status {
-    // SAFETY: this is what the firmware calls it with.
+    // SAFETY: these are the arguments from the firmware, and boot services are available until `leave` exits them.
     let firmware = unsafe { Firmware::new(handle, table) };
     HANDLE.store(handle, Ordering::Relaxed);
     TABLE.store(table, Ordering::Relaxed);
@@ -95,12 +97,12 @@ extern "efiapi" fn efi_main(handle: Handle, table: *mut efi::SystemTable) -> Sta
 
 fn exception_level() -> u64 {
     let level: u64;
-    // SAFETY: reads a register that every exception level has.
+    // SAFETY: the instruction only reads a register that exists at this exception level.
     unsafe { asm!("mrs {}, CurrentEL", out(reg) level, options(nomem, nostack, preserves_flags)) };
     level >> 2 & 3
 }
 
-/// What was loaded for dom0.
+/// The files and command lines that were loaded.
 struct Payload {
     kernel: Range,
     kernel_words: ArrayString<1024>,
@@ -111,7 +113,7 @@ struct Payload {
 
 fn run(firmware: &Firmware) -> Outcome<core::convert::Infallible> {
     let (revision, uefi) = firmware.revision();
-    firmware.say(format_args!("Doorward {} at {}", env!("CARGO_PKG_VERSION"), image().base));
+    firmware.say(format_args!("Doorward {} at {}", env!("CARGO_PKG_VERSION"), image::range().base));
     firmware.say(format_args!(
         "UEFI {}.{} by {} (revision {revision:#x})",
         uefi >> 16,
@@ -123,27 +125,27 @@ fn run(firmware: &Firmware) -> Outcome<core::convert::Infallible> {
         return Err(Refusal::new(
             Status::UNSUPPORTED,
             format_args!(
-                "the firmware runs at EL{level}, but a hypervisor has to be started at EL2: on a virtual machine, \
-                 switch nested virtualization on (on QEMU: -M virt,virtualization=on)"
+                "boot: the firmware runs at EL{level}: EL2 is required; on a virtual machine, enable nested \
+                 virtualization (on QEMU: -M virt,virtualization=on)"
             ),
         ));
     }
     firmware.stop_watchdog();
     let payload = load(firmware)?;
 
-    // SAFETY: only this CPU runs, and this function once.
-    let machine = unsafe { &mut *ptr::addr_of_mut!(PLACE) };
+    // SAFETY: only this CPU runs, and this is executed once.
+    let machine = unsafe { &mut *ptr::addr_of_mut!(STORAGE) };
     let (handover, kept) = describe(firmware, &payload, machine)?;
     firmware.say(format_args!("leaving the firmware"));
     leave(firmware, machine, kept, handover)
 }
 
-/// Finds the configuration and loads what it names.
+/// Finds the configuration and loads the files that it names.
 fn load(firmware: &Firmware) -> Outcome<Payload> {
     let loaded = Loaded::find(firmware)?;
     let words = LoadOptions::parse(&loaded.words, &loaded.path);
     if let Some(word) = words.unknown {
-        firmware.say(format_args!("nobody knows the load option `{word}`"));
+        firmware.say(format_args!("load options: unknown option `{word}`, ignored"));
     }
     let (volume, path) = find_config(firmware, &loaded, words.config)?;
     let text = volume.read(firmware, &path)?;
@@ -161,14 +163,15 @@ fn load(firmware: &Firmware) -> Outcome<Payload> {
         None => offered_ramdisk(firmware)?,
     };
     let dtb = config.dtb.map(read).transpose()?;
-    let too_long = |what| Refusal::new(Status::LOAD_ERROR, format_args!("{path}: the {what} command line is too long"));
+    let too_long =
+        |what| Refusal::new(Status::LOAD_ERROR, format_args!("{path}: the command line of the {what} is too long"));
     let mut hypervisor_words = ArrayString::new();
     for part in [config.options[0], " ", config.options[1], " ", words.hypervisor] {
-        hypervisor_words.try_push_str(part).map_err(|_| too_long("hypervisor's"))?;
+        hypervisor_words.try_push_str(part).map_err(|_| too_long("hypervisor"))?;
     }
     Ok(Payload {
         kernel: range_of(kernel),
-        kernel_words: ArrayString::from(config.kernel.words).map_err(|_| too_long("kernel's"))?,
+        kernel_words: ArrayString::from(config.kernel.words).map_err(|_| too_long("kernel"))?,
         ramdisk: ramdisk.map(|bytes| range_of(bytes)),
         dtb: dtb.map(|bytes| &*bytes),
         hypervisor_words,
@@ -179,46 +182,46 @@ fn range_of(bytes: &[u8]) -> Range {
     Range::new(Pa(bytes.as_ptr() as u64), bytes.len() as u64)
 }
 
-/// The volume and path of the configuration: as asked for, beside the application, or at a known place elsewhere.
-fn find_config(firmware: &Firmware, loaded: &Loaded, asked: Option<&str>) -> Outcome<(Volume, Path)> {
-    let path = resolve(&loaded.folder(), asked.unwrap_or(CONFIG))?;
+/// Finds the volume and the path of the configuration: the requested path, or [`CONFIG`] in the application's folder, or
+/// one of [`ELSEWHERE`] on another volume.
+fn find_config(firmware: &Firmware, loaded: &Loaded, requested: Option<&str>) -> Outcome<(Volume, Path)> {
+    let path = resolve(&loaded.folder(), requested.unwrap_or(CONFIG))?;
     if let Ok(volume) = Volume::open(firmware, loaded.device)
-        && (asked.is_some() || volume.has(&path))
+        && (requested.is_some() || volume.has(&path))
     {
         return Ok((volume, path));
     }
     for volume in Volume::others(firmware, loaded.device) {
-        let places = ELSEWHERE.iter().copied().filter(|_| asked.is_none()).chain(asked.map(|_| path.as_str()));
+        let places = ELSEWHERE.iter().copied().filter(|_| requested.is_none()).chain(requested.map(|_| path.as_str()));
         for place in places {
             if volume.has(place) {
-                firmware.say(format_args!("no {path} where this image is from; taking {place} of another volume"));
+                firmware.say(format_args!("{path}: not on the volume of this image; using {place} of another volume"));
                 let place = Path::from(place).unwrap_or_default();
                 return Ok((volume, place));
             }
         }
     }
-    let sentence = match asked {
-        Some(_) => Refusal::new(Status::NOT_FOUND, format_args!("there is no configuration file {path}")),
+    let refusal = match requested {
+        Some(_) => Refusal::new(Status::NOT_FOUND, format_args!("{path}: the configuration file was not found")),
         None => Refusal::new(
             Status::NOT_FOUND,
             format_args!(
-                "there is no configuration file {path}, and no {}, {} or {} on any other volume",
+                "{path}: the configuration file was not found, nor {}, {} or {} on any other volume",
                 ELSEWHERE[0], ELSEWHERE[1], ELSEWHERE[2]
             ),
         ),
     };
-    Err(sentence)
+    Err(refusal)
 }
 
-/// Reads what machine this is: from the device tree that the configuration names or the firmware has, or from ACPI.
-///
-/// Beside what goes to the hypervisor, says how many reservations the description itself made.
+/// Reads the machine's description: from the device tree that the configuration names, from that of the firmware, or from
+/// ACPI tables. Also returns the number of reservations in the description itself.
 fn describe(firmware: &Firmware, payload: &Payload, machine: &mut Machine) -> Outcome<(Handover, usize)> {
     let refused = |error: &dyn fmt::Display| Refusal::new(Status::LOAD_ERROR, format_args!("{error}"));
-    // SAFETY: only this CPU runs, and the room is used nowhere else at this time.
+    // SAFETY: only this CPU runs, and no other reference to the buffer exists at this time.
     let room = unsafe { &mut (*ptr::addr_of_mut!(MAP)).0 };
     let handover = if let Some(blob) = device_tree(firmware, payload) {
-        // A copy: where the firmware's lies is not ours to keep.
+        // A copy, because the memory of the firmware's tree may not be kept.
         let tree = platform_fdt::trim(blob).map_err(|error| refused(&error))?;
         let copy = firmware.allocate(tree.len())?;
         copy.copy_from_slice(tree);
@@ -229,9 +232,8 @@ fn describe(firmware: &Firmware, payload: &Payload, machine: &mut Machine) -> Ou
         acpi::read_into(machine, rsdp, &Mapped(map)).map_err(|error| refused(&error))?;
         Handover { fdt: &[], described: Described::Acpi }
     } else {
-        let sentence =
-            format_args!("the firmware has neither a device tree nor ACPI tables, and there is no dtb= line");
-        return Err(Refusal::new(Status::UNSUPPORTED, sentence));
+        let text = format_args!("UEFI: the firmware has neither a device tree nor ACPI tables, and dtb= is not set");
+        return Err(Refusal::new(Status::UNSUPPORTED, text));
     };
     let kept = machine.reserved.len();
     add_payload(machine, payload);
@@ -252,10 +254,10 @@ fn memory_map<'a>(firmware: &Firmware, room: &'a mut [u8]) -> Outcome<MemoryMap<
     firmware
         .memory_map(room)
         .map(|(_, map)| map)
-        .map_err(|status| Refusal::new(status, format_args!("the firmware's memory map: {}", Why(status))))
+        .map_err(|status| Refusal::new(status, format_args!("UEFI: GetMemoryMap failed: {}", StatusText(status))))
 }
 
-/// Memory as the firmware's own page tables show it: one to one, all that its map lists.
+/// Physical memory through the firmware's page tables, which map one to one all that is in the memory map.
 struct Mapped<'a>(MemoryMap<'a>);
 
 impl acpi::PhysicalMemory for Mapped<'_> {
@@ -269,24 +271,24 @@ impl acpi::PhysicalMemory for Mapped<'_> {
         if !is_memory(at) || !is_memory(Pa(last)) {
             return None;
         }
-        // SAFETY: memory, mapped, and written by nobody while its tables are read.
+        // SAFETY: the firmware maps this memory, and nothing writes to it while the tables are read.
         Some(unsafe { slice::from_raw_parts(at.0 as *const u8, length) })
     }
 }
 
-/// The device tree in the firmware's configuration table, or the one that was loaded instead.
+/// Returns the device tree that was loaded, or else the one in the firmware's configuration table.
 fn device_tree(firmware: &Firmware, payload: &Payload) -> Option<&'static [u8]> {
     if payload.dtb.is_some() {
         return payload.dtb;
     }
     let at = firmware.configuration(&efi::DTB_TABLE_GUID)?;
-    // SAFETY: the firmware says that there is a device tree, whose header says how long it is.
+    // SAFETY: the firmware guarantees a device tree, whose header has its size.
     let size = console::onpanic::size_of(unsafe { slice::from_raw_parts(at.0 as *const u8, 8) })?;
     // SAFETY: as above.
     Some(unsafe { slice::from_raw_parts(at.0 as *const u8, size) })
 }
 
-/// Puts what was loaded into the machine's description; a device tree's own modules and words are no longer asked.
+/// Replaces the modules and the command line in the machine's description by those that were loaded.
 fn add_payload(machine: &mut Machine, payload: &Payload) {
     machine.modules.clear();
     machine.bootargs = payload.hypervisor_words;
@@ -297,20 +299,20 @@ fn add_payload(machine: &mut Machine, payload: &Payload) {
     machine.modules.extend(modules);
 }
 
-/// Makes the machine's memory what the firmware's map says, behind the `kept` reservations of its description.
+/// Sets the machine's memory from the memory map, and its reservations to the first `kept` and those of the map.
 fn fill_memory(machine: &mut Machine, kept: usize, map: MemoryMap<'_>) -> Result<(), platform::MachineError> {
     machine.reserved.truncate(kept);
     map.fill(machine)
 }
 
-/// Ends boot services and goes on as the hypervisor.
+/// Exits boot services and continues as the hypervisor.
 fn leave(
     firmware: &Firmware,
     machine: &mut Machine,
     kept: usize,
     handover: Handover,
 ) -> Outcome<core::convert::Infallible> {
-    // From the first attempt on, the firmware may be half gone: nothing is called but these two services.
+    // After the first attempt the firmware may have shut down in part, so only these two services are called.
     let mut status = Status::ABORTED;
     for _ in 0..8 {
         // SAFETY: only this CPU runs.
@@ -324,22 +326,22 @@ fn leave(
         };
         status = firmware.exit_boot_services(key);
         if status.is_error() {
-            // The map has changed in the meantime (a timer's event, say): once more.
+            // The map has changed in the meantime, for example by a timer event: try again.
             continue;
         }
         TABLE.store(ptr::null_mut(), Ordering::Relaxed);
-        super::console_of(machine);
+        set_console(machine);
         if let Err(error) = fill_memory(machine, kept, map) {
             console::fatal(format_args!("{error}"));
         }
-        // SAFETY: only this CPU runs; `take` is called behind `efi_leave`, which needs nothing but that the firmware
-        // has handed this CPU over at EL2.
+        // SAFETY: only this CPU runs, and `take` is called after `efi_leave`, which only requires that boot services have
+        // been exited on a CPU at EL2.
         unsafe {
             *ptr::addr_of_mut!(HANDOVER) = Some(handover);
             efi_leave()
         }
     }
     TABLE.store(ptr::null_mut(), Ordering::Relaxed);
-    super::console_of(machine);
-    console::fatal(format_args!("the firmware does not let go: {}", Why(status)))
+    set_console(machine);
+    console::fatal(format_args!("UEFI: ExitBootServices failed: {}", StatusText(status)))
 }
