@@ -1,8 +1,7 @@
-//! Every number that names something, as its own type.
+//! Types for identifiers and addresses.
 //!
-//! An INTID, a vINTID, a DeviceID and an EventID are all small integers, and a hypervisor that mixes
-//! two of them up loses interrupts silently. Nothing in this file touches hardware; everything above
-//! speaks in these types and unwraps them only where a register or a command is encoded.
+//! An INTID, a vINTID, a DeviceID and an EventID are all small integers, and mixing up two of them loses interrupts
+//! silently. All other files use these types, and take the number out only to encode a register or a command.
 
 use core::fmt;
 
@@ -28,47 +27,47 @@ macro_rules! number {
 }
 
 number! {
-    /// A physical interrupt number (IHI 0069, 2.2.1).
+    /// A physical interrupt ID (IHI 0069, 2.2.1).
     Intid(u32), "INTID {}"
 }
 number! {
-    /// A physical LPI: an INTID of 8192 or above.
+    /// A physical LPI: an INTID of at least 8192.
     Lpi(u32), "LPI {}"
 }
 number! {
-    /// An interrupt number as a guest sees it; as a vLPI, 8192 or above.
+    /// An interrupt ID of a guest; that of a vLPI is at least 8192.
     VIntid(u32), "vINTID {}"
 }
 number! {
-    /// What the interconnect says about who wrote an MSI.
+    /// The ID by which the ITS distinguishes devices; the interconnect adds it to an MSI.
     DeviceId(u32), "device {:#x}"
 }
 number! {
-    /// What the device wrote: the MSI's data.
+    /// The ID by which the ITS distinguishes the events of a device: the data of an MSI.
     EventId(u32), "event {}"
 }
 number! {
-    /// Which ITS, in the order the platform describes them.
+    /// An ITS, as an index into `platform::Gic::itss`.
     ItsId(u8), "ITS{}"
 }
 number! {
-    /// A virtual PE as the ITS knows it: 16 bits at most (GITS commands, vPEID).
+    /// A virtual PE: the vPEID of ITS commands, at most 16 bits.
     VpeId(u16), "vPE {}"
 }
 number! {
-    /// A stage-2 context: VTTBR_EL2.VMID.
+    /// A stage 2 context: VTTBR_EL2.VMID.
     VmId(u16), "VMID {}"
 }
 number! {
-    /// A collection: the ITS's name for a redistributor.
+    /// A collection: the ID by which an ITS refers to a redistributor.
     CollectionId(u16), "collection {}"
 }
 number! {
-    /// A physical CPU, by its place in `platform::Machine::cpus`; the boot CPU is wherever it is listed.
+    /// A physical CPU, as an index into `platform::Machine::cpus`. The boot CPU may have any index.
     CpuId(u16), "CPU{}"
 }
 number! {
-    /// A virtual CPU, by its place in its domain.
+    /// A virtual CPU, as an index into the vCPUs of its domain.
     VcpuId(u16), "vCPU{}"
 }
 number! {
@@ -80,7 +79,7 @@ number! {
     Pa(u64), "{:#x}"
 }
 number! {
-    /// An intermediate physical address: what a guest takes for physical.
+    /// An intermediate physical address: the physical address that a guest uses.
     Ipa(u64), "{:#x}"
 }
 number! {
@@ -93,7 +92,7 @@ number! {
 }
 
 impl CpuId {
-    /// As an index into per-CPU arrays.
+    /// Returns the index into per-CPU arrays.
     #[must_use]
     pub const fn index(self) -> usize {
         self.0 as usize
@@ -101,7 +100,7 @@ impl CpuId {
 }
 
 impl VcpuId {
-    /// As an index into a domain's vCPUs.
+    /// Returns the index into a domain's vCPUs.
     #[must_use]
     pub const fn index(self) -> usize {
         self.0 as usize
@@ -109,7 +108,7 @@ impl VcpuId {
 }
 
 impl ItsId {
-    /// As an index into the list of ITSs.
+    /// Returns the index into the list of ITSs.
     #[must_use]
     pub const fn index(self) -> usize {
         self.0 as usize
@@ -117,7 +116,7 @@ impl ItsId {
 }
 
 impl VpeId {
-    /// As an index into tables of vPEs.
+    /// Returns the index into tables of vPEs.
     #[must_use]
     pub const fn index(self) -> usize {
         self.0 as usize
@@ -128,7 +127,7 @@ impl Lpi {
     /// The lowest LPI (IHI 0069, 2.2.1).
     pub const FIRST: u32 = 8192;
 
-    /// This LPI as a plain INTID.
+    /// Converts to an INTID.
     #[must_use]
     pub const fn intid(self) -> Intid {
         Intid(self.0)
@@ -136,7 +135,7 @@ impl Lpi {
 }
 
 impl Intid {
-    /// This INTID as an LPI, if it is one.
+    /// Converts to an LPI, if the INTID is that of one.
     #[must_use]
     pub const fn lpi(self) -> Option<Lpi> {
         if self.0 >= Lpi::FIRST { Some(Lpi(self.0)) } else { None }
@@ -144,7 +143,7 @@ impl Intid {
 }
 
 impl Pa {
-    /// The address `bytes` further on.
+    /// Returns the address plus `bytes`.
     #[must_use]
     pub const fn add(self, bytes: u64) -> Pa {
         Pa(self.0 + bytes)
@@ -152,25 +151,25 @@ impl Pa {
 }
 
 impl Mpidr {
-    /// The affinity bits of an MPIDR_EL1 value; U, MT and RES1 bits are dropped.
+    /// Extracts the affinity fields of an MPIDR_EL1 value, without U, MT and RES1 bits.
     #[must_use]
     pub const fn from_register(mpidr_el1: u64) -> Mpidr {
         Mpidr(mpidr_el1 & 0xff_00ff_ffff)
     }
 
-    /// From GICR_TYPER.Affinity_Value [63:32]: Aff3.Aff2.Aff1.Aff0 packed into 32 bits.
+    /// Converts from Aff3.Aff2.Aff1.Aff0 packed into 32 bits, as in GICR_TYPER.Affinity_Value.
     #[must_use]
     pub const fn from_packed(aff: u32) -> Mpidr {
         Mpidr(((aff as u64 & 0xff00_0000) << 8) | (aff as u64 & 0x00ff_ffff))
     }
 
-    /// Aff3.Aff2.Aff1.Aff0 packed into 32 bits, as in GICR_TYPER.
+    /// Converts to Aff3.Aff2.Aff1.Aff0 packed into 32 bits, as in GICR_TYPER.Affinity_Value.
     #[must_use]
     pub const fn packed(self) -> u32 {
         (((self.0 >> 8) & 0xff00_0000) | (self.0 & 0x00ff_ffff)) as u32
     }
 
-    /// Affinity level `level` (0 to 3).
+    /// Returns the affinity field of `level` (0 to 3).
     #[must_use]
     pub const fn aff(self, level: u32) -> u8 {
         (self.packed() >> (8 * level)) as u8
@@ -182,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn affinity_survives_packing_with_aff3_set() {
+    fn packing_and_unpacking_an_affinity_keeps_aff3() {
         let m = Mpidr::from_register(0x0000_0001_8104_0203);
         assert_eq!(m, Mpidr(0x1_0004_0203));
         assert_eq!(m.packed(), 0x0104_0203);
@@ -191,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn only_numbers_from_8192_are_lpis() {
+    fn only_intids_from_8192_on_are_lpis() {
         assert_eq!(Intid(8191).lpi(), None);
         assert_eq!(Intid(8192).lpi(), Some(Lpi(8192)));
     }

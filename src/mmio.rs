@@ -1,34 +1,33 @@
-//! The seam between drivers and hardware.
+//! The interface between drivers and hardware.
 //!
-//! A driver is generic over [`Hw`] and knows nothing else of the machine: registers by physical address,
-//! memory that a device reads by physical address, the barrier (and cache maintenance) between the two,
-//! and time. On the target every method is an instruction or two; on the host the executable GIC of
-//! `tests/gic-model` stands behind it and also notices a `publish` that was forgotten.
+//! A driver is generic over [`Hw`] and accesses the machine only through it: registers by physical address, memory that a
+//! device reads by physical address, the barriers and cache maintenance between the two, and time. On the target every
+//! method is an instruction or two. On the host the executable GIC of `tests/gic-model` implements it, and also detects a
+//! missing `publish`.
 //!
-//! [`Device`] holds the only device loads and stores of the image. They are inline assembly because a
-//! `write_volatile` in a loop may compile to a store with writeback, which has no valid syndrome when the
-//! hypervisor itself runs under another one (rust-lang/rust issue 131894).
+//! [`Device`] has the only device loads and stores of the image. They are inline assembly because a `write_volatile` in a
+//! loop may compile to a store with writeback, which has no valid syndrome if the hypervisor itself runs under another one
+//! (rust-lang/rust issue 131894).
 
 pub(crate) mod layout;
 
 use crate::ids::Pa;
 
-/// Whether the memory system keeps a device's view of memory coherent with the CPUs' caches.
+/// Whether a device's accesses to memory are coherent with the CPUs' caches.
 ///
-/// Chosen once per table or queue, from what the hardware let us write into the shareability field of the
-/// register that points at it.
+/// This is determined once per table or queue, by reading back the shareability field of the register that has its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coherence {
-    /// A barrier is enough.
+    /// Coherent: a barrier is enough.
     Coherent,
-    /// Lines are cleaned (or invalidated) to the point of coherency as well.
+    /// Not coherent: cache lines must also be cleaned or invalidated to the point of coherency.
     NonCoherent,
 }
 
 /// Registers, shared memory and time, as a driver needs them.
 ///
-/// Device accesses are ordered among themselves (Device-nGnRE). They are not ordered against memory:
-/// that is what [`publish`](Hw::publish) and [`acquire`](Hw::acquire) are for.
+/// Device accesses are ordered among themselves (Device-nGnRE). They are not ordered against accesses to memory, for which
+/// [`publish`](Hw::publish) and [`acquire`](Hw::acquire) are needed.
 pub trait Hw {
     /// Reads a 32-bit device register.
     fn read32(&self, register: Pa) -> u32;
@@ -39,11 +38,11 @@ pub trait Hw {
     /// Writes a 64-bit device register in one access.
     fn write64(&self, register: Pa, value: u64);
 
-    /// Takes zeroed memory for sharing with a device. `align` is a power of two; both are in bytes and are
-    /// rounded up to 4 KiB. `None` when there is none left.
+    /// Allocates zeroed memory for sharing with a device. `align` is a power of two. `size` and `align` are in bytes and are
+    /// rounded up to 4 KiB. Returns `None` if there is not enough memory.
     fn alloc(&self, size: usize, align: usize) -> Option<Pa>;
-    /// Gives memory from [`alloc`](Hw::alloc) back, with the size and alignment it was asked with. The caller
-    /// has proof that no device uses it any more.
+    /// Frees memory from [`alloc`](Hw::alloc), with the same `size` and `align`. The caller guarantees that no device uses
+    /// it.
     fn free(&self, memory: Pa, size: usize, align: usize);
 
     /// Loads a byte from shared memory.
@@ -57,24 +56,24 @@ pub trait Hw {
 
     /// Makes stores to this memory visible to the device before any later register write.
     fn publish(&self, memory: Pa, size: usize, coherence: Coherence);
-    /// Makes the device's stores to this memory visible to later loads.
+    /// Makes the device's stores to this memory visible to later loads of this CPU.
     fn acquire(&self, memory: Pa, size: usize, coherence: Coherence);
 
-    /// Microseconds since some fixed moment; never goes back.
+    /// Returns the time in microseconds since a fixed moment. It is monotonic.
     fn now_us(&self) -> u64;
-    /// Called once a turn in each polling loop.
+    /// Called in each iteration of a polling loop.
     fn relax(&self);
 
-    /// Polls `done` until it says so or `limit_us` have passed. `false` on a missed deadline.
+    /// Polls `done` until it returns `true` or `limit_us` microseconds have passed. Returns `false` on a time-out.
     ///
-    /// `done` is asked once more after the deadline, so that a CPU that was held up between the two reads
-    /// (by firmware, or by the host of an emulator) does not report a device that had long finished.
+    /// `done` is polled once more after the deadline, so that a delay between the two reads (by firmware, or by the host of an
+    /// emulator) is not taken for a time-out of the device.
     #[must_use]
     fn wait(&self, limit_us: u64, mut done: impl FnMut() -> bool) -> bool
     where
         Self: Sized,
     {
-        // Most often it is done already, and the clock costs more than the question.
+        // In most cases it is done already, and reading the clock costs more than `done`.
         if done() {
             return true;
         }
@@ -94,35 +93,34 @@ pub trait Hw {
 pub use device::Device;
 
 mod device {
-    #![allow(unsafe_code, reason = "this is where device accesses are made")]
+    #![allow(unsafe_code, reason = "device accesses are inline assembly")]
 
     use crate::arch::asm::asm;
     use crate::ids::Pa;
 
     /// Device loads and stores by physical address (EL2 runs on an identity map).
     ///
-    /// Each is one `ldr`/`str` with a plain register address. The methods are safe because a device access can
-    /// break no Rust memory: EL2's stage 1 maps as Device only what is not RAM, so an address that is no device
-    /// faults (or, inside RAM, is refused below in debug builds by the callers' types). Which register does
-    /// what to the machine is the drivers' business.
+    /// Each is a single `ldr` or `str` with a register as the address. The methods are safe because the addresses that drivers
+    /// pass are those of device registers, or of memory from [`Hw::alloc`](super::Hw::alloc), in which no Rust object is.
+    /// The drivers are responsible for what a register access does to the machine.
     pub struct Device;
 
     macro_rules! access {
         ($read:ident, $write:ident, $ty:ty, $ldr:literal, $str:literal) => {
-            /// One load.
+            /// Performs a load.
             #[inline(always)]
             #[must_use]
             pub fn $read(at: Pa) -> $ty {
                 let value: $ty;
-                // SAFETY: a load from device memory changes no Rust object; see the type's documentation.
+                // SAFETY: the caller passes an address outside of Rust objects; see the documentation of the type.
                 unsafe { asm!($ldr, v = out(reg) value, a = in(reg) at.0, options(nostack, preserves_flags)) };
                 value
             }
 
-            /// One store.
+            /// Performs a store.
             #[inline(always)]
             pub fn $write(at: Pa, value: $ty) {
-                // SAFETY: as above; what the device then does to memory is constrained by the driver.
+                // SAFETY: as above; the driver is responsible for what the device then does to memory.
                 unsafe { asm!($str, v = in(reg) value, a = in(reg) at.0, options(nostack, preserves_flags)) };
             }
         };

@@ -1,10 +1,10 @@
-//! Debug keys: what the hypervisor does when it has the keyboard.
+//! The table of debug keys, which are run while the hypervisor has the input focus.
 
 use crate::sync::{Lock, Rank};
 use alloc::boxed::Box;
 use arrayvec::ArrayVec;
 
-/// A key and what it does.
+/// A debug key.
 #[derive(Clone, Copy)]
 struct Key {
     key: u8,
@@ -12,12 +12,12 @@ struct Key {
     run: &'static (dyn Fn() + Sync),
 }
 
-/// As many keys as there can be.
+/// The capacity of the table.
 const KEYS: usize = 32;
 
 static TABLE: Lock<ArrayVec<Key, KEYS>> = Lock::new(Rank::Console, ArrayVec::new_const());
 
-/// Makes `key` run `run`; the last registration of a key holds. `false` when the table is full.
+/// Registers `run` for `key`, in place of an earlier registration. Returns `false` if the table is full.
 pub fn register(key: u8, help: &'static str, run: impl Fn() + Sync + 'static) -> bool {
     let run: &'static (dyn Fn() + Sync) = Box::leak(Box::new(run));
     let mut table = TABLE.lock();
@@ -25,7 +25,7 @@ pub fn register(key: u8, help: &'static str, run: impl Fn() + Sync + 'static) ->
     table.try_push(Key { key, help, run }).is_ok()
 }
 
-/// Runs what `key` stands for, with no lock held. `false` when it stands for nothing.
+/// Runs the function of `key`, without holding a lock. Returns `false` if the key is not registered.
 pub fn run(key: u8) -> bool {
     let found = TABLE.lock().iter().find(|entry| entry.key == key).map(|entry| entry.run);
     if let Some(run) = found {
@@ -34,7 +34,7 @@ pub fn run(key: u8) -> bool {
     found.is_some()
 }
 
-/// Calls `each` for every key and its help, in the order of the keys.
+/// Calls `each` for every key and its help text, sorted by key.
 pub fn for_each(mut each: impl FnMut(char, &'static str)) {
     let mut table = TABLE.lock().clone();
     table.sort_unstable_by_key(|entry| entry.key);
@@ -51,7 +51,7 @@ mod tests {
     static RUNS: AtomicU32 = AtomicU32::new(0);
 
     #[test]
-    fn a_key_runs_what_was_registered_last_and_others_nothing() {
+    fn a_key_runs_its_last_registration_and_an_unknown_key_nothing() {
         assert!(register(b'q', "old", || unreachable!()));
         assert!(register(b'q', "count", || {
             RUNS.fetch_add(1, Ordering::Relaxed);

@@ -1,41 +1,42 @@
-//! Output of domains that do not have the console to themselves: collected, and printed by the line.
+//! Line buffers for the output of domains without the input focus, which is printed in whole lines.
 
 use arrayvec::ArrayVec;
 
-/// The longest line that is kept together.
+/// The capacity of a line in bytes; a longer line is split.
 const LENGTH: usize = 160;
 
-/// One domain's unfinished line.
+/// The incomplete line of a domain.
 #[derive(Debug, Default)]
 pub struct Line(ArrayVec<u8, LENGTH>);
 
 impl Line {
-    /// Nothing yet.
+    /// An empty line.
     #[must_use]
     pub const fn new() -> Line {
         Line(ArrayVec::new_const())
     }
 
-    /// Takes a byte; true when the line is to be printed, with [`take`](Line::take), before the next one comes.
+    /// Appends a byte. Returns `true` if the line is complete or full; the caller then prints it, with [`take`](Line::take),
+    /// before it appends another byte.
     #[must_use]
     pub fn push(&mut self, byte: u8) -> bool {
         match byte {
             b'\n' => true,
             b'\r' | 0 => false,
             _ => {
-                // Cannot fail: a full line has been announced, and taken if the caller listened.
+                // If the line is full, the caller has not taken it, and the byte is dropped.
                 let _ = self.0.try_push(byte);
                 self.0.is_full()
             }
         }
     }
 
-    /// The line, without its end; the next one starts empty.
+    /// Returns the line without its line feed, and starts a new one.
     pub fn take(&mut self) -> ArrayVec<u8, LENGTH> {
         core::mem::take(&mut self.0)
     }
 
-    /// Whether nothing is waiting.
+    /// Whether the line is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -47,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_comes_out_whole_and_without_its_end() {
+    fn a_complete_line_is_returned_without_its_line_feed() {
         let mut line = Line::new();
         let ready: std::vec::Vec<bool> = b"hello\r\n".iter().map(|&byte| line.push(byte)).collect();
         assert_eq!(ready, [false, false, false, false, false, false, true]);
@@ -56,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_end_is_cut() {
+    fn a_line_that_is_too_long_is_split() {
         let mut line = Line::new();
         assert_eq!((0..LENGTH).filter(|_| line.push(b'x')).count(), 1);
         assert_eq!(line.take().len(), LENGTH);
@@ -64,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_line_that_nobody_took_drops_the_rest() {
+    fn a_full_line_that_is_not_taken_drops_further_bytes() {
         let mut line = Line::new();
         for _ in 0..2 * LENGTH {
             let _ = line.push(b'x');

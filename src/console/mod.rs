@@ -1,12 +1,18 @@
-//! The UART, the log, and who gets what is typed.
+//! The console: the UART, the log, and the input focus.
 //!
-//! One UART serves the hypervisor and all domains. What the hypervisor says goes out in whole lines under a lock that
-//! is only ever tried: a CPU that cannot get it within a tenth of a second prints anyhow, since garbled text is better
-//! than none. Before stage 1 is on there are no locks, and the same functions write straight to the UART.
+//! The hypervisor and all domains share one UART. The hypervisor prints whole lines under a lock that it only tries to
+//! take: a CPU that cannot take it within 100 ms prints nevertheless, since garbled text is better than none. Before stage 1
+//! is on, locks do not work, and the same functions write directly to the UART.
 //!
-//! * [`uart`]: the drivers. [`mux`]: Ctrl-A. [`lines`]: domains' output by the line. [`keys`]: debug keys.
-//! * [`stamp`]: how a line of the log starts. [`onpanic`]: park or switch off.
-//! * `target`: the console of the running image, which joins them.
+//! | file | content |
+//! |---|---|
+//! | [`uart`] | the UART drivers |
+//! | [`mux`] | the input focus, which Ctrl-A moves |
+//! | [`lines`] | line buffers for the output of domains without the focus |
+//! | [`keys`] | the table of debug keys |
+//! | [`stamp`] | the prefix of a log line |
+//! | [`onpanic`] | the option `onpanic=`: park or power off |
+//! | `target` | the console of the running image |
 
 pub mod keys;
 pub mod lines;
@@ -18,8 +24,8 @@ pub mod uart;
 mod target;
 pub use target::*;
 
-/// Ends the start-up with a sentence: `doorward: fatal: ...`, then parks, or switches off with `onpanic=off`.
+/// Prints `doorward: fatal: ...` and stops: parks, or powers off with `onpanic=off`.
 #[macro_export]
 macro_rules! fatal {
-    ($($sentence:tt)*) => { $crate::console::fatal(format_args!($($sentence)*)) };
+    ($($message:tt)*) => { $crate::console::fatal(format_args!($($message)*)) };
 }

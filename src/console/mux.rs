@@ -1,12 +1,12 @@
-//! Who gets what is typed: three times Ctrl-A moves on to the next, from dom0 over the other domains that have a console
-//! to the hypervisor's debug keys, and round.
+//! The input focus: which domain receives the keys that are typed, or whether they are debug keys.
 //!
-//! One or two times Ctrl-A go through to the domain like any other key (three in a row are what nobody types by
-//! accident); they are held back only until it is clear that no third one follows.
+//! Typing Ctrl-A three times moves the focus to the next in this order: dom0, the domUs with a console, the hypervisor's
+//! debug keys, and dom0 again. One or two Ctrl-A are passed to the domain like any other key, but only when the key after
+//! them shows that no third one follows.
 
 use crate::ids::DomId;
 
-/// Who has the keyboard, and whose output goes out as it comes.
+/// The owner of the input focus. The output of a domain with the focus is printed unbuffered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Focus {
     /// A domain.
@@ -15,60 +15,60 @@ pub enum Focus {
     Hypervisor,
 }
 
-/// What a key comes to.
+/// The effect of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Typed {
-    /// Nothing yet.
+    /// None yet: it may be one of three Ctrl-A.
     Held,
-    /// `count` Ctrl-A that were held, then `byte`, for a domain.
+    /// A domain receives `held` Ctrl-A, then `byte`.
     Domain {
-        /// Whose it is.
+        /// The domain.
         to: DomId,
-        /// How many Ctrl-A come before it.
+        /// The number of Ctrl-A before the key.
         held: u8,
         /// The key.
         byte: u8,
     },
-    /// A debug key.
+    /// A debug key is typed.
     Debug(u8),
-    /// The focus has moved.
+    /// The focus has moved to this owner.
     Moved(Focus),
 }
 
 const CTRL_A: u8 = 1;
 const TIMES: u8 = 3;
 
-/// Domains that can have a console.
+/// The largest number of domains with a console.
 pub const DOMAINS: usize = 16;
 
-/// The state between keys.
+/// The state of the input focus.
 #[derive(Debug)]
 pub struct Mux {
     focus: Focus,
     held: u8,
-    /// A bit for each domain with a console; dom0 always has one.
+    /// A bit for each domain with a console. The bit of dom0 is always set.
     present: u16,
 }
 
 impl Mux {
-    /// dom0 has the keyboard.
+    /// The initial state: dom0 has the focus.
     #[must_use]
     pub const fn new() -> Mux {
         Mux { focus: Focus::Domain(DomId(0)), held: 0, present: 1 }
     }
 
-    /// Who has the keyboard.
+    /// Returns the owner of the focus.
     #[must_use]
     pub fn focus(&self) -> Focus {
         self.focus
     }
 
-    /// A domain has a console from now on.
+    /// Adds a domain with a console.
     pub fn attach(&mut self, domain: DomId) {
         self.present |= 1u16.checked_shl(u32::from(domain.0)).unwrap_or(0);
     }
 
-    /// A domain's console is gone. If it had the keyboard, dom0 gets that, and the answer is `true`.
+    /// Removes a domain. If it had the focus, that moves to dom0. Returns whether the focus has moved.
     pub fn detach(&mut self, domain: DomId) -> bool {
         self.present &= !1u16.checked_shl(u32::from(domain.0)).unwrap_or(0) | 1;
         let had = self.focus == Focus::Domain(domain) && domain != DomId(0);
@@ -87,7 +87,7 @@ impl Mux {
         if left == 0 { Focus::Hypervisor } else { Focus::Domain(DomId(left.trailing_zeros() as u16)) }
     }
 
-    /// Takes a key.
+    /// Processes a key.
     pub fn key(&mut self, byte: u8) -> Typed {
         if byte == CTRL_A {
             self.held += 1;
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn three_times_ctrl_a_goes_there_and_back() {
+    fn three_ctrl_a_move_the_focus_to_the_debug_keys_and_back() {
         let mut mux = Mux::new();
         assert_eq!([mux.key(1), mux.key(1), mux.key(1)], [Typed::Held, Typed::Held, Typed::Moved(Focus::Hypervisor)]);
         assert_eq!(mux.key(b'h'), Typed::Debug(b'h'));
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn the_keyboard_goes_from_domain_to_domain_and_comes_back_when_one_is_gone() {
+    fn the_focus_moves_over_all_domains_and_to_dom0_if_its_owner_is_removed() {
         let three = |mux: &mut Mux| [mux.key(1), mux.key(1), mux.key(1)][2];
         let domain = |id| Typed::Moved(Focus::Domain(DomId(id)));
         let mut mux = Mux::new();
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn fewer_reach_the_domain_with_the_key_that_follows() {
+    fn fewer_than_three_ctrl_a_are_passed_on_with_the_next_key() {
         let mut mux = Mux::new();
         mux.key(1);
         mux.key(1);
@@ -153,11 +153,11 @@ mod tests {
         mux.key(1);
         mux.key(b'y');
         mux.key(1);
-        assert_eq!(mux.key(1), Typed::Held, "counted anew after another key");
+        assert_eq!(mux.key(1), Typed::Held, "another key resets the count");
     }
 
     #[test]
-    fn the_hypervisor_does_not_see_ctrl_a_as_a_key() {
+    fn ctrl_a_is_not_a_debug_key() {
         let mut mux = Mux { focus: Focus::Hypervisor, ..Mux::new() };
         mux.key(1);
         assert_eq!(mux.key(b'd'), Typed::Debug(b'd'));

@@ -1,15 +1,15 @@
-//! What becomes of a machine that cannot go on: it parks, or with `onpanic=off` it is switched off.
+//! The option `onpanic=`: after a fatal error the machine parks, or with `onpanic=off` it powers off.
 //!
-//! That has to be known before the device tree has been read properly, because an unreadable one is among the reasons
-//! to stop, and where stage 1 is still off. So this looks through the flattened tree for two properties and trusts
-//! nothing else in it: `/chosen/bootargs`, and how `/psci` is called. (Devicetree Specification 0.4, chapter 5.)
+//! The option must be known before the device tree is parsed, because an invalid tree is one of the fatal errors, and while
+//! stage 1 is still off. So this file scans the flattened tree for two properties only: `/chosen/bootargs` and the method of
+//! `/psci` (Devicetree Specification 0.4, chapter 5).
 
-/// The two facts.
+/// What is needed to stop the machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// The hypervisor's command line has the word `onpanic=off`.
+    /// Whether the hypervisor's command line has the option `onpanic=off`.
     pub off: bool,
-    /// `/psci`'s method; `true` for `hvc`.
+    /// Whether the method of `/psci` is `hvc`; `None` if there is no method.
     pub psci_by_hvc: Option<bool>,
 }
 
@@ -28,13 +28,13 @@ fn text(blob: &[u8], at: usize) -> Option<&[u8]> {
     blob.get(at..)?.split(|&byte| byte == 0).next()
 }
 
-/// The size that a blob's header claims, if it is a device tree at all.
+/// Returns the size in the header of a device tree; `None` if it is not a device tree.
 #[must_use]
 pub fn size_of(header: &[u8]) -> Option<usize> {
     (word(header, 0)? == MAGIC).then(|| word(header, 4).map(|size| size as usize)).flatten()
 }
 
-/// Looks through `blob`. What cannot be read is as if it were not there.
+/// Scans `blob`. What cannot be read is treated as absent.
 #[must_use]
 pub fn scan(blob: &[u8]) -> Facts {
     let mut facts = Facts::default();
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
     use std::vec::Vec;
 
-    /// A tree written by hand: header, structure, strings.
+    /// Builds a tree: header, structure, strings.
     fn tree(bootargs: &str, method: &str) -> Vec<u8> {
         let strings = b"bootargs\0method\0";
         let mut s: Vec<u8> = Vec::new();

@@ -1,20 +1,20 @@
-//! What a line of the log starts with: `[    1.234567] level room: `.
+//! The prefix of a log line: `[    1.234567] level room: `, where the room is a top-level module such as `gic`.
 
 use core::fmt;
 use log::Level;
 
-/// The start of a line.
+/// The prefix of a log line.
 #[derive(Clone, Copy, Debug)]
 pub struct Stamp<'a> {
-    /// When, in microseconds.
+    /// The time since boot in microseconds.
     pub us: u64,
-    /// How grave.
+    /// The level.
     pub level: Level,
-    /// The module that speaks, as the compiler names it.
+    /// The path of the module that logs.
     pub target: &'a str,
 }
 
-/// The room that a module is in: `doorward::gic::its::queue` is in `gic`.
+/// Returns the top-level module of a module path: `gic` for `doorward::gic::its::queue`.
 fn room(target: &str) -> &str {
     let mut parts = target.split("::");
     match (parts.next(), parts.next()) {
@@ -45,7 +45,7 @@ mod tests {
     use std::string::ToString;
 
     #[test]
-    fn time_level_and_room() {
+    fn a_prefix_has_time_level_and_top_level_module() {
         let stamp = |us, level, target| Stamp { us, level, target }.to_string();
         assert_eq!(stamp(1_234_567, Level::Info, "doorward::gic::its"), "[    1.234567] info gic: ");
         assert_eq!(stamp(12, Level::Error, "doorward"), "[    0.000012] error main: ");

@@ -13,18 +13,18 @@ use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use log::{LevelFilter, Log, Metadata, Record};
 
-/// The UART, as plain words: they are set before stage 1 is on, when a store is all there is.
+/// The UART's kind and address. Plain words, because they are set before stage 1 is on, when only loads and stores work.
 static KIND: AtomicU64 = AtomicU64::new(0);
 static BASE: AtomicU64 = AtomicU64::new(0);
-/// `onpanic=off`
+/// Whether `onpanic=off` is set.
 static OFF: AtomicBool = AtomicBool::new(false);
-/// Locks work, and no CPU has taken the console for its last words.
+/// Whether printing takes the lock: locks work, and no CPU has panicked.
 static SHARED: AtomicBool = AtomicBool::new(false);
 
-/// How long a line waits for its turn. Then it is printed all the same.
+/// The time to wait for the lock before a line is printed without it.
 const LINE_US: u64 = 100_000;
 
-/// How long a key, or a domain that comes or goes, waits: without the lock it would be lost.
+/// The time to wait for the lock for a key or for the change of a domain, which without the lock would be lost.
 const CHANGE_US: u64 = 5_000_000;
 
 struct State {
@@ -68,7 +68,7 @@ static STATE: Lock<State> = Lock::new(
     State { mux: Mux::new(), lines: [const { Line::new() }; DOMAINS], unfinished: None, cut: 0 },
 );
 
-/// Makes `uart` the console; `None` for silence.
+/// Makes `uart` the console; with `None` there is no output.
 pub fn set_uart(uart: Option<Uart>) {
     let (kind, base) = match uart {
         None => (0, Pa(0)),
@@ -80,7 +80,7 @@ pub fn set_uart(uart: Option<Uart>) {
     KIND.store(kind, Ordering::Relaxed);
 }
 
-/// The console's UART.
+/// Returns the console's UART.
 #[must_use]
 pub fn uart() -> Option<Uart> {
     let (kind, base) = (KIND.load(Ordering::Relaxed), Pa(BASE.load(Ordering::Relaxed)));
@@ -106,7 +106,7 @@ fn put(byte: u8) {
     }
 }
 
-/// Writes to the UART without asking anybody.
+/// A writer to the UART that takes no lock.
 struct Raw;
 
 impl Write for Raw {
@@ -121,27 +121,27 @@ impl Write for Raw {
     }
 }
 
-/// Runs `print` with the console to itself if that can be had within `patience`, and with whatever happens if not.
-fn with_state<R>(patience: u64, print: impl FnOnce(Option<&mut State>) -> R) -> R {
+/// Runs `print` with the lock if it can be taken within `limit_us`, and otherwise without the lock and the state.
+fn with_state<R>(limit_us: u64, print: impl FnOnce(Option<&mut State>) -> R) -> R {
     if SHARED.load(Ordering::Relaxed) {
         let begin = timer::now_us();
         loop {
             if let Some(mut state) = STATE.try_lock() {
                 return print(Some(&mut state));
             }
-            if timer::now_us() - begin > patience {
+            if timer::now_us() - begin > limit_us {
                 break;
             }
             barrier::yield_cpu();
         }
     }
-    // Early or last words. Not before there is something to say: on a board whose early UART nobody has patched in,
-    // there is no device to touch.
+    // Early output, or output after a panic. The UART is only accessed when there is something to print: the early UART of
+    // an image that was not patched for its board may not exist.
     enable();
     print(None)
 }
 
-/// Prints one line, on a line of its own.
+/// Prints a line. If the cursor is not at the start of a line, a new one is started.
 pub fn line(text: fmt::Arguments<'_>) {
     with_state(LINE_US, |state| {
         if let Some(state) = state {
@@ -152,7 +152,7 @@ pub fn line(text: fmt::Arguments<'_>) {
     });
 }
 
-/// Locks work from now on, so lines of several CPUs are kept apart; and the log begins.
+/// Makes printing take the lock, so that lines of several CPUs do not mix, and starts the log. Called once locks work.
 pub fn unlock() {
     enable();
     SHARED.store(true, Ordering::Relaxed);
@@ -161,13 +161,13 @@ pub fn unlock() {
     }
 }
 
-/// Takes the console for last words: nobody is waited for any more.
+/// Makes printing take no lock, for a CPU that panics.
 pub fn seize() {
     SHARED.store(false, Ordering::Relaxed);
     let _ = Raw.write_str("\n");
 }
 
-/// What is logged from now on.
+/// Sets the log level.
 pub fn set_level(level: LevelFilter) {
     log::set_max_level(level);
 }
@@ -187,7 +187,7 @@ impl Log for Sink {
     fn flush(&self) {}
 }
 
-/// Sends a byte that a domain has written to its console: at once if the domain has the focus, else with its line.
+/// Prints a byte of a domain's output: at once if the domain has the focus, otherwise when its line is complete.
 pub fn guest_write(domain: DomId, byte: u8) {
     with_state(LINE_US, |state| {
         let Some(state) = state else { return put(byte) };
@@ -202,7 +202,7 @@ pub fn guest_write(domain: DomId, byte: u8) {
     });
 }
 
-/// A domain has a console from now on.
+/// Adds a domain with a console.
 pub fn attach(domain: DomId) {
     with_state(CHANGE_US, |state| {
         if let Some(state) = state {
@@ -211,7 +211,7 @@ pub fn attach(domain: DomId) {
     });
 }
 
-/// A domain's console is gone. What it has not finished is printed; if it had the keyboard, dom0 gets that.
+/// Removes a domain's console. Its incomplete line is printed, and if it had the focus, that moves to dom0.
 pub fn detach(domain: DomId) {
     let moved = with_state(CHANGE_US, |state| {
         let Some(state) = state else { return false };
@@ -240,14 +240,15 @@ fn print_line(state: &mut State, domain: DomId, slot: usize, complete: bool) {
     }
 }
 
-/// Lets the UART interrupt when something is typed; see [`irq`].
+/// Enables the UART's receive interrupt, which [`irq`] handles.
 pub fn listen() {
     if let Some(uart) = uart() {
         uart.listen(&Registers);
     }
 }
 
-/// Takes all that has been typed. What is for a domain goes to `to_domain`; debug keys run in here, so no lock is held.
+/// Handles the UART's receive interrupt. Keys for a domain are passed to `to_domain`. Debug keys are run here, so the
+/// caller must not hold a lock.
 pub fn irq(to_domain: &mut dyn FnMut(DomId, u8)) {
     let Some(uart) = uart() else { return };
     uart.acknowledge(&Registers);
@@ -261,19 +262,18 @@ pub fn irq(to_domain: &mut dyn FnMut(DomId, u8)) {
             }
             Some(Typed::Debug(key)) => {
                 if !keys::run(key) {
-                    line(format_args!("(`h` lists the debug keys; Ctrl-A three times goes on to dom0)"));
+                    line(format_args!("(`h` lists the debug keys; three times Ctrl-A moves the keyboard to dom0)"));
                 }
             }
             Some(Typed::Moved(Focus::Hypervisor)) => {
-                line(format_args!("(the hypervisor has the keyboard; `h` for help, Ctrl-A three times to go back)"));
+                line(format_args!("(the hypervisor has the keyboard; `h` for help, three times Ctrl-A for dom0)"));
             }
             Some(Typed::Moved(Focus::Domain(domain))) => line(format_args!("({domain} has the keyboard)")),
         }
     }
 }
 
-/// Passes a key through the multiplexer. A domain that gets the focus back first has its unfinished line printed, and
-/// one that loses it goes on by the line.
+/// Processes a key. If a domain gets the focus, its incomplete line is printed first.
 fn key(state: &mut State, byte: u8) -> Typed {
     let typed = state.mux.key(byte);
     if let Typed::Moved(Focus::Domain(domain)) = typed {
@@ -290,7 +290,7 @@ pub fn help() {
     keys::for_each(|key, help| line(format_args!("  {key}  {help}")));
 }
 
-/// Says what the device tree asks for when the machine cannot go on.
+/// Sets how the machine stops after a fatal error.
 pub fn set_onpanic(facts: Facts) {
     OFF.store(facts.off, Ordering::Relaxed);
     if let Some(hvc) = facts.psci_by_hvc {
@@ -298,13 +298,13 @@ pub fn set_onpanic(facts: Facts) {
     }
 }
 
-/// Ends the start-up with a sentence: `doorward: fatal: ...`, then parks, or switches off with `onpanic=off`.
-pub fn fatal(sentence: fmt::Arguments<'_>) -> ! {
-    line(format_args!("doorward: fatal: {sentence}"));
+/// Prints `doorward: fatal: ...` and stops.
+pub fn fatal(message: fmt::Arguments<'_>) -> ! {
+    line(format_args!("doorward: fatal: {message}"));
     stop()
 }
 
-/// Parks this CPU for good, or switches the machine off with `onpanic=off`.
+/// Parks this CPU, or powers the machine off with `onpanic=off`.
 pub fn stop() -> ! {
     if OFF.load(Ordering::Relaxed) {
         psci::system_off();

@@ -1,13 +1,13 @@
-//! The two UARTs that machines for this hypervisor have: Arm's PL011 and the 16550 in its several spacings.
+//! Drivers of Arm's PL011 and of the 16550 with its various register layouts.
 //!
-//! Transmission polls, with a bound: a UART that is switched off or flow-controlled must not hold a CPU for ever.
-//! Reception is by interrupt once [`Uart::listen`] has been called. The firmware has set line and speed.
+//! Transmission polls a bounded number of times, so that a UART that is disabled or flow-controlled does not block a CPU.
+//! Reception is by interrupt after [`Uart::listen`]. The line settings are left as the firmware has made them.
 //!
 //! PL011: DDI 0183, 3.3. 16550: the PC16550D data sheet, 8.
 
 use crate::ids::Pa;
 
-/// Which UART, and how its registers lie.
+/// The kind of a UART, and its register layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Arm PL011.
@@ -24,16 +24,16 @@ pub enum Kind {
     },
 }
 
-/// A UART at its place.
+/// A UART.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Uart {
-    /// Which.
+    /// The kind.
     pub kind: Kind,
-    /// Its first register.
+    /// The address of its first register.
     pub base: Pa,
 }
 
-/// How a UART's registers are reached: by offset in bytes, in the width that the kind asks for.
+/// Access to a UART's registers by offset in bytes, with the access size of its kind.
 pub trait Port {
     /// Reads a register.
     fn read(&self, uart: &Uart, offset: u64) -> u32;
@@ -41,8 +41,8 @@ pub trait Port {
     fn write(&self, uart: &Uart, offset: u64, value: u32);
 }
 
-/// Polls before a character is given up: long enough for the slowest line (1200 baud) at any CPU clock.
-const PATIENCE: u32 = 1_000_000;
+/// The number of polls before a character is dropped: enough for the slowest line (1200 baud) at any CPU clock.
+const POLLS: u32 = 1_000_000;
 
 mod pl011 {
     pub const DR: u64 = 0x00;
@@ -66,7 +66,7 @@ mod ns16550 {
 }
 
 impl Uart {
-    /// The kind that the words in the image header name; `None` for no UART at all.
+    /// Decodes the early UART in the image's header; `None` if there is none.
     #[must_use]
     pub fn from_words(kind: u64, base: u64) -> Option<Uart> {
         let kind = match kind {
@@ -85,8 +85,8 @@ impl Uart {
         }
     }
 
-    /// Switches the UART on where the firmware has not: QEMU starts it switched off when it boots a kernel directly.
-    /// Line and speed are left alone.
+    /// Enables the UART if the firmware has not: when QEMU boots a kernel directly, the UART is disabled. The line settings are
+    /// unchanged.
     pub fn enable<P: Port>(&self, port: &P) {
         if self.kind == Kind::Pl011 {
             let control = port.read(self, pl011::CR);
@@ -96,9 +96,9 @@ impl Uart {
         }
     }
 
-    /// Sends a byte, or drops it when the line does not move.
+    /// Sends a byte once there is room for it. After [`POLLS`] polls it is sent regardless, and may be lost.
     pub fn put<P: Port>(&self, port: &P, byte: u8) {
-        for _ in 0..PATIENCE {
+        for _ in 0..POLLS {
             let ready = match self.kind {
                 Kind::Pl011 => port.read(self, pl011::FR) & pl011::FR_TXFF == 0,
                 _ => port.read(self, ns16550::LSR << self.shift()) & ns16550::LSR_THRE != 0,
@@ -113,7 +113,7 @@ impl Uart {
         }
     }
 
-    /// Takes a byte that has arrived, if one has.
+    /// Reads a received byte, if there is one.
     #[allow(clippy::cast_possible_truncation, reason = "the data is the low byte; error flags lie above it")]
     pub fn get<P: Port>(&self, port: &P) -> Option<u8> {
         match self.kind {
@@ -123,7 +123,7 @@ impl Uart {
         }
     }
 
-    /// Lets the UART interrupt when something has been typed, and for nothing else.
+    /// Enables the receive interrupt, and no other.
     pub fn listen<P: Port>(&self, port: &P) {
         match self.kind {
             Kind::Pl011 => {
@@ -134,7 +134,7 @@ impl Uart {
         }
     }
 
-    /// Tells the UART that its interrupt has been seen; call it before [`get`](Uart::get) runs dry.
+    /// Clears the receive interrupt. Call this before [`get`](Uart::get) returns `None`, so that no interrupt is lost.
     pub fn acknowledge<P: Port>(&self, port: &P) {
         if self.kind == Kind::Pl011 {
             port.write(self, pl011::ICR, pl011::RX_AND_TIMEOUT);
@@ -142,7 +142,7 @@ impl Uart {
     }
 }
 
-/// The real registers.
+/// The registers of the hardware.
 pub struct Registers;
 
 impl Port for Registers {
@@ -172,7 +172,7 @@ mod tests {
     use std::cell::RefCell;
     use std::vec::Vec;
 
-    /// A register file that answers status reads from a script and keeps a list of writes.
+    /// Registers with fixed status and data, and a list of writes.
     struct Fake {
         status: u32,
         data: u32,
@@ -193,14 +193,14 @@ mod tests {
     }
 
     #[test]
-    fn a_pl011_with_an_empty_receiver_gives_nothing() {
+    fn a_pl011_with_an_empty_receive_fifo_returns_no_byte() {
         let uart = Uart { kind: Kind::Pl011, base: Pa(0) };
         assert_eq!(uart.get(&fake(pl011::FR_RXFE)), None);
         assert_eq!(uart.get(&fake(0)), Some(0x41), "error flags above the byte are dropped");
     }
 
     #[test]
-    fn a_16550_is_reached_at_its_spacing() {
+    fn a_16550_is_accessed_with_its_register_spacing() {
         let uart = Uart { kind: Kind::Ns16550Word { shift: 2 }, base: Pa(0) };
         let port = fake(ns16550::LSR_THRE);
         uart.put(&port, b'x');
@@ -211,13 +211,13 @@ mod tests {
     }
 
     #[test]
-    fn a_transmitter_that_is_stuck_does_not_hold_the_cpu() {
+    fn a_transmitter_that_is_stuck_does_not_block_the_cpu() {
         let uart = Uart { kind: Kind::Pl011, base: Pa(0) };
         uart.put(&fake(pl011::FR_TXFF), b'x');
     }
 
     #[test]
-    fn a_pl011_that_is_off_is_switched_on_and_one_that_is_on_is_left_alone() {
+    fn a_disabled_pl011_is_enabled_and_an_enabled_one_is_unchanged() {
         let uart = Uart { kind: Kind::Pl011, base: Pa(0) };
         let (off, on) = (fake(0x4080), fake(0xb01));
         uart.enable(&off);
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_may_name_no_uart() {
+    fn the_image_header_may_have_no_uart() {
         assert_eq!(Uart::from_words(0, 0x900_0000), None);
         assert_eq!(Uart::from_words(1, 0x900_0000), Some(Uart { kind: Kind::Pl011, base: Pa(0x900_0000) }));
     }

@@ -1,16 +1,16 @@
-//! Checks of register layouts that the compiler makes.
+//! Compile-time checks of register layouts.
 
-/// Checks that fields stand where the manual's tables have them, `NAME [high:low]`, and that none overlaps another.
+/// Checks that fields are at the positions in the manual's tables, `NAME [high:low]`, and do not overlap.
 ///
-/// `register_bitfields!` takes a lowest bit and a width, so this is a second, independent copy of each table.
+/// `register_bitfields!` takes the lowest bit and the width of a field, so this is a second, independent copy of each table.
 macro_rules! layout {
     ($bits:literal: $($register:ident { $($field:ident [$high:literal:$low:literal])* })*) => {
         $(const _: () = {
             let mut taken: u64 = 0;
             $(
                 let (mask, shift) = ($register::$field.mask as u64, $register::$field.shift);
-                assert!($low <= $high && $high < $bits, "a field beyond its register");
-                assert!(shift == $low && mask == u64::MAX >> (63 - $high + $low), "a field is not where the manual has it");
+                assert!($low <= $high && $high < $bits, "a field exceeds its register");
+                assert!(shift == $low && mask == u64::MAX >> (63 - $high + $low), "a field is not at the position in the manual");
                 assert!(taken & mask << shift == 0, "two fields overlap");
                 taken |= mask << shift;
             )*
@@ -20,8 +20,8 @@ macro_rules! layout {
 }
 pub(crate) use layout;
 
-/// Whether registers, each an offset and bytes, rise without overlap, are aligned to their size (a block: to eight bytes),
-/// and end within a frame.
+/// Whether registers, each an offset and a size in bytes, are in ascending order, do not overlap, are aligned to their size
+/// (at most to eight bytes), and lie within a frame of `frame` bytes.
 #[must_use]
 pub const fn fits(registers: &[(u64, u64)], frame: u64) -> bool {
     let (mut n, mut end) = (0, 0);
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn registers_that_overlap_or_are_crooked_do_not_fit() {
+    fn overlapping_unordered_misaligned_or_too_high_registers_do_not_fit() {
         assert!(fits(&[(0, 4), (4, 4), (8, 8), (0x100, 0x80)], 0x180));
         assert!(!fits(&[(0, 4), (2, 4)], 0x100), "overlap");
         assert!(!fits(&[(4, 4), (0, 4)], 0x100), "order");

@@ -1,9 +1,9 @@
-//! SMMUv3, as far as it is driven today: put into bypass, explicitly.
+//! SMMUv3: only bypass is implemented.
 //!
-//! Firmware may leave an SMMU translating (with tables in memory that is about to be dom0's) or aborting all
-//! traffic, and a reset value is no promise. Until stage 2 for devices is driven, the one honest state is
-//! "every transaction passes unchanged", set and read back (IHI 0070: SMMU_CR0, SMMU_GBPA). dom0 does not
-//! see the SMMU: half of it in the hands of each would end in translation faults.
+//! Firmware may leave an SMMU translating (with tables in memory that dom0 gets) or aborting all transactions, and its
+//! reset state is not guaranteed. Until there is stage 2 translation for devices, the SMMU is explicitly set to pass every
+//! transaction unchanged, and the setting is read back (IHI 0070: SMMU_CR0, SMMU_GBPA). dom0 does not see the SMMU, because
+//! both EL2 and dom0 controlling it would end in translation faults.
 
 use crate::ids::Pa;
 use crate::mmio::Hw;
@@ -11,9 +11,9 @@ use core::fmt;
 
 /// SMMU_CR0.
 const CR0: u64 = 0x20;
-/// SMMU_CR0ACK: what of CR0 has taken effect.
+/// SMMU_CR0ACK: the fields of CR0 that have taken effect.
 const CR0ACK: u64 = 0x24;
-/// SMMU_GBPA: what happens to transactions while SMMUEN is 0.
+/// SMMU_GBPA: the treatment of transactions while SMMUEN is 0.
 const GBPA: u64 = 0x44;
 
 const CR0_SMMUEN: u32 = 1 << 0;
@@ -24,15 +24,15 @@ const GBPA_OVERRIDES: u32 = 0x000f_3f1f;
 /// SHCFG = 1: use the incoming shareability.
 const GBPA_SHCFG_INCOMING: u32 = 1 << 12;
 
-/// SMMU register updates are acknowledged within microseconds; firmware-emulated ones within milliseconds.
+/// The time limit of a register update. Hardware takes microseconds, emulation by firmware milliseconds.
 const LIMIT_US: u64 = 100_000;
 
-/// Why an SMMU is not in bypass.
+/// Why an SMMU could not be set to bypass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SmmuError {
-    /// SMMU_CR0ACK never followed SMMU_CR0.
+    /// SMMU_CR0ACK did not follow SMMU_CR0.
     DisableTimeout,
-    /// SMMU_GBPA.Update never cleared.
+    /// SMMU_GBPA.Update did not clear.
     BypassTimeout,
     /// SMMU_GBPA.ABORT reads 1 after it was cleared.
     AbortStuck,
@@ -48,9 +48,13 @@ impl fmt::Display for SmmuError {
     }
 }
 
-/// Turns translation off and lets all traffic pass with its own attributes.
+/// Disables translation and makes all transactions pass with their own attributes.
 ///
-/// GBPA is set before SMMUEN is cleared, so that no transaction meets an abort in between.
+/// GBPA is set before SMMUEN is cleared, so that no transaction is aborted in between.
+///
+/// # Errors
+///
+/// [`SmmuError`], if a register does not take its value.
 pub fn bypass(hw: &impl Hw, registers: Pa) -> Result<(), SmmuError> {
     let idle = || hw.read32(registers.add(GBPA)) & GBPA_UPDATE == 0;
     if !hw.wait(LIMIT_US, idle) {
@@ -78,12 +82,12 @@ mod tests {
     use crate::mmio::Coherence;
     use core::cell::Cell;
 
-    /// Three registers; `deaf` never acknowledges.
+    /// A model of the three registers; if `stuck`, it does not acknowledge updates.
     struct Registers {
         cr0: Cell<u32>,
         cr0ack: Cell<u32>,
         gbpa: Cell<u32>,
-        deaf: bool,
+        stuck: bool,
         now: Cell<u64>,
         aborted_while_off: Cell<bool>,
     }
@@ -93,7 +97,7 @@ mod tests {
             cr0: Cell::new(cr0),
             cr0ack: Cell::new(cr0),
             gbpa: Cell::new(gbpa),
-            deaf: false,
+            stuck: false,
             now: Cell::new(0),
             aborted_while_off: Cell::new(false),
         }
@@ -112,14 +116,14 @@ mod tests {
             match at.0 & 0xffff {
                 CR0 => {
                     self.cr0.set(value);
-                    if !self.deaf {
+                    if !self.stuck {
                         self.cr0ack.set(value);
                     }
                     if value & CR0_SMMUEN == 0 && self.gbpa.get() & GBPA_ABORT != 0 {
                         self.aborted_while_off.set(true);
                     }
                 }
-                GBPA => self.gbpa.set(if self.deaf { value } else { value & !GBPA_UPDATE }),
+                GBPA => self.gbpa.set(if self.stuck { value } else { value & !GBPA_UPDATE }),
                 other => panic!("write of {other:#x}"),
             }
         }
@@ -155,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_translating_smmu_that_would_abort_is_put_into_bypass_without_a_gap() {
+    fn a_translating_smmu_is_set_to_bypass_without_aborting_any_transaction() {
         let r = registers(0xd, GBPA_ABORT | 0x7);
         assert_eq!(bypass(&r, Pa(0x905_0000)), Ok(()));
         assert_eq!(r.cr0.get() & CR0_SMMUEN, 0);
@@ -164,8 +168,8 @@ mod tests {
     }
 
     #[test]
-    fn an_smmu_that_never_answers_is_reported_in_bounded_time() {
-        let r = Registers { deaf: true, ..registers(1, 0) };
+    fn an_smmu_that_does_not_respond_is_reported_in_bounded_time() {
+        let r = Registers { stuck: true, ..registers(1, 0) };
         assert_eq!(bypass(&r, Pa(0x905_0000)), Err(SmmuError::BypassTimeout));
         assert!(r.now.get() < 3 * LIMIT_US);
     }

@@ -1,17 +1,17 @@
-//! Counters of what EL2 does; takes no lock, allocates nothing.
+//! Event counters, without locks or allocation.
 //!
-//! Each CPU counts into its own line, so that counting costs an uncontended add. Reading sums over CPUs and
-//! is approximate while others count: good for a debug key, and exact once a machine is quiet.
+//! Each CPU has its own cache line of counters, so that counting is an uncontended add. A read sums over all CPUs. It is
+//! approximate while CPUs count, which is good enough for a debug key, and exact while they do not.
 
 use crate::ids::CpuId;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// CPUs that can be told apart; the rest share the last line.
-const LINES: usize = 256;
+/// The number of sets of counters. CPUs beyond that share the last set.
+const SETS: usize = 256;
 
 macro_rules! events {
     ($($(#[$doc:meta])* $name:ident => $label:literal,)*) => {
-        /// What is counted.
+        /// An event that is counted.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(usize)]
         pub enum Event {
@@ -19,10 +19,10 @@ macro_rules! events {
         }
 
         impl Event {
-            /// Every event, in the order in which they are shown.
+            /// All events, in the order in which they are displayed.
             pub const ALL: &'static [Event] = &[$(Event::$name,)*];
 
-            /// The name that a debug key prints.
+            /// Returns the name that a debug key prints.
             #[must_use]
             pub const fn label(self) -> &'static str {
                 match self {
@@ -34,104 +34,104 @@ macro_rules! events {
 }
 
 events! {
-    /// A physical interrupt ended a stay in the guest.
+    /// A physical interrupt caused an exit from the guest.
     ExitIrq => "exit irq",
     /// WFI or WFE trapped.
     ExitWfx => "exit wfx",
-    /// HVC.
+    /// HVC trapped.
     ExitHvc => "exit hvc",
-    /// SMC.
+    /// SMC trapped.
     ExitSmc => "exit smc",
     /// A system register access trapped.
     ExitSysreg => "exit sysreg",
-    /// A stage-2 data abort: emulated MMIO, or an error of the guest.
+    /// A stage 2 data abort: an access to emulated MMIO, or an error of the guest.
     ExitDataAbort => "exit data abort",
-    /// A stage-2 instruction abort.
+    /// A stage 2 instruction abort.
     ExitInstrAbort => "exit instruction abort",
-    /// An SError taken from the guest.
+    /// An SError was taken from the guest.
     ExitSerror => "exit serror",
-    /// Any other exception class.
+    /// An exception of any other class was taken from the guest.
     ExitOther => "exit other",
-    /// An instruction was answered with UNDEF.
+    /// An undefined instruction exception was injected.
     UndefInjected => "undef injected",
-    /// An access was answered with an abort.
+    /// An abort was injected.
     AbortInjected => "abort injected",
-    /// A software-generated interrupt between CPUs of the hypervisor.
+    /// An SGI from another CPU of the hypervisor was taken.
     IrqKick => "irq kick",
-    /// The guest's virtual timer.
+    /// The interrupt of the guest's virtual timer was taken.
     IrqVtimer => "irq vtimer",
-    /// The hypervisor's own timer.
+    /// The interrupt of the hypervisor's timer was taken.
     IrqHtimer => "irq htimer",
-    /// A maintenance interrupt of the virtual CPU interface.
+    /// A maintenance interrupt of the virtual CPU interface was taken.
     IrqMaintenance => "irq maintenance",
-    /// A shared peripheral interrupt.
+    /// A shared peripheral interrupt was taken.
     IrqSpi => "irq spi",
-    /// A device LPI taken at EL2 and injected by list register.
+    /// A device LPI was taken at EL2, to be injected by list register.
     IrqLpi => "irq lpi",
     /// A device LPI was moved to the CPU of its vCPU.
     LpiMove => "lpi move",
-    /// A doorbell.
+    /// A doorbell was taken.
     IrqDoorbell => "irq doorbell",
-    /// A doorbell for a vCPU that was already awake.
+    /// A doorbell was taken for a vCPU that was already awake.
     DoorbellSpurious => "doorbell spurious",
-    /// An LPI or a doorbell came too often and was masked.
+    /// An LPI or a doorbell exceeded its rate limit and was masked.
     RateLimitMask => "rate limit mask",
-    /// One that was masked may come again.
+    /// An LPI or a doorbell that had been masked was unmasked.
     RateLimitUnmask => "rate limit unmask",
-    /// A physical interrupt that nobody owns.
+    /// A physical interrupt without an owner was taken.
     IrqUnknown => "irq unknown",
     /// A vCPU blocked.
     Block => "block",
-    /// A block was called off because an interrupt was pending.
+    /// A vCPU was about to block and did not, because an interrupt was pending.
     BlockCancelled => "block cancelled",
     /// A blocked vCPU was woken.
     Wake => "wake",
-    /// Another vCPU was switched in on a CPU than the one before.
+    /// A CPU switched from one vCPU to another.
     Switch => "switch",
-    /// A vCPU was switched in on another CPU than the one it ran on before.
+    /// A vCPU was switched in on a different CPU than before.
     Move => "move",
-    /// A vPE became resident on another CPU than the one before: it takes a VMOVP.
+    /// A vPE became resident on a different CPU than before, which takes a VMOVP.
     VpeMove => "vPE move",
-    /// An idle CPU took a vCPU out of another's queue.
+    /// An idle CPU took a vCPU from the run queue of another CPU.
     Steal => "steal",
-    /// A CPU gave a vCPU of its queue to another.
+    /// A CPU passed a vCPU of its run queue to another CPU.
     Push => "push",
-    /// A CPU that is taken out gave a vCPU that waited there to another.
+    /// A CPU that is taken offline passed a waiting vCPU to another CPU.
     Evacuate => "evacuate",
     /// A vCPU's timer woke it.
     WakeTimer => "wake by timer",
-    /// A vCPU ran after another of its domain: the TLB was cleaned.
+    /// A vCPU ran after another one of its domain, and the TLB was invalidated.
     TlbClean => "tlb clean",
-    /// A guest stored to a GITS_TRANSLATER; ignored.
+    /// A guest stored to a GITS_TRANSLATER, which is ignored.
     TranslaterStore => "translater store",
-    /// A guest touched an address that nothing answers.
+    /// A guest accessed an address without a device.
     UnmappedAccess => "unmapped access",
 }
 
 const EVENTS: usize = Event::ALL.len();
 
 #[repr(align(64))]
-struct Line([AtomicU64; EVENTS]);
+struct Counters([AtomicU64; EVENTS]);
 
-static COUNTS: [Line; LINES] = [const { Line([const { AtomicU64::new(0) }; EVENTS]) }; LINES];
+static COUNTS: [Counters; SETS] = [const { Counters([const { AtomicU64::new(0) }; EVENTS]) }; SETS];
 
 /// Counts one `event` on `cpu`.
 #[inline]
 pub fn count(cpu: CpuId, event: Event) {
-    let line = &COUNTS[cpu.index().min(LINES - 1)];
-    line.0[event as usize].fetch_add(1, Ordering::Relaxed);
+    let counters = &COUNTS[cpu.index().min(SETS - 1)];
+    counters.0[event as usize].fetch_add(1, Ordering::Relaxed);
 }
 
-/// How often `event` was counted on `cpu`.
+/// Returns the count of `event` on `cpu`.
 #[must_use]
 pub fn on(cpu: CpuId, event: Event) -> u64 {
-    COUNTS[cpu.index().min(LINES - 1)].0[event as usize].load(Ordering::Relaxed)
+    COUNTS[cpu.index().min(SETS - 1)].0[event as usize].load(Ordering::Relaxed)
 }
 
-/// How often `event` was counted on all CPUs.
+/// Returns the count of `event` on all CPUs.
 #[must_use]
 pub fn total(event: Event) -> u64 {
-    COUNTS.iter().map(|line| line.0[event as usize].load(Ordering::Relaxed)).sum()
+    COUNTS.iter().map(|counters| counters.0[event as usize].load(Ordering::Relaxed)).sum()
 }
 
 #[cfg(test)]
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_are_kept_apart_by_cpu_and_summed() {
+    fn events_are_counted_per_cpu_and_summed() {
         let before = total(Event::UnmappedAccess);
         count(CpuId(1), Event::UnmappedAccess);
         count(CpuId(7), Event::UnmappedAccess);
