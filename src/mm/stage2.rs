@@ -8,14 +8,14 @@
 //! Invariants:
 //!
 //! - A valid descriptor is replaced by another valid one only through an invalid one and a TLB invalidation. This includes
-//!   the split of a block. In between, a running vCPU may take a stage 2 fault on an address that is mapped: the fault
-//!   handler checks with [`Stage2::translate`] and lets the guest retry.
+//!   the split of a block by [`Stage2::unmap`]. In between, a running vCPU of the domain would take a stage 2 fault on an
+//!   address that stays mapped.
 //! - A table is freed only after it has been unlinked and the TLBs (including walk caches) have been invalidated.
 //! - There are no empty tables below the root.
-//! - An operation that fails does not change the result of any [`Stage2::translate`].
+//! - An operation that fails changes no translation.
 //!
-//! Hardware ignores all other bits of an invalid descriptor. This is used twice: [`Stage2::protect`] keeps descriptors with
-//! only bit 0 cleared, and tables that are to be freed are linked through their first words.
+//! Hardware ignores all other bits of an invalid descriptor. Tables that are to be freed are linked through their first
+//! words, which stay invalid descriptors.
 
 use crate::arch::sysreg::{VTCR_EL2, VTTBR_EL2};
 use crate::ids::{Ipa, Pa, VmId};
@@ -66,8 +66,6 @@ pub enum Stage2Error {
     OutOfRange,
     /// The address is already mapped.
     Mapped(Ipa),
-    /// The address is not mapped.
-    NotMapped(Ipa),
     /// There is no memory for a table.
     OutOfMemory,
     /// The VMID has more than 8 bits, while VTCR_EL2.VS is 0.
@@ -82,7 +80,6 @@ impl fmt::Display for Stage2Error {
             Stage2Error::Misaligned => f.write_str("stage 2: address or size is not a multiple of 4 KiB"),
             Stage2Error::OutOfRange => f.write_str("stage 2: the range exceeds the address size"),
             Stage2Error::Mapped(ipa) => write!(f, "stage 2: guest address {ipa} is already mapped"),
-            Stage2Error::NotMapped(ipa) => write!(f, "stage 2: guest address {ipa} is not mapped"),
             Stage2Error::OutOfMemory => f.write_str("stage 2: no memory for a table"),
             Stage2Error::BadVmid(vmid) => write!(f, "stage 2: {vmid} exceeds 8 bits"),
             Stage2Error::BadIpaBits(bits) => write!(f, "stage 2: guest addresses of {bits} bits are not supported"),
@@ -113,7 +110,6 @@ mod desc {
     pub const VALID: u64 = 1;
     pub const TABLE_OR_PAGE: u64 = 1 << 1;
     pub const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
-    const MEMATTR: u64 = 0xf << 2;
     const S2AP_READ_WRITE: u64 = 0b11 << 6;
     const SH_OUTER: u64 = 0b10 << 8;
     const SH_INNER: u64 = 0b11 << 8;
@@ -148,7 +144,10 @@ mod desc {
         is_valid(entry) && entry & TABLE_OR_PAGE != 0 && level != LAST_LEVEL
     }
 
+    /// Decodes the attributes of a leaf descriptor.
+    #[cfg(test)]
     pub fn attr(entry: u64, fwb: Fwb) -> Option<Attr> {
+        const MEMATTR: u64 = 0xf << 2;
         [Attr::Ram, Attr::PciWindow, Attr::Device].into_iter().find(|&attr| memattr(attr, fwb) == entry & MEMATTR)
     }
 }
@@ -276,8 +275,9 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
     }
 
     /// Translates a guest address. Returns the physical address and the attributes, or `None` if it is not mapped.
+    #[cfg(test)]
     #[must_use]
-    pub fn translate(&self, ipa: Ipa) -> Option<(Pa, Attr)> {
+    fn translate(&self, ipa: Ipa) -> Option<(Pa, Attr)> {
         if ipa.0 >> self.ipa_bits != 0 {
             return None;
         }
@@ -292,7 +292,8 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
     ///
     /// # Errors
     ///
-    /// All except [`Stage2Error::NotMapped`]. After an error nothing is mapped.
+    /// [`Stage2Error::Misaligned`], [`Stage2Error::OutOfRange`], [`Stage2Error::Mapped`], and [`Stage2Error::OutOfMemory`].
+    /// After an error nothing is mapped.
     pub fn map(&mut self, ipa: Ipa, pa: Pa, size: u64, attr: Attr) -> Result<(), Stage2Error> {
         let (start, end) = self.bounds(ipa, size)?;
         if !pa.0.is_multiple_of(PAGE) {
@@ -331,31 +332,6 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
         self.split_at(start)?;
         self.split_at(end)?;
         self.clear(start, end);
-        Ok(())
-    }
-
-    /// Changes the attributes of `size` bytes at `ipa`, all of which must be mapped.
-    ///
-    /// # Errors
-    ///
-    /// [`Stage2Error::Misaligned`], [`Stage2Error::OutOfRange`], [`Stage2Error::NotMapped`], and
-    /// [`Stage2Error::OutOfMemory`] if a block must be split. After an error nothing is changed.
-    pub fn protect(&mut self, ipa: Ipa, size: u64, attr: Attr) -> Result<(), Stage2Error> {
-        let (start, end) = self.bounds(ipa, size)?;
-        if let Some(hole) = self.slots(start, end).find(|slot| slot.entry == 0) {
-            return Err(Stage2Error::NotMapped(Ipa(hole.base.max(start))));
-        }
-        self.split_at(start)?;
-        self.split_at(end)?;
-        let mut stale = Stale::new();
-        for slot in self.slots(start, end) {
-            self.set(slot.at, slot.entry & !desc::VALID);
-            stale.add(slot.base);
-        }
-        self.invalidate(&stale);
-        for slot in self.slots(start, end) {
-            self.set(slot.at, slot.entry & desc::ADDRESS | desc::leaf(attr, self.fwb, slot.level));
-        }
         Ok(())
     }
 

@@ -123,6 +123,7 @@ pub struct IdMap<T> {
     pub length: u32,
 }
 
+#[cfg(test)]
 impl<T: Copy> IdMap<T> {
     /// Translates a requester ID. Returns `None` if this entry does not cover it.
     #[must_use]
@@ -153,6 +154,7 @@ pub struct PciHost {
     pub iommu_map: ArrayVec<IdMap<SmmuId>, 16>,
 }
 
+#[cfg(test)]
 impl PciHost {
     /// Returns the ITS that receives a function's MSIs, and the DeviceID they carry.
     #[must_use]

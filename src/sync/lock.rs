@@ -79,11 +79,6 @@ impl<T> Lock<T> {
         held::push(self.rank);
         Some(Guard { lock: self, not_send: PhantomData })
     }
-
-    /// Accesses the data without locking: the exclusive borrow proves that no other CPU does.
-    pub fn get_mut(&mut self) -> &mut T {
-        self.data.get_mut()
-    }
 }
 
 /// Access to the data of a [`Lock`]; dropping it releases the lock. It stays on the CPU that took the lock.
