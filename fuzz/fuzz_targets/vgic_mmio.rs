@@ -1,7 +1,7 @@
-//! Whatever a guest writes to its distributor and redistributors, at whatever moment: no panic, and no interrupt lost, doubled or
-//! left active in hardware.
+//! A guest writes anything to its distributor and redistributors, at any time: the virtual GIC does not panic, and no
+//! interrupt is lost, duplicated or left active in hardware.
 //!
-//! The world is the one of the random_tests test, which says what is checked; here the fuzzer chooses its bytes.
+//! The domain is the one of `src/vgic/random_tests.rs`, which lists what is checked; here the fuzzer chooses its bytes.
 //!
 //! `cargo +nightly fuzz run vgic_mmio -- -max_total_time=60 -max_len=4096`
 #![no_main]

@@ -1,12 +1,9 @@
-//! The distributor: SPIs, and where they are to be looked at.
-//!
-//! IHI 0069, 12.9. An SPI that is pending and enabled, or active, stands in the queue of one vCPU, its *home*: where its
-//! route leads, or, while it is active or listed, where it was taken. Queues are bitmaps and stand under the same lock.
+//! The registers of the distributor (IHI 0069, 12.9).
 
 use super::irq::{Irq, Trigger};
 use super::port::Port;
 use super::regs::{BitReg, DistReg, ENABLE_GROUP0, ENABLE_GROUP1, IrqReg, Part, SPI_END, SPI_FIRST, decode_dist};
-use super::spi::{NOBODY, someone};
+use super::spi::{NO_VCPU, some_vcpu};
 use super::state::Vgic;
 use super::vcpu::Work;
 use super::vcpu_set::VcpuSet;
@@ -15,7 +12,7 @@ use crate::util::bits::set_bits;
 use core::sync::atomic::Ordering;
 
 const ENABLES: u32 = ENABLE_GROUP0 | ENABLE_GROUP1;
-/// ARE and DS: always 1.
+/// GICD_CTLR.ARE and GICD_CTLR.DS, which are always 1.
 const CTLR_FIXED: u32 = 1 << 4 | 1 << 6;
 
 const TYPER_LPIS: u32 = 1 << 17;
@@ -24,9 +21,10 @@ const TYPER_NO_1_OF_N: u32 = 1 << 25;
 const TYPER_RSS: u32 = 1 << 26;
 const TYPER_IDBITS_SHIFT: u32 = 19;
 
-/// Product 'D' under Arm's JEP106 code: a zero implementer is what some real parts report, and matches their errata.
+/// GICD_IIDR and GICR_IIDR: product `D` of implementer Arm. An implementer of zero is reported by some real parts and would
+/// match their errata.
 pub(super) const IIDR: u64 = 0x4400_043b;
-/// ArchRev 3: a GICv3.
+/// GICD_PIDR2 and GICR_PIDR2: ArchRev 3, a GICv3.
 pub(super) const PIDR2: u64 = 0x3b;
 
 /// Aff3 and Aff2 to Aff0; Interrupt_Routing_Mode reads as zero (No1N).
@@ -48,7 +46,7 @@ impl Vgic {
         u64::from(typer)
     }
 
-    /// A guest reads `size` bytes at `offset` of the distributor's frame.
+    /// Handles a guest's read of `size` bytes at `offset` of the distributor's frame.
     #[must_use]
     pub fn dist_read(&self, port: &dyn Port, from: VcpuId, offset: u64, size: u8) -> u64 {
         match decode_dist(offset, size) {
@@ -70,7 +68,7 @@ impl Vgic {
         }
     }
 
-    /// A guest writes `size` bytes at `offset` of the distributor's frame.
+    /// Handles a guest's write of `size` bytes at `offset` of the distributor's frame.
     pub fn dist_write(&self, port: &dyn Port, from: VcpuId, offset: u64, size: u8, value: u64) {
         match decode_dist(offset, size) {
             DistReg::Ctlr => self.write_ctlr(port, from, value as u32),
@@ -109,24 +107,24 @@ impl Vgic {
             self.recall(port, &others);
         }
         if (old ^ new) & ENABLE_GROUP1 != 0 {
-            settle(|| self.group1_on(), |on| port.group1_enabled(on));
+            mirror(|| self.group1_on(), |on| port.group1_enabled(on));
         }
     }
 
     fn read_spi_bits(&self, port: &dyn Port, from: VcpuId, register: BitReg, first: u32) -> u64 {
         if !matches!(register, BitReg::Group | BitReg::SetEnable | BitReg::ClearEnable) {
-            let mut elsewhere = self.dist.lock().listed_at(first);
-            elsewhere.remove(from);
-            self.recall(port, &elsewhere);
+            let mut listed_on = self.dist.lock().listed_at(first);
+            listed_on.remove(from);
+            self.recall(port, &listed_on);
         }
         let dist = self.dist.lock();
         read_fields(first, 32, 1, |intid| dist.irq(intid).is_some_and(|irq| irq.read(register)).into())
     }
 
     fn write_spi_bits(&self, port: &dyn Port, from: VcpuId, register: BitReg, first: u32, value: u32) {
-        let mut news = VcpuSet::new();
-        let mut elsewhere = VcpuSet::new();
-        let (mut changed, mut orphans) = (0u32, 0u32);
+        let mut notified = VcpuSet::new();
+        let mut listed_on = VcpuSet::new();
+        let (mut changed, mut to_deactivate) = (0u32, 0u32);
         {
             let mut dist = self.dist.lock();
             for bit in 0..32u32 {
@@ -135,36 +133,36 @@ impl Vgic {
                 let Some(irq) = dist.irq_mut(intid) else { continue };
                 let change = irq.write(register, value & mask != 0);
                 if change.deactivate {
-                    orphans |= mask;
+                    to_deactivate |= mask;
                 }
                 if !change.changed {
                     continue;
                 }
                 changed |= mask;
                 if irq.is_listed() {
-                    dist.home(intid).into_iter().for_each(|home| elsewhere.insert(home));
+                    dist.home(intid).into_iter().for_each(|home| listed_on.insert(home));
                 } else {
-                    dist.place(intid).into_iter().for_each(|home| news.insert(home));
+                    dist.place(intid).into_iter().for_each(|home| notified.insert(home));
                 }
             }
         }
-        elsewhere.remove(from);
-        self.notify(port, Some(from), &news, Work::SPI);
-        self.recall(port, &elsewhere);
+        listed_on.remove(from);
+        self.notify(port, Some(from), &notified, Work::SPI);
+        self.recall(port, &listed_on);
 
-        for intid in intids(first, orphans) {
+        for intid in intids(first, to_deactivate) {
             port.spi_deactivate(intid);
         }
         match register {
             BitReg::SetEnable | BitReg::ClearEnable => {
                 for intid in intids(first, changed).filter(|i| port.owns_spi(*i)) {
-                    settle(
+                    mirror(
                         || self.dist.lock().irq(intid.0).is_some_and(Irq::is_enabled),
                         |on| port.spi_set_enabled(intid, on),
                     );
                 }
             }
-            // What was made pending by a write is pending in software alone; what is cleared may be pending in hardware.
+            // A write makes an SPI pending in software only; one that is cleared may be pending in hardware.
             BitReg::ClearPending => {
                 let exists = |i: &Intid| self.dist.lock().irq(i.0).is_some();
                 for intid in intids(first, value).filter(exists).filter(|i| port.owns_spi(*i)) {
@@ -177,20 +175,20 @@ impl Vgic {
 
     fn write_config(&self, port: &dyn Port, from: VcpuId, first: u32, value: u64) {
         let mut changed = 0u32;
-        let mut news = VcpuSet::new();
+        let mut notified = VcpuSet::new();
         {
             let mut dist = self.dist.lock();
             write_fields(first, 16, 2, value, |intid, field| {
                 let trigger = if field & 2 != 0 { Trigger::Edge } else { Trigger::Level };
                 if dist.irq_mut(intid).is_some_and(|irq| irq.set_trigger(trigger)) {
                     changed |= 1u32.wrapping_shl(intid.wrapping_sub(first));
-                    dist.place(intid).into_iter().for_each(|home| news.insert(home));
+                    dist.place(intid).into_iter().for_each(|home| notified.insert(home));
                 }
             });
         }
-        self.notify(port, Some(from), &news, Work::SPI);
+        self.notify(port, Some(from), &notified, Work::SPI);
         for intid in intids(first, changed).filter(|i| port.owns_spi(*i)) {
-            settle(
+            mirror(
                 || self.dist.lock().irq(intid.0).map_or(Trigger::Level, Irq::trigger),
                 |trigger| port.spi_set_trigger(intid, trigger),
             );
@@ -201,8 +199,8 @@ impl Vgic {
         if !(SPI_FIRST..SPI_END).contains(&intid) {
             return;
         }
-        let mut elsewhere = VcpuSet::new();
-        let mut news = VcpuSet::new();
+        let mut listed_on = VcpuSet::new();
+        let mut notified = VcpuSet::new();
         {
             let mut dist = self.dist.lock();
             let Some(spi) = dist.spi_mut(intid) else { return };
@@ -211,18 +209,18 @@ impl Vgic {
                 return;
             }
             spi.route = route;
-            spi.target = self.vcpu_by_affinity(Mpidr(route)).map_or(NOBODY, |v| v.0);
+            spi.target = self.vcpu_by_affinity(Mpidr(route)).map_or(NO_VCPU, |v| v.0);
             if spi.irq.is_listed() {
-                // If it is still pending there, its sync sends it on.
-                someone(spi.home).into_iter().for_each(|home| elsewhere.insert(home));
+                // If it is still pending there, that vCPU's sync moves it to the queue of the new one.
+                some_vcpu(spi.home).into_iter().for_each(|home| listed_on.insert(home));
             }
-            dist.place(intid).into_iter().for_each(|home| news.insert(home));
+            dist.place(intid).into_iter().for_each(|home| notified.insert(home));
         }
-        elsewhere.remove(from);
-        self.notify(port, Some(from), &news, Work::SPI);
-        self.recall(port, &elsewhere);
+        listed_on.remove(from);
+        self.notify(port, Some(from), &notified, Work::SPI);
+        self.recall(port, &listed_on);
         if port.owns_spi(Intid(intid)) {
-            settle(
+            mirror(
                 || self.dist.lock().target(intid),
                 |target| target.into_iter().for_each(|vcpu| port.spi_route(Intid(intid), vcpu)),
             );
@@ -230,9 +228,10 @@ impl Vgic {
     }
 }
 
-/// Makes the hardware follow a state that others may change meanwhile: whoever acts last has looked last.
-fn settle<T: Copy + PartialEq>(state: impl Fn() -> T, act: impl Fn(T)) {
-    // Each further turn takes another write by the guest; a guest that races with itself for longer has no say.
+/// Makes the hardware follow a state that other vCPUs may change meanwhile: applies it until it has not changed since it was
+/// read, so that the last one to apply it has read the last state.
+fn mirror<T: Copy + PartialEq>(state: impl Fn() -> T, act: impl Fn(T)) {
+    // Each further round takes another write of the guest. A guest that goes on longer may leave the two states different.
     for _ in 0..8 {
         let now = state();
         act(now);
@@ -242,11 +241,12 @@ fn settle<T: Copy + PartialEq>(state: impl Fn() -> T, act: impl Fn(T)) {
     }
 }
 
+/// The INTIDs of the bits in `mask`, of which bit 0 is `first`.
 fn intids(first: u32, mask: u32) -> impl Iterator<Item = Intid> {
     set_bits(mask).map(move |bit| Intid(first.wrapping_add(bit)))
 }
 
-/// ICFGR's two bits.
+/// The two bits of an interrupt in ICFGR.
 pub(super) fn config_field(irq: &Irq) -> u32 {
     match irq.trigger() {
         Trigger::Level => 0,
@@ -254,13 +254,13 @@ pub(super) fn config_field(irq: &Irq) -> u32 {
     }
 }
 
-/// Puts `count` fields of `width` bits together, the first interrupt's lowest.
+/// Combines `count` fields of `width` bits, one for each interrupt from `first` on; the first is the lowest.
 pub(super) fn read_fields(first: u32, count: u32, width: u32, field: impl Fn(u32) -> u32) -> u64 {
     (0..count)
         .fold(0u64, |value, at| value | u64::from(field(first.wrapping_add(at))).wrapping_shl(at.wrapping_mul(width)))
 }
 
-/// Takes `count` fields of `width` bits apart.
+/// Splits `value` into `count` fields of `width` bits, one for each interrupt from `first` on.
 pub(super) fn write_fields(first: u32, count: u32, width: u32, value: u64, mut each: impl FnMut(u32, u32)) {
     let mask = 1u32.wrapping_shl(width).wrapping_sub(1);
     for at in 0..count {
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn it_says_that_it_is_a_gicv3_with_one_security_state() {
+    fn the_distributor_is_a_gicv3_with_one_security_state() {
         let machine = Machine::blank(std::vec![Mpidr(0), Mpidr(1)]);
         assert_eq!(machine.dist_read(0), 0x50);
         // ITLinesNumber 2 (96 INTIDs), LPIS, 14 bits of INTID, A3V, No1N.
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn the_domain_hears_of_group_1_when_it_changes() {
+    fn the_domain_is_told_when_group_1_is_enabled_or_disabled() {
         let machine = Machine::new(1);
         machine.dist_write(0, 2);
         assert!(machine.asked().is_empty());
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn switching_a_group_off_takes_interrupts_out_of_list_registers() {
+    fn disabling_a_group_takes_its_interrupts_out_of_list_registers() {
         let machine = Machine::new(2);
         machine.enable_spi(40, 0xa0, 1);
         machine.vgic.inject_spi(&machine, Intid(40), Signal::Level(true));
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn bits_are_set_and_cleared_by_their_own_registers() {
+    fn set_and_clear_registers_change_single_bits() {
         let machine = Machine::new(1);
         for (set, clear) in [(0x104, 0x184), (0x204, 0x284), (0x304, 0x384)] {
             machine.dist_write(set, 0xf0);
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_has_all_four_levels_and_no_routing_mode() {
+    fn a_route_has_four_levels_of_affinity_and_no_routing_mode() {
         let machine = Machine::new(1);
         machine.vgic.dist_write(&machine, BOOT, 0x6100, 8, u64::MAX);
         assert_eq!(machine.vgic.dist_read(&machine, BOOT, 0x6100, 8), 0xff_00ff_ffff);
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn clearing_the_pending_state_of_a_taken_physical_interrupt_deactivates_it() {
+    fn clearing_the_pending_state_of_a_held_interrupt_deactivates_the_physical_one() {
         let machine = owning(&[40]);
         assert!(machine.vgic.inject_hw_spi(&machine, Intid(40)));
         machine.dist_write(0x284, 1 << 8);
@@ -414,13 +414,13 @@ mod tests {
         machine.enter(ONE);
         machine.acknowledge(ONE, 40);
         machine.forget();
-        assert_eq!(machine.dist_read(0x304), 1 << 8, "acknowledged, as that vCPU knows");
+        assert_eq!(machine.dist_read(0x304), 1 << 8, "acknowledged, according to that vCPU's list register");
         assert_eq!(machine.kicked(), [ONE]);
         assert_eq!(machine.dist_read(0x204), 0);
     }
 
     #[test]
-    fn reading_enables_disturbs_nobody() {
+    fn reading_enable_bits_recalls_no_vcpu() {
         let machine = Machine::new(2);
         machine.enable_spi(40, 0xa0, 1);
         machine.vgic.inject_spi(&machine, Intid(40), Signal::Level(true));
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recall_that_is_not_obeyed_ends_and_is_counted() {
+    fn a_recall_that_misses_its_deadline_is_counted() {
         let machine = Machine::new(2);
         machine.enable_spi(40, 0xa0, 1);
         machine.vgic.inject_spi(&machine, Intid(40), Signal::Level(true));
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn disabling_takes_an_interrupt_out_of_another_vcpus_list_registers() {
+    fn disabling_an_interrupt_takes_it_out_of_another_vcpus_list_registers() {
         let machine = Machine::new(2);
         machine.enable_spi(40, 0xa0, 1);
         machine.make_edge(40);
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn clearing_pending_reaches_into_another_vcpus_list_registers() {
+    fn clearing_a_pending_state_takes_effect_in_another_vcpus_list_registers() {
         let machine = Machine::new(2);
         machine.enable_spi(40, 0xa0, 1);
         machine.make_edge(40);
@@ -466,10 +466,10 @@ mod tests {
     }
 
     #[test]
-    fn the_physical_state_is_set_again_when_another_vcpu_has_changed_it_meanwhile() {
+    fn the_physical_state_is_set_again_if_another_vcpu_changes_the_virtual_one_meanwhile() {
         use std::cell::{Cell, RefCell};
         let (state, acts) = (Cell::new(true), RefCell::new(std::vec::Vec::new()));
-        settle(
+        mirror(
             || state.get(),
             |on| {
                 acts.borrow_mut().push(on);

@@ -1,14 +1,16 @@
-//! Filling the list registers before an entry.
+//! Fills the list registers before an entry.
 //!
-//! IHI 0069, 6.2 (list registers) and 12.4 (ICH_HCR_EL2). When all fits, all is listed. When not, in this order:
+//! IHI 0069, 6.2 (list registers) and 12.4 (ICH_HCR_EL2). If all interrupts of a vCPU fit, all are listed. If not, they are
+//! listed in this order:
 //!
-//! 1. the best of what is pending, so that nothing of a higher priority ever waits for software;
-//! 2. what is active, the highest priority first, since that is what the guest ends next;
-//! 3. more of what is pending.
+//! 1. the pending interrupt of the highest priority, so that a pending interrupt never waits for software behind one of a
+//!    lower priority;
+//! 2. active interrupts, the highest priority first, because the guest ends them in this order;
+//! 3. more pending interrupts.
 //!
-//! Pending ones that did not fit are announced by NPIE: as soon as the guest has acknowledged all that were listed, it comes back
-//! for more. (UIE would do too, but raises the interrupt while a listed one still waits.) For active ones that did not fit, LRENPIE
-//! and TDIR are set; what follows from them is in `fold`.
+//! If pending interrupts did not fit, NPIE is set: once the guest has acknowledged all that are listed, an exit lets the
+//! next flush list more. (UIE would raise the maintenance interrupt while a listed one is still pending.) If active
+//! interrupts did not fit, LRENPIE and TDIR are set; `sync_lrs` says how their ends are handled.
 
 use super::irq::Irq;
 use super::lr::{self, LrImage};
@@ -22,14 +24,16 @@ use crate::util::bits::set_bits;
 use arrayvec::ArrayVec;
 use core::sync::atomic::Ordering;
 
-/// The best few of many, by priority and then by number.
+/// Selects the best interrupts: those of the highest priorities and, among equals, of the lowest numbers.
 pub(super) struct Best {
     /// Priority in [31:24], INTID below.
     pub keys: ArrayVec<u32, { lr::MAX_LIST_REGISTERS }>,
     limit: usize,
+    /// How many were offered.
     total: usize,
 }
 
+/// The INTID in a key of [`Best`].
 pub(super) const INTID_MASK: u32 = 0x00ff_ffff;
 
 impl Best {
@@ -37,6 +41,7 @@ impl Best {
         Best { keys: ArrayVec::new(), limit, total: 0 }
     }
 
+    /// Adds an interrupt to those to select from.
     pub fn offer(&mut self, priority: u8, intid: u32) {
         self.total = self.total.saturating_add(1);
         let key = u32::from(priority) << 24 | intid & INTID_MASK;
@@ -59,8 +64,8 @@ impl Vgic {
 
     /// Fills the list registers of a vCPU that is about to enter its guest.
     ///
-    /// Each flush is followed by a [`sync`](Vgic::sync) of the same image, also when the entry does not happen. A second
-    /// flush before that changes nothing.
+    /// Each flush has to be followed by a [`sync`](Vgic::sync) of the same image, even if the vCPU does not enter. A second
+    /// flush before the sync changes nothing.
     #[inline]
     pub fn flush(&self, vcpu: VcpuId, image: &mut LrImage) {
         let Some(cpu) = self.vcpus.get(vcpu.index()) else { return };
@@ -68,16 +73,16 @@ impl Vgic {
             image.write = if image.used == 0 { 0 } else { image.write };
             return;
         }
-        self.refill(cpu, vcpu, image);
+        self.flush_lrs(cpu, vcpu, image);
     }
 
     #[cold]
-    fn refill(&self, cpu: &Vcpu, vcpu: VcpuId, image: &mut LrImage) {
+    fn flush_lrs(&self, cpu: &Vcpu, vcpu: VcpuId, image: &mut LrImage) {
         if image.used != 0 {
             return;
         }
         image.clear();
-        // Taken before anything is looked at: what comes later sets it again, and kicks.
+        // Cleared before the interrupts are read: what becomes pending later sets it again, and kicks the vCPU.
         let work = Work::from_bits_truncate(cpu.work.swap(0, Ordering::SeqCst));
         if !work.is_empty() {
             self.fill(cpu, vcpu, work, image);
@@ -116,7 +121,7 @@ impl Vgic {
             });
         }
 
-        // The order of the file's preface.
+        // The order at the top of this file.
         let room = self.list_registers;
         let first = waiting.keys.len().min(1);
         let actives = active.keys.len().min(room.saturating_sub(first));
@@ -136,12 +141,12 @@ impl Vgic {
             cpu.add_work(work);
         }
         if image.used != 0 {
-            // Under the locks: whoever finds an interrupt listed also finds the registers loaded.
+            // Under the locks, so that a CPU that finds an interrupt listed also sees that the list registers are in use.
             cpu.epoch.fetch_add(1, Ordering::AcqRel);
         }
     }
 
-    /// Moves one interrupt into a list register.
+    /// Moves the interrupt of `key` into a list register and returns the value of that register.
     fn list(&self, cpu: &Vcpu, ctlr: u32, state: &mut Private, dist: Option<&mut Dist>, key: u32) -> Option<u64> {
         let intid = key & INTID_MASK;
         if let Some(index) = intid.checked_sub(Lpi::FIRST) {
@@ -156,10 +161,10 @@ impl Vgic {
         Some(irq.list(intid, deliver))
     }
 
-    /// Whether an interrupt of this vCPU would be signalled to it now, for a vCPU that is about to sleep or sleeps.
+    /// Whether a pending interrupt would be signalled to a vCPU that sleeps or is about to sleep.
     ///
-    /// `vmcr` is its ICH_VMCR_EL2: priority mask and group enables. Running priorities are not looked at: a vCPU that waits
-    /// inside an interrupt handler may be woken by one that it cannot take yet, which the architecture allows.
+    /// `vmcr` is its ICH_VMCR_EL2: priority mask and group enables. The running priority is ignored: a vCPU that executes
+    /// WFI in an interrupt handler may be woken by an interrupt that it cannot take yet, which the architecture allows.
     #[must_use]
     pub fn has_pending(&self, vcpu: VcpuId, vmcr: u64) -> bool {
         let Some(cpu) = self.vcpu(vcpu) else { return false };
@@ -221,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_do_writes_no_list_register() {
+    fn a_flush_without_interrupts_writes_no_list_register() {
         let machine = Machine::new(1);
         machine.enter(BOOT);
         let _ = machine.exit(BOOT);
@@ -231,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn an_sgi_is_delivered_once_and_is_gone_after_its_end() {
+    fn an_sgi_is_delivered_once_and_is_inactive_after_its_end() {
         let machine = Machine::new(2);
         send(&machine, 5, ONE);
         assert_eq!(machine.enter(ONE), [(5, 1, 0)]);
@@ -244,14 +249,14 @@ mod tests {
     }
 
     #[test]
-    fn more_than_fit_come_in_the_order_of_their_priorities() {
+    fn interrupts_that_do_not_fit_are_listed_later_by_priority() {
         let machine = Machine::new(2);
         for (intid, priority) in [(1, 0x80), (2, 0x40), (3, 0xc0), (4, 0x20), (5, 0x60), (6, 0x00)] {
             set_private_priority(&machine, ONE, intid, priority);
             send(&machine, intid, ONE);
         }
         assert_eq!(numbers(&machine.enter(ONE)), [6, 4, 2, 5]);
-        assert_eq!(machine.hcr(ONE), lr::HCR_EN | lr::HCR_NPIE, "comes back when none is pending");
+        assert_eq!(machine.hcr(ONE), lr::HCR_EN | lr::HCR_NPIE, "an exit when none is pending");
         for intid in [6, 4, 2, 5] {
             machine.acknowledge(ONE, intid);
             machine.end(ONE, intid);
@@ -269,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pending_one_is_listed_even_when_all_registers_are_full_of_active_ones() {
+    fn a_pending_interrupt_is_listed_even_if_active_ones_would_fill_all_registers() {
         let machine = Machine::new(2);
         for (intid, priority) in [(1, 0xa0), (2, 0x90), (3, 0x80), (4, 0x70)] {
             set_private_priority(&machine, ONE, intid, priority);
@@ -281,12 +286,12 @@ mod tests {
         set_private_priority(&machine, ONE, 5, 0x10);
         send(&machine, 5, ONE);
         let listed = machine.enter(ONE);
-        assert_eq!(numbers(&listed), [5, 4, 3, 2], "the lowest active one waits outside");
+        assert_eq!(numbers(&listed), [5, 4, 3, 2], "the active one of the lowest priority is not listed");
         assert_eq!(machine.hcr(ONE), lr::HCR_EN | lr::HCR_LRENPIE | lr::HCR_TDIR);
     }
 
     #[test]
-    fn group_enables_of_the_distributor_hold_interrupts_back() {
+    fn an_interrupt_waits_until_the_distributor_enables_its_group() {
         let machine = Machine::new(2);
         machine.dist_write(0, 1);
         send(&machine, 5, ONE);
@@ -298,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_0_interrupt_is_listed_as_such() {
+    fn a_group_0_interrupt_is_listed_in_group_0() {
         let machine = Machine::new(1);
         machine.set_group(BOOT, 9, false);
         machine.redist_write(BOOT, 0x1_0200, 1 << 9);
@@ -307,21 +312,21 @@ mod tests {
     }
 
     #[test]
-    fn a_sleeper_is_woken_only_by_what_its_interface_lets_through() {
+    fn a_sleeping_vcpu_is_woken_only_by_interrupts_that_its_cpu_interface_would_signal() {
         let machine = Machine::new(1);
         set_private_priority(&machine, BOOT, 9, 0xa0);
         machine.redist_write(BOOT, 0x1_0200, 1 << 9);
         assert!(machine.vgic.has_pending(BOOT, Machine::OPEN));
         assert!(machine.vgic.has_pending(BOOT, 0xa800_0002));
         assert!(!machine.vgic.has_pending(BOOT, 0xa000_0002), "masked by priority");
-        assert!(!machine.vgic.has_pending(BOOT, 0xff00_0001), "its group is off");
+        assert!(!machine.vgic.has_pending(BOOT, 0xff00_0001), "its group is disabled");
         machine.set_group(BOOT, 9, false);
         assert!(machine.vgic.has_pending(BOOT, 0xff00_0001));
         assert!(!machine.vgic.has_pending(BOOT, 0xff00_0002));
     }
 
     #[test]
-    fn all_kinds_compete_by_priority() {
+    fn ppis_spis_and_lpis_are_listed_by_priority() {
         let machine = Machine::new(1);
         machine.enable_lpis(BOOT, &[(8192, 0x81), (8193, 0x41), (16383, 0xc1)]);
         machine.enable_spi(32, 0x60, 0);

@@ -1,4 +1,4 @@
-//! Interrupts on their way in: emulated devices, hardware-linked SPIs and PPIs; and a vCPU's way out.
+//! Injection of SPIs and PPIs, from emulated devices and from hardware; and the reset of a vCPU.
 
 use super::irq::{Irq, Trigger};
 use super::port::Port;
@@ -9,16 +9,16 @@ use super::vcpu_set::VcpuSet;
 use crate::ids::{Intid, VcpuId};
 use crate::util::bits::set_bits;
 
-/// What an emulated device says.
+/// How an emulated device signals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// One edge.
     Edge,
-    /// Its line is high, or low.
+    /// Its line is high (`true`) or low.
     Level(bool),
 }
 
-/// An interrupt's state, for people to look at.
+/// The state of an interrupt, for debug output and for the timer code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names are the manual's")]
 pub struct IrqView {
@@ -28,11 +28,11 @@ pub struct IrqView {
     pub active: bool,
     pub trigger: Trigger,
     pub priority: u8,
-    /// The physical interrupt is active on its behalf.
+    /// The physical interrupt is active on behalf of this one.
     pub held: bool,
-    /// In a list register right now.
+    /// It is in a list register.
     pub listed: bool,
-    /// Whom it is routed to; `None` when nobody has that affinity.
+    /// The vCPU that it is routed to; `None` if no vCPU has that affinity.
     pub target: Option<VcpuId>,
 }
 
@@ -43,97 +43,98 @@ fn apply(irq: &mut Irq, signal: Signal) {
     }
 }
 
-/// Whether the vCPU has to hear of a change. An interrupt that is listed or active may need its list register rewritten,
-/// so that the new state is seen at its end.
-fn is_news(before: &Irq, irq: &Irq) -> bool {
+/// Whether a change has to be made known to the vCPU. The list register of an interrupt that is listed or active may have
+/// to be rewritten, so that its end causes an exit.
+fn needs_flush(before: &Irq, irq: &Irq) -> bool {
     irq != before && (irq.is_deliverable() || (irq.is_pending() && (irq.is_listed() || irq.is_active())))
 }
 
 impl Vgic {
-    /// Changes an SPI and has the vCPU that it is for look at it. False when there is no such SPI.
+    /// Changes an SPI and notifies the vCPU in whose queue it is. Returns `false` if there is no such SPI.
     fn change_spi(&self, port: &dyn Port, intid: Intid, change: impl FnOnce(&mut Irq)) -> bool {
         let mut dist = self.dist.lock();
         let Some(irq) = dist.irq_mut(intid.0) else { return false };
         let before = *irq;
         change(irq);
-        let news = is_news(&before, irq);
+        let flush = needs_flush(&before, irq);
         let home = if irq.is_listed() { dist.home(intid.0) } else { dist.place(intid.0) };
         drop(dist);
-        if let (true, Some(home)) = (news, home) {
+        if let (true, Some(home)) = (flush, home) {
             self.notify_one(port, None, home, Work::SPI);
         }
         true
     }
 
-    /// The same for a vCPU's own interrupt.
+    /// Changes an SGI or PPI of a vCPU and notifies the vCPU. Returns `false` if there is no such interrupt.
     fn change_ppi(&self, port: &dyn Port, vcpu: VcpuId, intid: Intid, change: impl FnOnce(&mut Irq)) -> bool {
         let Some(cpu) = self.vcpu(vcpu) else { return false };
         let mut state = cpu.state.lock();
         let Some(irq) = state.irq_mut(intid.0) else { return false };
         let before = *irq;
         change(irq);
-        let news = is_news(&before, irq);
+        let flush = needs_flush(&before, irq);
         state.requeue(intid.0);
         drop(state);
-        if news {
+        if flush {
             self.notify_one(port, None, vcpu, Work::PRIVATE);
         }
         true
     }
 
-    /// An emulated device signals an SPI. Numbers that are no SPI of this domain are ignored.
+    /// Signals an SPI of an emulated device. Numbers that are no SPI of this domain are ignored.
     pub fn inject_spi(&self, port: &dyn Port, intid: Intid, signal: Signal) {
         let _ = self.change_spi(port, intid, |irq| apply(irq, signal));
     }
 
-    /// The line of an emulated PPI is high, or low.
+    /// Sets the level of the line of an emulated PPI. Other interrupts are ignored.
     pub fn set_ppi_level(&self, port: &dyn Port, vcpu: VcpuId, intid: Intid, level: bool) {
         if (16..SPI_FIRST).contains(&intid.0) {
             let _ = self.change_ppi(port, vcpu, intid, |irq| irq.set_line(level));
         }
     }
 
-    /// A physical SPI was taken, its priority is dropped, and it stays active until the guest deactivates the virtual one
-    /// of the same number. False when there is none: the caller deactivates it.
+    /// Makes an SPI pending whose physical SPI EL2 has acknowledged. The physical SPI, whose priority has been dropped, stays
+    /// active until the guest deactivates the virtual one. Returns `false` if the domain has no such SPI; the caller then
+    /// deactivates the physical one.
     #[must_use]
     pub fn inject_hw_spi(&self, port: &dyn Port, intid: Intid) -> bool {
         self.change_spi(port, intid, Irq::hold)
     }
 
-    /// The same for a PPI of the CPU that `vcpu` runs on.
+    /// [`inject_hw_spi`](Self::inject_hw_spi) for a PPI of the CPU that runs `vcpu`.
     #[must_use]
     pub fn inject_hw_ppi(&self, port: &dyn Port, vcpu: VcpuId, intid: Intid) -> bool {
         (16..SPI_FIRST).contains(&intid.0) && self.change_ppi(port, vcpu, intid, Irq::hold)
     }
 
-    /// The line of a hardware-linked PPI has fallen before the guest acknowledged it: it is not pending any more, and
-    /// the physical one is deactivated so that it can rise again. Does nothing when the guest has acknowledged it.
+    /// Makes a hardware-linked PPI not pending whose line has fallen before the guest acknowledged it, and has the physical
+    /// one deactivated so that it can become pending again. Does nothing if the guest has acknowledged it.
     pub fn retract_hw_ppi(&self, port: &dyn Port, vcpu: VcpuId, intid: Intid) {
         let Some(cpu) = self.vcpu(vcpu) else { return };
         let mut state = cpu.state.lock();
-        let orphan = state.irq_mut(intid.0).is_some_and(|irq| irq.is_held_pending() && irq.clear_pending());
+        let deactivate = state.irq_mut(intid.0).is_some_and(|irq| irq.is_held_pending() && irq.clear_pending());
         state.requeue(intid.0);
         drop(state);
-        if orphan {
+        if deactivate {
             port.ppi_deactivate(vcpu, intid);
         }
     }
 
-    /// The PPIs whose physical twin is active on behalf of this vCPU, a bit for each: what has to be active on the CPU
-    /// that it moves to.
+    /// The PPIs whose physical interrupt is active on behalf of this vCPU, a bit for each. They have to be made active on the
+    /// CPU that it moves to.
     #[must_use]
     pub fn held_ppis(&self, vcpu: VcpuId) -> u32 {
         self.vcpu(vcpu).map_or(0, |cpu| cpu.state.lock().held())
     }
 
-    /// The vCPU was switched off, or is about to be switched on: nothing is pending or active in it any more.
+    /// Clears all pending and active states of a vCPU that was powered off or is about to be powered on.
     ///
-    /// It has been synced. The redistributor's registers stay, GICR_CTLR.EnableLPIs and its tables among them: an OS that
-    /// takes a CPU off and on again finds them as it left them. Pending LPIs stay too.
+    /// It has been synced. The registers of its redistributor stay, with GICR_CTLR.EnableLPIs and the tables, because an OS
+    /// that turns a CPU off and on expects them unchanged. Pending LPIs stay, too.
     pub fn reset_vcpu(&self, port: &dyn Port, vcpu: VcpuId) {
         let Some(cpu) = self.vcpu(vcpu) else { return };
-        let mut orphans = 0u32;
-        let mut spi_orphans = [0u32; (SPI_END as usize).div_ceil(32)];
+        let mut to_deactivate = 0u32;
+        let mut spis_to_deactivate = [0u32; (SPI_END as usize).div_ceil(32)];
         let mut others = VcpuSet::new();
         {
             let mut dist = self.dist.lock();
@@ -141,7 +142,7 @@ impl Vgic {
             state.asleep = true;
             for intid in 0..SPI_FIRST {
                 if state.irq_mut(intid).is_some_and(Irq::quiesce) {
-                    orphans |= 1u32.wrapping_shl(intid);
+                    to_deactivate |= 1u32.wrapping_shl(intid);
                 }
                 state.requeue(intid);
             }
@@ -150,8 +151,8 @@ impl Vgic {
                     continue;
                 }
                 let Some(irq) = dist.irq_mut(intid) else { break };
-                let orphan = irq.is_active() && irq.clear_active();
-                if orphan && let Some(word) = spi_orphans.get_mut((intid / 32) as usize) {
+                let deactivate = irq.is_active() && irq.clear_active();
+                if deactivate && let Some(word) = spis_to_deactivate.get_mut((intid / 32) as usize) {
                     *word |= 1u32.wrapping_shl(intid);
                 }
                 if let Some(home) = dist.place(intid) {
@@ -159,10 +160,10 @@ impl Vgic {
                 }
             }
         }
-        for intid in set_bits(orphans) {
+        for intid in set_bits(to_deactivate) {
             port.ppi_deactivate(vcpu, Intid(intid));
         }
-        for (word, at) in spi_orphans.iter().zip(0u32..) {
+        for (word, at) in spis_to_deactivate.iter().zip(0u32..) {
             for bit in set_bits(*word) {
                 port.spi_deactivate(Intid(at.wrapping_mul(32) | bit));
             }
@@ -170,14 +171,15 @@ impl Vgic {
         self.notify(port, Some(vcpu), &others, Work::SPI);
     }
 
-    /// The domain is gone, and its vCPUs have been synced: no physical interrupt stays active on its behalf.
+    /// Deactivates all physical interrupts that are active on behalf of a domain that has ended and whose vCPUs have been
+    /// synced.
     pub fn release(&self, port: &dyn Port) {
         for vcpu in 0..self.vcpus.len() {
             self.reset_vcpu(port, VcpuId(vcpu as u16));
         }
         for intid in SPI_FIRST..SPI_END {
-            let orphan = self.dist.lock().irq_mut(intid).is_some_and(Irq::quiesce);
-            if orphan {
+            let deactivate = self.dist.lock().irq_mut(intid).is_some_and(Irq::quiesce);
+            if deactivate {
                 port.spi_deactivate(Intid(intid));
             }
             let _ = self.dist.lock().place(intid);
@@ -216,7 +218,7 @@ mod tests {
     const ONE: VcpuId = VcpuId(1);
 
     #[test]
-    fn an_emulated_interrupt_kicks_the_vcpu_it_is_routed_to_and_no_other() {
+    fn an_emulated_interrupt_kicks_only_the_vcpu_that_it_is_routed_to() {
         let machine = Machine::new(3);
         machine.enable_spi(33, 0xa0, 2);
         machine.vgic.inject_spi(&machine, Intid(33), Signal::Level(true));
@@ -227,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disabled_interrupt_kicks_nobody_until_it_is_enabled() {
+    fn a_disabled_interrupt_kicks_its_vcpu_only_when_it_is_enabled() {
         let machine = Machine::new(2);
         machine.enable_spi(33, 0xa0, 1);
         machine.dist_write(0x184, 1 << 1);
@@ -239,20 +241,20 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_do_not_exist_are_refused_or_ignored() {
+    fn interrupts_that_do_not_exist_are_refused_or_ignored() {
         let machine = Machine::new(1);
         for intid in [0, 31, 96, 1019, 1020, 1023, 8192, u32::MAX] {
             machine.vgic.inject_spi(&machine, Intid(intid), Signal::Edge);
             assert!(!machine.vgic.inject_hw_spi(&machine, Intid(intid)));
         }
-        assert!(!machine.vgic.inject_hw_ppi(&machine, BOOT, Intid(5)), "an SGI has no physical twin");
+        assert!(!machine.vgic.inject_hw_ppi(&machine, BOOT, Intid(5)), "an SGI has no physical interrupt");
         assert!(!machine.vgic.inject_hw_ppi(&machine, VcpuId(9), Intid(27)));
         machine.vgic.set_ppi_level(&machine, BOOT, Intid(5), true);
         assert!(machine.enter(BOOT).is_empty());
     }
 
     #[test]
-    fn a_line_that_rises_while_its_interrupt_is_being_handled_elsewhere_is_seen_at_its_end() {
+    fn a_line_that_rises_while_its_interrupt_is_active_elsewhere_causes_a_kick() {
         let machine = Machine::new(2);
         machine.enable_spi(33, 0xa0, 1);
         machine.vgic.inject_spi(&machine, Intid(33), Signal::Level(true));
@@ -263,11 +265,11 @@ mod tests {
         machine.enter(ONE);
         machine.forget();
         machine.vgic.inject_spi(&machine, Intid(33), Signal::Level(true));
-        assert_eq!(machine.kicked(), [ONE], "its list register asks for no maintenance yet");
+        assert_eq!(machine.kicked(), [ONE], "its list register does not request maintenance");
     }
 
     #[test]
-    fn an_interrupt_routed_to_nobody_waits_for_a_route() {
+    fn an_interrupt_routed_to_no_vcpu_is_delivered_when_it_is_rerouted() {
         let machine = Machine::new(2);
         machine.enable_spi(33, 0xa0, 0x500);
         machine.make_edge(33);
@@ -279,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn switching_a_vcpu_off_ends_what_it_was_at_and_keeps_what_it_was_told() {
+    fn powering_a_vcpu_off_ends_its_interrupts_and_keeps_its_configuration() {
         let machine = Machine::new(2);
         machine.enable_lpis(ONE, &[(8192, 0xa1)]);
         machine.enable_spi(40, 0xa0, 1);
@@ -298,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn an_spi_that_a_vcpu_was_at_when_it_went_off_goes_where_it_is_routed_now() {
+    fn an_spi_that_was_active_on_a_vcpu_that_goes_off_is_delivered_where_it_is_routed_now() {
         let machine = Machine::new(2);
         machine.enable_spi(40, 0xa0, 1);
         machine.make_edge(40);
@@ -315,11 +317,11 @@ mod tests {
     }
 
     #[test]
-    fn a_domain_that_goes_leaves_no_physical_interrupt_active() {
+    fn a_domain_that_ends_leaves_no_physical_interrupt_active() {
         let machine = Machine::new(2);
         machine.enable_spi(40, 0xa0, 1);
         assert!(machine.vgic.inject_hw_spi(&machine, Intid(40)));
-        assert!(machine.vgic.inject_hw_spi(&machine, Intid(41)), "disabled, and held all the same");
+        assert!(machine.vgic.inject_hw_spi(&machine, Intid(41)), "held although it is disabled");
         assert!(machine.vgic.inject_hw_ppi(&machine, ONE, Intid(27)));
         machine.forget();
         machine.vgic.release(&machine);

@@ -1,15 +1,15 @@
-//! One interrupt below the LPIs: SGI, PPI or SPI.
+//! One interrupt that is not an LPI: an SGI, PPI or SPI.
 //!
-//! The state machine of IHI 0069, 4.1.2 (inactive, pending, active, active and pending), with what a list register
-//! adds to it. While an interrupt is *listed*, the CPU interface owns its state: what software knows is what it put
-//! there, and the truth comes back at the next fold. A guest's write to a listed interrupt therefore leaves a note
-//! (the pending state is disowned, the active state is overruled) that the fold obeys.
+//! The state machine of IHI 0069, 4.1.2 (inactive, pending, active, active and pending), extended by list registers. While
+//! an interrupt is *listed*, it is in a list register, and the CPU interface owns its state: software knows the state that
+//! it listed, and learns the new state when it unlists the interrupt in the next sync. A guest's write to a listed
+//! interrupt is therefore recorded in flags, which the sync applies.
 //!
-//! A *held* interrupt is a hardware-linked one whose physical twin is active: taken at EL2, priority dropped, not
-//! deactivated. The list register links the two, so that the guest's deactivation ends both. Whoever ends the
-//! virtual one by other means has to deactivate the physical one as well.
+//! A *held* interrupt is a hardware-linked one whose physical interrupt is active: EL2 has acknowledged it and dropped its
+//! priority, but has not deactivated it. The list register links the two, so that the guest's deactivation deactivates
+//! both. Where the virtual interrupt is deactivated by other means, the caller has to deactivate the physical one.
 //!
-//! Nothing here locks, and nothing knows which vCPU the interrupt is for.
+//! This file takes no lock and does not know which vCPU an interrupt is for.
 
 use super::lr;
 use super::regs::BitReg;
@@ -18,9 +18,9 @@ use bitflags::bitflags;
 /// How an interrupt signals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trigger {
-    /// While the line is high.
+    /// It is pending while its line is high.
     Level,
-    /// On a rising edge.
+    /// It becomes pending at a rising edge.
     Edge,
 }
 
@@ -30,28 +30,29 @@ bitflags! {
         const ENABLED = 1 << 0;
         const GROUP1 = 1 << 1;
         const EDGE = 1 << 2;
-        /// Pending by an edge, by a write, or by a physical interrupt.
+        /// Pending because of an edge, a write, or a physical interrupt.
         const LATCH = 1 << 3;
         /// The line of an emulated device is high.
         const LINE = 1 << 4;
         const ACTIVE = 1 << 5;
-        /// The physical interrupt is active on this one's behalf.
+        /// The physical interrupt is active on behalf of this one.
         const HELD = 1 << 6;
-        /// In a list register of a vCPU that may be running.
+        /// It is in a list register of a vCPU that may be running.
         const LISTED = 1 << 7;
-        /// Was pending when it was listed, and nobody has said otherwise since.
+        /// It was pending when it was listed, and the guest has not cleared that since.
         const LISTED_PENDING = 1 << 8;
-        /// The latch went into the list register, and comes back if it was not acknowledged.
+        /// LATCH was moved into the list register, and comes back if the guest does not acknowledge the interrupt.
         const LISTED_LATCH = 1 << 9;
-        /// Overruled while listed: it is not active.
+        /// A write has made it inactive while it was listed.
         const DROP_ACTIVE = 1 << 10;
-        /// Overruled while listed: it is active.
+        /// A write has made it active while it was listed.
         const FORCE_ACTIVE = 1 << 11;
-        /// Taken again while listed: the guest has ended the listed one, and its link is not this one's.
+        /// The physical interrupt was acknowledged again while this one was listed: the guest has deactivated the listed one,
+        /// whose link is not for the new one.
         const HELD_AGAIN = 1 << 12;
         /// Its list register is linked to the physical interrupt.
         const LINKED = 1 << 13;
-        /// All that the fold ends.
+        /// The flags that are cleared when it is unlisted.
         const WHILE_LISTED = Self::LISTED.bits()
             | Self::LISTED_PENDING.bits()
             | Self::LISTED_LATCH.bits()
@@ -62,13 +63,13 @@ bitflags! {
     }
 }
 
-/// What a change asks of the caller.
+/// What the caller of a change has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[must_use]
 pub(super) struct Change {
-    /// The state is another one now.
+    /// The state has changed.
     pub changed: bool,
-    /// The physical interrupt has to be deactivated: nothing links it to the guest any more.
+    /// The physical interrupt has to be deactivated, because no list register links it to the guest any more.
     pub deactivate: bool,
 }
 
@@ -76,12 +77,12 @@ pub(super) struct Change {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Irq {
     flags: Flags,
-    /// Only implemented bits are ever set.
+    /// Bits that are not implemented are zero.
     pub priority: u8,
 }
 
 impl Irq {
-    /// At reset: disabled, group 0, priority 0.
+    /// An interrupt at reset: disabled, group 0, priority 0.
     pub const fn new(trigger: Trigger) -> Irq {
         let flags = match trigger {
             Trigger::Edge => Flags::EDGE,
@@ -118,33 +119,33 @@ impl Irq {
         if self.has(Flags::EDGE) { Trigger::Edge } else { Trigger::Level }
     }
 
-    /// Held, and the guest has not acknowledged it.
+    /// Whether it is held and the guest has not acknowledged it.
     pub fn is_held_pending(&self) -> bool {
-        let others = self.has(Flags::LINKED) && !self.has(Flags::HELD_AGAIN);
-        self.has(Flags::HELD | Flags::LATCH) && !others
+        let of_an_earlier_one = self.has(Flags::LINKED) && !self.has(Flags::HELD_AGAIN);
+        self.has(Flags::HELD | Flags::LATCH) && !of_an_earlier_one
     }
 
-    /// Pending, as far as software knows without the list register.
+    /// Whether it is pending, without regard to the list register.
     fn waits(&self) -> bool {
         self.has(Flags::LATCH) || (self.has(Flags::LINE) && !self.has(Flags::EDGE))
     }
 
-    /// Pending, as a guest reads it.
+    /// Whether it is pending, as a guest reads it.
     pub fn is_pending(&self) -> bool {
         self.waits() || self.has(Flags::LISTED_PENDING)
     }
 
-    /// To be delivered once its group and its priority let it.
+    /// Whether it is delivered as soon as its group and priority allow it.
     pub fn is_deliverable(&self) -> bool {
         self.is_enabled() && !self.is_listed() && !self.is_active() && self.waits()
     }
 
-    /// Must be looked at when list registers are filled.
+    /// Whether a flush has to consider it.
     pub fn is_queued(&self) -> bool {
         !self.is_listed() && (self.is_active() || self.is_deliverable())
     }
 
-    /// What a guest reads in one bit of a bit-per-interrupt register.
+    /// The bit of this interrupt that a guest reads in a register with one bit per interrupt.
     pub fn read(&self, register: BitReg) -> bool {
         match register {
             BitReg::Group => self.is_group1(),
@@ -154,7 +155,7 @@ impl Irq {
         }
     }
 
-    /// A guest writes `bit` to one bit of a bit-per-interrupt register.
+    /// Applies a guest's write of `bit` to a register with one bit per interrupt.
     pub fn write(&mut self, register: BitReg, bit: bool) -> Change {
         let before = self.flags;
         let mut deactivate = false;
@@ -171,14 +172,14 @@ impl Irq {
         Change { changed: self.flags != before, deactivate }
     }
 
-    /// Forgets a pending state; true when that leaves a physical interrupt active for nobody.
+    /// Makes it not pending. Returns whether the caller has to deactivate the physical interrupt.
     pub fn clear_pending(&mut self) -> bool {
-        let orphan = self.is_held_pending();
-        if orphan {
+        let deactivate = self.is_held_pending();
+        if deactivate {
             self.flags.remove(Flags::HELD | Flags::HELD_AGAIN);
         }
         self.flags.remove(Flags::LATCH | Flags::LISTED_PENDING | Flags::LISTED_LATCH);
-        orphan
+        deactivate
     }
 
     fn set_active(&mut self) {
@@ -189,7 +190,7 @@ impl Irq {
         }
     }
 
-    /// Deactivates; true when the physical interrupt has to follow.
+    /// Makes it inactive. Returns whether the caller has to deactivate the physical interrupt.
     pub fn clear_active(&mut self) -> bool {
         let was_active = self.is_active();
         self.flags.remove(Flags::ACTIVE);
@@ -198,22 +199,23 @@ impl Irq {
             self.flags.remove(Flags::FORCE_ACTIVE);
             return false;
         }
-        // A latch beside the active state means that the physical interrupt is the pending one's.
-        let orphan = was_active && self.is_held() && !self.has(Flags::LATCH);
-        if orphan {
+        // If it is both active and latched, the physical interrupt belongs to the pending state.
+        let deactivate = was_active && self.is_held() && !self.has(Flags::LATCH);
+        if deactivate {
             self.flags.remove(Flags::HELD);
         }
-        orphan
+        deactivate
     }
 
-    /// Sets how it signals. A line that is high stays pending under level, and is forgotten under edge.
+    /// Sets how it signals. Returns whether that is a change. A line that is high makes a level interrupt pending, but not an
+    /// edge interrupt.
     pub fn set_trigger(&mut self, trigger: Trigger) -> bool {
         let before = self.flags;
         self.flags.set(Flags::EDGE, trigger == Trigger::Edge);
         self.flags != before
     }
 
-    /// The line of an emulated device.
+    /// Sets the level of the line of an emulated device.
     pub fn set_line(&mut self, high: bool) {
         let rising = high && !self.has(Flags::LINE);
         self.flags.set(Flags::LINE, high);
@@ -222,15 +224,16 @@ impl Irq {
         }
     }
 
-    /// One edge.
+    /// Signals one edge.
     pub fn pulse(&mut self) {
         self.flags.insert(Flags::LATCH);
     }
 
-    /// The physical interrupt was taken at EL2 and stays active until the guest is done.
+    /// Makes it pending and held: EL2 has acknowledged the physical interrupt, which stays active until the guest
+    /// deactivates the virtual one.
     ///
-    /// It may come while the previous one is listed: the guest has ended that one in hardware, the interrupt was taken
-    /// on another CPU, and the sync has not been yet.
+    /// That may happen while the previous one is listed: the guest has deactivated that one in hardware, another CPU has
+    /// acknowledged the next, and the first CPU has not synced yet.
     pub fn hold(&mut self) {
         if self.has(Flags::LISTED | Flags::HELD) {
             self.flags.insert(Flags::HELD_AGAIN);
@@ -238,20 +241,21 @@ impl Irq {
         self.flags.insert(Flags::HELD | Flags::LATCH);
     }
 
-    /// Nothing pending, nothing active; the configuration and the level of the line stay. True when the physical
-    /// interrupt has to be deactivated.
+    /// Makes it inactive; configuration and line stay. Returns whether the caller has to deactivate the physical
+    /// interrupt.
     pub fn quiesce(&mut self) -> bool {
-        let orphan = self.is_held();
+        let deactivate = self.is_held();
         self.flags &= Flags::ENABLED | Flags::GROUP1 | Flags::EDGE | Flags::LINE;
-        orphan
+        deactivate
     }
 
-    /// Goes into a list register; `deliver` is false when its group is off and only the active state is to be seen.
+    /// Moves it into a list register and returns that register's value. `deliver` is `false` if its group is disabled, so that
+    /// only its active state is listed.
     pub fn list(&mut self, intid: u32, deliver: bool) -> u64 {
         let active = self.is_active();
         let pending = deliver && self.is_enabled() && self.waits();
-        // Pending beside active only where nothing is lost by it: a level is sampled again after the deactivation,
-        // and a list register linked to hardware must not hold both (IHI 0069, ICH_LR<n>_EL2.HW).
+        // Only an edge interrupt without a link is listed as pending and active: a level is sampled again after the
+        // deactivation, and a list register linked to hardware must not hold both (IHI 0069, ICH_LR<n>_EL2.HW).
         let edge = self.has(Flags::EDGE) && !self.is_held();
         let pending = pending && (!active || edge);
         let linked = self.is_held() && !(active && self.has(Flags::LATCH));
@@ -272,33 +276,34 @@ impl Irq {
             self.flags.insert(Flags::LINKED);
             value |= lr::linked_to(intid);
         } else if self.waits() {
-            // A line that is high and may still be so when the guest is done, or a pending state that had to stay
-            // behind: come back and look.
+            // The line may still be high when the guest deactivates the interrupt, or a pending state was not listed: the
+            // end of the interrupt has to cause an exit.
             value |= lr::EOI;
         }
         self.flags.insert(Flags::LISTED);
         value
     }
 
-    /// Comes back out of a list register; true when the physical interrupt has to be deactivated.
-    pub fn fold(&mut self, value: u64) -> bool {
+    /// Takes it out of a list register, whose value is now `value`. Returns whether the caller has to deactivate the physical
+    /// interrupt.
+    pub fn unlist(&mut self, value: u64) -> bool {
         let (pending, active) = (value & lr::PENDING != 0, value & lr::ACTIVE != 0);
-        let mut orphan = false;
+        let mut deactivate = false;
         if pending && self.has(Flags::LISTED_LATCH) {
             self.flags.insert(Flags::LATCH);
         }
         if value & lr::HW != 0 && self.is_held() {
-            let disowned = pending && !self.has(Flags::LISTED_LATCH);
-            let overruled = active && self.has(Flags::DROP_ACTIVE);
-            orphan = disowned || overruled;
-            if orphan || (!pending && !active) {
+            let pending_was_cleared = pending && !self.has(Flags::LISTED_LATCH);
+            let was_deactivated = active && self.has(Flags::DROP_ACTIVE);
+            deactivate = pending_was_cleared || was_deactivated;
+            if deactivate || (!pending && !active) {
                 self.flags.set(Flags::HELD, self.has(Flags::HELD_AGAIN));
             }
         }
         let active = (active && !self.has(Flags::DROP_ACTIVE)) || self.has(Flags::FORCE_ACTIVE);
         self.flags.set(Flags::ACTIVE, active);
         self.flags.remove(Flags::WHILE_LISTED);
-        orphan
+        deactivate
     }
 }
 
@@ -319,11 +324,11 @@ mod tests {
         irq.pulse();
         let value = irq.list(40, true);
         assert_eq!(value & lr::STATE, lr::PENDING);
-        assert!(!irq.fold(value ^ lr::STATE), "acknowledged: pending becomes active");
+        assert!(!irq.unlist(value ^ lr::STATE), "acknowledged: pending becomes active");
         irq.pulse();
         let value = irq.list(40, true);
         assert_eq!(value & lr::STATE, lr::PENDING | lr::ACTIVE);
-        assert!(!irq.fold(value & !lr::ACTIVE), "deactivated, not acknowledged again");
+        assert!(!irq.unlist(value & !lr::ACTIVE), "deactivated, not acknowledged again");
         assert!(irq.is_deliverable());
     }
 
@@ -333,7 +338,7 @@ mod tests {
         irq.pulse();
         let value = irq.list(40, true);
         irq.pulse();
-        let _ = irq.fold(value & !lr::STATE);
+        let _ = irq.unlist(value & !lr::STATE);
         assert!(irq.is_deliverable());
     }
 
@@ -343,10 +348,10 @@ mod tests {
         irq.pulse();
         let value = irq.list(40, true);
         irq.pulse();
-        let _ = irq.fold(value);
+        let _ = irq.unlist(value);
         assert!(irq.is_deliverable());
         let value = irq.list(40, true);
-        let _ = irq.fold(value & !lr::STATE);
+        let _ = irq.unlist(value & !lr::STATE);
         assert!(!irq.is_pending(), "two edges before the acknowledge are one interrupt");
     }
 
@@ -357,7 +362,7 @@ mod tests {
         let value = irq.list(33, true);
         assert_ne!(value & lr::EOI, 0, "resampled at the end of the interrupt");
         irq.set_line(false);
-        let _ = irq.fold(value);
+        let _ = irq.unlist(value);
         assert!(!irq.is_pending());
     }
 
@@ -366,7 +371,7 @@ mod tests {
         let mut irq = enabled(Trigger::Level);
         irq.set_line(true);
         let value = irq.list(33, true);
-        let _ = irq.fold(value & !lr::STATE);
+        let _ = irq.unlist(value & !lr::STATE);
         assert!(irq.is_deliverable());
     }
 
@@ -375,12 +380,12 @@ mod tests {
         let mut irq = enabled(Trigger::Level);
         irq.set_line(true);
         let value = irq.list(33, true);
-        let _ = irq.fold(value ^ lr::STATE);
+        let _ = irq.unlist(value ^ lr::STATE);
         assert_eq!(irq.list(33, true) & lr::STATE, lr::ACTIVE);
     }
 
     #[test]
-    fn a_line_that_is_taken_for_edges_counts_only_when_it_rises() {
+    fn a_line_of_an_edge_interrupt_counts_only_when_it_rises() {
         let mut irq = enabled(Trigger::Edge);
         let taken = |irq: &mut Irq| {
             let pending = irq.is_pending();
@@ -395,36 +400,36 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_pends_an_active_level_is_seen_at_its_end() {
+    fn a_write_that_makes_an_active_level_pending_takes_effect_at_its_end() {
         let mut irq = enabled(Trigger::Level);
         irq.set_line(true);
         let value = irq.list(33, true);
         irq.set_line(false);
-        let _ = irq.fold(value ^ lr::STATE);
+        let _ = irq.unlist(value ^ lr::STATE);
         let _ = irq.write(BitReg::SetPending, true);
         let value = irq.list(33, true);
         assert_eq!(value & (lr::STATE | lr::EOI), lr::ACTIVE | lr::EOI);
-        let _ = irq.fold(value & !lr::STATE);
+        let _ = irq.unlist(value & !lr::STATE);
         assert!(irq.is_deliverable());
     }
 
     #[test]
-    fn a_level_that_fell_while_active_costs_no_maintenance_interrupt() {
+    fn a_level_that_fell_while_active_causes_no_maintenance_interrupt() {
         let mut irq = enabled(Trigger::Level);
         irq.set_line(true);
         let value = irq.list(33, true);
         irq.set_line(false);
-        let _ = irq.fold(value ^ lr::STATE);
+        let _ = irq.unlist(value ^ lr::STATE);
         assert_eq!(irq.list(33, true) & (lr::STATE | lr::EOI), lr::ACTIVE);
     }
 
     #[test]
-    fn a_write_to_the_pending_register_pends_a_level_until_it_is_acknowledged() {
+    fn a_level_made_pending_by_a_write_stays_pending_until_it_is_acknowledged() {
         let mut irq = enabled(Trigger::Level);
         let _ = irq.write(BitReg::SetPending, true);
         let value = irq.list(33, true);
         assert!(irq.read(BitReg::SetPending));
-        let _ = irq.fold(value ^ lr::STATE);
+        let _ = irq.unlist(value ^ lr::STATE);
         assert!(!irq.is_pending() && irq.is_active());
     }
 
@@ -434,10 +439,10 @@ mod tests {
         irq.hold();
         let value = irq.list(27, true);
         assert_eq!(value & (lr::HW | lr::STATE), lr::HW | lr::PENDING);
-        assert!(!irq.fold(value ^ lr::STATE));
+        assert!(!irq.unlist(value ^ lr::STATE));
         let value = irq.list(27, true);
         assert_eq!(value & (lr::HW | lr::STATE), lr::HW | lr::ACTIVE);
-        assert!(!irq.fold(value & !lr::STATE), "the hardware has deactivated it");
+        assert!(!irq.unlist(value & !lr::STATE), "the hardware has deactivated it");
         assert!(!irq.is_held());
     }
 
@@ -451,34 +456,34 @@ mod tests {
     }
 
     #[test]
-    fn clearing_a_held_interrupt_that_is_listed_deactivates_it_at_the_fold() {
+    fn clearing_a_held_interrupt_that_is_listed_deactivates_it_when_it_is_unlisted() {
         let mut irq = enabled(Trigger::Level);
         irq.hold();
         let value = irq.list(27, true);
         assert!(!irq.write(BitReg::ClearPending, true).deactivate);
         assert!(!irq.is_pending());
-        assert!(irq.fold(value), "still pending in the list register: nobody will deactivate it");
+        assert!(irq.unlist(value), "still pending in the list register, so the guest will not deactivate it");
         assert!(!irq.is_held() && !irq.is_pending());
     }
 
     #[test]
-    fn clearing_what_a_write_made_pending_leaves_a_linked_interrupt_alone() {
+    fn clearing_a_pending_state_set_by_a_write_does_not_affect_a_linked_interrupt() {
         let mut irq = enabled(Trigger::Level);
         irq.hold();
         let value = irq.list(40, true);
         let _ = irq.write(BitReg::SetPending, true);
-        assert!(!irq.write(BitReg::ClearPending, true).deactivate, "the guest may be about to end it itself");
-        assert!(!irq.fold(value & !lr::STATE));
+        assert!(!irq.write(BitReg::ClearPending, true).deactivate, "the guest may be about to deactivate it itself");
+        assert!(!irq.unlist(value & !lr::STATE));
         assert!(!irq.is_held() && !irq.is_pending());
     }
 
     #[test]
-    fn clearing_comes_too_late_for_an_interrupt_that_was_acknowledged() {
+    fn clearing_does_not_affect_an_interrupt_that_was_acknowledged() {
         let mut irq = enabled(Trigger::Level);
         irq.hold();
         let value = irq.list(27, true);
         let _ = irq.write(BitReg::ClearPending, true);
-        assert!(!irq.fold(value ^ lr::STATE));
+        assert!(!irq.unlist(value ^ lr::STATE));
         assert!(irq.is_active() && irq.is_held());
     }
 
@@ -487,62 +492,62 @@ mod tests {
         let mut irq = enabled(Trigger::Level);
         irq.hold();
         let value = irq.list(27, true);
-        let _ = irq.fold(value ^ lr::STATE);
+        let _ = irq.unlist(value ^ lr::STATE);
         assert!(irq.write(BitReg::ClearActive, true).deactivate);
         assert!(!irq.is_held() && !irq.is_active());
     }
 
     #[test]
-    fn deactivating_a_listed_interrupt_by_a_write_holds_over_the_fold() {
+    fn a_write_that_deactivates_a_listed_interrupt_takes_effect_when_it_is_unlisted() {
         let mut irq = enabled(Trigger::Edge);
         irq.pulse();
         let value = irq.list(40, true);
-        let _ = irq.fold(value ^ lr::STATE);
+        let _ = irq.unlist(value ^ lr::STATE);
         let value = irq.list(40, true);
         let _ = irq.write(BitReg::ClearActive, true);
-        let _ = irq.fold(value);
+        let _ = irq.unlist(value);
         assert!(!irq.is_active());
     }
 
     #[test]
-    fn activating_a_listed_interrupt_by_a_write_holds_over_the_fold() {
+    fn a_write_that_activates_a_listed_interrupt_takes_effect_when_it_is_unlisted() {
         let mut irq = enabled(Trigger::Edge);
         irq.pulse();
         let value = irq.list(40, true);
         let _ = irq.write(BitReg::SetActive, true);
-        let _ = irq.fold(value & !lr::STATE);
+        let _ = irq.unlist(value & !lr::STATE);
         assert!(irq.is_active());
     }
 
     #[test]
-    fn a_physical_interrupt_behind_a_software_active_one_is_linked_only_when_its_turn_comes() {
+    fn a_held_interrupt_that_a_write_made_active_is_linked_only_after_it_is_deactivated() {
         let mut irq = enabled(Trigger::Level);
         let _ = irq.write(BitReg::SetActive, true);
         irq.hold();
         let value = irq.list(50, true);
-        assert_eq!(value & (lr::HW | lr::STATE), lr::ACTIVE, "this activation is not the hardware's");
-        assert!(!irq.fold(value & !lr::STATE));
+        assert_eq!(value & (lr::HW | lr::STATE), lr::ACTIVE, "this activation is not of the physical interrupt");
+        assert!(!irq.unlist(value & !lr::STATE));
         assert!(irq.is_held());
         assert_eq!(irq.list(50, true) & (lr::HW | lr::STATE), lr::HW | lr::PENDING);
     }
 
     #[test]
-    fn a_physical_interrupt_taken_again_before_the_sync_of_the_last_is_still_linked() {
+    fn a_physical_interrupt_acknowledged_again_before_the_sync_is_linked_in_the_next_flush() {
         let mut irq = enabled(Trigger::Edge);
         irq.hold();
         let value = irq.list(50, true);
         irq.hold();
-        assert!(!irq.fold(value & !lr::STATE), "the guest has ended the first");
+        assert!(!irq.unlist(value & !lr::STATE), "the guest has deactivated the first");
         assert!(irq.is_held_pending());
         assert_eq!(irq.list(50, true) & (lr::HW | lr::STATE), lr::HW | lr::PENDING);
     }
 
     #[test]
-    fn a_disabled_interrupt_that_is_active_is_listed_for_its_deactivation_only() {
+    fn a_disabled_interrupt_that_is_active_is_listed_as_active_only() {
         let mut irq = enabled(Trigger::Edge);
         irq.pulse();
         let value = irq.list(40, true);
-        let _ = irq.fold(value ^ lr::STATE);
+        let _ = irq.unlist(value ^ lr::STATE);
         irq.pulse();
         let _ = irq.write(BitReg::ClearEnable, true);
         assert_eq!(irq.list(40, true) & lr::STATE, lr::ACTIVE);

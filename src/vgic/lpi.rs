@@ -1,14 +1,17 @@
-//! LPIs of a guest: configuration, pending state, and who delivers them.
+//! The LPIs of a guest: how they become pending, move and are cleared, and whether software or hardware delivers them.
 //!
-//! IHI 0069, 5.1. An LPI is owned by software, which puts it into a list register, or directly by the hardware, as a vLPI; the
-//! owner can change at run time. Configuration is read from the guest's table only when the architecture says that it
-//! may have been: at an INV or INVALL (MAPTI too, by the caller's choice) and when LPIs are enabled. Software never looks at the
-//! guest's memory to deliver one.
+//! IHI 0069, 5.1. An LPI is delivered by software in a list register, or by the hardware as a vLPI; that can change at run
+//! time. Its configuration is read from the guest's table only when the architecture allows it to have been cached until
+//! then: at INV and INVALL (and at MAPTI, as the caller chooses) and when LPIs are enabled. Delivering an LPI never reads
+//! the guest's memory.
 //!
-//! Injection takes no lock: a bit in the vCPU's set, a bit in its work word, a kick. Taking one out again takes the vCPU's
-//! lock, since it may be in a list register; there it has a [`Fate`], which the next sync carries out if the guest has
-//! not acknowledged it by then. The callers of [`clear_lpi`](Vgic::clear_lpi) and [`move_lpi`](Vgic::move_lpi) wait for that
-//! sync, so that when a guest's CLEAR, DISCARD or MOVI completes, its effect is there.
+//! Injecting an LPI takes no lock: it sets a bit in the vCPU's pending set and one in its word of flags, and kicks the
+//! vCPU. Clearing or moving an LPI takes the vCPU's lock, because the LPI may be in a list register; there it gets a
+//! [`Fate`], which the next sync carries out unless the guest has acknowledged the LPI by then. [`clear_lpi`] and
+//! [`move_lpi`] wait for that sync, so that a guest's CLEAR, DISCARD or MOVI has taken effect when it completes.
+//!
+//! [`clear_lpi`]: Vgic::clear_lpi
+//! [`move_lpi`]: Vgic::move_lpi
 
 use super::lpi_state::{CONFIG_ENABLE, Owner};
 use super::port::Port;
@@ -19,29 +22,29 @@ use super::vcpu_set::VcpuSet;
 use crate::ids::{Lpi, VIntid, VcpuId};
 use core::sync::atomic::Ordering;
 
-/// Words of 64 LPIs that one step of a resumable operation handles.
+/// Number of words of 64 LPIs that one call of a resumable operation handles.
 pub(super) const STEP_WORDS: u32 = 128;
 
 impl Vgic {
-    /// The first vINTID that does not exist.
-    #[must_use]
+    /// The first INTID above the domain's LPIs.
+    #[cfg(test)]
     pub fn lpi_limit(&self) -> u32 {
         Lpi::FIRST.saturating_add(self.lpis.count())
     }
 
-    /// GICR_PROPBASER in force for the domain: that of the redistributor which enabled LPIs last.
+    /// GICR_PROPBASER of the domain: that of the redistributor that enabled LPIs last.
     #[must_use]
-    pub fn propbaser(&self) -> u64 {
+    pub(super) fn propbaser(&self) -> u64 {
         self.propbaser.load(Ordering::SeqCst)
     }
 
-    /// The configuration byte in force; 0 for what is no LPI.
+    /// The configuration byte of an LPI, as last read from the guest's table; 0 if it is no LPI of the domain.
     #[must_use]
     pub fn lpi_config(&self, vintid: VIntid) -> u8 {
         self.lpis.index(vintid).map_or(0, |index| self.lpis.config(index))
     }
 
-    /// Puts a configuration byte into force.
+    /// Applies a configuration byte to an LPI.
     pub fn set_lpi_config(&self, port: &dyn Port, vintid: VIntid, byte: u8) {
         let Some(index) = self.lpis.index(vintid) else { return };
         let Some(config) = self.lpis.config.get(index as usize) else { return };
@@ -60,13 +63,15 @@ impl Vgic {
         }
     }
 
+    /// Recalls what is in the list registers of one vCPU.
     fn recall_vcpu(&self, port: &dyn Port, vcpu: VcpuId) {
         let mut set = VcpuSet::new();
         set.insert(vcpu);
         self.recall(port, &set);
     }
 
-    /// One LPI that was found pending while it is the hardware's; its caller makes it pending there.
+    /// Removes one LPI from a vCPU's pending set that is delivered by the hardware, and returns it. The caller makes it pending
+    /// in hardware.
     #[must_use]
     pub fn take_direct_pending(&self, vcpu: VcpuId) -> Option<VIntid> {
         let cpu = self.vcpu(vcpu)?;
@@ -82,7 +87,7 @@ impl Vgic {
     }
 
     /// Who delivers this LPI.
-    #[must_use]
+    #[cfg(test)]
     pub fn lpi_owner(&self, vintid: VIntid) -> Owner {
         match self.lpis.index(vintid) {
             Some(index) if self.lpis.is_direct(index) => Owner::Direct,
@@ -90,8 +95,8 @@ impl Vgic {
         }
     }
 
-    /// Says who delivers this LPI from now on, to `vcpu`. True when it was pending in software and became the hardware's: the
-    /// caller makes it pending there.
+    /// Sets who delivers this LPI to `vcpu` from now on. Returns `true` if it was pending in software and is now delivered by
+    /// the hardware; the caller then makes it pending there.
     #[must_use]
     pub fn set_lpi_owner(&self, port: &dyn Port, vcpu: VcpuId, vintid: VIntid, owner: Owner) -> bool {
         let Some(index) = self.lpis.index(vintid) else { return false };
@@ -112,18 +117,19 @@ impl Vgic {
         }
     }
 
-    /// Makes an LPI pending on a vCPU. False when it was not software's to deliver, when LPIs are off there, or when there
-    /// is no such LPI.
+    /// Makes an LPI pending on a vCPU. Returns `false` if it is delivered by the hardware, if LPIs are disabled on the vCPU,
+    /// or if there is no such LPI.
     pub fn inject_lpi(&self, port: &dyn Port, vcpu: VcpuId, vintid: VIntid) -> bool {
         let (Some(cpu), Some(index)) = (self.vcpu(vcpu), self.lpis.index(vintid)) else { return false };
         if !cpu.lpis_on.load(Ordering::SeqCst) || self.lpis.is_direct(index) {
             return false;
         }
         self.pend_lpi(port, cpu, vcpu, index);
-        // It may have become the hardware's since we looked; whoever takes the bit out answers for it.
+        // Its owner may have changed to the hardware since the check above. The CPU that removes it from the set delivers it.
         !(self.lpis.is_direct(index) && cpu.lpis.remove(index))
     }
 
+    /// Adds an LPI to the pending set of a vCPU and notifies the vCPU if the LPI can be delivered.
     fn pend_lpi(&self, port: &dyn Port, cpu: &Vcpu, vcpu: VcpuId, index: u32) {
         let _ = cpu.lpis.insert(index);
         if self.lpis.deliverable(index).is_some() {
@@ -131,13 +137,13 @@ impl Vgic {
         }
     }
 
-    /// Takes an LPI's pending state away from a vCPU; whether it had one, as far as is known. When it is in a list
-    /// register, waits until that vCPU has left its guest.
+    /// Makes an LPI not pending on a vCPU. Returns whether it was pending, as far as is known. If it is in a list register,
+    /// waits until that vCPU has left its guest.
     pub fn clear_lpi(&self, port: &dyn Port, vcpu: VcpuId, vintid: VIntid) -> bool {
         self.take_lpi(port, vcpu, vintid, Fate::Drop)
     }
 
-    /// Moves an LPI's pending state, if it has one, to another vCPU.
+    /// Moves an LPI from one vCPU to another, if it is pending.
     pub fn move_lpi(&self, port: &dyn Port, from: VcpuId, to: VcpuId, vintid: VIntid) {
         if from == to || self.vcpu(to).is_none() {
             return;
@@ -145,6 +151,7 @@ impl Vgic {
         let _ = self.take_lpi(port, from, vintid, Fate::Move(to));
     }
 
+    /// Removes an LPI from the pending set of a vCPU and sets its fate if it is listed. Returns whether it was pending.
     fn take_lpi(&self, port: &dyn Port, vcpu: VcpuId, vintid: VIntid, fate: Fate) -> bool {
         let (Some(cpu), Some(index)) = (self.vcpu(vcpu), self.lpis.index(vintid)) else { return false };
         let (waiting, listed) = {
@@ -162,8 +169,8 @@ impl Vgic {
         waiting || listed
     }
 
-    /// Moves all pending LPIs that are software's from one vCPU to another, a stretch of them from `cursor` (0) on; gives where to
-    /// go on.
+    /// Moves the LPIs that are pending in software from one vCPU to another: a bounded number of them, from `cursor` on, which
+    /// is 0 at first. Returns the cursor for the next call, or `None` when all are moved.
     pub fn move_all_lpis(&self, port: &dyn Port, from: VcpuId, to: VcpuId, cursor: u32) -> Option<u32> {
         let (source, target) = (self.vcpu(from)?, self.vcpu(to)?);
         if from == to {
@@ -187,8 +194,8 @@ impl Vgic {
         (end < source.lpis.words()).then_some(end)
     }
 
-    /// How many LPIs wait in software for a vCPU, enabled or not.
-    #[must_use]
+    /// Number of LPIs in the pending set of a vCPU, enabled or not.
+    #[cfg(test)]
     pub fn pending_lpis(&self, vcpu: VcpuId) -> usize {
         let mut count = 0usize;
         if let Some(cpu) = self.vcpu(vcpu) {
@@ -200,8 +207,8 @@ impl Vgic {
         count
     }
 
-    /// Whether an LPI waits in software for a vCPU; one in a list register does not wait.
-    #[must_use]
+    /// Whether an LPI is in the pending set of a vCPU. One in a list register is not.
+    #[cfg(any(test, fuzzing))]
     pub fn is_lpi_pending(&self, vcpu: VcpuId, vintid: VIntid) -> bool {
         self.vcpu(vcpu).zip(self.lpis.index(vintid)).is_some_and(|(cpu, index)| cpu.lpis.contains(index))
     }
@@ -219,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_taken_while_lpis_are_off() {
+    fn no_lpi_becomes_pending_while_lpis_are_disabled() {
         let machine = Machine::new(1);
         assert!(!pend(&machine, BOOT, 8192));
         machine.enable_lpis(BOOT, &[(8192, 0xa1)]);
@@ -240,13 +247,13 @@ mod tests {
         assert!(machine.vgic.has_pending(BOOT, Machine::OPEN));
         assert_eq!(machine.enter(BOOT).len(), 1);
         machine.vgic.set_lpi_config(&machine, VIntid(8192), 0xa0);
-        assert_eq!(machine.kicked(), [BOOT], "taken back out of its list register");
+        assert_eq!(machine.kicked(), [BOOT], "recalled from its list register");
         assert!(machine.enter(BOOT).is_empty());
         assert!(machine.vgic.is_lpi_pending(BOOT, VIntid(8192)));
     }
 
     #[test]
-    fn lpis_are_of_group_1() {
+    fn lpis_are_in_group_1() {
         let machine = Machine::new(1);
         machine.enable_lpis(BOOT, &[(8192, 0xa1)]);
         machine.dist_write(0, 1);
@@ -259,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn clearing_takes_a_waiting_one_away_at_once_and_a_listed_one_at_the_sync() {
+    fn clearing_takes_effect_at_once_for_a_waiting_lpi_and_at_the_sync_for_a_listed_one() {
         let machine = Machine::new(1);
         machine.enable_lpis(BOOT, &[(8192, 0xa1)]);
         assert!(!machine.vgic.clear_lpi(&machine, BOOT, VIntid(8192)));
@@ -273,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn an_lpi_that_comes_again_after_a_clear_is_not_cleared_with_it() {
+    fn an_lpi_that_becomes_pending_again_after_a_clear_stays_pending() {
         let machine = Machine::new(1);
         machine.enable_lpis(BOOT, &[(8192, 0xa1)]);
         assert!(pend(&machine, BOOT, 8192));
@@ -287,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn moving_carries_the_pending_state_from_wherever_it_is() {
+    fn waiting_and_listed_lpis_move_with_their_pending_state() {
         let machine = Machine::new(2);
         machine.enable_lpis(BOOT, &[(8192, 0xa1), (8193, 0xa1)]);
         machine.enable_lpis(ONE, &[(8192, 0xa1), (8193, 0xa1)]);
@@ -303,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn moving_an_acknowledged_or_idle_one_moves_nothing() {
+    fn an_lpi_that_is_acknowledged_or_not_pending_does_not_move() {
         let machine = Machine::new(2);
         machine.enable_lpis(BOOT, &[(8192, 0xa1)]);
         machine.enable_lpis(ONE, &[(8192, 0xa1)]);
@@ -316,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn moving_all_takes_waiting_and_listed_ones() {
+    fn move_all_moves_waiting_and_listed_lpis() {
         let machine = Machine::new(2);
         let some: Vec<(u32, u8)> = (0..20).map(|i| (8192 + 400 * i, 0xa1)).collect();
         machine.enable_lpis(BOOT, &some);
@@ -332,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hardwares_lpis_are_never_put_into_a_list_register() {
+    fn an_lpi_that_the_hardware_delivers_is_never_listed() {
         let machine = Machine::new(1);
         machine.enable_lpis(BOOT, &[(8192, 0xa1)]);
         assert!(!machine.vgic.set_lpi_owner(&machine, BOOT, VIntid(8192), Owner::Direct));
@@ -345,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pending_lpi_is_handed_over_when_it_becomes_the_hardwares() {
+    fn a_pending_lpi_is_reported_when_the_hardware_is_to_deliver_it() {
         let machine = Machine::new(1);
         machine.enable_lpis(BOOT, &[(8192, 0xa1), (8193, 0xa1)]);
         assert!(pend(&machine, BOOT, 8192));
@@ -359,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn without_lpis_there_are_none() {
+    fn a_domain_without_lpis_has_none() {
         let config = super::super::VgicConfig {
             vcpus: std::vec![crate::ids::Mpidr(0)],
             spis: 32,

@@ -1,14 +1,15 @@
 //! A set of LPIs that any CPU may add to without a lock.
 //!
-//! One bit for each LPI, and above it one bit for each word that may not be empty, so that looking through an empty set
-//! costs a load or two. Bits go up in the order leaf, summary and come down in the order summary, leaf-check: a
-//! summary bit may stand over an empty word, but no leaf stays without its summary bit.
+//! One bit for each LPI (a leaf), and one summary bit for each word of leaves that may not be empty, so that iterating over
+//! an empty set costs one or two loads. To insert, the leaf is set first and then its summary bit; to clear a summary bit,
+//! it is cleared first and then its word is checked again. So a summary bit may be set for an empty word, but no leaf stays
+//! without its summary bit.
 
 use crate::util::bits::set_bits;
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// LPIs by their distance from 8192.
+/// A set of LPIs by index, which is the INTID less 8192.
 pub(super) struct LpiSet {
     leaves: Box<[AtomicU64]>,
     summary: Box<[AtomicU64]>,
@@ -19,7 +20,7 @@ const fn mask(index: u32) -> u64 {
 }
 
 impl LpiSet {
-    /// An empty set of LPIs below `count`.
+    /// An empty set of LPIs with indices below `count`.
     pub fn new(count: u32) -> LpiSet {
         let zeros = |n: usize| (0..n).map(|_| AtomicU64::new(0)).collect();
         let leaves = (count as usize).div_ceil(64);
@@ -32,12 +33,12 @@ impl LpiSet {
         }
     }
 
-    /// Adds one; false if it was there, or is out of range.
+    /// Adds an LPI. Returns `false` if it was in the set or is out of range.
     pub fn insert(&self, index: u32) -> bool {
         self.insert_word(index / 64, mask(index)) != 0
     }
 
-    /// Adds some of one word; those that were not there.
+    /// Adds the LPIs `some` of one word. Returns those that were not in the set.
     pub fn insert_word(&self, leaf: u32, some: u64) -> u64 {
         let Some(word) = self.leaves.get(leaf as usize) else { return 0 };
         let before = word.fetch_or(some, Ordering::SeqCst);
@@ -45,32 +46,32 @@ impl LpiSet {
         some & !before
     }
 
-    /// Takes one out; whether it was there.
+    /// Removes an LPI. Returns whether it was in the set.
     pub fn remove(&self, index: u32) -> bool {
         self.leaves
             .get((index / 64) as usize)
             .is_some_and(|word| word.fetch_and(!mask(index), Ordering::SeqCst) & mask(index) != 0)
     }
 
-    /// Whether it is there.
+    /// Whether an LPI is in the set.
     pub fn contains(&self, index: u32) -> bool {
         self.leaves.get((index / 64) as usize).is_some_and(|word| word.load(Ordering::SeqCst) & mask(index) != 0)
     }
 
-    /// Takes a whole word of 64 out.
+    /// Removes the 64 LPIs of a word. Returns those that were in the set.
     pub fn take_word(&self, leaf: u32) -> u64 {
         self.leaves
             .get(leaf as usize)
             .map_or(0, |word| if word.load(Ordering::Relaxed) == 0 { 0 } else { word.swap(0, Ordering::SeqCst) })
     }
 
-    /// How many words there are.
+    /// Number of words.
     pub fn words(&self) -> u32 {
         self.leaves.len() as u32
     }
 
-    /// All that are there, in rising order; `visit` says whether to go on. Summary bits over empty words are cleared on
-    /// the way.
+    /// Visits the LPIs in the set, in rising order, as long as `visit` returns `true`. Clears the summary bits of empty
+    /// words.
     pub fn for_each(&self, mut visit: impl FnMut(u32) -> bool) {
         for (summary, group) in self.summary.iter().zip(0u32..) {
             for bit in set_bits(summary.load(Ordering::SeqCst)) {
@@ -109,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn members_come_out_in_rising_order_and_only_once_added() {
+    fn lpis_are_added_once_and_visited_in_rising_order() {
         let set = LpiSet::new(8192);
         for i in [8191, 0, 64, 4095, 4096] {
             assert!(set.insert(i));
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_that_fills_again_after_it_was_seen_empty_is_found() {
+    fn an_lpi_added_after_its_word_was_found_empty_is_visited() {
         let set = LpiSet::new(128);
         let _ = set.insert(70);
         let _ = set.remove(70);
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn adding_and_looking_on_many_threads_loses_nothing() {
+    fn lpis_added_by_several_threads_are_all_visited() {
         let set = LpiSet::new(4096);
         let seen = std::thread::scope(|s| {
             for t in 0..4u32 {

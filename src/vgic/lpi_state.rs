@@ -7,20 +7,22 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 /// Who delivers an LPI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// EL2, by list register.
+    /// EL2, in a list register.
     Soft,
-    /// The hardware: its pending state is in the vPE's table.
+    /// The hardware, as a vLPI: its pending state is in the vPE's pending table.
     Direct,
 }
 
-/// Configuration byte: Enable. Bit 1 is RES1, bits [7:2] the priority.
+/// Enable bit of a configuration byte (IHI 0069, 5.1.1). Bit 1 is RES1, bits [7:2] are the priority.
 pub(super) const CONFIG_ENABLE: u8 = 1 << 0;
 const CONFIG_PRIORITY: u8 = 0xfc;
 
-/// What LPIs of one domain have in common.
+/// The configuration and the owner of the LPIs of one domain.
 pub(super) struct Lpis {
     id_bits: u8,
+    /// Configuration bytes, by index.
     pub config: Box<[AtomicU8]>,
+    /// A bit for each LPI that is delivered by the hardware.
     pub direct: Box<[AtomicU64]>,
 }
 
@@ -46,7 +48,7 @@ impl Lpis {
         self.config.len() as u32
     }
 
-    /// Its distance from 8192, if it exists.
+    /// The index of an LPI, which is its INTID less 8192; `None` if the domain does not have it.
     pub fn index(&self, vintid: VIntid) -> Option<u32> {
         vintid.0.checked_sub(Lpi::FIRST).filter(|index| *index < self.count())
     }
@@ -63,7 +65,7 @@ impl Lpis {
         self.direct.get(word as usize).map_or(0, |word| word.load(Ordering::SeqCst))
     }
 
-    /// Its priority, if it is enabled and software's to deliver.
+    /// The priority of an LPI, if it is enabled and delivered by software.
     pub fn deliverable(&self, index: u32) -> Option<u8> {
         let config = self.config(index);
         (config & CONFIG_ENABLE != 0 && !self.is_direct(index)).then_some(config & CONFIG_PRIORITY)

@@ -1,12 +1,12 @@
-//! The tables of LPIs in a guest's memory: configuration and pending state.
+//! The LPI tables in a guest's memory: configuration and pending state.
 //!
-//! IHI 0069, 5.1.1 and 5.1.2. All redistributors of a domain share one configuration table (CommonLPIAff = 0). It is read when
-//! LPIs are enabled and when the guest says that it has changed it; the copy in EL2 is what counts in between. Addresses and
-//! sizes are the guest's word: reads go through the port, which knows what memory the domain has, and stop at the number
-//! of LPIs that exist.
+//! IHI 0069, 5.1.1 and 5.1.2. All redistributors of a domain share one configuration table (CommonLPIAff = 0). It is read
+//! when LPIs are enabled and when the guest invalidates an LPI's configuration; in between, the copy in EL2 is used.
+//! Addresses and sizes come from the guest: reads go through the port, which checks that they are in the domain's memory,
+//! and stop at the number of LPIs of the domain.
 //!
-//! EnableLPIs 1→0 leaves the pending state in EL2 and does not write it to the guest's table; at 0→1 the table is added to it, or,
-//! with PTZ, replaces it by nothing.
+//! When EnableLPIs changes from 1 to 0, the pending state stays in EL2 and is not written to the guest's table. When it
+//! changes from 0 to 1, what the table holds becomes pending in addition; with GICR_PENDBASER.PTZ, nothing is pending.
 
 use super::lpi::STEP_WORDS;
 use super::port::Port;
@@ -15,18 +15,19 @@ use super::state::Vgic;
 use super::vcpu::Work;
 use crate::ids::{Ipa, Lpi, VIntid, VcpuId};
 
-/// Where a pending table's bits for LPIs start: INTID / 8.
+/// Offset of the first LPI's byte in a pending table: INTID / 8.
 const PENDING_TABLE_SKIP: u64 = Lpi::FIRST as u64 / 8;
-/// Bits 51 to 12.
+/// Address in GICR_PROPBASER: bits 51 to 12.
 const PROPBASER_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-/// Bits 51 to 16.
+/// Address in GICR_PENDBASER: bits 51 to 16.
 const PENDBASER_ADDRESS: u64 = 0x000f_ffff_ffff_0000;
+/// GICR_PROPBASER.IDbits: bits of an INTID, less one.
 const PROPBASER_IDBITS: u64 = 0x1f;
-/// Bytes of the guest's memory read at once.
+/// Number of bytes of the guest's memory that are read at once.
 const CHUNK: usize = 256;
 
 impl Vgic {
-    /// How many LPIs the guest's configuration table covers.
+    /// Number of LPIs that are covered by the guest's configuration table.
     fn covered(&self) -> u32 {
         let bits = (self.propbaser() & PROPBASER_IDBITS).saturating_add(1) as u32;
         let limit = if bits >= 32 { u32::MAX } else { 1u32.wrapping_shl(bits) };
@@ -37,8 +38,8 @@ impl Vgic {
         Ipa((self.propbaser() & PROPBASER_ADDRESS).saturating_add(u64::from(index)))
     }
 
-    /// Reads one LPI's byte from the guest's table and puts it into force. `None` when the table has none, or is not
-    /// in the domain's memory: nothing changes then.
+    /// Reads the configuration byte of one LPI from the guest's table, applies it and returns it. Returns `None` if the table
+    /// has none or is not in the domain's memory; nothing changes then.
     pub fn reload_lpi_config(&self, port: &dyn Port, vintid: VIntid) -> Option<u8> {
         let index = self.lpis.index(vintid).filter(|index| *index < self.covered())?;
         let mut byte = [0u8];
@@ -50,7 +51,9 @@ impl Vgic {
         Some(byte)
     }
 
-    /// The same for at most `max` LPIs from `from` on; `changed` hears of each that is another now. Gives where to go on.
+    /// Reads and applies the configuration bytes of at most `max` LPIs from `from` on, and calls `changed` for each that is
+    /// different now. Returns the LPI from which to go on, or `None` when all are read or the table is not in the domain's
+    /// memory.
     pub fn reload_lpi_configs(
         &self,
         port: &dyn Port,
@@ -80,7 +83,7 @@ impl Vgic {
         (index < covered).then_some(VIntid(index.saturating_add(Lpi::FIRST)))
     }
 
-    /// EnableLPIs 0→1: configuration, and what the guest says is pending.
+    /// Reads the configuration and pending tables when EnableLPIs changes from 0 to 1.
     pub(super) fn start_lpis(&self, port: &dyn Port, vcpu: VcpuId, pendbaser: u64) {
         let _ = self.reload_lpi_configs(port, VIntid(Lpi::FIRST), usize::MAX, &mut |_, _| {});
         let Some(cpu) = self.vcpu(vcpu) else { return };
@@ -97,9 +100,10 @@ impl Vgic {
         }
     }
 
-    /// Adds what the guest's pending table holds to what is pending, a stretch from `cursor` on; gives where to go on.
-    /// LPIs that are the hardware's are kept for [`take_direct_pending`](Vgic::take_direct_pending).
-    pub fn load_pending_table(&self, port: &dyn Port, vcpu: VcpuId, cursor: u32) -> Option<u32> {
+    /// Makes the LPIs pending that the guest's pending table holds: a bounded number of words, from `cursor` on. Returns the
+    /// cursor for the next call, or `None` at the end. LPIs that the hardware delivers stay in the set until
+    /// [`take_direct_pending`](Vgic::take_direct_pending) removes them.
+    fn load_pending_table(&self, port: &dyn Port, vcpu: VcpuId, cursor: u32) -> Option<u32> {
         let cpu = self.vcpu(vcpu)?;
         let table = cpu.state.lock().pendbaser & PENDBASER_ADDRESS;
         let covered = self.covered();
@@ -126,7 +130,7 @@ impl Vgic {
     }
 }
 
-/// The bits of a pending table's word that stand for LPIs below `covered`.
+/// A mask of those LPIs of a word of the pending table that are below `covered`.
 fn valid_bits(word: u32, covered: u32) -> u64 {
     let left = covered.saturating_sub(word.saturating_mul(64));
     if left >= 64 { u64::MAX } else { 1u64.wrapping_shl(left).wrapping_sub(1) }
@@ -166,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_the_table_counts_only_after_it_was_read_again() {
+    fn a_changed_configuration_takes_effect_when_it_is_reloaded() {
         let machine = Machine::new(1);
         enable_lpis_with_table(&machine, BOOT);
         assert!(pend(&machine, BOOT, 8200));
@@ -177,33 +181,33 @@ mod tests {
     }
 
     #[test]
-    fn all_configuration_is_read_in_stretches_and_only_changes_are_told() {
+    fn all_configuration_bytes_are_read_in_steps_and_changes_are_reported() {
         let machine = Machine::new(1);
         enable_lpis_with_table(&machine, BOOT);
         machine.poke(CONFIG + 5, &[1]);
         machine.poke(CONFIG + 3000, &[0x81]);
-        let mut told = Vec::new();
-        let (mut at, mut stretches) = (Some(VIntid(8192)), 0);
+        let mut reported = Vec::new();
+        let (mut at, mut steps) = (Some(VIntid(8192)), 0);
         while let Some(from) = at {
-            at = machine.vgic.reload_lpi_configs(&machine, from, 1000, &mut |v, b| told.push((v.0, b)));
-            stretches += 1;
+            at = machine.vgic.reload_lpi_configs(&machine, from, 1000, &mut |v, b| reported.push((v.0, b)));
+            steps += 1;
         }
-        assert_eq!(told, [(8197, 1), (11192, 0x81)]);
-        assert_eq!(stretches, 9);
+        assert_eq!(reported, [(8197, 1), (11192, 0x81)]);
+        assert_eq!(steps, 9);
     }
 
     #[test]
-    fn a_small_table_leaves_the_rest_without_configuration() {
+    fn lpis_beyond_a_small_table_have_no_configuration() {
         let machine = Machine::new(1);
         machine.poke(CONFIG, &[0xa1; 8]);
         machine.vgic.redist_write(&machine, BOOT, BOOT, 0x70, 8, CONFIG | 12);
         machine.redist_write(BOOT, 0, 1);
-        assert_eq!(machine.vgic.lpi_config(VIntid(8192)), 0, "13 bits hold no LPI");
+        assert_eq!(machine.vgic.lpi_config(VIntid(8192)), 0, "INTIDs of 13 bits contain no LPI");
         assert_eq!(machine.vgic.reload_lpi_config(&machine, VIntid(8192)), None);
     }
 
     #[test]
-    fn the_largest_idbits_reads_no_further_than_the_guest_has_lpis() {
+    fn a_table_for_more_intids_than_the_guest_has_is_read_up_to_its_last_lpi() {
         let machine = Machine::new(1);
         machine.poke(CONFIG + 8192, &[0xa1]);
         machine.vgic.redist_write(&machine, BOOT, BOOT, 0x70, 8, CONFIG | 31);
@@ -213,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_outside_of_memory_changes_nothing() {
+    fn a_table_outside_the_domains_memory_changes_nothing() {
         let machine = Machine::new(1);
         machine.vgic.redist_write(&machine, BOOT, BOOT, 0x70, 8, 1 << 41 | 13);
         machine.vgic.redist_write(&machine, BOOT, BOOT, 0x78, 8, 1 << 41);
@@ -224,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_guests_table_holds_is_pending_unless_it_says_zero() {
+    fn the_lpis_in_the_guests_pending_table_are_pending_unless_ptz_is_set() {
         let machine = Machine::new(2);
         machine.poke(CONFIG, &[0xa1; 64]);
         machine.poke(PENDING + 1024, &[0b101]);
@@ -238,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn pending_lpis_outlive_a_pause_and_not_a_table_of_zeros() {
+    fn pending_lpis_survive_a_disable_unless_ptz_is_set_at_the_next_enable() {
         let machine = Machine::new(1);
         machine.poke(CONFIG, &[0xa1]);
         machine.enable_lpis(BOOT, &[]);
@@ -256,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_pending_outlives_a_pause_even_when_the_table_cannot_be_read() {
+    fn pending_lpis_survive_a_disable_even_if_the_table_cannot_be_read() {
         let machine = Machine::new(1);
         machine.poke(CONFIG, &[0xa1]);
         machine.enable_lpis(BOOT, &[]);
@@ -270,10 +274,10 @@ mod tests {
     }
 
     #[test]
-    fn enabling_tells_the_domain_where_the_tables_are() {
+    fn enabling_lpis_tells_the_domain_where_the_tables_are() {
         let machine = Machine::new(2);
         enable_lpis_with_table(&machine, ONE);
-        // Non-cacheable, non-shareable as written; reads as what EL2 uses.
+        // Written as non-cacheable and non-shareable; reads as the attributes that EL2 uses.
         let (pendbaser, propbaser) = (PENDING | 3 << 7, CONFIG | 3 << 7 | 13);
         assert_eq!(machine.asked(), [Asked::Lpis(1, true, pendbaser, propbaser)]);
         machine.redist_write(ONE, 0, 1);
@@ -283,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hardwares_lpis_in_the_guests_pending_table_are_handed_over_one_by_one() {
+    fn lpis_in_the_pending_table_that_the_hardware_delivers_are_returned_one_by_one() {
         let machine = Machine::new(1);
         machine.poke(CONFIG, &[0xa1; 64]);
         machine.poke(PENDING + 1024, &[0b111]);

@@ -1,12 +1,12 @@
-//! List registers as images: what `arch` loads before an entry and stores after an exit.
+//! Images of the list registers, which are loaded before an entry and stored after an exit.
 //!
 //! ICH_LR<n>_EL2 and ICH_HCR_EL2 (IHI 0069, 12.4). A vCPU's image is owned by the CPU that runs it; no lock guards it.
 //!
-//! The registers are filled from scratch at each flush and emptied at each sync, so their contents are never a second
-//! copy of the truth while a vCPU is out of its guest. A register that was used and is no longer has to be written
-//! once more, as zero: an end-of-interrupt note (EOI=1, state invalid) would raise the maintenance interrupt for ever.
+//! Each flush fills the registers anew and each sync empties them, so while a vCPU is out of its guest they hold no state
+//! of interrupts. A register that was used and is not used any more has to be written once more, as zero: one with EOI = 1
+//! and an invalid state would raise the maintenance interrupt continuously.
 
-/// The most list registers an implementation can have.
+/// The most list registers of an implementation.
 pub const MAX_LIST_REGISTERS: usize = 16;
 
 /// State: pending.
@@ -17,7 +17,7 @@ pub const ACTIVE: u64 = 1 << 63;
 pub const STATE: u64 = PENDING | ACTIVE;
 /// Linked to the physical interrupt in pINTID.
 pub const HW: u64 = 1 << 61;
-/// Maintenance interrupt at the end of it; only where HW is 0.
+/// The end of the interrupt raises the maintenance interrupt; only where HW is 0.
 pub const EOI: u64 = 1 << 41;
 
 const GROUP1: u64 = 1 << 60;
@@ -25,18 +25,18 @@ const PRIORITY_SHIFT: u32 = 48;
 const PHYSICAL_SHIFT: u32 = 32;
 const PHYSICAL_MASK: u64 = 0x1fff;
 
-/// ICH_HCR_EL2.En: the virtual CPU interface is on. Also without any list register in use: vLPIs need it.
+/// ICH_HCR_EL2.En: the virtual CPU interface is on. Set even if no list register is in use, because vLPIs need it.
 pub const HCR_EN: u64 = 1 << 0;
-/// ICH_HCR_EL2.LRENPIE: maintenance when an interrupt ended that was in no list register.
+/// ICH_HCR_EL2.LRENPIE: maintenance interrupt when the guest ends an interrupt that is in no list register.
 pub const HCR_LRENPIE: u64 = 1 << 2;
-/// ICH_HCR_EL2.NPIE: maintenance when no list register is pending any more.
+/// ICH_HCR_EL2.NPIE: maintenance interrupt when no list register is pending.
 pub const HCR_NPIE: u64 = 1 << 3;
 /// ICH_HCR_EL2.TDIR: writes to ICC_DIR_EL1 trap.
 pub const HCR_TDIR: u64 = 1 << 14;
 const HCR_EOICOUNT_SHIFT: u32 = 27;
 const HCR_EOICOUNT_MASK: u64 = 0x1f;
 
-/// Number, priority and group of an interrupt; state and link are added by the caller.
+/// Encodes number, priority and group of an interrupt. The caller adds state and link.
 pub const fn encode(intid: u32, priority: u8, group1: bool) -> u64 {
     let group = if group1 { GROUP1 } else { 0 };
     intid as u64 | (priority as u64) << PRIORITY_SHIFT | group
@@ -63,9 +63,9 @@ const _: () = {
     assert!(HCR_EN | HCR_LRENPIE | HCR_NPIE | HCR_TDIR == 0x400d);
 };
 
-/// The list registers and ICH_HCR_EL2 of one vCPU, between software and `arch`.
+/// The list registers and ICH_HCR_EL2 of one vCPU, as exchanged with the hardware.
 ///
-/// * Entry: write `lr[i]` to ICH_LR`i`_EL2 for `i` in `0..write` (mostly none), and `hcr` to ICH_HCR_EL2.
+/// * Entry: write `lr[i]` to ICH_LR`i`_EL2 for `i` in `0..write` (usually none), and `hcr` to ICH_HCR_EL2.
 /// * Exit: read ICH_LR`i`_EL2 into `lr[i]` for `i` in `0..used`; if `hcr` has [`HCR_LRENPIE`], read ICH_HCR_EL2 into `hcr`.
 #[derive(Clone, Debug)]
 #[repr(C)]
@@ -74,39 +74,39 @@ pub struct LrImage {
     pub lr: [u64; MAX_LIST_REGISTERS],
     /// ICH_HCR_EL2.
     pub hcr: u64,
-    /// How many list registers hold an interrupt: the first ones.
+    /// Number of list registers, from the first, that hold an interrupt.
     pub used: u8,
-    /// How many to write at the next entry.
+    /// Number of list registers, from the first, to write at the next entry.
     pub write: u8,
-    /// How many may hold something old in the hardware, while `used` is 0.
+    /// While `used` is 0: number of list registers, from the first, that may hold old values in the hardware.
     pub(super) stale: u8,
 }
 
 impl LrImage {
-    /// An empty image for a machine with `list_registers` of them (ICH_VTR_EL2.ListRegs + 1). The hardware's are
-    /// taken to hold something old, the first time.
+    /// An empty image for a machine with `list_registers` list registers (ICH_VTR_EL2.ListRegs + 1). At first, all of them
+    /// are assumed to hold old values.
     #[must_use]
     pub fn new(list_registers: usize) -> LrImage {
         let count = list_registers.min(MAX_LIST_REGISTERS) as u8;
         LrImage { lr: [0; MAX_LIST_REGISTERS], hcr: HCR_EN, used: 0, write: 0, stale: count }
     }
 
-    /// How many list registers the caller is to write as zero now, the first ones: the vCPU leaves the CPU, where no
-    /// other is to find anything. After the sync.
+    /// Returns the number of list registers, from the first, that the caller has to write as zero now because the vCPU leaves
+    /// the CPU. Call it after the sync.
     #[must_use]
     pub fn give_up(&mut self) -> usize {
-        debug_assert_eq!(self.used, 0, "list registers are given up before they were read");
+        debug_assert_eq!(self.used, 0, "list registers are given up before the sync");
         usize::from(core::mem::take(&mut self.stale))
     }
 
-    /// Starts over for a flush. What [`seal`](Self::seal) has written beyond the used ones is zero.
+    /// Empties the image for a flush. Registers that [`seal`](Self::seal) adds to the used ones are zero.
     pub(super) fn clear(&mut self) {
         self.lr.iter_mut().take(usize::from(self.stale)).for_each(|lr| *lr = 0);
         self.hcr = HCR_EN;
         self.used = 0;
     }
 
-    /// Adds one interrupt.
+    /// Adds a value of a list register.
     pub(super) fn push(&mut self, value: u64) {
         if let Some(slot) = self.lr.get_mut(usize::from(self.used)) {
             *slot = value;
@@ -114,13 +114,14 @@ impl LrImage {
         }
     }
 
-    /// Settles what `arch` has to write.
+    /// Computes how many list registers to write at the next entry.
     pub(super) fn seal(&mut self) {
         self.write = self.used.max(self.stale);
         self.stale = 0;
     }
 
-    /// Hands out the used registers as the hardware left them, and the number of ends that matched none of them.
+    /// Returns the used registers as read from the hardware, and the number of ends that matched none of them
+    /// (EOIcount).
     pub(super) fn take(&mut self) -> (&[u64], u32) {
         let ends =
             if self.hcr & HCR_LRENPIE != 0 { ((self.hcr >> HCR_EOICOUNT_SHIFT) & HCR_EOICOUNT_MASK) as u32 } else { 0 };
@@ -137,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_register_is_laid_out_as_the_manual_says() {
+    fn a_list_register_is_encoded_as_in_the_manual() {
         // State 01, HW 1, Group 1, priority 0xa0, pINTID 27, vINTID 27.
         let value = encode(27, 0xa0, true) | PENDING | linked_to(27);
         assert_eq!(value, 0x70a0_001b_0000_001b);
@@ -153,7 +154,7 @@ mod tests {
         let mut image = LrImage::new(4);
         image.clear();
         image.seal();
-        assert_eq!(image.write, 4, "nothing is known about the hardware at first");
+        assert_eq!(image.write, 4, "the state of the hardware is unknown at first");
         image.clear();
         image.push(encode(33, 0, true) | PENDING);
         image.seal();
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_register_that_was_used_is_given_up_once() {
+    fn a_register_that_was_used_is_zeroed_once_when_the_vcpu_leaves() {
         let mut image = LrImage::new(4);
         image.clear();
         image.push(encode(33, 0, true) | PENDING);
@@ -179,11 +180,11 @@ mod tests {
         image.clear();
         image.push(encode(35, 0, true) | PENDING);
         image.seal();
-        assert_eq!(image.write, 1, "the hardware holds nothing old");
+        assert_eq!(image.write, 1, "the hardware holds no old values");
     }
 
     #[test]
-    fn ends_are_counted_only_when_they_were_asked_for() {
+    fn ends_are_counted_only_with_lrenpie() {
         let mut image = LrImage::new(4);
         image.hcr = HCR_EN | 3 << 27;
         assert_eq!(image.take().1, 0);

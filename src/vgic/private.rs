@@ -7,22 +7,25 @@ use crate::ids::VcpuId;
 use crate::util::bits::set_bits;
 use arrayvec::ArrayVec;
 
-/// What becomes of an LPI that comes back from a list register unacknowledged.
+/// What a sync does with an LPI that comes back from a list register unacknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
+    /// It stays pending on the vCPU.
     Keep,
+    /// It is no longer pending.
     Drop,
+    /// It becomes pending on this vCPU.
     Move(VcpuId),
 }
 
 /// What the lock of one vCPU guards.
 pub(super) struct Private {
     irqs: [Irq; SPI_FIRST as usize],
-    /// SGIs and PPIs that have to be looked at, a bit for each.
+    /// The SGIs and PPIs that a flush has to consider, a bit for each.
     pub queued: u32,
-    /// Interrupts whose physical twin is active, a bit for each.
+    /// The PPIs whose physical interrupt is active, a bit for each.
     held: u32,
-    /// LPIs in list registers, and what becomes of them if they come back unacknowledged.
+    /// The LPIs in list registers, and what becomes of each if it comes back unacknowledged.
     listed: ArrayVec<(u32, Fate), { MAX_LIST_REGISTERS }>,
     /// GICR_CTLR.EnableLPIs.
     pub lpis_on: bool,
@@ -59,7 +62,7 @@ impl Private {
         self.irqs.get_mut(intid as usize)
     }
 
-    /// Notes of an interrupt that has changed whether it has to be looked at, and whether its physical twin is active.
+    /// Updates the bits of an interrupt whose state has changed.
     pub fn requeue(&mut self, intid: u32) {
         let Some(irq) = self.irq(intid) else { return };
         let (queued, held) = (irq.is_queued(), irq.is_held());
@@ -68,38 +71,40 @@ impl Private {
         (self.queued, self.held) = (put(self.queued, queued), put(self.held, held));
     }
 
+    /// Those of the interrupts `which` for which `what` is true.
     fn these(&self, which: u32, what: impl Fn(&Irq) -> bool) -> u32 {
         let has = |intid: &u32| self.irq(*intid).is_some_and(&what);
         set_bits(which).filter(has).fold(0, |mask, intid| mask | 1u32.wrapping_shl(intid))
     }
 
-    /// Interrupts whose physical twin is active. Asked at each switch.
+    /// The PPIs whose physical interrupt is active, a bit for each. Called at each switch.
     pub fn held(&self) -> u32 {
         debug_assert_eq!(self.held, self.these(u32::MAX, Irq::is_held));
         self.held
     }
 
-    /// Those of them that the guest has not acknowledged.
+    /// Those of [`held`](Self::held) that the guest has not acknowledged.
     pub fn held_pending(&self) -> u32 {
         self.these(self.held(), Irq::is_held_pending)
     }
 
+    /// Whether an SGI or PPI is in a list register.
     pub fn any_listed(&self) -> bool {
         self.irqs.iter().any(Irq::is_listed)
     }
 
-    /// An LPI goes into a list register.
+    /// Records that an LPI goes into a list register.
     pub fn list_lpi(&mut self, index: u32) {
         let _ = self.listed.try_push((index, Fate::Keep));
     }
 
-    /// An LPI comes out of a list register.
+    /// Records that an LPI comes out of a list register, and returns its fate.
     pub fn unlist_lpi(&mut self, index: u32) -> Fate {
         let Some(at) = self.listed.iter().position(|(i, _)| *i == index) else { return Fate::Keep };
         self.listed.swap_pop(at).map_or(Fate::Keep, |(_, fate)| fate)
     }
 
-    /// Decides what becomes of a listed LPI; whether it is listed.
+    /// Sets the fate of an LPI if it is listed; returns whether it is.
     pub fn set_fate(&mut self, index: u32, fate: Fate) -> bool {
         let mut listed = false;
         for (_, old) in self.listed.iter_mut().filter(|(i, _)| *i == index) {
@@ -109,7 +114,7 @@ impl Private {
         listed
     }
 
-    /// The same for all that nothing has been decided about; whether there are any.
+    /// Sets the fate of all listed LPIs whose fate is `Keep`; returns whether any LPI is listed.
     pub fn set_all_fates(&mut self, fate: Fate) -> bool {
         for (_, old) in self.listed.iter_mut().filter(|(_, f)| *f == Fate::Keep) {
             *old = fate;

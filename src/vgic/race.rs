@@ -1,7 +1,8 @@
-//! Virtual CPUs as threads: they stay in their guests until somebody kicks them, while others inject, move, reroute, disable and read.
+//! vCPUs as threads, which stay in their guests until they are kicked, while other threads inject, move, reroute and disable
+//! interrupts and read registers.
 //!
-//! Each sender waits until its interrupt was taken before it sends the next, so a lost interrupt, a lost kick or a deadlock
-//! is a sender that waits for ever.
+//! Each sender waits until its interrupt was acknowledged before it sends the next. If an interrupt or a kick is lost, or
+//! threads deadlock, a sender waits until the deadline of the test.
 
 use super::testing::sgi1r;
 use super::*;
@@ -13,7 +14,7 @@ const SPI: u32 = 40;
 const LINE: u32 = 41;
 const SGI: u32 = 3;
 const LPI: u32 = 8192;
-/// Two vCPUs run; the third is at EL2 for good: the others' registers are written in its name.
+/// Two vCPUs run. The third one is always at EL2; register accesses are made in its name.
 const RUNNING: u16 = 2;
 const AT_EL2: VcpuId = VcpuId(2);
 const ROUNDS: u64 = 400;
@@ -36,14 +37,14 @@ fn slot(intid: u32) -> usize {
 }
 
 impl Threads {
-    fn turn(&self) {
-        assert!(Instant::now() < self.deadline, "an interrupt was lost, or nobody moves");
+    fn yield_now(&self) {
+        assert!(Instant::now() < self.deadline, "an interrupt was lost, or the threads deadlock");
         std::thread::yield_now();
     }
 
     fn await_taken(&self, intid: u32, before: u64) {
         while self.taken[slot(intid)].load(Ordering::SeqCst) == before {
-            self.turn();
+            self.yield_now();
         }
     }
 
@@ -55,7 +56,8 @@ impl Threads {
         self.finished.load(Ordering::SeqCst) < 4
     }
 
-    /// A vCPU: in its guest it takes what it is given, and leaves for a kick or a maintenance interrupt only.
+    /// Runs a vCPU: in its guest, it acknowledges and ends what is listed, and leaves only for a kick or a maintenance
+    /// interrupt.
     fn run(&self, vcpu: VcpuId) {
         let mut image = LrImage::new(4);
         while self.running() {
@@ -66,7 +68,7 @@ impl Threads {
                     *value &= !lr::PENDING;
                     let intid = lr::intid(*value);
                     if intid == LINE {
-                        // The handler quiets its device.
+                        // The handler makes the device lower its line.
                         self.vgic.inject_spi(self, Intid(LINE), Signal::Level(false));
                     }
                     self.taken[slot(intid)].fetch_add(1, Ordering::SeqCst);
@@ -75,7 +77,7 @@ impl Threads {
                 if maintenance {
                     break;
                 }
-                self.turn();
+                self.yield_now();
             }
             let _ = self.vgic.sync(self, vcpu, &mut image);
         }
@@ -110,7 +112,7 @@ impl Port for Threads {
             if !self.running() {
                 return false;
             }
-            self.turn();
+            self.yield_now();
         }
         true
     }
@@ -149,14 +151,14 @@ fn start() -> Threads {
 }
 
 #[test]
-fn no_interrupt_is_lost_between_cpus_that_do_everything_at_once() {
+fn no_interrupt_is_lost_when_cpus_inject_move_and_disable_concurrently() {
     let threads = start();
     let (t, vgic) = (&threads, &threads.vgic);
     std::thread::scope(|scope| {
         for vcpu in (0..RUNNING).map(VcpuId) {
             scope.spawn(move || t.run(vcpu));
         }
-        // An edge that is rerouted, disabled and looked at on its way.
+        // An edge interrupt that is rerouted, disabled and read while it is pending.
         scope.spawn(move || {
             t.send(|round| {
                 let before = t.taken(SPI);
@@ -169,7 +171,7 @@ fn no_interrupt_is_lost_between_cpus_that_do_everything_at_once() {
                 t.await_taken(SPI, before);
             });
         });
-        // A line that is high until its handler quiets it.
+        // A level interrupt whose line is high until its handler has run.
         scope.spawn(move || {
             t.send(|round| {
                 let before = t.taken(LINE);
@@ -178,7 +180,7 @@ fn no_interrupt_is_lost_between_cpus_that_do_everything_at_once() {
                 t.await_taken(LINE, before);
             });
         });
-        // An SGI to one and the other.
+        // An SGI to the two vCPUs in turn.
         scope.spawn(move || {
             t.send(|round| {
                 let before = t.taken(SGI);
@@ -187,7 +189,7 @@ fn no_interrupt_is_lost_between_cpus_that_do_everything_at_once() {
                 t.await_taken(SGI, before);
             });
         });
-        // An LPI that moves to the other vCPU on its way, and is disabled for a while.
+        // An LPI that moves to the other vCPU while it is pending, and is disabled for a while.
         scope.spawn(move || {
             t.send(|round| {
                 let (here, there) = (VcpuId((round & 1) as u16), VcpuId((round & 1 ^ 1) as u16));
@@ -202,7 +204,8 @@ fn no_interrupt_is_lost_between_cpus_that_do_everything_at_once() {
         });
     });
     let taken = threads.taken.map(|t| t.into_inner());
-    // A level that is lowered too late for its list register may be taken twice; the others are taken as often as sent.
+    // A level whose line falls after it was listed again may be acknowledged twice. The others are acknowledged as often as
+    // they were sent.
     assert_eq!([taken[0], taken[2], taken[3]], [ROUNDS; 3]);
     assert!(taken[1] >= ROUNDS);
 }

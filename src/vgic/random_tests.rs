@@ -1,15 +1,18 @@
-//! A domain that does anything in any order, driven by bytes: the soak test here, and the fuzz target `vgic_mmio`.
+//! A domain that does anything in any order, controlled by a string of bytes: random here, chosen by the fuzzer in the fuzz
+//! target `vgic_mmio`.
 //!
-//! Three vCPUs enter, acknowledge, end, leave, sleep, switch off, send SGIs and write any register; devices signal, physical interrupts
-//! fire, LPIs come and move; kicks are sometimes obeyed late. The world keeps the physical side's state by itself and checks:
+//! Three vCPUs enter, acknowledge, end, leave, sleep, power off, send SGIs and write any register. Devices signal, physical
+//! interrupts arrive, LPIs become pending and move. vCPUs sometimes handle a kick late. The test keeps the state of the
+//! physical interrupts itself and checks that
 //!
-//! * no interrupt stands twice in list registers; an SPI never on two vCPUs;
-//! * what is linked to hardware is active there, is of the same number, and is never both pending and active;
-//! * the hardware is told to deactivate exactly what is active, and nothing stays active at the end;
-//! * a vCPU that was not kicked and gets no maintenance interrupt misses nothing, in its guest or asleep;
-//! * when everything is let through, everything comes to an end.
+//! * no interrupt is in two list registers, and no SPI is listed on two vCPUs;
+//! * the physical interrupt that a list register is linked to is active and has the same number, and such a list register
+//!   is never both pending and active;
+//! * only active physical interrupts are deactivated, and none stays active at the end;
+//! * a vCPU that was not kicked and gets no maintenance interrupt misses no interrupt, in its guest or asleep;
+//! * once all interrupts are enabled and handled, none is pending or active.
 //!
-//! Only the public face of the virtual GIC is used, so that the fuzz target can include this file as it is.
+//! This file uses only the public interface of the virtual GIC, so that the fuzz target can include it.
 
 use super::ids::{Intid, Ipa, Mpidr, VIntid, VcpuId};
 use super::{LrImage, Owner, Port, SgiGroup, Signal, Trigger, Vgic, VgicConfig};
@@ -19,7 +22,7 @@ use std::vec::Vec;
 
 const VCPUS: u16 = 3;
 const SPIS: core::ops::Range<u32> = 32..96;
-/// SPIs with a physical twin.
+/// SPIs that the domain owns.
 const OWNED: core::ops::Range<u32> = 40..48;
 const TIMER: u32 = 27;
 const LPIS: core::ops::Range<u32> = 8192..8200;
@@ -30,7 +33,7 @@ const HW: u64 = 1 << 61;
 const EOI: u64 = 1 << 41;
 const LRENPIE: u64 = 1 << 2;
 const NPIE: u64 = 1 << 3;
-/// ICH_VMCR_EL2 with nothing masked.
+/// ICH_VMCR_EL2 with both groups enabled and no priority masked.
 const OPEN: u64 = 0xff00_0003;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,7 +73,7 @@ impl World<'_> {
         VcpuId(u16::from(self.byte()) % VCPUS)
     }
 
-    /// A vCPU that is at EL2, handling a trap.
+    /// A vCPU that is at EL2 because of a trap.
     fn trapped(&self) -> VcpuId {
         let vcpu = self.vcpu();
         self.leave(vcpu);
@@ -112,26 +115,26 @@ impl World<'_> {
         assert!(values.len() <= 4);
         assert!(image.lr[values.len()..].iter().all(|value| *value == 0));
         let numbers: BTreeSet<u32> = values.iter().map(|v| *v as u32).collect();
-        assert_eq!(numbers.len(), values.len(), "twice in one vCPU's list registers");
+        assert_eq!(numbers.len(), values.len(), "an interrupt is in two list registers");
         for other in (0..VCPUS).map(VcpuId).filter(|v| *v != vcpu && self.cpu(*v).at.get() == At::Guest) {
             let theirs = self.cpu(other).image.borrow();
             for value in Self::used(&theirs).iter().filter(|v| **v & STATE != 0) {
                 let intid = *value as u32;
-                assert!(!SPIS.contains(&intid) || !numbers.contains(&intid), "SPI {intid} on two vCPUs");
+                assert!(!SPIS.contains(&intid) || !numbers.contains(&intid), "SPI {intid} is listed on two vCPUs");
             }
         }
         for value in values {
             let intid = *value as u32;
             assert_ne!(value & STATE, 0);
-            assert_eq!((value >> 48) & 7, 0, "five bits of priority");
+            assert_eq!((value >> 48) & 7, 0, "priorities have five bits");
             if value & HW != 0 {
-                assert_ne!(value & STATE, STATE, "linked, pending and active");
+                assert_ne!(value & STATE, STATE, "a linked list register is pending and active");
                 assert_eq!((value >> 32) & 0x1fff, u64::from(intid));
-                assert!(self.physically_active(vcpu, intid), "linked to inactive {intid}");
+                assert!(self.physically_active(vcpu, intid), "linked to {intid}, which is not active");
             }
         }
         if image.hcr & NPIE != 0 {
-            assert!(values.iter().any(|v| v & STATE == PENDING), "maintenance before the first instruction");
+            assert!(values.iter().any(|v| v & STATE == PENDING), "NPIE would raise a maintenance interrupt at once");
         }
     }
 
@@ -146,10 +149,10 @@ impl World<'_> {
         } else {
             self.spi_active.borrow_mut().remove(&intid)
         };
-        assert!(was_active, "deactivates {intid}, which is not active");
+        assert!(was_active, "deactivation of {intid}, which is not active");
     }
 
-    /// The guest acknowledges or ends one interrupt of its list registers.
+    /// The guest acknowledges or ends one of its listed interrupts.
     fn step(&self, vcpu: VcpuId, slot: usize, end: bool) {
         let cpu = self.cpu(vcpu);
         let mut image = cpu.image.borrow_mut();
@@ -176,7 +179,7 @@ impl World<'_> {
             || values.iter().any(|v| v & (STATE | HW | EOI) == EOI)
     }
 
-    /// The guest handles all that it has been given. True when it then stays in its guest.
+    /// The guest handles all listed interrupts. Returns whether no maintenance interrupt makes it exit.
     fn handle_all(&self, vcpu: VcpuId) -> bool {
         for _ in 0..2 {
             for slot in 0..16 {
@@ -191,22 +194,28 @@ impl World<'_> {
         self.cpu(vcpu).image.borrow().hcr & LRENPIE == 0
     }
 
-    /// A vCPU that nobody has told anything must have missed nothing.
+    /// Checks that a vCPU that was not kicked has missed no interrupt.
     fn check_nothing_missed(&self, vcpu: VcpuId) {
         let cpu = self.cpu(vcpu);
         match cpu.at.get() {
             At::El2 => {}
             At::Guest => {
                 if self.handle_all(vcpu) && !cpu.kicked.get() {
-                    // Sync may hand things on to others; what is left for this one would have been missed.
+                    // The sync may move interrupts to other vCPUs; one that is left for this vCPU has been missed.
                     let mut image = cpu.image.borrow_mut();
                     cpu.at.set(At::El2);
                     let _ = self.vgic.sync(self, vcpu, &mut image);
-                    assert!(cpu.kicked.get() || !self.vgic.has_pending(vcpu, OPEN), "{vcpu} missed it");
+                    assert!(
+                        cpu.kicked.get() || !self.vgic.has_pending(vcpu, OPEN),
+                        "{vcpu} missed an interrupt in its guest"
+                    );
                 }
             }
             At::Asleep => {
-                assert!(cpu.kicked.get() || !self.vgic.has_pending(vcpu, OPEN), "{vcpu} sleeps over it");
+                assert!(
+                    cpu.kicked.get() || !self.vgic.has_pending(vcpu, OPEN),
+                    "{vcpu} sleeps with an interrupt pending"
+                );
             }
         }
     }
@@ -319,7 +328,7 @@ impl World<'_> {
         }
     }
 
-    /// Lets everything through and runs until all is quiet.
+    /// Enables all interrupts and runs the vCPUs until no interrupt is listed.
     fn drain(&self) {
         let boot = VcpuId(0);
         (0..VCPUS).for_each(|v| self.leave(VcpuId(v)));
@@ -342,7 +351,7 @@ impl World<'_> {
             let _ = self.vgic.set_lpi_owner(self, boot, VIntid(vintid), Owner::Soft);
         }
         for round in 0.. {
-            assert!(round < 1000, "it does not come to an end");
+            assert!(round < 1000, "interrupts do not come to an end");
             let mut quiet = true;
             for vcpu in (0..VCPUS).map(VcpuId) {
                 self.enter(vcpu);
@@ -356,7 +365,7 @@ impl World<'_> {
         }
         for vcpu in (0..VCPUS).map(VcpuId) {
             assert!(!self.vgic.has_pending(vcpu, OPEN));
-            assert!(!self.cpu(vcpu).timer_active.get(), "the timer of {vcpu} is dead");
+            assert!(!self.cpu(vcpu).timer_active.get(), "the timer PPI of {vcpu} stays active");
             assert_eq!(self.vgic.held_ppis(vcpu), 0);
             for vintid in LPIS {
                 assert!(!self.vgic.is_lpi_pending(vcpu, VIntid(vintid)));
@@ -366,7 +375,7 @@ impl World<'_> {
             let view = self.vgic.irq_state(boot, Intid(intid)).expect("it exists");
             assert!(!view.pending && !view.active && !view.held && !view.listed, "{intid}: {view:?}");
         }
-        assert!(self.spi_active.borrow().is_empty(), "dead: {:?}", self.spi_active.borrow());
+        assert!(self.spi_active.borrow().is_empty(), "SPIs that stay active: {:?}", self.spi_active.borrow());
     }
 }
 
@@ -379,7 +388,7 @@ impl Port for World<'_> {
         }
     }
     fn read_guest(&self, ipa: Ipa, buf: &mut [u8]) -> bool {
-        // A few LPIs enabled, a few pending: not thousands, each of which would take a turn to drain.
+        // A few LPIs are enabled and a few are pending. With thousands, draining them would take too long.
         buf.fill(0);
         if let Some(first) = buf.first_mut() {
             *first = 0xa5;
@@ -416,7 +425,7 @@ impl Port for World<'_> {
     }
 }
 
-/// Does what the bytes say, then sees that all comes to an end.
+/// Runs a domain as the bytes say, then checks that all interrupts come to an end.
 pub fn run(bytes: &[u8]) {
     let config = VgicConfig {
         vcpus: (0..VCPUS.into()).map(Mpidr).collect(),
@@ -463,7 +472,7 @@ mod tests {
     use std::vec::Vec;
 
     #[test]
-    fn whatever_a_domain_does_nothing_is_lost_doubled_or_left_active() {
+    fn no_interrupt_is_lost_duplicated_or_left_active_whatever_a_domain_does() {
         for seed in 1..=200u64 {
             let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
             let bytes: Vec<u8> = (0..3000)

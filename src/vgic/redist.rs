@@ -1,10 +1,10 @@
-//! A redistributor: SGIs, PPIs, and where its LPI tables are.
+//! The registers of a redistributor (IHI 0069, 12.10 and 12.11).
 //!
-//! IHI 0069, 12.10 and 12.11. Two frames of 64 KiB, as a GICv3 without virtual LPIs has them. GICR_CTLR.CES is 1: LPIs can be
-//! switched off again. Direct invalidation (INVLPIR and its kin) is not advertised.
+//! A redistributor has two frames of 64 KiB, as in a GICv3 without virtual LPIs. GICR_CTLR.CES is 1: the guest can disable
+//! LPIs again. Direct invalidation (GICR_INVLPIR, GICR_INVALLR, GICR_SYNCR) is not advertised.
 //!
-//! PPIs signal by level, and ICFGR1 is read-only, which the architecture leaves to the implementation: what stands behind
-//! them here (timers) is level-sensitive.
+//! PPIs signal by level and GICR_ICFGR1 is read-only, which the architecture allows: the PPIs of a guest are those of its
+//! timers, which are level-sensitive.
 
 use super::dist::{IIDR, PIDR2, config_field, read_fields, write_fields};
 use super::port::Port;
@@ -32,8 +32,8 @@ const PENDBASER_MASK: u64 = 7 << 56 | 0x000f_ffff_ffff_0000 | 3 << 10 | 7 << 7;
 const SHARE_SHIFT: u32 = 10;
 const INNER_SHIFT: u32 = 7;
 
-/// What a memory-attribute field reads as after a write: EL2 reads the tables through its own cacheable, inner-shareable
-/// mapping, and says so.
+/// The value of a table register after a write. The memory attributes become those that EL2 uses, because EL2 reads the
+/// tables through its own cacheable, inner-shareable mapping.
 fn sanitise(value: u64) -> u64 {
     let share = (value >> SHARE_SHIFT) & 3;
     let share = if share >= 2 { 1 } else { share };
@@ -56,7 +56,7 @@ impl Vgic {
         typer
     }
 
-    /// vCPU `from` reads `size` bytes at `offset` of the redistributor of `frame`.
+    /// Handles a read of vCPU `from`: `size` bytes at `offset` of the redistributor of vCPU `frame`.
     #[must_use]
     pub fn redist_read(&self, port: &dyn Port, from: VcpuId, frame: VcpuId, offset: u64, size: u8) -> u64 {
         let Some(cpu) = self.vcpu(frame) else { return 0 };
@@ -73,8 +73,8 @@ impl Vgic {
             RedistReg::Pendbaser(part) => part.read(cpu.state.lock().pendbaser & !PENDBASER_PTZ),
             RedistReg::Pidr2 => PIDR2,
             RedistReg::Irq(IrqReg::Bits(register, _)) => {
-                let of_list = !matches!(register, BitReg::Group | BitReg::SetEnable | BitReg::ClearEnable);
-                if of_list && from != frame && cpu.state.lock().any_listed() {
+                let may_be_listed = !matches!(register, BitReg::Group | BitReg::SetEnable | BitReg::ClearEnable);
+                if may_be_listed && from != frame && cpu.state.lock().any_listed() {
                     self.recall_one(port, frame);
                 }
                 let state = cpu.state.lock();
@@ -92,7 +92,7 @@ impl Vgic {
         }
     }
 
-    /// vCPU `from` writes `size` bytes at `offset` of the redistributor of `frame`.
+    /// Handles a write of vCPU `from`: `size` bytes at `offset` of the redistributor of vCPU `frame`.
     pub fn redist_write(&self, port: &dyn Port, from: VcpuId, frame: VcpuId, offset: u64, size: u8, value: u64) {
         let Some(cpu) = self.vcpu(frame) else { return };
         match decode_redist(offset, size) {
@@ -138,7 +138,7 @@ impl Vgic {
 
     fn write_private_bits(&self, port: &dyn Port, from: VcpuId, frame: VcpuId, register: BitReg, value: u32) {
         let Some(cpu) = self.vcpu(frame) else { return };
-        let (mut orphans, mut listed, mut news) = (0u32, false, false);
+        let (mut to_deactivate, mut listed, mut queued) = (0u32, false, false);
         {
             let mut state = cpu.state.lock();
             for intid in 0..SPI_FIRST {
@@ -146,22 +146,22 @@ impl Vgic {
                 let Some(irq) = state.irq_mut(intid) else { continue };
                 let change = irq.write(register, value & mask != 0);
                 if change.deactivate {
-                    orphans |= mask;
+                    to_deactivate |= mask;
                 }
                 if change.changed {
                     listed |= irq.is_listed();
-                    news |= irq.is_queued();
+                    queued |= irq.is_queued();
                     state.requeue(intid);
                 }
             }
         }
-        if news {
+        if queued {
             self.notify_one(port, Some(from), frame, Work::PRIVATE);
         }
         if listed && from != frame {
             self.recall_one(port, frame);
         }
-        for intid in set_bits(orphans) {
+        for intid in set_bits(to_deactivate) {
             port.ppi_deactivate(frame, Intid(intid));
         }
     }
@@ -179,7 +179,7 @@ impl Vgic {
             }
             state.lpis_on = on;
             let tables = (state.pendbaser, state.propbaser);
-            // Said once: the next enable finds what became pending since.
+            // PTZ is valid once: at the next enable, the table may have bits set.
             state.pendbaser &= !PENDBASER_PTZ;
             tables
         };
@@ -214,7 +214,7 @@ mod tests {
     const ONE: VcpuId = VcpuId(1);
 
     #[test]
-    fn it_says_whose_it_is_and_that_it_has_no_virtual_lpis() {
+    fn gicr_typer_has_affinity_number_and_last_and_no_virtual_lpis() {
         let machine = Machine::with_affinities(std::vec![Mpidr(0), Mpidr(0x1_0002_0304)]);
         let typer = |v| machine.vgic.redist_read(&machine, BOOT, v, 8, 8);
         assert_eq!(typer(BOOT), 1);
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn waking_is_immediate() {
+    fn a_redistributor_wakes_at_once() {
         let machine = Machine::blank(std::vec![Mpidr(0)]);
         assert_eq!(machine.redist_read(BOOT, 0x14), 6);
         machine.redist_write(BOOT, 0x14, 0);
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn sgis_are_edges_and_ppis_are_levels_for_good() {
+    fn sgis_are_edge_triggered_and_ppis_level_sensitive_whatever_is_written() {
         let machine = Machine::new(1);
         for (offset, value) in [(0x1_0c00, 0xaaaa_aaaa), (0x1_0c04, 0)] {
             machine.redist_write(BOOT, offset, 0x5555_5555 ^ value);
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn table_addresses_are_kept_while_lpis_are_on() {
+    fn table_registers_are_read_only_while_lpis_are_enabled() {
         let machine = Machine::new(1);
         let write = |offset, value| machine.vgic.redist_write(&machine, BOOT, BOOT, offset, 8, value);
         let read = |offset| machine.vgic.redist_read(&machine, BOOT, BOOT, offset, 8);
@@ -258,14 +258,14 @@ mod tests {
         write(0x78, 0);
         assert_eq!(read(0x70) & 0xffff_f000, 0x1234_5000);
         assert_eq!(read(0x78) & 0x1_ffff_0000, 0x1_2345_0000);
-        assert_eq!(machine.redist_read(BOOT, 0), 3, "EnableLPIs, and it can be cleared");
+        assert_eq!(machine.redist_read(BOOT, 0), 3, "EnableLPIs and CES");
         machine.redist_write(BOOT, 0, 0);
         write(0x70, 13);
         assert_eq!(read(0x70) & 0xffff_f01f, 13);
     }
 
     #[test]
-    fn table_addresses_can_be_written_in_halves() {
+    fn table_registers_can_be_written_in_halves() {
         let machine = Machine::new(1);
         machine.redist_write(BOOT, 0x7c, 0x12);
         machine.redist_write(BOOT, 0x78, 0x3456_0000);
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_attributes_read_back_as_what_is_used() {
+    fn memory_attributes_read_back_as_those_that_are_used() {
         assert_eq!(sanitise(2 << 10 | 7 << 7), 1 << 10 | 7 << 7, "outer shareable is inner");
         assert_eq!(sanitise(1 << 10 | 1 << 7), 1 << 10 | 3 << 7, "non-cacheable is cacheable");
         assert_eq!(sanitise(5 << 56 | 3 << 7), 3 << 7, "outer cacheability is as inner");
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn one_vcpu_sees_and_changes_the_private_interrupts_of_another() {
+    fn a_vcpu_reads_and_changes_the_private_interrupts_of_another() {
         let machine = Machine::new(2);
         machine.vgic.send_sgi(&machine, BOOT, sgi1r(4, Mpidr(1)), SgiGroup::One);
         machine.enter(ONE);
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn its_own_private_interrupts_need_no_recall() {
+    fn a_vcpu_accesses_its_own_private_interrupts_without_a_recall() {
         let machine = Machine::new(1);
         machine.redist_write(BOOT, 0x1_0200, 1 << 3);
         machine.enter(BOOT);
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn clearing_a_taken_timer_interrupt_deactivates_the_physical_one() {
+    fn clearing_a_held_timer_interrupt_deactivates_the_physical_one() {
         let machine = Machine::new(1);
         assert!(machine.vgic.inject_hw_ppi(&machine, BOOT, Intid(27)));
         machine.redist_write(BOOT, 0x1_0280, 1 << 27);
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disabled_timer_interrupt_waits_with_its_physical_twin_active() {
+    fn a_disabled_timer_interrupt_waits_while_its_physical_interrupt_is_active() {
         let machine = Machine::new(1);
         machine.redist_write(BOOT, 0x1_0180, 1 << 27);
         assert!(machine.vgic.inject_hw_ppi(&machine, BOOT, Intid(27)));

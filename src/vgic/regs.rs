@@ -1,10 +1,10 @@
-//! The layout of the frames a guest sees: from an offset and a size to a register.
+//! The layout of the frames that a guest sees: decodes an offset and a size into a register.
 //!
-//! IHI 0069, 12.9 (distributor) and 12.11 (redistributor). Decoding is pure and total: every offset and every size
-//! has an answer, and what the architecture does not define, or does not allow at that size, is [`DistReg::None`] or
-//! [`RedistReg::None`]: reads as zero, writes are ignored.
+//! IHI 0069, 12.9 (distributor) and 12.11 (redistributor). Every offset and size is decoded. What the architecture does not
+//! define, or does not allow with that size, is [`DistReg::None`] or [`RedistReg::None`]: it reads as zero and writes are
+//! ignored.
 
-/// Registers with one bit for each interrupt.
+/// A kind of register with one bit for each interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BitReg {
     /// IGROUPR.
@@ -23,7 +23,7 @@ pub enum BitReg {
     ClearActive,
 }
 
-/// Which part of a 64-bit register an access touches.
+/// The part of a 64-bit register that an access affects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// All of it.
@@ -35,7 +35,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// What a read of this part of `value` gives.
+    /// The result of a read of this part of `value`.
     pub const fn read(self, value: u64) -> u64 {
         match self {
             Part::Whole => value,
@@ -44,7 +44,7 @@ impl Part {
         }
     }
 
-    /// `old` after a write of `value` to this part.
+    /// The value of a register that was `old` after `value` is written to this part.
     pub const fn write(self, old: u64, value: u64) -> u64 {
         match self {
             Part::Whole => value,
@@ -53,7 +53,7 @@ impl Part {
         }
     }
 
-    /// The part that an access of `size` bytes at `offset` touches, where 64-bit registers are.
+    /// The part of a 64-bit register that an access of `size` bytes at `offset` affects; `None` if it is not allowed.
     const fn of(offset: u64, size: u8) -> Option<Part> {
         match (offset & 7, size) {
             (0, 8) => Some(Part::Whole),
@@ -64,7 +64,7 @@ impl Part {
     }
 }
 
-/// Registers that the distributor and a redistributor's SGI frame share.
+/// A register of the distributor or of a redistributor's SGI frame that configures interrupts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IrqReg {
     /// One bit for each of 32 interrupts from this INTID.
@@ -75,7 +75,7 @@ pub enum IrqReg {
     Config(u32),
 }
 
-/// What an access to the distributor's frame means.
+/// A register in the distributor's frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DistReg {
     /// GICD_CTLR.
@@ -86,15 +86,15 @@ pub enum DistReg {
     Iidr,
     /// GICD_PIDR2.
     Pidr2,
-    /// A register over interrupts.
+    /// A register of SPIs.
     Irq(IrqReg),
     /// GICD_IROUTER of this INTID.
     Route(u32, Part),
-    /// RAZ/WI.
+    /// No register: RAZ/WI.
     None,
 }
 
-/// What an access to a redistributor's two frames means.
+/// A register in a redistributor's two frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RedistReg {
     /// GICR_CTLR.
@@ -111,9 +111,9 @@ pub enum RedistReg {
     Pendbaser(Part),
     /// GICR_PIDR2.
     Pidr2,
-    /// A register over SGIs and PPIs.
+    /// A register of SGIs and PPIs.
     Irq(IrqReg),
-    /// RAZ/WI.
+    /// No register: RAZ/WI.
     None,
 }
 
@@ -125,14 +125,14 @@ pub const VGICR_SIZE: u64 = 2 * FRAME;
 pub(super) const ENABLE_GROUP0: u32 = 1 << 0;
 /// GICD_CTLR.EnableGrp1 with DS = 1.
 pub(super) const ENABLE_GROUP1: u32 = 1 << 1;
-/// GICR_PENDBASER.PTZ: the guest says that its table is zero. Reads as zero.
+/// GICR_PENDBASER.PTZ: the guest's table contains zeros only. Reads as zero.
 pub(super) const PENDBASER_PTZ: u64 = 1 << 62;
-/// First INTID that is not an SPI.
+/// First INTID above the SPIs.
 pub const SPI_END: u32 = 1020;
-/// First SPI.
+/// INTID of the first SPI.
 pub const SPI_FIRST: u32 = 32;
 
-/// The registers over interrupts that stand at the same offsets in both frames.
+/// Decodes the registers that have the same offsets in the distributor's frame and in an SGI frame.
 fn decode_irq(offset: u64, size: u8) -> Option<IrqReg> {
     let at = u32::try_from(offset).ok()?;
     let word = at & 0x7f;
@@ -163,7 +163,7 @@ fn decode_irq(offset: u64, size: u8) -> Option<IrqReg> {
     Some(IrqReg::Bits(bits, first))
 }
 
-/// The distributor's frame.
+/// Decodes an access to the distributor's frame.
 pub fn decode_dist(offset: u64, size: u8) -> DistReg {
     match (offset, size) {
         (0x0000, 4) => return DistReg::Ctlr,
@@ -185,7 +185,7 @@ pub fn decode_dist(offset: u64, size: u8) -> DistReg {
     }
 }
 
-/// A redistributor's RD frame and, from [`FRAME`] on, its SGI frame.
+/// Decodes an access to a redistributor: its RD frame and, from [`FRAME`] on, its SGI frame.
 pub fn decode_redist(offset: u64, size: u8) -> RedistReg {
     match (offset, size) {
         (0x0000, 4) => return RedistReg::Ctlr,
@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn distributor_registers_stand_where_the_manual_puts_them() {
+    fn distributor_registers_have_the_offsets_of_the_manual() {
         assert_eq!(decode_dist(0x0, 4), DistReg::Ctlr);
         assert_eq!(decode_dist(0x84, 4), DistReg::Irq(IrqReg::Bits(BitReg::Group, 32)));
         assert_eq!(decode_dist(0x104, 4), DistReg::Irq(IrqReg::Bits(BitReg::SetEnable, 32)));
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn redistributor_registers_stand_where_the_manual_puts_them() {
+    fn redistributor_registers_have_the_offsets_of_the_manual() {
         assert_eq!(decode_redist(0x8, 8), RedistReg::Typer(Part::Whole));
         assert_eq!(decode_redist(0xc, 4), RedistReg::Typer(Part::High));
         assert_eq!(decode_redist(0x14, 4), RedistReg::Waker);
@@ -248,14 +248,14 @@ mod tests {
     }
 
     #[test]
-    fn a_redistributor_knows_only_its_own_32_interrupts() {
+    fn a_redistributor_has_registers_for_32_interrupts() {
         assert_eq!(decode_redist(0x1_0104, 4), RedistReg::None);
         assert_eq!(decode_redist(0x1_0420, 1), RedistReg::None);
         assert_eq!(decode_redist(0x1_0c08, 4), RedistReg::None);
     }
 
     #[test]
-    fn wrong_sizes_and_crooked_offsets_are_no_register() {
+    fn accesses_of_wrong_size_or_alignment_are_no_register() {
         for size in [1, 2, 8] {
             assert_eq!(decode_dist(0x104, size), DistReg::None);
             assert_eq!(decode_dist(0x0, size), DistReg::None);
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_advertised_is_no_register() {
+    fn registers_of_features_that_are_not_advertised_do_not_exist() {
         // GICD_TYPER2, SETSPI_NSR, SGIR, ITARGETSR of PPIs as words, IGRPMODR, IROUTER below 32.
         for offset in [0xc, 0x40, 0xf00, 0x800, 0xd00, 0x6000, 0x60f8] {
             assert_eq!(decode_dist(offset, 4), DistReg::None, "{offset:#x}");
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn halves_of_a_register_are_read_and_written_apart() {
+    fn each_half_of_a_register_can_be_read_and_written() {
         let value = 0x1122_3344_5566_7788;
         assert_eq!((Part::Low.read(value), Part::High.read(value)), (0x5566_7788, 0x1122_3344));
         assert_eq!(Part::Low.write(value, 0xaaaa_aaaa), 0x1122_3344_aaaa_aaaa);

@@ -1,29 +1,28 @@
-//! ICC_SGI1R_EL1 and its sisters: who is meant.
+//! Writes to ICC_SGI1R_EL1, ICC_SGI0R_EL1 and ICC_ASGI1R_EL1, and the targets that they name.
 //!
-//! IHI 0069, 12.2.19: Aff3.Aff2.Aff1 name a cluster, RS one of sixteen ranges of Aff0 in it, TargetList the CPUs of that range;
-//! or, with IRM, everybody else. All four levels of affinity count.
+//! IHI 0069, 12.2.19: Aff3.Aff2.Aff1 is a cluster, RS one of sixteen ranges of Aff0 in it, TargetList the CPUs of that
+//! range. With IRM = 1, the targets are all CPUs but the sender. All four levels of affinity are compared.
 
-use super::irq::Irq;
 use super::port::Port;
 use super::regs::BitReg;
 use super::state::Vgic;
 use super::vcpu::Work;
 use crate::ids::VcpuId;
 
-/// Which register was written.
+/// The register that was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SgiGroup {
-    /// ICC_SGI0R_EL1: reaches interrupts of group 0 only.
+    /// ICC_SGI0R_EL1: makes interrupts of group 0 pending only.
     Zero,
-    /// ICC_SGI1R_EL1 or ICC_ASGI1R_EL1: reaches both.
+    /// ICC_SGI1R_EL1 or ICC_ASGI1R_EL1: makes interrupts of both groups pending.
     One,
 }
 
 /// The fields of ICC_SGI<n>R_EL1.
 struct Request {
     intid: u32,
-    everybody_else: bool,
-    /// Aff3.Aff2.Aff1, and the range's first Aff0, packed as in GICR_TYPER.
+    all_but_self: bool,
+    /// The first affinity of the range, packed as in GICR_TYPER.
     first: u32,
     targets: u16,
 }
@@ -34,7 +33,7 @@ impl Request {
         let (aff3, aff2, aff1, range) = (field(48, 8), field(32, 8), field(16, 8), field(44, 4));
         Request {
             intid: field(24, 4),
-            everybody_else: field(40, 1) != 0,
+            all_but_self: field(40, 1) != 0,
             first: aff3 << 24 | aff2 << 16 | aff1 << 8 | range << 4,
             targets: value as u16,
         }
@@ -42,10 +41,10 @@ impl Request {
 }
 
 impl Vgic {
-    /// A guest sends an SGI: `value` is what it wrote.
+    /// Handles a guest's write of `value` to a register that sends SGIs.
     pub fn send_sgi(&self, port: &dyn Port, from: VcpuId, value: u64, group: SgiGroup) {
         let request = Request::decode(value);
-        if request.everybody_else {
+        if request.all_but_self {
             for vcpu in (0..self.vcpus.len()).map(|v| VcpuId(v as u16)).filter(|v| *v != from) {
                 self.pend_sgi(port, from, vcpu, request.intid, group);
             }
@@ -64,6 +63,7 @@ impl Vgic {
         }
     }
 
+    /// Makes an SGI pending on one target.
     fn pend_sgi(&self, port: &dyn Port, from: VcpuId, vcpu: VcpuId, intid: u32, group: SgiGroup) {
         let Some(cpu) = self.vcpu(vcpu) else { return };
         let mut state = cpu.state.lock();
@@ -72,21 +72,21 @@ impl Vgic {
             return;
         }
         let _ = irq.write(BitReg::SetPending, true);
-        let news = irq.is_enabled();
+        let notify = irq.is_enabled();
         state.requeue(intid);
         drop(state);
-        if news {
+        if notify {
             self.notify_one(port, Some(from), vcpu, Work::PRIVATE);
         }
     }
 
-    /// Which SGIs of a vCPU are pending, a bit for each.
-    #[must_use]
+    /// The SGIs of a vCPU that are pending, a bit for each.
+    #[cfg(test)]
     pub fn pending_sgis(&self, vcpu: VcpuId) -> u16 {
         let Some(cpu) = self.vcpu(vcpu) else { return 0 };
         let state = cpu.state.lock();
         (0..16u32)
-            .filter(|intid| state.irq(*intid).is_some_and(Irq::is_pending))
+            .filter(|intid| state.irq(*intid).is_some_and(super::irq::Irq::is_pending))
             .fold(0, |mask, intid| mask | 1u16.wrapping_shl(intid))
     }
 }
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn each_level_of_affinity_tells_targets_apart() {
+    fn targets_are_told_apart_by_each_level_of_affinity() {
         let cpus = [0x0, 0x1, 0x100, 0x1_0000, 0x1_0000_0000, 0x1_0001_0101];
         let machine = Machine::with_affinities(cpus.iter().map(|a| Mpidr(*a)).collect());
         for (at, affinity) in cpus.iter().enumerate() {
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_range_selector_reaches_beyond_sixteen() {
+    fn the_range_selector_names_cpus_beyond_the_first_sixteen() {
         let cpus: Vec<Mpidr> = (0..40).map(Mpidr).collect();
         let machine = Machine::with_affinities(cpus);
         machine.vgic.send_sgi(&machine, VcpuId(0), sgi1r(3, Mpidr(37)), SgiGroup::One);
@@ -124,14 +124,14 @@ mod tests {
     }
 
     #[test]
-    fn everybody_else_leaves_the_sender_out() {
+    fn irm_targets_all_vcpus_but_the_sender() {
         let machine = Machine::new(4);
         machine.vgic.send_sgi(&machine, VcpuId(2), 1 << 40 | 7 << 24, SgiGroup::One);
         assert_eq!(reached(&machine, 7), [0, 1, 3]);
     }
 
     #[test]
-    fn nobody_of_that_affinity_is_nobody() {
+    fn an_sgi_to_an_affinity_without_a_vcpu_is_ignored() {
         let machine = Machine::new(4);
         machine.vgic.send_sgi(&machine, VcpuId(0), sgi1r(5, Mpidr(0x200)), SgiGroup::One);
         machine.vgic.send_sgi(&machine, VcpuId(0), 5 << 24 | 0xfff0, SgiGroup::One);
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn only_other_vcpus_are_kicked() {
+    fn the_sender_is_not_kicked_for_its_own_sgi() {
         let machine = Machine::new(2);
         machine.vgic.send_sgi(&machine, VcpuId(0), 2 << 24 | 0b11, SgiGroup::One);
         assert_eq!(machine.kicked(), [VcpuId(1)]);

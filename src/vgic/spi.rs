@@ -10,37 +10,40 @@ use crate::ids::VcpuId;
 use crate::util::bits::set_bits;
 use alloc::boxed::Box;
 
-pub(super) const NOBODY: u16 = u16::MAX;
+/// No vCPU.
+pub(super) const NO_VCPU: u16 = u16::MAX;
 
+/// One SPI.
 #[derive(Clone, Copy)]
 pub(super) struct Spi {
     pub irq: Irq,
     /// GICD_IROUTER.
     pub route: u64,
-    /// Whom the route leads to.
+    /// The vCPU that GICD_IROUTER names, or [`NO_VCPU`].
     pub target: u16,
-    /// In whose queue it stands.
+    /// The vCPU in whose queue or list registers it is, or [`NO_VCPU`].
     pub home: u16,
 }
 
-/// SPIs by INTID, a bit for each.
+/// The SPIs in a queue: a bit for each INTID.
 type Queue = [u64; 16];
 
-pub(super) fn someone(vcpu: u16) -> Option<VcpuId> {
-    (vcpu != NOBODY).then_some(VcpuId(vcpu))
+/// The vCPU behind a number that may be [`NO_VCPU`].
+pub(super) fn some_vcpu(vcpu: u16) -> Option<VcpuId> {
+    (vcpu != NO_VCPU).then_some(VcpuId(vcpu))
 }
 
-/// What the distributor's lock guards.
+/// The SPIs and the queues: what the distributor's lock guards.
 pub(super) struct Dist {
     spis: Box<[Spi]>,
     queues: Box<[Queue]>,
 }
 
 impl Dist {
-    /// `default` is the vCPU of affinity 0.0.0.0, where routes lead at reset.
+    /// All SPIs at reset. They are routed to affinity 0.0.0.0, which is `default`.
     pub fn new(spis: u32, vcpus: usize, default: Option<VcpuId>) -> Dist {
-        let target = default.map_or(NOBODY, |v| v.0);
-        let spi = Spi { irq: Irq::new(Trigger::Level), route: 0, target, home: NOBODY };
+        let target = default.map_or(NO_VCPU, |v| v.0);
+        let spi = Spi { irq: Irq::new(Trigger::Level), route: 0, target, home: NO_VCPU };
         Dist {
             spis: core::iter::repeat_n(spi, spis as usize).collect(),
             queues: core::iter::repeat_n([0; 16], vcpus).collect(),
@@ -68,29 +71,30 @@ impl Dist {
         self.spi_mut(intid).map(|spi| &mut spi.irq)
     }
 
-    /// In whose queue, or list registers, it stands.
+    /// The vCPU in whose queue or list registers an SPI is.
     pub fn home(&self, intid: u32) -> Option<VcpuId> {
-        someone(self.spi(intid)?.home)
+        some_vcpu(self.spi(intid)?.home)
     }
 
-    /// Whom its route leads to.
+    /// The vCPU that an SPI is routed to.
     pub fn target(&self, intid: u32) -> Option<VcpuId> {
-        someone(self.spi(intid)?.target)
+        some_vcpu(self.spi(intid)?.target)
     }
 
-    /// Puts an SPI whose state has changed into the queue where it belongs now, and says whose that is.
+    /// Puts an SPI whose state has changed into the queue of the right vCPU, and returns that vCPU. An SPI that is listed
+    /// stays where it is.
     pub fn place(&mut self, intid: u32) -> Option<VcpuId> {
         let spi = self.spi_mut(intid)?;
         if spi.irq.is_listed() {
             return None;
         }
         let old = spi.home;
-        let new = if spi.irq.is_active() && old != NOBODY {
+        let new = if spi.irq.is_active() && old != NO_VCPU {
             old
         } else if spi.irq.is_queued() {
             spi.target
         } else {
-            NOBODY
+            NO_VCPU
         };
         spi.home = new;
         if old != new {
@@ -102,10 +106,10 @@ impl Dist {
                 *queue |= mask;
             }
         }
-        someone(new)
+        some_vcpu(new)
     }
 
-    /// What stands in a vCPU's queue.
+    /// Visits the SPIs in a vCPU's queue.
     pub fn for_each_queued(&self, vcpu: VcpuId, mut visit: impl FnMut(u32, &Irq)) {
         let Some(queue) = self.queues.get(vcpu.index()) else { return };
         for (word, at) in queue.iter().zip(0u32..) {
@@ -118,13 +122,13 @@ impl Dist {
         }
     }
 
-    /// Whose list registers hold some of these 32 interrupts.
+    /// The vCPUs whose list registers hold any of the 32 interrupts from `first` on.
     pub fn listed_at(&self, first: u32) -> VcpuSet {
         let mut set = VcpuSet::new();
         for intid in first..first.saturating_add(32) {
             if let Some(spi) = self.spi(intid)
                 && spi.irq.is_listed()
-                && let Some(home) = someone(spi.home)
+                && let Some(home) = some_vcpu(spi.home)
             {
                 set.insert(home);
             }

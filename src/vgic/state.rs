@@ -14,16 +14,16 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// One domain's virtual GIC, shared by the CPUs that run its vCPUs.
+/// The virtual GIC of one domain, shared by the CPUs that run its vCPUs.
 pub struct Vgic {
     pub(super) vcpus: Box<[Vcpu]>,
-    /// Affinities in rising order of their packed form, with whose they are.
+    /// The vCPUs by affinity, in rising order of its packed form.
     pub(super) by_affinity: Box<[(u32, VcpuId)]>,
     pub(super) dist: Lock<Dist>,
-    /// GICD_CTLR's enables; written under the distributor's lock.
+    /// The enable bits of GICD_CTLR; written under the distributor's lock.
     pub(super) ctlr: AtomicU32,
     pub(super) lpis: Lpis,
-    /// GICR_PROPBASER of the redistributor that enabled LPIs last: they share one table (CommonLPIAff = 0).
+    /// GICR_PROPBASER of the redistributor that enabled LPIs last: all share one table (GICR_TYPER.CommonLPIAff = 0).
     pub(super) propbaser: AtomicU64,
     pub(super) list_registers: usize,
     pub(super) priority_mask: u8,
@@ -31,7 +31,7 @@ pub struct Vgic {
 }
 
 impl Vgic {
-    /// Builds the distributor and all redistributors at their reset values. Allocates; nothing else here does.
+    /// Builds a distributor and the redistributors, at their reset values. No other function of the virtual GIC allocates.
     pub fn new(config: VgicConfig) -> Result<Vgic, BadConfig> {
         let VgicConfig { vcpus, spis, id_bits, has_lpis, list_registers, priority_bits } = config;
         if vcpus.is_empty() || vcpus.len() > MAX_VCPUS {
@@ -75,13 +75,13 @@ impl Vgic {
         })
     }
 
-    /// How many vCPUs there are.
+    /// Number of vCPUs.
     #[must_use]
     pub fn vcpus(&self) -> usize {
         self.vcpus.len()
     }
 
-    /// The vCPU of this affinity.
+    /// The vCPU with this affinity.
     #[must_use]
     pub fn vcpu_by_affinity(&self, affinity: Mpidr) -> Option<VcpuId> {
         let wanted = affinity.packed();
@@ -89,7 +89,7 @@ impl Vgic {
         self.by_affinity.get(at).map(|(_, vcpu)| *vcpu)
     }
 
-    /// How often a vCPU did not leave its guest in time for a register access that needed it to.
+    /// How many register accesses had to wait for a vCPU to leave its guest and missed their deadline.
     #[must_use]
     pub fn missed_recalls(&self) -> u32 {
         self.missed_recalls.load(Ordering::Relaxed)
@@ -105,7 +105,7 @@ impl Vgic {
         self.vcpus.get(vcpu.index())
     }
 
-    /// Has these vCPUs look for new interrupts. `from` is at EL2 and flushes anyway before it enters.
+    /// Makes these vCPUs consider new interrupts. `from` is not kicked: it is at EL2 and flushes before it enters its guest.
     pub(super) fn notify(&self, port: &dyn Port, from: Option<VcpuId>, who: &VcpuSet, work: Work) {
         for vcpu in who.iter() {
             self.notify_one(port, from, vcpu, work);
@@ -120,7 +120,7 @@ impl Vgic {
         }
     }
 
-    /// Has these vCPUs give back what is in their list registers, and waits until they have.
+    /// Kicks those of these vCPUs whose list registers are in use, and waits until they have been synced.
     pub(super) fn recall(&self, port: &dyn Port, who: &VcpuSet) {
         for vcpu in who.iter() {
             let Some(cpu) = self.vcpu(vcpu) else { continue };
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused_by_name() {
+    fn each_invalid_parameter_has_its_error() {
         let refused = |change: fn(&mut VgicConfig)| {
             let mut c = config();
             change(&mut c);

@@ -1,14 +1,15 @@
-//! Emptying the list registers after an exit.
+//! Empties the list registers after an exit.
 //!
-//! IHI 0069, 12.4 (ICH_HCR_EL2.EOIcount). An interrupt that comes back pending waits in software again; one that comes back
-//! active stays active; one that comes back as neither was ended by the guest, and its physical twin by the hardware. A level is
-//! thereby sampled again at each exit, and the end of one that was still high causes an exit by itself.
+//! IHI 0069, 12.4 (ICH_HCR_EL2.EOIcount). An interrupt whose list register is still pending is pending in software again;
+//! one whose list register is active stays active; if it is neither, the guest has deactivated the interrupt, and the
+//! hardware the physical one. So a level is sampled again at each exit, and the end of an interrupt whose line was high when
+//! it was listed causes an exit.
 //!
-//! Active interrupts that were in no list register are ended by the guest all the same. With EOImode 0 the CPU interface counts
-//! these ends; since they come in the order of priorities, the count names the interrupts. With EOImode 1 the guest names the
-//! interrupt, in ICC_DIR_EL1, which traps for as long.
+//! The guest can also end active interrupts that are in no list register. With EOImode 0, the CPU interface counts these
+//! ends; as they come in the order of priorities, the count identifies the interrupts. With EOImode 1, the guest writes the
+//! INTID to ICC_DIR_EL1, which traps as long as there are such interrupts.
 //!
-//! An LPI has no active state (IHI 0069, 4.1.2), so a list register that comes back active is simply free.
+//! An LPI has no active state (IHI 0069, 4.1.2), so a list register with an active LPI is free.
 
 use super::flush_lrs::{Best, INTID_MASK};
 use super::irq::Irq;
@@ -25,34 +26,34 @@ use crate::util::bits::set_bits;
 use arrayvec::ArrayVec;
 use core::sync::atomic::Ordering;
 
-/// What the caller learns from a sync.
+/// The result of a sync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[must_use]
 pub struct Synced {
-    /// Hardware-linked PPIs that are pending and not acknowledged, a bit for each. Where the line of one is low by now,
-    /// call [`Vgic::retract_hw_ppi`], or the guest gets it without a cause.
+    /// The hardware-linked PPIs that are pending and not acknowledged, a bit for each. If the line of one is low by now,
+    /// call [`Vgic::retract_hw_ppi`]; otherwise the guest gets a spurious interrupt.
     pub hw_ppis_pending: u32,
 }
 
 impl Vgic {
-    /// Takes back what the list registers of a vCPU hold, right after it has left its guest.
+    /// Moves the interrupts in the list registers of a vCPU back into software, right after it has left its guest.
     #[inline]
     pub fn sync(&self, port: &dyn Port, vcpu: VcpuId, image: &mut LrImage) -> Synced {
         if image.used == 0 {
             return Synced::default();
         }
-        self.fold(port, vcpu, image)
+        self.sync_lrs(port, vcpu, image)
     }
 
     #[cold]
-    fn fold(&self, port: &dyn Port, vcpu: VcpuId, image: &mut LrImage) -> Synced {
+    fn sync_lrs(&self, port: &dyn Port, vcpu: VcpuId, image: &mut LrImage) -> Synced {
         let (values, ends) = image.take();
         let Some(cpu) = self.vcpus.get(vcpu.index()) else { return Synced::default() };
         let is_spi = |value: &u64| (SPI_FIRST..SPI_END).contains(&lr::intid(*value));
         let mut dist = (ends != 0 || values.iter().any(is_spi)).then(|| self.dist.lock());
         let mut state = cpu.state.lock();
 
-        let mut orphans: ArrayVec<u32, 64> = ArrayVec::new();
+        let mut to_deactivate: ArrayVec<u32, 64> = ArrayVec::new();
         let mut moved: ArrayVec<(VcpuId, u32), { lr::MAX_LIST_REGISTERS }> = ArrayVec::new();
         let mut others = VcpuSet::new();
         for value in values {
@@ -74,30 +75,30 @@ impl Vgic {
                 }
                 continue;
             }
-            let orphan = if intid < SPI_FIRST {
-                let orphan = state.irq_mut(intid).is_some_and(|irq| irq.fold(*value));
+            let deactivate = if intid < SPI_FIRST {
+                let deactivate = state.irq_mut(intid).is_some_and(|irq| irq.unlist(*value));
                 state.requeue(intid);
-                orphan
+                deactivate
             } else if let Some(dist) = dist.as_deref_mut() {
-                let orphan = dist.irq_mut(intid).is_some_and(|irq| irq.fold(*value));
+                let deactivate = dist.irq_mut(intid).is_some_and(|irq| irq.unlist(*value));
                 match dist.place(intid) {
                     Some(home) if home == vcpu => cpu.add_work(Work::SPI),
                     Some(home) => others.insert(home),
                     None => {}
                 }
-                orphan
+                deactivate
             } else {
                 false
             };
-            if orphan {
-                let _ = orphans.try_push(intid);
+            if deactivate {
+                let _ = to_deactivate.try_push(intid);
             }
         }
         if let Some(dist) = dist.as_deref_mut() {
             for _ in 0..ends {
                 let Some(intid) = best_active(&state, dist, vcpu, values) else { break };
                 if end(&mut state, dist, intid) {
-                    let _ = orphans.try_push(intid);
+                    let _ = to_deactivate.try_push(intid);
                 }
                 match dist.place(intid) {
                     Some(home) if home == vcpu => cpu.add_work(Work::SPI),
@@ -119,8 +120,8 @@ impl Vgic {
         drop(state);
         drop(dist);
 
-        // By reference: moved into a loop, either would be copied whole.
-        for intid in &orphans {
+        // Iterated by reference: by value, the arrays would be copied.
+        for intid in &to_deactivate {
             self.deactivate_physical(port, vcpu, *intid);
         }
         self.notify(port, Some(vcpu), &others, Work::SPI);
@@ -130,7 +131,7 @@ impl Vgic {
         Synced { hw_ppis_pending }
     }
 
-    /// The physical interrupt behind `intid` has nobody left who would deactivate it.
+    /// Deactivates the physical interrupt of `intid`, which the guest will not deactivate any more.
     pub(super) fn deactivate_physical(&self, port: &dyn Port, vcpu: VcpuId, intid: u32) {
         if intid < SPI_FIRST {
             port.ppi_deactivate(vcpu, Intid(intid));
@@ -139,7 +140,7 @@ impl Vgic {
         }
     }
 
-    /// A write to ICC_DIR_EL1 that trapped. Anything but an active interrupt of this vCPU is ignored, LPIs too.
+    /// Handles a trapped write to ICC_DIR_EL1. It is ignored unless `intid` is an active interrupt of this vCPU; so are LPIs.
     pub fn deactivate(&self, port: &dyn Port, vcpu: VcpuId, intid: Intid) {
         let Some(cpu) = self.vcpu(vcpu) else { return };
         let intid = intid.0;
@@ -148,11 +149,11 @@ impl Vgic {
         if intid >= SPI_FIRST && dist.home(intid) != Some(vcpu) {
             return;
         }
-        let orphan = end(&mut state, &mut dist, intid);
+        let deactivate = end(&mut state, &mut dist, intid);
         let next = dist.place(intid);
         drop(state);
         drop(dist);
-        if orphan {
+        if deactivate {
             self.deactivate_physical(port, vcpu, intid);
         }
         if let Some(next) = next {
@@ -161,7 +162,7 @@ impl Vgic {
     }
 }
 
-/// The active interrupt of the highest priority that was in no list register.
+/// The active interrupt of the highest priority that is in none of the list registers `listed`.
 fn best_active(state: &Private, dist: &Dist, vcpu: VcpuId, listed: &[u64]) -> Option<u32> {
     let mut best = Best::new(1);
     let mut offer = |intid: u32, irq: &Irq| {
@@ -178,12 +179,12 @@ fn best_active(state: &Private, dist: &Dist, vcpu: VcpuId, listed: &[u64]) -> Op
     best.keys.first().map(|key| key & INTID_MASK)
 }
 
-/// Deactivates an interrupt that is in no list register; true when the physical one has to follow.
+/// Deactivates an interrupt that is in no list register. Returns whether the physical one has to be deactivated.
 fn end(state: &mut Private, dist: &mut Dist, intid: u32) -> bool {
     if intid < SPI_FIRST {
-        let orphan = state.irq_mut(intid).is_some_and(Irq::clear_active);
+        let deactivate = state.irq_mut(intid).is_some_and(Irq::clear_active);
         state.requeue(intid);
-        orphan
+        deactivate
     } else {
         dist.irq_mut(intid).is_some_and(Irq::clear_active)
     }
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_of_unlisted_active_ones_are_counted_down_by_priority() {
+    fn counted_ends_deactivate_unlisted_interrupts_by_priority() {
         let machine = Machine::new(2);
         for (intid, priority) in [(1, 0xa0), (2, 0x90), (3, 0x80), (4, 0x70), (5, 0x60), (6, 0x50)] {
             set_private_priority(&machine, ONE, intid, priority);
@@ -225,7 +226,7 @@ mod tests {
             let _ = machine.exit(ONE);
         }
         assert_eq!(numbers(&machine.enter(ONE)), [6, 5, 4, 3]);
-        // The guest ends them all but the first; two of the ends match no list register.
+        // The guest ends all but the first; the end of 2 matches no list register.
         [6, 5, 4, 3].iter().for_each(|i| machine.end(ONE, *i));
         machine.set_hcr(ONE, machine.hcr(ONE) | 1 << 27);
         let _ = machine.exit(ONE);
@@ -233,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_count_never_ends_what_was_listed() {
+    fn counted_ends_never_deactivate_listed_interrupts() {
         let machine = Machine::new(2);
         for intid in 1..=5 {
             set_private_priority(&machine, ONE, intid, 0xf8 - 8 * intid as u8);
@@ -249,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trapped_deactivation_ends_an_interrupt_and_its_physical_twin() {
+    fn a_trapped_deactivation_deactivates_the_physical_interrupt_too() {
         let mut machine = Machine::new(2);
         machine.owned = std::vec![32];
         machine.enable_spi(32, 0xa0, 1);
@@ -258,7 +259,7 @@ mod tests {
         machine.acknowledge(ONE, 32);
         let _ = machine.exit(ONE);
         machine.vgic.deactivate(&machine, BOOT, Intid(32));
-        assert!(machine.view(32).active, "only where it is active");
+        assert!(machine.view(32).active, "only the vCPU where it is active can deactivate it");
         machine.vgic.deactivate(&machine, ONE, Intid(32));
         assert_eq!(machine.asked(), [Asked::Deactivate(32)]);
         assert!(machine.enter(ONE).is_empty());
@@ -283,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timer_that_fell_silent_is_reported_and_taken_back() {
+    fn a_timer_interrupt_that_is_not_acknowledged_is_reported_and_can_be_retracted() {
         let machine = Machine::new(1);
         assert!(machine.vgic.inject_hw_ppi(&machine, BOOT, Intid(27)));
         machine.enter(BOOT);
@@ -297,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timer_that_was_acknowledged_is_not_taken_back() {
+    fn a_timer_interrupt_that_was_acknowledged_is_not_retracted() {
         let machine = Machine::new(1);
         assert!(machine.vgic.inject_hw_ppi(&machine, BOOT, Intid(27)));
         machine.enter(BOOT);
@@ -322,14 +323,14 @@ mod tests {
     }
 
     #[test]
-    fn an_spi_that_was_rerouted_while_listed_goes_to_its_new_vcpu() {
+    fn an_spi_that_was_rerouted_while_listed_is_delivered_to_its_new_vcpu() {
         let machine = Machine::new(2);
         machine.enable_spi(50, 0xa0, 1);
         machine.make_edge(50);
         machine.vgic.inject_spi(&machine, Intid(50), Signal::Edge);
         assert_eq!(numbers(&machine.enter(ONE)), [50]);
         machine.forget();
-        // The recall makes vCPU 1 sync, which hands the interrupt on to vCPU 0.
+        // The recall makes vCPU 1 sync, which moves the interrupt to the queue of vCPU 0.
         machine.vgic.dist_write(&machine, ONE, 0x6000 + 50 * 8, 8, 0);
         let _ = machine.exit(ONE);
         assert!(machine.kicked().contains(&BOOT));
@@ -338,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn an_active_spi_stays_where_it_was_taken_when_it_is_rerouted() {
+    fn a_rerouted_spi_stays_on_the_vcpu_where_it_is_active() {
         let machine = Machine::new(2);
         machine.enable_spi(50, 0xa0, 1);
         machine.make_edge(50);
@@ -350,7 +351,7 @@ mod tests {
         assert_eq!(machine.enter(ONE), [(50, 2, 0xa0)]);
         machine.vgic.inject_spi(&machine, Intid(50), Signal::Edge);
         let _ = machine.exit(ONE);
-        assert_eq!(machine.enter(ONE), [(50, 3, 0xa0)], "active and pending, where it is active");
+        assert_eq!(machine.enter(ONE), [(50, 3, 0xa0)], "active and pending on the vCPU where it is active");
         machine.end(ONE, 50);
         let _ = machine.exit(ONE);
         assert!(machine.enter(ONE).is_empty());

@@ -1,4 +1,4 @@
-//! A machine of vCPUs for the tests of this room: a port that remembers, and guests that obey their list registers.
+//! A machine for the tests of the virtual GIC: a port that records its calls, and vCPUs that handle what is listed.
 
 use super::*;
 use crate::ids::{Intid, Ipa, Mpidr, VIntid, VcpuId};
@@ -6,7 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::vec::Vec;
 
-/// What a virtual GIC asked of the domain.
+/// A call of the port that a virtual GIC made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
     Enabled(u32, bool),
@@ -19,7 +19,7 @@ pub enum Asked {
     Lpis(u16, bool, u64, u64),
 }
 
-/// A virtual GIC with all groups on and all private interrupts enabled, and vCPUs to run on it.
+/// A virtual GIC with both groups and all private interrupts enabled, and its vCPUs.
 pub struct Machine {
     pub vgic: Vgic,
     pub owned: Vec<u32>,
@@ -27,14 +27,14 @@ pub struct Machine {
     asked: RefCell<Vec<Asked>>,
     pub images: Vec<RefCell<LrImage>>,
     memory: RefCell<BTreeMap<u64, u8>>,
-    /// Whether a kick makes a vCPU that is in its guest leave it.
+    /// Whether a vCPU that is in its guest leaves it when it is kicked.
     pub obey_kicks: Cell<bool>,
 }
 
 pub const BOOT: VcpuId = VcpuId(0);
 pub const REDIST: u64 = 0x1_0000;
 
-/// ICC_SGI1R_EL1 for one CPU.
+/// A value of ICC_SGI1R_EL1 that targets one CPU.
 pub fn sgi1r(intid: u32, to: Mpidr) -> u64 {
     let aff = |level: u32| u64::from(to.aff(level));
     let range = aff(0) >> 4;
@@ -42,7 +42,7 @@ pub fn sgi1r(intid: u32, to: Mpidr) -> u64 {
 }
 
 impl Machine {
-    /// ICH_VMCR_EL2 with both groups on and nothing masked.
+    /// ICH_VMCR_EL2 with both groups enabled and no priority masked.
     pub const OPEN: u64 = 0xff00_0003;
 
     pub fn new(vcpus: u64) -> Machine {
@@ -63,7 +63,7 @@ impl Machine {
         machine
     }
 
-    /// As at reset.
+    /// A machine at reset.
     pub fn blank(vcpus: Vec<Mpidr>) -> Machine {
         let images = vcpus.iter().map(|_| RefCell::new(LrImage::new(4))).collect();
         let config = VgicConfig { vcpus, spis: 64, id_bits: 14, has_lpis: true, list_registers: 4, priority_bits: 5 };
@@ -119,7 +119,7 @@ impl Machine {
         self.redist_write(vcpu, REDIST + 0x80, if group1 { old | mask } else { old & !mask });
     }
 
-    /// Enables an SPI with a priority and routes it.
+    /// Sets the priority of an SPI, routes it and enables it.
     pub fn enable_spi(&self, intid: u32, priority: u8, to: u64) {
         self.vgic.dist_write(self, BOOT, 0x400 + u64::from(intid), 1, priority.into());
         self.vgic.dist_write(self, BOOT, 0x6000 + u64::from(intid) * 8, 8, to);
@@ -132,7 +132,7 @@ impl Machine {
         self.dist_write(at, self.dist_read(at) | 2 << (intid % 16 * 2));
     }
 
-    /// Enables LPIs of a vCPU with a zero pending table, and some LPIs.
+    /// Enables LPIs on a vCPU with a pending table of zeros, and configures `lpis`.
     pub fn enable_lpis(&self, vcpu: VcpuId, lpis: &[(u32, u8)]) {
         self.vgic.redist_write(self, vcpu, vcpu, 0x70, 8, 0x1_0000 | 13);
         self.vgic.redist_write(self, vcpu, vcpu, 0x78, 8, 0x2_0000 | 1 << 62);
@@ -143,13 +143,14 @@ impl Machine {
         self.forget();
     }
 
-    /// The vCPU is about to run; what it is given, as (INTID, state, priority).
+    /// Flushes the list registers of a vCPU. Returns what is listed, as (INTID, state, priority).
     pub fn enter(&self, vcpu: VcpuId) -> Vec<(u32, u64, u8)> {
         let mut image = self.images[vcpu.index()].borrow_mut();
         self.vgic.flush(vcpu, &mut image);
         image.lr[..image.used.into()].iter().map(|v| (lr::intid(*v), (v & lr::STATE) >> 62, (v >> 48) as u8)).collect()
     }
 
+    /// Syncs the list registers of a vCPU.
     pub fn exit(&self, vcpu: VcpuId) -> Synced {
         let mut image = self.images[vcpu.index()].borrow_mut();
         self.vgic.sync(self, vcpu, &mut image)
@@ -162,12 +163,12 @@ impl Machine {
         change(found.expect("the interrupt is in a list register"));
     }
 
-    /// The guest acknowledges an interrupt that is listed.
+    /// The guest acknowledges a listed interrupt.
     pub fn acknowledge(&self, vcpu: VcpuId, intid: u32) {
         self.change(vcpu, intid, |value| *value = *value & !lr::PENDING | lr::ACTIVE);
     }
 
-    /// The guest ends an interrupt that is listed.
+    /// The guest ends a listed interrupt.
     pub fn end(&self, vcpu: VcpuId, intid: u32) {
         self.change(vcpu, intid, |value| *value &= !lr::ACTIVE);
     }

@@ -8,29 +8,29 @@ use bitflags::bitflags;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 bitflags! {
-    /// What a flush has to look at.
+    /// What the next flush has to consider.
     #[derive(Clone, Copy, PartialEq, Eq)]
     pub(super) struct Work: u32 {
         /// SGIs and PPIs.
         const PRIVATE = 1 << 0;
-        /// SPIs in this vCPU's queue.
+        /// SPIs in the vCPU's queue.
         const SPI = 1 << 1;
-        /// LPIs in this vCPU's pending set.
+        /// LPIs in the vCPU's pending set.
         const LPI = 1 << 2;
     }
 }
 
-/// One vCPU's part. On its own cache lines: other CPUs write `work` and the pending set, and nothing else.
+/// The state of one vCPU, on cache lines of its own. Without its lock, other CPUs write `work` and the pending set only.
 #[repr(align(128))]
 pub(super) struct Vcpu {
     pub affinity: Mpidr,
-    /// [`Work`].
+    /// Bits of [`Work`].
     pub work: AtomicU32,
-    /// Odd while the list registers are loaded: between a flush that used some and the sync that follows.
+    /// Odd while list registers are in use: from a flush that used some to the sync that follows.
     pub epoch: AtomicU32,
-    /// GICR_CTLR.EnableLPIs, for those who do not hold the lock.
+    /// GICR_CTLR.EnableLPIs, to be read without the lock.
     pub lpis_on: AtomicBool,
-    /// LPIs that wait for a list register, or to be enabled.
+    /// The LPIs that are pending in software: they wait for a list register or until they are enabled.
     pub lpis: LpiSet,
     pub state: Lock<Private>,
 }
@@ -48,10 +48,12 @@ impl Vcpu {
         }
     }
 
+    /// Whether list registers are in use.
     pub fn loaded(&self) -> bool {
         self.epoch.load(Ordering::Acquire) & 1 != 0
     }
 
+    /// Makes the next flush consider more.
     pub fn add_work(&self, work: Work) {
         self.work.fetch_or(work.bits(), Ordering::SeqCst);
     }

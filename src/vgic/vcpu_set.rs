@@ -1,4 +1,4 @@
-//! A set of vCPUs that fits on a stack.
+//! Sets of vCPUs that fit on the stack.
 
 use super::config::MAX_VCPUS;
 use crate::ids::VcpuId;
@@ -6,7 +6,7 @@ use crate::util::bits::set_bits;
 
 const WORDS: usize = MAX_VCPUS / 64;
 
-/// Some of a domain's vCPUs.
+/// A set of vCPUs of one domain.
 #[derive(Clone, Default)]
 pub(super) struct VcpuSet([u64; WORDS]);
 
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_goes_in_comes_out_in_order() {
+    fn inserted_vcpus_are_iterated_in_order() {
         let mut set = VcpuSet::new();
         for vcpu in [300, 0, 63, 64, 511, 512] {
             set.insert(VcpuId(vcpu));
