@@ -1,5 +1,5 @@
-//! Whatever a guest puts into its ITS's queue and registers, at whatever moment, EL2 does not panic, does not loop, asks
-//! the host for nothing that makes no sense, and believes of the host exactly what is there.
+//! Whatever a guest puts into its ITS's queue and registers, at whatever moment, EL2 does not panic, does not loop,
+//! asks the host for nothing that makes no sense, and believes of the host exactly what is there.
 //!
 //! The host is the one of the unit tests: it panics at nonsense. The input is a list of steps, a tag byte each and its
 //! operands; numbers are kept small, so that commands meet each other, with a raw form beside for what is out of range.

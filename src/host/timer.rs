@@ -1,5 +1,5 @@
-//! What a CPU's one EL2 timer is used for: the emulated CNTP of the vCPU that runs, the scheduler's next look, those who
-//! sleep until a time, and interrupts that are masked until one.
+//! What a CPU's one EL2 timer is used for: the emulated CNTP of the vCPU that runs, the scheduler's next look, those
+//! who sleep until a time, and interrupts that are masked until one.
 //!
 //! All but the sleepers are this CPU's alone. A sleeper is entered by the CPU that it went to sleep on and taken out by
 //! the one that it wakes up on, which may be another; the timer may then fire once for nobody.

@@ -2,21 +2,21 @@
 //!
 //! Each CPU has a [run queue](super::queue) of its own. These rules connect the queues:
 //!
-//! * **Waking takes no lock.** The CPU that wakes a vCPU chooses a CPU for it: the one that it ran on if that is idle, else
-//!   an idle one, else the one that it ran on or, if vCPUs wait there, one where fewer wait. It sets the vCPU's bit in that
-//!   CPU's [inbox](super::inbox) and has the CPU interrupted; that CPU empties its inbox when it next reschedules. So a
-//!   vCPU can be woken with any lock held, and a doorbell costs two atomic writes.
+//! * **Waking takes no lock.** The CPU that wakes a vCPU chooses a CPU for it: the one that it ran on if that is idle,
+//!   else an idle one, else the one that it ran on or, if vCPUs wait there, one where fewer wait. It sets the vCPU's
+//!   bit in that CPU's [inbox](super::inbox) and has the CPU interrupted; that CPU empties its inbox when it next
+//!   reschedules. So a vCPU can be woken with any lock held, and a doorbell costs two atomic writes.
 //! * **An idle CPU steals** the next vCPU of the longest queue.
-//! * **A CPU where vCPUs wait passes them on**: at once, the next one to an idle CPU; and when a slice ends, the next one
-//!   to the CPU whose running vCPU has the most virtual time, if the difference is more than a slice and the cost of a
-//!   move. That makes shares hold across CPUs without a tick on CPUs where none waits. No other vCPU moves: a move costs a
-//!   VMOVP.
+//! * **A CPU where vCPUs wait passes them on**: at once, the next one to an idle CPU; and when a slice ends, the next
+//!   one to the CPU whose running vCPU has the most virtual time, if the difference is more than a slice and the cost
+//!   of a move. That makes shares hold across CPUs without a tick on CPUs where none waits. No other vCPU moves: a move
+//!   costs a VMOVP.
 //! * **An offline CPU** is not chosen any more, and its inbox is closed. The vCPU that runs there stops at its next
-//!   reschedule, as if its affinity excluded the CPU; when the CPU then asks for the next vCPU, it passes on all that wait
-//!   there.
+//!   reschedule, as if its affinity excluded the CPU; when the CPU then asks for the next vCPU, it passes on all that
+//!   wait there.
 //!
-//! A vCPU is in one place at a time: current on a CPU, in a queue, in an inbox, or asleep. Its `RunState` and its inbox bit
-//! say where; the first two places are guarded by the queue's lock. No two queues are locked at once.
+//! A vCPU is in one place at a time: current on a CPU, in a queue, in an inbox, or asleep. Its `RunState` and its inbox
+//! bit say where; the first two places are guarded by the queue's lock. No two queues are locked at once.
 
 use super::cpu_set::CpuSet;
 use super::entity::{DEFAULT_WEIGHT, Entity};
@@ -120,7 +120,8 @@ impl<V: Scheduled> Credit<V> {
         (1..count).map(move |step| CpuId(((than.index() + step) % count) as u16))
     }
 
-    /// Puts `vcpu`, which is in no place, into the inbox of `to`, or of another CPU if `to` goes offline. Returns the CPU.
+    /// Puts `vcpu`, which is in no place, into the inbox of `to`, or of another CPU if `to` goes offline. Returns the
+    /// CPU.
     fn post(&self, vcpu: &V, to: CpuId) -> CpuId {
         let mut to = to;
         while !self.cpu(to).inbox.post(vcpu.entity().slot()) {
@@ -130,7 +131,8 @@ impl<V: Scheduled> Credit<V> {
         to
     }
 
-    /// Chooses an idle CPU for `entity`, `near` first, and removes it from the idle CPUs so that no other CPU chooses it.
+    /// Chooses an idle CPU for `entity`, `near` first, and removes it from the idle CPUs so that no other CPU chooses
+    /// it.
     fn claim_idle(&self, entity: &Entity, near: CpuId) -> Option<CpuId> {
         if entity.affinity.has(near) && self.idle.take(near) {
             return Some(near);
@@ -299,19 +301,20 @@ impl<V: Scheduled> Credit<V> {
         }
     }
 
-    /// Passes the next vCPU that waits here on to the CPU whose current vCPU has the most vtime, if that is worth a move.
-    fn push_to_richest(&self, cpu: CpuId, now: u64) {
+    /// Passes the next vCPU that waits here on to the CPU whose current vCPU has the most vtime, if that is worth a
+    /// move.
+    fn balance(&self, cpu: CpuId, now: u64) {
         let threshold = self.settings.slices.slice + self.move_cost.load(Ordering::Relaxed);
-        let richest = self.others(cpu).filter_map(|other| Some((self.front(other, now)?, other))).max();
-        let Some((front, to)) = richest else { return };
+        let furthest = self.others(cpu).filter_map(|other| Some((self.front(other, now)?, other))).max();
+        let Some((front, to)) = furthest else { return };
         let given = {
             let this = self.cpu(cpu);
             let mut queue = this.queue.lock();
-            let poor = |vcpu: &V| {
+            let far_behind = |vcpu: &V| {
                 let entity = vcpu.entity();
                 entity.affinity.has(to) && front.saturating_sub(entity.vtime()) > threshold
             };
-            let taken = queue.take(now, poor);
+            let taken = queue.take(now, far_behind);
             self.publish(this, &queue, now);
             taken
         };
@@ -417,8 +420,8 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
                 drop(queue);
                 race_point();
                 // Marked idle before it searches the other queues: a vCPU that is queued there from now on is found by
-                // the search, or its CPU sees that this one is idle. Otherwise it would wait for a slice while this CPU is
-                // idle.
+                // the search, or its CPU sees that this one is idle. Otherwise it would wait for a slice while this CPU
+                // is idle.
                 self.idle.add(cpu);
                 race_point();
                 let stolen = self.steal(cpu, now);
@@ -478,7 +481,7 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
             drop(queue);
             self.push_to_idle(cpu, now);
             if over && this.waiting.load(Ordering::SeqCst) > 0 {
-                self.push_to_richest(cpu, now);
+                self.balance(cpu, now);
             }
             queue = this.queue.lock();
         }

@@ -39,13 +39,13 @@ pub struct Entity {
     waited: AtomicU64,
     /// It is in an inbox because another CPU passed it on, not because it was woken.
     pub(super) moving: AtomicBool,
-    /// Links it into the run queue of one CPU. The scheduler moves a vCPU from one place to the next, so it is in one queue
-    /// at most.
+    /// Links it into the run queue of one CPU. The scheduler moves a vCPU from one place to the next, so it is in one
+    /// queue at most.
     pub queue_link: QueueLink,
     /// While it is in a run queue: the time before which its cap does not let it run; 0 for none.
     parked_until: AtomicU64,
-    /// Links it into the list of sleepers of one CPU. The switch to a vCPU takes it out of the list that it is in, and only
-    /// a vCPU that runs goes to sleep, so it is in one list at most.
+    /// Links it into the list of sleepers of one CPU. The switch to a vCPU takes it out of the list that it is in, and
+    /// only a vCPU that runs goes to sleep, so it is in one list at most.
     pub sleep_link: SleepLink,
     /// While it is in a list of sleepers: when it has to be woken.
     wakes_at: AtomicU64,

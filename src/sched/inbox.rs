@@ -1,9 +1,9 @@
 //! The inbox of a CPU: a bit for each vCPU, which any CPU may set and the owner clears.
 //!
-//! A CPU that goes offline closes its inbox and empties it one last time, while other CPUs may be about to post. The CPU
-//! that posts checks *after* it has set the bit whether the inbox is open; the CPU that closes the inbox takes its contents
-//! *after* it has closed it. So at least one of the two sees the vCPU, and only one of them clears the bit: the vCPU is
-//! neither lost nor in two places.
+//! A CPU that goes offline closes its inbox and empties it one last time, while other CPUs may be about to post. The
+//! CPU that posts checks *after* it has set the bit whether the inbox is open; the CPU that closes the inbox takes its
+//! contents *after* it has closed it. So at least one of the two sees the vCPU, and only one of them clears the bit:
+//! the vCPU is neither lost nor in two places.
 
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::util::bits::set_bits;
@@ -61,8 +61,8 @@ impl Inbox {
         }
     }
 
-    /// Takes out all vCPUs, once the inbox is closed. Each word is exchanged, not only read, so that a CPU that posts to
-    /// this word afterwards sees that the inbox is closed.
+    /// Takes out all vCPUs, once the inbox is closed. Each word is exchanged, not only read, so that a CPU that posts
+    /// to this word afterwards sees that the inbox is closed.
     pub fn empty(&self, mut each: impl FnMut(usize)) {
         self.words.iter().enumerate().for_each(|(index, word)| take_word(index, word, &mut each));
     }

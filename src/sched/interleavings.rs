@@ -1,9 +1,9 @@
 //! Loom models of how a vCPU goes to sleep and is woken: every interleaving is explored.
 //!
 //! The functions under test are the production ones. The models add what these need: a redistributor with one vPE
-//! (pending bit, residency, doorbell, PendingLast), an interrupt that EL2 injects by software, and a thread for each CPU
-//! that takes part. A doorbell is handled as in `domain::irq`: it wakes the vCPU and does nothing else. Each model ends
-//! with the check that no vCPU sleeps while it has an interrupt pending.
+//! (pending bit, residency, doorbell, PendingLast), an interrupt that EL2 injects by software, and a thread for each
+//! CPU that takes part. A doorbell is handled as in `domain::irq`: it wakes the vCPU and does nothing else. Each model
+//! ends with the check that no vCPU sleeps while it has an interrupt pending.
 //!
 //! Run them with `RUSTFLAGS="--cfg loom" cargo test --lib interleavings`.
 

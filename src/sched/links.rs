@@ -1,7 +1,7 @@
 //! How vCPUs are linked into lists that do not allocate.
 //!
-//! The links are atomic: a list that a vCPU is added to while it is in another panics instead of damaging both. The links
-//! themselves are followed only under the lock of the list.
+//! The links are atomic: a list that a vCPU is added to while it is in another panics instead of damaging both. The
+//! links themselves are followed only under the lock of the list.
 
 use alloc::sync::Arc;
 use intrusive_collections::linked_list::AtomicLinkOps;

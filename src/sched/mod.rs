@@ -26,8 +26,8 @@
 //! 3. If none is pending, its state changes from `Blocking` to `Blocked`.
 //!
 //! A CPU that has an interrupt for the vCPU first makes the interrupt visible and then calls [`RunState::wake`], which
-//! changes `Blocking` or `Blocked` to `Runnable`. So each interrupt is either found in step 2, or its `wake` comes after
-//! step 1 and makes step 3 fail or wakes the vCPU.
+//! changes `Blocking` or `Blocked` to `Runnable`. So each interrupt is either found in step 2, or its `wake` comes
+//! after step 1 and makes step 3 fail or wakes the vCPU.
 
 mod cpu_set;
 mod credit;

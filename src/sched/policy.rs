@@ -85,16 +85,17 @@ pub trait Scheduler<V>: Send + Sync {
     fn remove(&self, vcpu: &V);
 
     /// Chooses a CPU for a vCPU that has just become runnable (woken, or powered on) and hands the vCPU to it. Returns
-    /// that CPU, which the caller has to interrupt. Takes no lock, so it may be called with any lock held. The caller has
-    /// called [`Entity::begin_wait`].
+    /// that CPU, which the caller has to interrupt. Takes no lock, so it may be called with any lock held. The caller
+    /// has called [`Entity::begin_wait`].
     fn place(&self, vcpu: &V) -> CpuId;
 
-    /// Chooses the vCPU that this CPU runs next and makes it `Running`. `None`: there is none, and the CPU should wait for
-    /// an interrupt.
+    /// Chooses the vCPU that this CPU runs next and makes it `Running`. `None`: there is none, and the CPU should wait
+    /// for an interrupt.
     fn next(&self, cpu: CpuId, now: u64) -> Option<Arc<V>>;
 
-    /// Starts the slice of this CPU's vCPU anew at `now`: switching to it took long, and that time is not charged to it.
-    /// Without this, a vCPU whose switch takes longer than its slice would be preempted before its first instruction.
+    /// Starts the slice of this CPU's vCPU anew at `now`: switching to it took long, and that time is not charged to
+    /// it. Without this, a vCPU whose switch takes longer than its slice would be preempted before its first
+    /// instruction.
     fn restart_slice(&self, _cpu: CpuId, _now: u64) {}
 
     /// Decides whether the vCPU of this CPU goes on running. Call it when [`Scheduler::needs_resched`] is true.

@@ -1,10 +1,11 @@
 //! The run queue of one CPU: the vCPU that runs there, and those that wait, ordered by virtual time.
 //!
-//! Virtual time (*vtime*) is the time that a vCPU has run, divided by its weight; the vCPU with the least runs next. The
-//! queue's *clock* is the least vtime of the vCPUs that run or wait here. It never goes back, and limits the vtime of a
-//! vCPU that is inserted: one that slept may be behind the clock by [`Slices::boost`] at most, so that it runs soon but
-//! cannot save up time; one that comes from a CPU whose clock is further on may be ahead of it by two of its own slices. An
-//! empty queue takes over the *present*, the furthest of all clocks; without that, the clocks would drift apart.
+//! Virtual time (*vtime*) is the time that a vCPU has run, divided by its weight; the vCPU with the least runs next.
+//! The queue's *clock* is the least vtime of the vCPUs that run or wait here. It never goes back, and limits the vtime
+//! of a vCPU that is inserted: one that slept may be behind the clock by [`Slices::boost`] at most, so that it runs
+//! soon but cannot save up time; one that comes from a CPU whose clock is further on may be ahead of it by two of its
+//! own slices. An empty queue takes over the *present*, the furthest of all clocks; without that, the clocks would
+//! drift apart.
 //!
 //! A vCPU that has used up its cap waits with a time before which it is skipped.
 //!
@@ -224,8 +225,8 @@ impl<V: Scheduled> Queue<V> {
         self.current.take()
     }
 
-    /// The time at which this CPU has to reschedule: when the slice ends, if others wait; when the current vCPU has used
-    /// up its cap; when one that has used up its cap may run again.
+    /// The time at which this CPU has to reschedule: when the slice ends, if others wait; when the current vCPU has
+    /// used up its cap; when one that has used up its cap may run again.
     pub fn next_resched_at(&self, now: u64, slices: &Slices) -> Option<u64> {
         let mut at = None;
         let mut also = |other: u64| at = Some(at.map_or(other, |at: u64| at.min(other)));

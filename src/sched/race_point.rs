@@ -1,5 +1,5 @@
-//! Points in the schedulers between two accesses whose order matters. In the stress tests, a thread that reaches one yields
-//! by chance, so that other threads run in between. Otherwise a point is nothing.
+//! Points in the schedulers between two accesses whose order matters. In the stress tests, a thread that reaches one
+//! yields by chance, so that other threads run in between. Otherwise a point is nothing.
 
 #[cfg(all(test, not(loom)))]
 std::thread_local!(static SEED: core::cell::Cell<u64> = const { core::cell::Cell::new(1) });

@@ -84,7 +84,8 @@ impl RunState {
         self.0.compare_exchange(from as u8, to as u8, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
-    /// Changes `Off` to `Runnable`. Returns `false` if the vCPU was not off: of two CPUs that call this, one gets `true`.
+    /// Changes `Off` to `Runnable`. Returns `false` if the vCPU was not off: of two CPUs that call this, one gets
+    /// `true`.
     #[must_use]
     pub fn power_on(&self) -> bool {
         self.change(State::Off, State::Runnable)
@@ -111,8 +112,8 @@ impl RunState {
         let _ = self.change(State::Running, State::Blocking);
     }
 
-    /// Changes `Blocking` to `Blocked`: the last step of going to sleep. Returns `false` if an interrupt was found or the
-    /// vCPU was woken meanwhile; it is then runnable.
+    /// Changes `Blocking` to `Blocked`: the last step of going to sleep. Returns `false` if an interrupt was found or
+    /// the vCPU was woken meanwhile; it is then runnable.
     #[must_use]
     pub fn commit_block(&self, found: Found) -> bool {
         match found {
@@ -127,8 +128,8 @@ impl RunState {
     /// Puts the vCPU to sleep unless an interrupt is pending for it: [`begin_block`](Self::begin_block), `switch_out`,
     /// [`commit_block`](Self::commit_block). Returns whether it sleeps; if not, it is runnable.
     ///
-    /// `switch_out` does three things in this order: it arms everything that can wake the vCPU, it takes the vCPU's state
-    /// off the CPU, and it checks for pending interrupts.
+    /// `switch_out` does three things in this order: it arms everything that can wake the vCPU, it takes the vCPU's
+    /// state off the CPU, and it checks for pending interrupts.
     pub fn block(&self, switch_out: impl FnOnce() -> Found) -> bool {
         self.begin_block();
         let found = switch_out();

@@ -1,8 +1,8 @@
 //! The credit scheduler on simulated CPUs: fairness, caps, work conservation and starvation over simulated time.
 //!
-//! A discrete-event simulation on one thread. Each vCPU has a behaviour (how long it computes, how long it then sleeps).
-//! Each CPU does what the run loop does: it reschedules when it is kicked or its timer is due, runs the vCPU that `next`
-//! returns, and blocks it when it has computed for long enough. Time advances to the next event.
+//! A discrete-event simulation on one thread. Each vCPU has a behaviour (how long it computes, how long it then
+//! sleeps). Each CPU does what the run loop does: it reschedules when it is kicked or its timer is due, runs the vCPU
+//! that `next` returns, and blocks it when it has computed for long enough. Time advances to the next event.
 
 use super::testing::TestVcpu;
 use super::*;
@@ -21,8 +21,8 @@ fn kick(cpu: CpuId) {
     KICKED.with_borrow_mut(|kicked| kicked.push(cpu));
 }
 
-/// The behaviour of a vCPU: it computes for the first number of ticks, sleeps for the second, and so on. If the second is
-/// 0, it never sleeps.
+/// The behaviour of a vCPU: it computes for the first number of ticks, sleeps for the second, and so on. If the second
+/// is 0, it never sleeps.
 #[derive(Clone, Copy)]
 struct Behaviour(u64, u64);
 const BUSY: Behaviour = Behaviour(u64::MAX, 0);

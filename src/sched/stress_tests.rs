@@ -1,9 +1,10 @@
 //! The credit scheduler with a thread for each CPU, which shows races that the simulation cannot show.
 //!
-//! The threads do what the run loop does: an idle CPU does nothing until it is kicked or its timer is due; a CPU that runs
-//! a vCPU reschedules when it has to, lets the vCPU sleep, wakes others, goes offline and comes back. At the scheduler's
-//! race points, threads yield by chance. After each round the threads stop, the CPUs that were kicked are run until none
-//! has work left, and then each vCPU must be in one place, and no CPU may be idle that could run a waiting vCPU.
+//! The threads do what the run loop does: an idle CPU does nothing until it is kicked or its timer is due; a CPU that
+//! runs a vCPU reschedules when it has to, lets the vCPU sleep, wakes others, goes offline and comes back. At the
+//! scheduler's race points, threads yield by chance. After each round the threads stop, the CPUs that were kicked are
+//! run until none has work left, and then each vCPU must be in one place, and no CPU may be idle that could run a
+//! waiting vCPU.
 
 use super::race_point::{self, race_point, random};
 use super::*;

@@ -21,8 +21,8 @@ const TYPER_NO_1_OF_N: u32 = 1 << 25;
 const TYPER_RSS: u32 = 1 << 26;
 const TYPER_IDBITS_SHIFT: u32 = 19;
 
-/// GICD_IIDR and GICR_IIDR: product `D` of implementer Arm. An implementer of zero is reported by some real parts and would
-/// match their errata.
+/// GICD_IIDR and GICR_IIDR: product `D` of implementer Arm. An implementer of zero is reported by some real parts and
+/// would match their errata.
 pub(super) const IIDR: u64 = 0x4400_043b;
 /// GICD_PIDR2 and GICR_PIDR2: ArchRev 3, a GICv3.
 pub(super) const PIDR2: u64 = 0x3b;
@@ -228,10 +228,11 @@ impl Vgic {
     }
 }
 
-/// Makes the hardware follow a state that other vCPUs may change meanwhile: applies it until it has not changed since it was
-/// read, so that the last one to apply it has read the last state.
+/// Makes the hardware follow a state that other vCPUs may change meanwhile: applies it until it has not changed since
+/// it was read, so that the last one to apply it has read the last state.
 fn mirror<T: Copy + PartialEq>(state: impl Fn() -> T, act: impl Fn(T)) {
-    // Each further round takes another write of the guest. A guest that goes on longer may leave the two states different.
+    // Each further round takes another write of the guest. A guest that goes on longer may leave the two states
+    // different.
     for _ in 0..8 {
         let now = state();
         act(now);

@@ -1,15 +1,15 @@
 //! Fills the list registers before an entry.
 //!
-//! IHI 0069, 6.2 (list registers) and 12.4 (ICH_HCR_EL2). If all interrupts of a vCPU fit, all are listed. If not, they are
-//! listed in this order:
+//! IHI 0069, 6.2 (list registers) and 12.4 (ICH_HCR_EL2). If all interrupts of a vCPU fit, all are listed. If not, they
+//! are listed in this order:
 //!
-//! 1. the pending interrupt of the highest priority, so that a pending interrupt never waits for software behind one of a
-//!    lower priority;
+//! 1. the pending interrupt of the highest priority, so that a pending interrupt never waits for software behind one of
+//!    a lower priority;
 //! 2. active interrupts, the highest priority first, because the guest ends them in this order;
 //! 3. more pending interrupts.
 //!
-//! If pending interrupts did not fit, NPIE is set: once the guest has acknowledged all that are listed, an exit lets the
-//! next flush list more. (UIE would raise the maintenance interrupt while a listed one is still pending.) If active
+//! If pending interrupts did not fit, NPIE is set: once the guest has acknowledged all that are listed, an exit lets
+//! the next flush list more. (UIE would raise the maintenance interrupt while a listed one is still pending.) If active
 //! interrupts did not fit, LRENPIE and TDIR are set; `sync_lrs` says how their ends are handled.
 
 use super::irq::Irq;
@@ -64,8 +64,8 @@ impl Vgic {
 
     /// Fills the list registers of a vCPU that is about to enter its guest.
     ///
-    /// Each flush has to be followed by a [`sync`](Vgic::sync) of the same image, even if the vCPU does not enter. A second
-    /// flush before the sync changes nothing.
+    /// Each flush has to be followed by a [`sync`](Vgic::sync) of the same image, even if the vCPU does not enter. A
+    /// second flush before the sync changes nothing.
     #[inline]
     pub fn flush(&self, vcpu: VcpuId, image: &mut LrImage) {
         let Some(cpu) = self.vcpus.get(vcpu.index()) else { return };
@@ -141,7 +141,8 @@ impl Vgic {
             cpu.add_work(work);
         }
         if image.used != 0 {
-            // Under the locks, so that a CPU that finds an interrupt listed also sees that the list registers are in use.
+            // Under the locks, so that a CPU that finds an interrupt listed also sees that the list registers are in
+            // use.
             cpu.epoch.fetch_add(1, Ordering::AcqRel);
         }
     }
@@ -163,8 +164,9 @@ impl Vgic {
 
     /// Whether a pending interrupt would be signalled to a vCPU that sleeps or is about to sleep.
     ///
-    /// `vmcr` is its ICH_VMCR_EL2: priority mask and group enables. The running priority is ignored: a vCPU that executes
-    /// WFI in an interrupt handler may be woken by an interrupt that it cannot take yet, which the architecture allows.
+    /// `vmcr` is its ICH_VMCR_EL2: priority mask and group enables. The running priority is ignored: a vCPU that
+    /// executes WFI in an interrupt handler may be woken by an interrupt that it cannot take yet, which the
+    /// architecture allows.
     #[must_use]
     pub fn has_pending(&self, vcpu: VcpuId, vmcr: u64) -> bool {
         let Some(cpu) = self.vcpu(vcpu) else { return false };

@@ -43,8 +43,8 @@ fn apply(irq: &mut Irq, signal: Signal) {
     }
 }
 
-/// Whether a change has to be made known to the vCPU. The list register of an interrupt that is listed or active may have
-/// to be rewritten, so that its end causes an exit.
+/// Whether a change has to be made known to the vCPU. The list register of an interrupt that is listed or active may
+/// have to be rewritten, so that its end causes an exit.
 fn needs_flush(before: &Irq, irq: &Irq) -> bool {
     irq != before && (irq.is_deliverable() || (irq.is_pending() && (irq.is_listed() || irq.is_active())))
 }
@@ -93,9 +93,9 @@ impl Vgic {
         }
     }
 
-    /// Makes an SPI pending whose physical SPI EL2 has acknowledged. The physical SPI, whose priority has been dropped, stays
-    /// active until the guest deactivates the virtual one. Returns `false` if the domain has no such SPI; the caller then
-    /// deactivates the physical one.
+    /// Makes an SPI pending whose physical SPI EL2 has acknowledged. The physical SPI, whose priority has been dropped,
+    /// stays active until the guest deactivates the virtual one. Returns `false` if the domain has no such SPI; the
+    /// caller then deactivates the physical one.
     #[must_use]
     pub fn inject_hw_spi(&self, port: &dyn Port, intid: Intid) -> bool {
         self.change_spi(port, intid, Irq::hold)
@@ -107,8 +107,8 @@ impl Vgic {
         (16..SPI_FIRST).contains(&intid.0) && self.change_ppi(port, vcpu, intid, Irq::hold)
     }
 
-    /// Makes a hardware-linked PPI not pending whose line has fallen before the guest acknowledged it, and has the physical
-    /// one deactivated so that it can become pending again. Does nothing if the guest has acknowledged it.
+    /// Makes a hardware-linked PPI not pending whose line has fallen before the guest acknowledged it, and has the
+    /// physical one deactivated so that it can become pending again. Does nothing if the guest has acknowledged it.
     pub fn retract_hw_ppi(&self, port: &dyn Port, vcpu: VcpuId, intid: Intid) {
         let Some(cpu) = self.vcpu(vcpu) else { return };
         let mut state = cpu.state.lock();
@@ -120,8 +120,8 @@ impl Vgic {
         }
     }
 
-    /// The PPIs whose physical interrupt is active on behalf of this vCPU, a bit for each. They have to be made active on the
-    /// CPU that it moves to.
+    /// The PPIs whose physical interrupt is active on behalf of this vCPU, a bit for each. They have to be made active
+    /// on the CPU that it moves to.
     #[must_use]
     pub fn held_ppis(&self, vcpu: VcpuId) -> u32 {
         self.vcpu(vcpu).map_or(0, |cpu| cpu.state.lock().held())
@@ -129,8 +129,8 @@ impl Vgic {
 
     /// Clears all pending and active states of a vCPU that was powered off or is about to be powered on.
     ///
-    /// It has been synced. The registers of its redistributor stay, with GICR_CTLR.EnableLPIs and the tables, because an OS
-    /// that turns a CPU off and on expects them unchanged. Pending LPIs stay, too.
+    /// It has been synced. The registers of its redistributor stay, with GICR_CTLR.EnableLPIs and the tables, because
+    /// an OS that turns a CPU off and on expects them unchanged. Pending LPIs stay, too.
     pub fn reset_vcpu(&self, port: &dyn Port, vcpu: VcpuId) {
         let Some(cpu) = self.vcpu(vcpu) else { return };
         let mut to_deactivate = 0u32;
@@ -171,8 +171,8 @@ impl Vgic {
         self.notify(port, Some(vcpu), &others, Work::SPI);
     }
 
-    /// Deactivates all physical interrupts that are active on behalf of a domain that has ended and whose vCPUs have been
-    /// synced.
+    /// Deactivates all physical interrupts that are active on behalf of a domain that has ended and whose vCPUs have
+    /// been synced.
     pub fn release(&self, port: &dyn Port) {
         for vcpu in 0..self.vcpus.len() {
             self.reset_vcpu(port, VcpuId(vcpu as u16));

@@ -1,13 +1,14 @@
 //! One interrupt that is not an LPI: an SGI, PPI or SPI.
 //!
-//! The state machine of IHI 0069, 4.1.2 (inactive, pending, active, active and pending), extended by list registers. While
-//! an interrupt is *listed*, it is in a list register, and the CPU interface owns its state: software knows the state that
-//! it listed, and learns the new state when it unlists the interrupt in the next sync. A guest's write to a listed
-//! interrupt is therefore recorded in flags, which the sync applies.
+//! The state machine of IHI 0069, 4.1.2 (inactive, pending, active, active and pending), extended by list registers.
+//! While an interrupt is *listed*, it is in a list register, and the CPU interface owns its state: software knows the
+//! state that it listed, and learns the new state when it unlists the interrupt in the next sync. A guest's write to a
+//! listed interrupt is therefore recorded in flags, which the sync applies.
 //!
-//! A *held* interrupt is a hardware-linked one whose physical interrupt is active: EL2 has acknowledged it and dropped its
-//! priority, but has not deactivated it. The list register links the two, so that the guest's deactivation deactivates
-//! both. Where the virtual interrupt is deactivated by other means, the caller has to deactivate the physical one.
+//! A *held* interrupt is a hardware-linked one whose physical interrupt is active: EL2 has acknowledged it and dropped
+//! its priority, but has not deactivated it. The list register links the two, so that the guest's deactivation
+//! deactivates both. Where the virtual interrupt is deactivated by other means, the caller has to deactivate the
+//! physical one.
 //!
 //! This file takes no lock and does not know which vCPU an interrupt is for.
 
@@ -47,8 +48,8 @@ bitflags! {
         const DROP_ACTIVE = 1 << 10;
         /// A write has made it active while it was listed.
         const FORCE_ACTIVE = 1 << 11;
-        /// The physical interrupt was acknowledged again while this one was listed: the guest has deactivated the listed one,
-        /// whose link is not for the new one.
+        /// The physical interrupt was acknowledged again while this one was listed: the guest has deactivated the
+        /// listed one, whose link is not for the new one.
         const HELD_AGAIN = 1 << 12;
         /// Its list register is linked to the physical interrupt.
         const LINKED = 1 << 13;
@@ -207,8 +208,8 @@ impl Irq {
         deactivate
     }
 
-    /// Sets how it signals. Returns whether that is a change. A line that is high makes a level interrupt pending, but not an
-    /// edge interrupt.
+    /// Sets how it signals. Returns whether that is a change. A line that is high makes a level interrupt pending, but
+    /// not an edge interrupt.
     pub fn set_trigger(&mut self, trigger: Trigger) -> bool {
         let before = self.flags;
         self.flags.set(Flags::EDGE, trigger == Trigger::Edge);
@@ -232,8 +233,8 @@ impl Irq {
     /// Makes it pending and held: EL2 has acknowledged the physical interrupt, which stays active until the guest
     /// deactivates the virtual one.
     ///
-    /// That may happen while the previous one is listed: the guest has deactivated that one in hardware, another CPU has
-    /// acknowledged the next, and the first CPU has not synced yet.
+    /// That may happen while the previous one is listed: the guest has deactivated that one in hardware, another CPU
+    /// has acknowledged the next, and the first CPU has not synced yet.
     pub fn hold(&mut self) {
         if self.has(Flags::LISTED | Flags::HELD) {
             self.flags.insert(Flags::HELD_AGAIN);
@@ -249,8 +250,8 @@ impl Irq {
         deactivate
     }
 
-    /// Moves it into a list register and returns that register's value. `deliver` is `false` if its group is disabled, so that
-    /// only its active state is listed.
+    /// Moves it into a list register and returns that register's value. `deliver` is `false` if its group is disabled,
+    /// so that only its active state is listed.
     pub fn list(&mut self, intid: u32, deliver: bool) -> u64 {
         let active = self.is_active();
         let pending = deliver && self.is_enabled() && self.waits();
@@ -276,16 +277,16 @@ impl Irq {
             self.flags.insert(Flags::LINKED);
             value |= lr::linked_to(intid);
         } else if self.waits() {
-            // The line may still be high when the guest deactivates the interrupt, or a pending state was not listed: the
-            // end of the interrupt has to cause an exit.
+            // The line may still be high when the guest deactivates the interrupt, or a pending state was not listed:
+            // the end of the interrupt has to cause an exit.
             value |= lr::EOI;
         }
         self.flags.insert(Flags::LISTED);
         value
     }
 
-    /// Takes it out of a list register, whose value is now `value`. Returns whether the caller has to deactivate the physical
-    /// interrupt.
+    /// Takes it out of a list register, whose value is now `value`. Returns whether the caller has to deactivate the
+    /// physical interrupt.
     pub fn unlist(&mut self, value: u64) -> bool {
         let (pending, active) = (value & lr::PENDING != 0, value & lr::ACTIVE != 0);
         let mut deactivate = false;

@@ -1,9 +1,9 @@
 //! The LPIs of a guest: how they become pending, move and are cleared, and whether software or hardware delivers them.
 //!
-//! IHI 0069, 5.1. An LPI is delivered by software in a list register, or by the hardware as a vLPI; that can change at run
-//! time. Its configuration is read from the guest's table only when the architecture allows it to have been cached until
-//! then: at INV and INVALL (and at MAPTI, as the caller chooses) and when LPIs are enabled. Delivering an LPI never reads
-//! the guest's memory.
+//! IHI 0069, 5.1. An LPI is delivered by software in a list register, or by the hardware as a vLPI; that can change at
+//! run time. Its configuration is read from the guest's table only when the architecture allows it to have been cached
+//! until then: at INV and INVALL (and at MAPTI, as the caller chooses) and when LPIs are enabled. Delivering an LPI
+//! never reads the guest's memory.
 //!
 //! Injecting an LPI takes no lock: it sets a bit in the vCPU's pending set and one in its word of flags, and kicks the
 //! vCPU. Clearing or moving an LPI takes the vCPU's lock, because the LPI may be in a list register; there it gets a
@@ -70,8 +70,8 @@ impl Vgic {
         self.recall(port, &set);
     }
 
-    /// Removes one LPI from a vCPU's pending set that is delivered by the hardware, and returns it. The caller makes it pending
-    /// in hardware.
+    /// Removes one LPI from a vCPU's pending set that is delivered by the hardware, and returns it. The caller makes it
+    /// pending in hardware.
     #[must_use]
     pub fn take_direct_pending(&self, vcpu: VcpuId) -> Option<VIntid> {
         let cpu = self.vcpu(vcpu)?;
@@ -95,8 +95,8 @@ impl Vgic {
         }
     }
 
-    /// Sets who delivers this LPI to `vcpu` from now on. Returns `true` if it was pending in software and is now delivered by
-    /// the hardware; the caller then makes it pending there.
+    /// Sets who delivers this LPI to `vcpu` from now on. Returns `true` if it was pending in software and is now
+    /// delivered by the hardware; the caller then makes it pending there.
     #[must_use]
     pub fn set_lpi_owner(&self, port: &dyn Port, vcpu: VcpuId, vintid: VIntid, owner: Owner) -> bool {
         let Some(index) = self.lpis.index(vintid) else { return false };
@@ -117,15 +117,16 @@ impl Vgic {
         }
     }
 
-    /// Makes an LPI pending on a vCPU. Returns `false` if it is delivered by the hardware, if LPIs are disabled on the vCPU,
-    /// or if there is no such LPI.
+    /// Makes an LPI pending on a vCPU. Returns `false` if it is delivered by the hardware, if LPIs are disabled on the
+    /// vCPU, or if there is no such LPI.
     pub fn inject_lpi(&self, port: &dyn Port, vcpu: VcpuId, vintid: VIntid) -> bool {
         let (Some(cpu), Some(index)) = (self.vcpu(vcpu), self.lpis.index(vintid)) else { return false };
         if !cpu.lpis_on.load(Ordering::SeqCst) || self.lpis.is_direct(index) {
             return false;
         }
         self.pend_lpi(port, cpu, vcpu, index);
-        // Its owner may have changed to the hardware since the check above. The CPU that removes it from the set delivers it.
+        // Its owner may have changed to the hardware since the check above. The CPU that removes it from the set
+        // delivers it.
         !(self.lpis.is_direct(index) && cpu.lpis.remove(index))
     }
 
@@ -137,8 +138,8 @@ impl Vgic {
         }
     }
 
-    /// Makes an LPI not pending on a vCPU. Returns whether it was pending, as far as is known. If it is in a list register,
-    /// waits until that vCPU has left its guest.
+    /// Makes an LPI not pending on a vCPU. Returns whether it was pending, as far as is known. If it is in a list
+    /// register, waits until that vCPU has left its guest.
     pub fn clear_lpi(&self, port: &dyn Port, vcpu: VcpuId, vintid: VIntid) -> bool {
         self.take_lpi(port, vcpu, vintid, Fate::Drop)
     }
@@ -169,8 +170,8 @@ impl Vgic {
         waiting || listed
     }
 
-    /// Moves the LPIs that are pending in software from one vCPU to another: a bounded number of them, from `cursor` on, which
-    /// is 0 at first. Returns the cursor for the next call, or `None` when all are moved.
+    /// Moves the LPIs that are pending in software from one vCPU to another: a bounded number of them, from `cursor`
+    /// on, which is 0 at first. Returns the cursor for the next call, or `None` when all are moved.
     pub fn move_all_lpis(&self, port: &dyn Port, from: VcpuId, to: VcpuId, cursor: u32) -> Option<u32> {
         let (source, target) = (self.vcpu(from)?, self.vcpu(to)?);
         if from == to {

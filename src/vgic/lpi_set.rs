@@ -1,9 +1,9 @@
 //! A set of LPIs that any CPU may add to without a lock.
 //!
-//! One bit for each LPI (a leaf), and one summary bit for each word of leaves that may not be empty, so that iterating over
-//! an empty set costs one or two loads. To insert, the leaf is set first and then its summary bit; to clear a summary bit,
-//! it is cleared first and then its word is checked again. So a summary bit may be set for an empty word, but no leaf stays
-//! without its summary bit.
+//! One bit for each LPI (a leaf), and one summary bit for each word of leaves that may not be empty, so that iterating
+//! over an empty set costs one or two loads. To insert, the leaf is set first and then its summary bit; to clear a
+//! summary bit, it is cleared first and then its word is checked again. So a summary bit may be set for an empty word,
+//! but no leaf stays without its summary bit.
 
 use crate::util::bits::set_bits;
 use alloc::boxed::Box;

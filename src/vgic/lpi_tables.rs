@@ -1,9 +1,9 @@
 //! The LPI tables in a guest's memory: configuration and pending state.
 //!
-//! IHI 0069, 5.1.1 and 5.1.2. All redistributors of a domain share one configuration table (CommonLPIAff = 0). It is read
-//! when LPIs are enabled and when the guest invalidates an LPI's configuration; in between, the copy in EL2 is used.
-//! Addresses and sizes come from the guest: reads go through the port, which checks that they are in the domain's memory,
-//! and stop at the number of LPIs of the domain.
+//! IHI 0069, 5.1.1 and 5.1.2. All redistributors of a domain share one configuration table (CommonLPIAff = 0). It is
+//! read when LPIs are enabled and when the guest invalidates an LPI's configuration; in between, the copy in EL2 is
+//! used. Addresses and sizes come from the guest: reads go through the port, which checks that they are in the domain's
+//! memory, and stop at the number of LPIs of the domain.
 //!
 //! When EnableLPIs changes from 1 to 0, the pending state stays in EL2 and is not written to the guest's table. When it
 //! changes from 0 to 1, what the table holds becomes pending in addition; with GICR_PENDBASER.PTZ, nothing is pending.
@@ -38,8 +38,8 @@ impl Vgic {
         Ipa((self.propbaser() & PROPBASER_ADDRESS).saturating_add(u64::from(index)))
     }
 
-    /// Reads the configuration byte of one LPI from the guest's table, applies it and returns it. Returns `None` if the table
-    /// has none or is not in the domain's memory; nothing changes then.
+    /// Reads the configuration byte of one LPI from the guest's table, applies it and returns it. Returns `None` if the
+    /// table has none or is not in the domain's memory; nothing changes then.
     pub fn reload_lpi_config(&self, port: &dyn Port, vintid: VIntid) -> Option<u8> {
         let index = self.lpis.index(vintid).filter(|index| *index < self.covered())?;
         let mut byte = [0u8];
@@ -51,9 +51,9 @@ impl Vgic {
         Some(byte)
     }
 
-    /// Reads and applies the configuration bytes of at most `max` LPIs from `from` on, and calls `changed` for each that is
-    /// different now. Returns the LPI from which to go on, or `None` when all are read or the table is not in the domain's
-    /// memory.
+    /// Reads and applies the configuration bytes of at most `max` LPIs from `from` on, and calls `changed` for each
+    /// that is different now. Returns the LPI from which to go on, or `None` when all are read or the table is not in
+    /// the domain's memory.
     pub fn reload_lpi_configs(
         &self,
         port: &dyn Port,
@@ -100,9 +100,9 @@ impl Vgic {
         }
     }
 
-    /// Makes the LPIs pending that the guest's pending table holds: a bounded number of words, from `cursor` on. Returns the
-    /// cursor for the next call, or `None` at the end. LPIs that the hardware delivers stay in the set until
-    /// [`take_direct_pending`](Vgic::take_direct_pending) removes them.
+    /// Makes the LPIs pending that the guest's pending table holds: a bounded number of words, from `cursor` on.
+    /// Returns the cursor for the next call, or `None` at the end. LPIs that the hardware delivers stay in the set
+    /// until [`take_direct_pending`](Vgic::take_direct_pending) removes them.
     fn load_pending_table(&self, port: &dyn Port, vcpu: VcpuId, cursor: u32) -> Option<u32> {
         let cpu = self.vcpu(vcpu)?;
         let table = cpu.state.lock().pendbaser & PENDBASER_ADDRESS;

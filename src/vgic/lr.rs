@@ -2,9 +2,9 @@
 //!
 //! ICH_LR<n>_EL2 and ICH_HCR_EL2 (IHI 0069, 12.4). A vCPU's image is owned by the CPU that runs it; no lock guards it.
 //!
-//! Each flush fills the registers anew and each sync empties them, so while a vCPU is out of its guest they hold no state
-//! of interrupts. A register that was used and is not used any more has to be written once more, as zero: one with EOI = 1
-//! and an invalid state would raise the maintenance interrupt continuously.
+//! Each flush fills the registers anew and each sync empties them, so while a vCPU is out of its guest they hold no
+//! state of interrupts. A register that was used and is not used any more has to be written once more, as zero: one
+//! with EOI = 1 and an invalid state would raise the maintenance interrupt continuously.
 
 /// The most list registers of an implementation.
 pub const MAX_LIST_REGISTERS: usize = 16;
@@ -66,7 +66,8 @@ const _: () = {
 /// The list registers and ICH_HCR_EL2 of one vCPU, as exchanged with the hardware.
 ///
 /// * Entry: write `lr[i]` to ICH_LR`i`_EL2 for `i` in `0..write` (usually none), and `hcr` to ICH_HCR_EL2.
-/// * Exit: read ICH_LR`i`_EL2 into `lr[i]` for `i` in `0..used`; if `hcr` has [`HCR_LRENPIE`], read ICH_HCR_EL2 into `hcr`.
+/// * Exit: read ICH_LR`i`_EL2 into `lr[i]` for `i` in `0..used`; if `hcr` has [`HCR_LRENPIE`], read ICH_HCR_EL2 into
+///   `hcr`.
 #[derive(Clone, Debug)]
 #[repr(C)]
 pub struct LrImage {
@@ -83,16 +84,16 @@ pub struct LrImage {
 }
 
 impl LrImage {
-    /// An empty image for a machine with `list_registers` list registers (ICH_VTR_EL2.ListRegs + 1). At first, all of them
-    /// are assumed to hold old values.
+    /// An empty image for a machine with `list_registers` list registers (ICH_VTR_EL2.ListRegs + 1). At first, all of
+    /// them are assumed to hold old values.
     #[must_use]
     pub fn new(list_registers: usize) -> LrImage {
         let count = list_registers.min(MAX_LIST_REGISTERS) as u8;
         LrImage { lr: [0; MAX_LIST_REGISTERS], hcr: HCR_EN, used: 0, write: 0, stale: count }
     }
 
-    /// Returns the number of list registers, from the first, that the caller has to write as zero now because the vCPU leaves
-    /// the CPU. Call it after the sync.
+    /// Returns the number of list registers, from the first, that the caller has to write as zero now because the vCPU
+    /// leaves the CPU. Call it after the sync.
     #[must_use]
     pub fn give_up(&mut self) -> usize {
         debug_assert_eq!(self.used, 0, "list registers are given up before the sync");

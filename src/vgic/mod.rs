@@ -12,32 +12,32 @@
 //! | `lr` | images of the list registers |
 //! | `flush_lrs`, `sync_lrs` | fill the list registers before an entry and empty them after an exit |
 //! | `inject` | interrupts of emulated devices and of hardware that the domain owns |
-//! | `lpi`, `lpi_state`, `lpi_set`, `lpi_tables` | LPIs: delivery, configuration and owner, pending state, the guest's tables |
+//! | `lpi`, `lpi_state`, `lpi_set`, `lpi_tables` | LPIs: delivery; configuration and owner; pending state; the guest's tables |
 //! | `vcpu_set` | sets of vCPUs |
 //! | `random_tests`, `race`, `testing` | tests: a domain that does anything in any order; vCPUs on threads |
 //!
 //! **Where state lives.** SPIs and GICD_CTLR are guarded by one lock of rank `VgicDist`; a vCPU's SGIs, PPIs and
-//! redistributor by one of rank `VgicCpu`. LPIs are in bitmaps of atomics, so that the path of a device interrupt takes no
-//! lock. An SPI that a flush has to consider is in the queue of exactly one vCPU. Each vCPU has a word of flags (`Work`)
-//! that says what a flush has to consider: if the word is zero and the list registers are empty, a flush is one load and a
-//! sync one compare.
+//! redistributor by one of rank `VgicCpu`. LPIs are in bitmaps of atomics, so that the path of a device interrupt takes
+//! no lock. An SPI that a flush has to consider is in the queue of exactly one vCPU. Each vCPU has a word of flags
+//! (`Work`) that says what a flush has to consider: if the word is zero and the list registers are empty, a flush is
+//! one load and a sync one compare.
 //!
-//! **The list registers are empty while a vCPU is out of its guest.** A sync moves their contents back into software, and
-//! the next flush lists the interrupts again. So a guest reads the exact state of the interrupts of the vCPU that reads.
-//! Before it reads or changes interrupts in the list registers of a vCPU that runs on another CPU, these are *recalled*:
-//! that vCPU is kicked, and the access waits for its sync, with a deadline and without a lock. This cannot deadlock,
-//! because the vCPU that waits has been synced itself. If the deadline is missed, the access is answered from the state in
-//! software and counted; a write then takes effect at the next sync.
+//! **The list registers are empty while a vCPU is out of its guest.** A sync moves their contents back into software,
+//! and the next flush lists the interrupts again. So a guest reads the exact state of the interrupts of the vCPU that
+//! reads. Before it reads or changes interrupts in the list registers of a vCPU that runs on another CPU, these are
+//! *recalled*: that vCPU is kicked, and the access waits for its sync, with a deadline and without a lock. This cannot
+//! deadlock, because the vCPU that waits has been synced itself. If the deadline is missed, the access is answered from
+//! the state in software and counted; a write then takes effect at the next sync.
 //!
-//! **The port.** The trait [`Port`] is what the virtual GIC needs from the domain. None of its functions is called with a
-//! lock of this module held: changes are collected under the lock and carried out after it is released. Where a physical
-//! SPI follows the virtual one, the virtual state is read again after each change of the physical one, so that two vCPUs
-//! that race cannot leave the two different.
+//! **The port.** The trait [`Port`] is what the virtual GIC needs from the domain. None of its functions is called with
+//! a lock of this module held: changes are collected under the lock and carried out after it is released. Where a
+//! physical SPI follows the virtual one, the virtual state is read again after each change of the physical one, so that
+//! two vCPUs that race cannot leave the two different.
 //!
-//! **Known differences from hardware.** A hardware-linked SPI that is pending in the physical GIC but was not acknowledged
-//! there (because it is disabled) does not read as pending. One that signals by level and whose line falls after EL2 has
-//! acknowledged it is delivered all the same; for PPIs the caller resolves this ([`Synced`]). A write to GICD_ISPENDR makes
-//! a hardware-linked SPI pending in software only.
+//! **Known differences from hardware.** A hardware-linked SPI that is pending in the physical GIC but was not
+//! acknowledged there (because it is disabled) does not read as pending. One that signals by level and whose line falls
+//! after EL2 has acknowledged it is delivered all the same; for PPIs the caller resolves this ([`Synced`]). A write to
+//! GICD_ISPENDR makes a hardware-linked SPI pending in software only.
 //!
 //! Not implemented, and advertised as absent: GICv2 compatibility, 1-of-N routing, extended INTID ranges, message-based
 //! SPIs, NMIs. GICR_WAKER is storage only: a sleeping redistributor still delivers, as it does for vLPIs in hardware.

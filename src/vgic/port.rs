@@ -5,8 +5,8 @@ use crate::ids::{Intid, Ipa, VcpuId};
 
 /// What a virtual GIC asks of its domain. Called with no lock of the virtual GIC held.
 pub trait Port {
-    /// Makes a vCPU flush its list registers anew: it leaves its guest if it is in it, and wakes if it sleeps. The request
-    /// must not get lost between a flush and the entry that follows it.
+    /// Makes a vCPU flush its list registers anew: it leaves its guest if it is in it, and wakes if it sleeps. The
+    /// request must not get lost between a flush and the entry that follows it.
     fn kick(&self, vcpu: VcpuId);
     /// Copies from the domain's memory. Returns `false` if not all of it is the domain's RAM.
     fn read_guest(&self, ipa: Ipa, buf: &mut [u8]) -> bool;
@@ -22,19 +22,19 @@ pub trait Port {
     fn spi_set_pending(&self, intid: Intid, on: bool);
     /// A physical SPI that is active on behalf of the guest has to be deactivated.
     fn spi_deactivate(&self, intid: Intid);
-    /// A physical PPI that is active on behalf of `vcpu` has to be deactivated, on the CPU where `vcpu` runs or will run
-    /// next.
+    /// A physical PPI that is active on behalf of `vcpu` has to be deactivated, on the CPU where `vcpu` runs or will
+    /// run next.
     fn ppi_deactivate(&self, vcpu: VcpuId, intid: Intid);
     /// The guest has set GICD_CTLR.EnableGrp1 to `on`. On GICv4.0, residency depends on it.
     fn group1_enabled(&self, on: bool);
-    /// The guest has set GICR_CTLR.EnableLPIs of this vCPU to `on`. When it is on, the guest's configuration and pending
-    /// tables have been read.
+    /// The guest has set GICR_CTLR.EnableLPIs of this vCPU to `on`. When it is on, the guest's configuration and
+    /// pending tables have been read.
     fn lpis_enabled(&self, vcpu: VcpuId, on: bool, pendbaser: u64, propbaser: u64);
-    /// Polls `done` until it returns `true`. Returns `false` when that takes longer than a deadline, which is of the order
-    /// of a context switch.
+    /// Polls `done` until it returns `true`. Returns `false` when that takes longer than a deadline, which is of the
+    /// order of a context switch.
     ///
-    /// Called after a kick, to wait for another vCPU to leave its guest. The default has no clock and limits the number of
-    /// polls.
+    /// Called after a kick, to wait for another vCPU to leave its guest. The default has no clock and limits the number
+    /// of polls.
     fn wait(&self, done: &dyn Fn() -> bool) -> bool {
         const POLLS: u32 = 1 << 20;
         (0..POLLS).any(|_| {

@@ -1,8 +1,8 @@
-//! vCPUs as threads, which stay in their guests until they are kicked, while other threads inject, move, reroute and disable
-//! interrupts and read registers.
+//! vCPUs as threads, which stay in their guests until they are kicked, while other threads inject, move, reroute and
+//! disable interrupts and read registers.
 //!
-//! Each sender waits until its interrupt was acknowledged before it sends the next. If an interrupt or a kick is lost, or
-//! threads deadlock, a sender waits until the deadline of the test.
+//! Each sender waits until its interrupt was acknowledged before it sends the next. If an interrupt or a kick is lost,
+//! or threads deadlock, a sender waits until the deadline of the test.
 
 use super::testing::sgi1r;
 use super::*;
@@ -204,8 +204,8 @@ fn no_interrupt_is_lost_when_cpus_inject_move_and_disable_concurrently() {
         });
     });
     let taken = threads.taken.map(|t| t.into_inner());
-    // A level whose line falls after it was listed again may be acknowledged twice. The others are acknowledged as often as
-    // they were sent.
+    // A level whose line falls after it was listed again may be acknowledged twice. The others are acknowledged as
+    // often as they were sent.
     assert_eq!([taken[0], taken[2], taken[3]], [ROUNDS; 3]);
     assert!(taken[1] >= ROUNDS);
 }

@@ -1,13 +1,13 @@
-//! A domain that does anything in any order, controlled by a string of bytes: random here, chosen by the fuzzer in the fuzz
-//! target `vgic_mmio`.
+//! A domain that does anything in any order, controlled by a string of bytes: random here, chosen by the fuzzer in the
+//! fuzz target `vgic_mmio`.
 //!
-//! Three vCPUs enter, acknowledge, end, leave, sleep, power off, send SGIs and write any register. Devices signal, physical
-//! interrupts arrive, LPIs become pending and move. vCPUs sometimes handle a kick late. The test keeps the state of the
-//! physical interrupts itself and checks that
+//! Three vCPUs enter, acknowledge, end, leave, sleep, power off, send SGIs and write any register. Devices signal,
+//! physical interrupts arrive, LPIs become pending and move. vCPUs sometimes handle a kick late. The test keeps the
+//! state of the physical interrupts itself and checks that
 //!
 //! * no interrupt is in two list registers, and no SPI is listed on two vCPUs;
-//! * the physical interrupt that a list register is linked to is active and has the same number, and such a list register
-//!   is never both pending and active;
+//! * the physical interrupt that a list register is linked to is active and has the same number, and such a list
+//!   register is never both pending and active;
 //! * only active physical interrupts are deactivated, and none stays active at the end;
 //! * a vCPU that was not kicked and gets no maintenance interrupt misses no interrupt, in its guest or asleep;
 //! * once all interrupts are enabled and handled, none is pending or active.

@@ -1,10 +1,10 @@
 //! The registers of a redistributor (IHI 0069, 12.10 and 12.11).
 //!
-//! A redistributor has two frames of 64 KiB, as in a GICv3 without virtual LPIs. GICR_CTLR.CES is 1: the guest can disable
-//! LPIs again. Direct invalidation (GICR_INVLPIR, GICR_INVALLR, GICR_SYNCR) is not advertised.
+//! A redistributor has two frames of 64 KiB, as in a GICv3 without virtual LPIs. GICR_CTLR.CES is 1: the guest can
+//! disable LPIs again. Direct invalidation (GICR_INVLPIR, GICR_INVALLR, GICR_SYNCR) is not advertised.
 //!
-//! PPIs signal by level and GICR_ICFGR1 is read-only, which the architecture allows: the PPIs of a guest are those of its
-//! timers, which are level-sensitive.
+//! PPIs signal by level and GICR_ICFGR1 is read-only, which the architecture allows: the PPIs of a guest are those of
+//! its timers, which are level-sensitive.
 
 use super::dist::{IIDR, PIDR2, config_field, read_fields, write_fields};
 use super::port::Port;

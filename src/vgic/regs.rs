@@ -1,8 +1,8 @@
 //! The layout of the frames that a guest sees: decodes an offset and a size into a register.
 //!
-//! IHI 0069, 12.9 (distributor) and 12.11 (redistributor). Every offset and size is decoded. What the architecture does not
-//! define, or does not allow with that size, is [`DistReg::None`] or [`RedistReg::None`]: it reads as zero and writes are
-//! ignored.
+//! IHI 0069, 12.9 (distributor) and 12.11 (redistributor). Every offset and size is decoded. What the architecture does
+//! not define, or does not allow with that size, is [`DistReg::None`] or [`RedistReg::None`]: it reads as zero and
+//! writes are ignored.
 
 /// A kind of register with one bit for each interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! The SPIs, and the queue of each vCPU.
 //!
-//! An SPI that is pending and enabled, or active, is in the queue of one vCPU, its *home*: the vCPU that it is routed to
-//! or, while it is active or listed, the one that took it. Queues are bitmaps, guarded by the same lock as the SPIs.
+//! An SPI that is pending and enabled, or active, is in the queue of one vCPU, its *home*: the vCPU that it is routed
+//! to or, while it is active or listed, the one that took it. Queues are bitmaps, guarded by the same lock as the SPIs.
 
 use super::irq::{Irq, Trigger};
 use super::regs::SPI_FIRST;
@@ -81,8 +81,8 @@ impl Dist {
         some_vcpu(self.spi(intid)?.target)
     }
 
-    /// Puts an SPI whose state has changed into the queue of the right vCPU, and returns that vCPU. An SPI that is listed
-    /// stays where it is.
+    /// Puts an SPI whose state has changed into the queue of the right vCPU, and returns that vCPU. An SPI that is
+    /// listed stays where it is.
     pub fn place(&mut self, intid: u32) -> Option<VcpuId> {
         let spi = self.spi_mut(intid)?;
         if spi.irq.is_listed() {

@@ -31,7 +31,8 @@ pub struct Vgic {
 }
 
 impl Vgic {
-    /// Builds a distributor and the redistributors, at their reset values. No other function of the virtual GIC allocates.
+    /// Builds a distributor and the redistributors, at their reset values. No other function of the virtual GIC
+    /// allocates.
     pub fn new(config: VgicConfig) -> Result<Vgic, BadConfig> {
         let VgicConfig { vcpus, spis, id_bits, has_lpis, list_registers, priority_bits } = config;
         if vcpus.is_empty() || vcpus.len() > MAX_VCPUS {
@@ -105,7 +106,8 @@ impl Vgic {
         self.vcpus.get(vcpu.index())
     }
 
-    /// Makes these vCPUs consider new interrupts. `from` is not kicked: it is at EL2 and flushes before it enters its guest.
+    /// Makes these vCPUs consider new interrupts. `from` is not kicked: it is at EL2 and flushes before it enters its
+    /// guest.
     pub(super) fn notify(&self, port: &dyn Port, from: Option<VcpuId>, who: &VcpuSet, work: Work) {
         for vcpu in who.iter() {
             self.notify_one(port, from, vcpu, work);

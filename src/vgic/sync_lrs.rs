@@ -1,13 +1,13 @@
 //! Empties the list registers after an exit.
 //!
-//! IHI 0069, 12.4 (ICH_HCR_EL2.EOIcount). An interrupt whose list register is still pending is pending in software again;
-//! one whose list register is active stays active; if it is neither, the guest has deactivated the interrupt, and the
-//! hardware the physical one. So a level is sampled again at each exit, and the end of an interrupt whose line was high when
-//! it was listed causes an exit.
+//! IHI 0069, 12.4 (ICH_HCR_EL2.EOIcount). An interrupt whose list register is still pending is pending in software
+//! again; one whose list register is active stays active; if it is neither, the guest has deactivated the interrupt,
+//! and the hardware the physical one. So a level is sampled again at each exit, and the end of an interrupt whose line
+//! was high when it was listed causes an exit.
 //!
-//! The guest can also end active interrupts that are in no list register. With EOImode 0, the CPU interface counts these
-//! ends; as they come in the order of priorities, the count identifies the interrupts. With EOImode 1, the guest writes the
-//! INTID to ICC_DIR_EL1, which traps as long as there are such interrupts.
+//! The guest can also end active interrupts that are in no list register. With EOImode 0, the CPU interface counts
+//! these ends; as they come in the order of priorities, the count identifies the interrupts. With EOImode 1, the guest
+//! writes the INTID to ICC_DIR_EL1, which traps as long as there are such interrupts.
 //!
 //! An LPI has no active state (IHI 0069, 4.1.2), so a list register with an active LPI is free.
 
@@ -30,8 +30,8 @@ use core::sync::atomic::Ordering;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[must_use]
 pub struct Synced {
-    /// The hardware-linked PPIs that are pending and not acknowledged, a bit for each. If the line of one is low by now,
-    /// call [`Vgic::retract_hw_ppi`]; otherwise the guest gets a spurious interrupt.
+    /// The hardware-linked PPIs that are pending and not acknowledged, a bit for each. If the line of one is low by
+    /// now, call [`Vgic::retract_hw_ppi`]; otherwise the guest gets a spurious interrupt.
     pub hw_ppis_pending: u32,
 }
 
@@ -140,7 +140,8 @@ impl Vgic {
         }
     }
 
-    /// Handles a trapped write to ICC_DIR_EL1. It is ignored unless `intid` is an active interrupt of this vCPU; so are LPIs.
+    /// Handles a trapped write to ICC_DIR_EL1. It is ignored unless `intid` is an active interrupt of this vCPU; so are
+    /// LPIs.
     pub fn deactivate(&self, port: &dyn Port, vcpu: VcpuId, intid: Intid) {
         let Some(cpu) = self.vcpu(vcpu) else { return };
         let intid = intid.0;

@@ -20,7 +20,8 @@ bitflags! {
     }
 }
 
-/// The state of one vCPU, on cache lines of its own. Without its lock, other CPUs write `work` and the pending set only.
+/// The state of one vCPU, on cache lines of its own. Without its lock, other CPUs write `work` and the pending set
+/// only.
 #[repr(align(128))]
 pub(super) struct Vcpu {
     pub affinity: Mpidr,

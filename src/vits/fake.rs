@@ -1,7 +1,8 @@
 //! A host that records what a vITS asks of it and takes no nonsense, and a guest that writes commands.
 //!
 //! Used by the tests of this room and, by path, by the fuzz target. The host panics on any call that a real one would
-//! have to refuse or, worse, would carry out: an event mapped twice, a move from where it is not, a number out of range.
+//! have to refuse or, worse, would carry out: an event mapped twice, a move from where it is not, a number out of
+//! range.
 #![allow(dead_code, reason = "the fuzz target and the tests use different parts")]
 
 use super::{

@@ -93,8 +93,8 @@ pub trait Backend {
     /// Takes it away. All its events have been unmapped.
     fn unmap_device(&self, its: ItsId, device: DeviceId) -> Result<(), BackendError>;
 
-    /// Maps an event that is not mapped. [`reload_config_byte_only`](Backend::reload_config_byte_only) came just before.
-    /// On an error the event is not mapped.
+    /// Maps an event that is not mapped. [`reload_config_byte_only`](Backend::reload_config_byte_only) came just
+    /// before. On an error the event is not mapped.
     fn map_event(
         &self,
         its: ItsId,

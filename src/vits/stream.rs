@@ -292,8 +292,8 @@ fn a_random_command_stream_does_what_the_rules_say() {
     }
 }
 
-/// Registers written at any moment, work cut into pieces, and a host that fails: whatever comes, the host is never asked
-/// for nonsense (it would panic), and once it works again a disable and an enable put everything right.
+/// Registers written at any moment, work cut into pieces, and a host that fails: whatever comes, the host is never
+/// asked for nonsense (it would panic), and once it works again a disable and an enable put everything right.
 #[test]
 fn nothing_a_guest_does_in_the_middle_of_work_confuses_it() {
     for seed in 1..=60u64 {
