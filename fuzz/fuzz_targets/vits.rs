@@ -1,8 +1,9 @@
-//! Whatever a guest puts into its ITS's queue and registers, at whatever moment, EL2 does not panic, does not loop,
-//! asks the host for nothing that makes no sense, and believes of the host exactly what is there.
+//! A guest writes anything to its ITS's queue and registers, at any time: EL2 does not panic or loop, makes only valid
+//! calls of the host, and records as mapped on the host exactly what is mapped there.
 //!
-//! The host is the one of the unit tests: it panics at nonsense. The input is a list of steps, a tag byte each and its
-//! operands; numbers are kept small, so that commands meet each other, with a raw form beside for what is out of range.
+//! The host is the one of the unit tests, which panics if a call is invalid. The input is a list of steps: a tag byte
+//! and its operands. Numbers are small, so that commands refer to the same objects; a raw form covers those out of
+//! range.
 //!
 //! `cargo +nightly fuzz run vits -- -max_total_time=60 -max_len=4096`
 #![no_main]
@@ -55,13 +56,13 @@ fn command(input: &mut Input<'_>) -> encode::Words {
 }
 
 fn consistent(guest: &fake::Guest) {
-    let mut believed = BTreeMap::new();
+    let mut recorded = BTreeMap::new();
     guest.vits.for_each_event(&mut |device, event, vintid, _, at| {
         if let Some(vcpu) = at {
-            believed.insert((device.0, event.0), (vintid.0, vcpu.0));
+            recorded.insert((device.0, event.0), (vintid.0, vcpu.0));
         }
     });
-    assert_eq!(believed, *guest.host.events.borrow());
+    assert_eq!(recorded, *guest.host.events.borrow());
     let usage = guest.vits.usage();
     assert!(usage.devices <= 4 && usage.events <= 20);
     assert!(guest.host.devices.borrow().values().map(|&bits| 1u32 << bits).sum::<u32>() <= 48);
@@ -72,7 +73,7 @@ fuzz_target!(|bytes: &[u8]| {
     let quota = Quota { devices: 4, events: 20, itt_entries: 48, device_event_bits: 4 };
     let on_error = if input.byte() & 1 == 0 { OnError::Skip } else { OnError::Stall };
     let config = VitsConfig { quota, on_error, ..fake::config() };
-    let mut guest = fake::Guest::new(config, fake::Host { stretches: 3, ..fake::Host::new() });
+    let mut guest = fake::Guest::new(config, fake::Host { movall_calls: 3, ..fake::Host::new() });
     while !input.0.is_empty() {
         match input.byte() % 16 {
             0..8 => {

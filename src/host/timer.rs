@@ -1,8 +1,9 @@
-//! What a CPU's one EL2 timer is used for: the emulated CNTP of the vCPU that runs, the scheduler's next look, those
-//! who sleep until a time, and interrupts that are masked until one.
+//! The EL2 timer of a CPU, which is shared by several deadlines: the emulated CNTP of the running vCPU, the next
+//! reschedule, the wake-ups of sleeping vCPUs, and the end of a mask of interrupts.
 //!
-//! All but the sleepers are this CPU's alone. A sleeper is entered by the CPU that it went to sleep on and taken out by
-//! the one that it wakes up on, which may be another; the timer may then fire once for nobody.
+//! All but the sleepers are accessed by this CPU only. A vCPU is added to the sleepers of the CPU that it goes to sleep
+//! on and removed by the CPU that it next runs on. If that is another CPU, the timer may fire once without a sleeper
+//! that is due.
 
 use crate::arch::timer;
 use crate::host::sleepers::Sleepers;
@@ -13,29 +14,32 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 const NEVER: u64 = u64::MAX;
 
-/// What is due.
+/// The deadlines that were due when the timer fired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fired {
-    /// The scheduler's look.
+    /// The next reschedule.
     pub resched: bool,
-    /// The end of a mask.
+    /// The end of a mask of interrupts.
     pub relief: bool,
 }
 
-/// One CPU's EL2 timer.
+/// The EL2 timer of one CPU. Deadlines are in ticks; `u64::MAX` for none.
 pub struct SoftTimer {
+    /// The emulated CNTP of the running vCPU changes its level.
     guest: AtomicU64,
+    /// The scheduler has to be called.
     resched: AtomicU64,
-    /// The first of the sleepers.
+    /// The first sleeper has to be woken.
     wake: AtomicU64,
-    /// When masked interrupts may come again.
+    /// Masked interrupts have to be unmasked.
     relief: AtomicU64,
+    /// What the hardware timer is set to.
     armed: AtomicU64,
     sleepers: Lock<Sleepers<Vcpu>>,
 }
 
 impl SoftTimer {
-    /// Nothing is due.
+    /// A timer without deadlines.
     #[must_use]
     pub fn new() -> SoftTimer {
         let never = || AtomicU64::new(NEVER);
@@ -66,22 +70,22 @@ impl SoftTimer {
         }
     }
 
-    /// When the CNTP of this CPU's vCPU changes its level. On this CPU.
+    /// Sets when the CNTP of this CPU's vCPU changes its level. Called on this CPU.
     pub fn set_guest(&self, at: Option<u64>) {
         self.set(&self.guest, at);
     }
 
-    /// When the scheduler has to look. On this CPU.
+    /// Sets when the scheduler has to be called. Called on this CPU.
     pub fn set_resched(&self, at: Option<u64>) {
         self.set(&self.resched, at);
     }
 
-    /// Interrupts that this CPU has masked may come again at `at`. On this CPU.
+    /// Sets that interrupts that this CPU has masked are unmasked at `at` or earlier. Called on this CPU.
     pub fn relieve_at(&self, at: u64) {
         self.set(&self.relief, Some(at.min(self.relief.load(Relaxed))));
     }
 
-    /// Wakes `vcpu` at `at`, if nobody else does. On this CPU.
+    /// Wakes `vcpu` at `at` unless it is woken before. Called on this CPU.
     pub fn sleep(&self, vcpu: Arc<Vcpu>, at: u64) {
         let mut sleepers = self.sleepers.lock();
         sleepers.add(at, vcpu);
@@ -90,12 +94,12 @@ impl SoftTimer {
         self.set(&self.wake, next);
     }
 
-    /// `vcpu` is awake. On any CPU.
+    /// Removes `vcpu`, which is awake, from the sleepers. Called on any CPU.
     pub fn forget(&self, vcpu: &Vcpu) {
         self.sleepers.lock().remove(vcpu);
     }
 
-    /// This CPU goes: whoever sleeps is woken, and nothing is due any more. On this CPU.
+    /// Wakes all sleepers and clears all deadlines, because this CPU goes offline. Called on this CPU.
     pub fn give_up(&self, wake: &mut dyn FnMut(&Arc<Vcpu>)) {
         loop {
             let sleeper = self.sleepers.lock().due(NEVER);
@@ -106,7 +110,7 @@ impl SoftTimer {
         self.program();
     }
 
-    /// The timer has fired, on this CPU: `wake` is called for each sleeper that is due.
+    /// Handles the timer interrupt. Calls `wake` for each sleeper that is due. Called on this CPU.
     pub fn fired(&self, wake: &mut dyn FnMut(&Arc<Vcpu>)) -> Fired {
         let now = timer::now();
         timer::disarm();
@@ -117,7 +121,7 @@ impl SoftTimer {
             wake(&vcpu);
         }
         self.wake.store(self.sleepers.lock().next().unwrap_or(NEVER), Relaxed);
-        // Before it enters, the vCPU's CNTP is looked at anyway.
+        // The run loop computes the level of the CNTP before each entry.
         if self.guest.load(Relaxed) <= now {
             self.guest.store(NEVER, Relaxed);
         }

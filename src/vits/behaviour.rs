@@ -1,4 +1,4 @@
-//! What a guest may count on, one test a rule.
+//! The behaviour that a guest can rely on: one test for each rule.
 
 use super::fake::encode::*;
 use super::fake::{CREADR, CTLR, CWRITER, Call, Guest, Host, config};
@@ -10,7 +10,7 @@ fn guest() -> Guest {
     Guest::new(config(), Host::new())
 }
 
-/// Device 0x10 with 8 events, collections 0 to 3 at vCPU 0 to 3.
+/// A guest with device 0x10, which has 8 events, and collections 0 to 3 on vCPUs 0 to 3.
 fn mapped() -> Guest {
     let mut g = guest();
     g.commands(&[mapc(0, 0), mapc(1, 1), mapc(2, 2), mapc(3, 3), mapd(0x10, 3)]);
@@ -22,7 +22,7 @@ fn refused(g: &Guest) -> Vec<(Refusal, u64)> {
     g.vits.counters().refusals().collect()
 }
 
-/// Each command alone changes nothing on the host and is refused for this reason.
+/// Checks that each command is refused for this reason and causes no call of the host.
 fn refuses(g: &mut Guest, why: Refusal, commands: &[Words]) {
     for command in commands {
         let before = g.vits.counters().of(why);
@@ -40,11 +40,11 @@ fn mapti_reads_the_configuration_byte_and_maps_for_the_collections_vcpu() {
 }
 
 #[test]
-fn mapi_takes_the_event_number_for_the_intid() {
+fn mapi_maps_to_the_intid_of_the_event_number() {
     let mut g = guest();
     g.commands(&[mapc(0, 0), mapd(1, 14)]);
     refuses(&mut g, Refusal::VintidRange, &[mapi(1, 3, 0), mapi(1, 8191, 0)]);
-    // 11 bits of events is all that one device gets, so no number that is an LPI has a slot.
+    // A device gets 11 EventID bits, so no EventID that is the INTID of an LPI has a slot.
     refuses(&mut g, Refusal::EventQuota, &[mapi(1, 8192, 0)]);
     let quota = Quota { devices: 2, events: 16, itt_entries: 1 << 14, device_event_bits: 14 };
     let mut g = Guest::new(VitsConfig { quota, ..config() }, Host::new());
@@ -55,7 +55,7 @@ fn mapi_takes_the_event_number_for_the_intid() {
 }
 
 #[test]
-fn mapti_to_an_unmapped_collection_waits_for_mapc() {
+fn an_event_in_an_unmapped_collection_is_mapped_on_the_host_at_mapc() {
     let mut g = mapped();
     assert_eq!(g.calls_of(&[mapti(0x10, 0, 8192, 9), mapti(0x10, 1, 8193, 9)]), []);
     assert_eq!(g.vits.lookup(DeviceId(0x10), EventId(0)), Some((VIntid(8192), None)));
@@ -67,7 +67,7 @@ fn mapti_to_an_unmapped_collection_waits_for_mapc() {
 }
 
 #[test]
-fn mapti_over_a_mapped_event_unmaps_it_first() {
+fn mapti_of_a_mapped_event_unmaps_it_first() {
     let mut g = mapped();
     g.commands(&[mapti(0x10, 5, 8200, 2)]);
     assert_eq!(
@@ -85,7 +85,7 @@ fn several_events_may_share_an_intid() {
 }
 
 #[test]
-fn mapc_to_another_vcpu_moves_each_event_and_no_other() {
+fn mapc_to_another_vcpu_moves_the_events_of_the_collection_only() {
     let mut g = mapped();
     g.commands(&[mapti(0x10, 0, 8192, 0), mapti(0x10, 1, 8193, 1), mapti(0x10, 2, 8194, 0), int(0x10, 2)]);
     assert_eq!(g.calls_of(&[mapc(0, 3)]), [Call::Move(0x10, 0, 0, 3), Call::Move(0x10, 2, 0, 3)]);
@@ -94,7 +94,7 @@ fn mapc_to_another_vcpu_moves_each_event_and_no_other() {
 }
 
 #[test]
-fn mapc_v0_parks_the_events_and_mapc_brings_them_back() {
+fn mapc_v0_parks_the_events_and_mapc_maps_them_again() {
     let mut g = mapped();
     g.commands(&[mapti(0x10, 0, 8192, 0), mapti(0x10, 1, 8193, 1), int(0x10, 0)]);
     assert_eq!(g.calls_of(&[unmapc(0)]), [Call::Park(0x10, 0, 0)]);
@@ -110,14 +110,14 @@ fn movi_moves_with_the_pending_state_and_only_between_mapped_collections() {
     assert_eq!(g.calls_of(&[movi(0x10, 0, 1)]), [Call::Move(0x10, 0, 0, 1)]);
     assert_eq!(*g.host.pending.borrow(), [(1, 8192)].into());
     refuses(&mut g, Refusal::CollectionUnmapped, &[movi(0x10, 0, 9), movi(0x10, 1, 0)]);
-    // Another collection at the same vCPU: nothing for the host to do, but the event follows that collection now.
+    // Another collection of the same vCPU: the host has nothing to do, but the event follows that collection now.
     g.commands(&[mapc(4, 1)]);
     assert_eq!(g.calls_of(&[movi(0x10, 0, 4)]), []);
     assert_eq!(g.calls_of(&[mapc(1, 0), mapc(4, 2)]), [Call::Move(0x10, 0, 1, 2)]);
 }
 
 #[test]
-fn movall_moves_what_is_pending_and_no_mapping() {
+fn movall_moves_pending_interrupts_and_no_mapping() {
     let mut g = mapped();
     g.commands(&[mapti(0x10, 0, 8192, 0), int(0x10, 0)]);
     assert_eq!(g.calls_of(&[movall(0, 2)]), [Call::MovePending(0, 2, 0)]);
@@ -128,7 +128,7 @@ fn movall_moves_what_is_pending_and_no_mapping() {
 }
 
 #[test]
-fn int_clear_and_inv_reach_the_mapped_event() {
+fn int_clear_and_inv_act_on_the_mapped_event() {
     let mut g = mapped();
     g.commands(&[mapti(0x10, 5, 8200, 2)]);
     assert_eq!(
@@ -138,7 +138,7 @@ fn int_clear_and_inv_reach_the_mapped_event() {
 }
 
 #[test]
-fn discard_unmaps_with_the_pending_state() {
+fn discard_unmaps_an_event_and_clears_its_pending_state() {
     let mut g = mapped();
     g.commands(&[mapti(0x10, 5, 8200, 2), mapti(0x10, 6, 8201, 9), int(0x10, 5)]);
     assert_eq!(g.calls_of(&[discard(0x10, 5), discard(0x10, 6)]), [Call::Unmap(0x10, 5, 2)]);
@@ -147,7 +147,7 @@ fn discard_unmaps_with_the_pending_state() {
 }
 
 #[test]
-fn invall_reads_each_byte_of_the_vcpu_then_invalidates_once() {
+fn invall_reads_each_byte_of_the_vcpu_and_then_invalidates_once() {
     let mut g = mapped();
     g.commands(&[mapti(0x10, 0, 8192, 0), mapti(0x10, 1, 8193, 1), mapti(0x10, 2, 8194, 0), mapti(0x10, 3, 8195, 9)]);
     assert_eq!(g.calls_of(&[invall(0)]), [Call::Byte(8192, 0), Call::Byte(8194, 0), Call::InvalidateAll(0)]);
@@ -162,7 +162,7 @@ fn enabling_lpis_reads_each_byte_of_the_vcpu() {
     assert_eq!(g.vits.lpis_enabled(VcpuId(1)), Progress::More);
     g.finish(10);
     assert_eq!(g.host.take_calls(), [Call::Byte(8193, 1), Call::InvalidateAll(1)]);
-    // Two vCPUs at once: all are read, none is forgotten.
+    // Two vCPUs at the same time: the bytes of all vCPUs are read.
     let _ = g.vits.lpis_enabled(VcpuId(0));
     let _ = g.vits.lpis_enabled(VcpuId(1));
     g.finish(1);
@@ -188,7 +188,7 @@ fn disabling_the_its_stops_delivery_and_enabling_resumes_it() {
     assert_eq!(g.host.take_calls(), [Call::Park(0x10, 0, 0), Call::Park(0x10, 1, 1)]);
     assert_eq!(*g.host.pending.borrow(), [(1, 8193)].into());
     assert_eq!(g.vits.read(CTLR, 4), 0x8000_0000);
-    // Commands wait meanwhile.
+    // Meanwhile, commands wait.
     g.enqueue(&[discard(0x10, 0)]);
     assert_eq!(g.ring(), Progress::Done);
     assert_eq!(g.host.take_calls(), []);
@@ -206,7 +206,7 @@ fn disabling_the_its_stops_delivery_and_enabling_resumes_it() {
 }
 
 #[test]
-fn mapd_on_a_mapped_device_takes_its_events_down_first() {
+fn mapd_of_a_mapped_device_unmaps_its_events_first() {
     let mut g = mapped();
     for (command, after) in [
         (mapd(0x10, 3), Some(Call::MapDevice(0x10, 3))),
@@ -231,7 +231,7 @@ fn mapd_v0_of_an_unmapped_device_is_no_error() {
 }
 
 #[test]
-fn a_mapd_that_is_refused_leaves_the_old_mapping_alone() {
+fn a_mapd_that_is_refused_does_not_change_the_old_mapping() {
     let mut g = mapped();
     g.commands(&[mapti(0x10, 0, 8192, 0)]);
     refuses(&mut g, Refusal::SizeRange, &[mapd(0x10, 17)]);
@@ -261,7 +261,7 @@ fn quotas_of_devices_itt_entries_and_events_hold() {
     let quota = Quota { devices: 3, events: 4, itt_entries: 24, device_event_bits: 4 };
     let mut g = Guest::new(VitsConfig { quota, ..config() }, Host::new());
     g.commands(&[mapc(0, 0)]);
-    // 16 bits are asked for, 4 are given.
+    // The guest asks for 16 bits, and the host gets 4.
     assert_eq!(g.calls_of(&[mapd(1, 16)]), [Call::MapDevice(1, 4)]);
     refuses(&mut g, Refusal::EventQuota, &[mapti(1, 16, 8192, 0)]);
     refuses(&mut g, Refusal::IttQuota, &[mapd(2, 4)]);
@@ -269,7 +269,7 @@ fn quotas_of_devices_itt_entries_and_events_hold() {
     refuses(&mut g, Refusal::DeviceQuota, &[mapd(4, 1)]);
     g.commands(&[mapti(1, 0, 8192, 0), mapti(1, 1, 8193, 0), mapti(2, 0, 8194, 0), mapti(3, 0, 8195, 0)]);
     refuses(&mut g, Refusal::EventQuota, &[mapti(3, 1, 8196, 0)]);
-    // A mapping that is replaced takes nothing more.
+    // Replacing a mapping needs no more of the quota.
     assert_eq!(g.calls_of(&[mapti(3, 0, 8196, 0)]).len(), 3);
     g.commands(&[unmapd(1), mapd(4, 3), mapti(4, 7, 8192, 0)]);
     assert_eq!(g.vits.usage(), Usage { devices: 3, events: 3 });
@@ -277,7 +277,7 @@ fn quotas_of_devices_itt_entries_and_events_hold() {
 }
 
 #[test]
-fn what_the_host_refuses_is_counted_and_tried_again_later() {
+fn a_failure_of_the_host_is_counted_and_the_operation_is_tried_again_later() {
     let mut g = mapped();
     g.host.failures.set(1);
     assert_eq!(g.calls_of(&[mapti(0x10, 0, 8192, 0)]).len(), 2);
@@ -297,7 +297,7 @@ fn what_the_host_refuses_is_counted_and_tried_again_later() {
 }
 
 #[test]
-fn a_device_that_the_host_cannot_map_keeps_its_events_off_the_host() {
+fn the_events_of_a_device_that_the_host_cannot_map_are_not_mapped_on_the_host() {
     let mut g = guest();
     g.host.failures.set(1);
     g.commands(&[mapc(0, 0), mapd(1, 3), mapti(1, 0, 8192, 0)]);
@@ -308,7 +308,7 @@ fn a_device_that_the_host_cannot_map_keeps_its_events_off_the_host() {
     assert_eq!(g.calls_of(&[unmapd(1), mapd(1, 3)]), [Call::UnmapDevice(1), Call::MapDevice(1, 3)]);
 }
 
-/// One event in each of 2048 slots of one device, all in collection 0.
+/// A guest with a device that has 2048 mapped events, all in collection 0.
 fn large() -> Guest {
     let mut g = guest();
     g.commands(&[mapc(0, 0), mapc(1, 1), mapd(1, 11)]);
@@ -319,7 +319,7 @@ fn large() -> Guest {
 }
 
 #[test]
-fn long_commands_stop_at_the_budget_and_creadr_waits_for_their_end() {
+fn long_commands_pause_at_the_budget_and_creadr_advances_at_their_end() {
     for command in [mapc(0, 1), unmapc(0), invall(0), unmapd(1), mapd(1, 4)] {
         let mut g = large();
         let reader = g.read(CREADR);
@@ -328,7 +328,7 @@ fn long_commands_stop_at_the_budget_and_creadr_waits_for_their_end() {
         let mut calls = 0;
         loop {
             let now = g.host.take_calls().len();
-            assert!(now <= 33, "{now} calls in one go");
+            assert!(now <= 33, "{now} calls in one step");
             calls += now;
             let done = g.vits.run(&g.host, 20) == Progress::Done;
             if done {
@@ -345,11 +345,11 @@ fn long_commands_stop_at_the_budget_and_creadr_waits_for_their_end() {
 }
 
 #[test]
-fn disabling_a_large_its_is_quiescent_only_at_the_end() {
+fn an_its_with_many_events_is_quiescent_only_when_all_are_parked() {
     let g = large();
     assert_eq!(g.vits.write(&g.host, CTLR, 4, 0), Progress::More);
     assert_eq!(g.vits.read(CTLR, 4), 0);
-    // Enabled again half way: what was parked comes back, what was not stays.
+    // Enabled again before the end: parked events are mapped again, and the others stay mapped.
     assert_eq!(g.vits.write(&g.host, CTLR, 4, 1), Progress::More);
     g.finish(7);
     assert_eq!(g.host.events.borrow().len(), 2048);
@@ -360,14 +360,14 @@ fn disabling_a_large_its_is_quiescent_only_at_the_end() {
 }
 
 #[test]
-fn movall_goes_on_where_the_host_stopped() {
-    let mut g = Guest::new(config(), Host { stretches: 3, ..Host::new() });
+fn movall_continues_where_the_host_stopped() {
+    let mut g = Guest::new(config(), Host { movall_calls: 3, ..Host::new() });
     let calls = [Call::MovePending(0, 1, 0), Call::MovePending(0, 1, 1), Call::MovePending(0, 1, 2)];
     assert_eq!(g.calls_of(&[movall(0, 1)]), calls);
 }
 
 #[test]
-fn a_budget_of_nothing_still_makes_progress() {
+fn a_budget_of_zero_still_makes_progress() {
     let mut g = large();
     g.enqueue(&[unmapd(1)]);
     assert_eq!(g.ring(), Progress::More);
@@ -376,13 +376,13 @@ fn a_budget_of_nothing_still_makes_progress() {
 }
 
 #[test]
-fn with_stalling_chosen_a_command_error_stops_the_queue_until_retry() {
+fn with_on_error_stall_a_command_error_stops_the_queue_until_retry() {
     let mut g = Guest::new(VitsConfig { on_error: OnError::Stall, ..config() }, Host::new());
     g.enqueue(&[mapc(0, 0), int(1, 0), mapd(1, 3)]);
     assert_eq!(g.ring(), Progress::Done);
     assert_eq!(g.read(CREADR), 32 | 1);
     assert_eq!(g.host.take_calls(), []);
-    // The guest mends the command and says Retry.
+    // The guest corrects the command and writes Retry.
     g.host.memory.borrow_mut()[32] = 0x05;
     g.write(CWRITER, g.writer() | 1);
     assert_eq!(g.read(CREADR), g.writer());
@@ -406,7 +406,7 @@ fn a_queue_outside_the_guests_memory_stalls() {
 }
 
 #[test]
-fn a_queue_at_the_end_of_the_address_space_is_no_trouble() {
+fn a_queue_at_the_end_of_the_address_space_stalls() {
     let g = guest();
     g.enable(false);
     g.write(fake::CBASER, u64::MAX);
@@ -416,7 +416,7 @@ fn a_queue_at_the_end_of_the_address_space_is_no_trouble() {
 }
 
 #[test]
-fn a_cpu_cannot_reach_the_translation_frame() {
+fn accesses_of_a_cpu_to_the_translation_frame_are_ignored() {
     let g = guest();
     for (offset, size) in [(0x1_0040, 4), (0x1_0040, 2), (0x1_0000, 8), (u64::MAX, 1)] {
         assert_eq!(g.vits.write(&g.host, offset, size, 5), Progress::Done);
@@ -427,7 +427,7 @@ fn a_cpu_cannot_reach_the_translation_frame() {
 }
 
 #[test]
-fn reset_takes_everything_down_and_a_driver_can_start_again() {
+fn reset_unmaps_everything_and_a_driver_can_initialize_the_its_again() {
     let mut g = large();
     g.commands(&[mapd(2, 3), mapti(2, 0, 8192, 1)]);
     g.enqueue(&[mapd(1, 5)]);
@@ -437,7 +437,7 @@ fn reset_takes_everything_down_and_a_driver_can_start_again() {
     g.host.take_calls();
     g.finish(10);
     assert!(g.host.events.borrow().is_empty() && g.host.devices.borrow().is_empty());
-    // The command that was under way ends as a mere take-down, and is not counted against the new CREADR.
+    // The MAPD that was in progress only unmaps the device and does not advance the new CREADR.
     assert!(!g.host.take_calls().iter().any(|call| matches!(call, Call::MapDevice(..))));
     assert_eq!(g.read(CREADR), 0);
     assert_eq!(g.vits.read(CTLR, 4), 0x8000_0000);
@@ -450,7 +450,7 @@ fn reset_takes_everything_down_and_a_driver_can_start_again() {
 }
 
 #[test]
-fn events_are_visited_in_order() {
+fn events_are_visited_in_order_of_device_and_event() {
     let mut g = mapped();
     g.commands(&[mapd(1, 2), mapti(0x10, 3, 8195, 9), mapti(1, 1, 8192, 1)]);
     let mut seen = vec![];
@@ -459,7 +459,7 @@ fn events_are_visited_in_order() {
 }
 
 #[test]
-fn a_shape_that_makes_no_sense_is_refused() {
+fn each_parameter_out_of_range_is_refused() {
     let good = config();
     let quota = Quota { device_event_bits: 0, ..good.quota };
     for (bad, name) in [

@@ -1,37 +1,36 @@
-//! The 32 bytes of an ITS command, taken apart.
+//! Decodes the 32 bytes of an ITS command (IHI 0069, 5.3).
 //!
-//! IHI 0069, 5.3. Fields that the architecture reserves are ignored. Nothing is checked here beyond the opcode:
-//! a [`Command`] is what a guest alleges, and the interpreter decides what of it holds.
+//! Reserved fields are ignored. Only the opcode is checked here; the interpreter checks the other fields.
 
 use crate::ids::{CollectionId, DeviceId, EventId, VIntid};
 
-/// The size of a command, in bytes.
+/// Size of a command, in bytes.
 pub(super) const BYTES: u64 = 32;
 
 /// A command as a guest wrote it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Command {
-    /// Give the device an ITT of 2^`event_bits` entries, or (`None`) take it away.
+    /// Map the device with an ITT of 2^`event_bits` entries, or unmap it (`None`).
     Mapd { device: DeviceId, event_bits: Option<u8> },
-    /// Point the collection at a redistributor, or (`None`) at nothing.
+    /// Map the collection to a redistributor, or unmap it (`None`).
     Mapc { collection: CollectionId, target: Option<u64> },
-    /// MAPTI and MAPI.
+    /// Map an event (MAPTI and MAPI).
     Mapti { device: DeviceId, event: EventId, vintid: VIntid, collection: CollectionId },
     /// Move an event to another collection.
     Movi { device: DeviceId, event: EventId, collection: CollectionId },
-    /// Move what is pending from one redistributor to another.
+    /// Move all pending interrupts from one redistributor to another.
     Movall { from: u64, to: u64 },
-    /// Reread one interrupt's configuration.
+    /// Read the configuration of one interrupt again.
     Inv { device: DeviceId, event: EventId },
-    /// Reread a collection's configuration.
+    /// Read the configuration of a collection's interrupts again.
     Invall { collection: CollectionId },
     /// Make an event pending.
     Int { device: DeviceId, event: EventId },
-    /// Take its pending state away.
+    /// Make an event not pending.
     Clear { device: DeviceId, event: EventId },
-    /// Unmap an event, with its pending state.
+    /// Unmap an event and clear its pending state.
     Discard { device: DeviceId, event: EventId },
-    /// Wait for what came before; all of it is complete by the time this is read.
+    /// Wait for the preceding commands, which are always complete when this one is read.
     Sync,
 }
 
@@ -44,7 +43,7 @@ fn field32(word: u64, shift: u32, bits: u32) -> u32 {
 }
 
 impl Command {
-    /// Decodes a command, or hands back the opcode that is none.
+    /// Decodes a command. The error is an unknown opcode.
     pub fn decode(bytes: &[u8; 32]) -> Result<Command, u8> {
         let mut words = [0u64; 4];
         for (word, chunk) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
@@ -94,7 +93,7 @@ mod tests {
     const EVENT: EventId = EventId(0x8765_4321);
     const COLLECTION: CollectionId = CollectionId(0xfedc);
 
-    /// Encodings written from IHI 0069, 5.3, by hand. Every reserved field is set: it must not matter.
+    /// Encodings written by hand from IHI 0069, 5.3. Reserved fields are set, which must have no effect.
     #[test]
     fn each_command_is_decoded_as_the_manual_encodes_it() {
         let (device, event, collection) = (DEVICE, EVENT, COLLECTION);
@@ -132,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_of_gicv4_and_numbers_that_mean_nothing_are_unknown() {
+    fn commands_of_gicv4_and_undefined_opcodes_are_unknown() {
         let known = [0x01, 0x03, 0x04, 0x05, 0x08, 0x09, 0x0a, 0x0b, 0x0c, 0x0d, 0x0e, 0x0f];
         for opcode in 0..=255u8 {
             let decoded = decode([u64::from(opcode), 0, 0, 0]);

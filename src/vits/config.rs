@@ -2,30 +2,31 @@
 
 use crate::ids::{DomId, ItsId};
 
-/// How much of the host a guest may take through one vITS.
+/// Limits of the host's resources that a guest may use through one virtual ITS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
-    /// Devices mapped at once.
+    /// Number of devices that are mapped at the same time.
     pub devices: u16,
-    /// Events mapped at once, over all devices.
+    /// Number of events that are mapped at the same time, over all devices.
     pub events: u32,
-    /// ITT entries, over all mapped devices: each takes a slot in EL2's heap and one in a host ITT.
+    /// Number of ITT entries, over all mapped devices. Each takes a slot in EL2's heap and one in a physical ITT.
     pub itt_entries: u32,
-    /// EventID bits of one device; what a guest asks for beyond it is mapped but takes no events there. 11 bits are
-    /// the 2048 vectors of MSI-X.
+    /// EventID bits of one device. A guest may map a device with more, but cannot map the events beyond. The 2048
+    /// vectors of MSI-X need 11 bits.
     pub device_event_bits: u8,
 }
 
-/// What a guest has mapped.
+/// How much of its quota a guest uses.
+#[cfg(any(test, fuzzing))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// Devices.
+    /// Number of mapped devices.
     pub devices: usize,
-    /// Events, over all devices.
+    /// Number of mapped events, over all devices.
     pub events: u32,
 }
 
-/// What a command error does to the queue (IHI 0069, 5.3.1: the implementation chooses).
+/// What a command error does to the queue. IHI 0069, 5.3.1 leaves that to the implementation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnError {
     /// The command is skipped.
@@ -34,12 +35,12 @@ pub enum OnError {
     Stall,
 }
 
-/// The shape of a vITS.
+/// What a virtual ITS is made from.
 #[derive(Clone, Copy, Debug)]
 pub struct VitsConfig {
-    /// Whose it is, for log lines.
+    /// Its domain, for log lines.
     pub domain: DomId,
-    /// The host ITS behind it.
+    /// The physical ITS behind it.
     pub its: ItsId,
     /// DeviceID bits, 1 to 32.
     pub device_bits: u8,
@@ -49,27 +50,27 @@ pub struct VitsConfig {
     pub collection_bits: u8,
     /// INTID bits, 14 to 24: a vINTID is one of 8192..2^id_bits.
     pub id_bits: u8,
-    /// What the guest may use up.
+    /// What the guest may use.
     pub quota: Quota,
     /// What a command error does.
     pub on_error: OnError,
 }
 
-/// Why a vITS cannot be made.
+/// Why a virtual ITS cannot be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConfigError {
-    /// A number is outside what its documentation says; which one.
+    /// The field of this name is out of its documented range.
     OutOfRange(&'static str),
-    /// No memory for the shadow state.
+    /// There is no memory for the shadow state.
     NoMemory,
 }
 
-/// Whether all that the guest asked for is done.
+/// Whether all that the guest requested is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "a vCPU may not go on before the work is done"]
+#[must_use = "a vCPU must not run before the work is done"]
 pub enum Progress {
-    /// Nothing is left to do.
+    /// Everything is done.
     Done,
-    /// [`Vits::run`] is to be called again.
+    /// [`Vits::run`](super::Vits::run) has to be called again.
     More,
 }

@@ -1,8 +1,7 @@
-//! A host that records what a vITS asks of it and takes no nonsense, and a guest that writes commands.
+//! A host that records and checks the calls of a virtual ITS, and a guest that writes commands.
 //!
-//! Used by the tests of this room and, by path, by the fuzz target. The host panics on any call that a real one would
-//! have to refuse or, worse, would carry out: an event mapped twice, a move from where it is not, a number out of
-//! range.
+//! Used by the tests of `vits` and, by its path, by the fuzz target. The host panics if a call is invalid: if
+//! an event is mapped twice or moved from a vCPU that it is not mapped to, or if a number is out of range.
 #![allow(dead_code, reason = "the fuzz target and the tests use different parts")]
 
 use super::{
@@ -13,12 +12,12 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::vec::Vec;
 
-/// Where the guest's command queue is, and its size: one page.
+/// The address of the guest's command queue, and its size in bytes.
 pub const QUEUE: u64 = 0x8000_0000;
 pub const QUEUE_BYTES: u64 = 4096;
 pub const ITS: ItsId = ItsId(3);
 
-/// A vITS of 16-bit DeviceIDs and EventIDs, 16 collections, 8192 LPIs.
+/// A virtual ITS with 16-bit DeviceIDs and EventIDs, 16 collections and 8192 LPIs.
 pub fn config() -> VitsConfig {
     VitsConfig {
         domain: DomId(0),
@@ -32,7 +31,7 @@ pub fn config() -> VitsConfig {
     }
 }
 
-/// What was asked of the host, in order. `read_guest` and look-ups are not recorded.
+/// A call of the host. `read_guest` and look-ups are not recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
     MapDevice(u32, u8),
@@ -49,13 +48,15 @@ pub enum Call {
     MovePending(u16, u16, u32),
 }
 
-/// The host.
+/// A host for tests.
 pub struct Host {
     pub vcpus: u16,
     pub id_bits: u8,
     pub memory: RefCell<Vec<u8>>,
+    /// Devices that the domain does not own.
     pub foreign: BTreeSet<u32>,
     pub calls: RefCell<Vec<Call>>,
+    /// DeviceID to EventID bits.
     pub devices: RefCell<BTreeMap<u32, u8>>,
     /// (device, event) to (vINTID, vCPU).
     pub events: RefCell<BTreeMap<(u32, u32), (u32, u16)>>,
@@ -64,10 +65,10 @@ pub struct Host {
     /// The guest's configuration table, where it is not 0, and what the host has applied of it.
     pub config: RefCell<BTreeMap<u32, u8>>,
     pub applied: RefCell<BTreeMap<u32, u8>>,
-    /// How many of the next operations that can fail are to fail.
+    /// How many of the next operations that can fail do fail.
     pub failures: Cell<u32>,
-    /// MOVALL takes this many calls.
-    pub stretches: u32,
+    /// Number of calls that a MOVALL takes.
+    pub movall_calls: u32,
 }
 
 impl Host {
@@ -84,11 +85,11 @@ impl Host {
             config: RefCell::default(),
             applied: RefCell::default(),
             failures: Cell::new(0),
-            stretches: 1,
+            movall_calls: 1,
         }
     }
 
-    /// What was asked since the last time.
+    /// The calls since the last time, in order.
     pub fn take_calls(&self) -> Vec<Call> {
         self.calls.take()
     }
@@ -113,7 +114,7 @@ impl Host {
         assert!((8192..1 << self.id_bits).contains(&vintid.0), "{vintid}");
     }
 
-    /// The mapped event, which must be as the vITS says.
+    /// Checks that an event is mapped as the caller says.
     fn mapped(&self, its: ItsId, device: DeviceId, event: EventId, vintid: VIntid, vcpu: VcpuId) {
         self.check(its, vintid, vcpu);
         let found = self.events.borrow().get(&(device.0, event.0)).copied();
@@ -266,7 +267,7 @@ impl Backend for Host {
     fn move_all_pending(&self, from: VcpuId, to: VcpuId, resume: u32) -> Option<u32> {
         assert!(from.0 < self.vcpus && to.0 < self.vcpus && from != to);
         self.call(Call::MovePending(from.0, to.0, resume));
-        if resume + 1 < self.stretches {
+        if resume + 1 < self.movall_calls {
             return Some(resume + 1);
         }
         let moved: Vec<_> = self.pending.borrow().iter().filter(|p| p.0 == from.0).copied().collect();
@@ -278,7 +279,7 @@ impl Backend for Host {
     }
 }
 
-/// Commands as a guest writes them: IHI 0069, 5.3.
+/// Encodes commands as a guest writes them (IHI 0069, 5.3).
 pub mod encode {
     pub type Words = [u64; 4];
 
@@ -335,7 +336,7 @@ pub const CBASER: u64 = 0x80;
 pub const CWRITER: u64 = 0x88;
 pub const CREADR: u64 = 0x90;
 
-/// A guest with its vITS and the host behind it.
+/// A guest with its virtual ITS and the host.
 pub struct Guest {
     pub host: Host,
     pub vits: Vits,
@@ -345,12 +346,12 @@ pub struct Guest {
 impl Guest {
     /// A guest whose ITS is enabled, with an empty queue.
     pub fn new(config: VitsConfig, host: Host) -> Guest {
-        let mut guest = Guest { host, vits: Vits::new(config).expect("a sound configuration"), writer: 0 };
+        let mut guest = Guest { host, vits: Vits::new(config).expect("the configuration is valid"), writer: 0 };
         guest.bring_up();
         guest
     }
 
-    /// As a driver starts an ITS.
+    /// Initializes the ITS as a driver does.
     pub fn bring_up(&mut self) {
         self.writer = 0;
         self.write(CBASER, 1 << 63 | QUEUE);
@@ -362,7 +363,7 @@ impl Guest {
         self.vits.read(offset, 8)
     }
 
-    /// Writes a register and does all the work it entails.
+    /// Writes a register and does all the work that the write causes.
     pub fn write(&self, offset: u64, value: u64) {
         if self.vits.write(&self.host, offset, 8, value) == Progress::More {
             self.finish(1000);
@@ -375,17 +376,17 @@ impl Guest {
         }
     }
 
-    /// Runs to the end, `budget` operations at a time, and says how often it was asked to come back.
+    /// Runs to the end with a budget of `budget` operations per call. Returns how often there was more to do.
     pub fn finish(&self, budget: usize) -> usize {
         let mut rounds = 0;
         while self.vits.run(&self.host, budget) == Progress::More {
             rounds += 1;
-            assert!(rounds < 1_000_000, "the work has an end");
+            assert!(rounds < 1_000_000, "the work does not end");
         }
         rounds
     }
 
-    /// Puts commands into the queue, without telling the ITS.
+    /// Puts commands into the queue without writing GITS_CWRITER.
     pub fn enqueue(&mut self, commands: &[encode::Words]) {
         for command in commands {
             let at = self.writer as usize;
@@ -397,12 +398,12 @@ impl Guest {
         }
     }
 
-    /// Tells the ITS, and does no more of the work than the write itself does.
+    /// Writes GITS_CWRITER and does only the work that the write itself does.
     pub fn ring(&self) -> Progress {
         self.vits.write(&self.host, CWRITER, 8, self.writer)
     }
 
-    /// Has commands executed.
+    /// Executes commands to their end.
     pub fn commands(&mut self, commands: &[encode::Words]) {
         for chunk in commands.chunks(100) {
             self.enqueue(chunk);
@@ -413,7 +414,7 @@ impl Guest {
         }
     }
 
-    /// What the host is asked while commands are executed.
+    /// The calls of the host that the execution of commands causes.
     pub fn calls_of(&mut self, commands: &[encode::Words]) -> Vec<Call> {
         self.host.take_calls();
         self.commands(commands);

@@ -1,35 +1,39 @@
-//! The interpreter: one command at a time from the guest's queue, each to its end before the next.
+//! Executes the commands of the guest's queue, one after the other.
 //!
-//! What a command error is, and that it leaves no trace in the shadow, follows the manual's list for each command
-//! (IHI 0069, 5.3 and its pseudocode). Work that may be long is a [`Task`]; there is at most one. In the order of
-//! precedence: the task at hand, a reset, the walk after GITS_CTLR.Enabled changed, a reload of configuration bytes,
-//! the next command.
+//! The command errors are those that the manual lists for each command (IHI 0069, 5.3 and its pseudocode); a command
+//! with an error does not change the shadow. Work that may take long is a [`Task`], of which there is at most one. The
+//! order of precedence is: the current task, a reset, the walk after a change of GITS_CTLR.Enabled, a reload of
+//! configuration bytes, the next command.
 
 use super::command::Command;
-use super::config::{ConfigError, OnError, Progress, Usage, VitsConfig};
+#[cfg(any(test, fuzzing))]
+use super::config::Usage;
+use super::config::{ConfigError, OnError, Progress, VitsConfig};
 use super::refusal::{Counters, Refusal};
 use super::regs::{self, Effect, Registers};
-use super::shadow::{Collections, Cursor, Device, Event, Shadow, Stop};
+use super::shadow::{Collections, Cursor, Device, Event, Shadow, Step};
 use super::{Backend, BackendError};
 use crate::ids::{CollectionId, DeviceId, EventId, ItsId, Lpi, VIntid, VcpuId};
 
-/// How much work is left to do before a breath.
+/// How much work may still be done before the interpreter returns.
 pub(super) struct Budget(usize);
 
 impl Budget {
-    /// A look at an entry of the shadow that asks for nothing is cheap: so many cost one host operation.
-    const LOOKS: usize = 64;
+    /// Number of entries of the shadow, without an operation on the host, that cost as much as one such operation.
+    const ENTRIES: usize = 64;
 
-    /// For `operations` on the host.
+    /// A budget for `operations` on the host and at least one.
     pub fn new(operations: usize) -> Budget {
-        Budget(operations.max(1).saturating_mul(Self::LOOKS))
+        Budget(operations.max(1).saturating_mul(Self::ENTRIES))
     }
 
+    /// Charges one operation on the host.
     fn operation(&mut self) {
-        self.0 = self.0.saturating_sub(Self::LOOKS);
+        self.0 = self.0.saturating_sub(Self::ENTRIES);
     }
 
-    fn look(&mut self) {
+    /// Charges one entry of the shadow.
+    fn entry(&mut self) {
         self.0 = self.0.saturating_sub(1);
     }
 
@@ -38,29 +42,30 @@ impl Budget {
     }
 }
 
-/// Work with a cursor.
+/// Work that can be interrupted, with its position.
 #[derive(Clone, Copy, Debug)]
 enum Work {
-    /// Unmap a device's events from `next` on, then the device; then map it anew with `remap` EventID bits.
-    TakeDown { device: DeviceId, next: u32, remap: Option<u8> },
-    /// Re-establish the rule of `mod.rs` for the events of one collection, or of all.
-    Settle { only: Option<CollectionId>, cursor: Cursor },
-    /// Reload the configuration bytes of the events at one vCPU, or at any.
+    /// Unmap a device's events from `next` on, then the device. Then map it again with `remap` EventID bits, if any.
+    UnmapDevice { device: DeviceId, next: u32, remap: Option<u8> },
+    /// Re-establish the rule of `mod.rs` for the events of one collection, or of all collections.
+    Reconcile { only: Option<CollectionId>, cursor: Cursor },
+    /// Reload the configuration bytes of the events of one vCPU, or of all vCPUs.
     Reload { only: Option<VcpuId>, cursor: Cursor },
-    /// Invalidate what is cached for the vCPUs from `next` on.
+    /// Invalidate the cached configuration of the vCPUs from `next` on.
     Invalidate { next: u16 },
-    /// Move what is software-pending.
+    /// Move interrupts that are pending in software.
     MovePending { from: VcpuId, to: VcpuId, resume: u32 },
 }
 
+/// The work at hand.
 #[derive(Clone, Copy, Debug)]
 struct Task {
     work: Work,
-    /// Whether it is the command at GITS_CREADR, which is complete when this is.
-    of_queue: bool,
+    /// Whether it is for the command at GITS_CREADR, which is complete when the work is.
+    of_command: bool,
 }
 
-/// Whose configuration bytes are to be reloaded because LPIs were enabled.
+/// The vCPUs whose configuration bytes have to be reloaded because their LPIs were enabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reload {
     No,
@@ -68,19 +73,21 @@ enum Reload {
     All,
 }
 
-/// Everything behind the lock.
+/// The state of a virtual ITS.
 pub(super) struct State {
     config: VitsConfig,
     regs: Registers,
     shadow: Shadow,
     task: Option<Task>,
+    /// A reset is requested.
     reset: bool,
-    settle: bool,
+    /// GITS_CTLR.Enabled has changed.
+    reconcile: bool,
     reload: Reload,
     counters: Counters,
 }
 
-/// The names of an event on the host.
+/// An event on the host.
 #[derive(Clone, Copy)]
 struct Name {
     its: ItsId,
@@ -88,13 +95,13 @@ struct Name {
     event: EventId,
 }
 
-/// Where the host must have an event: the rule of `mod.rs`.
+/// The vCPU that the host must have an event mapped to, by the rule of `mod.rs`.
 fn wanted(enabled: bool, device: &Device, event: &Event, collections: &Collections) -> Option<VcpuId> {
     if enabled && device.at_host { collections.target(event.collection) } else { None }
 }
 
-/// Brings the host to where it should have an event. `None` if it is there already.
-fn settle(
+/// Maps, moves or unmaps an event on the host so that it is mapped to `wanted`. `None` if it is already.
+fn reconcile(
     backend: &dyn Backend,
     name: Name,
     event: &mut Event,
@@ -125,7 +132,7 @@ impl State {
             shadow: Shadow::new(&config)?,
             task: None,
             reset: false,
-            settle: false,
+            reconcile: false,
             reload: Reload::No,
             counters: Counters::default(),
         })
@@ -135,13 +142,14 @@ impl State {
         &self.counters
     }
 
+    #[cfg(any(test, fuzzing))]
     pub fn usage(&self) -> Usage {
         Usage { devices: self.shadow.devices(), events: self.shadow.mapped() }
     }
 
-    /// No work beside the queue.
+    /// Whether there is no work except commands in the queue.
     fn idle(&self) -> bool {
-        self.task.is_none() && !self.reset && !self.settle && self.reload == Reload::No
+        self.task.is_none() && !self.reset && !self.reconcile && self.reload == Reload::No
     }
 
     fn progress(&self) -> Progress {
@@ -160,7 +168,7 @@ impl State {
         let idle = self.idle();
         match self.regs.write(offset, size, value, idle) {
             Effect::Stored => {}
-            Effect::EnableChanged => self.settle = true,
+            Effect::EnableChanged => self.reconcile = true,
             Effect::Refused(why) => self.refuse(why),
         }
     }
@@ -178,8 +186,8 @@ impl State {
         self.regs = Registers::new(&self.config);
         self.shadow.collections.clear();
         if let Some(task) = &mut self.task {
-            task.of_queue = false;
-            if let Work::TakeDown { remap, .. } = &mut task.work {
+            task.of_command = false;
+            if let Work::UnmapDevice { remap, .. } = &mut task.work {
                 *remap = None;
             }
         }
@@ -187,6 +195,7 @@ impl State {
         self.progress()
     }
 
+    #[cfg(test)]
     pub fn lookup(&self, device: DeviceId, event: EventId) -> Option<(VIntid, Option<VcpuId>)> {
         let device = self.shadow.device(device)?;
         self.shadow.event(&device, event).map(|e| (e.vintid, e.at))
@@ -201,21 +210,25 @@ impl State {
         }
     }
 
-    /// Counts what was not done, and says so once per reason.
+    /// Counts a request that was refused, and logs the first one of each reason.
     fn refuse(&mut self, why: Refusal) {
         if self.counters.count(why) {
             let (domain, its) = (self.config.domain, self.config.its);
-            log::warn!("{domain}: virtual {its}: skipped: {} (said once; counted from now on)", why.text());
+            log::warn!("vits: {domain} {its}: request refused: {}; further ones are only counted", why.text());
         }
     }
 
     fn host_failed(&mut self, name: Name, why: Refusal, error: BackendError) {
         if self.counters.count(why) {
             let (domain, its, device, event) = (self.config.domain, name.its, name.device, name.event);
-            log::warn!("{domain}: virtual {its}: {device} {event}: {}: {error:?} (said once)", why.text());
+            log::warn!(
+                "vits: {domain} {its}: {device} {event}: {}: {error:?}; further failures are only counted",
+                why.text()
+            );
         }
     }
 
+    /// An event as the host identifies it.
     fn name(&self, device: DeviceId, event: EventId) -> Name {
         Name { its: self.config.its, device, event }
     }
@@ -225,21 +238,23 @@ impl State {
             if let Some(task) = self.task.take() {
                 match self.work(backend, task.work, budget) {
                     Some(work) => self.task = Some(Task { work, ..task }),
-                    None if task.of_queue => self.complete(),
+                    None if task.of_command => self.complete(),
                     None => {}
                 }
             } else if self.reset {
                 match self.shadow.first_device() {
-                    Some(device) => self.task = Some(Task::beside(Work::TakeDown { device, next: 0, remap: None })),
+                    Some(device) => {
+                        self.task = Some(Task::background(Work::UnmapDevice { device, next: 0, remap: None }))
+                    }
                     None => self.reset = false,
                 }
-            } else if self.settle {
-                self.settle = false;
-                self.task = Some(Task::beside(Work::Settle { only: None, cursor: Cursor::default() }));
+            } else if self.reconcile {
+                self.reconcile = false;
+                self.task = Some(Task::background(Work::Reconcile { only: None, cursor: Cursor::default() }));
             } else if self.reload != Reload::No {
                 let only = if let Reload::Of(vcpu) = self.reload { Some(vcpu) } else { None };
                 self.reload = Reload::No;
-                self.task = Some(Task::beside(Work::Reload { only, cursor: Cursor::default() }));
+                self.task = Some(Task::background(Work::Reload { only, cursor: Cursor::default() }));
             } else if !self.fetch(backend, budget) {
                 return Progress::Done;
             }
@@ -247,7 +262,7 @@ impl State {
         self.progress()
     }
 
-    /// Executes the next command of the queue. `false` if there is none.
+    /// Executes the next command of the queue. Returns `false` if there is none.
     fn fetch(&mut self, backend: &dyn Backend, budget: &mut Budget) -> bool {
         let Some(head) = self.regs.next_command() else { return false };
         budget.operation();
@@ -263,7 +278,7 @@ impl State {
         };
         match outcome {
             Ok(None) => self.complete(),
-            Ok(Some(work)) => self.task = Some(Task { work, of_queue: true }),
+            Ok(Some(work)) => self.task = Some(Task { work, of_command: true }),
             Err(why) => {
                 self.refuse(why);
                 match self.config.on_error {
@@ -275,12 +290,13 @@ impl State {
         true
     }
 
+    /// Completes the command at GITS_CREADR.
     fn complete(&mut self) {
         self.counters.commands = self.counters.commands.saturating_add(1);
         self.regs.advance();
     }
 
-    /// Checks and executes a command, up to work that takes a cursor.
+    /// Checks a command and executes it, or returns the work that it causes.
     fn execute(
         &mut self,
         backend: &dyn Backend,
@@ -295,7 +311,7 @@ impl State {
                     None => None,
                 };
                 self.shadow.collections.set(collection, target)?;
-                return Ok(Some(Work::Settle { only: Some(collection), cursor: Cursor::default() }));
+                return Ok(Some(Work::Reconcile { only: Some(collection), cursor: Cursor::default() }));
             }
             Command::Invall { collection } => {
                 self.shadow.collections.check(collection)?;
@@ -340,7 +356,7 @@ impl State {
         if u64::from(device.0) < limit { Ok(()) } else { Err(Refusal::DeviceRange) }
     }
 
-    /// The device, and that the event is within what its MAPD said.
+    /// The mapped device, if the event is in the range of its MAPD.
     fn mapped_device(&self, device: DeviceId, event: EventId) -> Result<Device, Refusal> {
         self.check_device(device)?;
         let device = self.shadow.device(device).ok_or(Refusal::DeviceUnmapped)?;
@@ -348,13 +364,15 @@ impl State {
         if u64::from(event.0) < limit { Ok(device) } else { Err(Refusal::EventRange) }
     }
 
+    /// The mapped device and the mapped event.
     fn mapped_event(&self, device: DeviceId, event: EventId) -> Result<(Device, Event), Refusal> {
         let device = self.mapped_device(device, event)?;
         let event = self.shadow.event(&device, event).ok_or(Refusal::EventUnmapped)?;
         Ok((device, event))
     }
 
-    /// The event on the host, for INT, CLEAR and INV. `None`, and counted, if a failure of the host keeps it off.
+    /// The event on the host, for INT, CLEAR and INV. `None`, which is counted, if it is not mapped there because the
+    /// host has failed before.
     fn delivered_event(
         &mut self,
         device: DeviceId,
@@ -387,11 +405,11 @@ impl State {
             }
         }
         if self.shadow.device(device).is_some() {
-            return Ok(Some(Work::TakeDown { device, next: 0, remap: event_bits }));
+            return Ok(Some(Work::UnmapDevice { device, next: 0, remap: event_bits }));
         }
         match event_bits {
             Some(bits) => self.map_device(backend, device, bits).map(|()| None),
-            // Unmapping what is not mapped is no error: drivers do it before they map.
+            // Unmapping a device that is not mapped is no error: drivers do so before they map it.
             None => Ok(None),
         }
     }
@@ -423,12 +441,12 @@ impl State {
         if id.0 >= device.entries() {
             return Err(Refusal::EventQuota);
         }
-        // Over a mapping the manual leaves the result open; here it is DISCARD, then MAPTI.
+        // The manual leaves open what MAPTI of a mapped event does. Here it is DISCARD followed by MAPTI.
         self.unmap(backend, &device, id, budget);
         if !self.shadow.has_room() {
             return Err(Refusal::EventQuota);
         }
-        self.place(backend, &device, id, Event { vintid, collection, at: None }, budget)
+        self.update(backend, &device, id, Event { vintid, collection, at: None }, budget)
     }
 
     fn movi(
@@ -441,14 +459,14 @@ impl State {
     ) -> Result<(), Refusal> {
         let (device, event) = self.mapped_event(device, id)?;
         self.shadow.collections.check(collection)?;
-        // Both collections must be mapped: an event is never moved out of, or into, nowhere.
+        // The collection that the event is in and the new one must both be mapped.
         self.shadow.collections.target(event.collection).ok_or(Refusal::CollectionUnmapped)?;
         self.shadow.collections.target(collection).ok_or(Refusal::CollectionUnmapped)?;
-        self.place(backend, &device, id, Event { collection, ..event }, budget)
+        self.update(backend, &device, id, Event { collection, ..event }, budget)
     }
 
-    /// Settles an event on the host and records it.
-    fn place(
+    /// Brings an event on the host up to date and records it.
+    fn update(
         &mut self,
         backend: &dyn Backend,
         device: &Device,
@@ -458,7 +476,7 @@ impl State {
     ) -> Result<(), Refusal> {
         let name = self.name(device.id, id);
         let wanted = wanted(self.regs.enabled(), device, &event, &self.shadow.collections);
-        if let Some(result) = settle(backend, name, &mut event, wanted) {
+        if let Some(result) = reconcile(backend, name, &mut event, wanted) {
             budget.operation();
             if let Err((why, error)) = result {
                 self.host_failed(name, why, error);
@@ -467,7 +485,7 @@ impl State {
         self.shadow.set_event(device, id, event)
     }
 
-    /// Unmaps an event, on the host and in the shadow, if it is mapped.
+    /// Unmaps an event on the host and in the shadow, if it is mapped.
     fn unmap(&mut self, backend: &dyn Backend, device: &Device, id: EventId, budget: &mut Budget) {
         let Some(event) = self.shadow.take_event(device, id) else { return };
         let Some(vcpu) = event.at else { return };
@@ -478,39 +496,39 @@ impl State {
         }
     }
 
-    /// One stretch of a task. What is left of it, or `None` when it is done.
+    /// Does work until the budget is spent. Returns the work that is left, or `None` when it is done.
     fn work(&mut self, backend: &dyn Backend, work: Work, budget: &mut Budget) -> Option<Work> {
         match work {
-            Work::TakeDown { device, next, remap } => self.take_down(backend, device, next, remap, budget),
-            Work::Settle { only, mut cursor } => {
+            Work::UnmapDevice { device, next, remap } => self.unmap_device(backend, device, next, remap, budget),
+            Work::Reconcile { only, mut cursor } => {
                 let (enabled, its) = (self.regs.enabled(), self.config.its);
                 while !budget.spent() {
-                    let Stop { device, id, event, collections } = self.shadow.walk(&mut cursor)?;
-                    budget.look();
+                    let Step { device, id, event, collections } = self.shadow.walk(&mut cursor)?;
+                    budget.entry();
                     let Some(event) = event else { continue };
                     if only.is_some_and(|only| only != event.collection) {
                         continue;
                     }
                     let name = Name { its, device: device.id, event: id };
                     let wanted = wanted(enabled, &device, event, collections);
-                    if let Some(result) = settle(backend, name, event, wanted) {
+                    if let Some(result) = reconcile(backend, name, event, wanted) {
                         budget.operation();
                         if let Err((why, error)) = result {
                             self.host_failed(name, why, error);
                         }
                     }
                 }
-                Some(Work::Settle { only, cursor })
+                Some(Work::Reconcile { only, cursor })
             }
             Work::Reload { only, mut cursor } => {
                 while !budget.spent() {
-                    let Some(Stop { event, .. }) = self.shadow.walk(&mut cursor) else {
+                    let Some(Step { event, .. }) = self.shadow.walk(&mut cursor) else {
                         budget.operation();
                         let Some(vcpu) = only else { return Some(Work::Invalidate { next: 0 }) };
                         backend.invalidate_all(vcpu);
                         return None;
                     };
-                    budget.look();
+                    budget.entry();
                     let Some(event) = event else { continue };
                     if let Some(at) = event.at.filter(|&at| only.is_none_or(|only| only == at)) {
                         backend.reload_config_byte_only(event.vintid, at);
@@ -534,7 +552,7 @@ impl State {
         }
     }
 
-    fn take_down(
+    fn unmap_device(
         &mut self,
         backend: &dyn Backend,
         id: DeviceId,
@@ -545,9 +563,9 @@ impl State {
         let device = self.shadow.device(id)?;
         while next < device.entries() {
             if budget.spent() {
-                return Some(Work::TakeDown { device: id, next, remap });
+                return Some(Work::UnmapDevice { device: id, next, remap });
             }
-            budget.look();
+            budget.entry();
             self.unmap(backend, &device, EventId(next), budget);
             next = next.saturating_add(1);
         }
@@ -561,7 +579,7 @@ impl State {
         if let Some(bits) = remap
             && let Err(why) = self.map_device(backend, id, bits)
         {
-            // The device stays unmapped; the command is complete all the same, its first half cannot be undone.
+            // The device stays unmapped. The command is complete, because unmapping cannot be undone.
             self.refuse(why);
         }
         None
@@ -569,7 +587,8 @@ impl State {
 }
 
 impl Task {
-    fn beside(work: Work) -> Task {
-        Task { work, of_queue: false }
+    /// Work that is not for a command.
+    fn background(work: Work) -> Task {
+        Task { work, of_command: false }
     }
 }

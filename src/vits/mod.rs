@@ -1,24 +1,35 @@
 //! The ITS that a guest sees.
 //!
-//! A guest programs its ITS by a queue of commands in its own memory. This room reads them, checks every number in
-//! them, keeps what they say in EL2's memory under a quota ([`shadow`]), and asks the host side for what follows: a
-//! mapping, a move, an interrupt made pending. The host side is a trait, [`Backend`], which the domain implements; it
-//! alone knows whether an event is injected directly (a VMAPTI on the host's ITS) or by list register.
+//! | file | contents |
+//! |---|---|
+//! | `mod.rs` | [`Backend`]: what a virtual ITS asks of its host |
+//! | `its` | [`Vits`]: a virtual ITS behind its lock |
+//! | `config` | configuration, quotas and results |
+//! | `regs` | the registers |
+//! | `command` | decodes commands |
+//! | `interpreter` | executes commands |
+//! | `shadow` | the guest's mappings, in EL2's memory |
+//! | `refusal` | why a request was not carried out, and counters of that |
+//! | `behaviour`, `stream`, `fake` | tests: one rule each; random command streams; a host that checks its calls |
 //!
-//! One rule ties the two sides together. **An event is mapped on the host exactly while the guest's ITS is enabled and
-//! its device, its event and its collection are all mapped**; then the host has it mapped to the collection's vCPU.
-//! MAPTI, MAPC, MOVI and GITS_CTLR.Enabled change one of these conditions, and what they do is to re-establish the
-//! rule for the events concerned. If the host refuses, the event counts as not mapped there, and the next command that
-//! touches it tries again; the guest's view does not change.
+//! A guest programs its ITS by a queue of commands in its own memory. A virtual ITS reads them, checks every number in
+//! them, keeps the mappings in EL2's memory under a quota, and asks its host for the rest: to map or move an event, or
+//! to make an interrupt pending. The host is a trait, [`Backend`], which the domain implements. Only the host knows
+//! whether an event is injected directly (by a VMAPTI on the physical ITS) or by list register.
 //!
-//! One guest command may stand for thousands of host commands (MAPC on a full collection, MAPD V=0 on a large device,
-//! INVALL, MOVALL, and the walk that an enable or disable entails). Such work is a task with a cursor. [`Vits::run`]
-//! does as much of it as its budget allows, and GITS_CREADR passes a command only when its work is done. The vCPU that
-//! wrote the register may not run before [`Progress::Done`].
+//! One rule connects the two sides: **an event is mapped on the host exactly while the guest's ITS is enabled and the
+//! event, its device and its collection are all mapped**; it is then mapped to the vCPU of the collection. MAPTI, MAPC,
+//! MOVI and GITS_CTLR.Enabled change one of these conditions, and then re-establish the rule for the events concerned.
+//! If the host fails, the event counts as not mapped there, and the next command for it tries again; the guest's view
+//! does not change.
 //!
-//! The commands and registers are IHI 0069, chapter 5 and 12.19. Deliberately not here: the virtual redistributors'
-//! side of LPIs (configuration and pending tables), MSIs themselves (devices reach the host's ITS), saving and
-//! restoring, and the guest's ITS tables.
+//! One command of a guest may need thousands of operations on the host: MAPC of a full collection, MAPD with V = 0 for
+//! a large device, INVALL, MOVALL, and a change of GITS_CTLR.Enabled. Such work is a task with a cursor. [`Vits::run`]
+//! does as much of it as its budget allows, and GITS_CREADR advances past a command only when its work is done. The
+//! vCPU that wrote the register must not run before [`Progress::Done`].
+//!
+//! Commands and registers are described in IHI 0069, chapter 5 and 12.19. Not here: the LPI tables of the virtual
+//! redistributors, MSIs (devices write to the physical ITS), saving and restoring, and the guest's ITS tables.
 #![deny(
     clippy::panic,
     clippy::todo,
@@ -53,7 +64,9 @@ mod fake;
 #[cfg(test)]
 mod stream;
 
-pub use config::{ConfigError, OnError, Progress, Quota, Usage, VitsConfig};
+#[cfg(any(test, fuzzing))]
+pub use config::Usage;
+pub use config::{ConfigError, OnError, Progress, Quota, VitsConfig};
 pub use its::Vits;
 pub use refusal::{Counters, Refusal};
 
@@ -61,40 +74,41 @@ pub use refusal::{Counters, Refusal};
 use crate::ids::DomId;
 use crate::ids::{DeviceId, EventId, Ipa, ItsId, VIntid, VcpuId};
 
-/// Why the host could not do something.
+/// Why the host could not carry out an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackendError {
-    /// No memory for a table.
+    /// There is no memory for a table.
     NoMemory,
-    /// No physical LPI or vPE left.
+    /// All physical LPIs or vPEs are in use.
     NoLpi,
-    /// The host does not have this device or event.
+    /// The device or event is not mapped on the host.
     NotMapped,
-    /// The host's ITS did not do it in time.
+    /// The physical ITS did not complete a command in time.
     Hardware,
 }
 
-/// The host, as a vITS needs it.
+/// What a virtual ITS asks of its host.
 ///
-/// Called with the vITS's lock (`Rank::Vits`) held: an implementation takes higher ranks only and does not call back.
-/// `vintid` and `vcpu` come with an event so that the host need not keep them; several events may share a vINTID.
+/// Called with the lock of the virtual ITS (`Rank::Vits`) held: an implementation takes locks of higher ranks only and
+/// does not call back. `vintid` and `vcpu` are passed with an event so that the host need not store them; several
+/// events may share a vINTID.
 pub trait Backend {
-    /// Copies from the guest's memory. `false` unless all of it is memory of the domain.
+    /// Copies from the guest's memory. Returns `false` unless all of it is memory of the domain.
     fn read_guest(&self, ipa: Ipa, buf: &mut [u8]) -> bool;
-    /// How many vCPUs the domain has.
+    /// Number of vCPUs of the domain.
     fn vcpus(&self) -> u16;
     /// The vCPU whose GICR_TYPER.Processor_Number is `rdbase` (GITS_TYPER.PTA is 0).
     fn vcpu_by_target(&self, rdbase: u64) -> Option<VcpuId>;
-    /// Whether the device is the domain's. Asked before anything is mapped for it.
+    /// Whether the domain owns the device. Called before the device is mapped.
     fn owns_device(&self, its: ItsId, device: DeviceId) -> bool;
 
-    /// Gives the device an ITT for 2^`event_bits` events.
+    /// Maps the device, with an ITT for 2^`event_bits` events.
     fn map_device(&self, its: ItsId, device: DeviceId, event_bits: u8) -> Result<(), BackendError>;
-    /// Takes it away. All its events have been unmapped.
+    /// Unmaps the device, whose events have all been unmapped.
     fn unmap_device(&self, its: ItsId, device: DeviceId) -> Result<(), BackendError>;
 
-    /// Maps an event that is not mapped. [`reload_config_byte_only`](Backend::reload_config_byte_only) came just
-    /// before. On an error the event is not mapped.
+    /// Maps an event that is not mapped. [`reload_config_byte_only`](Backend::reload_config_byte_only) was called for
+    /// it just before. After an error the event is not mapped.
     fn map_event(
         &self,
         its: ItsId,
@@ -103,7 +117,7 @@ pub trait Backend {
         vcpu: VcpuId,
         vintid: VIntid,
     ) -> Result<(), BackendError>;
-    /// Moves a mapped event with its pending state. On an error the event is not mapped.
+    /// Moves a mapped event with its pending state. After an error the event is not mapped.
     fn move_event(
         &self,
         its: ItsId,
@@ -113,8 +127,8 @@ pub trait Backend {
         from: VcpuId,
         to: VcpuId,
     ) -> Result<(), BackendError>;
-    /// Unmaps a mapped event and drops its pending state (DISCARD, MAPD, MAPTI over a mapping). It counts as unmapped
-    /// after an error, too.
+    /// Unmaps a mapped event and clears its pending state (DISCARD, MAPD, MAPTI of a mapped event). It counts as
+    /// unmapped after an error, too.
     fn unmap_event(
         &self,
         its: ItsId,
@@ -123,8 +137,8 @@ pub trait Backend {
         vintid: VIntid,
         vcpu: VcpuId,
     ) -> Result<(), BackendError>;
-    /// Unmaps a mapped event; an interrupt that is already pending should stay so (MAPC V=0 and GITS_CTLR.Enabled = 0
-    /// end translation, they do not reach into a redistributor). One extra edge is allowed.
+    /// Unmaps a mapped event, but an interrupt that is pending should stay pending: MAPC with V = 0 and
+    /// GITS_CTLR.Enabled = 0 end the translation and do not affect a redistributor. One additional edge is allowed.
     fn park_event(
         &self,
         its: ItsId,
@@ -134,19 +148,19 @@ pub trait Backend {
         vcpu: VcpuId,
     ) -> Result<(), BackendError>;
 
-    /// INT on a mapped event.
+    /// Makes a mapped event pending (INT).
     fn set_pending(&self, its: ItsId, device: DeviceId, event: EventId, vintid: VIntid, vcpu: VcpuId);
-    /// CLEAR on a mapped event.
+    /// Clears the pending state of a mapped event (CLEAR).
     fn clear_pending(&self, its: ItsId, device: DeviceId, event: EventId, vintid: VIntid, vcpu: VcpuId);
 
-    /// INV on a mapped event: reads the guest's configuration byte, applies it, invalidates what caches it.
+    /// Reads the guest's configuration byte of a mapped event, applies it and invalidates cached copies (INV).
     fn reload_config(&self, its: ItsId, device: DeviceId, event: EventId, vintid: VIntid, vcpu: VcpuId);
-    /// Reads the guest's configuration byte and applies it; what caches it is dealt with afterwards.
+    /// Reads the guest's configuration byte and applies it. The caller has cached copies invalidated afterwards.
     fn reload_config_byte_only(&self, vintid: VIntid, vcpu: VcpuId);
-    /// Invalidates all that is cached for a vCPU, after its bytes were reloaded.
+    /// Invalidates all configuration that is cached for a vCPU, after its bytes were reloaded.
     fn invalidate_all(&self, vcpu: VcpuId);
 
-    /// MOVALL: moves software-pending interrupts, a bounded stretch of them from `resume` (0 at first; the meaning is
-    /// the implementation's own). `Some` says where to go on, `None` that all are moved.
+    /// Moves a bounded number of interrupts that are pending in software (MOVALL), from `resume` on. `resume` is 0 at
+    /// first, then the value that the previous call returned; `None` means that all are moved.
     fn move_all_pending(&self, from: VcpuId, to: VcpuId, resume: u32) -> Option<u32>;
 }

@@ -1,21 +1,21 @@
-//! Why something a guest asked of its ITS was not done, and how often.
+//! Reasons why a request of a guest to its ITS was not carried out, and counters for them.
 //!
-//! A command error has no register to show itself in (GITS_TYPER.SEIS is 0; IHI 0069, 5.3.1), and a log line per
-//! error would hand the log to the guest. So each kind has a counter, and its first occurrence one line.
+//! No register reports a command error (GITS_TYPER.SEIS is 0; IHI 0069, 5.3.1), and one log line per error would let
+//! the guest flood the log. So each reason has a counter, and only its first occurrence is logged.
 
 macro_rules! refusals {
     ($($(#[$doc:meta])* $name:ident, $text:literal;)*) => {
-        /// The reasons.
+        /// Why a request was not carried out.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Refusal {
             $($(#[$doc])* $name,)*
         }
 
         impl Refusal {
-            /// All of them, in the order of their counters.
+            /// All reasons, in the order of their counters.
             pub const ALL: &'static [Refusal] = &[$(Refusal::$name,)*];
 
-            /// As the end of the sentence "a command was skipped because ...".
+            /// The reason as a clause, for log lines.
             #[must_use]
             pub const fn text(self) -> &'static str {
                 match self {
@@ -27,73 +27,73 @@ macro_rules! refusals {
 }
 
 refusals! {
-    /// No command of a GICv3 ITS.
-    UnknownCommand, "its opcode is none of GICv3's";
-    /// The memory behind GITS_CREADR is not the guest's.
+    /// A GICv3 ITS has no such command.
+    UnknownCommand, "unknown opcode";
+    /// The command at GITS_CREADR is not in the guest's memory.
     QueueUnreadable, "the command queue is not in the guest's memory";
-    /// GITS_CWRITER points behind the end of the queue.
+    /// GITS_CWRITER is beyond the end of the queue.
     WriterBeyondQueue, "GITS_CWRITER is beyond the queue";
     /// GITS_CBASER or GITS_BASERn was written while the ITS was not quiescent.
     WriteWhileEnabled, "the register is read-only until the ITS is quiescent";
     /// No register has this size and alignment.
-    BadAccess, "no register has that size and alignment";
+    BadAccess, "no register has this size and alignment";
     /// A CPU wrote to the translation frame.
     TranslaterWrite, "a CPU wrote to the translation frame";
-    /// DeviceID beyond GITS_TYPER.Devbits.
+    /// The DeviceID is beyond GITS_TYPER.Devbits.
     DeviceRange, "the DeviceID is beyond GITS_TYPER.Devbits";
-    /// The device is not this domain's.
-    DeviceNotOwned, "the device is not this domain's";
-    /// No MAPD for this device.
+    /// The domain does not own the device.
+    DeviceNotOwned, "the domain does not own the device";
+    /// The device is not mapped (MAPD).
     DeviceUnmapped, "the device is not mapped";
     /// MAPD asks for more EventID bits than GITS_TYPER.IDbits.
     SizeRange, "the ITT is larger than GITS_TYPER.IDbits allows";
-    /// EventID beyond what MAPD said.
+    /// The EventID is beyond what MAPD allows.
     EventRange, "the EventID is beyond the device's ITT";
-    /// No MAPTI for this event.
+    /// The event is not mapped (MAPTI).
     EventUnmapped, "the event is not mapped";
-    /// ICID beyond GITS_TYPER.CIDbits.
+    /// The ICID is beyond GITS_TYPER.CIDbits.
     CollectionRange, "the collection number is beyond GITS_TYPER.CIDbits";
-    /// No MAPC for this collection.
+    /// The collection is not mapped (MAPC).
     CollectionUnmapped, "the collection is not mapped";
-    /// Not an LPI of this guest.
+    /// The INTID is not an LPI of this guest.
     VintidRange, "the INTID is not an LPI of this guest";
-    /// RDbase names no vCPU.
-    UnknownTarget, "the target is no vCPU";
-    /// All device slots are taken.
+    /// RDbase is not a vCPU.
+    UnknownTarget, "the target is not a vCPU";
+    /// The quota of devices is used up.
     DeviceQuota, "the domain's quota of devices is used up";
-    /// All ITT entries are taken.
+    /// The quota of ITT entries is used up.
     IttQuota, "the domain's quota of ITT entries is used up";
-    /// All events are taken, or the event is beyond one device's share.
+    /// The quota of events is used up, or the event is beyond the quota of one device.
     EventQuota, "the domain's quota of events is used up";
-    /// The host could not map the device or the event; the guest's mapping stands and delivers nothing.
+    /// The host could not map the device or the event. It stays mapped for the guest and delivers no interrupt.
     HostMap, "the host could not map it";
-    /// The host could not unmap it; it is unmapped for the guest all the same.
+    /// The host could not unmap the device or the event. It is unmapped for the guest.
     HostUnmap, "the host could not unmap it";
-    /// The event is mapped for the guest, but an earlier failure keeps it off the host.
+    /// The event is mapped for the guest but, because of an earlier failure, not on the host.
     NotAtHost, "the event is not mapped on the host";
 }
 
-/// How often each thing happened since the vITS was made.
+/// Counters of a virtual ITS, since it was made.
 #[derive(Clone, Debug, Default)]
 pub struct Counters {
-    /// Commands executed to the end, refused ones included.
+    /// Number of commands that are complete, including refused ones.
     pub commands: u64,
     refusals: [u64; Refusal::ALL.len()],
 }
 
 impl Counters {
-    /// How often `why` happened.
+    /// How often `why` occurred.
     #[must_use]
     pub fn of(&self, why: Refusal) -> u64 {
         self.refusals.get(why as usize).copied().unwrap_or(0)
     }
 
-    /// Each reason that occurred at all.
+    /// The reasons that occurred, with how often.
     pub fn refusals(&self) -> impl Iterator<Item = (Refusal, u64)> + '_ {
         Refusal::ALL.iter().map(|&why| (why, self.of(why))).filter(|&(_, times)| times != 0)
     }
 
-    /// Counts one, and says whether it is the first of its kind.
+    /// Counts one occurrence of `why`. Returns whether it is the first.
     pub(super) fn count(&mut self, why: Refusal) -> bool {
         let Some(times) = self.refusals.get_mut(why as usize) else { return false };
         *times = times.saturating_add(1);
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_reason_has_a_counter_of_its_own_and_speaks_once() {
+    fn each_reason_has_its_own_counter_and_is_reported_once() {
         let mut counters = Counters::default();
         for (times, &why) in Refusal::ALL.iter().enumerate() {
             assert!(counters.count(why));

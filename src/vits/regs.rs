@@ -1,16 +1,15 @@
-//! The registers of a virtual ITS: what each offset holds, which bits stick, and what a write sets off.
+//! The registers of a virtual ITS (IHI 0069, 12.19).
 //!
-//! IHI 0069, 12.19 (the ITS register descriptions). The guest sees the ITS of a GICv3: GITS_TYPER.{Virtual, VMOVP}
-//! are 0 and GITS_PIDR2.ArchRev is 3, whatever the host has, so that it never builds a vPE. GITS_BASER0 (devices)
-//! and GITS_BASER1 (collections) hold what is written to them and nothing more: the tables behind them are memory
-//! that the guest gives away and nobody reads.
+//! The guest sees the ITS of a GICv3: GITS_TYPER.{Virtual, VMOVP} are 0 and GITS_PIDR2.ArchRev is 3, whatever the
+//! physical ITS is, so that the guest never creates a vPE. GITS_BASER0 (devices) and GITS_BASER1 (collections) are
+//! storage only: the tables that they point to are never accessed.
 //!
-//! Where the architecture leaves a choice, this file makes it:
+//! Where the architecture leaves a choice:
 //!
 //! - Writes to GITS_CBASER and GITS_BASERn while the ITS is enabled, or disabled but not yet quiescent, are ignored.
-//! - A GITS_CWRITER beyond the queue is stored, and the queue stands still until it is written again.
-//! - An access of a size or alignment that a register does not have reads as zero and is ignored.
-//! - GITS_CBASER keeps bits [15:12]: a queue aligned to 4 KiB only works.
+//! - A GITS_CWRITER beyond the queue is stored, and no command is executed until it is written again.
+//! - An access with a size or alignment that is not allowed reads as zero, and a write is ignored.
+//! - GITS_CBASER[15:12] are storage: the queue need only be aligned to 4 KiB.
 
 use super::config::VitsConfig;
 use super::refusal::Refusal;
@@ -75,7 +74,7 @@ layout! { 64:
     }
 }
 
-/// What a guest may change in GITS_CBASER.
+/// The bits of GITS_CBASER that a guest can write.
 const CBASER_WRITABLE: u64 = CBASER::Size.val(0).mask()
     | CBASER::Shareability.val(0).mask()
     | CBASER::Address.val(0).mask()
@@ -83,16 +82,16 @@ const CBASER_WRITABLE: u64 = CBASER::Size.val(0).mask()
     | CBASER::InnerCache.val(0).mask()
     | CBASER::Valid.val(0).mask();
 
-/// What a guest may change in a GITS_BASERn: all but the type and the entry size.
+/// The bits of a GITS_BASERn that a guest can write: all but the type and the entry size.
 const BASER_WRITABLE: u64 = !(BASER::Type.val(0).mask() | BASER::EntrySize.val(0).mask());
 
-/// Bytes per entry of the tables that a guest provides, less one; nobody reads them.
+/// Size of an entry of the guest's tables in bytes, less one. The tables are never accessed.
 const ENTRY_BYTES_LESS_ONE: u64 = 7;
 
-/// GITS_IIDR: Arm as implementer, and a product number of its own (a `D`) that no erratum list knows.
+/// GITS_IIDR: implementer Arm and product `D`, for which drivers have no errata.
 const IIDR: u32 = 0x4400_043b;
 
-/// The control frame; the translation frame follows it.
+/// Size of the control frame, in bytes. The translation frame follows it.
 pub(super) const FRAME: u64 = 0x1_0000;
 
 mod offset {
@@ -121,26 +120,26 @@ const _: () = assert!(fits(
     FRAME
 ));
 
-/// GITS_PIDR4..7, PIDR0..3 and CIDR0..3 (0xffd0 to 0xfffc): a component of Arm's, ArchRev 3.
+/// GITS_PIDR4..7, PIDR0..3 and CIDR0..3 (0xffd0 to 0xfffc): a component of Arm, ArchRev 3.
 const ID_BLOCK: u64 = 0xffd0;
 const ID_REGISTERS: [u8; 12] = [0x44, 0, 0, 0, 0x94, 0xb4, 0x3b, 0, 0x0d, 0xf0, 0x05, 0xb1];
 
-/// What a write asks of the interpreter.
+/// What a write requires the interpreter to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// The register holds the value; no more.
+    /// Nothing.
     Stored,
-    /// GITS_CTLR.Enabled changed.
+    /// GITS_CTLR.Enabled has changed.
     EnableChanged,
-    /// The write had no effect, for this reason.
+    /// The write is refused for this reason.
     Refused(Refusal),
 }
 
-/// Where the next command is.
+/// The address of the next command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct QueueHead(pub Ipa);
 
-/// The values behind the control frame.
+/// The registers of the control frame.
 pub(super) struct Registers {
     typer: u64,
     enabled: bool,
@@ -182,7 +181,7 @@ impl Registers {
         self.enabled
     }
 
-    /// Reads `size` bytes at `offset` of the control frame. `idle` is false while the interpreter has work.
+    /// Reads `size` bytes at `offset` of the control frame. `idle` is `false` while the interpreter has work.
     pub fn read(&self, offset: u64, size: u8, idle: bool) -> u64 {
         match (size, offset & 7) {
             (4, 0 | 4) => match self.word(offset, idle) {
@@ -215,7 +214,7 @@ impl Registers {
         }
     }
 
-    /// The registers that are 32 bits wide.
+    /// The value of a 32-bit register.
     fn word(&self, offset: u64, idle: bool) -> Option<u32> {
         match offset {
             offset::CTLR => {
@@ -233,7 +232,7 @@ impl Registers {
         }
     }
 
-    /// The registers that are 64 bits wide, each also accessible by halves.
+    /// The value of a 64-bit register; each half of it can be accessed, too.
     fn double(&self, offset: u64) -> Option<u64> {
         match offset {
             offset::TYPER => Some(self.typer),
@@ -287,7 +286,7 @@ impl Registers {
     fn write_baser(&mut self, index: usize, value: u64) -> Effect {
         if let Some(baser) = self.baser.get_mut(index) {
             baser.set((baser.get() & !BASER_WRITABLE) | (value & BASER_WRITABLE));
-            // Reserved encodings are treated as the values next to them, and read back as such.
+            // A reserved page size becomes 64 KiB and a reserved shareability 0, and they read back so.
             if baser.matches_all(BASER::PageSize::Reserved) {
                 baser.modify(BASER::PageSize::K64);
             }
@@ -302,7 +301,7 @@ impl Registers {
         self.cbaser.read(CBASER::Size).saturating_add(1).saturating_mul(4096)
     }
 
-    /// The next command to execute, if there is one and the queue may move.
+    /// The next command, if there is one and it may be executed.
     pub fn next_command(&self) -> Option<QueueHead> {
         let writer = self.cwriter.get();
         let reader = self.creadr.get();
@@ -315,13 +314,13 @@ impl Registers {
         runnable.then(|| QueueHead(Ipa(base.saturating_add(reader))))
     }
 
-    /// The command at the head is complete.
+    /// Advances GITS_CREADR past the command at the head, which is complete.
     pub fn advance(&mut self) {
         let next = self.creadr.get().saturating_add(super::command::BYTES);
         self.creadr.set(if next >= self.queue_bytes() { 0 } else { next });
     }
 
-    /// The command at the head cannot be executed: the queue stands until the guest writes GITS_CWRITER.Retry.
+    /// Stalls the queue until the guest writes GITS_CWRITER.Retry: the command at the head cannot be executed.
     pub fn stall(&mut self) {
         self.creadr.modify(QUEUE::Flag::SET);
     }
@@ -349,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn basers_at_reset_say_64k_pages_and_their_types() {
+    fn basers_at_reset_have_64k_pages_and_their_types() {
         let r = registers();
         assert_eq!(r.read(0x100, 8, true), 0x0107_0000_0000_0200);
         assert_eq!(r.read(0x108, 8, true), 0x0407_0000_0000_0200);
@@ -369,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn the_indirect_bit_and_every_page_size_stick() {
+    fn the_indirect_bit_and_every_page_size_can_be_written() {
         let mut r = registers();
         for page_size in 0..3u64 {
             r.write(0x108, 8, 1 << 62 | page_size << 8, true);
@@ -377,11 +376,11 @@ mod tests {
         }
     }
 
-    /// A driver takes a table for unusable, or memory for non-coherent, when what it wrote does not read back.
+    /// A driver assumes that a table is unusable, or memory non-coherent, if a value that it wrote does not read back.
     #[test]
-    fn a_base_reads_back_as_a_driver_writes_it() {
+    fn a_base_register_reads_back_as_a_driver_writes_it() {
         let mut r = registers();
-        // Valid, Indirect, inner and outer RaWaWb, inner shareable, 64K pages; PA[51:48] ride in bits [15:12].
+        // Valid, Indirect, inner and outer RaWaWb, inner shareable, 64K pages; PA[51:48] are in bits [15:12].
         for (offset, fixed, address) in [(0x100, 0x0107u64, 0x8123_0000), (0x108, 0x0407, 0xffff_8765_1000)] {
             let value = 0xf8e0 << 48 | fixed << 48 | address | 1 << 10 | 2 << 8 | 0x0f;
             r.write(offset, 8, value, true);
@@ -393,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn bases_are_read_only_while_enabled_or_busy() {
+    fn base_registers_are_read_only_while_the_its_is_enabled_or_has_work() {
         let mut r = registers();
         r.write(0x80, 8, 1 << 63 | 0x4000_0000, true);
         assert_eq!(r.write(0x00, 4, 1, true), Effect::EnableChanged);
@@ -442,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn creadr_and_the_identification_are_read_only() {
+    fn creadr_and_the_identification_registers_are_read_only() {
         let mut r = registers();
         for offset in [0x04, 0x08, 0x0c, 0x90, 0x94, 0xffe8] {
             let before = r.read(offset, 4, true);
@@ -452,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reader_wraps_at_the_end_of_the_queue() {
+    fn creadr_wraps_at_the_end_of_the_queue() {
         let mut r = registers();
         r.write(0x80, 8, 1 << 63 | 0x8000, true);
         r.write(0x00, 4, 1, true);
@@ -470,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_beyond_the_queue_stops_it_until_it_is_written_again() {
+    fn a_cwriter_beyond_the_queue_stops_it_until_it_is_written_again() {
         let mut r = registers();
         r.write(0x80, 8, 1 << 63, true);
         r.write(0x00, 4, 1, true);
@@ -482,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_lifts_a_stall_and_does_not_read_back() {
+    fn retry_ends_a_stall_and_reads_as_zero() {
         let mut r = registers();
         r.write(0x80, 8, 1 << 63, true);
         r.write(0x00, 4, 1, true);
@@ -497,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_sizes_and_alignments_read_zero_and_do_nothing() {
+    fn accesses_of_wrong_size_or_alignment_read_zero_and_have_no_effect() {
         let mut r = registers();
         assert_eq!([r.read(0x08, 1, true), r.read(0x0a, 2, true), r.read(0x0c, 8, true), r.read(0, 8, true)], [0; 4]);
         for (offset, size) in [(0, 1), (2, 2), (0x81, 4), (0x84, 8)] {

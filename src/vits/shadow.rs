@@ -1,12 +1,12 @@
-//! What the guest has mapped, in EL2's memory: devices, their events, and collections.
+//! The guest's mappings in EL2's memory: devices, their events, and collections.
 //!
-//! The guest's own tables are never read: it could change them under us. Everything here was checked when the command
-//! was executed, and everything is reserved when the vITS is made, so a guest can neither make EL2 allocate nor take
-//! more than its quota.
+//! The guest's own tables are never read, because the guest could change them at any time. What is stored here was
+//! checked when the command was executed. All memory is allocated when the virtual ITS is made, so a guest can neither
+//! make EL2 allocate nor exceed its quota.
 //!
-//! Events live in one pool of [`Quota::itt_entries`] slots. A device has a run of 2^n of them, aligned to its own
-//! size, so that an event is found by addition and the pool does not crumble: the same rule as a buddy allocator's,
-//! with a list of runs in place of the free lists (a domain has hundreds of devices, not millions).
+//! Events are in one pool of [`Quota::itt_entries`] slots. A device has a run of 2^n slots, aligned to its size, so
+//! that the slot of an event is found by addition and the pool does not fragment. This is the rule of a buddy
+//! allocator, with a list of runs in place of free lists, because a domain has hundreds of devices and not millions.
 
 use super::config::{ConfigError, Quota, VitsConfig};
 use super::refusal::Refusal;
@@ -18,7 +18,7 @@ use alloc::vec::Vec;
 pub(super) struct Event {
     pub vintid: VIntid,
     pub collection: CollectionId,
-    /// The vCPU for which the host has it mapped, if it has.
+    /// The vCPU that the host has it mapped to, if any.
     pub at: Option<VcpuId>,
 }
 
@@ -26,38 +26,39 @@ pub(super) struct Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Device {
     pub id: DeviceId,
-    /// EventID bits, as the guest's MAPD said.
+    /// EventID bits of the guest's MAPD.
     pub guest_bits: u8,
-    /// EventID bits, as the quota allows: this many have slots here and an ITT on the host.
+    /// EventID bits that the quota allows: these events have slots here and an ITT on the host.
     pub bits: u8,
-    /// Whether the host has it mapped; its events can be at the host only then.
+    /// Whether it is mapped on the host. Only then its events can be.
     pub at_host: bool,
+    /// Its first slot.
     base: u32,
 }
 
 impl Device {
-    /// How many events have a slot.
+    /// Number of events that have a slot.
     pub fn entries(&self) -> u32 {
         entries(self.bits)
     }
 }
 
-/// A place in a walk over all events: the device's place in the order of DeviceIDs, and the event.
+/// A position in a walk over all events: the index of the device in the order of DeviceIDs, and the event.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Cursor {
     device: usize,
     event: u32,
 }
 
-/// One stop of a walk.
-pub(super) struct Stop<'a> {
+/// One step of a walk.
+pub(super) struct Step<'a> {
     pub device: Device,
     pub id: EventId,
     pub event: Option<&'a mut Event>,
     pub collections: &'a Collections,
 }
 
-/// Where each collection points.
+/// The vCPU of each collection.
 pub(super) struct Collections(Vec<Option<VcpuId>>);
 
 impl Collections {
@@ -66,19 +67,19 @@ impl Collections {
         self.0.get(usize::from(id.0)).copied().flatten()
     }
 
-    /// Whether there is such a collection.
+    /// Returns an error if there is no such collection.
     pub fn check(&self, id: CollectionId) -> Result<(), Refusal> {
         if usize::from(id.0) < self.0.len() { Ok(()) } else { Err(Refusal::CollectionRange) }
     }
 
-    /// Points a collection elsewhere. The events in it are the caller's business.
+    /// Maps a collection to a vCPU, or unmaps it. The caller updates its events on the host.
     pub fn set(&mut self, id: CollectionId, target: Option<VcpuId>) -> Result<(), Refusal> {
         let slot = self.0.get_mut(usize::from(id.0)).ok_or(Refusal::CollectionRange)?;
         *slot = target;
         Ok(())
     }
 
-    /// Unmaps all.
+    /// Unmaps all collections.
     pub fn clear(&mut self) {
         self.0.fill(None);
     }
@@ -87,19 +88,22 @@ impl Collections {
 /// The mappings of one vITS.
 pub(super) struct Shadow {
     quota: Quota,
-    /// By DeviceID.
+    /// In the order of DeviceIDs.
     devices: Vec<Device>,
-    /// The runs that devices have in `slots`, by base: (base, length).
+    /// The runs of slots that devices have, in rising order: (first slot, length).
     runs: Vec<(u32, u32)>,
     slots: Vec<Option<Event>>,
+    /// Number of mapped events.
     mapped: u32,
     pub collections: Collections,
 }
 
+/// 2^`bits`, saturated.
 fn entries(bits: u8) -> u32 {
     1u32.checked_shl(u32::from(bits)).unwrap_or(u32::MAX)
 }
 
+/// A vector with memory for `length` elements, filled with `value` if there is one.
 fn reserve<T: Clone>(length: usize, value: Option<T>) -> Result<Vec<T>, ConfigError> {
     let mut vec = Vec::new();
     vec.try_reserve_exact(length).map_err(|_| ConfigError::NoMemory)?;
@@ -110,7 +114,7 @@ fn reserve<T: Clone>(length: usize, value: Option<T>) -> Result<Vec<T>, ConfigEr
 }
 
 impl Shadow {
-    /// Nothing mapped, and the memory for all that the quota allows.
+    /// A shadow without mappings, with memory for all that the quota allows.
     pub fn new(config: &VitsConfig) -> Result<Shadow, ConfigError> {
         let too_large = ConfigError::OutOfRange("quota");
         let devices = usize::from(config.quota.devices);
@@ -126,6 +130,7 @@ impl Shadow {
         })
     }
 
+    /// The index of a device in the order of DeviceIDs, or where it would be.
     fn place(&self, id: DeviceId) -> Result<usize, usize> {
         self.devices.binary_search_by_key(&id, |d| d.id)
     }
@@ -140,17 +145,20 @@ impl Shadow {
         self.devices.first().map(|d| d.id)
     }
 
-    /// Devices mapped.
+    /// Number of mapped devices.
+    #[cfg(any(test, fuzzing))]
     pub fn devices(&self) -> usize {
         self.devices.len()
     }
 
-    /// Events mapped, over all devices.
+    /// Number of mapped events, over all devices.
+    #[cfg(any(test, fuzzing))]
     pub fn mapped(&self) -> u32 {
         self.mapped
     }
 
-    /// The lowest place for a run of `length`, a power of two, aligned to itself.
+    /// Finds the lowest free run of `length` slots, a power of two, aligned to its length. Returns its index in `runs`
+    /// and its first slot.
     fn find_run(&self, length: u32) -> Option<(usize, u32)> {
         let mut base = 0u32;
         let mut index = 0;
@@ -180,7 +188,7 @@ impl Shadow {
         Ok(device)
     }
 
-    /// Notes whether the host has the device.
+    /// Records whether the device is mapped on the host.
     pub fn set_at_host(&mut self, id: DeviceId, at_host: bool) {
         if let Ok(place) = self.place(id)
             && let Some(device) = self.devices.get_mut(place)
@@ -189,13 +197,14 @@ impl Shadow {
         }
     }
 
-    /// Forgets a device whose slots are all empty.
+    /// Removes a device whose slots are all empty.
     pub fn remove_device(&mut self, id: DeviceId) {
         let Ok(place) = self.place(id) else { return };
         let device = self.devices.remove(place);
         self.runs.retain(|&(base, _)| base != device.base);
     }
 
+    /// The slot of an event, if it has one.
     fn slot(&mut self, device: &Device, event: EventId) -> Option<&mut Option<Event>> {
         if event.0 >= device.entries() {
             return None;
@@ -213,7 +222,7 @@ impl Shadow {
         self.slots.get(index).copied().flatten()
     }
 
-    /// Maps an event, or replaces the mapping it has.
+    /// Maps an event, or replaces its mapping.
     pub fn set_event(&mut self, device: &Device, id: EventId, event: Event) -> Result<(), Refusal> {
         let room = self.mapped < self.quota.events;
         let slot = self.slot(device, id).ok_or(Refusal::EventQuota)?;
@@ -226,22 +235,22 @@ impl Shadow {
         Ok(())
     }
 
-    /// Whether one more event fits.
+    /// Whether the quota allows one more event.
     pub fn has_room(&self) -> bool {
         self.mapped < self.quota.events
     }
 
-    /// Unmaps an event and hands its last state back.
+    /// Unmaps an event and returns its last state.
     pub fn take_event(&mut self, device: &Device, id: EventId) -> Option<Event> {
         let event = self.slot(device, id)?.take()?;
         self.mapped = self.mapped.saturating_sub(1);
         Some(event)
     }
 
-    /// The stop at `cursor`, which then stands on the next one. `None` when the walk is over.
+    /// Returns the step at `cursor` and advances the cursor. `None` when the walk is over.
     ///
-    /// Devices may not come or go during a walk; events may.
-    pub fn walk(&mut self, cursor: &mut Cursor) -> Option<Stop<'_>> {
+    /// During a walk, events may be mapped and unmapped, but devices may not.
+    pub fn walk(&mut self, cursor: &mut Cursor) -> Option<Step<'_>> {
         let mut device = *self.devices.get(cursor.device)?;
         if cursor.event >= device.entries() {
             *cursor = Cursor { device: cursor.device.saturating_add(1), event: 0 };
@@ -251,7 +260,7 @@ impl Shadow {
         cursor.event = cursor.event.saturating_add(1);
         let index = usize::try_from(device.base.checked_add(id.0)?).ok()?;
         let event = self.slots.get_mut(index)?.as_mut();
-        Some(Stop { device, id, event, collections: &self.collections })
+        Some(Step { device, id, event, collections: &self.collections })
     }
 }
 
@@ -285,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_gets_no_more_than_its_share() {
+    fn a_device_gets_no_more_events_than_its_quota() {
         let mut s = shadow(2, 64, 4);
         let device = s.add_device(DeviceId(1), 16).unwrap();
         assert_eq!((device.guest_bits, device.entries()), (16, 16));
@@ -294,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn quotas_of_devices_and_events_hold_and_are_given_back() {
+    fn quotas_of_devices_and_events_hold_and_are_released() {
         let mut s = shadow(1, 64, 5);
         let device = s.add_device(DeviceId(1), 5).unwrap();
         assert_eq!(s.add_device(DeviceId(2), 1), Err(Refusal::DeviceQuota));
@@ -309,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_stops_once_at_each_slot_of_each_device() {
+    fn a_walk_visits_each_slot_of_each_device_once() {
         let mut s = shadow(4, 64, 4);
         let devices = [(3, 2), (1, 1), (2, 3)].map(|(id, bits)| s.add_device(DeviceId(id), bits).unwrap());
         s.set_event(&devices[0], EventId(3), event(8200)).unwrap();

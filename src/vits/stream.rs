@@ -1,8 +1,8 @@
-//! Long random command streams, against an oracle that knows only the rules.
+//! Long random command streams, compared with a model that is independent of the interpreter.
 //!
-//! The oracle keeps plain maps, executes each command at once and derives from scratch where the host must have each
-//! event. What it shares with the interpreter is the list of rules in `mod.rs`, and nothing else. The streams are the
-//! same in every run: a failure names its seed.
+//! The model keeps plain maps, executes each command at once and computes anew to which vCPU the host must have each
+//! event mapped. It shares only the rules in `mod.rs` with the interpreter. The streams are the same in every run, and
+//! a failure names its seed.
 
 use super::fake::encode::{self, Words};
 use super::fake::{CREADR, CTLR, CWRITER, Guest, Host, QUEUE, config};
@@ -10,7 +10,7 @@ use super::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::vec::Vec;
 
-/// xorshift64*: the same numbers everywhere.
+/// The random numbers of xorshift64*.
 struct Random(u64);
 
 impl Random {
@@ -46,7 +46,8 @@ enum Op {
 }
 
 impl Op {
-    /// Small numbers, so that commands meet; now and then one out of range.
+    /// A random command. Its numbers are small, so that commands refer to the same objects; sometimes one is out of
+    /// range.
     fn random(r: &mut Random) -> Op {
         let device = if r.one_in(20) { [0x66, 0x1_0000, u32::MAX][r.below(3) as usize] } else { r.below(6) as u32 };
         let event = if r.one_in(20) { [64, 1 << 16, u32::MAX][r.below(3) as usize] } else { r.below(20) as u32 };
@@ -94,16 +95,16 @@ impl Op {
     }
 }
 
-/// Four devices of at most 16 events, 20 events in all; the ITT quota is never the limit.
+/// A quota of four devices with at most 16 events each and 20 events in all. The ITT quota is never the limit.
 fn small() -> VitsConfig {
     let quota = Quota { devices: 4, events: 20, itt_entries: 64, device_event_bits: 4 };
     VitsConfig { quota, ..config() }
 }
 
 #[derive(Default)]
-struct Oracle {
+struct Model {
     enabled: bool,
-    /// EventID bits as the guest said.
+    /// DeviceID to the EventID bits of its MAPD.
     devices: BTreeMap<u32, u8>,
     /// (device, event) to (vINTID, collection).
     events: BTreeMap<(u32, u32), (u32, u16)>,
@@ -113,8 +114,8 @@ struct Oracle {
     applied: BTreeMap<u32, u8>,
 }
 
-impl Oracle {
-    /// Where the host must have each event.
+impl Model {
+    /// The events that the host must have, with vINTID and vCPU.
     fn host(&self) -> BTreeMap<(u32, u32), (u32, u16)> {
         let at = |(&name, &(vintid, collection)): (&(u32, u32), &(u32, u16))| {
             self.collections.get(&collection).map(|&vcpu| (name, (vintid, vcpu)))
@@ -122,8 +123,8 @@ impl Oracle {
         if self.enabled { self.events.iter().filter_map(at).collect() } else { BTreeMap::new() }
     }
 
-    /// Changes the mappings and does to pending bits and applied bytes what follows from the difference.
-    fn change(&mut self, change: impl FnOnce(&mut Oracle)) {
+    /// Changes the mappings, and updates pending bits and applied bytes by the difference.
+    fn change(&mut self, change: impl FnOnce(&mut Model)) {
         let before = self.host();
         change(self);
         for (name, (vintid, vcpu)) in self.host() {
@@ -143,7 +144,7 @@ impl Oracle {
         self.applied.insert(vintid, self.config.get(&vintid).copied().unwrap_or(0));
     }
 
-    /// Takes an event out, with its pending state.
+    /// Removes an event and its pending state.
     fn drop_event(&mut self, name: (u32, u32)) {
         if let Some((vintid, vcpu)) = self.host().get(&name).copied() {
             self.pending.remove(&(vcpu, vintid));
@@ -152,7 +153,7 @@ impl Oracle {
     }
 
     /// Whether the event is in a device's ITT.
-    fn legal(&self, device: u32, event: u32) -> bool {
+    fn in_range(&self, device: u32, event: u32) -> bool {
         self.devices.get(&device).is_some_and(|&bits| u64::from(event) < 1 << bits)
     }
 
@@ -180,8 +181,8 @@ impl Oracle {
             }
             Op::Unmapc(collection) => self.change(|o| _ = o.collections.remove(&collection)),
             Op::Mapti(device, event, vintid, collection) => {
-                let sound = self.legal(device, event) && collection < 16 && (8192..1 << 14).contains(&vintid);
-                if !sound || event >= 16 {
+                let valid = self.in_range(device, event) && collection < 16 && (8192..1 << 14).contains(&vintid);
+                if !valid || event >= 16 {
                     return;
                 }
                 let full = self.events.len() >= 20 && !self.events.contains_key(&(device, event));
@@ -229,41 +230,42 @@ impl Oracle {
     }
 }
 
-/// What the vITS believes is at the host is exactly what is there.
+/// Checks that the host has exactly the events that the virtual ITS records as mapped there.
 fn consistent(guest: &Guest) {
-    let mut believed = BTreeMap::new();
+    let mut recorded = BTreeMap::new();
     guest.vits.for_each_event(&mut |device, event, vintid, _, at| {
         if let Some(vcpu) = at {
-            believed.insert((device.0, event.0), (vintid.0, vcpu.0));
+            recorded.insert((device.0, event.0), (vintid.0, vcpu.0));
         }
     });
-    assert_eq!(believed, *guest.host.events.borrow());
+    assert_eq!(recorded, *guest.host.events.borrow());
 }
 
-/// Commands in batches, with random budgets and now and then a disable, an enable, or a new configuration byte.
+/// Executes batches of commands with random budgets, disables, enables and new configuration bytes, and compares the
+/// host with the model after each.
 fn compare(seed: u64) {
     let mut r = Random(seed);
     let mut guest = Guest::new(small(), Host::new());
-    let mut oracle = Oracle { enabled: true, ..Oracle::default() };
+    let mut model = Model { enabled: true, ..Model::default() };
     for _ in 0..400 {
         if r.one_in(10) {
             let on = r.one_in(2);
             guest.enable(on);
-            oracle.change(|o| o.enabled = on);
+            model.change(|o| o.enabled = on);
         }
         for _ in 0..r.below(4) {
             let (vintid, byte) = (8192 + r.below(24) as u32, r.below(256) as u8);
             guest.host.config.borrow_mut().insert(vintid, byte);
-            oracle.config.insert(vintid, byte);
+            model.config.insert(vintid, byte);
         }
         if r.one_in(10) {
             let vcpu = r.below(4) as u16;
             let _ = guest.vits.lpis_enabled(VcpuId(vcpu));
             guest.finish(1);
-            let at = oracle.host().into_values().filter(|v| v.1 == vcpu);
-            at.for_each(|(vintid, _)| oracle.apply(vintid));
+            let at = model.host().into_values().filter(|v| v.1 == vcpu);
+            at.for_each(|(vintid, _)| model.apply(vintid));
         }
-        if !oracle.enabled {
+        if !model.enabled {
             continue;
         }
         let ops: Vec<_> = (0..1 + r.below(8)).map(|_| Op::random(&mut r)).collect();
@@ -272,33 +274,33 @@ fn compare(seed: u64) {
         if guest.ring() == Progress::More {
             guest.finish(r.below(5) as usize);
         }
-        ops.iter().for_each(|&op| oracle.execute(op));
+        ops.iter().for_each(|&op| model.execute(op));
         assert_eq!(guest.read(CREADR), guest.writer(), "{ops:?}");
-        assert_eq!(*guest.host.events.borrow(), oracle.host(), "{ops:?}");
-        assert_eq!(*guest.host.pending.borrow(), oracle.pending, "{ops:?}");
-        assert_eq!(*guest.host.applied.borrow(), oracle.applied, "{ops:?}");
+        assert_eq!(*guest.host.events.borrow(), model.host(), "{ops:?}");
+        assert_eq!(*guest.host.pending.borrow(), model.pending, "{ops:?}");
+        assert_eq!(*guest.host.applied.borrow(), model.applied, "{ops:?}");
         let devices: Vec<_> = guest.host.devices.borrow().iter().map(|(&d, &bits)| (d, bits)).collect();
-        assert_eq!(devices, oracle.devices.iter().map(|(&d, &bits)| (d, bits.min(4))).collect::<Vec<_>>(), "{ops:?}");
-        assert_eq!(guest.vits.usage().events as usize, oracle.events.len(), "{ops:?}");
+        assert_eq!(devices, model.devices.iter().map(|(&d, &bits)| (d, bits.min(4))).collect::<Vec<_>>(), "{ops:?}");
+        assert_eq!(guest.vits.usage().events as usize, model.events.len(), "{ops:?}");
         consistent(&guest);
     }
 }
 
 #[test]
-fn a_random_command_stream_does_what_the_rules_say() {
+fn the_host_has_what_the_rules_say_after_random_commands() {
     for seed in 1..=60u64 {
         let result = std::panic::catch_unwind(|| compare(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
         assert!(result.is_ok(), "seed {seed}");
     }
 }
 
-/// Registers written at any moment, work cut into pieces, and a host that fails: whatever comes, the host is never
-/// asked for nonsense (it would panic), and once it works again a disable and an enable put everything right.
+/// Registers are written at any time, work is done in small steps, and the host fails. The host panics if a call is
+/// invalid; once it works again, a disable and an enable re-establish the rule.
 #[test]
-fn nothing_a_guest_does_in_the_middle_of_work_confuses_it() {
+fn register_writes_in_the_middle_of_work_cause_no_invalid_call() {
     for seed in 1..=60u64 {
         let mut r = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let mut guest = Guest::new(small(), Host { stretches: 3, ..Host::new() });
+        let mut guest = Guest::new(small(), Host { movall_calls: 3, ..Host::new() });
         for _ in 0..600 {
             let words: Vec<_> = (0..r.below(8)).map(|_| Op::random(&mut r).words()).collect();
             guest.enqueue(&words);
@@ -340,7 +342,7 @@ fn nothing_a_guest_does_in_the_middle_of_work_confuses_it() {
         (0..16).for_each(|collection| commands.push(encode::mapc(collection, 0)));
         guest.commands(&commands);
         guest.vits.for_each_event(&mut |device, _, _, _, at| {
-            // A device that the host once refused stays off it until its next MAPD.
+            // A device that the host failed to map is not mapped there until its next MAPD.
             let device_at_host = guest.host.devices.borrow().contains_key(&device.0);
             assert_eq!(at, device_at_host.then_some(VcpuId(0)), "seed {seed}");
             mapped += 1;
