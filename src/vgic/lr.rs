@@ -1,6 +1,6 @@
 //! Images of the list registers, which are loaded before an entry and stored after an exit.
 //!
-//! ICH_LR<n>_EL2 and ICH_HCR_EL2 (IHI 0069, 12.4). A vCPU's image is owned by the CPU that runs it; no lock guards it.
+//! `ICH_LR<n>_EL2` and ICH_HCR_EL2 (IHI 0069, 12.4). A vCPU's image is owned by the CPU that runs it; no lock guards it.
 //!
 //! Each flush fills the registers anew and each sync empties them, so while a vCPU is out of its guest they hold no
 //! state of interrupts. A register that was used and is not used any more has to be written once more, as zero: one
@@ -66,7 +66,7 @@ const _: () = {
 /// The list registers and ICH_HCR_EL2 of one vCPU, as exchanged with the hardware.
 ///
 /// * Entry: write `lr[i]` to ICH_LR`i`_EL2 for `i` in `0..write` (usually none), and `hcr` to ICH_HCR_EL2.
-/// * Exit: read ICH_LR`i`_EL2 into `lr[i]` for `i` in `0..used`; if `hcr` has [`HCR_LRENPIE`], read ICH_HCR_EL2 into
+/// * Exit: read ICH_LR`i`_EL2 into `lr[i]` for `i` in `0..used`; if `hcr` has LRENPIE set, read ICH_HCR_EL2 into
 ///   `hcr`.
 #[derive(Clone, Debug)]
 #[repr(C)]
