@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 pub const MAX_CPUS: usize = 256;
 const WORDS: usize = MAX_CPUS / 64;
 
-/// A set of CPUs that can be changed by one CPU while others read it.
+/// A set of CPUs that several CPUs may change and read at the same time.
 #[derive(Debug)]
 pub struct CpuSet([AtomicU64; WORDS]);
 

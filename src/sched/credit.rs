@@ -209,7 +209,7 @@ impl<V: Scheduled> Credit<V> {
     /// Inserts the vCPU in `slot` into the queue of a CPU.
     fn admit(&self, this: &Cpu<V>, slot: usize, now: u64) {
         if let Some(vcpu) = self.slots.get(slot).and_then(|slot| slot.lock().clone()) {
-            // One that another CPU passed on keeps more of its claim than one that slept.
+            // A vCPU that another CPU passed on may be further behind the clock than one that slept.
             let from = if vcpu.entity().moving.swap(false, Ordering::SeqCst) { From::Elsewhere } else { From::Sleep };
             this.queue.lock().insert(vcpu, from, now, self.present(), &self.settings.slices);
         }

@@ -225,7 +225,7 @@ impl World {
                 State::Running => (1, 0),
                 State::Runnable => (0, 1),
                 State::Blocked | State::Off => (0, 0),
-                State::Blocking => panic!("no vCPU is about to sleep"),
+                State::Blocking => panic!("vCPU{index} is about to sleep, but all threads have stopped"),
             };
             assert_eq!((running, waiting), expected, "vCPU{index} is {:?}", vcpu.run.get());
         }

@@ -1,6 +1,7 @@
 //! Images of the list registers, which are loaded before an entry and stored after an exit.
 //!
-//! `ICH_LR<n>_EL2` and ICH_HCR_EL2 (IHI 0069, 12.4). A vCPU's image is owned by the CPU that runs it; no lock guards it.
+//! `ICH_LR<n>_EL2` and ICH_HCR_EL2 (IHI 0069, 12.4). A vCPU's image is owned by the CPU that runs it; no lock guards
+//! it.
 //!
 //! Each flush fills the registers anew and each sync empties them, so while a vCPU is out of its guest they hold no
 //! state of interrupts. A register that was used and is not used any more has to be written once more, as zero: one

@@ -82,7 +82,7 @@ impl Dist {
     }
 
     /// Puts an SPI whose state has changed into the queue of the right vCPU, and returns that vCPU. An SPI that is
-    /// listed stays where it is.
+    /// listed stays where it is; the result is then `None`.
     pub fn place(&mut self, intid: u32) -> Option<VcpuId> {
         let spi = self.spi_mut(intid)?;
         if spi.irq.is_listed() {
