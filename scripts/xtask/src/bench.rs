@@ -1,52 +1,90 @@
-//! `bench`: figures that a person asks for, and that tests hold to a limit.
+//! `bench`: measurements. The tests hold most of them to a limit.
 
 mod gic;
 mod sched;
 
 use std::time::Duration;
 
-use crate::args::Args;
 use crate::fail::{Failure, Outcome};
 use crate::image::{self, Profile};
 use crate::qemu::{Boot, Machine};
 use crate::session::{Echo, End, Event, Input, Session};
-use crate::{cost, paths, setup};
+use crate::{instruction_count, paths, setup};
+
+/// Measure boot time, instructions, exits and latency
+#[derive(clap::Args)]
+#[command(
+    subcommand_value_name = "BENCHMARK",
+    subcommand_help_heading = "Benchmarks",
+    disable_help_subcommand = true,
+    after_help = "Each has a --help of its own. The tests hold most of these figures to a limit."
+)]
+pub struct Options {
+    #[command(subcommand)]
+    benchmark: Benchmark,
+}
+
+#[derive(clap::Subcommand)]
+enum Benchmark {
+    /// Time to dom0's init against the same Linux without the hypervisor, as a ratio
+    #[command(after_help = "Prints each run in seconds, then the medians and their ratio. Use an idle host.")]
+    Boot {
+        /// Runs of either
+        #[arg(long, value_name = "N", default_value_t = 3)]
+        runs: usize,
+    },
+    /// Instructions of the GIC driver's verbs with 1, 64 and 16384 vPEs, counted by valgrind on this machine
+    #[command(after_help = "Exit code 1 if a verb takes more instructions with more vPEs. Installs valgrind by apt.")]
+    Gic,
+    /// Instructions in EL2 for a wake, a switch, a sleep and a VMOVP, with 1 to 64 vCPUs
+    #[command(
+        after_help = "Prints how often each was seen, and its least, median and most instructions. Valid on a busy host."
+    )]
+    Cost {
+        /// Print in which functions the instructions are
+        #[arg(long)]
+        functions: bool,
+    },
+    /// Exceptions to EL2 for each I/O, and latency next to a bare Linux, for each sched=, vwfi= and direct=
+    #[command(
+        after_help = "Prints the table of boards/qemu-virt. Counts are valid on a busy host, latency (microseconds) is not."
+    )]
+    Sched {
+        /// Rounds of each measurement
+        #[arg(long, value_name = "N", default_value_t = 3)]
+        runs: usize,
+        /// Only the counts of exceptions
+        #[arg(long)]
+        counts: bool,
+        /// Only the latency
+        #[arg(long)]
+        latency: bool,
+    },
+}
 
 /// The verb.
-pub fn verb(mut args: Args) -> Outcome {
-    let verb = args.word();
-    let runs = args.number("--runs")?.unwrap_or(3);
-    let functions = args.flag("--functions");
-    let what = (args.flag("--counts"), args.flag("--latency"));
-    args.finish("bench")?;
-    match verb.as_deref() {
-        Some("boot") => {
-            setup::ensure()?;
-            image::build(Profile::Release)?;
-            boot(runs).map(drop)
-        }
-        Some("gic") => gic::run(),
-        Some("cost") => {
-            setup::ensure()?;
-            image::build(Profile::Release)?;
-            cost(functions)
-        }
-        Some("sched") => {
-            setup::ensure()?;
-            image::build(Profile::Release)?;
-            let what = match what {
+pub fn verb(options: Options) -> Outcome {
+    if !matches!(options.benchmark, Benchmark::Gic) {
+        setup::ensure()?;
+        image::build(Profile::Release)?;
+    }
+    match options.benchmark {
+        Benchmark::Boot { runs } => boot(runs).map(drop),
+        Benchmark::Gic => gic::run(),
+        Benchmark::Cost { functions } => instructions(functions),
+        Benchmark::Sched { runs, counts, latency } => {
+            let what = match (counts, latency) {
                 (true, false) => sched::What::Counts,
                 (false, true) => sched::What::Latency,
                 _ => sched::What::All,
             };
             sched::table(what, runs)
         }
-        _ => Err(Failure::usage("bench knows `boot`, `gic`, `cost` and `sched`")),
     }
 }
 
-/// Wall time from QEMU's start to the guest's first process, with and without us, in turns: what else the host does meanwhile
-/// meets both. The ratio of the medians.
+/// Measures the wall time from QEMU's start to the guest's first process, with and without the hypervisor by turns, so that
+/// other load of the host slows down both. Returns the ratio of the medians.
 pub fn boot(runs: usize) -> Outcome<f64> {
     let mut times: [Vec<Duration>; 2] = Default::default();
     for run in 1..=runs.max(1) {
@@ -66,15 +104,15 @@ pub fn boot(runs: usize) -> Outcome<f64> {
     Ok(ratio)
 }
 
-/// Instructions for a wake, a switch and a move, with more and more vCPUs on two CPUs.
-fn cost(functions: bool) -> Outcome {
+/// Counts the instructions of a wake, a switch and a move, with more and more vCPUs on two CPUs.
+fn instructions(functions: bool) -> Outcome {
     let folder = paths::target().join("bench/cost");
     for vcpus in [1, 4, 16, 64] {
-        println!("{vcpus} vCPUs, and one that wakes them: how often, least, median, most");
-        cost::measure(&folder, vcpus, "", functions)?.print();
+        println!("{vcpus} vCPUs and one that wakes them: how often, least, median, most");
+        instruction_count::measure(&folder, vcpus, "", functions)?.print();
     }
-    println!("16 vCPUs that are moved all the time");
-    cost::measure(&folder, 16, "sched-torture=1ms", functions)?.print();
+    println!("16 vCPUs that are moved each millisecond");
+    instruction_count::measure(&folder, 16, "sched-torture=1ms", functions)?.print();
     Ok(())
 }
 

@@ -7,31 +7,40 @@ use object::Endianness;
 use object::elf::{FileHeader64, PT_LOAD};
 use object::read::elf::{FileHeader as _, ProgramHeader as _};
 
-use crate::args::Args;
 use crate::fail::{Doing, Failure, Outcome};
 use crate::{paths, pe, sh};
 
 const TRIPLE: &str = "aarch64-unknown-none-softfloat";
 
-/// Which of Cargo's profiles.
+/// One of Cargo's profiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Profile {
-    /// Optimised; what tests and users run.
+    /// Optimised: what tests and users run.
     Release,
-    /// With debug assertions: lock ranks and the like are checked.
+    /// With debug assertions.
     Debug,
 }
 
-impl Profile {
-    /// From `--release` (the default) or `--debug`.
-    pub fn from_args(args: &mut Args) -> Outcome<Self> {
-        match (args.flag("--release"), args.flag("--debug")) {
-            (true, true) => Err(Failure::usage("--release or --debug, not both")),
-            (_, false) => Ok(Self::Release),
-            (false, true) => Ok(Self::Debug),
-        }
-    }
+/// The flags that choose a profile, for every verb that builds the hypervisor.
+#[derive(clap::Args, Clone, Copy)]
+pub struct ProfileFlags {
+    /// Build with optimisations [default]
+    #[arg(long, conflicts_with = "debug")]
+    release: bool,
+    /// Build with debug assertions, such as the check of lock ranks
+    #[arg(long)]
+    debug: bool,
+}
 
+impl ProfileFlags {
+    /// The profile that was chosen.
+    pub fn profile(self) -> Profile {
+        // Clap refuses both; neither means `--release`.
+        if self.debug && !self.release { Profile::Debug } else { Profile::Release }
+    }
+}
+
+impl Profile {
     fn folder(self) -> &'static str {
         match self {
             Self::Release => "release",
@@ -40,12 +49,20 @@ impl Profile {
     }
 }
 
+/// Build the hypervisor: target/doorward.img and target/doorward.elf
+#[derive(clap::Args)]
+#[command(after_help = "\
+doorward.img is a raw arm64 Image and a UEFI application at once; doorward.elf is the same with symbols.
+Prints both paths and the size of the image.")]
+pub struct Options {
+    #[command(flatten)]
+    profile: ProfileFlags,
+}
+
 /// The verb.
-pub fn verb(mut args: Args) -> Outcome {
-    let profile = Profile::from_args(&mut args)?;
-    args.finish("build")?;
+pub fn verb(options: &Options) -> Outcome {
     crate::setup::rust_targets()?;
-    build(profile)?;
+    build(options.profile.profile())?;
     let size = std::fs::metadata(paths::image()).doing("reading the image's size")?.len();
     println!("{} ({} KiB)", paths::image().display(), size.div_ceil(1024));
     println!("{}", paths::elf().display());

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::disk_image::{self, Contents};
 use crate::domu::{self, DomU};
 use crate::fail::{Failure, Outcome};
-use crate::medium::{self, Contents};
 use crate::{paths, sh};
 
 /// Where RAM starts on `virt`.
@@ -37,18 +37,18 @@ pub enum Boot {
 }
 
 /// How the firmware describes the machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tables {
     /// By a device tree.
     Fdt,
-    /// By ACPI tables, and not by a device tree.
+    /// By ACPI tables alone.
     Acpi,
 }
 
 /// A boot by UEFI firmware.
 #[derive(Clone, Debug)]
 pub struct Uefi {
-    /// The disk it boots from, as [`Machine::medium`] makes it.
+    /// The disk it boots from, as [`Machine::make_disk_image`] makes it.
     pub disk: PathBuf,
     /// What it tells its applications.
     pub tables: Tables,
@@ -211,9 +211,9 @@ impl Machine {
     }
 
     /// Makes that disk, if this is how the machine boots.
-    pub fn medium(&self) -> Outcome {
+    pub fn make_disk_image(&self) -> Outcome {
         match &self.boot {
-            Boot::Uefi(uefi) => medium::write(&uefi.disk, &self.contents()),
+            Boot::Uefi(uefi) => disk_image::write(&uefi.disk, &self.contents()),
             _ => Ok(()),
         }
     }

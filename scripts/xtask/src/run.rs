@@ -5,88 +5,152 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::args::Args;
-use crate::count::Clock;
 use crate::domu::DomU;
+use crate::exit_count::Clock;
 use crate::fail::{Doing, Failure, Outcome, TIMED_OUT};
-use crate::image::{self, Profile};
+use crate::image::{self, ProfileFlags};
 use crate::qemu::{self, Boot, Disk, Machine, Tables, Uefi};
 use crate::session::{Echo, End, Event, Input, Session};
-use crate::{count, paths, setup};
+use crate::{exit_count, paths, setup};
+
+/// Boot dom0 under the hypervisor on QEMU
+#[derive(clap::Args)]
+#[command(after_help = "\
+On a terminal the console is the terminal: Ctrl-A three times moves the keyboard on to the next domain, after the last
+one to the hypervisor's debug keys and then back to dom0; Ctrl-] then x ends QEMU. With --timeout or --count-exits, or
+if standard input is no terminal, it is a batch run, which ends when the machine does.
+
+Exit codes of a batch run: 0 the machine powered off, 1 the hypervisor panicked or refused to start, or QEMU failed,
+2 wrong usage, 124 the time ran out.")]
+pub struct Options {
+    /// dom0's kernel, a raw arm64 Image, or `none` [default: the Linux of `setup`]
+    #[arg(long, value_name = "FILE|none")]
+    kernel: Option<String>,
+    /// dom0's initramfs, or `none` [default: the test initramfs of `setup`]
+    #[arg(long, value_name = "FILE|none")]
+    initrd: Option<String>,
+    /// Words to add to dom0's command line. In the test initramfs dw.test=NAME runs
+    /// tests/linux/cases/NAME with the argument dw.arg=TEXT, then powers off
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true, verbatim_doc_comment)]
+    append: Option<String>,
+    /// The hypervisor's command line
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true, default_value = "", hide_default_value = true)]
+    hv: String,
+    /// A raw image for the NVMe disk, which the guest may change; `null` for a disk without
+    /// content that completes at once, `none` for no disk
+    /// [default: the disk of `setup`, whose content is known; writes to it are dropped]
+    #[arg(long, value_name = "FILE|null|none", verbatim_doc_comment)]
+    disk: Option<String>,
+    /// CPUs of the machine [default: 4]
+    #[arg(long, value_name = "N")]
+    smp: Option<u32>,
+    /// Memory of the machine, with a suffix M or G [default: 2G]
+    #[arg(long, value_name = "SIZE")]
+    mem: Option<String>,
+    /// QEMU's CPU model [default: max]
+    #[arg(long, value_name = "MODEL")]
+    cpu: Option<String>,
+    /// A domU: KERNEL[,initrd=FILE][,cpus=N][,mem=SIZE][,weight=N][,cap=PERCENT][,append=WORDS],
+    /// append= last; may be given more than once [default of each: cpus=1, mem=256M]
+    #[arg(long, value_name = "KERNEL[,...]", verbatim_doc_comment)]
+    domu: Vec<String>,
+    /// A batch run that is killed after so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<f64>,
+    /// Write the console to this file, too (batch runs only)
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// A batch run on QEMU's clock of instructions that counts exceptions to EL2 while
+    /// dw.test=count does its I/O (dw.arg=BLOCKSIZE,IODEPTH,JOBS); the table goes to FILE,
+    /// QEMU's log to FILE.raw
+    #[arg(long, value_name = "FILE", verbatim_doc_comment)]
+    count_exits: Option<PathBuf>,
+    /// Boot by UEFI firmware from a second NVMe disk, as `image --board qemu-uefi` makes it; the
+    /// firmware describes the machine by a device tree or by ACPI tables alone
+    #[arg(long, value_name = "fdt|acpi", verbatim_doc_comment, hide_possible_values = true, conflicts_with = "bare")]
+    uefi: Option<Tables>,
+    /// Boot the same Linux without the hypervisor
+    #[arg(long)]
+    bare: bool,
+    /// More flags for QEMU, as one argument
+    #[arg(long, value_name = "FLAGS", allow_hyphen_values = true)]
+    qemu: Option<String>,
+    /// Wait for a debugger on TCP port 1234
+    #[arg(long)]
+    gdb: bool,
+    /// Print QEMU's command line and exit
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    profile: ProfileFlags,
+}
+
+impl Options {
+    /// The machine that is asked for.
+    fn machine(&self) -> Outcome<Machine> {
+        let mut machine = Machine::default();
+        let given = |path: &String| -> Option<PathBuf> { (path != "none").then(|| path.into()) };
+        if let Some(kernel) = &self.kernel {
+            machine.kernel = given(kernel);
+        }
+        if let Some(initrd) = &self.initrd {
+            machine.initrd = given(initrd);
+        }
+        if let Some(words) = &self.append {
+            machine.append = format!("{} {words}", machine.append);
+        }
+        machine.hv.clone_from(&self.hv);
+        machine.disk = match self.disk.as_deref() {
+            None => machine.disk,
+            Some("none") => Disk::None,
+            Some("null") => Disk::Null,
+            Some(disk) => Disk::File(disk.into()),
+        };
+        machine.domus = self.domu.iter().map(|text| DomU::parse(text)).collect::<Outcome<_>>()?;
+        machine.smp = self.smp.unwrap_or(machine.smp);
+        machine.mem = self.mem.clone().unwrap_or(machine.mem);
+        machine.cpu = self.cpu.clone().unwrap_or(machine.cpu);
+        machine.gdb = self.gdb;
+        if self.bare {
+            machine.boot = Boot::Bare;
+        }
+        if let Some(tables) = self.uefi {
+            machine.boot = Boot::Uefi(Uefi { disk: paths::target().join("uefi.raw"), tables });
+        }
+        if let Some(extra) = &self.qemu {
+            machine.extra.extend(qemu::split_words(extra)?);
+        }
+        Ok(machine)
+    }
+}
 
 /// The verb.
-pub fn verb(mut args: Args) -> Outcome {
-    let mut machine = Machine::default();
-    let given = |path: String| -> Option<PathBuf> { (path != "none").then(|| path.into()) };
-    if let Some(kernel) = args.value("--kernel")? {
-        machine.kernel = given(kernel);
-    }
-    if let Some(initrd) = args.value("--initrd")? {
-        machine.initrd = given(initrd);
-    }
-    if let Some(words) = args.value("--append")? {
-        machine.append = format!("{} {words}", machine.append);
-    }
-    machine.hv = args.value("--hv")?.unwrap_or_default();
-    if let Some(disk) = args.value("--disk")? {
-        machine.disk = match disk.as_str() {
-            "none" => Disk::None,
-            "null" => Disk::Null,
-            _ => Disk::File(disk.into()),
-        };
-    }
-    while let Some(domain) = args.value("--domu")? {
-        machine.domus.push(DomU::parse(&domain)?);
-    }
-    machine.smp = args.number("--smp")?.unwrap_or(machine.smp);
-    machine.mem = args.value("--mem")?.unwrap_or(machine.mem);
-    machine.cpu = args.value("--cpu")?.unwrap_or(machine.cpu);
-    machine.gdb = args.flag("--gdb");
-    if args.flag("--bare") {
-        machine.boot = Boot::Bare;
-    }
-    if let Some(tables) = args.value("--uefi")? {
-        let tables = match tables.as_str() {
-            "fdt" => Tables::Fdt,
-            "acpi" => Tables::Acpi,
-            _ => return Err(Failure::usage("--uefi fdt or --uefi acpi")),
-        };
-        machine.boot = Boot::Uefi(Uefi { disk: paths::target().join("uefi.raw"), tables });
-    }
-    if let Some(extra) = args.value("--qemu")? {
-        machine.extra.extend(qemu::split_words(&extra)?);
-    }
-    let limit = args.number::<f64>("--timeout")?;
-    let limit = limit
-        .map(Duration::try_from_secs_f64)
-        .transpose()
-        .map_err(|why| Failure::usage(format!("--timeout: {why}")))?;
-    let log = args.value("--log")?.map(PathBuf::from);
-    let counts = args.value("--count-exits")?.map(PathBuf::from);
-    let profile = Profile::from_args(&mut args)?;
-    let dry = args.flag("--dry-run");
-    args.finish("run")?;
+pub fn verb(options: Options) -> Outcome {
+    let mut machine = options.machine()?;
+    let limit = options.timeout.map(Duration::try_from_secs_f64).transpose();
+    let limit = limit.map_err(|why| Failure::usage(format!("--timeout: {why}")))?;
+    let counts = options.count_exits;
 
     let batch = limit.is_some() || counts.is_some() || !std::io::stdin().is_terminal();
     if let Some(file) = &counts {
-        count::prepare(&mut machine, file, Clock::Instructions);
+        exit_count::prepare(&mut machine, file, Clock::Instructions);
     }
-    if dry {
+    if options.dry_run {
         let command = if batch { machine.batch() } else { machine.interactive() };
         println!("{}", qemu::shown(&command?));
         return Ok(());
     }
     setup::ensure()?;
     if matches!(machine.boot, Boot::Doorward | Boot::Uefi(_)) {
-        image::build(profile)?;
+        image::build(options.profile.profile())?;
     }
-    machine.medium()?;
+    machine.make_disk_image()?;
     if !batch {
         return on_terminal(&machine);
     }
     let input = if std::io::stdin().is_terminal() || counts.is_some() { Input::Typed } else { Input::Stdin };
-    let mut session = Session::start(machine.batch()?, Echo::Stdout, input, log.as_deref(), limit)?;
-    let mut window = counts.as_ref().map(|_| count::Window::new(&machine, Clock::Instructions));
+    let mut session = Session::start(machine.batch()?, Echo::Stdout, input, options.log.as_deref(), limit)?;
+    let mut window = counts.as_ref().map(|_| exit_count::Window::new(&machine, Clock::Instructions));
     let end = loop {
         match session.next() {
             Event::Line(line) => {
@@ -98,7 +162,7 @@ pub fn verb(mut args: Args) -> Outcome {
         }
     };
     if let Some(file) = &counts {
-        count::report(file)?;
+        exit_count::report(file)?;
     }
     match end {
         End::Off => Ok(()),
@@ -106,7 +170,7 @@ pub fn verb(mut args: Args) -> Outcome {
             let seconds = limit.unwrap_or_default().as_secs_f64();
             Err(Failure { code: TIMED_OUT, text: format!("the machine was still on after {seconds} s") })
         }
-        // The console has said it.
+        // It is on the console.
         End::Fatal(_) => Err(Failure::silent(1)),
         End::Broken(why) => Err(Failure::new(why)),
     }

@@ -3,23 +3,35 @@
 //! The image runs wherever it was loaded, and the record says where that was (`image base 0x…`). Every number in the log that
 //! lies within the image is looked up, so an exception record's ELR is named as well as a backtrace's frames.
 
-use crate::args::Args;
+use std::path::PathBuf;
+
 use crate::fail::{Doing, Failure, Outcome};
 use crate::paths;
 
+/// Print a log with functions and lines below the addresses of a panic record
+#[derive(clap::Args)]
+#[command(after_help = "Fails if the log holds no panic record (`image base 0x…`), or the ELF file cannot be read.")]
+pub struct Options {
+    /// The log
+    #[arg(value_name = "LOG")]
+    file: PathBuf,
+    /// The ELF file of the image that wrote the log [default: target/doorward.elf]
+    #[arg(long, value_name = "FILE")]
+    elf: Option<PathBuf>,
+}
+
 /// The verb.
-pub fn verb(mut args: Args) -> Outcome {
-    let elf = args.value("--elf")?.map_or_else(paths::elf, Into::into);
-    let file = args.word().ok_or_else(|| Failure::usage("symbolize needs the file with the log"))?;
-    args.finish("symbolize")?;
-    let log = std::fs::read(&file).doing(format_args!("reading {file}"))?;
+pub fn verb(options: &Options) -> Outcome {
+    let elf = options.elf.clone().unwrap_or_else(paths::elf);
+    let file = options.file.display();
+    let log = std::fs::read(&options.file).doing(format_args!("reading {file}"))?;
     let log = String::from_utf8_lossy(&log);
     let symbols = addr2line::Loader::new(&elf)
         .map_err(|error| Failure::new(format!("{}: {error}; build the image that the log is from", elf.display())))?;
     let data = std::fs::read(&elf).doing(format_args!("reading {}", elf.display()))?;
     let size = image_size(&data).ok_or_else(|| Failure::new(format!("{} has no loadable segment", elf.display())))?;
     if !log.lines().any(|line| base(line).is_some()) {
-        return Err(Failure::new(format!("{file} does not say `image base 0x…`: it holds no panic record")));
+        return Err(Failure::new(format!("{file}: no `image base 0x…`, so no panic record")));
     }
     print!("{}", annotate(&log, size, |offset| describe(&symbols, offset)));
     Ok(())

@@ -9,7 +9,7 @@ use crate::fail::{Failure, Outcome};
 use crate::paths;
 use crate::qemu::{Boot, Disk};
 use crate::test::Lab;
-use crate::test::cases::counts::Run;
+use crate::test::cases::exits::Run;
 use crate::test::linux::Transcript;
 
 /// What is measured.

@@ -8,7 +8,7 @@ use crate::fail::{Doing, Outcome};
 use crate::{paths, sh};
 
 /// The rooms of the library that the GIC driver's tests need on the host.
-const ROOMS: [&str; 5] = ["gic", "ids", "mmio", "platform", "sync"];
+const ROOMS: [&str; 6] = ["gic", "ids", "mmio", "platform", "sync", "util"];
 
 /// Where everything about mutants is kept.
 pub fn folder() -> PathBuf {

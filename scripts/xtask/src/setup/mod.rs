@@ -24,10 +24,19 @@ use crate::{paths, sh};
 /// What `rustup` must have beside the host: the hypervisor's target, and static tools for the guest.
 const TARGETS: [&str; 2] = ["aarch64-unknown-none-softfloat", "aarch64-unknown-linux-musl"];
 
-/// All steps, each said when there is something to do.
-pub fn everything() -> Outcome {
+/// Install what is missing: Rust targets, QEMU, a Linux to run, a disk
+#[derive(clap::Args)]
+#[command(after_help = "\
+Every other verb does this by itself when it needs it.
+Prints each step that there is something to do for; a complete set-up is recognised in well under a second.
+QEMU is installed by apt as root (or by sudo). Everything else goes to .cache/ or $DOORWARD_CACHE, and target/.
+Environment: DOORWARD_DEBIAN_MIRROR names the Debian mirror (default: the one that this host uses).")]
+pub struct Options {}
+
+/// The verb.
+pub fn verb(_: &Options) -> Outcome {
     ensure()?;
-    println!("set up: QEMU, Linux, initramfs and disk are ready ({})", paths::cache().display());
+    println!("QEMU, Linux, initramfs and disk are ready ({})", paths::cache().display());
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Choice, Mark, Summary};
+use super::{Mark, Options, Summary};
 use crate::fail::{Failure, Outcome};
 use crate::setup::tools;
 use crate::{paths, sh};
@@ -15,8 +15,8 @@ const SECONDS: u32 = 10;
 const VERSION: &str = "0.13.2";
 
 /// Runs the targets, or says why it does not.
-pub fn run(choice: &Choice, summary: &mut Summary) {
-    let chosen: Vec<String> = targets().into_iter().filter(|name| choice.takes(&case(name))).collect();
+pub fn run(options: &Options, summary: &mut Summary) {
+    let chosen: Vec<String> = targets().into_iter().filter(|name| options.takes(&case(name))).collect();
     if chosen.is_empty() {
         return;
     }

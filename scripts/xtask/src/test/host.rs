@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Instant;
 
-use super::{Choice, Mark, Summary, Verdict, fuzz, imports};
+use super::{Mark, Options, Summary, Verdict, fuzz, imports};
 use crate::{paths, sh};
 
 const TRIPLE: &str = "aarch64-unknown-none-softfloat";
@@ -17,20 +17,20 @@ pub fn lint(summary: &mut Summary) {
 }
 
 /// All of it.
-pub fn run(choice: &Choice, summary: &mut Summary) {
+pub fn run(options: &Options, summary: &mut Summary) {
     for (name, words) in lints() {
-        if choice.takes(name) {
+        if options.takes(name) {
             summary.case(name, || cargo(&words));
         }
     }
-    if choice.takes("host/imports") {
+    if options.takes("host/imports") {
         summary.case("host/imports", imports::check);
     }
-    units(choice, summary);
-    if choice.takes("host/interleavings") {
+    units(options, summary);
+    if options.takes("host/interleavings") {
         summary.case("host/interleavings", interleavings);
     }
-    fuzz::run(choice, summary);
+    fuzz::run(options, summary);
 }
 
 fn lints() -> [(&'static str, Vec<&'static str>); 3] {
@@ -60,12 +60,12 @@ fn cargo(words: &[&str]) -> Verdict {
 }
 
 /// `cargo test`, whose own count goes into ours.
-fn units(choice: &Choice, summary: &mut Summary) {
+fn units(options: &Options, summary: &mut Summary) {
     println!("== host/units");
     let start = Instant::now();
     let mut cargo = command(&["test", "--workspace", "--no-fail-fast"]);
-    cargo.args(choice.filter.as_deref());
-    if let Some(steps) = choice.steps {
+    cargo.args(options.filter.as_deref());
+    if let Some(steps) = options.steps {
         cargo.env("DOORWARD_STEPS", steps.to_string());
     }
     let output = match cargo.output() {

@@ -12,7 +12,6 @@ pub mod linux;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::args::Args;
 use crate::fail::{Doing, Failure, Outcome};
 use crate::image::{self, Profile};
 use crate::qemu::Boot;
@@ -103,81 +102,111 @@ pub struct Case {
     pub run: fn(&Lab) -> Verdict,
 }
 
-/// Which tests.
-struct Choice {
+/// Run all tests, or those whose name contains FILTER
+#[derive(clap::Args)]
+#[command(after_help = "\
+The last line counts passed, failed and skipped tests. Exit code 1 if one failed. Logs of each test on QEMU are kept in
+target/tests/NAME/. Fuzz targets run for ten seconds each if `cargo xtask fuzz` has installed its tools.")]
+pub struct Options {
+    /// A part of the names of the tests to run
     filter: Option<String>,
+    /// Only the tests that boot no machine
+    #[arg(long)]
     host: bool,
+    /// Only the tests that boot a machine
+    #[arg(long)]
     qemu: bool,
+    /// Run the guest's part of the QEMU tests without the hypervisor, to tell its faults from the guest's
+    #[arg(long)]
     bare: bool,
-    /// How many steps the property tests take; their own number if not given.
-    steps: Option<u64>,
+    /// Print the names of the tests that boot a machine, and exit
+    #[arg(long)]
+    list: bool,
+    /// Longer runs: ten minutes of moved vCPUs instead of one, ten times as many random accesses
+    #[arg(long)]
     long: bool,
+    /// Random steps of the GIC driver's property tests [default: 100000]
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
 }
 
-impl Choice {
+impl Options {
     fn takes(&self, name: &str) -> bool {
         self.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()))
     }
 }
 
 /// The verb.
-pub fn verb(mut args: Args) -> Outcome {
-    let (host, qemu) = (args.flag("--host"), args.flag("--qemu"));
-    let (bare, list) = (args.flag("--bare"), args.flag("--list"));
-    let long = args.flag("--long");
-    let steps = args.number("--steps")?;
-    let choice = Choice { filter: args.word(), host: host || !qemu, qemu: qemu || !host, bare, steps, long };
-    args.finish("test")?;
-    if list {
+pub fn verb(options: Options) -> Outcome {
+    if options.list {
         for case in cases::all() {
             println!("qemu/{:<24} {}", case.name, case.shows);
         }
         return Ok(());
     }
     let mut summary = Summary::default();
-    if choice.host && !bare {
+    let both = options.host == options.qemu;
+    if (both || options.host) && !options.bare {
         setup::rust_targets()?;
-        host::run(&choice, &mut summary);
+        host::run(&options, &mut summary);
     }
-    if choice.qemu {
-        on_qemu(&choice, &mut summary)?;
+    if both || options.qemu {
+        on_qemu(&options, &mut summary)?;
     }
     summary.finish()
 }
 
-/// The checks that compile and read, but run nothing of ours: the verb `lint`.
-pub fn lint(mut args: Args) -> Outcome {
-    let imports_only = args.flag("--imports");
-    args.finish("lint")?;
+/// Check formatting, lints, documentation and imports
+#[derive(clap::Args)]
+#[command(after_help = "Exit code 1 if a check failed. `cargo xtask test --host` runs the same checks first.")]
+pub struct LintOptions {
+    /// Only the imports: rooms of src that import rooms above them, and files in circles
+    #[arg(long)]
+    imports: bool,
+}
+
+/// The verb `lint`.
+pub fn lint(options: &LintOptions) -> Outcome {
     let mut summary = Summary::default();
-    if imports_only {
+    if options.imports {
         summary.case("host/imports", imports::check);
     } else {
+        setup::rust_targets()?;
         host::lint(&mut summary);
     }
     summary.finish()
 }
 
+/// Run the fuzz targets, or those whose name contains FILTER
+#[derive(clap::Args)]
+#[command(after_help = "\
+Installs Rust's nightly toolchain by rustup and cargo-fuzz into the cache if they are missing.
+Exit code 1 if a target found a fault; its input is kept in fuzz/artifacts/.")]
+pub struct FuzzOptions {
+    /// A part of the names of the targets to run
+    filter: Option<String>,
+    /// Seconds for each target
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    seconds: u32,
+}
+
 /// The verb `fuzz`.
-pub fn fuzz(mut args: Args) -> Outcome {
-    let seconds = args.number("--seconds")?.unwrap_or(60);
-    let filter = args.word();
-    args.finish("fuzz")?;
+pub fn fuzz(options: &FuzzOptions) -> Outcome {
     let mut summary = Summary::default();
-    fuzz::install_and_run(filter.as_deref(), seconds, &mut summary)?;
+    fuzz::install_and_run(options.filter.as_deref(), options.seconds, &mut summary)?;
     summary.finish()
 }
 
-fn on_qemu(choice: &Choice, summary: &mut Summary) -> Outcome {
+fn on_qemu(options: &Options, summary: &mut Summary) -> Outcome {
     let chosen: Vec<Case> = cases::all()
         .into_iter()
-        .filter(|case| choice.takes(&format!("qemu/{}", case.name)) && (case.bare || !choice.bare))
+        .filter(|case| options.takes(&format!("qemu/{}", case.name)) && (case.bare || !options.bare))
         .collect();
     if chosen.is_empty() {
         return Ok(());
     }
     setup::ensure()?;
-    if !choice.bare {
+    if !options.bare {
         let start = Instant::now();
         if let Err(failure) = image::build(Profile::Release) {
             summary.count("qemu/build", Mark::Failed(failure.text), start.elapsed());
@@ -188,7 +217,7 @@ fn on_qemu(choice: &Choice, summary: &mut Summary) -> Outcome {
         let dir = paths::target().join("tests").join(case.name);
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir).doing(format_args!("creating {}", dir.display()))?;
-        let lab = Lab { dir, boot: if choice.bare { Boot::Bare } else { Boot::Doorward }, long: choice.long };
+        let lab = Lab { dir, boot: if options.bare { Boot::Bare } else { Boot::Doorward }, long: options.long };
         summary.case(&format!("qemu/{}", case.name), || (case.run)(&lab));
     }
     Ok(())

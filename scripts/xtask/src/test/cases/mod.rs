@@ -1,18 +1,18 @@
 //! The cases that boot a machine, by topic.
 
 mod boot;
-mod cost;
-pub mod counts;
 mod cpus;
 mod domains;
+pub mod exits;
 mod guests;
+mod instructions;
 mod io;
-mod order;
 mod placed;
 mod refuse;
 mod sched;
 mod shares;
 mod storms;
+mod trace;
 mod uefi;
 
 use super::Case;
@@ -28,11 +28,11 @@ pub fn all() -> Vec<Case> {
     cases.extend(domains::cases());
     cases.extend(sched::cases());
     cases.extend(cpus::cases());
-    cases.extend(cost::cases());
+    cases.extend(instructions::cases());
     cases.extend(shares::cases());
     cases.extend(storms::cases());
-    cases.extend(order::cases());
+    cases.extend(trace::cases());
     cases.extend(uefi::cases());
-    cases.extend(counts::cases());
+    cases.extend(exits::cases());
     cases
 }

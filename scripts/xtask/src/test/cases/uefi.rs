@@ -1,7 +1,7 @@
 //! The image as an EFI application, on EDK2: the ways it is started, the ways its machine is described, and what sends it
 //! back to the firmware.
 
-use crate::medium;
+use crate::disk_image;
 use crate::qemu::{Boot, Machine, Tables, Uefi};
 use crate::session::End;
 use crate::test::linux::Transcript;
@@ -116,7 +116,7 @@ fn fio(lab: &Lab, machine: Machine, cpus: usize) -> Verdict {
 
 /// Makes the disk, runs the machine and judges what it says; the disk is not kept.
 fn run(lab: &Lab, machine: &Machine, seconds: u64) -> Result<Transcript, String> {
-    machine.medium().map_err(|failure| failure.text)?;
+    machine.make_disk_image().map_err(|failure| failure.text)?;
     let transcript = lab.linux_run(machine, seconds);
     forget(machine);
     transcript
@@ -182,7 +182,7 @@ fn by_kernel(lab: &Lab) -> Verdict {
 fn from_shell(lab: &Lab) -> Verdict {
     let machine = from_disk(lab, "boot", Tables::Fdt);
     let Boot::Uefi(uefi) = &machine.boot else { return Err("not by UEFI".into()) };
-    medium::write_with(&uefi.disk, &machine.contents(), |files| {
+    disk_image::write_with(&uefi.disk, &machine.contents(), |files| {
         for (name, _) in files.iter_mut().filter(|(name, _)| name == "EFI/BOOT/BOOTAA64.EFI") {
             *name = "doorward/other.efi".into();
         }
@@ -205,7 +205,7 @@ fn from_shell(lab: &Lab) -> Verdict {
 /// The application says why in one line that holds each of `words`, and the firmware has the machine back.
 fn refused(lab: &Lab, machine: &Machine, edit: impl Fn(&mut String), words: &[&str]) -> Verdict {
     let Boot::Uefi(uefi) = &machine.boot else { return Err("not by UEFI".into()) };
-    medium::write_with(&uefi.disk, &machine.contents(), |files| {
+    disk_image::write_with(&uefi.disk, &machine.contents(), |files| {
         for (_, bytes) in files.iter_mut().filter(|(name, _)| name.ends_with("doorward.cfg")) {
             let mut text = String::from_utf8_lossy(bytes).into_owned();
             edit(&mut text);

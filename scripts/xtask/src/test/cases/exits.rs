@@ -1,6 +1,6 @@
 //! What reaches EL2 for each I/O, counted from outside, next to what a Linux without a hypervisor takes on the same machine.
 
-use crate::count::{self, Clock, Counts, Source};
+use crate::exit_count::{self, Clock, Counts, Source};
 use crate::qemu::{Boot, Disk, Machine, Tables, Uefi};
 use crate::test::cases::sched::{BUSY, busy};
 use crate::test::{Case, Lab, Verdict};
@@ -62,9 +62,9 @@ impl<'a> Run<'a> {
         if self.busy {
             machine.domus.push(busy(4));
         }
-        count::prepare(&mut machine, &table, self.clock);
-        machine.medium().map_err(|failure| failure.text)?;
-        let mut window = count::Window::new(&machine, self.clock);
+        exit_count::prepare(&mut machine, &table, self.clock);
+        machine.make_disk_image().map_err(|failure| failure.text)?;
+        let mut window = exit_count::Window::new(&machine, self.clock);
         // dom0 waits for the window to be opened until the other domain is busy.
         let (mut busy, mut waits) = (!self.busy, None);
         let transcript = inner.watch(&machine, 300, |session, line| {
@@ -214,7 +214,7 @@ fn shared(lab: &Lab, direct: &str, limit: f64) -> Verdict {
 fn adaptive(lab: &Lab) -> Verdict {
     let waits = |what, hv, busy| {
         let (counts, _) = Run { busy, ..Run::counted(what, hv, CELLS[0].1) }.go(lab)?;
-        Ok::<_, String>(counts.exits.get(count::WAIT).copied().unwrap_or(0))
+        Ok::<_, String>(counts.exits.get(exit_count::WAIT).copied().unwrap_or(0))
     };
     let alone = waits("alone", "sched=credit vwfi=auto", false)?;
     let trapped = waits("trapped", "sched=credit vwfi=trap", false)?;

@@ -2,7 +2,7 @@
 //!
 //! QEMU runs each command at once and never complains, so a missing VSYNC, a vPE made resident before its VMOVP, or a command
 //! that the ITS's own tables call an error all look fine in its behaviour (IHI 0069, chapters 5 and 8). The trace has
-//! each command in order, and each write to a redistributor; [`Judge`] keeps the tables beside it and names what is wrong.
+//! each command in order, and each write to a redistributor; [`Checker`] keeps the tables beside it and names what is wrong.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -49,7 +49,7 @@ enum Event {
 
 /// Follows a trace.
 #[derive(Debug, Default)]
-pub struct Judge {
+pub struct Checker {
     line: u64,
     commands: u64,
     vpes: BTreeMap<u64, Vpe>,
@@ -66,7 +66,7 @@ pub struct Judge {
     pub seen: BTreeMap<String, u64>,
 }
 
-impl Judge {
+impl Checker {
     /// Looks at one line of QEMU's log.
     pub fn line(&mut self, line: &str) {
         self.line += 1;
@@ -158,7 +158,7 @@ impl Judge {
                 }
             }
             "vsync" => {
-                // QEMU does not say whose VSYNC it is. One of another vPE would be a defect that this judge misses.
+                // QEMU does not say whose VSYNC it is. One of another vPE would be an error that this checker misses.
                 for vpe in self.vpes.values_mut() {
                     vpe.moving = false;
                     vpe.stage = match vpe.stage {
@@ -342,45 +342,45 @@ mod tests {
     const MOVE: &str = "gicv3_its_cmd_vmovp GICv3 ITS: command VMOVP vPEID 0x1 RDbase 0x3";
     const DISCARD: &str = "gicv3_its_cmd_discard GICv3 ITS: command DISCARD DeviceID 0x8 EventID 0x3";
 
-    fn judge(lines: &[&[&str]]) -> Vec<String> {
-        let mut judge = Judge::default();
-        lines.iter().flat_map(|lines| lines.iter()).for_each(|line| judge.line(line));
-        judge.finish();
-        judge.wrong
+    fn check(lines: &[&[&str]]) -> Vec<String> {
+        let mut checker = Checker::default();
+        lines.iter().flat_map(|lines| lines.iter()).for_each(|line| checker.line(line));
+        checker.finish();
+        checker.wrong
     }
 
     #[test]
     fn a_life_in_order_is_fine() {
-        assert_eq!(judge(&[MAPPED, &[ENTER, MAP, SYNC, LEAVE, DISCARD, SYNC]]), [""; 0]);
+        assert_eq!(check(&[MAPPED, &[ENTER, MAP, SYNC, LEAVE, DISCARD, SYNC]]), [""; 0]);
     }
 
     #[test]
     fn residency_before_the_mapping_is_synchronised_is_named() {
-        assert!(judge(&[&MAPPED[..3], &[ENTER]])[0].contains("made resident at Invalidated"));
+        assert!(check(&[&MAPPED[..3], &[ENTER]])[0].contains("made resident at Invalidated"));
     }
 
     #[test]
     fn a_missing_vsync_is_named() {
-        assert!(judge(&[MAPPED, &[MAP]])[0].contains("never followed by VSYNC"));
-        assert!(judge(&[MAPPED, &[MAP, SYNC, DISCARD]])[0].contains("DISCARD of event 0x3"));
+        assert!(check(&[MAPPED, &[MAP]])[0].contains("never followed by VSYNC"));
+        assert!(check(&[MAPPED, &[MAP, SYNC, DISCARD]])[0].contains("DISCARD of event 0x3"));
     }
 
     #[test]
     fn residency_elsewhere_than_the_its_believes_is_named() {
-        assert!(judge(&[MAPPED, &[MOVE, SYNC, ENTER]])[0].contains("the ITS has it on 0x3"));
-        assert!(judge(&[MAPPED, &[MOVE, ENTER]])[0].contains("before VMOVP's VSYNC"));
-        assert!(judge(&[MAPPED, &[ENTER, MOVE, SYNC]])[0].contains("which is resident"));
+        assert!(check(&[MAPPED, &[MOVE, SYNC, ENTER]])[0].contains("the ITS has it on 0x3"));
+        assert!(check(&[MAPPED, &[MOVE, ENTER]])[0].contains("before VMOVP's VSYNC"));
+        assert!(check(&[MAPPED, &[ENTER, MOVE, SYNC]])[0].contains("which is resident"));
     }
 
     #[test]
     fn commands_that_the_tables_call_errors_are_named() {
-        assert!(judge(&[MAPPED, &[DISCARD]])[0].contains("which is not mapped"));
-        assert!(judge(&[MAPPED, &[MAP, SYNC, MAP, SYNC]])[0].contains("mapped already"));
-        assert!(judge(&[&MAPPED[4..], &[MAP, SYNC]])[0].contains("vPE 0x1, which is not mapped"));
+        assert!(check(&[MAPPED, &[DISCARD]])[0].contains("which is not mapped"));
+        assert!(check(&[MAPPED, &[MAP, SYNC, MAP, SYNC]])[0].contains("mapped already"));
+        assert!(check(&[&MAPPED[4..], &[MAP, SYNC]])[0].contains("vPE 0x1, which is not mapped"));
     }
 
     #[test]
     fn valid_over_valid_is_named() {
-        assert!(judge(&[MAPPED, &[ENTER, ENTER]])[0].contains("Valid over Valid"));
+        assert!(check(&[MAPPED, &[ENTER, ENTER]])[0].contains("Valid over Valid"));
     }
 }

@@ -2,9 +2,9 @@
 
 use std::io::{BufRead, BufReader};
 
-use crate::order::{EVENTS, Judge};
 use crate::qemu::Machine;
 use crate::test::{Case, Lab, Verdict};
+use crate::trace_checker::{Checker, EVENTS};
 
 /// The cases of this topic.
 pub fn cases() -> Vec<Case> {
@@ -33,15 +33,15 @@ fn ordered(lab: &Lab, test: &str, arg: &str, kinds: &[&str]) -> Verdict {
     let _ = std::fs::write(lab.dir.join("guest.log"), "");
     lab.judge(&transcript)?;
     let file = std::fs::File::open(&log).map_err(|error| format!("{}: {error}", log.display()))?;
-    let mut judge = Judge::default();
+    let mut checker = Checker::default();
     for line in BufReader::new(file).lines() {
-        judge.line(&line.map_err(|error| format!("{}: {error}", log.display()))?);
+        checker.line(&line.map_err(|error| format!("{}: {error}", log.display()))?);
     }
-    judge.finish();
-    let seen: Vec<String> = judge.seen.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+    checker.finish();
+    let seen: Vec<String> = checker.seen.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
     println!("   {}", seen.join(", "));
-    if let Some(kind) = kinds.iter().find(|kind| !judge.seen.contains_key(**kind)) {
+    if let Some(kind) = kinds.iter().find(|kind| !checker.seen.contains_key(**kind)) {
         return Err(format!("the trace holds no {kind} ({})", log.display()));
     }
-    if judge.wrong.is_empty() { Ok(()) } else { Err(format!("{} ({})", judge.wrong.join("; "), log.display())) }
+    if checker.wrong.is_empty() { Ok(()) } else { Err(format!("{} ({})", checker.wrong.join("; "), log.display())) }
 }

@@ -14,9 +14,8 @@ use gpt::mbr::ProtectiveMBR;
 use gpt::partition::Partition;
 use gpt::partition_types;
 
-use crate::args::Args;
 use crate::fail::{Doing, Failure, Outcome};
-use crate::image::{self, Profile};
+use crate::image::{self, ProfileFlags};
 use crate::{paths, setup};
 
 const SECTOR: u64 = 512;
@@ -53,10 +52,40 @@ pub struct Contents {
     pub root: Option<PathBuf>,
 }
 
+/// Make a disk that boots on a board by UEFI
+#[derive(clap::Args)]
+#[command(after_help = "\
+The disk has a GUID partition table, an EFI system partition (FAT32) with the hypervisor, its configuration, dom0's
+kernel and initramfs, and a partition for dom0's root file system. The same inputs give the same bytes.
+boards/BOARD/README.md says how to boot it.")]
+pub struct Options {
+    /// The board: the name of a folder of boards/
+    #[arg(long)]
+    board: String,
+    /// Where the disk image goes [default: target/BOARD.raw]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// dom0's kernel, a raw arm64 Image, or `none` [default: the Linux of `setup`]
+    #[arg(long, value_name = "FILE|none")]
+    kernel: Option<String>,
+    /// dom0's initramfs, or `none` [default: the test initramfs of `setup`]
+    #[arg(long, value_name = "FILE|none")]
+    initrd: Option<String>,
+    /// Words to add to dom0's command line
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true, default_value = "", hide_default_value = true)]
+    append: String,
+    /// Words to add to the hypervisor's command line
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true, default_value = "", hide_default_value = true)]
+    hv: String,
+    /// The content of the root partition, a raw file system [default: 64 MiB of zeroes]
+    #[arg(long, value_name = "FILE")]
+    root: Option<PathBuf>,
+    #[command(flatten)]
+    profile: ProfileFlags,
+}
+
 /// The verb.
-pub fn verb(mut args: Args) -> Outcome {
-    let board =
-        args.value("--board")?.ok_or_else(|| Failure::usage("image needs --board B, a folder of boards/ by name"))?;
+pub fn verb(options: Options) -> Outcome {
     let given = |path: Option<String>, default: PathBuf| match path.as_deref() {
         None => Some(default),
         Some("none") => None,
@@ -64,20 +93,17 @@ pub fn verb(mut args: Args) -> Outcome {
     };
     let contents = Contents {
         image: paths::image(),
-        kernel: given(args.value("--kernel")?, paths::linux()),
-        initrd: given(args.value("--initrd")?, paths::initramfs()),
-        append: args.value("--append")?.unwrap_or_default(),
-        hv: args.value("--hv")?.unwrap_or_default(),
-        root: args.value("--root")?.map(PathBuf::from),
-        board,
+        kernel: given(options.kernel, paths::linux()),
+        initrd: given(options.initrd, paths::initramfs()),
+        append: options.append,
+        hv: options.hv,
+        root: options.root,
+        board: options.board,
     };
-    let out =
-        args.value("--out")?.map_or_else(|| paths::target().join(format!("{}.raw", contents.board)), PathBuf::from);
-    let profile = Profile::from_args(&mut args)?;
-    args.finish("image")?;
+    let out = options.out.unwrap_or_else(|| paths::target().join(format!("{}.raw", contents.board)));
     template(&contents.board)?;
     setup::ensure()?;
-    image::build(profile)?;
+    image::build(options.profile.profile())?;
     write(&out, &contents)?;
     let size = std::fs::metadata(&out).doing("reading the disk's size")?.len();
     println!("{} ({} MiB): see boards/{}/README.md", out.display(), size / MIB, contents.board);
@@ -270,7 +296,7 @@ mod tests {
     }
 
     fn folder(name: &str) -> PathBuf {
-        let dir = std::env::temp_dir().join(format!("doorward-medium-{name}-{}", std::process::id()));
+        let dir = std::env::temp_dir().join(format!("doorward-disk-image-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         dir
     }

@@ -2,7 +2,7 @@
 //!
 //! The limits are a little above what was measured when they were set: whoever makes a path longer is to notice.
 
-use crate::cost::{self, Purpose};
+use crate::instruction_count::{self, Purpose};
 use crate::test::{Case, Lab, Verdict};
 
 /// The most that the median of each may be.
@@ -30,7 +30,7 @@ pub fn cases() -> Vec<Case> {
 fn judge(lab: &Lab) -> Verdict {
     let run = |vcpus, hv| {
         println!("   -- {vcpus} vCPUs {hv}");
-        let costs = cost::measure(&lab.dir, vcpus, hv, false).map_err(|failure| failure.text)?;
+        let costs = instruction_count::measure(&lab.dir, vcpus, hv, false).map_err(|failure| failure.text)?;
         costs.print();
         Ok::<_, String>(costs)
     };
