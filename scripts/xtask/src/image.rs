@@ -24,7 +24,7 @@ pub enum Profile {
 /// The flags that choose a profile, for every verb that builds the hypervisor.
 #[derive(clap::Args, Clone, Copy)]
 pub struct ProfileFlags {
-    /// Build with optimisations [default]
+    /// Build with optimisations (the default)
     #[arg(long, conflicts_with = "debug")]
     release: bool,
     /// Build with debug assertions, such as the check of lock ranks

@@ -1,7 +1,7 @@
 //! `cargo xtask`: every task around this repository except editing it.
 //!
 //! One verb per module: [`setup`] installs what is missing, [`image`] builds and packs the hypervisor, [`disk_image`] makes a
-//! disk that boots, [`run`] boots it, [`test`] runs the tests, [`symbolize`] reads a panic log, [`bench`] measures, [`mutants`]
+//! disk that boots, [`run`] boots it, [`mod@test`] runs the tests, [`symbolize`] reads a panic log, [`mod@bench`] measures, [`mutants`]
 //! tests the tests. The verbs share [`qemu`] (the machine and its command line) and [`session`] (its console). Each verb's
 //! module declares its flags and their help, which `cargo xtask VERB --help` prints. Other scripts rely on flags and exit codes.
 

@@ -50,9 +50,12 @@ pub struct Options {
     /// QEMU's CPU model [default: max]
     #[arg(long, value_name = "MODEL")]
     cpu: Option<String>,
-    /// A domU: KERNEL[,initrd=FILE][,cpus=N][,mem=SIZE][,weight=N][,cap=PERCENT][,append=WORDS],
-    /// append= last; may be given more than once [default of each: cpus=1, mem=256M]
-    #[arg(long, value_name = "KERNEL[,...]", verbatim_doc_comment)]
+    #[arg(
+        long,
+        value_name = "KERNEL[,...]",
+        help = "A domU: KERNEL[,initrd=FILE][,cpus=N][,mem=SIZE][,weight=N][,cap=PERCENT][,append=WORDS],\n\
+                append= last; may be given more than once [default of each: cpus=1, mem=256M]"
+    )]
     domu: Vec<String>,
     /// A batch run that is killed after so many seconds
     #[arg(long, value_name = "SECONDS")]

@@ -1,5 +1,5 @@
-//! Runs of the fuzz targets: ten seconds each among the tests, where cargo-fuzz is installed; as long as one likes by
-//! `cargo xtask fuzz`, which installs it.
+//! Runs of the fuzz targets. `cargo xtask test` runs each for ten seconds if cargo-fuzz is installed; `cargo xtask fuzz`
+//! installs it and runs them for as long as it is told.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use crate::fail::{Failure, Outcome};
 use crate::setup::tools;
 use crate::{paths, sh};
 
-/// Per target; enough to run the stored corpus and to fall over what lies near it.
+/// For each target, as a test: enough for the stored corpus and inputs close to it.
 const SECONDS: u32 = 10;
 
-/// What `cargo xtask fuzz` installs where there is none.
+/// The version that `cargo xtask fuzz` installs.
 const VERSION: &str = "0.13.2";
 
-/// Runs the targets, or says why it does not.
-pub fn run(options: &Options, summary: &mut Summary) {
+/// Runs the targets, or marks them as skipped if the tools are missing.
+pub fn run(options: &Options, summary: &Summary) {
     let chosen: Vec<String> = targets().into_iter().filter(|name| options.takes(&case(name))).collect();
     if chosen.is_empty() {
         return;
@@ -23,7 +23,7 @@ pub fn run(options: &Options, summary: &mut Summary) {
     match missing() {
         Some(missing) => {
             for name in chosen {
-                let why = format!("{missing}; `cargo xtask fuzz` gets it");
+                let why = format!("{missing}; `cargo xtask fuzz` installs it");
                 summary.count(&case(&name), Mark::Skipped(why), Duration::ZERO);
             }
         }
@@ -32,7 +32,7 @@ pub fn run(options: &Options, summary: &mut Summary) {
 }
 
 /// Installs what is missing and runs the targets whose name contains `filter`.
-pub fn install_and_run(filter: Option<&str>, seconds: u32, summary: &mut Summary) -> Outcome {
+pub fn install_and_run(filter: Option<&str>, seconds: u32, summary: &Summary) -> Outcome {
     let chosen: Vec<String> = targets().into_iter().filter(|n| filter.is_none_or(|f| n.contains(f))).collect();
     if chosen.is_empty() {
         return Err(Failure::usage(format!("the fuzz targets are {}", targets().join(", "))));
@@ -60,7 +60,7 @@ fn targets() -> Vec<String> {
     targets
 }
 
-fn run_each(targets: &[String], seconds: u32, summary: &mut Summary) {
+fn run_each(targets: &[String], seconds: u32, summary: &Summary) {
     for name in targets {
         summary.case(&case(name), || {
             let mut command = tools::with_nightly();
@@ -71,7 +71,7 @@ fn run_each(targets: &[String], seconds: u32, summary: &mut Summary) {
     }
 }
 
-/// What is not installed.
+/// The tool that is not installed, if one is missing.
 fn missing() -> Option<&'static str> {
     if !tools::has_nightly() {
         Some("no nightly toolchain")

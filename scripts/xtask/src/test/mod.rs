@@ -1,7 +1,7 @@
 //! `test`: every test there is, on the host and on QEMU, and one line at the end that counts them.
 //!
-//! A case is a name, a sentence and a function; [`cases`] lists those that boot a machine, [`host`] those that do not. Each
-//! case on QEMU keeps its console and logs in `target/tests/NAME/`, whether it passes or not.
+//! A case is a name, a description and a function. [`cases`] lists those that boot a machine, [`host`] runs those that do not.
+//! Each case on QEMU keeps its console and logs in `target/tests/NAME/`, whether it passes or not.
 
 pub mod cases;
 mod fuzz;
@@ -10,6 +10,7 @@ mod imports;
 pub mod linux;
 
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::fail::{Doing, Failure, Outcome};
@@ -17,53 +18,75 @@ use crate::image::{self, Profile};
 use crate::qemu::Boot;
 use crate::{paths, setup};
 
-/// What a case returns: nothing, or a sentence that says what was expected and what came.
+/// What a case returns: nothing, or a message with what was expected and what came.
 type Verdict = Result<(), String>;
 
-/// How one line of the summary ends.
+/// The result of one test.
 enum Mark {
     Passed,
     Failed(String),
-    /// Said, and counted on neither side.
+    /// Not run, for this reason. Counts neither as passed nor as failed.
     Skipped(String),
 }
 
-/// Everything that ran.
+/// The results of all tests so far. Several threads may add to it.
 #[derive(Default)]
-struct Summary {
+struct Summary(Mutex<Results>);
+
+#[derive(Default)]
+struct Results {
     lines: Vec<(String, Mark, Duration)>,
     passed: u64,
     failed: u64,
 }
 
 impl Summary {
-    /// Runs one case and says how it went.
-    fn case(&mut self, name: &str, run: impl FnOnce() -> Verdict) {
+    fn results(&self) -> MutexGuard<'_, Results> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs one case and adds its result.
+    fn case(&self, name: &str, run: impl FnOnce() -> Verdict) {
         println!("== {name}");
         let start = Instant::now();
         let mark = run().map_or_else(Mark::Failed, |()| Mark::Passed);
         self.count(name, mark, start.elapsed());
     }
 
-    fn count(&mut self, name: &str, mark: Mark, took: Duration) {
+    /// Adds a result and prints it.
+    fn count(&self, name: &str, mark: Mark, took: Duration) {
+        let mut results = self.results();
         let word = match &mark {
             Mark::Passed => {
-                self.passed += 1;
+                results.passed += 1;
                 "passed".to_owned()
             }
             Mark::Failed(why) => {
-                self.failed += 1;
+                results.failed += 1;
                 format!("FAILED: {why}")
             }
             Mark::Skipped(why) => format!("skipped: {why}"),
         };
         println!("   {name}: {word} ({:.1} s)", took.as_secs_f64());
-        self.lines.push((name.to_owned(), mark, took));
+        results.lines.push((name.to_owned(), mark, took));
+    }
+
+    /// Adds the results of `passed` and `failed` tests that have been printed one by one.
+    fn add(&self, passed: u64, failed: u64) {
+        let mut results = self.results();
+        results.passed += passed;
+        results.failed += failed;
+    }
+
+    /// Adds a line to the final list, whose tests have been added already.
+    fn list(&self, name: String, took: Duration) {
+        self.results().lines.push((name, Mark::Passed, took));
     }
 
     fn finish(self) -> Outcome {
+        let Results { lines, passed, failed } = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
         println!("\nsummary");
-        for (name, mark, took) in &self.lines {
+        for (name, mark, took) in &lines {
             let took = took.as_secs_f64();
             match mark {
                 Mark::Passed => println!("  passed   {name:<40} {took:>7.1} s"),
@@ -73,32 +96,32 @@ impl Summary {
                 Mark::Skipped(why) => println!("  skipped  {name:<40} {:>9}  {why}", ""),
             }
         }
-        let skipped = self.lines.iter().filter(|(_, mark, _)| matches!(mark, Mark::Skipped(_))).count();
+        let skipped = lines.iter().filter(|(_, mark, _)| matches!(mark, Mark::Skipped(_))).count();
         let note = if skipped == 0 { String::new() } else { format!(", {skipped} skipped") };
-        println!("{} passed, {} failed{note}", self.passed, self.failed);
-        if self.failed == 0 { Ok(()) } else { Err(Failure::silent(1)) }
+        println!("{passed} passed, {failed} failed{note}");
+        if failed == 0 { Ok(()) } else { Err(Failure::silent(1)) }
     }
 }
 
-/// What a case on QEMU is given.
+/// The environment of a case on QEMU.
 pub struct Lab {
-    /// A folder of its own.
+    /// A folder for this case alone.
     pub dir: PathBuf,
-    /// What starts the machine: ours, or (to tell the guest's faults from ours) Linux alone.
+    /// What the machine boots: the hypervisor, or Linux without it, to tell the guest's faults from the hypervisor's.
     pub boot: Boot,
-    /// Whether time is no object: what can go on for longer does.
+    /// Whether `--long` was given.
     pub long: bool,
 }
 
 /// One case on QEMU.
 pub struct Case {
-    /// Short, with the topic first.
+    /// A short name that starts with the topic.
     pub name: &'static str,
-    /// What it shows.
+    /// What it shows, as `test --list` prints it.
     pub shows: &'static str,
-    /// Does it make sense without the hypervisor?
+    /// Whether it also works without the hypervisor (`--bare`).
     pub bare: bool,
-    /// Runs it.
+    /// Runs the case.
     pub run: fn(&Lab) -> Verdict,
 }
 
@@ -144,14 +167,14 @@ pub fn verb(options: Options) -> Outcome {
         }
         return Ok(());
     }
-    let mut summary = Summary::default();
+    let summary = Summary::default();
     let both = options.host == options.qemu;
     if (both || options.host) && !options.bare {
         setup::rust_targets()?;
-        host::run(&options, &mut summary);
+        host::run(&options, &summary);
     }
     if both || options.qemu {
-        on_qemu(&options, &mut summary)?;
+        on_qemu(&options, &summary)?;
     }
     summary.finish()
 }
@@ -167,12 +190,12 @@ pub struct LintOptions {
 
 /// The verb `lint`.
 pub fn lint(options: &LintOptions) -> Outcome {
-    let mut summary = Summary::default();
+    let summary = Summary::default();
     if options.imports {
         summary.case("host/imports", imports::check);
     } else {
         setup::rust_targets()?;
-        host::lint(&mut summary);
+        host::lint(&summary);
     }
     summary.finish()
 }
@@ -192,12 +215,12 @@ pub struct FuzzOptions {
 
 /// The verb `fuzz`.
 pub fn fuzz(options: &FuzzOptions) -> Outcome {
-    let mut summary = Summary::default();
-    fuzz::install_and_run(options.filter.as_deref(), options.seconds, &mut summary)?;
+    let summary = Summary::default();
+    fuzz::install_and_run(options.filter.as_deref(), options.seconds, &summary)?;
     summary.finish()
 }
 
-fn on_qemu(options: &Options, summary: &mut Summary) -> Outcome {
+fn on_qemu(options: &Options, summary: &Summary) -> Outcome {
     let chosen: Vec<Case> = cases::all()
         .into_iter()
         .filter(|case| options.takes(&format!("qemu/{}", case.name)) && (case.bare || !options.bare))

@@ -30,10 +30,12 @@ const CLOCK: [&str; 2] = ["-icount", "shift=2,sleep=off"];
 /// What may come at once (`host::rate_limit`).
 const BURST: u64 = 32;
 
-/// How long a storm lasts, and how many messages it has at least.
-const DURATION: Duration = Duration::from_secs(4);
-/// See `DURATION`.
+/// How long a storm lasts at least, by the hypervisor's clock, in milliseconds.
+const DURATION_MS: u64 = 1_000;
+/// How many messages it has at least.
 const MESSAGES: u64 = 10_000;
+/// After each of these the hypervisor is asked for its clock.
+const ROUND: Duration = Duration::from_secs(2);
 
 /// So many at once, then QEMU gets to run its CPU.
 const SQUALL: u32 = 16;
@@ -153,11 +155,18 @@ fn play(session: &mut Session, socket: &Path, label: &str) -> Verdict {
 
     let events = table.events as u32;
     let squall: Vec<u32> = (0..SQUALL).map(|n| n % events).collect();
-    let (start, mut sent) = (Instant::now(), 0);
-    while sent < MESSAGES || start.elapsed() < DURATION {
-        qtest.flood(TRANSLATER, &squall).map_err(say)?;
-        sent += u64::from(SQUALL);
-        std::thread::sleep(PAUSE);
+    let mut sent = 0;
+    loop {
+        let start = Instant::now();
+        while start.elapsed() < ROUND {
+            qtest.flood(TRANSLATER, &squall).map_err(say)?;
+            sent += u64::from(SQUALL);
+            std::thread::sleep(PAUSE);
+        }
+        let so_far = ask(session, label)?;
+        if sent >= MESSAGES && so_far.ms >= before.ms + DURATION_MS {
+            break;
+        }
     }
     let mut seen = Vec::new();
     for event in 0..events {
