@@ -1,6 +1,6 @@
-//! No bytes make the readers of ACPI tables panic or run on, and what they accept can be checked.
+//! The readers of ACPI tables neither panic nor loop on any input, and a machine that they accept can be checked.
 //!
-//! The input is a file as in `tests/data/*.acpi`. Checksums are made right first, or nothing would get past them.
+//! The input has the format of `tests/data/*.acpi`. Checksums are corrected first, or hardly any input would pass them.
 //!
 //! `cargo +nightly fuzz run acpi fuzz/corpus/acpi tests/data -- -max_total_time=60 -max_len=16384`
 #![no_main]
@@ -28,7 +28,7 @@ fn sum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0u8, |sum, &byte| sum.wrapping_add(byte)).wrapping_neg()
 }
 
-/// Walks tables that follow each other, as those in the files do, and makes their checksums right.
+/// Corrects the checksums of tables that follow each other.
 fn fix(bytes: &mut [u8]) {
     let mut at = 0;
     while let Some(head) = bytes.get(at..at + 36) {

@@ -1,4 +1,4 @@
-//! No bytes make the device tree reader panic, and what it accepts makes sense and can be edited for dom0.
+//! The device tree reader does not panic on any input, and a tree that it accepts can be edited for dom0.
 //!
 //! `cargo +nightly fuzz run fdt fuzz/corpus/fdt tests/data -- -max_total_time=60 -max_len=16384`
 #![no_main]
@@ -30,6 +30,6 @@ fn edit_for_dom0(blob: &[u8], machine: &Machine) {
     let Ok(gicr) = edit::vgicr_region(machine, vcpus.len()) else { return };
     let plan = edit::Dom0Plan { vcpus: &vcpus, memory: &banks, gicr, bootargs: "quiet", initrd: None };
     if let Ok(edited) = edit::build_dom0_fdt(blob, machine, &plan) {
-        fdt::parse(&edited).expect("what was written can be read");
+        fdt::parse(&edited).expect("the edited tree can be read");
     }
 }

@@ -1,5 +1,5 @@
-//! No syndrome, instruction and registers make the decoder of loads and stores panic, and what it plans stays where the
-//! fault was. The system registers and the firmware calls of a guest go the same way.
+//! The decoder of loads and stores does not panic for any syndrome, instruction and register values, and it plans accesses
+//! only in the page of the fault. The same input goes to the emulation of system registers and to firmware calls.
 //!
 //! `cargo +nightly fuzz run mmio_decode -- -max_total_time=60`
 #![no_main]
@@ -23,7 +23,7 @@ struct Input {
     x: [u64; 31],
     sp: u64,
     big_endian: bool,
-    /// The base register points where the fault was: without this no instruction ever fits.
+    /// Whether the base register holds the faulting address: random values would hardly ever match.
     aim: bool,
     raw: u64,
     pstate: u64,

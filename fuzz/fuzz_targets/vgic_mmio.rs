@@ -1,7 +1,7 @@
-//! A guest writes anything to its distributor and redistributors, at any time: the virtual GIC does not panic, and no
-//! interrupt is lost, duplicated or left active in hardware.
+//! No sequence of accesses to a guest's distributor and redistributors makes the vGIC panic, lose or duplicate an interrupt, or
+//! leave one active in hardware.
 //!
-//! The domain is the one of `src/vgic/random_tests.rs`, which lists what is checked; here the fuzzer chooses its bytes.
+//! This is the test `vgic::random_tests`, which documents what is checked, with the fuzzer's input instead of random bytes.
 //!
 //! `cargo +nightly fuzz run vgic_mmio -- -max_total_time=60 -max_len=4096`
 #![no_main]

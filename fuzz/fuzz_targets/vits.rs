@@ -1,9 +1,9 @@
-//! A guest writes anything to its ITS's queue and registers, at any time: EL2 does not panic or loop, makes only valid
-//! calls of the host, and records as mapped on the host exactly what is mapped there.
+//! No sequence of a guest's ITS commands and register accesses makes EL2 panic, loop, or make an invalid request to the host
+//! side, and EL2's tables always match those of the host side.
 //!
-//! The host is the one of the unit tests, which panics if a call is invalid. The input is a list of steps: a tag byte
-//! and its operands. Numbers are small, so that commands refer to the same objects; a raw form covers those out of
-//! range.
+//! The host side is the fake of the unit tests, which panics at an invalid request. The input is a list of steps, each a tag
+//! byte and operands. Numbers are kept small, so that commands refer to the same objects; a raw form covers values that are out
+//! of range.
 //!
 //! `cargo +nightly fuzz run vits -- -max_total_time=60 -max_len=4096`
 #![no_main]

@@ -1,15 +1,14 @@
-//! An EL1 guest that is started over and over: it finds its memory clean, dirties all of it, and asks for a reset while
-//! an interrupt of its timer is active and its other vCPUs sleep or spin.
+//! An EL1 guest that is reset over and over: it checks that its memory is zero, dirties all of it, and asks for a reset while
+//! its timer interrupt is active and its other vCPUs sleep or spin.
 //!
-//! Whatever its predecessor left behind shows: a word that is not zero, a vCPU that does not start, a timer interrupt
-//! that is still taken and does not come again. It knows that it has 16 MiB, of which the first four are its image and
-//! its device tree.
+//! State that survives a reset shows as a word that is not zero, a vCPU that does not start, or a timer interrupt that is still
+//! active and does not come again. The guest assumes 16 MiB, of which the first four hold its image and its device tree.
 #![cfg_attr(target_os = "none", no_std, no_main)]
-#![allow(unsafe_code, reason = "guest_main is called by name, and memory is looked at by address")]
+#![allow(unsafe_code, reason = "guest_main is called by name, and memory is read by address")]
 
 #[cfg(not(target_os = "none"))]
 fn main() {
-    eprintln!("a guest: build it for aarch64-unknown-none-softfloat and give it to Doorward as a domain's kernel");
+    eprintln!("a guest: build it for aarch64-unknown-none-softfloat and boot it as a domain's kernel under Doorward");
 }
 
 #[cfg(target_os = "none")]
@@ -27,14 +26,14 @@ mod guest {
 
     fn interrupt(intid: u32) {
         if intid == TIMER {
-            // Neither ended nor quiet: whoever takes this guest down has to see to it.
+            // The interrupt is active and its line is high: the reset must clear both.
             smccc::hvc(SYSTEM_RESET, 0, 0, 0);
-            say!("GUEST FAIL again: the reset came back");
+            say!("GUEST FAIL again: SYSTEM_RESET returned");
             off()
         }
     }
 
-    /// Odd ones sleep, even ones spin.
+    /// vCPUs with an odd index sleep, the others spin.
     fn other() -> ! {
         gic::cpu_on(0);
         STARTED.fetch_add(1, Ordering::AcqRel);
@@ -47,13 +46,13 @@ mod guest {
         }
     }
 
-    fn look_and_dirty() {
+    fn check_and_dirty_memory() {
         for at in (CLEAN..END).step_by(8) {
             let word = at as *mut u64;
-            // SAFETY: RAM behind the image that nothing else uses.
+            // SAFETY: RAM behind the image, which nothing else uses.
             unsafe {
                 if word.read_volatile() != 0 {
-                    say!("GUEST FAIL again: {:#x} at {at:#x}", word.read_volatile());
+                    say!("GUEST FAIL again: memory is not zero: {:#x} at {at:#x}", word.read_volatile());
                     off()
                 }
                 word.write_volatile(at | 1);
@@ -66,12 +65,12 @@ mod guest {
         exception::on_interrupt(interrupt);
         gic::distributor_on();
         gic::cpu_on(1 << TIMER);
-        look_and_dirty();
+        check_and_dirty_memory();
         let count = gic::count().min(cpu::MAX);
         for index in 1..count {
             let answer = cpu::start(index, other);
             if answer != 0 {
-                say!("GUEST FAIL again: CPU_ON of vCPU {index} says {answer}");
+                say!("GUEST FAIL again: CPU_ON of vCPU{index} returned {answer}");
                 off()
             }
         }

@@ -1,12 +1,12 @@
-//! An EL1 guest that computes on all its vCPUs, and says how long they had a CPU between two moments that are the same for all
-//! domains: `GUEST SHARE vcpus=N ms=T end`, twice. It knows by looking at the counter all the time: where that leaps,
-//! somebody else had the CPU.
+//! An EL1 guest that computes on all its vCPUs and measures for how long they had a CPU between two points in time that are the
+//! same for all domains. It prints `GUEST SHARE vcpus=N ms=T end`. Each vCPU reads the counter all the time: when the value
+//! leaps, another vCPU had the CPU meanwhile.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "guest_main is called by name")]
 
 #[cfg(not(target_os = "none"))]
 fn main() {
-    eprintln!("a guest: build it for aarch64-unknown-none-softfloat and give it to Doorward as a kernel");
+    eprintln!("a guest: build it for aarch64-unknown-none-softfloat and boot it as a domain's kernel under Doorward");
 }
 
 #[cfg(target_os = "none")]
@@ -14,15 +14,15 @@ mod guest {
     use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
     use guest_rt::{cpu, gic, mrs, off, say};
 
-    /// Between these moments, in seconds since the machine was started.
+    /// The measurement begins and ends at these times, in seconds since the machine was started.
     const FROM: u64 = 5;
     const TO: u64 = 65;
 
-    /// A leap of the counter by so many milliseconds is time without a CPU. Others run for tens of milliseconds; a turn, even
-    /// with those of QEMU's other CPUs in between, takes one or two.
+    /// A leap of the counter by at least so many milliseconds is time without a CPU. Another vCPU runs for tens of
+    /// milliseconds; one iteration takes one or two, even when QEMU runs its other CPUs in between.
     const LEAP: u64 = 5;
 
-    /// What a vCPU has had. Nobody else writes it.
+    /// The CPU time of a vCPU. Only that vCPU writes it.
     #[repr(align(64))]
     struct Had {
         ticks: AtomicU64,
@@ -34,11 +34,11 @@ mod guest {
         mrs!("cntfrq_el0") / 1000 * milliseconds
     }
 
-    /// A little work, and what it took.
+    /// Computes for a short while and adds the time that it took, unless the counter leapt.
     fn compute() {
         let had = &HAD[cpu::this().index()];
         for turn in 0..1024 {
-            // Not a YIELD, at which QEMU would run its next CPU.
+            // No YIELD: QEMU would run its next CPU.
             core::hint::black_box(turn);
         }
         let now = cpu::now();
@@ -55,7 +55,7 @@ mod guest {
         }
     }
 
-    /// Computes until `second`; how long all have had a CPU by then.
+    /// Computes until `second`; returns the CPU time of all vCPUs by then, in ticks.
     fn until(second: u64) -> u64 {
         while cpu::now() < ticks(1000 * second) {
             compute();
@@ -69,13 +69,13 @@ mod guest {
         for index in 1..count {
             let answer = cpu::start(index, other);
             if answer != 0 {
-                say!("GUEST FAIL busy: CPU_ON of vCPU {index} says {answer}");
+                say!("GUEST FAIL busy: CPU_ON of vCPU{index} returned {answer}");
                 off()
             }
         }
         let before = until(FROM);
         let had = (until(TO) - before) / ticks(1);
-        // Domains that spoke at once would speak into each other's lines; the second time is for those that did.
+        // Printed twice, at times that differ between domains.
         for (round, spread) in [(1, 997), (2, 1009)] {
             let milliseconds = TO * 1000 + round * 1000 + had % spread;
             while cpu::now() < ticks(milliseconds) {
@@ -83,7 +83,7 @@ mod guest {
             }
             say!("GUEST SHARE vcpus={count} ms={had} end");
         }
-        // The others have to be held up for as long.
+        // Compete for the CPUs until all other domains have measured, too.
         other()
     }
 }

@@ -1,4 +1,4 @@
-//! The guest.
+//! The random accesses, and the loop that makes them.
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -6,14 +6,14 @@ use guest_rt::exception::{Outcome, probe};
 use guest_rt::its::{GITS, Its, Table};
 use guest_rt::{console, cpu, gic, mrs, off, say, smccc};
 
-/// Acts of a vCPU that is alone, if the seed names no number.
+/// Accesses of a single vCPU, if the seed gives no number.
 const ACTS: u64 = 40_000;
 const STEPS: u64 = 10;
-/// SGIs, or interrupts by command, of a flood.
+/// The number of SGIs, or of INT commands, in a flood.
 const FLOOD: u64 = 256;
 
-static MINE: Table<0x4_0000> = Table::new();
-/// A domain beside dom0 has none.
+static MEMORY: Table<0x4_0000> = Table::new();
+/// A domU has no ITS.
 static HAS_ITS: AtomicBool = AtomicBool::new(false);
 static DONE: AtomicU32 = AtomicU32::new(0);
 static PROGRESS: [AtomicU64; cpu::MAX] = [const { AtomicU64::new(0) }; cpu::MAX];
@@ -44,7 +44,7 @@ impl Dice {
         choices[self.below(choices.len() as u64) as usize]
     }
 
-    /// A value as programmers and attackers like them.
+    /// A value that is likely to hit a boundary.
     fn value(&mut self) -> u64 {
         match self.below(8) {
             0 => 0,
@@ -58,10 +58,10 @@ impl Dice {
         }
     }
 
-    /// An address: mine, the board's, the hypervisor's, or nowhere.
+    /// An address: of this guest, of the hypervisor, of a device, or without memory.
     fn address(&mut self) -> u64 {
         match self.below(8) {
-            0..=3 => MINE.address() + self.below(0x4_0000),
+            0..=3 => MEMORY.address() + self.below(0x4_0000),
             4 => 0x4020_0000 + self.below(0x100_0000),
             5 => 0x0800_0000 + self.below(0x200_0000),
             6 => self.roll() & 0xf_ffff_ffff,
@@ -70,14 +70,14 @@ impl Dice {
     }
 }
 
-/// One load or store of any size. Aligned three times out of four, for the rest is an alignment fault in stage 1.
+/// Makes one load or store of any size. Three of four are aligned: the rest takes an alignment fault in stage 1.
 fn touch(dice: &mut Dice, at: u64) {
     let size = dice.below(4);
     let at = if dice.one_in(4) { at } else { at & !((1 << size) - 1) };
     let value = dice.value();
     let store = dice.one_in(2);
     probe(|| {
-        // SAFETY: `at` is a register of an emulated device or nowhere; what it does there is the test.
+        // SAFETY: `at` is a register of an emulated device or an address without memory; the access is the test.
         unsafe {
             match (size, store) {
                 (0, false) => asm!("ldrb {0:w}, [{1}]", out(reg) _, in(reg) at),
@@ -93,7 +93,7 @@ fn touch(dice: &mut Dice, at: u64) {
     });
 }
 
-/// Forms without a syndrome.
+/// Makes an access in a form that has no syndrome.
 fn touch_oddly(dice: &mut Dice, at: u64) {
     let at = at & !0xf;
     let (a, b) = (dice.value(), dice.value());
@@ -131,7 +131,7 @@ fn redistributor(dice: &mut Dice) {
     ];
     let n = dice.below(u64::from(VCPUS.load(Ordering::Relaxed))) as usize;
     let base = REDISTRIBUTORS[n].load(Ordering::Relaxed);
-    // Past the last one there may be nobody.
+    // There may be no device past the last redistributor.
     let offset = if dice.one_in(3) { dice.below(0x4_0000) } else { dice.of(REGISTERS) };
     touch(dice, base + offset);
 }
@@ -142,15 +142,15 @@ fn its(dice: &mut Dice) {
     let offset = if dice.one_in(3) { dice.below(0x2_0000) } else { dice.of(REGISTERS) };
     touch(dice, GITS + offset);
     if dice.one_in(16) {
-        // Back to something that works, so that commands are read again.
+        // Enable the ITS again, so that it reads commands.
         let _ = probe(|| _ = Its::on());
     }
 }
 
-/// A command at an address inside the ring.
+/// Writes a command at an address inside the queue.
 fn write_command(at: u64, words: [u64; 4]) {
     for (n, word) in words.iter().enumerate() {
-        // SAFETY: the caller has looked that the ring is ours.
+        // SAFETY: the caller has checked that the queue is this guest's.
         unsafe { ((at + 8 * n as u64) as *mut u64).write_volatile(*word) };
     }
 }
@@ -165,7 +165,7 @@ fn commands(dice: &mut Dice) {
         let at = ring & 0x000f_ffff_ffff_f000;
         let size = ((ring & 0xff) + 1) * 0x1000;
         let mut write = guest_rt::mmio::read64(GITS + 0x88) & 0xf_ffe0;
-        // Only a ring that is ours is written: another may be the stack.
+        // Write only to this guest's queue: another address may be the stack.
         if !guest_rt::its::is_ring(at) || size > 0x1_0000 || write >= size {
             return;
         }
@@ -202,7 +202,7 @@ fn commands(dice: &mut Dice) {
     });
 }
 
-/// A system register or instruction by random encoding. The few that this guest lives by are spared.
+/// Accesses a system register by random encoding, except those that this guest depends on.
 fn system_register(dice: &mut Dice) {
     let (op0, op1, crn, crm, op2) = match dice.below(4) {
         // The feature space, debug, IMPLEMENTATION DEFINED, timers.
@@ -212,8 +212,7 @@ fn system_register(dice: &mut Dice) {
         _ => (3, dice.below(8), dice.below(16), dice.below(16), dice.below(8)),
     };
     let read = dice.one_in(2);
-    // Writes to EL1's own translation, vectors, stack and state would end the guest rather than test anything; so would
-    // self-hosted debug.
+    // Writes to EL1's translation, vectors, stack and state, or to self-hosted debug, would only end the guest.
     let own = op0 == 3 && op1 == 0 && matches!(crn, 1..=6 | 10 | 12 | 13);
     let user = op0 == 3 && op1 == 3 && matches!(crn, 4 | 13);
     let debug = op0 == 2 && op1 == 0;
@@ -230,7 +229,7 @@ fn system_register(dice: &mut Dice) {
 fn execute(word: u32, value: u64) -> Outcome {
     #[repr(C, align(64))]
     struct Code(core::cell::UnsafeCell<[[u32; 16]; cpu::MAX]>);
-    // SAFETY: each vCPU has its own line.
+    // SAFETY: each vCPU uses its own element.
     unsafe impl Sync for Code {}
     static CODE: Code = Code(core::cell::UnsafeCell::new([[0; 16]; cpu::MAX]));
     const RET: u32 = 0xd65f_03c0;
@@ -267,7 +266,7 @@ fn call(dice: &mut Dice) {
         0x8600_ff01,
     ];
     let function = if dice.one_in(2) { dice.of(FUNCTIONS) } else { dice.value() };
-    // What ends or stops the guest by right. CPU_ON of one that is on is refused, of nobody too.
+    // Calls that legally end or stop the guest. CPU_ON is refused, as every vCPU is on.
     const ENDS: &[u64] = &[0x8400_0001, 0xc400_0001, 0x8400_0002, 0x8400_0008, 0x8400_0009, 0x8400_0012, 0xc400_0012];
     if ENDS.contains(&(function & 0xffff_ffff)) {
         return;
@@ -296,7 +295,7 @@ fn sgi(dice: &mut Dice) {
 }
 
 fn interrupts(dice: &mut Dice) {
-    // Taken by hand, sometimes ended, sometimes not, sometimes ended without having been taken.
+    // Acknowledge and end, acknowledge only, or end an INTID that was not acknowledged.
     match dice.below(6) {
         0 => _ = mrs!("s3_0_c12_c8_0"),
         1 => guest_rt::msr!("s3_0_c12_c12_1", dice.below(1100)),
@@ -321,7 +320,7 @@ fn timer(dice: &mut Dice) {
 }
 
 fn elsewhere(dice: &mut Dice) {
-    // Not mine, or nothing: the hypervisor's image and pool, holes, beyond all memory. Loads only where it might be mine.
+    // Holes, addresses beyond all memory, and device frames that are not there.
     const HOLE: u64 = 0x3f80_0000;
     let at = match dice.below(3) {
         0 => HOLE + dice.below(0x1000),
@@ -332,7 +331,7 @@ fn elsewhere(dice: &mut Dice) {
 }
 
 fn uart(dice: &mut Dice) {
-    // All but the data register, or nobody could read the log.
+    // All registers but the data register, to keep the log readable.
     let offset = 8 + dice.below(0xff8);
     if dice.one_in(4) {
         touch_oddly(dice, console::PL011 + (offset | 0x10))
@@ -341,17 +340,17 @@ fn uart(dice: &mut Dice) {
     }
 }
 
-/// How many acts each vCPU is to do.
+/// The number of accesses for each vCPU.
 fn acts() -> u64 {
     let vcpus = u64::from(VCPUS.load(Ordering::Relaxed));
     match cpu::seed() >> 32 {
-        // Where there are fewer real CPUs than vCPUs the hypervisor's locks take their time.
+        // With more vCPUs than CPUs, the hypervisor's locks are contended.
         0 => ACTS / (vcpus * vcpus),
         thousands => thousands * 1000 / vcpus,
     }
 }
 
-/// Acts done so far, by all vCPUs.
+/// Accesses made so far by all vCPUs.
 fn done() -> u64 {
     PROGRESS.iter().map(|progress| progress.load(Ordering::Acquire)).sum()
 }
@@ -407,13 +406,13 @@ extern "C" fn guest_main() -> ! {
     VCPUS.store(vcpus, Ordering::Relaxed);
     say!("GUEST START chaos seed={seed:#x} vcpus={vcpus}");
     gic::distributor_on();
-    let properties = MINE.address();
+    let properties = MEMORY.address();
     for n in 0..128 {
         // SAFETY: memory that only the GIC reads.
         unsafe { ((properties + n) as *mut u8).write_volatile(0xa1) };
     }
     for (n, r) in gic::redistributors().take(cpu::MAX).enumerate() {
-        gic::lpis_on(r, properties, 14, MINE.address() + 0x1_0000 + (n as u64 % 3) * 0x1_0000);
+        gic::lpis_on(r, properties, 14, MEMORY.address() + 0x1_0000 + (n as u64 % 3) * 0x1_0000);
     }
     if probe(|| _ = guest_rt::mmio::read32(GITS)) == Outcome::Ran {
         HAS_ITS.store(true, Ordering::Relaxed);
@@ -423,7 +422,7 @@ extern "C" fn guest_main() -> ! {
     for index in 1..vcpus as usize {
         let answer = cpu::start(index, other);
         if answer != 0 {
-            say!("GUEST FAIL chaos: CPU_ON of vCPU {index} says {answer}");
+            say!("GUEST FAIL chaos: CPU_ON of vCPU{index} returned {answer}");
             off()
         }
     }
@@ -432,13 +431,13 @@ extern "C" fn guest_main() -> ! {
     while !cpu::wait(cpu::LONG, || DONE.load(Ordering::Acquire) == vcpus) {
         if done() == before {
             for (n, progress) in PROGRESS.iter().take(vcpus as usize).enumerate() {
-                say!("GUEST FAIL chaos: vCPU {n} stopped at act {}", progress.load(Ordering::Relaxed));
+                say!("GUEST FAIL chaos: vCPU{n} stopped at access {}", progress.load(Ordering::Relaxed));
             }
             off()
         }
         before = done();
     }
-    // What went through all that still does its work.
+    // Calls still work after all that.
     say!("GUEST PASS chaos seed={seed:#x} acts={} version={:#x}", done(), smccc::hvc(0x8400_0000, 0, 0, 0));
     off()
 }

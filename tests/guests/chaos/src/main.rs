@@ -1,19 +1,19 @@
-//! An EL1 guest that writes nonsense wherever it can: every vCPU at once, for a number of rounds.
+//! An EL1 guest that makes random accesses wherever it can, from all vCPUs at once.
 //!
-//! What it reaches: the registers of the GIC, of the ITS and of the serial port in every size and alignment, ITS commands
-//! (half of them plausible), system registers by random encoding, random calls by HVC and SMC, SGIs, instructions that
-//! have no syndrome, and memory that is not its own. What it spares: whatever ends the guest by right (SYSTEM_OFF,
-//! SYSTEM_RESET, SYSTEM_RESET2, CPU_OFF, CPU_SUSPEND), and devices that reach memory by themselves.
+//! It uses the registers of the GIC, the ITS and the serial port in every size and alignment, ITS commands (half of them
+//! plausible), system registers by random encoding, random calls by HVC and SMC, SGIs, loads and stores without a syndrome,
+//! and memory that is not its own. It leaves out calls that legally end or stop the guest (SYSTEM_OFF, SYSTEM_RESET,
+//! SYSTEM_RESET2, CPU_OFF, CPU_SUSPEND), and devices that access memory by themselves.
 //!
-//! `GUEST PASS chaos` says that it came through; that the hypervisor did, its log says. The seed is a word of the image
-//! (the lower half of `guest_rt::cpu::seed`); 0 takes the time of day. The upper half is how many thousand acts all vCPUs
-//! do together; 0 leaves it to the guest. A run is repeated by its seed on one vCPU.
+//! It prints `GUEST PASS chaos` at its end; whether the hypervisor is unharmed, its log shows. The lower half of
+//! `guest_rt::cpu::seed` is the seed; 0 uses the counter. The upper half is the number of accesses of all vCPUs together, in
+//! thousands; 0 uses the guest's own number. With one vCPU, the same seed repeats a run.
 #![cfg_attr(target_os = "none", no_std, no_main)]
-#![allow(unsafe_code, reason = "nonsense")]
+#![allow(unsafe_code, reason = "random accesses")]
 
 #[cfg(not(target_os = "none"))]
 fn main() {
-    eprintln!("a guest: build it for aarch64-unknown-none-softfloat and give it to Doorward as dom0's kernel");
+    eprintln!("a guest: build it for aarch64-unknown-none-softfloat and boot it as dom0's kernel under Doorward");
 }
 
 #[cfg(target_os = "none")]

@@ -1,15 +1,13 @@
-//! An EL1 guest that starts its other vCPUs and ends, in the way that its seed says: as one that crashes, that hangs, that
-//! asks for a reset or switches itself off. Without a seed the time of day chooses among those after which it may be
-//! started again.
+//! An EL1 guest that starts its other vCPUs and ends in the way that its seed selects: it crashes, hangs, asks for a reset or
+//! powers off. Without a seed, the counter selects one of the ways after which it may be restarted.
 //!
-//! It says `GUEST ENDS how` before. What comes after, if the hypervisor lets it go on where it should not, is a
-//! `GUEST FAIL`.
+//! It prints `GUEST ENDS how` before, and `GUEST FAIL` if it goes on running where it should not.
 #![cfg_attr(target_os = "none", no_std, no_main)]
-#![allow(unsafe_code, reason = "guest_main is called by name, and this guest breaks itself")]
+#![allow(unsafe_code, reason = "guest_main is called by name, and this guest crashes on purpose")]
 
 #[cfg(not(target_os = "none"))]
 fn main() {
-    eprintln!("a guest: build it for aarch64-unknown-none-softfloat and give it to Doorward as a domain's kernel");
+    eprintln!("a guest: build it for aarch64-unknown-none-softfloat and boot it as a domain's kernel under Doorward");
 }
 
 #[cfg(target_os = "none")]
@@ -23,18 +21,18 @@ mod guest {
     const SYSTEM_RESET2: u64 = 0xc400_0012;
     const CRASH: u64 = 0x8000_0001;
 
-    /// No RAM, no device.
+    /// An address without RAM or device.
     const NOWHERE: u64 = 0x30_0000_0000;
 
     static STARTED: AtomicU32 = AtomicU32::new(0);
     static ALL_OFF: AtomicBool = AtomicBool::new(false);
 
-    /// A page of instructions that nobody has.
+    /// A page of UNDEFINED instructions.
     #[repr(C, align(4096))]
     struct Page([u32; 1024]);
     static UNDEFINED: Page = Page([0; 1024]);
 
-    /// Half of the guests' others sleep, half spin.
+    /// The other vCPUs: about half of them sleep, the rest spin.
     fn other() -> ! {
         gic::cpu_on(0);
         let sleeps = cpu::now() & 0x400 != 0;
@@ -51,21 +49,21 @@ mod guest {
         }
     }
 
-    /// An instruction that nobody has, with these vectors.
+    /// Executes an UNDEFINED instruction with these vectors.
     fn undefined(vectors: u64) {
-        // SAFETY: whatever comes of it comes to this guest alone.
+        // SAFETY: the exception affects this guest alone.
         unsafe { asm!("msr vbar_el1, {}", "isb", "udf #0", in(reg) vectors) };
     }
 
-    /// A store to nowhere, whose handler has a stack that is nowhere, too.
+    /// Stores to an address without memory, with a stack at such an address for the handler.
     fn no_stack() {
-        // SAFETY: as `undefined`. There is no way back.
+        // SAFETY: as in `undefined`. It does not return.
         unsafe { asm!("mov sp, {0}", "str xzr, [{0}]", "b .", in(reg) NOWHERE, options(noreturn)) };
     }
 
     fn all_off() {
         ALL_OFF.store(true, Ordering::Release);
-        // Those that sleep look.
+        // Wake those that sleep.
         gic::sgi1r(1 << 40);
         smccc::hvc(CPU_OFF, 0, 0, 0);
     }
@@ -77,7 +75,7 @@ mod guest {
         }
     }
 
-    /// SGIs to all others without end; one that sleeps is woken by each.
+    /// Sends SGIs to all others for ever; each wakes those that sleep.
     fn flood() {
         loop {
             gic::sgi1r(1 << 40);
@@ -96,7 +94,7 @@ mod guest {
         ("never, flooding", flood),
     ];
 
-    /// After so many it may be started again.
+    /// After the first so many ways the guest may be restarted.
     const RESTARTING: u64 = 5;
 
     #[unsafe(no_mangle)]
@@ -107,7 +105,7 @@ mod guest {
         for index in 1..count {
             let answer = cpu::start(index, other);
             if answer != 0 {
-                say!("GUEST FAIL ends: CPU_ON of vCPU {index} says {answer}");
+                say!("GUEST FAIL ends: CPU_ON of vCPU{index} returned {answer}");
                 off()
             }
         }
@@ -122,7 +120,7 @@ mod guest {
         let (how, end) = WAYS[way as usize];
         say!("GUEST ENDS {how}");
         end();
-        say!("GUEST FAIL ends: it went on");
+        say!("GUEST FAIL ends: still running");
         off()
     }
 }

@@ -1,4 +1,4 @@
-//! What a guest does not have: UNDEFINED, and not in its ID registers.
+//! Features that a guest does not have: UNDEFINED, and absent from its ID registers.
 
 use crate::guest::{check, equal};
 use core::arch::asm;
@@ -11,7 +11,7 @@ macro_rules! read {
             let mut value = 0;
             let outcome = probe(|| value = mrs!($register));
             check(concat!("hidden-", $name), absent(outcome),
-                  format_args!("a read gave {outcome:x?}, value {value:#x}"));
+                  format_args!("result of a read: {outcome:x?}, value {value:#x}"));
         })*
     };
 }
@@ -26,7 +26,7 @@ macro_rules! run {
                          out("x5") _, out("x6") _, out("x7") _, out("x8") _, out("x9") _)
                 };
             });
-            check(concat!("hidden-", $name), absent(outcome), format_args!("it gave {outcome:x?}"));
+            check(concat!("hidden-", $name), absent(outcome), format_args!("result {outcome:x?}"));
         })*
     };
 }
@@ -36,12 +36,12 @@ macro_rules! write {
         $({
             let outcome = probe(|| guest_rt::msr!($register, 0));
             check(concat!("hidden-", $name, "-write"), absent(outcome),
-                  format_args!("a write gave {outcome:x?}"));
+                  format_args!("result of a write: {outcome:x?}"));
         })*
     };
 }
 
-/// UNDEFINED, or with FEAT_IDST a trap of a feature ID register to EL1 itself.
+/// Whether an access was UNDEFINED, or (with FEAT_IDST) the access to a feature ID register trapped to EL1.
 fn absent(outcome: Outcome) -> bool {
     const SYSTEM_REGISTER: u64 = 0x18;
     match outcome {
@@ -53,7 +53,7 @@ fn absent(outcome: Outcome) -> bool {
 
 pub fn run() {
     ids();
-    // EL1 itself lets SVE and SME through: what stops them is EL2.
+    // Enable SVE and SME at EL1, so that only EL2 can trap them.
     const FPEN: u64 = 3 << 20;
     const ZEN: u64 = 3 << 16;
     const SMEN: u64 = 3 << 24;

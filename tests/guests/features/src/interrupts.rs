@@ -8,7 +8,7 @@ const CNTV_PPI: u32 = 27;
 const CNTP_PPI: u32 = 30;
 
 static TAKEN: [[AtomicU32; 32]; cpu::MAX] = [const { [const { AtomicU32::new(0) }; 32] }; cpu::MAX];
-static STRANGERS: AtomicU64 = AtomicU64::new(0);
+static UNEXPECTED: AtomicU64 = AtomicU64::new(0);
 static STARTED: AtomicU32 = AtomicU32::new(0);
 
 fn interrupt(intid: u32) {
@@ -17,10 +17,10 @@ fn interrupt(intid: u32) {
             count.fetch_add(1, Ordering::AcqRel);
         }
         None => {
-            STRANGERS.fetch_add(1, Ordering::AcqRel);
+            UNEXPECTED.fetch_add(1, Ordering::AcqRel);
         }
     }
-    // The lines are levels: without this the interrupt would come again.
+    // The lines are level-sensitive: unless it is masked, the interrupt comes again.
     match intid {
         CNTP_PPI => msr!("cntp_ctl_el0", 3),
         CNTV_PPI => msr!("cntv_ctl_el0", 3),
@@ -50,13 +50,13 @@ pub fn run() {
     physical_timer();
     virtual_timer();
     sgis();
-    equal("no-strange-interrupt", STRANGERS.load(Ordering::Relaxed), 0);
+    equal("no-unexpected-interrupt", UNEXPECTED.load(Ordering::Relaxed), 0);
     cpu::mask();
 }
 
 fn physical_timer() {
     let frequency = mrs!("cntfrq_el0");
-    // The interrupt before the deadline would be wrong, so it is looked at from both sides.
+    // Read the counter before and after, to notice an interrupt that comes before the deadline.
     let start = mrs!("cntpct_el0");
     msr!("cntp_cval_el0", start + frequency / 50);
     msr!("cntp_ctl_el0", 1);
@@ -69,7 +69,7 @@ fn physical_timer() {
     check("cntp-comes-as-PPI-30", came, format_args!("{} taken, CTL {:#x}", taken(0, CNTP_PPI), mrs!("cntp_ctl_el0")));
     check("cntp-is-not-early", end - start >= frequency / 50, format_args!("after {} ticks", end - start));
     equal("cntp-CTL-shows-status", mrs!("cntp_ctl_el0"), 7);
-    // Once more through WFI, by TVAL, a hundred times.
+    // By TVAL, waking from WFI, until a hundred interrupts have been taken.
     for n in 2..=100 {
         cpu::mask();
         msr!("cntp_tval_el0", frequency / 5000);
@@ -83,7 +83,7 @@ fn physical_timer() {
         }
     }
     equal("cntp-wakes-WFI-again-and-again", taken(0, CNTP_PPI), 100);
-    // Masked, then unmasked: the line is a level.
+    // Masked at the timer, then unmasked: the line is level-sensitive.
     cpu::unmask();
     msr!("cntp_ctl_el0", 3);
     msr!("cntp_tval_el0", 0);
@@ -92,11 +92,7 @@ fn physical_timer() {
     equal("cntp-masked-is-quiet", taken(0, CNTP_PPI), 100);
     msr!("cntp_ctl_el0", 1);
     cpu::isb();
-    check(
-        "cntp-unmasked-comes-at-once",
-        cpu::wait(cpu::LONG, || taken(0, CNTP_PPI) == 101),
-        format_args!("it did not"),
-    );
+    check("cntp-unmasked-comes-at-once", cpu::wait(cpu::LONG, || taken(0, CNTP_PPI) == 101), format_args!("not taken"));
     msr!("cntp_ctl_el0", 0);
     cpu::isb();
 }
@@ -131,31 +127,31 @@ fn sgis() {
         sgi(0, 0, intid, 1);
     }
     let all = || (0..16).all(|intid| taken(0, intid) == 1);
-    check("sgi-to-self-all-sixteen", cpu::wait(cpu::LONG, all), format_args!("some did not come"));
+    check("sgi-to-self-all-sixteen", cpu::wait(cpu::LONG, all), format_args!("some were not taken"));
 
-    // Aff0 16 and 32, Aff1 1: there is nobody.
+    // Aff0 16 and 32, Aff1 1, Aff2 1, Aff3 1: there is no such vCPU.
     sgi(1, 0, 1, 1);
     sgi(2, 0, 1, 1);
     gic::sgi1r(1 << 24 | 1 << 16 | 1);
     gic::sgi1r(1 << 24 | 1 << 32 | 1);
     gic::sgi1r(1 << 24 | 1 << 48 | 1);
     let _ = cpu::wait(20, || false);
-    equal("sgi-by-range-and-affinity-reaches-nobody-else", taken(0, 1), 1);
+    equal("sgi-to-no-vCPU-is-dropped", taken(0, 1), 1);
 
     let vcpus = gic::count().min(cpu::MAX);
     for index in 1..vcpus {
         equal("psci-CPU_ON", cpu::start(index, other), 0);
     }
     let started = || STARTED.load(Ordering::Acquire) as usize == vcpus - 1;
-    check("psci-all-come-up", cpu::wait(cpu::LONG, started), format_args!("{} did", STARTED.load(Ordering::Relaxed)));
+    check(
+        "psci-all-come-up",
+        cpu::wait(cpu::LONG, started),
+        format_args!("{} came up", STARTED.load(Ordering::Relaxed)),
+    );
     for index in 1..vcpus {
         equal("psci-CPU_ON-twice", cpu::start(index, other), -4);
         sgi(0, 0, 2, 1 << index);
-        check(
-            "sgi-to-one-other",
-            cpu::wait(cpu::LONG, || taken(index, 2) == 1),
-            format_args!("vCPU {index}: none came"),
-        );
+        check("sgi-to-one-other", cpu::wait(cpu::LONG, || taken(index, 2) == 1), format_args!("vCPU{index} took none"));
     }
     equal("sgi-to-others-not-to-self", taken(0, 2), 1);
 

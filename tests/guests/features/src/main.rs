@@ -1,17 +1,17 @@
-//! An EL1 guest that proves what it has and what it has not.
+//! An EL1 guest that checks which features it has and which it does not have.
 //!
-//! Hidden features are absent from the ID registers and UNDEFINED; exposed ones run without a trap that anybody could
-//! notice. Beside that: system registers that are emulated, calls to the firmware, loads and stores to an emulated device
-//! that have no syndrome, timers and SGIs.
+//! Hidden features must be absent from the ID registers and UNDEFINED; exposed ones must work. The guest also checks emulated
+//! system registers, calls to the firmware, loads and stores to an emulated device in forms without a syndrome, timers and
+//! SGIs.
 //!
-//! It prints `GUEST PASS name` or `GUEST FAIL name: why` for each check, then
-//! `GUEST DONE features pass=P fail=F`, and switches off.
+//! It prints `GUEST PASS name` or `GUEST FAIL name: why` for each check, then `GUEST DONE features pass=P fail=F`, and powers
+//! off.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "instructions under test")]
 
 #[cfg(not(target_os = "none"))]
 fn main() {
-    eprintln!("a guest: build it for aarch64-unknown-none-softfloat and give it to Doorward as dom0's kernel");
+    eprintln!("a guest: build it for aarch64-unknown-none-softfloat and boot it as dom0's kernel under Doorward");
 }
 
 #[cfg(target_os = "none")]
@@ -43,7 +43,7 @@ mod guest {
         }
     }
 
-    /// Reports that two values are the same, or how they differ.
+    /// Reports whether two values are equal.
     pub fn equal<T: PartialEq + fmt::Debug>(name: &str, is: T, should: T) {
         check(name, is == should, format_args!("is {is:x?}, should be {should:x?}"));
     }

@@ -1,6 +1,6 @@
-//! Loads and stores: to an emulated device in forms that have no syndrome, and to nowhere.
+//! Loads and stores to an emulated device in forms that have no syndrome, and to addresses without memory.
 //!
-//! The device is the PL011, whose baud rate divisors (IBRD at 0x24, FBRD at 0x28) are storage.
+//! The device is the PL011, whose baud rate divisors (IBRD at 0x24, FBRD at 0x28) keep what is written.
 
 use crate::guest::{check, equal};
 use core::arch::asm;
@@ -10,14 +10,14 @@ use guest_rt::mmio::{read32, write32};
 
 const IBRD: u64 = PL011 + 0x24;
 const FBRD: u64 = PL011 + 0x28;
-/// Where the board has nothing.
+/// An address at which the board has nothing.
 const NOWHERE: u64 = 0x3f80_0000;
 /// DFSC: a synchronous external abort.
 const EXTERNAL: u8 = 0x10;
 
 macro_rules! access {
     ($($code:literal),*; $($operands:tt)*) => {
-        // SAFETY: IBRD and FBRD are storage; nothing is being printed meanwhile.
+        // SAFETY: IBRD and FBRD keep what is written; nothing is printed meanwhile.
         unsafe { asm!($($code),*, $($operands)*, options(nostack)) }
     };
 }
@@ -73,7 +73,7 @@ fn writeback() {
     let mut at = IBRD;
     access!("ldrb {v:w}, [{at}], #1"; v = out(reg) value, at = inout(reg) at);
     equal("mmio-ldrb-post", (value, at), (0x11, IBRD + 1));
-    // By the stack pointer: the compiler does not do this to a device, an assembly programmer may.
+    // With the stack pointer as base, which assembly code may use.
     let value: u64;
     access!("mov {s}, sp", "mov sp, {at}", "ldr {v:w}, [sp], #16", "mov {e}, sp", "mov sp, {s}";
             s = out(reg) _, e = out(reg) at, v = out(reg) value, at = inout(reg) (PL011 + 0x20) => _);
@@ -105,10 +105,10 @@ fn sizes() {
     equal("mmio-str-index", read32(IBRD), 0x88);
 }
 
-/// Forms that no device is used with end in a data abort for the guest, with the address.
+/// Forms that EL2 does not emulate give the guest a data abort with the address.
 fn refused() {
     let abort = Outcome::DataAbort { status: EXTERNAL, far: IBRD };
-    // Aligned, as Device memory wants it.
+    // Aligned, as Device memory requires.
     let at = PL011 + 0x20;
     let aligned = Outcome::DataAbort { status: EXTERNAL, far: at };
     // ldr q0, [x0]
@@ -132,11 +132,11 @@ fn nowhere() {
     equal("nowhere-pair-aborts", pair, abort(NOWHERE));
     let far_away = 0x3f_ffff_f000u64;
     equal("far-away-load-aborts", probe(|| _ = read32(far_away)), abort(far_away));
-    // A device does not run: stage 2 refuses the fetch, or stage 1 of the machine reports nothing there.
+    // An instruction fetch from there aborts, too.
     let fetch = probe(|| {
         // SAFETY: the handler returns to the link register.
         unsafe { asm!("blr {}", in(reg) NOWHERE, out("x30") _, clobber_abi("C")) };
     });
     let good = matches!(fetch, Outcome::InstructionAbort { .. });
-    check("nowhere-fetch-aborts", good, format_args!("it gave {fetch:x?}"));
+    check("nowhere-fetch-aborts", good, format_args!("result {fetch:x?}"));
 }

@@ -1,4 +1,4 @@
-//! What a guest has: it runs, and does what it should.
+//! Features that a guest has: the instructions run and give the right results.
 
 use crate::guest::{check, equal};
 use core::arch::asm;
@@ -11,10 +11,10 @@ fn field(value: u64, lsb: u32) -> u64 {
 
 fn ran(name: &str, code: impl FnOnce()) {
     let outcome = probe(code);
-    check(name, outcome == Outcome::Ran, format_args!("it gave {outcome:x?}"));
+    check(name, outcome == Outcome::Ran, format_args!("result {outcome:x?}"));
 }
 
-/// A check of something that not every CPU has.
+/// Checks a feature that not every CPU has.
 fn if_there(name: &str, there: bool, code: impl FnOnce()) {
     if there {
         ran(name, code);
@@ -95,9 +95,8 @@ fn instructions() {
     let at = &raw mut word as u64;
 
     let mut moved: u64 = 0;
-    // SAFETY (of all below): registers and the local variables named.
     ran("FP", || {
-        // SAFETY: D0 belongs to nobody, the guest is built without FP.
+        // SAFETY: the guest is built without FP, so D0 is unused.
         unsafe { asm!(".inst 0x9e670000", ".inst 0x9e660001", in("x0") 0x4045_0000u64, out("x1") moved) }; // fmov d0, x0; x1, d0
     });
     equal("FP-keeps", moved, 0x4045_0000);
@@ -169,12 +168,12 @@ fn instructions() {
         unsafe { asm!("hint #16") };
     });
     ran("WFE-SEV", || {
-        // SAFETY: hints; the event is set before it is waited for.
+        // SAFETY: hints; the event is set before WFE waits for it.
         unsafe { asm!("sev", "wfe") };
     });
 }
 
-/// A call by SMC; a guest that is not let through gets no answer.
+/// Makes a call by SMC; `i64::MIN` if SMC takes an exception.
 fn smc(function: u64, a1: u64, a2: u64, a3: u64) -> i64 {
     let mut answer = i64::MIN;
     probe(|| answer = smccc::smc(function, a1, a2, a3));
@@ -192,12 +191,12 @@ fn calls() {
     equal("PSCI-features-CPU_ON", smccc::hvc(0x8400_000a, 0xc400_0003, 0, 0), 0);
     equal("PSCI-features-unknown", smccc::hvc(0x8400_000a, 0x8400_001f, 0, 0), -1);
     equal("PSCI-affinity-self-is-on", smccc::hvc(0xc400_0004, 0, 0, 0), 0);
-    equal("PSCI-affinity-nobody", smccc::hvc(0xc400_0004, 0x00ff_ff00, 0, 0), -2);
+    equal("PSCI-affinity-of-no-vCPU", smccc::hvc(0xc400_0004, 0x00ff_ff00, 0, 0), -2);
     let here = calls as *const () as u64;
-    equal("PSCI-CPU_ON-nobody", smccc::hvc(0xc400_0003, 0x00ff_ff00, here, 0), -2);
+    equal("PSCI-CPU_ON-of-no-vCPU", smccc::hvc(0xc400_0003, 0x00ff_ff00, here, 0), -2);
     equal("PSCI-CPU_ON-self", smccc::hvc(0xc400_0003, 0, here, 0), -4);
     let mut answer = 0x8400_0000u64;
-    // SAFETY: whatever it answers, it keeps all but X0 to X3.
+    // SAFETY: the call keeps all registers but X0 to X3.
     unsafe { asm!("hvc #0x123", inout("x0") answer, out("x1") _, out("x2") _, out("x3") _) };
     equal("HVC-other-immediate-is-no-PSCI", answer as i64, -1);
 }

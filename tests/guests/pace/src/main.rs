@@ -1,19 +1,19 @@
-//! An EL1 guest that makes the hypervisor switch: one vCPU wakes the others with LPIs, or has them spin.
+//! An EL1 guest that makes the hypervisor wake and switch vCPUs: one vCPU wakes the others with LPIs, or has them spin.
 //!
-//! vCPU 0 takes orders from the console, one letter each, and says `GUEST DONE` after each:
+//! vCPU 0 reads commands of one letter from the console and prints `GUEST DONE` after each:
 //!
-//! * `w`: wakes each of the others in turn, at least [`WAKES`] times in all. Device 0's event `e` goes to vCPU `e`; it is raised by
-//!   an INT command, then vCPU 0 sleeps until its timer fires, so that everybody is asleep again before the next.
-//! * `s`: all but vCPU 0 spin for [`SPIN_MS`].
+//! * `w`: wakes the other vCPUs in turn, at least `WAKES` times in all. Event `e` of device 0 goes to vCPU `e` and is raised by
+//!   an INT command. Then vCPU 0 sleeps until its timer fires, so that all others sleep again before the next wake.
+//! * `s`: all vCPUs but vCPU 0 spin for `SPIN_MS`.
 //! * `q`: SYSTEM_OFF.
 //!
-//! vCPU 0 waits in WFI throughout, never in a loop: on a machine whose CPUs take turns a loop keeps the others from running.
+//! vCPU 0 always waits in WFI, never in a loop: where QEMU runs its CPUs in turn, a loop keeps the others from running.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "guest_main is called by name")]
 
 #[cfg(not(target_os = "none"))]
 fn main() {
-    eprintln!("a guest: build it for aarch64-unknown-none-softfloat and give it to Doorward as dom0's kernel");
+    eprintln!("a guest: build it for aarch64-unknown-none-softfloat and boot it as dom0's kernel under Doorward");
 }
 
 #[cfg(target_os = "none")]
@@ -25,7 +25,7 @@ mod guest {
 
     const WAKES: usize = 32;
     const SPIN_MS: u64 = 200;
-    /// Long enough for a sleeper to wake up, count and sleep again.
+    /// Long enough for a sleeping vCPU to wake up, count the interrupt and sleep again.
     const PAUSE_US: u64 = 200;
 
     const FIRST_LPI: u32 = 8192;
@@ -96,12 +96,12 @@ mod guest {
 
     fn wake_others(its: &mut Its, others: usize) {
         for round in 0..WAKES.max(others) {
-            let whom = 1 + round % others;
-            let before = WOKEN[whom].load(SeqCst);
-            its.raise(DEVICE, whom as u32);
+            let vcpu = 1 + round % others;
+            let before = WOKEN[vcpu].load(SeqCst);
+            its.raise(DEVICE, vcpu as u32);
             pause(PAUSE_US);
-            if WOKEN[whom].load(SeqCst) != before + 1 {
-                say!("GUEST FAIL pace: vCPU {whom} did not wake");
+            if WOKEN[vcpu].load(SeqCst) != before + 1 {
+                say!("GUEST FAIL pace: vCPU{vcpu} was not woken");
                 off()
             }
         }
@@ -130,7 +130,7 @@ mod guest {
                 pause(PAUSE_US);
             }
             if answer != 0 {
-                say!("GUEST FAIL pace: CPU_ON of vCPU {index} says {answer}");
+                say!("GUEST FAIL pace: CPU_ON of vCPU{index} returned {answer}");
                 off()
             }
         }
@@ -146,7 +146,7 @@ mod guest {
                     continue;
                 }
             }
-            // What the others do about the end is part of it.
+            // Count how the others go back to sleep, too.
             pause(PAUSE_US);
             say!("GUEST DONE");
         }

@@ -4,7 +4,7 @@ use crate::mmio;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, Ordering};
 
-/// Where the PL011 is on this board.
+/// The address of the PL011 on this board.
 pub const PL011: u64 = 0x0900_0000;
 
 const FR: u64 = 0x18;
@@ -28,7 +28,7 @@ impl Write for Port {
     }
 }
 
-/// Prints a line; lines of several vCPUs do not mix. See [`say!`](crate::say).
+/// Prints a line. Lines of several vCPUs do not mix. Used through [`say!`](crate::say).
 pub fn line(text: fmt::Arguments<'_>) {
     while BUSY.swap(true, Ordering::Acquire) {
         core::hint::spin_loop();
@@ -41,7 +41,7 @@ pub fn line(text: fmt::Arguments<'_>) {
     BUSY.store(false, Ordering::Release);
 }
 
-/// What was typed, if anything was.
+/// The next byte that was typed, if there is one.
 #[must_use]
 pub fn read() -> Option<u8> {
     (mmio::read32(PL011 + FR) & RXFE == 0).then(|| mmio::read32(PL011) as u8)

@@ -1,19 +1,19 @@
-//! vCPUs: each knows its own [`Cpu`] by TPIDR_EL1.
+//! vCPUs. TPIDR_EL1 holds the address of each vCPU's [`Cpu`].
 
 use crate::smccc;
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// How many vCPUs a guest makes use of.
+/// The most vCPUs that a guest uses.
 pub const MAX: usize = 65;
 
-/// Reads a system register by name, `s3_0_c0_c4_0` for one.
+/// Reads a system register by name, such as `s3_0_c0_c4_0`.
 #[macro_export]
 macro_rules! mrs {
     ($name:expr) => {{
         let value: u64;
-        // SAFETY: reading a register changes nothing that Rust knows of. If the register is not there, the exception
-        // handler steps over the instruction or ends the guest.
+        // SAFETY: reading a register changes no memory. If the register does not exist, the exception handler steps over
+        // the instruction or ends the guest.
         unsafe {
             core::arch::asm!("mov {0}, xzr", concat!("mrs {0}, ", $name), out(reg) value, options(nostack))
         };
@@ -26,26 +26,26 @@ macro_rules! mrs {
 macro_rules! msr {
     ($name:expr, $value:expr) => {{
         let value: u64 = $value;
-        // SAFETY: the registers written are those of timers, interrupts and debug, none of which changes memory that
-        // Rust knows of.
+        // SAFETY: guests write registers of timers, interrupts and debug in this way, none of which changes memory that
+        // Rust uses.
         unsafe { core::arch::asm!(concat!("msr ", $name, ", {0}"), in(reg) value, options(nostack)) };
     }};
 }
 
-/// What a vCPU keeps.
+/// The state of a vCPU.
 #[repr(C)]
 pub struct Cpu {
-    /// Where its stack begins. The start-up code reads it at offset 0.
+    /// Top of its stack. The start-up code reads it at offset 0.
     stack: AtomicU64,
-    /// Its place: 0 is the one that booted.
+    /// Its index; 0 is the vCPU that booted.
     index: AtomicU32,
-    /// An exception is expected: see [`crate::exception::probe`].
+    /// 1 while an exception is expected: see [`crate::exception::probe`].
     pub(crate) expected: AtomicU32,
-    /// ESR_EL1 of the exception that came; `u64::MAX` when none did.
+    /// ESR_EL1 of the expected exception; `u64::MAX` if none was taken.
     pub(crate) esr: AtomicU64,
-    /// FAR_EL1 of the same.
+    /// FAR_EL1 of the same exception.
     pub(crate) far: AtomicU64,
-    /// What it runs once started.
+    /// The function that it runs once started.
     entry: AtomicU64,
 }
 
@@ -61,7 +61,7 @@ impl Cpu {
         }
     }
 
-    /// Its place: 0 is the one that booted.
+    /// Its index; 0 is the vCPU that booted.
     #[must_use]
     pub fn index(&self) -> usize {
         self.index.load(Ordering::Relaxed) as usize
@@ -83,7 +83,7 @@ unsafe extern "C" {
     fn guest_secondary();
 }
 
-/// The vCPU that asks.
+/// The vCPU that runs this.
 #[must_use]
 pub fn this() -> &'static Cpu {
     let cpu = mrs!("tpidr_el1") as *const Cpu;
@@ -91,17 +91,17 @@ pub fn this() -> &'static Cpu {
     unsafe { &*cpu }
 }
 
-/// Starts another vCPU, by its index, with `entry`. Returns PSCI's answer.
+/// Starts the vCPU with this index at `entry`. Returns the result of PSCI CPU_ON.
 pub fn start(index: usize, entry: fn() -> !) -> i64 {
     let cpu = &guest_cpus[index];
     let top = STACKS.0.get() as u64 + ((index + 1) * STACK) as u64;
     cpu.stack.store(top, Ordering::Relaxed);
     cpu.index.store(index as u32, Ordering::Relaxed);
     cpu.entry.store(entry as usize as u64, Ordering::Relaxed);
-    // SAFETY: a barrier. The other vCPU reads its stack pointer with its caches off, so that is cleaned to memory.
+    // SAFETY: cleans a line to memory: the other vCPU reads its stack pointer with its caches off.
     unsafe { asm!("dc civac, {}", "dsb sy", in(reg) core::ptr::from_ref(cpu), options(nostack)) };
     let start = guest_secondary as *const () as u64;
-    // Sixteen to a cluster, as the board numbers its CPUs and Doorward a domain's.
+    // Sixteen vCPUs to a cluster, as the board numbers its CPUs and Doorward those of a domain.
     let affinity = ((index / 16) << 8) | (index % 16);
     smccc::hvc(smccc::CPU_ON, affinity as u64, start, core::ptr::from_ref(cpu) as u64)
 }
@@ -119,17 +119,17 @@ pub fn seed() -> u64 {
     unsafe extern "C" {
         static guest_seed: u64;
     }
-    // SAFETY: it is a constant of the image; read as volatile because the compiler knows no value of it.
+    // SAFETY: it is a constant of the image; read as volatile, as it is patched after the compiler has run.
     unsafe { (&raw const guest_seed).read_volatile() }
 }
 
-/// Lets interrupts in.
+/// Unmasks interrupts.
 pub fn unmask() {
     // SAFETY: the handler saves what it uses.
     unsafe { asm!("msr daifclr, #2", options(nostack)) };
 }
 
-/// Keeps interrupts out.
+/// Masks interrupts.
 pub fn mask() {
     // SAFETY: no memory is touched.
     unsafe { asm!("msr daifset, #2", options(nostack)) };
@@ -141,9 +141,9 @@ pub fn wfi() {
     unsafe { asm!("dsb sy", "wfi", options(nostack)) };
 }
 
-/// Waits for an interrupt that may come any moment, then takes it. Interrupts are let in afterwards.
+/// Waits for an interrupt, takes it with interrupts unmasked for a moment, and masks them again.
 ///
-/// The caller has them masked while it decides to sleep, or does not mind to have missed one.
+/// To not miss an interrupt, the caller masks interrupts before it decides to sleep.
 pub fn sleep() {
     wfi();
     unmask();

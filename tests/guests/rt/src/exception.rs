@@ -1,9 +1,9 @@
-//! Exceptions: expected ones are recorded, interrupts go to the guest's handler, all others end it.
+//! Exceptions: expected ones are recorded, interrupts go to the guest's handler, all others end the guest.
 
 use crate::{cpu, gic, mrs, off, say};
 use core::sync::atomic::{AtomicUsize, Ordering, compiler_fence};
 
-/// What was saved on the stack.
+/// The registers saved on the stack.
 #[repr(C)]
 pub struct Frame {
     x: [u64; 31],
@@ -11,12 +11,12 @@ pub struct Frame {
     spsr: u64,
 }
 
-/// What a probed instruction did.
+/// The result of a probed instruction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {
-    /// Nothing out of the ordinary.
+    /// It took no exception.
     Ran,
-    /// An UNDEFINED instruction.
+    /// It is UNDEFINED.
     Undefined,
     /// A data abort: the syndrome's status code and FAR_EL1.
     DataAbort {
@@ -34,7 +34,7 @@ pub enum Outcome {
     Other(u64),
 }
 
-/// Runs `code`, of which one instruction may take an exception; it is stepped over then.
+/// Runs `code`, one instruction of which may take an exception; the handler then steps over it.
 pub fn probe(code: impl FnOnce()) -> Outcome {
     let cpu = cpu::this();
     cpu.esr.store(u64::MAX, Ordering::Relaxed);
@@ -59,7 +59,7 @@ pub fn probe(code: impl FnOnce()) -> Outcome {
 
 static HANDLER: AtomicUsize = AtomicUsize::new(0);
 
-/// Who is told of interrupts: the INTID, acknowledged and not yet ended.
+/// Sets the interrupt handler. Its argument is the INTID, acknowledged and not yet ended.
 pub fn on_interrupt(handler: fn(u32)) {
     HANDLER.store(handler as usize, Ordering::Release);
 }
@@ -87,7 +87,7 @@ fn synchronous(frame: &mut Frame) {
     }
     cpu.esr.store(esr, Ordering::Relaxed);
     cpu.far.store(far, Ordering::Relaxed);
-    // A call to nowhere goes back to its caller.
+    // After a call to an address without code, return to the caller.
     frame.elr = if esr >> 26 & 0x3f == INSTRUCTION_ABORT { frame.x[30] } else { frame.elr + 4 };
 }
 

@@ -1,4 +1,4 @@
-//! A GICv3, as much of it as the guests need.
+//! The parts of a GICv3 that the guests need.
 
 use crate::mmio::{read32, read64, write32, write64};
 use crate::{cpu, mrs, msr};
@@ -51,16 +51,16 @@ pub fn redistributors() -> impl Iterator<Item = Redistributor> {
     })
 }
 
-/// How many vCPUs there are.
+/// The number of vCPUs.
 #[must_use]
 pub fn count() -> usize {
     redistributors().count()
 }
 
-/// The redistributor of the vCPU that asks.
+/// The redistributor of the vCPU that runs this.
 ///
 /// # Panics
-/// When there is none: the guest cannot go on.
+/// If there is none.
 #[must_use]
 pub fn mine() -> Redistributor {
     let mpidr = mrs!("mpidr_el1");
@@ -74,13 +74,13 @@ pub fn distributor_on() {
     while read32(GICD + GICD_CTLR) & RWP != 0 {}
 }
 
-/// Bits of INTID that this GIC has.
+/// The number of INTID bits.
 #[must_use]
 pub fn id_bits() -> u32 {
     (read32(GICD + GICD_TYPER) >> 19 & 0x1f) + 1
 }
 
-/// Wakes this vCPU's redistributor and opens its CPU interface to group 1. SGIs and the PPIs in `enabled` are on.
+/// Wakes this vCPU's redistributor and enables group 1 at its CPU interface, all SGIs, and the PPIs in `enabled`.
 pub fn cpu_on(enabled: u32) {
     const PROCESSOR_SLEEP: u32 = 1 << 1;
     const CHILDREN_ASLEEP: u32 = 1 << 2;
@@ -103,13 +103,13 @@ pub fn cpu_on(enabled: u32) {
     cpu::isb();
 }
 
-/// Turns one PPI of this vCPU on or off.
+/// Enables or disables a PPI of this vCPU.
 pub fn ppi(intid: u32, on: bool) {
     let register = if on { ISENABLER0 } else { ICENABLER0 };
     write32(mine().base + register, 1 << intid);
 }
 
-/// Takes the interrupt with the highest priority, if there is one.
+/// Acknowledges the pending interrupt with the highest priority, if there is one.
 #[must_use]
 pub fn acknowledge() -> Option<u32> {
     let intid = mrs!("s3_0_c12_c12_0") as u32; // ICC_IAR1_EL1
@@ -118,7 +118,7 @@ pub fn acknowledge() -> Option<u32> {
     (!(1020..8192).contains(&intid)).then_some(intid)
 }
 
-/// Ends it.
+/// Ends an interrupt: drops its priority and deactivates it.
 pub fn end(intid: u32) {
     msr!("s3_0_c12_c12_1", u64::from(intid)); // ICC_EOIR1_EL1
     cpu::isb();
@@ -126,13 +126,13 @@ pub fn end(intid: u32) {
 
 /// Writes ICC_SGI1R_EL1.
 pub fn sgi1r(value: u64) {
-    // SAFETY: a barrier, so that the receiver sees what was stored before.
+    // SAFETY: a barrier, so that the receiver sees earlier stores.
     unsafe { asm!("dsb ishst", options(nostack)) };
     msr!("s3_0_c12_c11_5", value);
     cpu::isb();
 }
 
-/// Gives a redistributor its LPI tables and lets it deliver LPIs.
+/// Sets a redistributor's LPI tables and enables LPIs.
 pub fn lpis_on(r: Redistributor, properties: u64, id_bits: u32, pending: u64) {
     const INNER_WB: u64 = 7 << 7;
     const INNER_SHAREABLE: u64 = 1 << 10;

@@ -1,7 +1,7 @@
 //! The first instructions, on the first vCPU and on the others.
 //!
-//! As Linux's boot protocol has it: MMU off, interrupts masked, x0 = device tree (ignored). Stage 1 is an identity map
-//! of 1 GiB blocks: the first GiB and all from 256 GiB on are Device, the rest is Normal memory.
+//! Entry is by Linux's boot protocol: MMU off, interrupts masked, x0 = device tree (ignored). Stage 1 is an identity map of
+//! 1 GiB blocks: the first GiB and everything from 256 GiB on is Device memory, the rest is Normal memory.
 
 use core::arch::global_asm;
 
@@ -12,7 +12,7 @@ global_asm!(
     b       guest_start
 
 .section .head.uart, "a"
-    // For whoever patches the image: a tag to find it by, then a number that the guest reads as its seed.
+    // xtask patches the seed into the image: a tag to find it by, then the number.
     .ascii  "GUEST   "
 .global guest_seed
 guest_seed:
@@ -59,7 +59,7 @@ guest_start:
     cmp     x2, #512
     b.lo    5b
 
-    // Nothing that was written with the caches off may be hidden by a stale line.
+    // Invalidate lines that could hide what was written with the caches off.
     dsb     sy
     adrp    x1, __rodata_end
     adrp    x2, __image_end

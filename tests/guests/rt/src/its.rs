@@ -1,4 +1,4 @@
-//! An ITS: tables, a ring and the commands that map a device's events.
+//! The ITS: tables, command queue, and the commands that map a device's events.
 
 use crate::mmio::{read32, read64, write32, write64};
 use core::arch::asm;
@@ -23,17 +23,17 @@ const PAGE: usize = 0x1_0000;
 /// Memory that the ITS owns.
 #[repr(C, align(65536))]
 pub struct Table<const BYTES: usize>(UnsafeCell<[u8; BYTES]>);
-// SAFETY: it is only ever reached by address, by the ITS or by the one function that writes the ring.
+// SAFETY: it is only accessed by address, by the ITS or by the one function that writes commands.
 unsafe impl<const BYTES: usize> Sync for Table<BYTES> {}
 
 impl<const BYTES: usize> Table<BYTES> {
-    /// All zero.
+    /// A table of zeroes.
     #[must_use]
     pub const fn new() -> Table<BYTES> {
         Table(UnsafeCell::new([0; BYTES]))
     }
 
-    /// Where it is.
+    /// Its address.
     #[must_use]
     pub fn address(&self) -> u64 {
         self.0.get() as u64
@@ -50,18 +50,18 @@ static DEVICES: Table<PAGE> = Table::new();
 static COLLECTIONS: Table<PAGE> = Table::new();
 static RING: Table<PAGE> = Table::new();
 
-/// The ITS, switched on.
+/// The enabled ITS.
 pub struct Its {
     typer: u64,
     write: u64,
 }
 
 impl Its {
-    /// Gives the ITS its tables and its ring and switches it on.
+    /// Sets the tables and the command queue of the ITS and enables it.
     #[must_use]
     pub fn on() -> Its {
         write32(GITS + CTLR, 0);
-        // Bounded: another vCPU may have switched it on again.
+        // Bounded, as another vCPU may have enabled it again.
         let _ = crate::cpu::wait(10, || read32(GITS + CTLR) >> 31 == 1);
         for n in 0..8 {
             let at = GITS + BASER + 8 * n;
@@ -80,7 +80,7 @@ impl Its {
         Its { typer: read64(GITS + TYPER), write: 0 }
     }
 
-    /// RDbase of a redistributor, as this ITS wants it.
+    /// RDbase of a redistributor, in the format of this ITS.
     #[must_use]
     pub fn target(&self, r: crate::gic::Redistributor) -> u64 {
         if self.typer & PTA != 0 { r.base & !0xffff } else { (r.typer >> 8 & 0xffff) << 16 }
@@ -89,7 +89,7 @@ impl Its {
     fn command(&mut self, words: [u64; 4]) {
         for (n, word) in words.iter().enumerate() {
             let at = (RING.address() + self.write + 8 * n as u64) as *mut u64;
-            // SAFETY: inside the ring, which nothing else in the guest reaches.
+            // SAFETY: inside the queue, which nothing else in the guest accesses.
             unsafe { at.write_volatile(*word) };
         }
         self.write = (self.write + 32) % PAGE as u64;
@@ -136,7 +136,7 @@ impl Its {
     }
 }
 
-/// Whether this is the address of the command ring.
+/// Whether this is the address of the command queue.
 #[must_use]
 pub fn is_ring(address: u64) -> bool {
     address == RING.address()

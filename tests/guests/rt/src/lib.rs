@@ -1,13 +1,13 @@
-//! What the EL1 test guests share.
+//! The runtime that the EL1 test guests share.
 //!
-//! A guest is a flat arm64 Image, linked by the same `linker.ld` as Doorward itself, which loads it as a domain's
-//! kernel. It knows the board it runs on (QEMU's `virt`: PL011 at 0x0900_0000, GICv3, ITS) and needs no device tree,
-//! so it also runs without a hypervisor: what a check says there is what the machine itself does.
+//! A guest is a flat arm64 Image, linked by the same `linker.ld` as Doorward, which loads it as a domain's kernel. It assumes
+//! QEMU's `virt` board (PL011 at 0x0900_0000, GICv3, ITS) and needs no device tree, so it also runs without a hypervisor and
+//! then shows how the machine itself behaves.
 //!
-//! A guest defines `extern "C" fn guest_main() -> !`. It speaks through [`say!`], one line at a time:
-//! `GUEST PASS name`, `GUEST FAIL name: why`, and ends with [`off`].
+//! A guest defines `extern "C" fn guest_main() -> !`. It prints lines with [`say!`], such as `GUEST PASS name` and
+//! `GUEST FAIL name: why`, and powers off with [`off`].
 #![cfg_attr(target_os = "none", no_std)]
-#![allow(unsafe_code, reason = "a kernel of its own: registers, vectors and page tables")]
+#![allow(unsafe_code, reason = "a small kernel: registers, vectors and page tables")]
 
 #[cfg(target_os = "none")]
 pub mod console;

@@ -1,4 +1,4 @@
-//! Calls to whatever is above.
+//! SMCCC calls to the hypervisor, or to firmware if there is none.
 
 use core::arch::asm;
 
@@ -6,7 +6,7 @@ use core::arch::asm;
 pub const CPU_ON: u64 = 0xc400_0003;
 const SYSTEM_OFF: u64 = 0x8400_0008;
 
-/// A call by HVC; X0 afterwards.
+/// Makes a call by HVC; returns X0.
 pub fn hvc(function: u64, a1: u64, a2: u64, a3: u64) -> i64 {
     let mut x0 = function;
     // SAFETY: the calling convention keeps all but X0 to X3; CPU_ON is given a stack of its own.
@@ -14,7 +14,7 @@ pub fn hvc(function: u64, a1: u64, a2: u64, a3: u64) -> i64 {
     x0 as i64
 }
 
-/// A call by SMC; X0 afterwards.
+/// Makes a call by SMC; returns X0.
 pub fn smc(function: u64, a1: u64, a2: u64, a3: u64) -> i64 {
     let mut x0 = function;
     // SAFETY: as `hvc`.
@@ -22,7 +22,7 @@ pub fn smc(function: u64, a1: u64, a2: u64, a3: u64) -> i64 {
     x0 as i64
 }
 
-/// Switches the machine off.
+/// Powers the machine (or domain) off.
 pub fn off() -> ! {
     hvc(SYSTEM_OFF, 0, 0, 0);
     loop {

@@ -1,15 +1,16 @@
-//! An EL1 guest whose vCPUs map one virtual address to different pages: each in tables of its own, with one ASID for all,
-//! as a global mapping, and with local TLB maintenance only. Legal on CPUs that share no TLB, and vCPUs are such.
+//! An EL1 guest whose vCPUs map one virtual address to different pages: each in its own tables, all with the same ASID, as a
+//! global mapping, and with local TLB maintenance only. That is legal on CPUs that share no TLB, as vCPUs must appear to be.
 //!
-//! Each vCPU writes and reads through that address and compares with what its own page holds by another address. A word
-//! of another vCPU's is a translation that has been left in the TLB. `GUEST PASS twins` after `ROUNDS` rounds on each;
-//! in each the vCPU works for some time, then waits until its timer calls it, so that others run here in between.
+//! Each vCPU writes and reads through that address and compares with what its page holds at another address. A word of another
+//! vCPU means that the TLB still held that vCPU's translation. After `ROUNDS` rounds on each vCPU the guest prints
+//! `GUEST PASS twins`. In each round a vCPU works for a while, then sleeps until its timer fires, so that the other vCPUs run
+//! on this CPU in between.
 #![cfg_attr(target_os = "none", no_std, no_main)]
-#![allow(unsafe_code, reason = "page tables, and an address that means two things")]
+#![allow(unsafe_code, reason = "page tables, and an address that maps to a page of each vCPU")]
 
 #[cfg(not(target_os = "none"))]
 fn main() {
-    eprintln!("a guest: build it for aarch64-unknown-none-softfloat and give it to Doorward as dom0's kernel");
+    eprintln!("a guest: build it for aarch64-unknown-none-softfloat and boot it as dom0's kernel under Doorward");
 }
 
 #[cfg(target_os = "none")]
@@ -24,8 +25,8 @@ mod guest {
     /// PPI of CNTV.
     const TIMER: u32 = 27;
 
-    /// The address that means something else to each vCPU: the first page of the third GiB, which the shared tables map
-    /// as a block.
+    /// The address that each vCPU maps to its own page: the first page of the fourth GiB, which the common table maps as a
+    /// block.
     const SHARED: u64 = 3 << 30;
 
     const TABLE: u64 = 0b11;
@@ -41,13 +42,13 @@ mod guest {
     static DONE: AtomicU32 = AtomicU32::new(0);
     static READY: AtomicU32 = AtomicU32::new(0);
 
-    /// The vCPU's pages: three levels of tables, and the one that it has to itself.
+    /// This vCPU's pages: three levels of tables, and its page of data.
     fn mine(level: usize) -> *mut u64 {
         let pages = PAGES.0.get().cast::<u64>();
         pages.wrapping_add((cpu::this().index() * 4 + level) * 512)
     }
 
-    /// Like the tables that it came with, but for one page.
+    /// Switches to tables that are the common ones except for one page.
     fn translate_alone() {
         let [top, middle, bottom, page] = [0, 1, 2, 3].map(mine);
         let common = mrs!("ttbr0_el1") as *const u64;
@@ -123,13 +124,13 @@ mod guest {
         for index in 1..count {
             let answer = cpu::start(index, other);
             if answer != 0 {
-                say!("GUEST FAIL twins: CPU_ON of vCPU {index} says {answer}");
+                say!("GUEST FAIL twins: CPU_ON of vCPU{index} returned {answer}");
                 off()
             }
         }
         run();
         if !cpu::wait(cpu::LONG, || DONE.load(Ordering::Acquire) as usize == count) {
-            say!("GUEST FAIL twins: {} of {count} vCPUs came to their end", DONE.load(Ordering::Relaxed));
+            say!("GUEST FAIL twins: only {} of {count} vCPUs finished", DONE.load(Ordering::Relaxed));
             off()
         }
         say!("GUEST PASS twins vcpus={count} rounds={ROUNDS}");

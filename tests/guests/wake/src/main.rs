@@ -1,17 +1,17 @@
 //! An EL1 guest without a timer: every vCPU sleeps in WFI until an LPI comes, and counts it.
 //!
-//! Device 0 (a store by a CPU or by the harness to GITS_TRANSLATER) has four events for each vCPU; event `e` goes to
-//! vCPU `e % vcpus` as LPI `8192 + e`. A lost wake-up is a counter that stays behind.
+//! Device 0 (a store to GITS_TRANSLATER by the harness or a CPU) has four events for each vCPU. Event `e` goes to vCPU
+//! `e % vcpus` as LPI `8192 + e`. A lost wake-up shows as a counter that is too small.
 //!
-//! It prints `GUEST COUNTERS 0xADDRESS events=E cpus=N`, then `GUEST READY`. At that physical address is a page of 64-bit
-//! words: word `e` counts event `e`, word 508 counts interrupts of any other number, word 510 is 1 once all vCPUs sleep.
-//! When the harness has set word 511, the next event ends the guest: `GUEST PASS wake`, SYSTEM_OFF.
+//! The guest prints `GUEST COUNTERS 0xADDRESS events=E cpus=N`, then `GUEST READY`. At that physical address is a page of
+//! 64-bit words: word `e` counts event `e`, word 508 counts interrupts with any other INTID, word 510 is 1 once all vCPUs
+//! sleep. After the harness has set word 511, the next event makes the guest print `GUEST PASS wake` and power off.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "guest_main is called by name")]
 
 #[cfg(not(target_os = "none"))]
 fn main() {
-    eprintln!("a guest: build it for aarch64-unknown-none-softfloat and give it to Doorward as dom0's kernel");
+    eprintln!("a guest: build it for aarch64-unknown-none-softfloat and boot it as dom0's kernel under Doorward");
 }
 
 #[cfg(target_os = "none")]
@@ -25,7 +25,7 @@ mod guest {
     const EVENT_BITS: u32 = (EVENTS_EACH * cpu::MAX).next_power_of_two().trailing_zeros();
     const FIRST_LPI: u32 = 8192;
     const DEVICE: u32 = 0;
-    const STRANGERS: usize = 508;
+    const UNEXPECTED: usize = 508;
     const READY: usize = 510;
     const STOP: usize = 511;
 
@@ -41,8 +41,8 @@ mod guest {
 
     fn interrupt(intid: u32) {
         let event = intid.wrapping_sub(FIRST_LPI) as usize;
-        let slot = if event < EVENTS_EACH * cpu::MAX { event } else { STRANGERS };
-        // Each event belongs to one vCPU, so nobody else writes this word.
+        let slot = if event < EVENTS_EACH * cpu::MAX { event } else { UNEXPECTED };
+        // Each event goes to one vCPU, so no other vCPU writes this word.
         COUNTERS.0[slot].store(COUNTERS.0[slot].load(Ordering::Relaxed) + 1, Ordering::Release);
         if COUNTERS.0[STOP].load(Ordering::Acquire) != 0 {
             say!("GUEST PASS wake");
@@ -99,7 +99,7 @@ mod guest {
         for index in 1..count {
             let answer = cpu::start(index, sleep);
             if answer != 0 {
-                say!("GUEST FAIL wake: CPU_ON of vCPU {index} says {answer}");
+                say!("GUEST FAIL wake: CPU_ON of vCPU{index} returned {answer}");
                 off()
             }
         }
