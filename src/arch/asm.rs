@@ -29,16 +29,11 @@ macro_rules! asm {
         $crate::arch::asm::input($value);
         $crate::arch::asm::asm!(@ $text; $($rest)*)
     }};
-    (@ $text:expr; out($register:tt) _, $($rest:tt)*) => { $crate::arch::asm::asm!(@ $text; $($rest)*) };
     (@ $text:expr; out($register:tt) $value:ident, $($rest:tt)*) => {{
         $value = $crate::arch::asm::missing($text);
         $crate::arch::asm::asm!(@ $text; $($rest)*)
     }};
-    (@ $text:expr; inout($register:tt) $value:ident => _, $($rest:tt)*) => {{
-        $crate::arch::asm::input($value);
-        $crate::arch::asm::asm!(@ $text; $($rest)*)
-    }};
-    (@ $text:expr; inout($register:tt) $value:ident, $($rest:tt)*) => {{
+    (@ $text:expr; inout($register:tt) $value:expr, $($rest:tt)*) => {{
         $crate::arch::asm::input($value);
         $value = $crate::arch::asm::missing($text);
         $crate::arch::asm::asm!(@ $text; $($rest)*)

@@ -44,7 +44,7 @@ pub enum StartError {
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            StartError::Firmware(error) => error.fmt(f),
+            StartError::Firmware(error) => write!(f, "PSCI CPU_ON: {error}"),
             StartError::Silent => write!(f, "the firmware started it, but it did not arrive within {LIMIT_US} us"),
         }
     }
