@@ -1,23 +1,23 @@
 //! Assembly that also compiles on a host, where the rooms above are tested, checked and documented.
 //!
-//! On the target, [`asm!`] and [`global_asm!`] are those of [`core::arch`]. On a host there is no EL2: [`global_asm!`]
-//! emits nothing, and executing an [`asm!`] panics and names the instruction. Operands are type-checked on both.
-//! [`extern_asm!`] declares the functions and labels that a [`global_asm!`] defines.
+//! On the target, `asm!` and `global_asm!` are those of [`core::arch`]. On a host there is no EL2: `global_asm!` emits
+//! nothing, and executing an `asm!` panics with the text of the instruction. Operands are type-checked on both.
+//! `extern_asm!` declares the functions and labels that a `global_asm!` defines.
 
 #[cfg(target_os = "none")]
 pub(crate) use core::arch::{asm, global_asm};
 
-/// Panics: `instruction` belongs to EL2, and this is a host.
+/// Panics, because `instruction` can only be executed at EL2.
 ///
 /// # Safety
 ///
-/// None is needed. It is unsafe because the `asm!` in whose place it stands is.
+/// There is no requirement. The function is unsafe because the `asm!` that it replaces is.
 #[cfg(not(target_os = "none"))]
 pub(crate) unsafe fn missing<T>(instruction: &str) -> T {
     unimplemented!("EL2 instruction on a host: {instruction}")
 }
 
-/// Uses an input operand.
+/// Evaluates an input operand.
 #[cfg(not(target_os = "none"))]
 pub(crate) fn input<T>(_: T) {}
 

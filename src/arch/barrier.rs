@@ -1,7 +1,7 @@
-//! Barriers, by what they wait for (DDI 0487, B2.3).
+//! Barriers and hints (DDI 0487, B2.3 and C6.2).
 //!
-//! Each is also a compiler barrier: none is `nomem`. On a host a barrier is a fence, so that code which contains one can be
-//! tested there.
+//! Each one is also a compiler barrier, since none is `nomem`. On a host a barrier is a fence, so that code which
+//! contains one can be tested there.
 
 use super::asm::asm;
 
@@ -32,36 +32,36 @@ macro_rules! hint {
 }
 
 barrier! {
-    /// The instructions that follow see every earlier change of context (system registers, tables after a DSB).
+    /// Later instructions see every earlier change of context: system registers, and translation tables after a DSB.
     isb = "isb";
-    /// Every earlier access, cache and TLB operation has completed, for all observers.
+    /// Waits until every earlier memory access, cache and TLB operation has completed, for all observers.
     dsb_sy = "dsb sy";
-    /// As [`dsb_sy`], for the CPUs and devices of the inner shareable domain.
+    /// As [`dsb_sy`], for the observers in the inner shareable domain.
     dsb_ish = "dsb ish";
-    /// Earlier stores have completed, in the inner shareable domain.
+    /// Waits until every earlier store has completed, for the observers in the inner shareable domain.
     dsb_ishst = "dsb ishst";
-    /// Earlier stores have completed, for all observers.
+    /// Waits until every earlier store has completed, for all observers.
     dsb_st = "dsb st";
-    /// As [`dsb_sy`], for this CPU alone.
+    /// As [`dsb_sy`], for this CPU only.
     dsb_nsh = "dsb nsh";
-    /// Earlier accesses are observed before later ones, in the inner shareable domain.
+    /// Orders earlier memory accesses before later ones, for the observers in the inner shareable domain.
     dmb_ish = "dmb ish";
-    /// Earlier loads are observed before later accesses, for all observers (devices included).
+    /// Orders earlier loads before later memory accesses, for all observers, devices included.
     dmb_ld = "dmb ld";
 }
 
 hint! {
-    /// Sleeps until an interrupt is pending (masked or not).
+    /// Waits until an interrupt is pending, masked or not.
     wfi = "wfi";
-    /// Sleeps until an event.
+    /// Waits for an event, such as a [`sev`] of another CPU.
     wfe = "wfe";
-    /// Wakes all CPUs that sleep in [`wfe`].
+    /// Sends an event to all CPUs, which ends their [`wfe`].
     sev = "sev";
-    /// A hint to a sibling thread that this one is polling.
+    /// Tells a CPU that shares its resources between threads that this thread is polling.
     yield_cpu = "yield";
 }
 
-/// Stops this CPU for good.
+/// Stops this CPU for ever.
 pub fn park() -> ! {
     loop {
         wfi();

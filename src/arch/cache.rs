@@ -1,13 +1,14 @@
 //! Cache maintenance by address (DDI 0487, D7.5).
 //!
-//! Only lines that lie wholly or partly in the range are touched; a caller that invalidates owns them all.
+//! An operation on a range covers every cache line that overlaps it, so a caller that invalidates has to own the whole
+//! of the first and the last line.
 
 use super::asm::asm;
 use super::barrier;
 use super::sysreg::{CTR_EL0, Readable};
 use crate::ids::Pa;
 
-/// Bytes in the smallest data cache line of the machine.
+/// Size in bytes of the smallest data cache line of the machine.
 #[inline]
 fn line() -> u64 {
     4 << CTR_EL0.read(CTR_EL0::DminLine)
@@ -20,7 +21,7 @@ macro_rules! by_address {
             let line = line();
             let mut at = base.0 & !(line - 1);
             while at < base.0 + size {
-                // SAFETY: cleaning changes no value that a CPU sees; see the module for invalidation.
+                // SAFETY: cleaning changes no value that a CPU reads. The caller owns the lines that it invalidates.
                 unsafe { asm!($asm, at = in(reg) at, options(nostack, preserves_flags)) };
                 at += line;
             }
@@ -30,15 +31,16 @@ macro_rules! by_address {
 }
 
 by_address! {
-    /// Writes what the caches hold back to the point of coherency, where a CPU or device without caches sees it.
+    /// Cleans to the point of coherency: CPUs and devices that bypass the caches then read what this CPU has written.
     clean = "dc cvac, {at}";
-    /// As [`clean`], and drops the lines, so that the next load sees what a device wrote.
+    /// Cleans and invalidates to the point of coherency: the next load then reads what a non-coherent device has
+    /// written.
     clean_invalidate = "dc civac, {at}";
 }
 
-/// Makes the instruction side forget everything: after code has been written.
+/// Invalidates the instruction caches of all CPUs; called after code has been written.
 pub fn invalidate_instructions() {
-    // SAFETY: drops cached copies only.
+    // SAFETY: only cached copies are dropped.
     unsafe { asm!("ic ialluis", options(nostack, preserves_flags)) };
     barrier::dsb_ish();
     barrier::isb();

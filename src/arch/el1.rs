@@ -1,9 +1,9 @@
-//! The system registers of EL1 and EL0 that make up a vCPU, beyond what each exit saves.
+//! The system registers of EL1 and EL0 that belong to a vCPU, apart from those that each exit saves.
 //!
-//! With one vCPU to a pCPU they stay in the hardware, and are written when a vCPU is switched on. Where vCPUs share
-//! a CPU they are moved when another takes it. Not here: the virtual timer ([`VirtualTimer`]), which goes by rules of
-//! its own; FP ([`super::fp`]); the GIC's (`arch::ich`, `vgic`); stage 2's. What no guest sees (SVE, SME, the PMU, break-
-//! and watchpoints) is not switched.
+//! Where a vCPU has a CPU to itself, they stay in the hardware and are loaded when the vCPU is powered on. Where vCPUs
+//! share a CPU, they are switched when another vCPU takes it. [`El1Context`] does not contain the virtual timer
+//! ([`VirtualTimer`]), FP ([`super::fp`]), the virtual CPU interface ([`super::ich`]) and stage 2. State of features
+//! that are hidden from guests (SVE, SME, PMU, breakpoints and watchpoints) is not switched.
 
 use super::barrier;
 use super::features::ids::{IdRegs, reg};
@@ -11,40 +11,40 @@ use super::sysreg::*;
 
 macro_rules! context {
     (always: $([$($field:ident $register:ident),+])+
-     if it differs: $($calm:ident $calm_register:ident),+;
-     where there is: $($present:ident [$($opt:ident $opt_register:ident),+])+) => {
-        /// EL1's and EL0's registers.
+     if changed: $($rare:ident $rare_register:ident),+;
+     if present: $($present:ident [$($opt:ident $opt_register:ident),+])+) => {
+        /// The registers of EL1 and EL0.
         #[derive(Clone, Debug, PartialEq, Eq)]
         #[repr(C)]
         pub struct El1Context {
             $($(#[doc = concat!(stringify!($register), ".")] pub $field: u64,)+)+
-            $(#[doc = concat!(stringify!($calm_register), ".")] pub $calm: u64,)+
+            $(#[doc = concat!(stringify!($rare_register), ".")] pub $rare: u64,)+
             $($(#[doc = concat!(stringify!($opt_register), ", where the CPU has it.")] pub $opt: u64,)+)+
         }
 
         impl El1Context {
-            const ZERO: El1Context = El1Context { $($($field: 0,)+)+ $($calm: 0,)+ $($($opt: 0,)+)+ };
+            const ZERO: El1Context = El1Context { $($($field: 0,)+)+ $($rare: 0,)+ $($($opt: 0,)+)+ };
         }
 
         impl El1Context {
-            /// Reads what this CPU holds.
+            /// Saves the registers of this CPU.
             pub fn save(&mut self, present: &Present) {
                 $(context!(@save self $($field $register),+);)+
-                $(self.$calm = $calm_register.get();)+
+                $(self.$rare = $rare_register.get();)+
                 $(if present.$present { context!(@save self $($opt $opt_register),+); })+
             }
 
-            /// Makes this CPU hold it. Registers that hardly ever differ are written if they do: an emulator forgets all of
-            /// its translations at a write of TCR_EL1, which costs the guest its TLB and hides where we forget too little.
-            /// An ISB is to follow.
+            /// Loads the registers of this CPU. A register that is the same in nearly all vCPUs is written only if its
+            /// value changes: QEMU drops all translations at a write of TCR_EL1, which slows the guest down and would
+            /// hide missing TLB maintenance. The caller executes an ISB afterwards.
             pub fn restore(&self, present: &Present) {
                 $(context!(@restore self $($field $register),+);)+
-                $(if $calm_register.get() != self.$calm { $calm_register.set(self.$calm); })+
+                $(if $rare_register.get() != self.$rare { $rare_register.set(self.$rare); })+
                 $(if present.$present { context!(@restore self $($opt $opt_register),+); })+
             }
         }
     };
-    // By groups: what is next to each other in memory goes there, and comes from there, two at a time.
+    // Registers are moved in groups, so that neighbours in memory are loaded and stored in pairs.
     (@save $self:ident $($field:ident $register:ident),+) => {
         $(let $field = $register.get();)+
         $($self.$field = $field;)+
@@ -57,13 +57,14 @@ macro_rules! context {
 
 context! {
     always:
-    [sctlr SCTLR_EL1, actlr ACTLR_EL1, cpacr CPACR_EL1, ttbr0 TTBR0_EL1, ttbr1 TTBR1_EL1, mair MAIR_EL1, amair AMAIR_EL1,
-     vbar VBAR_EL1]
-    [esr ESR_EL1, far FAR_EL1, afsr0 AFSR0_EL1, afsr1 AFSR1_EL1, elr ELR_EL1, spsr SPSR_EL1, sp_el0 SP_EL0, sp_el1 SP_EL1]
+    [sctlr SCTLR_EL1, actlr ACTLR_EL1, cpacr CPACR_EL1, ttbr0 TTBR0_EL1, ttbr1 TTBR1_EL1, mair MAIR_EL1,
+     amair AMAIR_EL1, vbar VBAR_EL1]
+    [esr ESR_EL1, far FAR_EL1, afsr0 AFSR0_EL1, afsr1 AFSR1_EL1, elr ELR_EL1, spsr SPSR_EL1, sp_el0 SP_EL0,
+     sp_el1 SP_EL1]
     [tpidr_el0 TPIDR_EL0, tpidrro_el0 TPIDRRO_EL0, tpidr_el1 TPIDR_EL1, contextidr CONTEXTIDR_EL1, csselr CSSELR_EL1,
      par PAR_EL1, mdscr MDSCR_EL1, cntkctl CNTKCTL_EL1]
-    if it differs: tcr TCR_EL1;
-    where there is:
+    if changed: tcr TCR_EL1;
+    if present:
     pauth [apia_lo APIAKEYLO_EL1, apia_hi APIAKEYHI_EL1, apib_lo APIBKEYLO_EL1, apib_hi APIBKEYHI_EL1,
            apda_lo APDAKEYLO_EL1, apda_hi APDAKEYHI_EL1, apdb_lo APDBKEYLO_EL1, apdb_hi APDBKEYHI_EL1,
            apga_lo APGAKEYLO_EL1, apga_hi APGAKEYHI_EL1]
@@ -76,15 +77,15 @@ context! {
 }
 
 impl El1Context {
-    /// As architected after a reset, with zero for what is then unknown.
+    /// Returns the state after a reset, with zero for what the architecture leaves UNKNOWN.
     #[must_use]
     pub const fn reset() -> El1Context {
-        // The RES1 bits; MMU and caches off, little-endian.
+        // SCTLR_EL1 has only its RES1 bits: MMU and caches off, little-endian.
         El1Context { sctlr: 0x30d0_0800, ..El1Context::ZERO }
     }
 }
 
-/// Which of the registers that come with a feature a CPU has.
+/// Which of the registers that belong to optional features a CPU has.
 pub struct Present {
     pauth: bool,
     scxtnum: bool,
@@ -96,7 +97,7 @@ pub struct Present {
 }
 
 impl Present {
-    /// This CPU.
+    /// Reads the ID registers of this CPU.
     #[must_use]
     pub fn here() -> Present {
         let cpu = IdRegs::read();
@@ -121,7 +122,8 @@ const TIMER_ENABLE: u64 = CNTV_CTL_EL0::ENABLE::SET.value;
 /// CNTV_CTL_EL0.IMASK.
 const TIMER_MASK: u64 = CNTV_CTL_EL0::IMASK::SET.value;
 
-/// The virtual timer of a vCPU that is not in a CPU. The count goes on (CNTVOFF_EL2 is 0), so it can expire there.
+/// The virtual timer of a vCPU that is not loaded on a CPU. It can expire meanwhile, since the count continues
+/// (CNTVOFF_EL2 is always 0).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VirtualTimer {
     /// CNTV_CTL_EL0.
@@ -131,13 +133,13 @@ pub struct VirtualTimer {
 }
 
 impl VirtualTimer {
-    /// When it asserts its interrupt; `None` if it is off or masked.
+    /// Returns the count at which it asserts its interrupt; `None` if it is disabled or masked.
     #[must_use]
     pub const fn deadline(&self) -> Option<u64> {
         if self.ctl & (TIMER_ENABLE | TIMER_MASK) == TIMER_ENABLE { Some(self.cval) } else { None }
     }
 
-    /// Whether it asserts its interrupt at `now`.
+    /// Returns whether it asserts its interrupt when the count is `now`.
     #[must_use]
     pub const fn level(&self, now: u64) -> bool {
         match self.deadline() {
@@ -148,16 +150,17 @@ impl VirtualTimer {
 }
 
 impl VirtualTimer {
-    /// Takes it out of this CPU, where it is then off.
-    pub fn take(&mut self) {
+    /// Saves the timer of this CPU and disables it there.
+    pub fn unload(&mut self) {
         self.ctl = CNTV_CTL_EL0.get();
         self.cval = CNTV_CVAL_EL0.get();
         CNTV_CTL_EL0.set(0);
         barrier::isb();
     }
 
-    /// Puts it into this CPU. The time comes first, or the timer would fire at the last one's.
-    pub fn put(&self) {
+    /// Loads the timer of this CPU. CVAL is written first, or the timer could fire at the deadline of the previous
+    /// vCPU.
+    pub fn load(&self) {
         CNTV_CVAL_EL0.set(self.cval);
         CNTV_CTL_EL0.set(self.ctl);
     }
@@ -168,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_vcpu_starts_with_its_mmu_off_and_its_timer_silent() {
+    fn after_a_reset_the_mmu_is_off_and_the_timer_is_disabled() {
         let reset = El1Context::reset();
         assert_eq!(reset.sctlr & 0x1005, 0, "M, C, I");
         assert_eq!((reset.vbar, reset.apia_lo), (0, 0));
@@ -176,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timer_out_of_its_cpu_expires_unless_off_or_masked() {
+    fn an_unloaded_timer_expires_unless_it_is_disabled_or_masked() {
         let timer = |ctl| VirtualTimer { ctl, cval: 100 };
         assert_eq!([0, 1, 2, 3, 5].map(|ctl| timer(ctl).deadline()), [None, Some(100), None, None, Some(100)]);
         assert!(timer(1).level(100) && !timer(1).level(99) && !timer(3).level(100));

@@ -1,7 +1,7 @@
-//! Why the CPU came to EL2: the exception syndrome, decoded once.
+//! The exception syndrome, decoded.
 //!
-//! [`Esr`] is ESR_EL2 as read; [`Esr::class`] says what kind of exit it was and the other accessors give the
-//! fields of that kind. Nothing here acts; the rooms above decide.
+//! [`Esr`] is ESR_EL2 as read. [`Esr::class`] returns the exception class; the other accessors return the fields that
+//! belong to a class.
 //!
 //! Arm ARM (DDI 0487), D24.2.40 "ESR_EL2".
 
@@ -12,10 +12,10 @@ use crate::ids::Ipa;
 #[repr(transparent)]
 pub struct Esr(pub u64);
 
-/// The exception class, ESR_ELx.EC.
+/// The exception class (ESR_EL2.EC).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Class {
-    /// 0x00: no class of its own, an UNDEFINED instruction for one.
+    /// 0x00: an exception without a class of its own, such as an UNDEFINED instruction.
     Unknown,
     /// 0x01: WFI, WFE, WFIT or WFET.
     Wfx,
@@ -25,9 +25,9 @@ pub enum Class {
     Fp,
     /// 0x09: a pointer authentication instruction or key register.
     PAuth,
-    /// 0x0a: one of LD64B, ST64B, ST64BV, ST64BV0 and other single traps.
+    /// 0x0a: LD64B, ST64B, ST64BV, ST64BV0, and other instructions that share the class.
     Ls64,
-    /// 0x0d: a branch to an address without BTI landing pad.
+    /// 0x0d: a branch to an instruction that is not a BTI landing pad.
     BranchTarget,
     /// 0x0e: illegal execution state.
     Illegal,
@@ -81,7 +81,7 @@ pub enum Class {
     Other(u8),
 }
 
-/// Which of the four waiting instructions was trapped.
+/// The waiting instruction that was trapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Wfx {
     /// Wait for interrupt.
@@ -94,10 +94,10 @@ pub enum Wfx {
     Wfet,
 }
 
-/// A system register access, or a system instruction (`is_read` tells MRS and SYSL from MSR and SYS).
+/// A trapped access to a system register, or a system instruction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SysRegAccess {
-    /// 3 and 2 for registers, 1 for instructions.
+    /// 2 or 3 for registers, 1 for instructions.
     pub op0: u8,
     /// 0 to 7.
     pub op1: u8,
@@ -109,11 +109,11 @@ pub struct SysRegAccess {
     pub op2: u8,
     /// The general-purpose register; 31 is XZR.
     pub rt: u8,
-    /// MRS rather than MSR.
+    /// MRS or SYSL rather than MSR or SYS.
     pub is_read: bool,
 }
 
-/// The fault status code of an abort, FSC [5:0], with its translation table level where it has one.
+/// The fault status code of an abort, bits 5:0 of the syndrome, with its translation table level where it has one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
     /// Address size fault.
@@ -130,36 +130,36 @@ pub enum Fault {
     ExternalOnWalk(u8),
     /// Alignment fault.
     Alignment,
-    /// Anything else, FSC as it stands.
+    /// Any other fault, by its status code.
     Other(u8),
 }
 
 /// A data abort's syndrome.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DataAbort {
-    /// The fields from `sas` to `ar` hold. Clear for pairs, writeback, exclusives, atomics and SIMD.
+    /// The fields from `sas` to `ar` are valid. Clear for pairs, writeback, exclusives, atomics and SIMD.
     pub isv: bool,
-    /// Access size: log2 of the bytes, 0 to 3.
+    /// Access size: log2 of the number of bytes, 0 to 3.
     pub sas: u8,
     /// The loaded value is sign-extended.
     pub sse: bool,
-    /// The register that is stored or loaded; 31 is XZR.
+    /// The general-purpose register that is stored or loaded; 31 is XZR.
     pub srt: u8,
     /// The register is 64 bits wide.
     pub sf: bool,
-    /// Acquire or release.
+    /// The access has acquire or release semantics.
     pub ar: bool,
     /// FAR_EL2 does not hold the address.
     pub fnv: bool,
-    /// An external abort's type, as implemented.
+    /// The type of an external abort, IMPLEMENTATION DEFINED.
     pub ea: bool,
-    /// A cache maintenance or address translation instruction, not an access.
+    /// The abort is from a cache maintenance or address translation instruction.
     pub cm: bool,
-    /// The access was a stage-1 walk.
+    /// The abort is from a stage 1 table walk.
     pub s1ptw: bool,
-    /// A write.
+    /// The access is a write.
     pub wnr: bool,
-    /// What went wrong.
+    /// The fault.
     pub fault: Fault,
 }
 
@@ -168,14 +168,14 @@ pub struct DataAbort {
 pub struct InstrAbort {
     /// FAR_EL2 does not hold the address.
     pub fnv: bool,
-    /// The access was a stage-1 walk.
+    /// The abort is from a stage 1 table walk.
     pub s1ptw: bool,
-    /// What went wrong.
+    /// The fault.
     pub fault: Fault,
 }
 
 impl Fault {
-    /// From FSC, [5:0] of the syndrome.
+    /// Decodes the fault status code.
     #[must_use]
     pub const fn from_fsc(fsc: u8) -> Fault {
         let level = fsc & 3;
@@ -201,13 +201,13 @@ impl Esr {
         self.0 >> bit & 1 == 1
     }
 
-    /// EC, [31:26], as a number: for counters and logs.
+    /// Returns EC, bits 31:26, as a number for counters and logs.
     #[must_use]
     pub const fn ec(self) -> u8 {
         self.field(26, 6)
     }
 
-    /// Why EL2 was entered.
+    /// Returns the exception class.
     #[must_use]
     pub const fn class(self) -> Class {
         match self.ec() {
@@ -246,25 +246,26 @@ impl Esr {
         }
     }
 
-    /// ISS, [24:0].
+    /// Returns ISS, bits 24:0.
     #[must_use]
     pub const fn iss(self) -> u32 {
         (self.0 & 0x01ff_ffff) as u32
     }
 
-    /// Bytes of the instruction: 4, or 2 for a T32 one. To skip a trapped instruction, add it to ELR_EL2.
+    /// Returns the length of the instruction in bytes: 4, or 2 for a 16-bit T32 one. Adding it to ELR_EL2 skips the
+    /// instruction.
     #[must_use]
     pub const fn length(self) -> u64 {
         if self.bit(25) { 4 } else { 2 }
     }
 
-    /// The immediate of HVC, SMC, SVC or BRK.
+    /// Returns the immediate of HVC, SMC, SVC or BRK.
     #[must_use]
     pub const fn imm16(self) -> u16 {
         self.0 as u16
     }
 
-    /// Which instruction it was, for [`Class::Wfx`].
+    /// Returns the waiting instruction, for [`Class::Wfx`].
     #[must_use]
     pub const fn wfx(self) -> Wfx {
         match self.field(0, 2) {
@@ -275,7 +276,7 @@ impl Esr {
         }
     }
 
-    /// For [`Class::SysReg`].
+    /// Returns the access, for [`Class::SysReg`].
     #[must_use]
     pub const fn sys_reg(self) -> SysRegAccess {
         SysRegAccess {
@@ -289,7 +290,7 @@ impl Esr {
         }
     }
 
-    /// For [`Class::DataAbortLower`] and [`Class::DataAbortSame`].
+    /// Returns the fields of [`Class::DataAbortLower`] and [`Class::DataAbortSame`].
     #[must_use]
     pub const fn data_abort(self) -> DataAbort {
         DataAbort {
@@ -308,17 +309,17 @@ impl Esr {
         }
     }
 
-    /// For [`Class::InstrAbortLower`] and [`Class::InstrAbortSame`].
+    /// Returns the fields of [`Class::InstrAbortLower`] and [`Class::InstrAbortSame`].
     #[must_use]
     pub const fn instr_abort(self) -> InstrAbort {
         InstrAbort { fnv: self.bit(10), s1ptw: self.bit(7), fault: Fault::from_fsc(self.field(0, 6)) }
     }
 }
 
-/// The address that a stage-2 fault was about: the page from HPFAR_EL2, the offset in it from FAR_EL2.
+/// Returns the address of a stage 2 fault: the page from HPFAR_EL2, the offset in the page from FAR_EL2.
 ///
-/// HPFAR_EL2 holds it for translation, access flag and address size faults, and for any fault on a stage-1
-/// walk. For a permission fault it is UNKNOWN.
+/// HPFAR_EL2 is valid for translation, access flag and address size faults, and for any fault on a stage 1 walk. It is
+/// UNKNOWN for a permission fault.
 #[must_use]
 pub const fn ipa(hpfar_el2: u64, far_el2: u64) -> Ipa {
     // FIPA is [47:4], and holds IPA [55:12].
@@ -330,7 +331,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_load_from_a_device_reads_as_measured_on_a_machine() {
+    fn a_word_load_from_a_device_is_decoded() {
         // `ldr w1` from 0x0a000e10, nothing mapped: ESR, HPFAR and FAR as QEMU reports them.
         let esr = Esr(0x9381_0005);
         assert_eq!(esr.class(), Class::DataAbortLower);
@@ -343,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn an_sgi_register_write_gives_its_encoding() {
+    fn a_write_of_icc_sgi1r_gives_its_encoding() {
         // msr icc_sgi1r_el1, x1: S3_0_C12_C11_5.
         let esr = Esr(0x623a_3036);
         assert_eq!(esr.class(), Class::SysReg);
@@ -359,14 +360,14 @@ mod tests {
     }
 
     #[test]
-    fn every_waiting_instruction_is_told_apart() {
+    fn the_four_waiting_instructions_are_distinguished() {
         let base = 0x07e0_0000;
         assert_eq!(Esr(base).class(), Class::Wfx);
         assert_eq!([0, 1, 2, 3].map(|ti| Esr(base | ti).wfx()), [Wfx::Wfi, Wfx::Wfe, Wfx::Wfit, Wfx::Wfet]);
     }
 
     #[test]
-    fn no_class_is_lost() {
+    fn an_unknown_class_keeps_its_number() {
         for ec in 0..64u64 {
             if let Class::Other(n) = Esr(ec << 26).class() {
                 assert_eq!(u64::from(n), ec);
@@ -375,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn fault_levels_are_kept() {
+    fn fault_status_codes_are_decoded_with_their_level() {
         assert_eq!(Fault::from_fsc(0x06), Fault::Translation(2));
         assert_eq!(Fault::from_fsc(0x0f), Fault::Permission(3));
         assert_eq!(Fault::from_fsc(0x0b), Fault::AccessFlag(3));
@@ -387,8 +388,8 @@ mod tests {
     }
 
     #[test]
-    fn a_high_address_survives_the_fault_registers() {
-        // An ECAM of QEMU virt: above 256 GiB.
+    fn an_ipa_above_4_gib_is_put_together_from_hpfar_and_far() {
+        // The ECAM of QEMU virt, above 256 GiB.
         assert_eq!(ipa(0x40_1000_0000 >> 8, 0xffff_8000_1234_5abc), Ipa(0x40_1000_0abc));
     }
 }

@@ -1,6 +1,7 @@
-//! An exception that EL2 took at EL2. It is fatal; this is what the last words say of it.
+//! The state that a CPU saves when EL2 takes an exception from itself. Such an exception is fatal; the panic prints
+//! this.
 
-/// What the CPU held when EL2 took an exception of its own.
+/// Registers at an exception that EL2 took from itself. `doorward_el2_fatal` in [`super::vectors`] fills it.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Fault {
@@ -8,19 +9,20 @@ pub struct Fault {
     pub x: [u64; 31],
     /// The stack pointer.
     pub sp: u64,
-    /// Where it happened.
+    /// ELR_EL2: the address of the instruction, or of the next one for an interrupt.
     pub elr: u64,
-    /// The syndrome.
+    /// ESR_EL2.
     pub esr: u64,
-    /// The address, if there is one to it.
+    /// FAR_EL2; valid for aborts and alignment faults.
     pub far: u64,
+    /// The number of the vector, 0 to 7: bits 1:0 give the kind of exception.
     kind: u64,
 }
 
 impl Fault {
-    /// What kind of exception.
+    /// Returns the name of the kind of exception.
     #[must_use]
-    pub fn what(&self) -> &'static str {
+    pub fn kind(&self) -> &'static str {
         ["synchronous exception", "IRQ", "FIQ", "SError"][(self.kind & 3) as usize]
     }
 }

@@ -1,11 +1,11 @@
-//! What a guest has of the CPU: one table, from which come the ID registers it reads and the controls of EL2.
+//! The CPU features that guests have: one table determines the ID registers that they read and the controls of EL2.
 //!
-//! [`table::TABLE`] lists each feature as exposed or hidden and says why. [`Features::decide`] applies it to
-//! the ID registers of the CPU, once; `program` writes the controls on every CPU before its first guest.
-//! What traps because of them is answered in `run::decode`.
+//! [`table::TABLE`] lists each feature as exposed or hidden, with the reason. [`Features::decide`] applies the table to
+//! the ID registers of the CPUs; [`program`] writes the controls on each CPU before its first guest. `run::decode`
+//! emulates the accesses that trap because of the controls.
 //!
-//! The rule that keeps this honest: an ID field that no row names is hidden, and a feature is exposed only if
-//! its state is in the vCPU's context or it has none.
+//! Two rules keep a guest from using state that is not switched: an ID field that no row names is hidden, and a feature
+//! is exposed only if its state is part of the vCPU's context or if it has none.
 //!
 //! Arm ARM (DDI 0487), D24.2: HCR_EL2, HCRX_EL2, CPTR_EL2, MDCR_EL2, CNTHCTL_EL2 (all in the layout for
 //! HCR_EL2.E2H = 0), HFG*_EL2 and the ID registers.
@@ -20,13 +20,13 @@ pub use controls::Controls;
 use controls::{HCR_ENABLES, HCRX_ENABLES};
 use ids::{COUNT, PA_RANGE_48, reg};
 pub use ids::{IdRegs, Reg};
-use table::{Exposure, TABLE};
+use table::TABLE;
 
-/// The controls that the table makes for one CPU.
+/// Returns the controls that the table determines for the CPU with the ID registers `host`.
 fn controls_for(host: &IdRegs) -> Controls {
     let mut controls = table::base(host);
     for row in TABLE {
-        if row.on(host) {
+        if row.is_present(host) {
             (row.control)(host, &mut controls);
         }
     }
@@ -36,22 +36,22 @@ fn controls_for(host: &IdRegs) -> Controls {
     controls
 }
 
-/// What the CPU allows stage 2 to do.
+/// Parameters of stage 2 that depend on the CPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Stage2Params {
-    /// Bits of output address, 32 to 48; an IPA space may be as large.
+    /// Number of output address bits, 32 to 48, which is also the most that an IPA space may have.
     pub pa_bits: u8,
-    /// The same as VTCR_EL2.PS wants it, 0 to 5.
+    /// The same number as encoded in VTCR_EL2.PS, 0 to 5.
     pub pa_range: u8,
-    /// HCR_EL2.FWB is on: stage 2's memory type wins over stage 1's.
+    /// HCR_EL2.FWB is set: the memory type of stage 2 overrides that of stage 1.
     pub fwb: bool,
     /// VMIDs have 16 bits rather than 8.
     pub vmid16: bool,
-    /// Execute-never can tell EL0 from EL1.
+    /// Execute-never applies to EL0 and EL1 separately.
     pub xnx: bool,
 }
 
-/// What guests have: decided once, the same on every CPU.
+/// The features of guests, which are the same on every CPU.
 #[derive(Clone, Copy, Debug)]
 pub struct Features {
     host: IdRegs,
@@ -60,7 +60,7 @@ pub struct Features {
 }
 
 impl Features {
-    /// Applies the table to what the CPU says of itself.
+    /// Applies the table to the ID registers of a CPU.
     #[must_use]
     pub fn decide(host: &IdRegs) -> Features {
         let mut guest = [0u64; COUNT];
@@ -72,25 +72,25 @@ impl Features {
             }
         }
         if host.field(reg::PFR0, 0) < 2 {
-            // Without AArch32 its ID registers (CRm 1 to 3) are UNKNOWN.
+            // The AArch32 ID registers (CRm 1 to 3) are UNKNOWN on a CPU without AArch32.
             guest[..reg::PFR0.index()].fill(0);
         }
         Features { host: *host, guest, controls: controls_for(host) }
     }
 
-    /// Takes another kind of CPU into account: guests then have what both have.
+    /// Adds another CPU: guests then have what both have.
     pub fn restrict(&mut self, other: &IdRegs) {
         *self = Features::decide(&self.host.common(other));
     }
 
-    /// Whether guests have the same by both, and stage 2 as well.
+    /// Returns whether guests have the same features with `self` as with `other`, and stage 2 the same parameters.
     #[must_use]
-    pub fn offers_what(&self, other: &Features) -> bool {
+    pub fn offers_same_as(&self, other: &Features) -> bool {
         let enabled = |f: &Features| (f.controls.hcr & HCR_ENABLES, f.controls.hcrx.unwrap_or(0) & HCRX_ENABLES);
         self.guest == other.guest && self.stage2() == other.stage2() && enabled(self) == enabled(other)
     }
 
-    /// The controls on a CPU of one kind: every trap that it has, but switched on only what all CPUs have.
+    /// Returns the controls for one CPU: all traps that it has, but only those enables that all CPUs have.
     #[must_use]
     pub fn controls_on(&self, cpu: &IdRegs) -> Controls {
         let own = controls_for(cpu);
@@ -102,25 +102,25 @@ impl Features {
         }
     }
 
-    /// Why this CPU cannot run Doorward at all, as a sentence; `None` if it can.
+    /// Returns why a CPU with these ID registers cannot run Doorward; `None` if it can.
     #[must_use]
     pub fn refusal(host: &IdRegs) -> Option<&'static str> {
         if host.field(reg::MMFR4, 24) >= 8 {
-            return Some("this CPU has HCR_EL2.E2H fixed at 1; doorward needs E2H = 0");
+            return Some("HCR_EL2.E2H is fixed at 1, but EL2 needs E2H = 0");
         }
         let tgran4_2 = host.field(reg::MMFR0, 40);
         let tgran4 = host.field(reg::MMFR0, 28);
         if tgran4 == 0xf || tgran4_2 == 1 {
-            return Some("this CPU has no 4 KiB translation granule");
+            return Some("the CPU has no 4 KiB translation granule");
         }
         if host.field(reg::PFR0, 24) == 0 {
-            return Some("this CPU has no system registers for a GICv3");
+            return Some("the CPU has no system register interface to a GICv3");
         }
         None
     }
 
-    /// What a guest reads from the ID register S3_`op1`_C`crn`_C`crm`_`op2`. The feature space reads as zero
-    /// where nothing is allocated. `None`: no register that a guest has; the access is UNDEFINED.
+    /// Returns what a guest reads from the ID register S3_`op1`_C`crn`_C`crm`_`op2`. Unallocated registers of the
+    /// feature space read as zero. `None` for a register that a guest does not have: the access is UNDEFINED.
     #[must_use]
     pub fn guest_id(&self, op1: u8, crn: u8, crm: u8, op2: u8) -> Option<u64> {
         match (op1, crn, crm, op2) {
@@ -131,7 +131,7 @@ impl Features {
         }
     }
 
-    /// What stage 2 may do.
+    /// Returns the parameters of stage 2.
     #[must_use]
     pub const fn stage2(&self) -> Stage2Params {
         let host_range = self.host.field(reg::MMFR0, 0);
@@ -153,43 +153,21 @@ impl Features {
         }
     }
 
-    /// Whether the five pointer authentication keys exist and are to be switched.
+    /// Returns whether guests have pointer authentication.
     #[must_use]
     pub const fn pauth(&self) -> bool {
         self.controls.hcr & HCR_EL2::APK::SET.value != 0
     }
-
-    /// The table with what the CPU makes of it, for a human reader.
-    pub fn report(&self) -> impl Iterator<Item = Report> + '_ {
-        TABLE.iter().map(|row| Report {
-            name: row.name,
-            exposed: row.exposure == Exposure::Exposed,
-            on_host: row.on(&self.host),
-            why: row.why,
-        })
-    }
 }
 
-/// One line of [`Features::report`].
-#[derive(Clone, Copy, Debug)]
-pub struct Report {
-    /// The feature.
-    pub name: &'static str,
-    /// Guests have it where the CPU has it.
-    pub exposed: bool,
-    /// The CPU has it.
-    pub on_host: bool,
-    /// Why it is exposed or hidden.
-    pub why: &'static str,
-}
-
-/// VMPIDR_EL2 for a vCPU: its affinity, with the RES1 bit.
+/// Returns VMPIDR_EL2 for a vCPU: its affinity and the RES1 bit.
 #[must_use]
 pub const fn vmpidr(affinity: Mpidr) -> u64 {
     affinity.0 | 1 << 31
 }
 
-/// Writes the controls on the CPU that calls, before its first guest, and returns HCR_EL2 for its guests.
+/// Writes the controls on this CPU, before its first guest. Returns HCR_EL2, which is written for each vCPU (see
+/// [`controls::HCR_BASE`]).
 pub fn program(features: &Features) -> u64 {
     let cpu = IdRegs::read();
     let controls = features.controls_on(&cpu);

@@ -1,12 +1,12 @@
 //! The FP and Advanced SIMD registers: V0 to V31, FPSR, FPCR (DDI 0487, B1.2).
 //!
-//! EL2 is built without them, so they are the guest's from entry to entry and are moved only when another vCPU takes
-//! the CPU. CPTR_EL2.TFP is 0 throughout (see `arch::features`): neither a guest nor this file traps.
+//! EL2 is built without FP, so these registers hold the guest's values across exits and are switched only when another
+//! vCPU takes the CPU. CPTR_EL2.TFP is always 0 (see [`super::features`]): FP traps neither in a guest nor here.
 
 use super::asm::{extern_asm, global_asm};
 use core::mem::offset_of;
 
-/// What a vCPU has in them.
+/// The FP registers of a vCPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[repr(C, align(16))]
 pub struct FpContext {
@@ -16,7 +16,7 @@ pub struct FpContext {
 }
 
 impl FpContext {
-    /// Zero: after a reset they are unknown, and must not be another's.
+    /// Returns the state after a reset. The architecture leaves it UNKNOWN; zero leaks nothing of another vCPU.
     #[must_use]
     pub const fn reset() -> FpContext {
         FpContext { v: [0; 32], fpsr: 0, fpcr: 0 }
@@ -91,13 +91,13 @@ doorward_fp_restore:
 );
 
 impl FpContext {
-    /// Takes what this CPU holds.
+    /// Saves the registers of this CPU.
     pub fn save(&mut self) {
         // SAFETY: stores the 528 bytes that `self` is, and changes no register that the compiler uses.
         unsafe { doorward_fp_save(self) };
     }
 
-    /// Makes this CPU hold it.
+    /// Loads the registers of this CPU.
     pub fn restore(&self) {
         // SAFETY: reads `self`, and changes registers that no code of EL2 uses.
         unsafe { doorward_fp_restore(self) };

@@ -1,16 +1,16 @@
-//! The controls of the virtual CPU interface: list registers and what goes with them (IHI 0069, 12.4).
+//! The controls of the virtual CPU interface: list registers, active priorities and status (IHI 0069, 12.4).
 //!
-//! Raw words: what they mean is the business of `vgic`, which keeps them in its own types.
+//! Values are raw register words here. `vgic` interprets them, in types of its own.
 
 use super::sysreg::*;
 
-/// How many list registers this CPU has.
+/// Returns the number of list registers that this CPU has.
 #[must_use]
 pub fn count() -> usize {
     ICH_VTR_EL2.read(ICH_VTR_EL2::ListRegs) as usize + 1
 }
 
-/// Active-priority registers per group, by the number of preemption bits: 1, 2 or 4.
+/// Returns the number of active-priority registers per group: 1, 2 or 4, by the number of preemption bits.
 fn apr_count() -> u32 {
     match ICH_VTR_EL2.read(ICH_VTR_EL2::PREbits) {
         0..=4 => 1,
@@ -21,14 +21,14 @@ fn apr_count() -> u32 {
 
 macro_rules! list_registers {
     ($($index:literal $register:ident)*) => {
-        /// List register `index`; zero beyond the sixteen there can be.
+        /// Reads list register `index`. Returns zero for an index above 15.
         #[inline]
         #[must_use]
         pub fn read_lr(index: usize) -> u64 {
             match index { $($index => $register.get(),)* _ => 0 }
         }
 
-        /// Writes list register `index`, which this CPU has (see [`count`]).
+        /// Writes list register `index`, which is less than [`count`].
         #[inline]
         pub fn write_lr(index: usize, value: u64) {
             match index { $($index => $register.set(value),)* _ => {} }
@@ -47,40 +47,19 @@ pub fn clear_lrs(count: usize) {
     (0..count).for_each(|index| write_lr(index, 0));
 }
 
-/// List registers that hold nothing, one bit each (ICH_ELRSR_EL2).
-#[inline]
-#[must_use]
-pub fn free() -> u64 {
-    ICH_ELRSR_EL2.get()
-}
-
-/// List registers whose end of interrupt wants attention, one bit each (ICH_EISR_EL2).
-#[inline]
-#[must_use]
-pub fn eoi() -> u64 {
-    ICH_EISR_EL2.get()
-}
-
-/// Why the maintenance interrupt is raised (ICH_MISR_EL2).
-#[inline]
-#[must_use]
-pub fn misr() -> u64 {
-    ICH_MISR_EL2.get()
-}
-
-/// What a guest's CPU interface holds besides list registers and ICH_HCR_EL2.
+/// The state of a vCPU's CPU interface besides list registers and ICH_HCR_EL2.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct State {
     /// ICH_VMCR_EL2.
     pub vmcr: u64,
-    /// ICH_AP0R<n>_EL2.
+    /// ICH_AP0R0_EL2 to ICH_AP0R3_EL2.
     pub ap0r: [u64; 4],
-    /// ICH_AP1R<n>_EL2.
+    /// ICH_AP1R0_EL2 to ICH_AP1R3_EL2.
     pub ap1r: [u64; 4],
 }
 
 impl State {
-    /// Reads what this CPU holds.
+    /// Saves the registers of this CPU.
     pub fn save(&mut self) {
         let count = apr_count();
         self.vmcr = ICH_VMCR_EL2.get();
@@ -94,7 +73,7 @@ impl State {
         }
     }
 
-    /// Makes this CPU hold it. An ISB is to follow.
+    /// Loads the registers of this CPU. The caller executes an ISB afterwards.
     pub fn restore(&self) {
         let count = apr_count();
         ICH_VMCR_EL2.set(self.vmcr);

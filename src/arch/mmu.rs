@@ -1,11 +1,11 @@
-//! Turning EL2's stage 1 on, and changing over to another one.
+//! Enabling stage 1 of EL2, and switching to another set of tables.
 
 use super::asm::{extern_asm, global_asm};
 use super::barrier;
 use super::sysreg::{ID_AA64MMFR0_EL1, MAIR_EL2, Readable, SCTLR_EL2, TCR_EL2, TTBR0_EL2, Writeable};
 use crate::ids::Pa;
 
-/// MAIR_EL2: index 0 Device-nGnRE, 1 Normal write-back, 2 Normal non-cacheable (see `mm::stage1::Kind`).
+/// MAIR_EL2: index 0 is Device-nGnRE, 1 Normal write-back, 2 Normal non-cacheable (see `mm::stage1::Kind`).
 pub const MAIR: u64 = MAIR_EL2::Attr0_Device::nonGathering_nonReordering_EarlyWriteAck.value
     | MAIR_EL2::Attr1_Normal_Outer::WriteBack_NonTransient_ReadWriteAlloc.value
     | MAIR_EL2::Attr1_Normal_Inner::WriteBack_NonTransient_ReadWriteAlloc.value
@@ -14,8 +14,8 @@ pub const MAIR: u64 = MAIR_EL2::Attr0_Device::nonGathering_nonReordering_EarlyWr
 
 const _: () = assert!(MAIR == 0x0044_ff04);
 
-/// SCTLR_EL2: RES1 bits, I, C, M, SA (stack alignment) and WXN (nothing writable is executable). A is clear:
-/// unaligned accesses to Normal memory are fine from here on.
+/// SCTLR_EL2 with stage 1 on: caches on, SP alignment checked (SA), writable memory never executable (WXN). A is clear,
+/// so unaligned accesses to Normal memory are allowed.
 pub const SCTLR: u64 = SCTLR_RES1
     | SCTLR_EL2::WXN::Enable.value
     | SCTLR_EL2::I::Cacheable.value
@@ -29,10 +29,11 @@ const SCTLR_RES1: u64 = 0x30c5_0830;
 /// The bits of TCR_EL2 that are RES1.
 const TCR_RES1: u64 = 1 << 31 | 1 << 23;
 
-/// TCR_EL2 for 48-bit addresses, 4 KiB pages, cacheable inner-shareable walks, and this CPU's physical address size.
+/// Returns TCR_EL2: 48-bit addresses, 4 KiB pages, cacheable and inner shareable walks, this CPU's physical address
+/// size.
 #[must_use]
 pub fn tcr() -> u64 {
-    // 48 bits at most: larger ones want LPA2 tables.
+    // 48 bits at most, because more need the descriptor format of LPA2.
     let size = ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange).min(TCR_EL2::PS::Bits_48.read(TCR_EL2::PS));
     let fields = TCR_EL2::PS.val(size)
         + TCR_EL2::TG0::KiB_4
@@ -41,19 +42,6 @@ pub fn tcr() -> u64 {
         + TCR_EL2::IRGN0::WriteBack_ReadAlloc_WriteAlloc_Cacheable
         + TCR_EL2::T0SZ.val(64 - 48);
     TCR_RES1 | fields.value
-}
-
-/// Physical address bits that EL2 can map: what the CPU has, 48 at most.
-#[must_use]
-pub fn address_bits() -> u32 {
-    match ID_AA64MMFR0_EL1.read(ID_AA64MMFR0_EL1::PARange) {
-        0 => 32,
-        1 => 36,
-        2 => 40,
-        3 => 42,
-        4 => 44,
-        _ => 48,
-    }
 }
 
 extern_asm! {
@@ -65,7 +53,7 @@ global_asm!(
 .section .text.doorward_switch_stage1, "ax"
 .global doorward_switch_stage1
 doorward_switch_stage1:
-    // No memory access from here to the ISB behind the last SCTLR write: in between there is no stage 1.
+    // There must be no memory access up to the ISB after the last write of SCTLR_EL2: stage 1 is off in between.
     mrs     x2, sctlr_el2
     bic     x3, x2, #1
     dsb     sy
@@ -83,29 +71,23 @@ doorward_switch_stage1:
 "#
 );
 
-/// Makes the tables at `root` this CPU's stage 1.
+/// Enables stage 1 on this CPU with the tables at `root`, or switches to them.
 ///
 /// # Safety
 ///
-/// They map the running code, its stack and all it uses at their own addresses; they have been written back to where
-/// this CPU's walker looks; and they stay.
+/// The tables map the running code, its stack and all memory in use at their physical addresses, this CPU's table
+/// walker sees them, and they are never freed.
 pub unsafe fn switch_to(root: Pa) {
     // The compiler may move memory accesses across these two writes. While stage 1 is off they have no effect on an
     // access, and while it is on they change nothing, since every map has the same attributes and geometry.
     MAIR_EL2.set(MAIR);
     TCR_EL2.set(tcr());
     barrier::isb();
-    // SAFETY: by this function's contract; on an identity map the code runs on across the gap.
+    // SAFETY: by the contract of this function. On an identity map the code continues while stage 1 is off.
     unsafe { doorward_switch_stage1(root.0, SCTLR) };
 }
 
-/// Whether stage 1 is on.
-#[must_use]
-pub fn is_on() -> bool {
-    SCTLR_EL2.is_set(SCTLR_EL2::M)
-}
-
-/// The root in use.
+/// Returns the physical address of the root table in use.
 #[must_use]
 pub fn root() -> Pa {
     Pa(TTBR0_EL2.get_baddr())

@@ -1,8 +1,8 @@
-//! AArch64 at EL2, and nothing else: vectors, the world switch, system registers, barriers, timers, CPUs.
+//! AArch64 at EL2: vectors, world switch, system registers, barriers, timers, CPU bring-up, calls of the firmware.
 //!
-//! Every module compiles on every target, so that the rooms above can be checked and tested on a host. Executing an
-//! instruction of EL2 on a host panics (see [`asm`]).
-#![allow(unsafe_code, reason = "this room is the instructions that Rust has no words for")]
+//! Every module compiles on every target, so that the rooms above can be checked and tested on a host. Executing an EL2
+//! instruction on a host panics (see `asm`).
+#![allow(unsafe_code, reason = "inline assembly, and registers that change what memory EL2 sees")]
 
 pub(crate) mod asm;
 pub mod el1;

@@ -1,7 +1,7 @@
-//! What belongs to one CPU: TPIDR_EL2 points at it.
+//! The block of data that belongs to one CPU, to which its TPIDR_EL2 points.
 //!
-//! EL2 is never interrupted, so a CPU alone touches its block and plain cells are enough. The boot CPU's block is in
-//! the image and is there before the first lock; the others' lie with their stacks (see [`super::smp`]).
+//! A block is accessed by its own CPU only, and EL2 is never interrupted, so plain cells are enough. The block of the
+//! boot CPU is in the image and is installed before the first lock is taken; [`super::smp`] allocates the others.
 
 use super::fault::Fault;
 use super::sysreg::{Readable, TPIDR_EL2, Writeable};
@@ -11,37 +11,37 @@ use core::mem::offset_of;
 use core::ptr;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-/// Enough for a panic to format its message.
+/// Size in bytes of an emergency stack: enough for a panic to format its message.
 const EMERGENCY_SIZE: usize = 16 << 10;
 
-/// A stack: SP is a multiple of 16 (DDI 0487, D1.3.10).
+/// An emergency stack. SP has to be a multiple of 16 (DDI 0487, D1.3.10).
 #[repr(C, align(16))]
 struct Emergency(UnsafeCell<[u64; EMERGENCY_SIZE / 8]>);
 
-/// One CPU's own state.
+/// The data of one CPU.
 #[repr(C, align(64))]
 pub struct PerCpu {
     emergency_top: Cell<u64>,
     cpu: Cell<CpuId>,
     locks_held: Cell<u32>,
-    /// Set once this CPU panics, so that a second panic on the way does not start over.
+    /// Whether this CPU is panicking, so that a panic in the panic handler is recognised.
     pub panicking: Cell<bool>,
-    /// The exception that EL2 died of, if that is what happened.
+    /// The exception from EL2 that caused the panic, if one did.
     pub fault: Cell<Option<&'static Fault>>,
-    /// It has reached its entry.
+    /// Whether the CPU has reached `doorward_secondary_main`.
     online: AtomicBool,
-    /// The stack for exceptions of EL2 itself.
+    /// The stack for exceptions from EL2.
     emergency: Emergency,
 }
 
-/// Where the vectors find the emergency stack.
+/// The offset at which the vectors find the end of the emergency stack.
 pub(super) const EMERGENCY_OFFSET: usize = offset_of!(PerCpu, emergency_top);
 
-// SAFETY: each block is reached through its own CPU's TPIDR_EL2 only, but for `online`, which is atomic.
+// SAFETY: other CPUs access `online` only, which is atomic; all else is reached through the TPIDR_EL2 of its own CPU.
 unsafe impl Sync for PerCpu {}
 
 impl PerCpu {
-    /// A block for `cpu`.
+    /// Creates the block of `cpu`.
     #[must_use]
     pub const fn new(cpu: CpuId) -> PerCpu {
         PerCpu {
@@ -66,39 +66,41 @@ impl PerCpu {
 
 static BOOT: PerCpu = PerCpu::new(CpuId(0));
 
-/// Gives the boot CPU its block. Before any lock, and with stage 1 off or on.
+/// Installs the block of the boot CPU. Called before the first lock is taken; stage 1 may be off.
 pub fn init_boot() {
     install(&BOOT);
 }
 
-/// Makes `block` this CPU's own; nobody else has it.
+/// Installs `block` on this CPU. No other CPU has it.
 pub(super) fn install(block: &'static PerCpu) {
     block.emergency_top.set(block.emergency.0.get() as u64 + EMERGENCY_SIZE as u64);
+    // The compiler may move the store above behind this write. The vectors that read it are installed later, before an
+    // ISB.
     TPIDR_EL2.set(ptr::from_ref(block) as u64);
 }
 
-/// This CPU's block.
+/// Returns this CPU's block.
 #[inline(always)]
 #[must_use]
 pub fn this() -> &'static PerCpu {
-    // SAFETY: `install` ran on this CPU before anything that asks (boot and secondary entry do it first), with a block
-    // that lives for ever.
+    // SAFETY: the entry code of the boot CPU and of secondaries calls `install` before anything else, with a block that
+    // is never freed.
     unsafe { &*(TPIDR_EL2.get() as *const PerCpu) }
 }
 
-/// Which CPU this is.
+/// Returns the number of this CPU.
 #[inline(always)]
 #[must_use]
 pub fn cpu() -> CpuId {
     this().cpu.get()
 }
 
-/// Tells the boot CPU its place in the machine's list, once that has been read.
+/// Sets the number of the boot CPU, once the list of CPUs has been read.
 pub fn set_cpu(cpu: CpuId) {
     this().cpu.set(cpu);
 }
 
-/// The ranks of the locks that this CPU holds (see [`crate::sync`]).
+/// Returns the ranks of the locks that this CPU holds, one bit each (see `sync`).
 #[inline(always)]
 #[must_use]
 pub fn locks_held() -> &'static Cell<u32> {

@@ -1,7 +1,8 @@
-//! The firmware's power interface (DEN 0022), called by the instruction that the firmware tables name.
+//! The power interface of the firmware, PSCI (DEN 0022).
 //!
-//! Functions, their numbers and their errors are those of the crate [`smccc`]. The call itself is not: the crate chooses
-//! SMC or HVC at build time, and its 32-bit calls expect the firmware to keep x8 to x17, which SMCCC 1.0 does not ask for.
+//! Functions, numbers and errors come from the crate [`smccc`]. The call itself is implemented here, because the
+//! crate's 32-bit calls expect the firmware to preserve x8 to x17, which SMCCC 1.0 does not require, and because the
+//! choice between SMC and HVC is made at run time.
 
 use super::asm::asm;
 use crate::ids::{Mpidr, Pa};
@@ -11,7 +12,7 @@ use smccc::arch::{self, SMCCC_ARCH_SOC_ID, SMCCC_VERSION, SocIdType};
 pub use smccc::psci::Error as PsciError;
 use smccc::psci::{self, error};
 
-/// The instruction that reaches the firmware.
+/// The instruction that calls the firmware.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Conduit {
@@ -24,12 +25,12 @@ pub enum Conduit {
 /// The [`Conduit`] in use, or zero while none is known.
 static CONDUIT: AtomicU8 = AtomicU8::new(0);
 
-/// Says how the firmware is reached. Until then every call returns [`PsciError::NotSupported`].
+/// Sets how the firmware is called. Until then every call returns [`PsciError::NotSupported`].
 pub fn set_conduit(conduit: Conduit) {
     CONDUIT.store(conduit as u8, Ordering::Relaxed);
 }
 
-/// The firmware, through [`CONDUIT`].
+/// The firmware, called through [`CONDUIT`].
 struct Firmware;
 
 impl Call for Firmware {
@@ -56,11 +57,11 @@ impl Call for Firmware {
     }
 }
 
-/// Calls the firmware with `x` in x0 to x17, and puts what it returns there.
+/// Calls the firmware with `x` in x0 to x17, and replaces `x` by the values on return.
 fn call(x: &mut [u64; 18]) {
     macro_rules! conduit {
         ($instruction:literal) => {
-            // SAFETY: PSCI keeps x18 to x30 and all memory (DEN 0028, 2.6 and 2.7).
+            // SAFETY: PSCI preserves x18 to x30 and all memory (DEN 0028, 2.6 and 2.7).
             unsafe {
                 asm!($instruction, inout("x0") x[0], inout("x1") x[1], inout("x2") x[2], inout("x3") x[3],
                     inout("x4") x[4], inout("x5") x[5], inout("x6") x[6], inout("x7") x[7], inout("x8") x[8],
@@ -77,8 +78,8 @@ fn call(x: &mut [u64; 18]) {
     }
 }
 
-/// The SoC (DEN 0028, SMCCC_ARCH_SOC_ID): JEP-106 code in [30:16], the maker's number in [15:0]. `None` where the
-/// firmware does not say: each step asks whether the next call exists.
+/// Returns the SoC (DEN 0028, SMCCC_ARCH_SOC_ID): JEP-106 code in bits 30:16, the manufacturer's number in bits 15:0.
+/// `None` if the firmware does not support the call; each step asks whether the next one is supported.
 pub fn soc_id() -> Option<u32> {
     psci::psci_features::<Firmware>(SMCCC_VERSION).ok()?;
     arch::version::<Firmware>().ok().filter(|&version| version >= arch::Version { major: 1, minor: 1 })?;
@@ -86,7 +87,7 @@ pub fn soc_id() -> Option<u32> {
     arch::soc_id::<Firmware>(SocIdType::Version).ok()
 }
 
-/// Starts a CPU at `entry`, MMU off, with `context` in x0.
+/// Starts the CPU `target` at `entry`, with its MMU off and `context` in x0.
 pub fn cpu_on(target: Mpidr, entry: Pa, context: u64) -> Result<(), PsciError> {
     psci::cpu_on::<Firmware>(target.0, entry.0, context)
 }

@@ -1,7 +1,7 @@
-//! The other CPUs: from PSCI CPU_ON to a function of one's choice.
+//! Bring-up of secondary CPUs, from PSCI CPU_ON to a Rust function.
 //!
-//! A CPU arrives with its MMU off and x0 = its [`Start`], which has been cleaned to memory for it. Everything else it
-//! finds once it has switched on the stage 1 that the boot CPU runs on.
+//! A CPU starts with its MMU off and the address of its `Start` in x0. The boot CPU has cleaned that block to memory.
+//! The CPU then enables the stage 1 that the boot CPU runs on, through which it reaches everything else.
 
 use super::asm::{extern_asm, global_asm};
 use super::percpu::{self, PerCpu};
@@ -14,10 +14,10 @@ use core::fmt;
 use core::mem::{offset_of, size_of};
 use core::ptr;
 
-/// How long a CPU may take from CPU_ON to its entry. Firmware may have to train it first.
+/// Time in microseconds within which a CPU has to arrive after CPU_ON. The firmware may have to initialise it first.
 const LIMIT_US: u64 = 1_000_000;
 
-/// What a CPU needs to know before it can see memory as the others do.
+/// What a CPU needs before it has stage 1, its stack and its per-CPU block.
 #[repr(C)]
 struct Start {
     root: u64,
@@ -35,17 +35,17 @@ const _: () = assert!(offset_of!(Start, root) == 0 && offset_of!(Start, tcr) == 
 /// Why a CPU did not come up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartError {
-    /// The firmware refused.
+    /// The firmware returned an error.
     Firmware(PsciError),
-    /// The firmware agreed, and the CPU was not heard of.
-    Silent,
+    /// The firmware returned success, but the CPU did not arrive in time.
+    Timeout,
 }
 
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StartError::Firmware(error) => write!(f, "PSCI CPU_ON: {error}"),
-            StartError::Silent => write!(f, "the firmware started it, but it did not arrive within {LIMIT_US} us"),
+            StartError::Timeout => write!(f, "PSCI CPU_ON succeeded, but the CPU did not arrive within {LIMIT_US} us"),
         }
     }
 }
@@ -63,13 +63,13 @@ doorward_secondary:
     mov     x20, x0
     mrs     x1, CurrentEL
     cmp     x1, #(2 << 2)
-1:  b.ne    1b                          // not EL2: nothing can be done, and nobody can be told
+1:  b.ne    1b                          // not at EL2: the CPU is unusable, and there is no way to report it
     mov     x2, #(1 << 31)
     msr     hcr_el2, x2
     ldr     x2, =0x30c50830
     msr     sctlr_el2, x2
     msr     spsel, #1
-    msr     cnthp_ctl_el2, xzr          // unknown at reset
+    msr     cnthp_ctl_el2, xzr          // UNKNOWN after a reset
     isb
     ldp     x1, x2, [x20]
     ldp     x3, x4, [x20, #16]
@@ -100,24 +100,27 @@ extern "C" fn doorward_secondary_main(start: &'static Start) -> ! {
     (start.entry)(start.cpu)
 }
 
-/// Where a CPU has been started, and can be again once it is off.
+/// A CPU that has been started once, and can be started again when it is off.
 #[derive(Clone, Copy)]
-pub struct Place {
+pub struct Secondary {
     mpidr: Mpidr,
     start: &'static Start,
 }
 
-impl Place {
-    /// Starts the CPU, which is off, for the first time or again: same stack, same entry. Does not wait until it is there.
+impl Secondary {
+    /// Starts the CPU, which is off, with the stack and entry that it was given first. Does not wait until it has
+    /// arrived.
     pub fn start(&self) -> Result<(), PsciError> {
         psci::cpu_on(self.mpidr, Pa(&raw const doorward_secondary as u64), ptr::from_ref(self.start) as u64)
     }
 }
 
-/// Starts the CPU at `mpidr` as `cpu`, on the stack that ends at `stack`, in `entry`. Returns once it is there.
+/// Starts the CPU with affinity `mpidr` as `cpu`, in `entry`, on the stack that ends at `stack`. Returns when it has
+/// arrived.
 ///
-/// Each CPU is started so once; `stack` is its own.
-pub fn start(cpu: CpuId, mpidr: Mpidr, stack: Pa, entry: extern "C" fn(CpuId) -> !) -> Result<Place, StartError> {
+/// Called once for each CPU; no other CPU uses `stack`. The CPU is started again through the [`Secondary`] that is
+/// returned.
+pub fn start(cpu: CpuId, mpidr: Mpidr, stack: Pa, entry: extern "C" fn(CpuId) -> !) -> Result<Secondary, StartError> {
     let percpu: &'static PerCpu = Box::leak(Box::new(PerCpu::new(cpu)));
     let start: &'static Start = Box::leak(Box::new(Start {
         root: mmu::root().0,
@@ -130,14 +133,14 @@ pub fn start(cpu: CpuId, mpidr: Mpidr, stack: Pa, entry: extern "C" fn(CpuId) ->
         entry,
     }));
     cache::clean(Pa(ptr::from_ref(start) as u64), size_of::<Start>() as u64);
-    let place = Place { mpidr, start };
-    place.start().map_err(StartError::Firmware)?;
+    let secondary = Secondary { mpidr, start };
+    secondary.start().map_err(StartError::Firmware)?;
     let begin = timer::now_us();
     while !percpu.is_online() {
         if timer::now_us() - begin > LIMIT_US {
-            return Err(StartError::Silent);
+            return Err(StartError::Timeout);
         }
         super::barrier::yield_cpu();
     }
-    Ok(place)
+    Ok(secondary)
 }

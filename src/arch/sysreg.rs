@@ -1,19 +1,21 @@
 //! System registers, named as in the manual (DDI 0487, D24; ICC and ICH registers: IHI 0069, 12).
 //!
 //! Registers and their fields come from [`aarch64_cpu`]: `HCR_EL2.is_set(HCR_EL2::E2H)`,
-//! `CNTHP_CTL_EL2.write(CNTHP_CTL_EL2::ENABLE::SET)`. The other rooms import them from here and not from the crate, because
-//! the table below adds registers and replaces some of the crate's, under the same names and traits:
+//! `CNTHP_CTL_EL2.write(CNTHP_CTL_EL2::ENABLE::SET)`. All rooms import them from this module and not from the crate,
+//! because the table below adds registers and replaces some of the crate's, under the same names and with the same
+//! traits:
 //!
-//! * registers that the crate lacks;
-//! * registers whose accesses have to stay in order with loads and stores. The crate's accessors are `nomem`: the
-//!   compiler may move memory accesses across them, though no barrier ([`super::barrier`]) and no other register access.
-//!   That is right for a register that has no effect on memory as EL2 sees it. It is not for the GIC's CPU interface (ICC,
-//!   ICH), where an access acknowledges, ends or injects an interrupt, nor for VTTBR_EL2 around TLB maintenance. The
-//!   registers of EL2's own stage 1 are written with stage 1 in use only by [`super::mmu`], in assembly;
-//! * registers that the crate gives to the assembler by a name which it rejects unless an extension is switched on for the
-//!   whole image (the keys of pointer authentication, CNTPOFF_EL2). They are named by their encoding here.
+//! * Registers that the crate lacks.
+//! * Registers whose accesses have to stay in order with loads and stores. The crate's accessors are `nomem`, so the
+//!   compiler may move memory accesses across them, though not barriers ([`super::barrier`]) or other register
+//!   accesses. That is right for registers that have no effect on EL2's own memory accesses. It is wrong for the GIC's
+//!   CPU interface (ICC, ICH), where an access acknowledges, ends or injects an interrupt, and for VTTBR_EL2 around TLB
+//!   maintenance. Of the registers of EL2's own stage 1, [`super::mmu`] writes SCTLR_EL2 and TTBR0_EL2 in assembly, and
+//!   says why the order does not matter for the others.
+//! * Registers that the crate names in a way that the assembler rejects unless an extension is enabled for the whole
+//!   image (the keys of pointer authentication, CNTPOFF_EL2). They are named by their encoding here.
 //!
-//! A write takes effect for what follows an ISB, where the manual does not say otherwise.
+//! A write takes effect after an ISB, unless the manual says otherwise.
 #![allow(missing_docs, reason = "register_bitfields! defines more than it lets one document")]
 #![allow(non_camel_case_types, reason = "these are the manual's names")]
 
@@ -24,16 +26,16 @@ use tock_registers::register_bitfields;
 macro_rules! registers {
     ($($mode:ident $name:ident $(: $fields:ident)? = $asm:literal, $doc:literal;)*) => {
         /// The types of the registers that are defined here.
-        pub mod own {
+        pub mod defined {
             $(
-                #[doc = concat!("The type of [`", stringify!($name), "`](super::", stringify!($name), ").")]
+                #[doc = concat!("The type of `", stringify!($name), "`.")]
                 #[derive(Clone, Copy, Debug)]
                 pub struct $name;
             )*
         }
         $(
             #[doc = $doc]
-            pub const $name: own::$name = own::$name;
+            pub const $name: defined::$name = defined::$name;
             registers!(@$mode $name $asm $($fields)?);
         )*
     };
@@ -42,7 +44,7 @@ macro_rules! registers {
         registers!(@wo $name $asm $($fields)?);
     };
     (@ro $name:ident $asm:literal $($fields:ident)?) => {
-        impl Readable for own::$name {
+        impl Readable for defined::$name {
             type T = u64;
             type R = registers!(@fields $($fields)?);
 
@@ -56,13 +58,13 @@ macro_rules! registers {
         }
     };
     (@wo $name:ident $asm:literal $($fields:ident)?) => {
-        impl Writeable for own::$name {
+        impl Writeable for defined::$name {
             type T = u64;
             type R = registers!(@fields $($fields)?);
 
             #[inline(always)]
             fn set(&self, value: u64) {
-                // SAFETY: the caller is EL2 code that owns this register; none of them changes EL2's own view of memory.
+                // SAFETY: EL2 owns this register, and none in the table changes what memory EL2 sees.
                 unsafe { asm!(concat!("msr ", $asm, ", {v}"), v = in(reg) value, options(nostack, preserves_flags)) };
             }
         }
@@ -72,17 +74,17 @@ macro_rules! registers {
 }
 
 registers! {
-    // What this CPU is.
-    ro CTR_EL0: CTR_EL0 = "CTR_EL0", "Cache line sizes and coherence of the instruction side.";
-    ro MPAMIDR_EL1: MPAMIDR_EL1 = "S3_0_C10_C4_4", "What MPAM has: whether MPAMHCR_EL2 exists (FEAT_MPAM).";
+    // Properties of this CPU.
+    ro CTR_EL0: CTR_EL0 = "CTR_EL0", "Cache line sizes, and coherence of the instruction caches.";
+    ro MPAMIDR_EL1: MPAMIDR_EL1 = "S3_0_C10_C4_4", "Properties of MPAM (FEAT_MPAM).";
 
-    // What a guest may do, and what it sees.
+    // Traps, and what a guest sees.
     rw HCRX_EL2: HCRX_EL2 = "S3_4_C1_C2_2", "Hypervisor configuration, extended (FEAT_HCX).";
     rw HSTR_EL2 = "HSTR_EL2", "Traps of AArch32 system registers.";
-    rw VTTBR_EL2: VTTBR_EL2 = "VTTBR_EL2", "Root of stage 2, and the VMID.";
-    rw VPIDR_EL2 = "VPIDR_EL2", "What a guest reads as MIDR_EL1.";
+    rw VTTBR_EL2: VTTBR_EL2 = "VTTBR_EL2", "Root table of stage 2, and the VMID.";
+    rw VPIDR_EL2 = "VPIDR_EL2", "The value that a guest reads as MIDR_EL1.";
     rw VSESR_EL2 = "S3_4_C5_C2_3", "Syndrome of a virtual SError (FEAT_RAS).";
-    rw VDISR_EL2 = "S3_4_C12_C1_1", "What a guest's ESB deferred (FEAT_RAS).";
+    rw VDISR_EL2 = "S3_4_C12_C1_1", "An SError that an ESB of a guest deferred (FEAT_RAS).";
     rw HFGRTR2_EL2 = "S3_4_C3_C1_2", "Fine-grained traps of reads, continued (FEAT_FGT2).";
     rw HFGWTR2_EL2 = "S3_4_C3_C1_3", "Fine-grained traps of writes, continued (FEAT_FGT2).";
     rw HFGITR2_EL2 = "S3_4_C3_C1_7", "Fine-grained traps of instructions, continued (FEAT_FGT2).";
@@ -93,11 +95,11 @@ registers! {
     rw MPAMHCR_EL2: MPAMHCR_EL2 = "S3_4_C10_C4_0", "MPAM virtualization (FEAT_MPAM).";
 
     // Timers.
-    rw CNTPOFF_EL2 = "S3_4_C14_C0_6", "What EL1's physical count is behind the physical one (FEAT_ECV).";
-    rw CNTHP_CVAL_EL2 = "CNTHP_CVAL_EL2", "EL2's physical timer: when.";
+    rw CNTPOFF_EL2 = "S3_4_C14_C0_6", "Offset of EL1's physical count to the physical count (FEAT_ECV).";
+    rw CNTHP_CVAL_EL2 = "CNTHP_CVAL_EL2", "Physical timer of EL2: compare value.";
 
-    // EL1 and EL0, as a guest left them.
-    rw DISR_EL1 = "S3_0_C12_C1_1", "What an ESB deferred (FEAT_RAS).";
+    // EL1 and EL0.
+    rw DISR_EL1 = "S3_0_C12_C1_1", "An SError that an ESB deferred (FEAT_RAS).";
     rw SCXTNUM_EL0 = "S3_3_C13_C0_7", "EL0's software context number (FEAT_CSV2_2).";
     rw SCXTNUM_EL1 = "S3_0_C13_C0_7", "EL1's software context number (FEAT_CSV2_2).";
     rw SCTLR2_EL1 = "S3_0_C1_C0_3", "System control of EL1, continued (FEAT_SCTLR2).";
@@ -118,23 +120,20 @@ registers! {
 
     // The GIC's CPU interface.
     ro ICC_IAR1_EL1 = "S3_0_C12_C12_0", "Acknowledges a group 1 interrupt.";
-    wo ICC_EOIR1_EL1 = "S3_0_C12_C12_1", "Ends a group 1 interrupt (with EOImode 1: drops the running priority).";
+    wo ICC_EOIR1_EL1 = "S3_0_C12_C12_1", "Ends a group 1 interrupt; with EOImode 1, drops the running priority.";
     wo ICC_DIR_EL1 = "S3_0_C12_C11_1", "Deactivates an interrupt.";
-    rw ICC_BPR1_EL1 = "S3_0_C12_C12_3", "Group 1: where priority splits into group and subpriority.";
-    rw ICC_PMR_EL1 = "S3_0_C4_C6_0", "Only interrupts more urgent than this are signalled.";
+    rw ICC_BPR1_EL1 = "S3_0_C12_C12_3", "Group 1 binary point: the split of a priority into group and subpriority.";
+    rw ICC_PMR_EL1 = "S3_0_C4_C6_0", "Priority mask: only interrupts of a higher priority are signalled.";
     ro ICC_RPR_EL1 = "S3_0_C12_C11_3", "The running priority.";
     rw ICC_CTLR_EL1: ICC_CTLR_EL1 = "S3_0_C12_C12_4", "Control of the CPU interface (EOImode).";
-    rw ICC_SRE_EL2: ICC_SRE_EL2 = "S3_4_C12_C9_5", "System register access at EL2; whether EL1 may use its own.";
+    rw ICC_SRE_EL2: ICC_SRE_EL2 = "S3_4_C12_C9_5", "System register access at EL2, and at EL1.";
     rw ICC_IGRPEN1_EL1 = "S3_0_C12_C12_7", "Group 1 enable.";
     wo ICC_SGI1R_EL1: ICC_SGI1R_EL1 = "S3_0_C12_C11_5", "Sends a group 1 SGI.";
 
-    // The virtual CPU interface's controls.
+    // The controls of the virtual CPU interface.
     rw ICH_HCR_EL2: ICH_HCR_EL2 = "S3_4_C12_C11_0", "Virtual CPU interface control.";
-    ro ICH_VTR_EL2: ICH_VTR_EL2 = "S3_4_C12_C11_1", "What the virtual CPU interface can do.";
-    ro ICH_MISR_EL2 = "S3_4_C12_C11_2", "Why the maintenance interrupt is raised.";
-    ro ICH_EISR_EL2 = "S3_4_C12_C11_3", "List registers whose EOI wants attention.";
-    ro ICH_ELRSR_EL2 = "S3_4_C12_C11_5", "List registers that are free.";
-    rw ICH_VMCR_EL2 = "S3_4_C12_C11_7", "The guest's view of the CPU interface's controls.";
+    ro ICH_VTR_EL2: ICH_VTR_EL2 = "S3_4_C12_C11_1", "Properties of the virtual CPU interface.";
+    rw ICH_VMCR_EL2 = "S3_4_C12_C11_7", "The controls of the CPU interface as the guest has set them.";
     rw ICH_AP0R0_EL2 = "S3_4_C12_C8_0", "Active virtual group 0 priorities.";
     rw ICH_AP0R1_EL2 = "S3_4_C12_C8_1", "Active virtual group 0 priorities, continued.";
     rw ICH_AP0R2_EL2 = "S3_4_C12_C8_2", "Active virtual group 0 priorities, continued.";
@@ -161,7 +160,7 @@ registers! {
     rw ICH_LR15_EL2 = "S3_4_C12_C13_7", "List register 15.";
 }
 
-// The fields of the registers above, as far as they are used and the crate does not have them.
+// Fields of the registers above that are used and that the crate does not define.
 register_bitfields! {u64,
     /// Cache type.
     pub CTR_EL0 [
@@ -172,7 +171,7 @@ register_bitfields! {u64,
     pub HCRX_EL2 [
         /// The instructions of FEAT_MOPS are not UNDEFINED below EL2.
         MSCEn OFFSET(11) NUMBITS(1) [],
-        /// EL1's writes of ALLINT trap.
+        /// EL1's writes of ALLINT trap (FEAT_NMI).
         TALLINT OFFSET(6) NUMBITS(1) []
     ],
     /// MPAM partition and traps.
@@ -187,27 +186,27 @@ register_bitfields! {u64,
         /// EL1's accesses to MPAMIDR_EL1 trap.
         TRAP_MPAMIDR_EL1 OFFSET(31) NUMBITS(1) []
     ],
-    /// What MPAM has.
+    /// Properties of MPAM.
     pub MPAMIDR_EL1 [
         /// MPAMHCR_EL2 exists.
         HAS_HCR OFFSET(17) NUMBITS(1) []
     ],
     /// Control of the CPU interface.
     pub ICC_CTLR_EL1 [
-        /// The end of an interrupt drops the priority and does not deactivate.
+        /// The end of an interrupt drops the priority only; deactivation is separate.
         EOImode OFFSET(1) NUMBITS(1) []
     ],
     /// A group 1 SGI to send.
     pub ICC_SGI1R_EL1 [
         /// Affinity 3 of the targets.
         Aff3 OFFSET(48) NUMBITS(8) [],
-        /// The range of sixteen values of affinity 0 that the target list is about.
+        /// Which sixteen values of affinity 0 the target list covers.
         RS OFFSET(44) NUMBITS(4) [],
-        /// To all CPUs but this one; the fields that name targets are ignored.
+        /// The SGI goes to all CPUs but this one; the fields that name targets are ignored.
         IRM OFFSET(40) NUMBITS(1) [],
         /// Affinity 2 of the targets.
         Aff2 OFFSET(32) NUMBITS(8) [],
-        /// Which SGI.
+        /// The number of the SGI.
         INTID OFFSET(24) NUMBITS(4) [],
         /// Affinity 1 of the targets.
         Aff1 OFFSET(16) NUMBITS(8) [],

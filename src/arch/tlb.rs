@@ -1,37 +1,40 @@
-//! TLB maintenance for stage 2, on all CPUs of the inner shareable domain (DDI 0487, D8.14).
+//! TLB maintenance for guests (DDI 0487, D8.14): by VMID on all CPUs of the inner shareable domain, and on this CPU.
 //!
-//! The instructions act on the VMID in VTTBR_EL2, so that register is set for them. Its root is then one that maps
-//! nothing: a walk that is speculated meanwhile finds no entry, and what is not there is not cached.
+//! The instructions act on the VMID in VTTBR_EL2, so VTTBR_EL2 is set for them. Its root is then a table that maps
+//! nothing: a speculative walk in between finds no valid descriptor, and invalid descriptors are not cached.
 
 use super::asm::asm;
 use super::barrier;
 use super::sysreg::{Readable, VTTBR_EL2, Writeable};
 use crate::ids::{Ipa, Pa, VmId};
 
-/// Runs `maintain` with VTTBR_EL2 naming `vmid`, over the empty tables at `empty` where it names another now.
+/// Runs `maintain` while VTTBR_EL2 holds `vmid`. If VTTBR_EL2 holds another VMID, it points to the table at `empty`
+/// meanwhile.
 fn with_vmid(vmid: VmId, empty: Pa, maintain: impl FnOnce()) {
-    // What changed the tables is seen by every walker before anything is forgotten.
+    // Every table walker sees the changed tables before an entry is invalidated.
     barrier::dsb_ishst();
     let before = VTTBR_EL2.get();
-    let foreign = VTTBR_EL2::VMID.read(before) != u64::from(vmid.0);
-    if foreign {
+    let other = VTTBR_EL2::VMID.read(before) != u64::from(vmid.0);
+    if other {
         VTTBR_EL2.set(VTTBR_EL2::VMID.val(vmid.0.into()).value | empty.0);
         barrier::isb();
     }
     maintain();
     barrier::dsb_ish();
-    if foreign {
+    if other {
         VTTBR_EL2.set(before);
     }
     barrier::isb();
 }
 
-/// Forgets what is known about the page or block at `ipa`, and all of the VMID's stage 1 that may rest on it.
+/// Invalidates, on all CPUs, the stage 2 entries for `ipa`, and all stage 1 and combined entries of the VMID, any of
+/// which may depend on them.
 ///
-/// `empty` is 64 KiB of zeroes on a boundary of 64 KiB, which is an empty root of whatever size VTCR_EL2 says.
-pub fn forget_ipa(vmid: VmId, ipa: Ipa, empty: Pa) {
+/// `empty` is 64 KiB of zeroes on a boundary of 64 KiB, which is a valid root that maps nothing for every size in
+/// VTCR_EL2.
+pub fn invalidate_ipa(vmid: VmId, ipa: Ipa, empty: Pa) {
     with_vmid(vmid, empty, || {
-        // SAFETY: forgetting costs time and nothing else.
+        // SAFETY: invalidating a TLB entry has no effect but a later walk.
         unsafe { asm!("tlbi ipas2e1is, {}", in(reg) (ipa.0 >> 12) & 0xf_ffff_ffff, options(nostack, preserves_flags)) };
         barrier::dsb_ish();
         // SAFETY: as above.
@@ -39,29 +42,29 @@ pub fn forget_ipa(vmid: VmId, ipa: Ipa, empty: Pa) {
     });
 }
 
-/// Forgets everything of a VMID, both stages. `empty` as for [`forget_ipa`].
-pub fn forget_all(vmid: VmId, empty: Pa) {
+/// Invalidates, on all CPUs, all entries of a VMID, of both stages. `empty` is as for [`invalidate_ipa`].
+pub fn invalidate_vmid(vmid: VmId, empty: Pa) {
     with_vmid(vmid, empty, || {
-        // SAFETY: forgetting costs time and nothing else.
+        // SAFETY: invalidating a TLB entry has no effect but a later walk.
         unsafe { asm!("tlbi vmalls12e1is", options(nostack, preserves_flags)) };
     });
 }
 
-/// Forgets, on this CPU alone, all that it holds of guests: it comes from a reset, or from where nobody told it what to
-/// forget.
-pub fn forget_guests_here() {
+/// Invalidates, on this CPU, the entries of all guests and the instruction cache. It is called when a CPU comes up: its
+/// TLB is UNKNOWN after a reset, and while it was off it did not take part in TLB maintenance.
+pub fn invalidate_guests_local() {
     barrier::dsb_nsh();
-    // SAFETY: forgetting costs time and nothing else.
+    // SAFETY: invalidating a TLB entry has no effect but a later walk.
     unsafe { asm!("tlbi alle1", "ic iallu", options(nostack, preserves_flags)) };
     barrier::dsb_nsh();
     barrier::isb();
 }
 
-/// Forgets, on this CPU alone, all that a guest's stage 1 has left for this VMID, and what was fetched as
-/// instructions: before a vCPU where another of its domain ran. The two may have differed about an address.
-pub fn forget_stage1_here() {
+/// Invalidates, on this CPU, the stage 1 entries of the current VMID and the instruction cache. It is called before a
+/// vCPU runs where another vCPU of its domain ran before: the two may map an address differently.
+pub fn invalidate_stage1_local() {
     barrier::dsb_nsh();
-    // SAFETY: forgetting costs time and nothing else.
+    // SAFETY: invalidating a TLB entry has no effect but a later walk.
     unsafe { asm!("tlbi vmalle1", "ic iallu", options(nostack, preserves_flags)) };
     barrier::dsb_nsh();
     barrier::isb();

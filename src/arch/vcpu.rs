@@ -1,29 +1,30 @@
-//! The world switch: a guest's general registers, and entering it.
+//! What passes between EL2 and [`super::vectors`] at each entry to a guest and each exit from it.
 
-/// What every exit saves and every entry restores. The FP registers are not here: EL2 does not use them.
+/// The registers that every exit saves and every entry restores. EL2 does not use the FP registers, so they are not
+/// here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct GuestRegs {
     /// X0 to X30.
     pub x: [u64; 31],
-    /// Where it goes on.
+    /// The address at which the guest continues (ELR_EL2).
     pub pc: u64,
-    /// Its PSTATE, as in SPSR_EL2.
+    /// The PSTATE with which it continues (SPSR_EL2).
     pub pstate: u64,
 }
 
 impl GuestRegs {
-    /// PSTATE at a CPU's reset and at PSCI CPU_ON: EL1 with SP_EL1, all interrupts masked.
+    /// PSTATE of a vCPU after a reset and after PSCI CPU_ON: EL1 with SP_EL1, all interrupts masked.
     pub const PSTATE_EL1H_MASKED: u64 = 0x3c5;
 
-    /// Register `index` as an instruction names it: 31 reads as zero.
+    /// Returns register `index` as an instruction names it: 31 is XZR and reads as zero.
     #[inline]
     #[must_use]
     pub fn get(&self, index: u8) -> u64 {
         self.x.get(usize::from(index)).copied().unwrap_or(0)
     }
 
-    /// Sets register `index`; writes to 31 are dropped.
+    /// Sets register `index`. 31 is XZR, and a write to it is ignored.
     #[inline]
     pub fn set(&mut self, index: u8, value: u64) {
         if let Some(register) = self.x.get_mut(usize::from(index)) {
@@ -32,26 +33,24 @@ impl GuestRegs {
     }
 }
 
-/// Why a guest was left.
+/// The kind of exception by which a guest exited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// It trapped, called or faulted: the syndrome says which.
+    /// A trap, a call or a fault, as the syndrome says.
     Sync,
     /// A physical IRQ is pending.
     Irq,
     /// A physical FIQ is pending.
     Fiq,
-    /// An SError.
+    /// A physical SError.
     SError,
 }
 
-/// What the hardware says about an exit.
+/// What the hardware reports about an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawExit {
-    /// Why.
+    /// The kind of exception.
     pub reason: Reason,
-    /// The guest was in AArch32 state, which no domain is allowed: EL1 of another width cannot be.
-    pub aarch32: bool,
     /// ESR_EL2; zero for an interrupt.
     pub esr: u64,
     /// FAR_EL2; zero unless synchronous.
@@ -65,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn register_31_is_zero() {
+    fn register_31_reads_as_zero_and_ignores_writes() {
         let mut regs = GuestRegs::default();
         regs.set(31, 7);
         regs.set(30, 9);

@@ -1,12 +1,12 @@
-//! EL2's vectors, the way into a guest, and what an exception of EL2 itself comes to.
+//! EL2's exception vectors, entry to a guest, and fatal exceptions from EL2.
 //!
-//! `doorward_enter` leaves its caller's registers and a pointer to the guest's on the stack and goes to the guest by
-//! ERET. SP_EL2 keeps its value meanwhile, so an exception from the guest finds them, stores the guest's registers,
-//! restores the caller's and returns: entering a guest is a function call. FP registers stay the guest's throughout;
-//! EL2 is built without them.
+//! Entering a guest is a function call. `doorward_enter` saves its caller's registers and a pointer to the guest's
+//! registers on the stack and enters the guest by ERET. SP_EL2 keeps its value while the guest runs, so the vector of
+//! an exception from the guest finds both, stores the guest's registers, restores the caller's and returns. The FP
+//! registers hold the guest's values throughout, because EL2 is built without FP.
 //!
-//! EL2 takes no interrupt at EL2 and makes no exception on purpose. If one happens anyway it is fatal. It is taken on
-//! the CPU's emergency stack, as the cause may be a stack that ran into its guard page.
+//! EL2 runs with interrupts masked and causes no exception on purpose, so an exception from EL2 is fatal. It is handled
+//! on the CPU's emergency stack, since its cause may be a stack overflow into the guard page.
 
 use super::asm::{extern_asm, global_asm};
 use super::fault::Fault;
@@ -29,7 +29,7 @@ global_asm!(
     r#"
 .macro from_el2 kind
     .balign 0x80
-    msr     sp_el0, x0                  // the guest's are lost: nobody returns from here
+    msr     sp_el0, x0                  // scratch; the guest's values are lost, as no guest runs here again
     msr     tpidr_el0, x1
     mov     x0, #\kind
     b       doorward_el2_fatal
@@ -46,19 +46,19 @@ global_asm!(
 .balign 0x800
 .global doorward_vectors
 doorward_vectors:
-    from_el2 0                          // with SP_EL0: never used
+    from_el2 0                          // from EL2 with SP_EL0, which EL2 does not use
     from_el2 1
     from_el2 2
     from_el2 3
-    from_el2 4                          // with SP_EL2: EL2's own
+    from_el2 4                          // from EL2 with SP_EL2
     from_el2 5
     from_el2 6
     from_el2 7
-    from_guest 0                        // from AArch64
+    from_guest 0                        // from a guest in AArch64
     from_guest 1
     from_guest 2
     from_guest 3
-    from_guest 4                        // from AArch32
+    from_guest 4                        // from a guest in AArch32
     from_guest 5
     from_guest 6
     from_guest 7
@@ -95,7 +95,7 @@ doorward_enter:
     ldr     x30, [x0, #240]
     ldp     x0, x1, [x0]
     eret
-    dsb     nsh                         // nothing is speculated past an ERET
+    dsb     nsh                         // stops speculation past the ERET
     isb
 
 doorward_exit:
@@ -159,7 +159,7 @@ doorward_el2_fatal:
     stp     x2, x3, [sp, #256]
     mrs     x3, far_el2
     stp     x3, x0, [sp, #272]
-    stp     x29, x2, [sp, #304]         // a frame record: the backtrace goes on where it happened
+    stp     x29, x2, [sp, #304]         // a frame record, so that the backtrace continues at ELR_EL2
     add     x29, sp, #304
     mov     x0, sp
     bl      doorward_el2_exception
@@ -170,13 +170,15 @@ doorward_el2_fatal:
 
 /// Runs the guest until it exits.
 ///
-/// The caller has programmed what the guest may do and see: HCR_EL2, stage 2, EL1's registers. Safe, as what a
-/// guest can reach is decided there and not here; whatever it does, it comes back through EL2's vectors.
+/// The caller has programmed what the guest may do and see: HCR_EL2, stage 2 and the registers of EL1. The function is
+/// safe, because these decide what memory the guest can reach, and because every exit from the guest goes through EL2's
+/// vectors.
 #[inline]
 pub fn enter(regs: &mut GuestRegs) -> RawExit {
-    // SAFETY: `regs` is borrowed exclusively until the guest exits. The callee keeps what the ABI says.
+    // SAFETY: `regs` is borrowed exclusively until the guest exits, and `doorward_enter` follows the calling
+    // convention.
     let code = unsafe { doorward_enter(regs) };
-    let mut exit = RawExit { reason: Reason::Irq, aarch32: code & 4 != 0, esr: 0, far: 0, hpfar: 0 };
+    let mut exit = RawExit { reason: Reason::Irq, esr: 0, far: 0, hpfar: 0 };
     match code & 3 {
         0 => {
             exit.reason = Reason::Sync;
@@ -194,7 +196,7 @@ pub fn enter(regs: &mut GuestRegs) -> RawExit {
     exit
 }
 
-/// Makes them this CPU's vectors.
+/// Installs the vectors on this CPU.
 pub fn install() {
     VBAR_EL2.set(&raw const doorward_vectors as u64);
     super::barrier::isb();
@@ -204,9 +206,9 @@ pub fn install() {
 extern "C" fn doorward_el2_exception(fault: &'static Fault) -> ! {
     let this = percpu::this();
     if this.panicking.get() {
-        // The panic itself has failed. What it has said so far has to do.
+        // The panic handler itself has failed; what it has printed so far is all there is.
         super::barrier::park();
     }
     this.fault.set(Some(fault));
-    panic!("{} of EL2's own, from {:#x}", fault.what(), fault.elr)
+    panic!("{} from EL2 at {:#x}", fault.kind(), fault.elr)
 }

@@ -54,7 +54,7 @@ static MACHINE: Once<&'static Machine> = Once::new();
 /// # Errors
 ///
 /// Those of the start, or [`PsciError::InvalidParameters`] if the machine has no such CPU.
-pub fn start_cpu(cpu: CpuId, entry: extern "C" fn(CpuId) -> !) -> Result<smp::Place, StartError> {
+pub fn start_cpu(cpu: CpuId, entry: extern "C" fn(CpuId) -> !) -> Result<smp::Secondary, StartError> {
     let unknown = StartError::Firmware(PsciError::InvalidParameters);
     let (Some(machine), Some(stacks)) = (MACHINE.get(), STACKS.get()) else { return Err(unknown) };
     let (Some(listed), Some(stack)) = (machine.cpus.get(cpu.index()), stacks.top(cpu.index())) else {

@@ -36,7 +36,7 @@ impl CpuFeatures {
         let mut so_far = self.so_far.lock();
         let mut with = *so_far;
         with.restrict(cpu);
-        let less = !with.offers_what(&so_far);
+        let less = !with.offers_same_as(&so_far);
         if self.settled.get().is_none() {
             *so_far = with;
             Ok(less)

@@ -4,7 +4,7 @@
 //! takes a debug key and the CPU that leaves or returns (`control::hotplug`).
 
 use super::timer::SoftTimer;
-use crate::arch::smp::Place;
+use crate::arch::smp::Secondary;
 use crate::ids::CpuId;
 use crate::sync::Once;
 use crate::vcpu::Vcpu;
@@ -44,7 +44,7 @@ pub struct CpuState {
     /// The vCPU whose registers the CPU holds, see [`tag`]; 0 for none.
     registers_of: AtomicU64,
     /// The place at which the firmware starts the CPU; empty for the boot CPU.
-    place: Once<Place>,
+    place: Once<Secondary>,
     /// Its EL2 timer.
     pub timer: SoftTimer,
 }
@@ -101,14 +101,14 @@ impl CpuState {
     }
 
     /// Records where the firmware started the CPU, so that it can be started again.
-    pub fn set_place(&self, place: Place) {
+    pub fn set_place(&self, place: Secondary) {
         // A CPU is started for the first time once; later starts reuse the place.
         self.place.call_once(|| place);
     }
 
     /// Where the firmware starts the CPU; `None` for the boot CPU.
     #[must_use]
-    pub fn place(&self) -> Option<&Place> {
+    pub fn place(&self) -> Option<&Secondary> {
         self.place.get()
     }
 

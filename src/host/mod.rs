@@ -180,7 +180,7 @@ impl Host {
 
     fn prepare(&self, cpu: CpuId) -> Result<(), CpuError> {
         sysreg::CNTVOFF_EL2.set(0);
-        tlb::forget_guests_here();
+        tlb::invalidate_guests_local();
         cpuif::init().map_err(|_| CpuError::NoSystemRegisters)?;
         // List registers are UNKNOWN after a reset.
         ich::clear_lrs(ich::count());

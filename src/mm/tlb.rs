@@ -31,10 +31,10 @@ impl Tlbs {
 
 impl Tlb for Tlbs {
     fn invalidate_ipa(&self, vmid: VmId, ipa: Ipa) {
-        tlb::forget_ipa(vmid, ipa, self.empty);
+        tlb::invalidate_ipa(vmid, ipa, self.empty);
     }
 
     fn invalidate_all(&self, vmid: VmId) {
-        tlb::forget_all(vmid, self.empty);
+        tlb::invalidate_vmid(vmid, self.empty);
     }
 }

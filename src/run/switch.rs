@@ -55,13 +55,13 @@ impl VcpuRun<'_> {
             self.host.gic.ppi_set_active(self.cpu, ppi, true);
             debug_assert!(self.host.gic.ppi_is_active(self.cpu, ppi));
         }
-        context.vtimer.put();
+        context.vtimer.load();
         barrier::isb();
     }
 
     /// Saves the state that this CPU holds.
     fn unload(&self, context: &mut Context) {
-        context.vtimer.take();
+        context.vtimer.unload();
         context.el1.save(self.present);
         context.fp.save();
         context.ich.save();
@@ -115,7 +115,7 @@ impl Schedulable for VcpuRun<'_> {
         drop(context);
         if self.domain.ran_another_vcpu(cpu, vcpu.id) {
             count(cpu, Event::TlbClean);
-            tlb::forget_stage1_here();
+            tlb::invalidate_stage1_local();
         }
         if self.shares {
             // Its timer may be overdue. Taken here, the interrupt does not cost an exit.

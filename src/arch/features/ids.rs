@@ -1,13 +1,13 @@
-//! The ID registers: what the CPU says of itself, and the fields that the table shows to a guest.
+//! The ID registers of a CPU, and their fields as a guest sees them.
 //!
-//! The feature space is S3_0_C0_C1_0 to S3_0_C0_C7_7: AArch32 registers in CRm 1 to 3, AArch64 ones in CRm 4
-//! to 7, and everything unallocated among them reads as zero. HCR_EL2.TID3 traps all of it.
+//! The feature space is S3_0_C0_C1_0 to S3_0_C0_C7_7: AArch32 registers in CRm 1 to 3, AArch64 registers in CRm 4 to 7.
+//! Unallocated registers in it read as zero. HCR_EL2.TID3 traps all of it.
 //!
 //! Arm ARM (DDI 0487), D24.2 (the ID_AA64* registers) and K1 "unallocated feature ID registers".
 
 use crate::arch::asm::asm;
 
-/// ID_AA64MMFR0_EL1.PARange for 48 bits, the most that our stage 2 maps.
+/// ID_AA64MMFR0_EL1.PARange for 48 bits, the most that stage 2 maps here.
 pub(super) const PA_RANGE_48: u8 = 5;
 
 /// Number of registers in the feature space: CRm 1 to 7, op2 0 to 7.
@@ -16,14 +16,14 @@ pub const COUNT: usize = 7 * 8;
 /// A register of the feature space, S3_0_C0_C`crm`_`op2`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Reg {
-    /// 1 to 7.
+    /// CRm, 1 to 7.
     pub crm: u8,
-    /// 0 to 7.
+    /// op2, 0 to 7.
     pub op2: u8,
 }
 
 impl Reg {
-    /// The register, if it is in the feature space.
+    /// Returns the register; `None` if it is not in the feature space.
     #[must_use]
     pub const fn new(crm: u8, op2: u8) -> Option<Reg> {
         if crm >= 1 && crm <= 7 && op2 <= 7 { Some(Reg { crm, op2 }) } else { None }
@@ -38,10 +38,10 @@ impl Reg {
     }
 }
 
-/// The registers by the manual's names.
+/// The registers, named as in the manual without `ID_AA64` and `_EL1`.
 #[allow(missing_docs, reason = "the names are the manual's")]
 pub mod reg {
-    use super::Reg;
+    use crate::arch::features::ids::Reg;
     pub const ID_PFR0: Reg = Reg::at(1, 0);
     pub const ID_PFR1: Reg = Reg::at(1, 1);
     pub const ID_DFR0: Reg = Reg::at(1, 2);
@@ -79,7 +79,7 @@ pub mod reg {
     pub const MMFR4: Reg = Reg::at(7, 4);
 }
 
-/// What a CPU says of itself.
+/// The ID registers of a CPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct IdRegs {
     /// MIDR_EL1.
@@ -88,38 +88,38 @@ pub struct IdRegs {
     pub revidr: u64,
     /// AIDR_EL1.
     pub aidr: u64,
-    /// PMCR_EL0.N: event counters; 0 without a PMU.
+    /// PMCR_EL0.N, the number of event counters; 0 without a PMU.
     pub event_counters: u8,
     pub(super) space: [u64; COUNT],
 }
 
 impl IdRegs {
-    /// A CPU without features: where a test starts from.
+    /// Returns the ID registers of a CPU without features.
     #[must_use]
     pub const fn zero() -> IdRegs {
         IdRegs { midr: 0, revidr: 0, aidr: 0, event_counters: 0, space: [0; COUNT] }
     }
 
-    /// One register of the feature space.
+    /// Returns a register of the feature space.
     #[must_use]
     pub const fn get(&self, reg: Reg) -> u64 {
         self.space[reg.index()]
     }
 
-    /// The same CPU with one register changed.
+    /// Returns the same ID registers with one of them changed.
     #[must_use]
     pub const fn with(mut self, reg: Reg, value: u64) -> IdRegs {
         self.space[reg.index()] = value;
         self
     }
 
-    /// A four-bit field.
+    /// Returns the four-bit field of `reg` from bit `lsb`.
     #[must_use]
     pub const fn field(&self, reg: Reg, lsb: u8) -> u8 {
         (self.get(reg) >> lsb & 0xf) as u8
     }
 
-    /// What two CPUs have in common, field by field.
+    /// Returns what two CPUs have in common, field by field.
     #[must_use]
     pub fn common(&self, other: &IdRegs) -> IdRegs {
         let mut both = *self;
@@ -128,7 +128,7 @@ impl IdRegs {
             for lsb in (0..64).step_by(4) {
                 let (a, b) = ((mine >> lsb & 0xf) as u8, (theirs >> lsb & 0xf) as u8);
                 let least = if is_signed(index, lsb as u8) {
-                    // 0xf is "not there", less than 0.
+                    // 0xf means that the feature is absent, which is less than 0.
                     if signed(a) < signed(b) { a } else { b }
                 } else {
                     a.min(b)
@@ -143,7 +143,7 @@ impl IdRegs {
 }
 
 impl IdRegs {
-    /// Of the CPU that calls.
+    /// Reads the ID registers of this CPU.
     #[must_use]
     pub fn read() -> IdRegs {
         macro_rules! read {
@@ -167,13 +167,13 @@ impl IdRegs {
                 [$(read!(concat!("s3_0_c0_c", $crm, "_", $op2))),*]
             };
         }
-        // The whole space may be read: what is not allocated reads as zero.
+        // All of the space may be read, since unallocated registers read as zero.
         let rows = [row!("1"), row!("2"), row!("3"), row!("4"), row!("5"), row!("6"), row!("7")];
         for (to, from) in space.iter_mut().zip(rows.iter().flatten()) {
             *to = *from;
         }
         host.space = space;
-        // 0xf is a PMU of another kind, without PMCR_EL0.
+        // 0xf is an IMPLEMENTATION DEFINED PMU, without PMCR_EL0.
         if !matches!(host.field(reg::DFR0, 8), 0 | 0xf) {
             host.event_counters = (read!("pmcr_el0") >> 11 & 0x1f) as u8;
         }
@@ -185,7 +185,7 @@ const fn signed(field: u8) -> i8 {
     ((field << 4) as i8) >> 4
 }
 
-/// Whether 0xf in this field means "less than 0": the fields whose absence is not 0.
+/// Returns whether the field is signed: the value 0xf, and not 0, says that the feature is absent.
 pub(super) const fn is_signed(index: usize, lsb: u8) -> bool {
     const PFR0: usize = reg::PFR0.index();
     const DFR0: usize = reg::DFR0.index();
@@ -194,18 +194,18 @@ pub(super) const fn is_signed(index: usize, lsb: u8) -> bool {
     matches!((index, lsb), (PFR0, 16 | 20) | (DFR0, 36 | 48) | (MMFR0, 24 | 28) | (MMFR4, 24 | 36))
 }
 
-/// How a guest sees a field.
+/// How a field is shown to a guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Show {
-    /// As the CPU has it.
+    /// The value of the CPU.
     Same,
-    /// As the CPU has it, up to this value.
+    /// The value of the CPU, but at most this one.
     AtMost(u8),
-    /// Always this value.
+    /// This value on every CPU.
     Is(u8),
-    /// As on a CPU without the feature.
+    /// The value of a CPU without the feature.
     Absent,
-    /// The whole register as the CPU has it.
+    /// The value of the CPU, for the whole register.
     Register,
 }
 
@@ -214,14 +214,14 @@ pub enum Show {
 pub struct Field {
     /// The register.
     pub reg: Reg,
-    /// The lowest bit; fields are four bits wide.
+    /// The lowest bit of the field, which is four bits wide.
     pub lsb: u8,
-    /// How a guest sees it.
+    /// How it is shown to a guest.
     pub show: Show,
 }
 
 impl Field {
-    /// The bits of the register that this field is.
+    /// Returns the mask of the field in its register.
     #[must_use]
     pub const fn mask(self) -> u64 {
         match self.show {
@@ -230,13 +230,13 @@ impl Field {
         }
     }
 
-    /// The field's value on a CPU without it.
+    /// Returns the value of the field on a CPU without the feature.
     #[must_use]
     pub const fn absent(self) -> u64 {
         if is_signed(self.reg.index(), self.lsb) { 0xf } else { 0 }
     }
 
-    /// What a guest reads in this field on `host`; not shifted.
+    /// Returns what a guest reads in this field on the CPU `host`, not shifted.
     #[must_use]
     pub const fn shown(self, host: &IdRegs) -> u64 {
         let value = host.field(self.reg, self.lsb) as u64;
@@ -255,7 +255,7 @@ impl Field {
         }
     }
 
-    /// Whether `host` has more here than a guest is shown.
+    /// Returns whether a guest is shown less than `host` has.
     #[must_use]
     pub const fn withheld(self, host: &IdRegs) -> bool {
         match self.show {
@@ -264,7 +264,7 @@ impl Field {
         }
     }
 
-    /// Whether a guest is shown anything here.
+    /// Returns whether a guest is shown the feature at all.
     #[must_use]
     pub const fn visible(self, host: &IdRegs) -> bool {
         self.shown(host) != self.absent()
@@ -276,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_kinds_of_cpu_share_the_lesser_field_and_an_absent_signed_field_wins() {
+    fn two_cpus_have_the_lesser_value_of_a_field_in_common_and_absent_is_the_least() {
         // FP absent (0xf) on one CPU; the timer field ECV 2 against 1.
         let big = IdRegs::zero().with(reg::PFR0, 0x0011_0011).with(reg::MMFR0, 0x2000_0000_0000_0000);
         let little = IdRegs::zero().with(reg::PFR0, 0x00ff_0012).with(reg::MMFR0, 0x1000_0000_0000_0000);
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_is_shown_as_its_rule_says() {
+    fn a_field_is_shown_by_its_rule() {
         let host = IdRegs::zero().with(reg::PFR0, 0x3 << 56 | 0xf << 16);
         let csv2 = |show| Field { reg: reg::PFR0, lsb: 56, show };
         assert_eq!(csv2(Show::Same).shown(&host), 3);
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn registers_outside_the_space_have_no_name() {
+    fn registers_outside_the_feature_space_are_refused() {
         assert_eq!(Reg::new(0, 0), None);
         assert_eq!(Reg::new(8, 0), None);
         assert_eq!(Reg::new(7, 8), None);

@@ -1,9 +1,9 @@
-//! The table: every architectural feature that a guest could notice, exposed or hidden.
+//! The table of all architectural features that a guest could use, each exposed or hidden.
 //!
-//! An *exposed* feature keeps its ID fields, does not trap, and its state is part of a vCPU's context. A
-//! *hidden* one has its ID fields as on a CPU without it, and where the architecture has a trap for it the
-//! trap is armed, so that using it anyway is UNDEFINED for the guest. An ID field that no row names is hidden:
-//! a CPU newer than this table shows a guest nothing that is not switched.
+//! An *exposed* feature keeps its ID fields and does not trap, and its state is part of the vCPU's context. A *hidden*
+//! feature has the ID fields of a CPU without it. Where the architecture has a trap for it, the trap is enabled, so
+//! that using the feature anyway is UNDEFINED for the guest. An ID field that no row names is hidden: on a CPU that is
+//! newer than this table, a guest sees no feature whose state is not switched.
 
 use super::controls::{CPTR_BASE, CPTR_TTA, Controls, HCR_BASE};
 use super::ids::{Field, IdRegs, PA_RANGE_48, Reg, Show, reg};
@@ -12,31 +12,31 @@ use crate::arch::sysreg::{CNTHCTL_EL2, CPTR_EL2, HCR_EL2, HCRX_EL2, MDCR_EL2, MP
 /// Whether guests have a feature.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Exposure {
-    /// Guests have it where the CPU has it.
+    /// Guests have it if the CPU has it.
     Exposed,
     /// Guests do not have it.
     Hidden,
 }
 use Exposure::{Exposed, Hidden};
 
-/// A feature, or a family of features that need the same treatment.
+/// A feature, or a group of features that are treated alike.
 pub struct Row {
-    /// The architecture's name for it.
+    /// Its name in the architecture.
     pub name: &'static str,
     /// Whether guests have it.
     pub exposure: Exposure,
     /// Its ID fields.
     pub fields: &'static [Field],
-    /// What it means for the controls, on a CPU that has the feature. Not called on one that has not.
+    /// Sets the controls that the feature needs. Called only if the CPU has the feature.
     pub control: fn(&IdRegs, &mut Controls),
-    /// Why it is as it is.
+    /// Why it is exposed or hidden.
     pub why: &'static str,
 }
 
 impl Row {
-    /// Whether the CPU has it.
+    /// Returns whether the CPU has the feature.
     #[must_use]
-    pub fn on(&self, host: &IdRegs) -> bool {
+    pub fn is_present(&self, host: &IdRegs) -> bool {
         match self.exposure {
             Exposed => self.fields.iter().any(|f| f.visible(host)),
             Hidden => self.fields.iter().any(|f| f.withheld(host)),
@@ -44,7 +44,7 @@ impl Row {
     }
 }
 
-const fn nothing(_: &IdRegs, _: &mut Controls) {}
+const fn no_control(_: &IdRegs, _: &mut Controls) {}
 
 const fn same(reg: Reg, lsb: u8) -> Field {
     Field { reg, lsb, show: Show::Same }
@@ -76,11 +76,11 @@ pub static TABLE: &[Row] = &[
             same(reg::PFR1, 0),
             same(reg::PFR1, 4),
         ],
-        control: nothing,
-        why: "64-bit kernels; 32-bit programs where the CPU runs them. DIT, CSV3, BTI and SSBS live in PSTATE",
+        control: no_control,
+        why: "64-bit kernels; 32-bit programs if the CPU has AArch32 at EL0. DIT, BTI and SSBS are state of PSTATE",
     },
     Row {
-        name: "instructions without state of their own",
+        name: "instructions without state",
         exposure: Exposed,
         fields: &[
             same(reg::ISAR0, 4),
@@ -114,15 +114,15 @@ pub static TABLE: &[Row] = &[
             same(reg::ISAR2, 48),
             same(reg::ISAR2, 52),
         ],
-        control: nothing,
-        why: "cryptography, atomics (LSE and LSE128), dot products, TLB ranges, RNDR, cache cleaning, barriers, hints",
+        control: no_control,
+        why: "cryptography, atomics (LSE, LSE128), dot products, TLB ranges, RNDR, cache maintenance, barriers, hints",
     },
     Row {
         name: "FP and Advanced SIMD",
         exposure: Exposed,
         fields: &[same(reg::PFR0, 16), same(reg::PFR0, 20)],
-        control: nothing,
-        why: "V0 to V31, FPCR and FPSR are part of the context; EL2 itself is built without FP",
+        control: no_control,
+        why: "V0 to V31, FPCR and FPSR are part of the context; EL2 is built without FP",
     },
     Row {
         name: "PAuth",
@@ -136,8 +136,8 @@ pub static TABLE: &[Row] = &[
             same(reg::ISAR2, 12),
             same(reg::ISAR2, 24),
         ],
-        control: |_, c| c.hcr |= HCR_EL2::APK::SET.value | HCR_EL2::API::SET.value,
-        why: "the five keys are part of the context; EL2 does not sign",
+        control: |_, c| c.hcr |= (HCR_EL2::APK::SET + HCR_EL2::API::SET).value,
+        why: "the five keys are part of the context; EL2 does not use pointer authentication",
     },
     Row {
         name: "MOPS",
@@ -148,7 +148,7 @@ pub static TABLE: &[Row] = &[
                 *hcrx |= HCRX_EL2::MSCEn::SET.value;
             }
         },
-        why: "copy and set instructions keep their state in general registers; EL1 takes their exceptions",
+        why: "copy and set instructions keep their state in general-purpose registers; exceptions are taken to EL1",
     },
     Row {
         name: "stage 1 of the guest",
@@ -185,35 +185,35 @@ pub static TABLE: &[Row] = &[
             same(reg::MMFR2, 60),
             same(reg::MMFR3, 60),
         ],
-        control: nothing,
-        why: "no more physical bits than the 48 that stage 2 maps; hardware access and dirty bits, PAN, UAO, E0PD",
+        control: no_control,
+        why: "at most the 48 physical address bits that stage 2 maps; hardware access and dirty flags, PAN, UAO, E0PD",
     },
     Row {
         name: "counters and timers",
         exposure: Exposed,
         fields: &[most(reg::MMFR0, 60, 1)],
-        control: nothing,
-        why: "both counters are readable, the virtual timer is the guest's, CNTP_* is emulated; CNTPOFF is EL2's",
+        control: no_control,
+        why: "guests read both counters and use the virtual timer directly; CNTP_* is emulated; CNTPOFF_EL2 is EL2's",
     },
     Row {
         name: "GICv3 CPU interface",
         exposure: Exposed,
         fields: &[is(reg::PFR0, 24, 1)],
-        control: nothing,
-        why: "guests see a GICv3, whatever injects their interrupts",
+        control: no_control,
+        why: "guests have a GICv3, whether interrupts are injected by hardware or by software",
     },
     Row {
         name: "self-hosted debug",
         exposure: Exposed,
         fields: &[most(reg::DFR0, 0, 9), is(reg::DFR0, 12, 1), is(reg::DFR0, 20, 1), is(reg::DFR0, 36, 0xf)],
         control: |host, c| {
-            c.mdcr |= MDCR_EL2::TDA::SET.value | MDCR_EL2::TDOSA::SET.value | MDCR_EL2::TDRA::SET.value;
+            c.mdcr |= (MDCR_EL2::TDA::SET + MDCR_EL2::TDOSA::SET + MDCR_EL2::TDRA::SET).value;
             if host.field(reg::MMFR0, 56) >= 1 {
                 c.mdcr |= MDCR_EL2::TDCC::SET.value;
             }
         },
-        why: "BRK and single step work. Of breakpoints and watchpoints the architecture's minimum of two is shown, \
-              and read as zero: they are not switched. The registers trap",
+        why: "BRK and single step work. The minimum of two breakpoints and two watchpoints is shown; their registers \
+              trap and read as zero, because they are not switched",
     },
     Row {
         name: "AArch32 at EL0",
@@ -246,23 +246,23 @@ pub static TABLE: &[Row] = &[
             whole(reg::MVFR1),
             whole(reg::MVFR2),
         ],
-        control: nothing,
-        why: "its instructions and FP; shown as zero where the CPU has no AArch32",
+        control: no_control,
+        why: "instructions and FP of AArch32; zero on a CPU without AArch32",
     },
     // ---- hidden ----
     Row {
         name: "SVE",
         exposure: Hidden,
         fields: &[no(reg::PFR0, 32)],
-        control: nothing,
-        why: "Z, P and FFR (up to 8 KiB per vCPU) are not part of the context yet. CPTR_EL2.TZ is armed",
+        control: no_control,
+        why: "Z, P and FFR (up to 8 KiB per vCPU) are not part of the context yet. CPTR_EL2.TZ traps",
     },
     Row {
         name: "SME",
         exposure: Hidden,
         fields: &[no(reg::PFR1, 24)],
-        control: nothing,
-        why: "ZA and streaming mode are not switched. CPTR_EL2.TSM is armed, SMIDR traps by TID1",
+        control: no_control,
+        why: "ZA and streaming mode are not switched. CPTR_EL2.TSM traps, and HCR_EL2.TID1 traps SMIDR_EL1",
     },
     Row {
         name: "MTE",
@@ -273,28 +273,27 @@ pub static TABLE: &[Row] = &[
                 c.hcr |= HCR_EL2::TID5::SET.value;
             }
         },
-        why: "tags are memory that stage 2 and reuse of frames would have to clear. HCR_EL2.ATA is 0",
+        why: "allocation tags would have to be cleared when memory is given to another domain. HCR_EL2.ATA is 0",
     },
     Row {
         name: "PMU",
         exposure: Hidden,
         fields: &[no(reg::DFR0, 8)],
         control: |host, c| {
-            c.mdcr |= MDCR_EL2::TPM::SET.value
-                | MDCR_EL2::TPMCR::SET.value
+            c.mdcr |= (MDCR_EL2::TPM::SET + MDCR_EL2::TPMCR::SET).value
                 | MDCR_EL2::HPMN.val(host.event_counters.into()).value;
             if host.field(reg::DFR0, 8) >= 4 {
                 c.mdcr |= MDCR_EL2::HPMD::SET.value;
             }
         },
-        why: "counters are not switched, and its interrupt is not routed",
+        why: "the counters are not switched, and the interrupt of the PMU is not injected",
     },
     Row {
         name: "SPE",
         exposure: Hidden,
         fields: &[no(reg::DFR0, 32)],
         control: |_, c| c.mdcr |= MDCR_EL2::TPMS::SET.value,
-        why: "it writes its buffer by virtual address. The buffer stays EL2's (E2PB = 0)",
+        why: "it writes its buffer by virtual address. The buffer belongs to EL2 (MDCR_EL2.E2PB = 0)",
     },
     Row {
         name: "trace unit registers",
@@ -317,29 +316,29 @@ pub static TABLE: &[Row] = &[
         name: "TRBE",
         exposure: Hidden,
         fields: &[no(reg::DFR0, 44)],
-        control: nothing,
-        why: "as SPE: it writes by virtual address. The buffer stays EL2's (E2TB = 0)",
+        control: no_control,
+        why: "it writes its buffer by virtual address. The buffer belongs to EL2 (MDCR_EL2.E2TB = 0)",
     },
     Row {
         name: "BRBE",
         exposure: Hidden,
         fields: &[no(reg::DFR0, 52)],
-        control: nothing,
-        why: "a record of branches that is not switched. HDFGRTR_EL2.nBRB* are 0",
+        control: no_control,
+        why: "the branch records are not switched. HDFGRTR_EL2.nBRB* are 0",
     },
     Row {
         name: "AMU",
         exposure: Hidden,
         fields: &[no(reg::PFR0, 44)],
         control: |_, c| c.cptr |= CPTR_EL2::TAM::SET.value,
-        why: "its counters tell of other domains",
+        why: "its counters disclose the activity of other domains",
     },
     Row {
         name: "MPAM",
         exposure: Hidden,
         fields: &[no(reg::PFR0, 40), no(reg::PFR1, 16)],
-        control: |_, c| c.mpam2 = Some(MPAM2_EL2::TRAPMPAM0EL1::SET.value | MPAM2_EL2::TRAPMPAM1EL1::SET.value),
-        why: "partitions belong to the machine's owner",
+        control: |_, c| c.mpam2 = Some((MPAM2_EL2::TRAPMPAM0EL1::SET + MPAM2_EL2::TRAPMPAM1EL1::SET).value),
+        why: "partitioning of caches and bandwidth is not left to guests",
     },
     Row {
         name: "RAS",
@@ -351,7 +350,7 @@ pub static TABLE: &[Row] = &[
                 c.ras = true;
             }
         },
-        why: "error records tell of other domains; HCR_EL2.TERR is armed. ESB stays a hint",
+        why: "error records disclose errors of other domains; HCR_EL2.TERR traps. ESB remains a hint",
     },
     Row {
         name: "NMI",
@@ -362,14 +361,14 @@ pub static TABLE: &[Row] = &[
                 *hcrx |= HCRX_EL2::TALLINT::SET.value;
             }
         },
-        why: "the guest's GIC has no NMI. Reading ALLINT has no trap",
+        why: "the virtual GIC has no NMIs. Writes of ALLINT trap; there is no trap for reads",
     },
     Row {
         name: "SCXTNUM",
         exposure: Hidden,
         fields: &[most(reg::PFR0, 56, 1), most(reg::PFR1, 32, 1)],
-        control: nothing,
-        why: "not switched. HCR_EL2.EnSCXT is 0; CSV2 itself stays visible",
+        control: no_control,
+        why: "not switched. HCR_EL2.EnSCXT is 0; CSV2 itself remains visible",
     },
     Row {
         name: "virtualisation",
@@ -387,15 +386,15 @@ pub static TABLE: &[Row] = &[
             no(reg::MMFR0, 36),
             no(reg::MMFR0, 40),
         ],
-        control: nothing,
-        why: "no nested guests: EL2, NV, VHE, VMIDs and all of stage 2. Registers of EL2 are UNDEFINED at EL1",
+        control: no_control,
+        why: "no nested virtualisation: EL2, NV, VHE, VMIDs, stage 2 are hidden. EL2 registers are UNDEFINED at EL1",
     },
     Row {
         name: "EL3 and realms",
         exposure: Hidden,
         fields: &[no(reg::PFR0, 12), no(reg::PFR0, 36), no(reg::PFR0, 52)],
-        control: nothing,
-        why: "SMC is trapped and answered by EL2",
+        control: no_control,
+        why: "SMC traps and is answered by EL2",
     },
     Row {
         name: "fine-grained traps",
@@ -405,36 +404,36 @@ pub static TABLE: &[Row] = &[
             c.fine_grained = true;
             c.fine_grained2 = host.field(reg::MMFR0, 56) >= 2;
         },
-        why: "EL2's own. All zero: the bits of negative sense (nTPIDR2, nGCS, nPIR, nACCDATA, nBRB) then trap what is \
-              hidden, those of positive sense trap nothing that is exposed",
+        why: "used by EL2. All are zero: bits of negative polarity (nTPIDR2, nGCS, nPIR, nACCDATA, nBRB) then trap \
+              features that are hidden, and bits of positive polarity trap nothing that is exposed",
     },
     Row {
         name: "HCRX",
         exposure: Hidden,
         fields: &[no(reg::MMFR1, 40)],
-        control: nothing,
-        why: "EL2's own: its enables are set by the rows they belong to",
+        control: no_control,
+        why: "used by EL2; its enable bits are set by the rows of the features they belong to",
     },
     Row {
         name: "LORegions",
         exposure: Hidden,
         fields: &[no(reg::MMFR1, 16)],
         control: |_, c| c.hcr |= HCR_EL2::TLOR::SET.value,
-        why: "they order by physical address",
+        why: "they are defined by physical address",
     },
     Row {
         name: "LS64",
         exposure: Hidden,
         fields: &[no(reg::ISAR1, 60)],
-        control: nothing,
-        why: "its enables are in HCRX_EL2 and its status write needs ACCDATA",
+        control: no_control,
+        why: "its enable bits in HCRX_EL2 are 0, and ACCDATA_EL1 is not switched",
     },
     Row {
         name: "WFxT",
         exposure: Hidden,
         fields: &[no(reg::ISAR2, 0)],
-        control: nothing,
-        why: "QEMU before 10.1 reports a trapped WFIT as WFI, so its time limit would be lost",
+        control: no_control,
+        why: "QEMU before 10.1 reports a trapped WFIT as WFI, which would lose its timeout",
     },
     Row {
         name: "TCR2, SCTLR2, permission indirection and overlay, MAIR2, D128",
@@ -452,19 +451,19 @@ pub static TABLE: &[Row] = &[
             no(reg::ISAR2, 32),
             no(reg::ISAR2, 36),
         ],
-        control: nothing,
-        why: "registers that are not switched: HCRX_EL2 enables and HFGRTR_EL2 n-bits are 0",
+        control: no_control,
+        why: "the registers are not switched. Their enable bits in HCRX_EL2 and their n-bits in HFGRTR_EL2 are 0",
     },
     Row {
         name: "GCS, THE, TME, FPMR",
         exposure: Hidden,
         fields: &[no(reg::PFR1, 44), no(reg::PFR1, 48), no(reg::ISAR0, 24), no(reg::PFR2, 32)],
-        control: nothing,
-        why: "registers and state that are not switched",
+        control: no_control,
+        why: "the state is not switched",
     },
 ];
 
-/// What holds on every CPU, whatever it has.
+/// Returns the controls of a CPU before any row is applied.
 pub(super) fn base(host: &IdRegs) -> Controls {
     Controls {
         hcr: HCR_BASE,

@@ -1,5 +1,6 @@
 use super::controls::{CPTR_TTA, HCR_BASE};
 use super::ids::{Field, Show, reg};
+use super::table::Exposure;
 use super::*;
 use crate::arch::sysreg::{CPTR_EL2, HCRX_EL2, MDCR_EL2};
 
@@ -18,7 +19,7 @@ fn cortex_a57() -> IdRegs {
     host
 }
 
-/// A CPU with a great deal of everything.
+/// A CPU with nearly all features.
 fn rich() -> IdRegs {
     IdRegs::zero()
         .with(reg::PFR0, 0x1301_1111_2111_1112)
@@ -44,7 +45,7 @@ fn field(value: u64, lsb: u8) -> u64 {
 }
 
 #[test]
-fn no_field_is_named_twice() {
+fn no_field_is_in_two_rows() {
     let all: Vec<&Field> = TABLE.iter().flat_map(|row| row.fields).collect();
     for (i, a) in all.iter().enumerate() {
         for b in &all[i + 1..] {
@@ -76,12 +77,12 @@ fn a_field_that_no_row_names_is_hidden() {
             assert_eq!(features.guest_id(0, 0, crm, op2).unwrap() & !named(r), 0, "C{crm}_{op2}");
         }
     }
-    // A register of the space that has no name yet.
+    // A register of the feature space that is not allocated.
     assert_eq!(features.guest_id(0, 0, 7, 7), Some(0));
 }
 
 #[test]
-fn what_is_not_switched_is_not_in_a_guests_id_registers() {
+fn features_that_are_not_switched_are_absent_from_the_id_registers_of_a_guest() {
     let host = rich();
     let pfr0 = guest(&host, reg::PFR0);
     assert_eq!(pfr0 & 0xff, 0x12, "AArch32 at EL0 only");
@@ -110,46 +111,45 @@ fn what_is_not_switched_is_not_in_a_guests_id_registers() {
 }
 
 #[test]
-fn what_is_hidden_is_also_armed() {
+fn hidden_features_trap() {
     let c = controls_for(&rich());
     assert_eq!(c.cptr, 0x33ff | CPTR_TTA | CPTR_EL2::TAM::SET.value);
-    let traps = MDCR_EL2::TDA::SET.value
-        | MDCR_EL2::TDOSA::SET.value
-        | MDCR_EL2::TDRA::SET.value
-        | MDCR_EL2::TPM::SET.value
-        | MDCR_EL2::TPMCR::SET.value
-        | MDCR_EL2::TPMS::SET.value
-        | MDCR_EL2::TTRF::SET.value;
+    let traps = (MDCR_EL2::TDA::SET
+        + MDCR_EL2::TDOSA::SET
+        + MDCR_EL2::TDRA::SET
+        + MDCR_EL2::TPM::SET
+        + MDCR_EL2::TPMCR::SET
+        + MDCR_EL2::TPMS::SET
+        + MDCR_EL2::TTRF::SET)
+        .value;
     assert_eq!(c.mdcr & traps, traps);
-    assert_eq!(c.mdcr & (3 << 12 | 3 << 24), 0, "the buffers stay EL2's");
-    let expected = HCR_EL2::TERR::SET.value
-        | HCR_EL2::TLOR::SET.value
-        | HCR_EL2::TID5::SET.value
-        | HCR_EL2::API::SET.value
-        | HCR_EL2::APK::SET.value
-        | HCR_EL2::FWB::SET.value;
+    assert_eq!(c.mdcr & (3 << 12 | 3 << 24), 0, "the buffers belong to EL2");
+    let expected = (HCR_EL2::TERR::SET
+        + HCR_EL2::TLOR::SET
+        + HCR_EL2::TID5::SET
+        + HCR_EL2::API::SET
+        + HCR_EL2::APK::SET
+        + HCR_EL2::FWB::SET)
+        .value;
     assert_eq!(c.hcr, HCR_BASE | expected);
-    assert_eq!(c.hcrx, Some(HCRX_EL2::MSCEn::SET.value | HCRX_EL2::TALLINT::SET.value));
+    assert_eq!(c.hcrx, Some((HCRX_EL2::MSCEn::SET + HCRX_EL2::TALLINT::SET).value));
     assert!(c.fine_grained && !c.fine_grained2 && c.ras && c.trace_filter && c.counter_offset);
     assert_eq!(c.mpam2, Some(3 << 48));
 }
 
 #[test]
-fn an_armv8_0_cpu_gets_no_control_it_does_not_have() {
+fn controls_of_features_that_an_armv8_0_cpu_lacks_are_not_set() {
     let features = Features::decide(&cortex_a57());
     let c = features.controls;
     assert_eq!(c.hcr, HCR_BASE);
-    assert_eq!(c.hcr & HCR_EL2::TWI::SET.value, 0, "waiting is the scheduler's");
+    assert_eq!(c.hcr & HCR_EL2::TWI::SET.value, 0, "TWI is set by the scheduler");
     assert_eq!(c.hcrx, None);
     assert!(!c.fine_grained && !c.ras && !c.trace_filter && !c.counter_offset);
     assert_eq!(c.mpam2, None);
     assert_eq!(
         c.mdcr,
-        MDCR_EL2::TDA::SET.value
-            | MDCR_EL2::TDOSA::SET.value
-            | MDCR_EL2::TDRA::SET.value
-            | MDCR_EL2::TPM::SET.value
-            | MDCR_EL2::TPMCR::SET.value
+        (MDCR_EL2::TDA::SET + MDCR_EL2::TDOSA::SET + MDCR_EL2::TDRA::SET + MDCR_EL2::TPM::SET + MDCR_EL2::TPMCR::SET)
+            .value
             | 6
     );
     assert_eq!(c.vpidr, 0x411f_d070);
@@ -163,7 +163,7 @@ fn an_armv8_0_cpu_gets_no_control_it_does_not_have() {
 }
 
 #[test]
-fn a_cpu_without_aarch32_shows_no_aarch32_registers() {
+fn the_aarch32_id_registers_of_a_cpu_without_aarch32_read_as_zero() {
     let host = cortex_a57();
     let host = host.with(reg::PFR0, host.get(reg::PFR0) & !0xff | 0x11);
     assert_eq!(guest(&host, reg::ID_ISAR0), 0);
@@ -172,7 +172,7 @@ fn a_cpu_without_aarch32_shows_no_aarch32_registers() {
 }
 
 #[test]
-fn only_the_id_registers_that_a_guest_has_are_answered() {
+fn an_id_register_that_a_guest_does_not_have_is_undefined() {
     let mut host = rich();
     (host.revidr, host.aidr) = (7, 9);
     let features = Features::decide(&host);
@@ -186,7 +186,7 @@ fn only_the_id_registers_that_a_guest_has_are_answered() {
 }
 
 #[test]
-fn a_second_kind_of_cpu_takes_away_what_it_lacks() {
+fn a_feature_that_a_second_cpu_lacks_is_hidden() {
     let mut features = Features::decide(&rich());
     assert!(features.pauth());
     features.restrict(&cortex_a57());
@@ -196,16 +196,16 @@ fn a_second_kind_of_cpu_takes_away_what_it_lacks() {
 }
 
 #[test]
-fn each_kind_of_cpu_keeps_its_own_traps_and_switches_on_only_what_all_have() {
+fn each_cpu_sets_all_its_traps_but_only_the_enables_that_all_cpus_have() {
     let (big, little) = (qemu_max(), cortex_a57());
     let mut features = Features::decide(&big);
     assert_eq!(features.controls_on(&big), features.controls);
     features.restrict(&little);
     let on_big = features.controls_on(&big);
-    assert_eq!(on_big.hcr & (HCR_EL2::APK::SET.value | HCR_EL2::API::SET.value | HCR_EL2::FWB::SET.value), 0);
+    assert_eq!(on_big.hcr & ((HCR_EL2::APK::SET + HCR_EL2::API::SET + HCR_EL2::FWB::SET).value), 0);
     assert_eq!(
-        on_big.hcr & (HCR_EL2::TERR::SET.value | HCR_EL2::TLOR::SET.value),
-        HCR_EL2::TERR::SET.value | HCR_EL2::TLOR::SET.value
+        on_big.hcr & ((HCR_EL2::TERR::SET + HCR_EL2::TLOR::SET).value),
+        (HCR_EL2::TERR::SET + HCR_EL2::TLOR::SET).value
     );
     assert_eq!(on_big.hcrx, Some(HCRX_EL2::TALLINT::SET.value), "no MOPS on the little ones");
     assert!(on_big.fine_grained && on_big.ras);
@@ -213,24 +213,24 @@ fn each_kind_of_cpu_keeps_its_own_traps_and_switches_on_only_what_all_have() {
 }
 
 #[test]
-fn a_cpu_with_more_than_the_others_changes_nothing_for_guests() {
+fn a_cpu_with_more_features_than_the_others_changes_nothing_for_guests() {
     let little = Features::decide(&cortex_a57());
     let mut both = little;
     both.restrict(&cortex_a57());
-    assert!(both.offers_what(&little));
+    assert!(both.offers_same_as(&little));
     let mut more = Features::decide(&qemu_max());
     more.restrict(&qemu_neoverse_v1());
-    assert!(!more.offers_what(&Features::decide(&qemu_max())));
-    assert!(!more.offers_what(&little));
-    // Less room for addresses alone is a difference too: stage 2 is made with it.
+    assert!(!more.offers_same_as(&Features::decide(&qemu_max())));
+    assert!(!more.offers_same_as(&little));
+    // A smaller physical address range alone is a difference, since stage 2 depends on it.
     let small = qemu_neoverse_v1().with(reg::MMFR0, 0x0000_0000_0010_1122);
     let mut restricted = Features::decide(&qemu_neoverse_v1());
     restricted.restrict(&small);
-    assert!(!restricted.offers_what(&Features::decide(&qemu_neoverse_v1())));
+    assert!(!restricted.offers_same_as(&Features::decide(&qemu_neoverse_v1())));
 }
 
 #[test]
-fn a_cpu_that_cannot_run_doorward_is_refused_in_words() {
+fn a_cpu_that_cannot_run_doorward_is_refused_with_a_reason() {
     assert_eq!(Features::refusal(&cortex_a57()), None);
     assert!(Features::refusal(&cortex_a57().with(reg::MMFR4, 0xe << 24)).is_some());
     assert!(Features::refusal(&cortex_a57().with(reg::MMFR0, 0xf000_1124)).is_some());
@@ -238,7 +238,7 @@ fn a_cpu_that_cannot_run_doorward_is_refused_in_words() {
 }
 
 #[test]
-fn a_vcpus_mpidr_has_the_bit_that_is_always_one() {
+fn vmpidr_has_its_res1_bit_set() {
     assert_eq!(vmpidr(Mpidr(0x1_0002_0003)), 0x1_8002_0003);
 }
 
@@ -274,7 +274,7 @@ fn qemu_neoverse_v1() -> IdRegs {
 }
 
 #[test]
-fn a_guest_on_qemu_max_sees_what_was_worked_out_by_hand() {
+fn the_id_registers_on_qemu_max_are_those_worked_out_by_hand() {
     let host = qemu_max();
     let expected = [
         (reg::PFR0, 0x1101_0000_0111_0012),
@@ -294,19 +294,16 @@ fn a_guest_on_qemu_max_sees_what_was_worked_out_by_hand() {
         assert_eq!(guest(&host, r), value, "{r:?}: {:#x}", guest(&host, r));
     }
     let c = controls_for(&host);
-    let more = HCR_EL2::TERR::SET.value
-        | HCR_EL2::TLOR::SET.value
-        | HCR_EL2::API::SET.value
-        | HCR_EL2::APK::SET.value
-        | HCR_EL2::FWB::SET.value;
+    let more =
+        (HCR_EL2::TERR::SET + HCR_EL2::TLOR::SET + HCR_EL2::API::SET + HCR_EL2::APK::SET + HCR_EL2::FWB::SET).value;
     assert_eq!(c.hcr, HCR_BASE | more);
-    assert_eq!(c.hcrx, Some(HCRX_EL2::MSCEn::SET.value | HCRX_EL2::TALLINT::SET.value));
+    assert_eq!(c.hcrx, Some((HCRX_EL2::MSCEn::SET + HCRX_EL2::TALLINT::SET).value));
     assert!(c.fine_grained && c.counter_offset && !c.fine_grained2);
     assert_eq!(Features::refusal(&host), None);
 }
 
 #[test]
-fn a_guest_on_qemu_neoverse_v1_sees_what_was_worked_out_by_hand() {
+fn the_id_registers_on_qemu_neoverse_v1_are_those_worked_out_by_hand() {
     let host = qemu_neoverse_v1();
     let expected = [
         (reg::PFR0, 0x1101_0000_0111_0012),
@@ -326,11 +323,8 @@ fn a_guest_on_qemu_neoverse_v1_sees_what_was_worked_out_by_hand() {
     assert_eq!(
         c.hcr,
         HCR_BASE
-            | HCR_EL2::TERR::SET.value
-            | HCR_EL2::TLOR::SET.value
-            | HCR_EL2::API::SET.value
-            | HCR_EL2::APK::SET.value
-            | HCR_EL2::FWB::SET.value
+            | (HCR_EL2::TERR::SET + HCR_EL2::TLOR::SET + HCR_EL2::API::SET + HCR_EL2::APK::SET + HCR_EL2::FWB::SET)
+                .value
     );
     assert_eq!((c.hcrx, c.fine_grained), (None, false));
     let expected = Stage2Params { pa_bits: 48, pa_range: 5, fwb: true, vmid16: true, xnx: true };
