@@ -205,7 +205,7 @@ fn a_batch_that_is_dropped_is_finished_and_a_failure_is_counted_once() {
     g.machine.msi(DEV.0, 3);
     g.machine.advance_us(100);
     assert_eq!((g.machine.host_ack(1), errors()), (Some(lpis[3].0), 0));
-    g.machine.inject(Fault::Deaf { its: 0 });
+    g.machine.inject(Fault::Hung { its: 0 });
     let mut batch = g.gic.batch(ITS0).unwrap();
     batch.set_pending(DEV, EventId(3)).unwrap();
     assert_eq!(batch.finish(), Err(ItsError::Timeout));
@@ -271,7 +271,7 @@ fn the_last_device_and_the_last_event_are_as_good_as_any() {
 fn a_caller_waits_one_deadline_and_no_longer() {
     let g = guest();
     g.map(ITS0, 1, 0);
-    g.machine.inject(Fault::Deaf { its: 0 });
+    g.machine.inject(Fault::Hung { its: 0 });
     let start = g.machine.now_us();
     assert_eq!(g.gic.set_pending(ITS0, DEV, EventId(1)), Err(ItsError::Timeout));
     let took = g.machine.now_us() - start;

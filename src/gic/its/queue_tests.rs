@@ -121,7 +121,7 @@ fn an_its_that_stands_still_for_a_second_is_given_up_and_none_that_moves_is() {
     assert!(machine.now_us() - start > 2 * DEAD_AFTER_US);
     assert!(queue(&gic).is_done(tickets[7]) && !queue(&gic).is_dead());
 
-    machine.inject(Fault::Deaf { its: 0 });
+    machine.inject(Fault::Hung { its: 0 });
     let ticket = post(&gic).unwrap();
     assert_eq!(wait(&gic, ticket), Err(ItsError::Timeout));
     let first_miss = machine.now_us();
@@ -142,7 +142,7 @@ fn an_its_that_stands_still_for_a_second_is_given_up_and_none_that_moves_is() {
 #[test]
 fn a_full_ring_of_an_its_that_stands_still_ends_with_it() {
     let Bench { machine, gic } = bench(Config::v4_0(2));
-    machine.inject(Fault::Deaf { its: 0 });
+    machine.inject(Fault::Hung { its: 0 });
     let full: Vec<_> = (0..ROOM).map(|_| harmless(&gic)).collect();
     queue(&gic).post(gic.counters(), &full).unwrap();
     let start = machine.now_us();
@@ -253,7 +253,7 @@ fn a_stall_that_a_retry_does_not_end_is_the_end_of_the_its() {
         let (machine, gic, stalled) = seems_stalled();
         let ticket = post(&gic).unwrap();
         wait(&gic, ticket).unwrap();
-        machine.inject(Fault::Deaf { its: 0 });
+        machine.inject(Fault::Hung { its: 0 });
         stalled.set(ALWAYS);
         let ticket = post(&gic).unwrap();
         let start = machine.now_us();
@@ -273,7 +273,7 @@ fn a_stall_that_is_over_when_the_ring_is_free_has_not_been_ended_here() {
     let (machine, gic, stalled) = seems_stalled();
     let ticket = post(&gic).unwrap();
     wait(&gic, ticket).unwrap();
-    machine.inject(Fault::Deaf { its: 0 });
+    machine.inject(Fault::Hung { its: 0 });
     let _ = post(&gic).unwrap();
     stalled.set(1);
     assert!(!queue(&gic).prod(gic.counters()));

@@ -128,7 +128,7 @@ fn an_its_that_stops_is_given_up_in_bounded_time_and_keeps_its_memory() {
     let g = Guest::new(patient(Config::v4_0(CPUS)), 2);
     g.map(ITS0, 1, 0);
     let memory = g.machine.allocations().len();
-    g.machine.inject(Fault::Deaf { its: 0 });
+    g.machine.inject(Fault::Hung { its: 0 });
     let start = g.machine.now_us();
     let ev = EventId(2);
     g.v4().configure(g.vm, vlpi(2), 0xa1).unwrap();
@@ -158,7 +158,7 @@ fn an_its_that_stops_is_given_up_in_bounded_time_and_keeps_its_memory() {
 fn a_move_that_its_its_never_makes_leaves_the_vpe_where_it_was() {
     let g = Guest::new(patient(Config::v4_0(CPUS)), 2);
     g.map(ITS0, 1, 0);
-    g.machine.inject(Fault::DeafAtVmovp { its: 0 });
+    g.machine.inject(Fault::HangsAtVmovp { its: 0 });
     let start = g.machine.now_us();
     let mut last = EnterError::Moving;
     while last == EnterError::Moving && g.machine.now_us() - start < 3 * DEAD_AFTER_US {
@@ -178,7 +178,7 @@ fn when_one_its_of_a_list_goes_deaf_in_a_vmovp_the_others_finish_it_and_lose_not
     for its in 0..3u8 {
         g.map(ItsId(its), u32::from(its) + 1, 0);
     }
-    g.machine.inject(Fault::DeafAtVmovp { its: 1 });
+    g.machine.inject(Fault::HangsAtVmovp { its: 1 });
     let start = g.machine.now_us();
     let resident = loop {
         match g.v4().enter(g.vpes[0], CpuId(2)) {

@@ -180,7 +180,7 @@ fn a_vpe_that_there_is_no_memory_for_costs_no_number() {
 fn a_vpe_whose_map_was_not_seen_to_complete_is_not_used_and_its_number_is_not_given_out_again() {
     let g = Guest::new(Config::v4_0(CPUS), 1);
     let memory = g.machine.allocations().len();
-    g.machine.inject(Fault::Deaf { its: 0 });
+    g.machine.inject(Fault::Hung { its: 0 });
     assert_eq!(g.v4().add_vpe(g.vm, CpuId(1)), Err(V4Error::Its(ItsError::Timeout)));
     g.machine.heal();
     g.machine.advance_us(COMMAND_LIMIT_US);

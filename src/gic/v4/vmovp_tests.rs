@@ -190,7 +190,7 @@ fn whoever_waits_for_an_its_gets_the_one_going_that_it_stands_before_a_vmovp_for
 fn a_move_that_the_last_of_two_itss_never_made_leaves_the_vpe_where_it_was() {
     let g = Guest::new(patient(Config::v4_1(CPUS, 2)), 1);
     g.gic.its(ITS0).unwrap().queue.give_up(g.gic.counters());
-    g.machine.inject(Fault::DeafAtVmovp { its: 1 });
+    g.machine.inject(Fault::HangsAtVmovp { its: 1 });
     let start = g.machine.now_us();
     let mut last = EnterError::Moving;
     while last == EnterError::Moving && g.machine.now_us() - start < 3_000_000 {
@@ -205,7 +205,7 @@ fn a_move_that_the_last_of_two_itss_never_made_leaves_the_vpe_where_it_was() {
 fn in_itslist_mode_a_move_is_over_when_the_only_its_that_had_it_has_died() {
     let g = Guest::new(patient(Config::its_list(CPUS, 2)), 1);
     g.map(ITS0, 1, 0);
-    g.machine.inject(Fault::DeafAtVmovp { its: 0 });
+    g.machine.inject(Fault::HangsAtVmovp { its: 0 });
     let start = g.machine.now_us();
     let resident = loop {
         match g.v4().enter(g.vpes[0], CpuId(2)) {

@@ -32,12 +32,12 @@ pub enum Fault {
         fault: CommandFault,
     },
     /// The ITS consumes no more commands.
-    Deaf {
+    Hung {
         /// Number of the ITS.
         its: usize,
     },
     /// The ITS consumes no more commands from its next VMOVP on.
-    DeafAtVmovp {
+    HangsAtVmovp {
         /// Number of the ITS.
         its: usize,
     },
@@ -80,8 +80,8 @@ impl State {
                 let i = &mut self.its[its];
                 i.plan.insert(i.history.len() + nth.max(1) - 1, fault);
             }
-            Fault::Deaf { its } => self.its[its].deaf = true,
-            Fault::DeafAtVmovp { its } => self.its[its].deaf_at_vmovp = true,
+            Fault::Hung { its } => self.its[its].hung = true,
+            Fault::HangsAtVmovp { its } => self.its[its].hangs_at_vmovp = true,
             Fault::QueueLooksFull { its } => self.its[its].looks_full = true,
             Fault::NeverQuiescent { its } => self.its[its].never_quiescent = true,
             Fault::TableWriteFails { its } => self.its[its].table_write_fails = true,
@@ -95,8 +95,8 @@ impl State {
         for i in &mut self.its {
             i.plan.clear();
             i.late_until = 0;
-            i.deaf = false;
-            i.deaf_at_vmovp = false;
+            i.hung = false;
+            i.hangs_at_vmovp = false;
             i.looks_full = false;
             i.never_quiescent = false;
             i.table_write_fails = false;

@@ -431,7 +431,7 @@ fn nothing_that_software_writes_makes_the_model_panic() {
                 // Enable again what a random write has disabled.
                 b.m.write32(rd_base(&b.c, cpu), 1);
                 b.m.write32(b.c.its[its].base, b.m.read32(b.c.its[its].base) | 1);
-                b.m.inject(Fault::Deaf { its });
+                b.m.inject(Fault::Hung { its });
                 b.m.heal();
             }
         }

@@ -142,7 +142,7 @@ fn a_disabled_its_need_not_be_listed_until_it_is_enabled_again() {
 #[test]
 fn until_a_vmovp_completes_the_vpe_stays_on_its_old_cpu() {
     let (b, vconf, vpt) = list();
-    b.m.inject(Fault::DeafAtVmovp { its: 1 });
+    b.m.inject(Fault::HangsAtVmovp { its: 1 });
     let to = b.rdbase(0, 2);
     b.post(0, &[vmovp(1, 0b11, 0, to), vsync(0)]);
     b.post(1, &[int(5, 1), vmovp(1, 0b11, 0, to), vsync(0)]);

@@ -301,7 +301,7 @@ fn a_configuration_byte_must_be_published_before_its_inv() {
 #[test]
 fn overflowing_the_queue_or_changing_posted_commands_is_a_violation() {
     let b = mapped();
-    b.m.inject(Fault::Deaf { its: 0 });
+    b.m.inject(Fault::Hung { its: 0 });
     let base = b.c.its[0].base;
     let at = b.m.read64(base + 0x88);
     b.post(0, &[int(5, 1)]);

@@ -67,7 +67,7 @@ impl State {
         let i = &self.its[its];
         i.enabled
             && !i.stalled
-            && !i.deaf
+            && !i.hung
             && i.due.is_some_and(|t| self.now >= t)
             && self.now >= i.late_until
             && i.creadr != i.cwriter
@@ -96,8 +96,8 @@ impl State {
         let words = self.fetch(its, false);
         let (command, _) = Command::decode(words, self.dialect(its));
         if let Command::Vmovp { .. } = command {
-            if self.its[its].deaf_at_vmovp {
-                self.its[its].deaf = true;
+            if self.its[its].hangs_at_vmovp {
+                self.its[its].hung = true;
                 return false;
             }
             if !self.cfg.its[its].vmovp {
@@ -159,7 +159,7 @@ impl State {
         }
         for other in party.iter().copied().skip(1) {
             let o = &self.its[other];
-            if !self.ready(other) || o.deaf_at_vmovp || o.plan.contains_key(&o.history.len()) {
+            if !self.ready(other) || o.hangs_at_vmovp || o.plan.contains_key(&o.history.len()) {
                 return false;
             }
             let there = self.fetch(other, false);
