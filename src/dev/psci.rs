@@ -68,7 +68,8 @@ pub enum PsciAction {
     /// Wait for an interrupt as WFI does, then return SUCCESS in X0. This answers requests to power down as well, since
     /// a suspended CPU may wake at any time (DEN 0022, 5.1.2).
     Suspend,
-    /// Return a value of [`affinity`] for the vCPUs that [`matches`] selects, or INVALID_PARAMETERS if there are none.
+    /// Return a value of [`affinity`] for the vCPUs that [`matches()`] selects, or INVALID_PARAMETERS if there are
+    /// none.
     AffinityInfo {
         /// The affinity. Fields below `level` are ignored.
         target: Mpidr,
@@ -89,7 +90,7 @@ pub enum PsciAction {
 /// Bit of a function id that is set if the arguments have 64 bits (DEN 0028, 2.5).
 const SMC64: u32 = 1 << 30;
 
-/// Version of PSCI and of SMCCC: 1.1, with the major number in [31:16] and the minor number in [15:0].
+/// Version of PSCI and of SMCCC: 1.1, with the major number in bits 31 to 16 and the minor number in bits 15 to 0.
 const VERSION_1_1: u64 = 0x0001_0001;
 /// reset_type of SYSTEM_RESET2 (DEN 0022, 5.20): SYSTEM_WARM_RESET.
 const WARM_RESET: u64 = 0;

@@ -111,7 +111,7 @@ pub struct Cpu {
     pub residency_at_reset: Option<(u64, u64)>,
 }
 
-/// The kind of table behind a GITS_BASER<n>.
+/// The kind of table of a `GITS_BASER<n>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableKind {
     /// GITS_BASER.Type 1.
@@ -122,7 +122,7 @@ pub enum TableKind {
     Collection,
 }
 
-/// An implemented GITS_BASER<n>.
+/// An implemented `GITS_BASER<n>`.
 #[derive(Clone, Debug)]
 pub struct Baser {
     /// GITS_BASER.Type.

@@ -26,7 +26,8 @@
 //! | GITS_BASER.Page_Size 3 | reads back as 3 | reads back as 2 | reserved, treated as 2 |
 //! | GICD_TYPER.NMI | depends on the CPU | 0 | - |
 //!
-//! The scripts avoid these differences, except for [`errors`], which compares the state after erroneous commands.
+//! The scripts avoid these differences, except for
+//! [`erroneous_commands_have_the_same_effect_on_both`], which compares the state after erroneous commands.
 
 mod common;
 mod qemu;
@@ -320,7 +321,7 @@ fn both_read_configuration_again_on_entry_inv_and_vinvall() {
 
 /// Commands with errors do not stall either of them, and have no effect.
 #[test]
-fn errors() {
+fn erroneous_commands_have_the_same_effect_on_both() {
     compare(
         |t, seen| {
             bring_up(t);

@@ -89,7 +89,7 @@ pub(crate) enum Item {
     Sgi { vpe: u16, sgi: u8, enable: bool, group: bool, priority: u8 },
 }
 
-/// Value of a GITS_BASER<n> at the time when GITS_CTLR.Enabled was set, which the ITS uses while it is enabled.
+/// Value of a `GITS_BASER<n>` at the time when GITS_CTLR.Enabled was set, which the ITS uses while it is enabled.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Latched {
     pub(crate) value: u64,

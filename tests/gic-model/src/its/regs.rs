@@ -17,7 +17,7 @@ const VALID: u64 = 1 << 63;
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 
 impl Its {
-    /// Returns the value of a GITS_BASER<n> after `written` was written to it. Type and Entry_Size are read-only, and
+    /// Returns the value of a `GITS_BASER<n>` after `written` was written to it. Type and Entry_Size are read-only, and
     /// page size and shareability change only to values that the ITS supports.
     pub(crate) fn baser_readback(cfg: &config::Its, n: usize, written: u64) -> u64 {
         let Some(Some(b)) = cfg.basers.get(n) else { return 0 };
