@@ -1,6 +1,6 @@
 //! What the GIC driver counted: for debug keys, benchmarks and tests.
 
-use super::its::Kind;
+use super::command_kind::Kind;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 

@@ -9,8 +9,8 @@
 //! nothing, where this hypervisor never does what goes wrong; the table then says why.
 
 use super::its::IIDR as GITS_IIDR;
+use super::layout::{ItsLayout, Layout};
 use super::regs::gicd;
-use super::{ItsLayout, Layout};
 use crate::mmio::Hw;
 use crate::platform::acpi::Oem;
 use core::fmt;
@@ -183,7 +183,7 @@ fn chips(redists: &[(crate::ids::Pa, u64)]) -> u32 {
 }
 
 /// Reads who the parts are, tells `each` what is known about them (with the ITS's number where it is about one), and
-/// changes the layout accordingly. Nothing is touched that [`Gic::discover`](super::Gic::discover) would not touch.
+/// changes the layout accordingly. Nothing is touched that `Gic::discover` would not touch.
 pub fn apply(
     hw: &impl Hw,
     layout: &mut Layout<'_>,

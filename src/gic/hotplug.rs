@@ -22,8 +22,9 @@
 //! What follows is not this file's: putting redistributor and CPU to sleep is the firmware's (PSCI), under two Security
 //! states as under one.
 
-use super::Gic;
-use super::its::{Command, ItsError, collection};
+use super::driver::Gic;
+use super::error::ItsError;
+use super::its::{Command, collection};
 use super::redist::Redist;
 use super::v4::EnterError;
 use crate::ids::{CpuId, ItsId, Mpidr, VpeId};

@@ -3,7 +3,7 @@
 //! Lock-free, because doorbells are looked up and numbers given back with locks of any rank held: a number's
 //! owner is an atomic bit, its doorbell an atomic word, its configuration a byte that one owner writes.
 
-use super::GicError;
+use super::error::GicError;
 use super::regs::config;
 use crate::ids::{Lpi, Pa, VpeId};
 use crate::mmio::{Coherence, Hw};
@@ -12,7 +12,7 @@ use alloc::boxed::Box;
 use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 /// INTID bits we use at most: 57344 LPIs, and a 64 KiB configuration table.
-pub const MAX_ID_BITS: u32 = 16;
+pub const MAX_ID_BITS: u8 = 16;
 const NO_VPE: u16 = u16::MAX;
 const TABLE_ALIGN: usize = 0x1_0000;
 
@@ -20,7 +20,7 @@ const TABLE_ALIGN: usize = 0x1_0000;
 pub struct Lpis<H> {
     hw: H,
     table: Pa,
-    id_bits: u32,
+    id_bits: u8,
     count: u32,
     shared: AtomicBool,
     numbers: IdAllocator,
@@ -29,8 +29,8 @@ pub struct Lpis<H> {
 
 impl<H: Hw> Lpis<H> {
     /// A table of `id_bits` INTID bits, all LPIs disabled; numbers from 8192 for `count` LPIs are given out.
-    pub fn new(hw: H, id_bits: u32, count: u32, coherent: bool) -> Result<Self, GicError> {
-        let bytes = table_bytes(id_bits);
+    pub fn new(hw: H, id_bits: u8, count: u32, coherent: bool) -> Result<Self, GicError> {
+        let bytes = config_bytes(id_bits);
         let table = hw.alloc(bytes, TABLE_ALIGN).ok_or(GicError::NoMemory)?;
         let word = u64::from_le_bytes([config::DEFAULT; 8]);
         for at in (0..bytes as u64).step_by(8) {
@@ -53,14 +53,14 @@ impl<H: Hw> Lpis<H> {
         self.table
     }
 
-    pub fn id_bits(&self) -> u32 {
+    pub fn id_bits(&self) -> u8 {
         self.id_bits
     }
 
     /// A redistributor refused to read the table through the caches: from now on it is cleaned.
     pub fn not_shared(&self) {
         if self.shared.swap(false, Ordering::AcqRel) {
-            self.hw.publish(self.table, table_bytes(self.id_bits), Coherence::NonCoherent);
+            self.hw.publish(self.table, config_bytes(self.id_bits), Coherence::NonCoherent);
         }
     }
 
@@ -122,12 +122,17 @@ impl<H: Hw> Lpis<H> {
     }
 }
 
-/// A byte for each INTID from 8192.
-const fn table_bytes(id_bits: u32) -> usize {
+/// Bytes of a configuration table: one for each INTID from 8192 on.
+pub const fn config_bytes(id_bits: u8) -> usize {
     (1usize << id_bits) - Lpi::FIRST as usize
 }
 
-/// A bit for each INTID from 0, as much as a 64 KiB-aligned register can point at.
-pub const fn pending_bytes(id_bits: u32) -> usize {
+/// The offset of an LPI's or vLPI's byte in a configuration table; `None` if the table has none.
+pub fn config_offset(intid: u32, id_bits: u8) -> Option<u64> {
+    (Lpi::FIRST..1 << id_bits).contains(&intid).then(|| u64::from(intid - Lpi::FIRST))
+}
+
+/// Bytes of a pending table: a bit for each INTID from 0 on.
+pub const fn pending_bytes(id_bits: u8) -> usize {
     (1usize << id_bits) / 8
 }

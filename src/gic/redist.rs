@@ -4,16 +4,16 @@
 //! (four frames or two) unless the platform states a stride. GICR_TYPER.Last alone is not trusted: on some
 //! machines it is not set at the end of a region, on others it is set before it.
 
-use super::GicError;
-use super::Layout;
 use super::dist::{Bank, RWP_LIMIT_US};
-use super::its::{Table, TableError};
+use super::error::GicError;
+use super::layout::Layout;
 use super::lpi::{Lpis, pending_bytes};
 use super::regs::{
     GICR_CTLR, GICR_INVLPIR, GICR_PENDBASER, GICR_PROPBASER, GICR_SYNCR, GICR_TYPER, GICR_VPENDBASER,
     GICR_VPENDBASER_4_1, GICR_VPROPBASER, GICR_VPROPBASER_4_1, GICR_VSGIPENDR, GICR_WAKER, PIDR2, PIDR2_FIELDS,
     attributes, gicr, pa_4k, pa_64k,
 };
+use super::table::{Table, TableError};
 use crate::ids::{CpuId, Intid, Lpi, Mpidr, Pa, VpeId};
 use crate::mmio::{Coherence, Hw};
 use crate::sync::{Lock, Rank};

@@ -164,6 +164,12 @@ register_bitfields! [u64,
         PENDING_LAST OFFSET(61) NUMBITS(1) [],
         DOORBELL OFFSET(62) NUMBITS(1) [],
         VALID OFFSET(63) NUMBITS(1) []
+    ],
+    /// A first-level table entry in memory (IHI 0069, 5.2.1): not a register, but encoded like one.
+    pub LEVEL1 [
+        /// PA[51:12]; the bits below the page size are zero.
+        PA OFFSET(12) NUMBITS(40) [],
+        VALID OFFSET(63) NUMBITS(1) []
     ]
 ];
 
@@ -198,6 +204,7 @@ layout! { 64:
     GICR_VPENDBASER_4_1 {
         VALID [63:63] DOORBELL [62:62] PENDING_LAST [61:61] DIRTY [60:60] VGRP0EN [59:59] VGRP1EN [58:58] VPEID [15:0]
     }
+    LEVEL1 { VALID [63:63] PA [51:12] }
 }
 
 /// Bytes of a register block with one bit, a byte, two bits, or eight bytes for each of 1024 INTIDs.

@@ -2,6 +2,7 @@
 
 use super::testing::{Bench, Described, ModelHw};
 use super::*;
+use crate::ids::{CpuId, ItsId};
 use crate::ids::{DeviceId, EventId};
 use gic_model::{Config, Delivery, Machine};
 

@@ -121,7 +121,7 @@ fn set_enabled<H: Hw + Clone>(gic: &Gic<H>, routes: &Routes, lpi: Lpi, enabled: 
         gic.invalidate(route.its, route.device, route.event)
     } else {
         let Some((v4, vpe)) = gic.v4().zip(gic.whose_doorbell(lpi)) else { return Change::Needless };
-        match v4.let_ring(vpe, enabled) {
+        match v4.mask_doorbell(vpe, !enabled) {
             Ok(true) => Ok(()),
             Ok(false) | Err(V4Error::NoSuchVpe(_)) => return Change::Needless,
             Err(V4Error::Its(error)) => Err(error),

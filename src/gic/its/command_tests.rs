@@ -1,6 +1,7 @@
 //! Golden encodings of all commands, written out by hand.
 
-use super::command::{Command, Kind, SgiConfig, Target, VmappV40, VmappV41};
+use super::command::{Command, SgiConfig, Target, VmappV40, VmappV41};
+use crate::gic::its::Kind;
 use crate::ids::{CollectionId, DeviceId, EventId, Lpi, Pa, VIntid, VpeId};
 use std::{format, vec, vec::Vec};
 

@@ -11,10 +11,11 @@
 //! that has stalled and does not recover from one retry, or has made no progress for [`DEAD_AFTER_US`], is
 //! declared dead: it is disabled, its commands are refused from then on, one line is logged.
 
-use super::ItsError;
-use super::command::{Command, Kind};
+use super::command::Command;
 use super::regs::{GITS_CREADR, GITS_CTLR, GITS_CWRITER, gits};
+use crate::gic::command_kind::Kind;
 use crate::gic::counters::Counters;
+use crate::gic::error::ItsError;
 use crate::ids::{ItsId, Pa};
 use crate::mmio::{Coherence, Hw};
 use crate::sync::{Lock, Rank};

@@ -2,9 +2,13 @@
 
 use super::*;
 use crate::gic::Gic;
+use crate::gic::ItsError;
 use crate::gic::counters::Counter;
+use crate::gic::its::queue::Queue;
 use crate::gic::its::queue::{DEAD_AFTER_US, RING_SIZE};
 use crate::gic::testing::{Bench, Described, ITS0, ModelHw};
+use crate::ids::{CpuId, Pa, VpeId};
+use crate::mmio::Hw;
 use gic_model::{CommandFault, Config, Fault, Machine};
 use std::cell::Cell;
 use std::rc::Rc;

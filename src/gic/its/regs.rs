@@ -97,12 +97,6 @@ register_bitfields! [u64,
     pub GITS_SGIR [
         VINTID OFFSET(0) NUMBITS(4) [],
         VPEID OFFSET(32) NUMBITS(16) []
-    ],
-    /// A first-level table entry in memory (IHI 0069, 5.2.1): not a register, but laid out like one.
-    pub LEVEL1 [
-        /// PA[51:12]; the bits below the page size are zero.
-        PA OFFSET(12) NUMBITS(40) [],
-        VALID OFFSET(63) NUMBITS(1) []
     ]
 ];
 
@@ -125,7 +119,6 @@ layout! { 64:
         SHAREABILITY [11:10] PAGE_SIZE [9:8] SIZE [7:0]
     }
     GITS_SGIR { VPEID [47:32] VINTID [3:0] }
-    LEVEL1 { VALID [63:63] PA [51:12] }
 }
 
 const _: () = assert!(fits(

@@ -4,17 +4,17 @@
 //! shareability it accepts; none of that can be concluded from another register. An indirect table's second
 //! level is allocated when an id is first used, and stays.
 
-use super::regs::{GITS_BASER, LEVEL1, baser_pa, gits};
+use super::regs::{GITS_BASER, baser_pa, gits};
 use crate::gic::regs::attributes;
+use crate::gic::table::{Table, TableError, page_bytes};
 use crate::ids::Pa;
-use crate::mmio::{Coherence, Hw};
+use crate::mmio::Hw;
 use tock_registers::LocalRegisterCopy;
 
 type Baser = LocalRegisterCopy<u64, GITS_BASER::Register>;
 
 /// GITS_BASER.Size counts pages in eight bits.
 const MAX_PAGES: u64 = 256;
-const LEVEL1_ENTRY: u64 = 8;
 
 /// What a table holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,33 +37,6 @@ impl Content {
             _ => None,
         }
     }
-}
-
-/// A table that an ITS (or on GICv4.1 a redistributor) walks.
-#[derive(Clone, Copy, Debug)]
-pub struct Table {
-    base: Pa,
-    pages: u64,
-    page: u64,
-    entry: u64,
-    indirect: bool,
-}
-
-/// Why a table could not be set up or grown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TableError {
-    /// The register keeps none of the three page sizes.
-    PageSize,
-    /// The register did not keep what was written.
-    ReadBack,
-    /// No memory left.
-    Memory,
-    /// The id is beyond the table.
-    Range,
-}
-
-fn page_bytes(code: u64) -> u64 {
-    0x1000 << (2 * code)
 }
 
 /// Finds the largest page size that GITS_BASER`n` keeps.
@@ -94,30 +67,6 @@ impl Table {
             return Err(e);
         }
         Ok(table)
-    }
-
-    /// Memory for `wanted` entries of a size, zeroed and visible to everybody. A flat table is taken when it fits one
-    /// page; beyond that one with two levels, where that is possible.
-    pub fn allocate<H: Hw>(
-        hw: &H,
-        (wanted, entry): (u64, u64),
-        page: u64,
-        max_pages: u64,
-        can_be_indirect: impl FnOnce() -> bool,
-    ) -> Result<Table, TableError> {
-        let indirect = wanted * entry > page && can_be_indirect();
-        let bytes = if indirect { wanted.div_ceil(page / entry) * LEVEL1_ENTRY } else { wanted * entry };
-        let pages = bytes.div_ceil(page).clamp(1, max_pages);
-        let size = (pages * page) as usize;
-        let base = hw.alloc(size, page as usize).ok_or(TableError::Memory)?;
-        // Before a register that points at it is written, and whatever attributes that will have.
-        hw.publish(base, size, Coherence::NonCoherent);
-        Ok(Table { base, pages, page, entry, indirect })
-    }
-
-    /// Frees a table that no register has pointed at with Valid set.
-    pub fn give_back<H: Hw>(&self, hw: &H) {
-        hw.free(self.base, (self.pages * self.page) as usize, self.page as usize);
     }
 
     /// Points GITS_BASER`n` at a table that exists: ITSs of one affinity group share their vPE table (GICv4.1).
@@ -179,41 +128,6 @@ impl Table {
         }
         Ok(())
     }
-
-    /// How many ids it has room for.
-    #[must_use]
-    pub const fn capacity(&self) -> u64 {
-        if self.indirect {
-            self.pages * self.page / LEVEL1_ENTRY * (self.page / self.entry)
-        } else {
-            self.pages * self.page / self.entry
-        }
-    }
-
-    /// Address, pages, bytes of a page, whether it has two levels: what a register that points at it says.
-    #[must_use]
-    pub const fn shape(&self) -> (Pa, u64, u64, bool) {
-        (self.base, self.pages, self.page, self.indirect)
-    }
-
-    /// Makes sure that the entry for `id` has memory behind it.
-    pub fn ensure<H: Hw>(&self, hw: &H, id: u64) -> Result<(), TableError> {
-        if id >= self.capacity() {
-            return Err(TableError::Range);
-        }
-        if !self.indirect {
-            return Ok(());
-        }
-        let slot = self.base.add(id / (self.page / self.entry) * LEVEL1_ENTRY);
-        if LocalRegisterCopy::<u64, LEVEL1::Register>::new(hw.load64(slot)).is_set(LEVEL1::VALID) {
-            return Ok(());
-        }
-        let level2 = hw.alloc(self.page as usize, self.page as usize).ok_or(TableError::Memory)?;
-        hw.publish(level2, self.page as usize, Coherence::NonCoherent);
-        hw.store64(slot, (LEVEL1::VALID::SET + LEVEL1::PA.val(level2.0 >> 12)).value);
-        hw.publish(slot, LEVEL1_ENTRY as usize, Coherence::NonCoherent);
-        Ok(())
-    }
 }
 
 fn page_code(page: u64) -> tock_registers::fields::FieldValue<u64, GITS_BASER::Register> {
@@ -232,10 +146,6 @@ mod tests {
 
     const VALID: u64 = 1 << 63;
 
-    fn table(indirect: bool) -> Table {
-        Table { base: Pa(0x10_0000), pages: 1, page: 0x1_0000, entry: 8, indirect }
-    }
-
     /// A machine of which the device table's register (GITS_BASER0) is as told.
     fn machine(pages: &[u32], indirect: bool, entry_size: u32) -> (ModelHw, Pa) {
         let change = |_, its: &mut Its| {
@@ -250,14 +160,6 @@ mod tests {
         let (hw, its) = machine(pages, indirect, entry_size);
         let table = Table::set_up(&hw, its, 0, wanted, true).unwrap();
         (hw, its, table)
-    }
-
-    #[test]
-    fn capacity_counts_both_levels() {
-        assert_eq!(table(false).capacity(), 8192);
-        assert_eq!(table(true).capacity(), 8192 * 8192);
-        assert_eq!(Table { pages: 2, ..table(false) }.capacity(), 16384);
-        assert_eq!(Table { pages: 2, page: 0x1000, entry: 32, ..table(true) }.capacity(), 1024 * 128);
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! Bring-up of ITSs that are not like the one in the manual's examples, and of those that do not do as they are told.
 
-use super::*;
 use crate::gic::Gic;
+use crate::gic::ItsError;
+use crate::gic::table::TableError;
 use crate::gic::testing::{Bench, DEV, Described, ITS0, ModelHw};
+use crate::ids::{CpuId, DeviceId, EventId, ItsId, Lpi, Pa, VIntid, VpeId};
+use crate::mmio::Hw;
 use gic_model::{Config, Fault, ItsNumber, Machine, TableKind};
 use std::collections::BTreeSet;
 use std::string::{String, ToString};

@@ -1,10 +1,12 @@
 //! The verbs on a GIC that fails: bounded time, no violation, nothing freed that the hardware may still use.
 
 use super::*;
+use crate::gic::ItsError;
 use crate::gic::TakeOutError;
 use crate::gic::its::{DEAD_AFTER_US, Event};
 use crate::gic::testing::{DEV, Guest, ITS0, vlpi};
 use crate::gic::v4::Why::{Block, Preempt};
+use crate::ids::{CpuId, EventId, ItsId};
 use gic_model::{CommandFault, Config, Fault};
 
 const CPUS: usize = 4;

@@ -1,45 +1,52 @@
-//! Control of doorbells where redistributors have no INVLPIR (IHI 0069, 6.4 and the absence of DirectLPI).
+//! The proxy device: control of doorbells where redistributors have no GICR_INVLPIR (IHI 0069, 6.4).
 //!
-//! A doorbell is a physical LPI that no device sends, so no event names it, and without an event there is no INV
-//! and no MOVI. A device that does not exist (the last DeviceID that fits) lends its events: one for each doorbell.
+//! No device sends a doorbell, so no event names it, and without an event there is neither INV nor MOVI. A DeviceID that
+//! no device has (the last that the ITS supports) lends its events: one for each doorbell.
 
-use crate::gic::Gic;
-use crate::gic::its::{Command, Its, ItsError, collection};
+use crate::gic::counters::Counters;
+use crate::gic::error::ItsError;
+use crate::gic::its::{Command, Its, collection};
 use crate::gic::redist::Redist;
 use crate::ids::{DeviceId, EventId, ItsId, Lpi};
 use crate::mmio::Hw;
 use crate::util::bits::IdAllocator;
 
-/// EventID bits at most: doorbells beyond are made known with INVALL.
+/// EventID bits at most. Doorbells for which no event is left are made known with INVALL.
 const MAX_EVENT_BITS: u8 = 12;
 
-/// The device that does not exist.
-pub(in crate::gic) struct Proxy {
+/// The proxy device.
+pub struct Proxy {
+    /// The ITS that it is mapped on. The functions below are given this ITS.
     pub its: ItsId,
     pub device: DeviceId,
     events: IdAllocator,
 }
 
 impl Proxy {
-    /// Maps the device on an ITS.
-    pub fn set_up<H: Hw + Clone>(gic: &Gic<H>, its: &Its<H>) -> Result<Self, ItsError> {
+    /// Maps the proxy device on an ITS.
+    pub fn set_up<H: Hw + Clone>(its: &Its<H>, counters: &Counters) -> Result<Self, ItsError> {
         let bits = its.facts.event_bits.min(MAX_EVENT_BITS);
         let device = its.last_device();
-        its.map_device(gic, device, bits, true)?;
+        its.map_device(counters, device, bits, true)?;
         Ok(Proxy { its: its.id, device, events: IdAllocator::new(1 << bits) })
     }
 
-    /// An event for a doorbell that rings on `home`.
-    pub fn map<H: Hw + Clone>(&self, gic: &Gic<H>, doorbell: Lpi, home: &Redist<H>) -> Result<EventId, ItsError> {
-        let its = gic.its(self.its)?;
+    /// Maps an event to a doorbell at its home.
+    pub fn map<H: Hw + Clone>(
+        &self,
+        its: &Its<H>,
+        counters: &Counters,
+        doorbell: Lpi,
+        home: &Redist<H>,
+    ) -> Result<EventId, ItsError> {
         let ev = EventId(self.events.alloc().ok_or(ItsError::NoMemory)?);
         let commands = [
             Command::mapti(self.device, ev, doorbell, collection(home.cpu)),
             Command::inv(self.device, ev),
             Command::sync(its.target(home)),
         ];
-        // Once posted it is mapped, or will be: the event is not given out again before it has been discarded.
-        match its.run(&gic.counters, &commands) {
+        // Commands that were posted will take effect: the event is not reused before it has been discarded.
+        match its.run(counters, &commands) {
             Ok(_) | Err(ItsError::Timeout) => Ok(ev),
             Err(e) => {
                 self.events.free(ev.0);
@@ -48,7 +55,8 @@ impl Proxy {
         }
     }
 
-    /// The commands that take a doorbell from one CPU to another, pending or not, and have its byte read there.
+    /// The commands that move a doorbell from one redistributor to another with its pending state, and make the latter
+    /// reload its configuration byte.
     pub fn move_commands<H: Hw + Clone>(
         &self,
         its: &Its<H>,
@@ -64,18 +72,28 @@ impl Proxy {
         ]
     }
 
-    /// Has a doorbell's byte read anew.
-    pub fn reread<H: Hw + Clone>(&self, gic: &Gic<H>, ev: EventId, home: &Redist<H>) -> Result<(), ItsError> {
-        let its = gic.its(self.its)?;
-        its.run(&gic.counters, &[Command::inv(self.device, ev), Command::sync(its.target(home))]).map(|_| ())
+    /// Makes the home of a doorbell reload its configuration byte.
+    pub fn reload<H: Hw + Clone>(
+        &self,
+        its: &Its<H>,
+        counters: &Counters,
+        ev: EventId,
+        home: &Redist<H>,
+    ) -> Result<(), ItsError> {
+        its.run(counters, &[Command::inv(self.device, ev), Command::sync(its.target(home))]).map(|_| ())
     }
 
-    /// Takes a doorbell's event away; its byte has been disabled. The event is only used again after that is complete.
-    pub fn unmap<H: Hw + Clone>(&self, gic: &Gic<H>, ev: EventId, home: &Redist<H>) -> Result<(), ItsError> {
-        let its = gic.its(self.its)?;
+    /// Unmaps the event of a doorbell that has been disabled. The event is reused only if this completes.
+    pub fn unmap<H: Hw + Clone>(
+        &self,
+        its: &Its<H>,
+        counters: &Counters,
+        ev: EventId,
+        home: &Redist<H>,
+    ) -> Result<(), ItsError> {
         let commands =
             [Command::inv(self.device, ev), Command::discard(self.device, ev), Command::sync(its.target(home))];
-        its.run(&gic.counters, &commands)?;
+        its.run(counters, &commands)?;
         self.events.free(ev.0);
         Ok(())
     }

@@ -3,15 +3,16 @@
 //! A vPE has sixteen of them, without active state. One is configured and cleared by ITS commands, made pending by a
 //! store to an ITS (the nearest: crossing a socket costs as much as the rest), and read back at the vPE's redistributor.
 
-use super::vm::{V4Error, bit};
-use super::{EnterError, V4};
-use crate::gic::its::{Command, Its, ItsError, SgiConfig};
+use super::error::{EnterError, V4Error};
+use super::view::{V4, bit};
+use crate::gic::error::ItsError;
+use crate::gic::its::{Command, SgiConfig};
 use crate::ids::VpeId;
 use crate::mmio::Hw;
 
 const SGIS: u8 = 16;
 
-impl<'a, H: Hw + Clone> V4<'a, H> {
+impl<H: Hw + Clone> V4<'_, H> {
     fn sgi_commands(self, vpe: VpeId, sgi: u8, command: Command) -> Result<(), V4Error> {
         if sgi >= SGIS || !self.gic.facts.vsgi {
             return Err(V4Error::NoSuchSgi(sgi));
@@ -22,11 +23,6 @@ impl<'a, H: Hw + Clone> V4<'a, H> {
         let its = self.alive(v.mapped).ok_or(V4Error::Its(ItsError::Dead))?;
         its.run(&self.gic.counters, &[command, Command::vsync(vpe)])?;
         Ok(())
-    }
-
-    /// An ITS of a set that is not dead.
-    pub(super) fn alive(self, set: u16) -> Option<&'a Its<H>> {
-        self.itss().find(|its| set & bit(its) != 0 && !its.queue.is_dead())
     }
 
     /// Enables, groups and prioritises a virtual SGI. Its pending state stays.

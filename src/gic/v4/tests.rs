@@ -1,9 +1,11 @@
 //! The verbs on the executable GIC.
 
 use super::*;
+use crate::gic::ItsError;
 use crate::gic::its::{Event, Kind};
 use crate::gic::testing::{DEV, Guest, ITS0, vlpi};
 use crate::gic::v4::Why::{Block, Preempt};
+use crate::ids::{CpuId, DeviceId, EventId, ItsId, Lpi, VIntid, VpeId};
 use gic_model::{Config, Delivery, Staleness};
 use std::vec::Vec;
 

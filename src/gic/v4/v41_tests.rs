@@ -1,8 +1,10 @@
 //! What only GICv4.1 has: who shares which table, default doorbells, virtual SGIs, direct invalidation.
 
 use super::*;
+use crate::gic::ItsError;
 use crate::gic::testing::{DEV, Guest, ITS0, vlpi};
 use crate::gic::v4::Why::{Block, Preempt};
+use crate::ids::{CpuId, EventId, ItsId, VpeId};
 use gic_model::{Command, Config, Delivery, Fault};
 use std::vec::Vec;
 

@@ -1,9 +1,11 @@
 //! VMs and vPEs at their edges: how many, how large, and what is left of one that could not be made or taken down.
 
 use super::*;
+use crate::gic::ItsError;
 use crate::gic::its::{COMMAND_LIMIT_US, Event};
 use crate::gic::testing::{Bench, DEV, Guest, ITS0, vlpi};
 use crate::gic::v4::Why::{Block, Preempt};
+use crate::ids::{CpuId, DeviceId, EventId, ItsId, VIntid, VpeId};
 use gic_model::{Command, CommandFault, Config, Fault, TableKind};
 use std::collections::BTreeSet;
 use std::string::{String, ToString};
@@ -396,10 +398,10 @@ fn a_doorbell_that_is_kept_quiet_rings_once_it_may_again() {
         let vpe = g.v4().add_vpe(g.vm, CpuId(1)).unwrap();
         g.v4().configure(g.vm, vlpi(1), 0xa1).unwrap();
         g.v4().map_event(ITS0, DEV, EventId(1), vpe, vlpi(1)).unwrap();
-        assert_eq!(g.v4().let_ring(vpe, false), Ok(true));
+        assert_eq!(g.v4().mask_doorbell(vpe, true), Ok(true));
         g.msi(ITS0, 1);
         assert!(g.all_doorbells().is_empty(), "it is to be quiet");
-        assert_eq!(g.v4().let_ring(vpe, true), Ok(true));
+        assert_eq!(g.v4().mask_doorbell(vpe, false), Ok(true));
         g.machine.advance_us(100);
         assert_eq!(g.all_doorbells(), [vpe], "the ring was kept");
         g.machine.assert_clean();
@@ -410,13 +412,13 @@ fn a_doorbell_that_is_kept_quiet_rings_once_it_may_again() {
 fn a_doorbell_whose_redistributor_does_not_answer_is_not_said_to_be_quiet() {
     let g = Guest::new(Config::v4_0(CPUS), 2);
     g.machine.inject(Fault::BusyStuck { cpu: 1 });
-    assert_eq!(g.v4().let_ring(g.vpes[1], false), Err(V4Error::Redist(CpuId(1))));
+    assert_eq!(g.v4().mask_doorbell(g.vpes[1], true), Err(V4Error::Redist(CpuId(1))));
 }
 
 #[test]
 fn a_default_doorbell_needs_no_quiet() {
     let g = Guest::new(Config::v4_1(CPUS, 1), 1);
     let before = g.machine.commands(0).len();
-    assert_eq!(g.v4().let_ring(g.vpes[0], false), Ok(false));
+    assert_eq!(g.v4().mask_doorbell(g.vpes[0], true), Ok(false));
     assert_eq!(g.machine.commands(0).len(), before);
 }

@@ -1,79 +1,39 @@
-//! VMOVP: taking a vPE from one redistributor to another.
+//! VMOVP: moving a vPE from one redistributor to another.
 //!
-//! Where GITS_TYPER.VMOVP is 1, one ITS is told and tells the others. In ITSList mode every ITS that maps the vPE
-//! gets the same command with the same sequence number and the list of all of them; all ITSs have to see all
-//! such commands in one order (IHI 0069, 5.3.25). One lock covers taking the number and posting to all rings.
+//! Where GITS_TYPER.VMOVP is 1, one ITS gets the command and informs the others. In ITSList mode every ITS that maps the
+//! vPE gets the same command with the same sequence number and the list of all of them, and all ITSs have to see all
+//! such commands in the same order (IHI 0069, 5.3.25). One lock covers taking the number and posting to all queues.
 //!
-//! A command that has been posted will be executed, however late, unless its ITS dies. So a move goes forward only:
+//! A command that has been posted will be executed, however late, unless its ITS dies. So a move only goes forward:
 //!
-//! * Not posted anywhere: nothing happened, the vPE lives where it did.
-//! * Posted on some rings only (one stayed full): it is finished before any other vPE's move is posted.
-//! * Posted, completion not seen: the vPE is *moving*, and resident nowhere until the completion is seen.
-//! * An ITS died: if it had consumed the move or not no longer matters, it translates nothing. It leaves the list.
+//! * Not posted on any queue: nothing happened, and the vPE keeps its home.
+//! * Posted on some queues only, because another one stayed full: the rest is posted before any other vPE's move.
+//! * Posted, but its completion was not seen: the vPE is *moving*, and is resident nowhere until it is seen.
+//! * An ITS died: it no longer matters whether it consumed the move, because it translates nothing any more. It leaves
+//!   the list.
 //!
-//! A vPE that moves because it is about to run can lose a doorbell that is ringing on the way. One that moves because
-//! its CPU is taken out cannot: its virtual CPU may sleep, and nothing but that doorbell will wake it.
+//! A vPE that moves because it is about to run may lose a pending doorbell on the way. One that moves because its CPU is
+//! taken out of service must not: its vCPU may sleep, and nothing but that doorbell will wake it.
 
-use super::doorbell::Ringing;
-use super::residency::EnterError;
-use super::vm::{Vpe, bit};
-use super::{CHUNK, V4};
-use crate::gic::its::{Command, Its, ItsError, Ticket};
+use super::backend;
+use super::error::EnterError;
+use super::state::Broadcast;
+use super::view::{V4, bit};
+use super::vpe::{Moving, Ringing, Vpe};
+use crate::gic::error::ItsError;
+use crate::gic::its::{Command, Its, Ticket};
 use crate::gic::redist::Redist;
 use crate::ids::{CpuId, ItsId, Lpi, VpeId};
 use crate::mmio::Hw;
 use arrayvec::ArrayVec;
 
-/// How long a virtual CPU's switch may wait for its move.
+/// How long a vCPU switch may wait for the move of its vPE.
 const MOVE_LIMIT_US: u64 = 10_000;
-const ITSS: usize = 16;
-
-/// What has been posted about where a vPE lives, and was not seen to complete: a move, or in ITSList mode a map or unmap.
-pub(super) struct Moving {
-    to: CpuId,
-    /// Where it has been posted: of each ITS the last position.
-    tickets: ArrayVec<(u8, Ticket), ITSS>,
-    /// Where it has yet to be posted (ITSList mode).
-    missing: u16,
-}
-
-impl Moving {
-    /// Nothing posted yet.
-    pub fn new(to: CpuId) -> Self {
-        Moving { to, tickets: ArrayVec::new(), missing: 0 }
-    }
-
-    /// Posted on an ITS: whatever it was told before comes before.
-    pub fn add(&mut self, its: ItsId, ticket: Ticket) {
-        match self.tickets.iter_mut().find(|(i, _)| *i == its.0) {
-            Some((_, last)) => *last = ticket,
-            None => self.tickets.push((its.0, ticket)),
-        }
-    }
-}
-
-/// What all moves share.
-#[derive(Default)]
-pub(super) struct Moves {
-    sequence: u16,
-    /// A broadcast that not all rings had room for; no other may overtake it.
-    unfinished: Option<Broadcast>,
-}
-
-struct Broadcast {
-    vpe: VpeId,
-    to: CpuId,
-    /// GICv4.1.
-    default_doorbell: Option<Lpi>,
-    sequence: u16,
-    list: u16,
-    missing: u16,
-}
 
 impl<H: Hw + Clone> V4<'_, H> {
-    /// Makes a vPE live on `cpu`, completely. It is resident nowhere.
+    /// Moves a vPE that is resident nowhere to a CPU, and waits for completion.
     #[cold]
-    pub(super) fn bring(self, vpe: VpeId, v: &mut Vpe, cpu: CpuId, ringing: Ringing) -> Result<(), EnterError> {
+    pub(super) fn migrate_vpe(self, vpe: VpeId, v: &mut Vpe, cpu: CpuId, ringing: Ringing) -> Result<(), EnterError> {
         if v.moving.is_some() {
             self.finish_move(vpe, v)?;
         }
@@ -84,48 +44,7 @@ impl<H: Hw + Clone> V4<'_, H> {
         self.finish_move(vpe, v)
     }
 
-    /// Moves every vPE that lives on a CPU, or is on its way there, to another; how many. Stops at the first that
-    /// cannot be moved, and says which. `from` is leaving: none can follow.
-    pub(in crate::gic) fn evacuate(self, from: CpuId, to: CpuId) -> Result<u32, (VpeId, EnterError)> {
-        // Whoever found `from` open while making a vPE has made it when this lock is free.
-        drop(self.state.vms.lock());
-        let mut moved = 0;
-        for (n, chunk) in self.state.chunks.iter().enumerate() {
-            for (m, slot) in chunk.get().into_iter().flatten().enumerate() {
-                let vpe = VpeId((n * CHUNK + m) as u16);
-                let mut guard = slot.vpe.lock();
-                let Some(v) = guard.as_mut() else { continue };
-                match self.evict(vpe, v, from, to) {
-                    Ok(one) => moved += u32::from(one),
-                    Err(e) => {
-                        drop(guard);
-                        self.mend();
-                        return Err((vpe, e));
-                    }
-                }
-            }
-        }
-        Ok(moved)
-    }
-
-    fn evict(self, vpe: VpeId, v: &mut Vpe, from: CpuId, to: CpuId) -> Result<bool, EnterError> {
-        if v.unclean_on == Some(from) {
-            self.settle(v)?;
-        }
-        if v.resident == Some(from) {
-            return Err(EnterError::Elsewhere(from));
-        }
-        if v.moving.as_ref().is_some_and(|m| m.to == from || v.home == from) {
-            self.finish_move(vpe, v)?;
-        }
-        if v.home != from {
-            return Ok(false);
-        }
-        self.bring(vpe, v, to, Ringing::Keep)?;
-        Ok(true)
-    }
-
-    /// Posts a move. After an error nothing has happened.
+    /// Posts a move. After an error nothing was posted.
     fn start_move(self, vpe: VpeId, v: &mut Vpe, cpu: CpuId, ringing: Ringing) -> Result<(), EnterError> {
         debug_assert!(
             v.resident.is_none() && v.moving.is_none(),
@@ -141,23 +60,23 @@ impl<H: Hw + Clone> V4<'_, H> {
             if v.mapped != 0 {
                 return Err(stays);
             }
-            // Mapped nowhere: the first VMAPP will name the new home.
+            // Mapped on no ITS: the first VMAPP will name the new home.
         } else if self.gic.facts.single_vmovp {
             let its = self.itss().find(|its| bit(its) & alive != 0).ok_or(stays)?;
             let mut commands: ArrayVec<Command, 6> =
                 [self.vmovp(its, vpe, v, to), Command::vsync(vpe)].into_iter().collect();
-            if let Some(doorbell) = self.doorbell_commands(its, v, to) {
+            if let Some(doorbell) = backend::doorbell_commands(self, its, v, to) {
                 commands.extend(doorbell);
                 with_doorbell = true;
             }
             moving.add(its.id, its.queue.post(&self.gic.counters, &commands).map_err(|_| stays)?);
         } else {
-            let default_doorbell = self.gic.facts.v41.then_some(v.doorbell);
-            self.broadcast(vpe, default_doorbell, to, alive, &mut moving).map_err(|_| stays)?;
+            let doorbell = backend::vmovp_doorbell(self, v);
+            self.broadcast(vpe, doorbell, to, alive, &mut moving).map_err(|_| stays)?;
         }
         self.gic.counters.vmovp.bump();
         if !with_doorbell {
-            self.move_doorbell(v, to, ringing, &mut moving);
+            backend::move_doorbell(self, v, to, ringing, &mut moving);
         }
         v.moving = Some(moving);
         Ok(())
@@ -165,14 +84,18 @@ impl<H: Hw + Clone> V4<'_, H> {
 
     fn vmovp(self, its: &Its<H>, vpe: VpeId, v: &Vpe, to: &Redist<H>) -> Command {
         let command = Command::vmovp(vpe, its.target(to));
-        if self.gic.facts.v41 { command.with_default_doorbell(v.doorbell) } else { command }
+        match backend::vmovp_doorbell(self, v) {
+            Some(doorbell) => command.with_default_doorbell(doorbell),
+            None => command,
+        }
     }
 
-    /// One number, one list, all rings, under one lock. An error means that no ring has it.
+    /// Posts one VMOVP with one sequence number and one list on the queues of all ITSs in `list`, under one lock. After
+    /// an error no queue has it.
     fn broadcast(
         self,
         vpe: VpeId,
-        default_doorbell: Option<Lpi>,
+        doorbell: Option<Lpi>,
         to: &Redist<H>,
         list: u16,
         moving: &mut Moving,
@@ -186,7 +109,7 @@ impl<H: Hw + Clone> V4<'_, H> {
             }
         }
         moves.sequence = moves.sequence.wrapping_add(1);
-        let mut all = Broadcast { vpe, to: to.cpu, default_doorbell, sequence: moves.sequence, list, missing: list };
+        let mut all = Broadcast { vpe, to: to.cpu, doorbell, sequence: moves.sequence, list, missing: list };
         self.post_missing(&mut all, |its, ticket| moving.add(its, ticket));
         if all.missing == list {
             return Err(ItsError::Timeout);
@@ -198,8 +121,8 @@ impl<H: Hw + Clone> V4<'_, H> {
         Ok(())
     }
 
-    /// Posts a broadcast where it is missing, in ITS order; stops at the first ring that has no room. ITSs that have
-    /// died are no longer missing.
+    /// Posts a broadcast on the queues that it is missing on, in ITS order, and stops at the first one that has no room.
+    /// ITSs that have died are no longer missing.
     fn post_missing(self, all: &mut Broadcast, mut posted: impl FnMut(ItsId, Ticket)) {
         let Some(to) = self.gic.redists.get(all.to.index()) else { return };
         for its in self.itss() {
@@ -208,7 +131,7 @@ impl<H: Hw + Clone> V4<'_, H> {
             }
             let numbers = self.itss().filter(|i| all.list & bit(i) != 0).fold(0, |a, i| a | 1u16 << i.facts.number);
             let mut command = Command::vmovp_listed(all.vpe, its.target(to), all.sequence, numbers);
-            if let Some(doorbell) = all.default_doorbell {
+            if let Some(doorbell) = all.doorbell {
                 command = command.with_default_doorbell(doorbell);
             }
             match its.queue.post(&self.gic.counters, &[command, Command::vsync(all.vpe)]) {
@@ -220,7 +143,7 @@ impl<H: Hw + Clone> V4<'_, H> {
         }
     }
 
-    /// Sees a move through: afterwards the vPE lives where it was moved to.
+    /// Waits until a move is complete; then the vPE lives at its new home.
     #[cold]
     pub(super) fn finish_move(self, vpe: VpeId, v: &mut Vpe) -> Result<(), EnterError> {
         let Some(moving) = v.moving.as_mut() else { return Ok(()) };
@@ -232,7 +155,7 @@ impl<H: Hw + Clone> V4<'_, H> {
                 Ok(_) => {
                     moving.tickets.pop();
                 }
-                // The first that it was posted on: it was to tell the others, and has not. They can be told by another.
+                // The ITS that had to inform the others died before it did. Another one can still move the vPE.
                 Err(ItsError::Dead) if self.gic.facts.single_vmovp && moving.tickets.len() == 1 => {
                     v.moving = None;
                     return Err(EnterError::NotMoved { home: v.home });
@@ -248,7 +171,7 @@ impl<H: Hw + Clone> V4<'_, H> {
         Ok(())
     }
 
-    /// The rest of a broadcast that not all rings had room for.
+    /// Posts the rest of a broadcast that some queue had no room for.
     fn catch_up(self, vpe: VpeId, moving: &mut Moving) -> Result<(), EnterError> {
         let mut moves = self.state.moves.lock();
         if let Some(mut rest) = moves.unfinished.take_if(|b| b.vpe == vpe) {
@@ -261,7 +184,8 @@ impl<H: Hw + Clone> V4<'_, H> {
             return Ok(());
         }
         drop(moves);
-        // Another CPU has posted the rest on its way: one more VSYNC stands behind it on each of those rings.
+        // Another CPU posted the rest before its own broadcast, and the tickets were not kept: another VSYNC on each of
+        // those queues completes after it.
         for its in self.itss() {
             if moving.missing & bit(its) == 0 {
                 continue;

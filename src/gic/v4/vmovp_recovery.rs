@@ -1,27 +1,29 @@
-//! ITSList mode: when one ITS of a list no longer comes to its VMOVPs, the others wait for it for ever.
+//! ITSList mode: when one ITS of a list no longer arrives at its VMOVPs, the others wait for it for ever.
 //!
-//! A VMOVP with a list is executed by all the ITSs that it names together (IHI 0069, 5.3.25). If one of them has gone
-//! deaf, all of them stand before that command, and from their registers nobody can tell which one it is. So all of them
-//! are stopped; each pending VMOVP is made one for its ITS alone; each ITS gets through its ring while the others stand
-//! still, so nothing can be delivered to a place that only some of them know. The one that does not get on even so is
-//! given up. The others are started again, and every vPE that was moving lives where it was to go.
+//! A VMOVP with a list is executed by all the ITSs that it names together (IHI 0069, 5.3.25). If one of them has stopped
+//! consuming commands, all of them stall at that command, and their registers do not tell which one is at fault. So
+//! all of them are disabled; each pending VMOVP is rewritten to name its own ITS alone; then each ITS consumes its queue
+//! while the others are disabled, so that no interrupt can be delivered to a home that only some of them know. An ITS that makes
+//! no progress even so is declared dead. The others are enabled again, and every vPE that was being moved lives at its
+//! new home.
 //!
-//! MSIs that came while an ITS was stopped are lost, so every event of theirs is made pending once: one extra edge each.
+//! MSIs that arrived while an ITS was disabled are lost, so each of its events is made pending once: one extra edge each.
 
-use super::V4;
-use crate::gic::its::{COMMAND_LIMIT_US, ItsError};
+use super::view::V4;
+use crate::gic::error::ItsError;
+use crate::gic::its::COMMAND_LIMIT_US;
 use crate::mmio::Hw;
 
 impl<H: Hw + Clone> V4<'_, H> {
-    /// Gets ITSs on that wait for one another, if there are any. No lock is held.
+    /// Frees ITSs that wait for one another, if there are any. The caller holds no lock.
     #[cold]
-    pub(super) fn mend(self) {
+    pub(super) fn recover_vmovps(self) {
         if !self.itss().any(|its| its.queue.waits_for_others()) {
             return;
         }
         let counters = &self.gic.counters;
         let alive = || self.itss().filter(|its| !its.queue.is_dead());
-        // No VMOVP is posted meanwhile.
+        // Held so that no VMOVP is posted meanwhile.
         let moves = self.state.moves.lock();
         if !alive().any(|its| its.queue.waits_for_others()) {
             return;

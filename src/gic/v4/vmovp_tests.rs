@@ -5,6 +5,7 @@ use crate::gic::TakeOutError;
 use crate::gic::its::Command;
 use crate::gic::testing::{Guest, ITS0};
 use crate::gic::v4::Why::Preempt;
+use crate::ids::{CpuId, EventId, ItsId};
 use gic_model::{Command as Seen, CommandFault, Config, Fault};
 use std::vec::Vec;
 

@@ -9,10 +9,11 @@
 //! Who shares is worked out before the first table is made, and all tables are made before the first CPU comes up;
 //! each redistributor is pointed at its own exactly once. Second levels are made in all of them before a vPEID is used.
 
-use crate::gic::GicError;
+use crate::gic::error::GicError;
 use crate::gic::facts::common_affinity;
-use crate::gic::its::{Its, Table, TableError};
+use crate::gic::its::Its;
 use crate::gic::redist::Redist;
+use crate::gic::table::{Table, TableError};
 use crate::ids::CpuId;
 use crate::mmio::Hw;
 use alloc::vec::Vec;
@@ -26,7 +27,7 @@ fn reaches((own, levels): Reach, other: u32) -> bool {
 }
 
 /// Who has a vPE table in common: equal labels do.
-pub(in crate::gic) struct Sharing {
+pub struct Sharing {
     itss: Vec<usize>,
     redists: Vec<usize>,
 }
@@ -80,20 +81,20 @@ struct Group {
 
 /// All of them, and each redistributor's label.
 #[derive(Default)]
-pub(in crate::gic) struct Groups {
+pub struct VpeTables {
     groups: Vec<Group>,
     labels: Vec<usize>,
 }
 
-impl Groups {
+impl VpeTables {
     /// A table for each group, an ITS's own where it is shared.
     pub fn make<H: Hw + Clone>(
         sharing: &Sharing,
         redists: &[Redist<H>],
         itss: &[Option<Its<H>>],
         vpes: u64,
-    ) -> Result<Groups, TableError> {
-        let mut groups = Groups { groups: Vec::new(), labels: sharing.redists.clone() };
+    ) -> Result<VpeTables, TableError> {
+        let mut groups = VpeTables { groups: Vec::new(), labels: sharing.redists.clone() };
         for (redist, &label) in redists.iter().zip(&sharing.redists) {
             if groups.groups.iter().any(|g| g.label == label) {
                 continue;
@@ -139,9 +140,9 @@ impl Groups {
         self.groups.iter().try_for_each(|g| g.table.ensure(hw, id))
     }
 
-    /// How many vPEs all of them have room for.
-    pub fn capacity(&self) -> Option<u64> {
-        self.groups.iter().map(|g| g.table.capacity()).min()
+    /// How many vPEs every table has room for; without tables, any number.
+    pub fn capacity(&self) -> u64 {
+        self.groups.iter().map(|g| g.table.capacity()).min().unwrap_or(u64::MAX)
     }
 }
 

@@ -16,44 +16,14 @@
 //! dropped by the hardware; so a swap between physical and virtual ends with an INT on the new mapping
 //! (at most one extra edge).
 
-use super::{Command, ITT_ALIGN, Its, ItsError, State, Synced, Ticket};
-use crate::gic::Gic;
-use crate::ids::{CollectionId, CpuId, DeviceId, EventId, ItsId, Lpi, Pa, VIntid, VpeId};
-use crate::mmio::{Coherence, Hw};
+use super::driver::Gic;
+use super::error::ItsError;
+use super::its::{COMMAND_LIMIT_US, Command, Event, Its, State, Synced, Ticket, collection};
+use super::v4::V4;
+use crate::ids::{CpuId, DeviceId, EventId, ItsId, Lpi, VIntid, VpeId};
+use crate::mmio::Hw;
 use crate::sync::Guard;
-use alloc::vec::Vec;
 use arrayvec::ArrayVec;
-
-/// What an event is mapped to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Event {
-    /// Nothing: its MSIs are dropped.
-    #[default]
-    Unmapped,
-    /// An LPI that EL2 takes.
-    Physical {
-        /// Which.
-        lpi: Lpi,
-        /// Where.
-        cpu: CpuId,
-    },
-    /// A vLPI that a guest takes.
-    Virtual {
-        /// Whose.
-        vpe: VpeId,
-        /// Which.
-        vintid: VIntid,
-    },
-}
-
-/// A mapped device.
-pub(in crate::gic) struct Device {
-    itt: Pa,
-    itt_bytes: usize,
-    events: Vec<Event>,
-    /// The driver's own, not for callers.
-    reserved: bool,
-}
 
 /// Commands of one operation at most; of all operations of one flush; and of its ends.
 const OPERATION: usize = 6;
@@ -192,7 +162,7 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
         }
         let v4 = self.gic.v4_on(self.its)?;
         self.room()?;
-        let doorbell = v4.hold(self.its, vpe, Some(vintid))?.doorbell;
+        let doorbell = v4.pin(self.its, vpe, vintid)?;
         if let Event::Physical { cpu, .. } = old {
             self.push(Command::discard(dev, ev));
             self.sync(cpu);
@@ -218,7 +188,7 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
             return Err(ItsError::OtherVm(vpe));
         }
         self.room()?;
-        let doorbell = v4.hold(self.its, vpe, Some(vintid))?.doorbell;
+        let doorbell = v4.pin(self.its, vpe, vintid)?;
         self.push(Command::vmovi(dev, ev, vpe, doorbell));
         self.push(Command::inv(dev, ev));
         self.vsync(old);
@@ -243,7 +213,7 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
     }
 
     /// Makes every event of every device pending: MSIs may have been lost while the ITS was stopped.
-    pub(in crate::gic) fn set_all_pending(&mut self) -> Result<(), ItsError> {
+    pub(super) fn set_all_pending(&mut self) -> Result<(), ItsError> {
         self.for_each(|batch, dev, ev, event| match event {
             Event::Unmapped => Ok(()),
             _ => batch.set_pending(dev, ev),
@@ -251,7 +221,7 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
     }
 
     /// Moves every physical event of a CPU to another; how many.
-    pub(in crate::gic) fn move_all_physical(&mut self, from: CpuId, to: CpuId) -> Result<u32, ItsError> {
+    pub(super) fn move_all_physical(&mut self, from: CpuId, to: CpuId) -> Result<u32, ItsError> {
         let mut moved = 0;
         self.for_each(|batch, dev, ev, event| match event {
             Event::Physical { cpu, .. } if cpu == from => {
@@ -287,7 +257,7 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
         self.open = false;
         self.flush()?;
         match self.last {
-            Some(ticket) => self.gic.wait(self.its, ticket, super::COMMAND_LIMIT_US).map(Some),
+            Some(ticket) => self.gic.wait(self.its, ticket, COMMAND_LIMIT_US).map(Some),
             None => Ok(None),
         }
     }
@@ -351,7 +321,7 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
         match posted {
             Ok(ticket) => {
                 self.last = Some(ticket);
-                changes.iter().for_each(|c| self.let_go(c.old));
+                changes.iter().for_each(|c| self.unpin(c.old));
                 Ok(())
             }
             Err(e) => {
@@ -359,18 +329,18 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
                     if let Some(slot) = self.state.slot(c.dev, c.ev) {
                         *slot = c.old;
                     }
-                    self.let_go(c.new);
+                    self.unpin(c.new);
                 }
                 Err(e)
             }
         }
     }
 
-    fn let_go(&self, event: Event) {
+    fn unpin(&self, event: Event) {
         if let Event::Virtual { vpe, .. } = event
             && let Ok(v4) = self.gic.v4_on(self.its)
         {
-            v4.let_go(self.its, vpe);
+            v4.unpin(self.its, vpe);
         }
     }
 }
@@ -380,91 +350,6 @@ impl<H: Hw + Clone> Drop for Batch<'_, H> {
         if self.open && self.complete().is_err() {
             self.gic.counters.batch_errors.bump();
         }
-    }
-}
-
-/// Each CPU has the collection of its own number.
-pub(in crate::gic) const fn collection(cpu: CpuId) -> CollectionId {
-    CollectionId(cpu.0)
-}
-
-impl State {
-    fn event(&self, dev: DeviceId, ev: EventId) -> Result<Event, ItsError> {
-        let device = self.devices.get(dev).ok_or(ItsError::NoSuchDevice(dev))?;
-        device.events.get(ev.0 as usize).copied().ok_or(ItsError::EventRange(ev))
-    }
-
-    fn slot(&mut self, dev: DeviceId, ev: EventId) -> Option<&mut Event> {
-        self.devices.get_mut(dev)?.events.get_mut(ev.0 as usize)
-    }
-}
-
-impl<H: Hw + Clone> Its<H> {
-    /// Maps a device with room for 2^`event_bits` events, none of them mapped. A `reserved` one is not for callers.
-    pub fn map_device(&self, gic: &Gic<H>, dev: DeviceId, event_bits: u8, reserved: bool) -> Result<(), ItsError> {
-        if dev > self.last_device() {
-            return Err(ItsError::DeviceRange(dev));
-        }
-        if event_bits == 0 || event_bits > self.facts.event_bits {
-            return Err(ItsError::EventBits(event_bits));
-        }
-        let mut events = Vec::new();
-        if !reserved {
-            let count = 1usize << event_bits;
-            events.try_reserve_exact(count).map_err(|_| ItsError::NoMemory)?;
-            events.resize(count, Event::Unmapped);
-        }
-        let bytes = self.itt_bytes(event_bits);
-        let itt = self.hw.alloc(bytes, ITT_ALIGN).ok_or(ItsError::NoMemory)?;
-        self.hw.publish(itt, bytes, if self.facts.coherent { self.coherence } else { Coherence::NonCoherent });
-
-        let mut state = self.state.lock();
-        let ready = if state.devices.contains(dev) {
-            Err(ItsError::DeviceMapped(dev))
-        } else {
-            let table = state.device_table.as_ref().ok_or(ItsError::DeviceRange(dev));
-            table.and_then(|t| t.ensure(&self.hw, u64::from(dev.0)).map_err(ItsError::from))
-        };
-        let posted = ready.and_then(|()| self.queue.post(&gic.counters, &[Command::mapd(dev, itt, event_bits)]));
-        match posted {
-            Ok(ticket) => {
-                state.devices.insert(dev, Device { itt, itt_bytes: bytes, events, reserved });
-                self.queue.wait(&gic.counters, ticket, super::COMMAND_LIMIT_US).map(|_| ())
-            }
-            Err(e) => {
-                // The ITS was never told of it.
-                self.hw.free(itt, bytes, ITT_ALIGN);
-                Err(e)
-            }
-        }
-    }
-
-    fn unmap_device(&self, gic: &Gic<H>, dev: DeviceId) -> Result<(), ItsError> {
-        let mut batch = Batch::new(gic, self);
-        let device = batch.state.devices.get(dev).ok_or(ItsError::NoSuchDevice(dev))?;
-        if device.reserved {
-            return Err(ItsError::DeviceRange(dev));
-        }
-        let count = device.events.len() as u32;
-        let discarded = (0..count).try_for_each(|n| batch.unmap_event(dev, EventId(n)).map(|_| ()));
-        let gone = discarded.and_then(|()| batch.flush()).and_then(|()| {
-            let ticket = self.queue.post(&gic.counters, &[Command::mapd_unmap(dev)])?;
-            self.queue.wait(&gic.counters, ticket, super::COMMAND_LIMIT_US)
-        });
-        // Events that could not be discarded hold their vPEs no longer: the device is gone for EL2 in any case.
-        if let Some(device) = batch.state.devices.remove(dev) {
-            device.events.iter().for_each(|e| batch.let_go(*e));
-            match &gone {
-                Ok(proof) => self.free_itt(&device, proof),
-                Err(_) => gic.counters.quarantined_bytes.add(device.itt_bytes as u64),
-            }
-        }
-        batch.open = false;
-        gone.map(|_| ())
-    }
-
-    fn free_itt(&self, device: &Device, _complete: &Synced) {
-        self.hw.free(device.itt, device.itt_bytes, ITT_ALIGN);
     }
 }
 
@@ -484,13 +369,34 @@ impl<H: Hw + Clone> Gic<H> {
 
     /// Maps a device; its translation table has room for 2^`event_bits` events, none of them mapped.
     pub fn map_device(&self, its: ItsId, dev: DeviceId, event_bits: u8) -> Result<(), ItsError> {
-        self.its(its)?.map_device(self, dev, event_bits, false)
+        self.its(its)?.map_device(&self.counters, dev, event_bits, false)
     }
 
     /// Unmaps a device and its events. After an error the device is gone all the same, but its table's memory is
     /// never used again.
     pub fn unmap_device(&self, its: ItsId, dev: DeviceId) -> Result<(), ItsError> {
-        self.its(its)?.unmap_device(self, dev)
+        let its = self.its(its)?;
+        let mut batch = Batch::new(self, its);
+        let device = batch.state.devices.get(dev).ok_or(ItsError::NoSuchDevice(dev))?;
+        if device.reserved {
+            return Err(ItsError::DeviceRange(dev));
+        }
+        let count = device.events.len() as u32;
+        let discarded = (0..count).try_for_each(|n| batch.unmap_event(dev, EventId(n)).map(|_| ()));
+        let gone = discarded.and_then(|()| batch.flush()).and_then(|()| {
+            let ticket = its.queue.post(&self.counters, &[Command::mapd_unmap(dev)])?;
+            its.queue.wait(&self.counters, ticket, COMMAND_LIMIT_US)
+        });
+        // EL2 forgets the device in any case, so events that could not be discarded pin their vPEs no longer.
+        if let Some(device) = batch.state.devices.remove(dev) {
+            device.events.iter().for_each(|e| batch.unpin(*e));
+            match &gone {
+                Ok(proof) => its.free_itt(&device, proof),
+                Err(_) => self.counters.quarantined_bytes.add(device.itt_bytes as u64),
+            }
+        }
+        batch.open = false;
+        gone.map(|_| ())
     }
 
     /// What an event is mapped to.
@@ -533,31 +439,28 @@ impl<H: Hw + Clone> Gic<H> {
         }
         self.one(its, |b| b.invalidate(dev, ev))
     }
+}
 
-    /// Waits for everything that has been posted on an ITS so far, by anybody: what to do after a `Timeout`. If the
-    /// queue has stalled meanwhile, it is told to go on.
-    pub fn drain(&self, its: ItsId) -> Result<(), ItsError> {
-        let its = self.its(its)?;
-        self.wait(its, its.queue.latest(), super::COMMAND_LIMIT_US).map(|_| ())
+impl<H: Hw + Clone> V4<'_, H> {
+    /// Maps an event to a vLPI. If it was physical, its LPI stays allocated to the caller, and one INT makes up for what
+    /// was pending or arrives meanwhile.
+    pub fn map_event(self, its: ItsId, dev: DeviceId, ev: EventId, vpe: VpeId, vintid: VIntid) -> Result<(), ItsError> {
+        let mut batch = self.gic.batch(its)?;
+        batch.map_virtual(dev, ev, vpe, vintid)?;
+        batch.finish()
     }
 
-    /// Waits for commands. In ITSList mode an ITS may stand before a VMOVP because of another one, which nobody waits
-    /// for: so after a missed deadline any that has stalled is told to go on.
-    pub(in crate::gic) fn wait(&self, its: &Its<H>, ticket: Ticket, limit_us: u64) -> Result<Synced, ItsError> {
-        let result = its.queue.wait(&self.counters, ticket, limit_us);
-        let prodded = |other: &Its<H>| other.id != its.id && other.queue.prod(&self.counters);
-        // All of them, not just the first.
-        if result == Err(ItsError::Timeout) && self.itss.iter().flatten().filter(|i| prodded(i)).count() > 0 {
-            return its.queue.wait(&self.counters, ticket, limit_us);
-        }
-        result
+    /// Moves a virtual event, with its pending state, to another vPE of the same VM.
+    pub fn move_event(self, its: ItsId, dev: DeviceId, ev: EventId, vpe: VpeId) -> Result<(), ItsError> {
+        let mut batch = self.gic.batch(its)?;
+        batch.move_virtual(dev, ev, vpe)?;
+        batch.finish()
     }
 
-    /// Has the configuration of all physical LPIs of a CPU read anew.
-    pub fn invalidate_cpu(&self, cpu: CpuId) -> Result<(), ItsError> {
-        let redist = self.online(cpu)?;
-        let its = self.itss.iter().flatten().find(|i| !i.queue.is_dead()).ok_or(ItsError::Dead)?;
-        let commands = [Command::invall(collection(cpu)), Command::sync(its.target(redist))];
-        its.run(&self.counters, &commands).map(|_| ())
+    /// Maps a virtual event to a physical LPI, which is made pending once.
+    pub fn to_software(self, its: ItsId, dev: DeviceId, ev: EventId, lpi: Lpi, cpu: CpuId) -> Result<(), ItsError> {
+        let mut batch = self.gic.batch(its)?;
+        batch.to_software(dev, ev, lpi, cpu)?;
+        batch.finish()
     }
 }

@@ -1,9 +1,11 @@
 //! Batches, the edges of devices and events, and what is left of an operation that failed.
 
 use super::*;
+use crate::gic::its::{COMMAND_LIMIT_US, Command, Kind, RING_SIZE};
 use crate::gic::testing::{Bench, DEV, Guest, ITS0, vlpi};
 use crate::gic::v4::V4Error;
 use crate::gic::v4::Why::Preempt;
+use crate::ids::{CpuId, DeviceId, EventId, ItsId, Lpi};
 use gic_model::{CommandFault, Config, Fault, Machine};
 use std::vec::Vec;
 

@@ -1,0 +1,218 @@
+//! Bring-up: of what all CPUs share, and of each CPU's part.
+//!
+//! It has an order. Every ITS that an earlier owner left running is stopped before anything that it may access is
+//! touched; stale residency is cleared on every redistributor before its memory is reused; the capabilities used are
+//! those that *all* redistributors have; only then are tables made. Each CPU then enables its own part.
+
+use super::counters::Counters;
+use super::dist::Dist;
+use super::driver::Gic;
+use super::error::{GicError, ItsError};
+use super::facts::Facts;
+use super::its::{self, Its, Plan};
+use super::layout::{ItsLayout, Layout};
+use super::lpi::{self, Lpis};
+use super::redist::{self, Redist};
+use super::regs::{GICD_TYPER, GICD_TYPER2, GICR_TYPER, PIDR2, PIDR2_FIELDS};
+use super::v4::{self, Generation, VpeTables};
+use crate::ids::{CpuId, ItsId, Lpi};
+use crate::mmio::{Coherence, Hw};
+use alloc::vec::Vec;
+use tock_registers::LocalRegisterCopy;
+
+impl<H: Hw + Clone> Gic<H> {
+    /// Finds out what there is, on the boot CPU, and brings up what all CPUs share: the distributor, the ITSs, the
+    /// tables. An ITS that cannot be brought up is left out with a line in the log. No CPU takes an interrupt before
+    /// its [`init_cpu`](Self::init_cpu).
+    pub fn discover(hw: H, layout: &Layout<'_>) -> Result<Gic<H>, GicError> {
+        let pidr2 = LocalRegisterCopy::<u32, PIDR2_FIELDS::Register>::new(hw.read32(layout.dist.add(PIDR2)));
+        if !matches!(pidr2.read(PIDR2_FIELDS::ARCH_REV), 3 | 4) {
+            return Err(GicError::NotGicV3(pidr2.read(PIDR2_FIELDS::ARCH_REV)));
+        }
+        // All ITSs, before anything that they may still be using is touched.
+        let quiet: Vec<bool> = layout.itss.iter().map(|its| its::quiesce(&hw, its.base).is_ok()).collect();
+        let dist = Dist::new(hw.clone(), layout.dist);
+        if !dist.init() {
+            return Err(GicError::Distributor);
+        }
+        let redists = redist::find(&hw, layout)?;
+        for redist in &redists {
+            if !redist.evict_stranger() {
+                log::warn!("{}: an earlier owner's vPE is still being written back", redist.cpu);
+            }
+        }
+
+        let mut facts = common_facts(&dist, &redists, layout);
+        let lpis = match facts.lpi_bits {
+            0 => None,
+            bits => Some(Lpis::new(hw.clone(), bits, facts.lpis, layout.coherent)?),
+        };
+        let plan = Plan {
+            cpus: layout.cpus.len() as u64,
+            virtual_lpis: facts.virtual_lpis,
+            v41: facts.v41,
+            vpe_bits: facts.vpe_bits,
+        };
+        let reach = |its: &ItsLayout| if facts.v41 { its::shares_vpe_table(&hw, its.base) } else { None };
+        let reaches: Vec<_> = layout.itss.iter().map(reach).collect();
+        let sharing = v4::Sharing::of(&reaches, &redists.iter().map(Redist::group).collect::<Vec<_>>());
+        let mut numbers = 0;
+        let mut itss = Vec::new();
+        for (n, (its, quiet)) in layout.itss.iter().zip(quiet).enumerate() {
+            let id = ItsId(n as u8);
+            itss.push(match (&lpis, quiet) {
+                (None, _) => None,
+                (_, false) => {
+                    log::error!("{id}: left out: {}", ItsError::NotQuiescent);
+                    None
+                }
+                _ => match Its::bring_up(hw.clone(), id, its, plan, sharing.of_its(n, &itss), &mut numbers) {
+                    Ok(its) => Some(its),
+                    Err(e) => {
+                        log::error!("{id}: left out: {e}");
+                        None
+                    }
+                },
+            });
+        }
+        settle_facts(&mut facts, &itss);
+        let generation = if facts.v41 { Generation::V41 } else { Generation::V40 };
+        let tables = vpe_tables(&mut facts, generation, &sharing, &redists, &itss);
+        let mut gic = Gic {
+            hw,
+            dist,
+            redists,
+            itss,
+            lpis,
+            v4: None,
+            facts,
+            counters: Counters::new(),
+            coherent: layout.coherent,
+        };
+        if gic.facts.virtual_lpis {
+            let proxy = gic.proxy();
+            gic.facts.proxy = proxy.as_ref().map(|p| (p.its, p.device));
+            gic.v4 = Some(v4::State::new(generation, gic.facts.vpes, proxy, tables));
+        }
+        Ok(gic)
+    }
+
+    /// The device through whose events doorbells are controlled, where redistributors cannot do it.
+    fn proxy(&self) -> Option<v4::Proxy> {
+        if self.facts.can_invlpi {
+            return None;
+        }
+        let its = self.itss.iter().flatten().find(|its| its.facts.virtual_lpis)?;
+        match v4::Proxy::set_up(its, &self.counters) {
+            Ok(proxy) => Some(proxy),
+            Err(e) => {
+                log::warn!("{}: no proxy device for doorbells ({e}): they are controlled by INVALL", its.id);
+                None
+            }
+        }
+    }
+
+    /// Brings up one CPU's part, on that CPU or (before it is started) for it: redistributor awake, SGIs enabled,
+    /// PPIs disabled, LPIs on, its collection mapped on every ITS. Also for a CPU that was
+    /// [taken out](Self::take_out) and comes back: what its redistributor kept is used again.
+    pub fn init_cpu(&self, cpu: CpuId) -> Result<(), GicError> {
+        let redist = self.redists.get(cpu.index()).ok_or(GicError::NoSuchCpu(cpu))?;
+        redist.wake()?;
+        let Some(lpis) = &self.lpis else { return Ok(()) };
+        redist.enable_lpis(lpis, self.coherent)?;
+        if let Some(v4) = self.v4() {
+            v4::init_redist(v4, redist, lpis.coherence() == Coherence::Coherent)?;
+        }
+        for its in self.itss.iter().flatten().filter(|its| !its.queue.is_dead()) {
+            its.map_collection(&self.counters, redist).map_err(|e| GicError::Collection(its.id, e))?;
+        }
+        redist.open();
+        Ok(())
+    }
+}
+
+/// What the distributor and all redistributors have. What depends on the ITSs is settled later.
+fn common_facts<H: Hw + Clone>(dist: &Dist<H>, redists: &[Redist<H>], layout: &Layout<'_>) -> Facts {
+    let typer = dist.typer();
+    let all = |has: fn(&Redist<H>) -> bool| !redists.is_empty() && redists.iter().all(has);
+    let has_lpis =
+        typer.is_set(GICD_TYPER::LPIS) && all(|r| r.typer.is_set(GICR_TYPER::PLPIS)) && !layout.itss.is_empty();
+    let bits = (typer.read(GICD_TYPER::ID_BITS) as u8 + 1).min(lpi::MAX_ID_BITS);
+    let lpi_bits = if has_lpis && bits > 13 { bits } else { 0 };
+    let room = (1u32 << lpi_bits).saturating_sub(Lpi::FIRST);
+    let lpis = match typer.read(GICD_TYPER::NUM_LPIS) {
+        0 => room,
+        n => room.min(1 << (n + 1)),
+    };
+    let v41 = all(Redist::has_rvpeid);
+    let mut virtual_lpis = layout.virtual_lpis_wanted && lpi_bits != 0 && all(Redist::has_vlpis);
+    if virtual_lpis && redists.iter().any(Redist::has_rvpeid) != v41 {
+        log::warn!("GIC: some redistributors are GICv4.1 and some are not: no virtual LPIs");
+        virtual_lpis = false;
+    }
+    let (mut vpe_bits, mut nassgicap) = (16, false);
+    if v41 {
+        let typer2 = dist.typer2();
+        if typer2.is_set(GICD_TYPER2::VIL) {
+            vpe_bits = typer2.read(GICD_TYPER2::VID) as u8 + 1;
+        }
+        nassgicap = typer2.is_set(GICD_TYPER2::NASSGICAP);
+    }
+    Facts {
+        spis: dist.spis(),
+        lpi_bits,
+        lpis,
+        cpus: redists.len() as u16,
+        virtual_lpis,
+        v41,
+        can_invlpi: all(Redist::can_invlpi),
+        can_setclr: all(Redist::can_setclr),
+        dirty: all(Redist::has_dirty),
+        single_vmovp: false,
+        vsgi: all(Redist::has_vsgi),
+        nassgicap,
+        vpe_bits: vpe_bits.min(16),
+        vpes: 0,
+        proxy: None,
+        itss: Vec::new(),
+    }
+}
+
+/// Makes the vPE tables of redistributors, where they have any. If that fails there are no virtual LPIs.
+fn vpe_tables<H: Hw + Clone>(
+    facts: &mut Facts,
+    generation: Generation,
+    sharing: &v4::Sharing,
+    redists: &[Redist<H>],
+    itss: &[Option<Its<H>>],
+) -> VpeTables {
+    if !facts.virtual_lpis {
+        return VpeTables::default();
+    }
+    match v4::vpe_tables(generation, sharing, redists, itss, 1 << facts.vpe_bits) {
+        Ok(tables) => {
+            facts.vpes = u64::from(facts.vpes).min(tables.capacity()) as u32;
+            tables
+        }
+        Err(e) => {
+            log::warn!("GIC: no vPE table for a redistributor ({e:?}): no virtual LPIs");
+            (facts.virtual_lpis, facts.v41, facts.vsgi) = (false, false, false);
+            VpeTables::default()
+        }
+    }
+}
+
+/// What the ITSs add. Virtual LPIs are used if at least one of them has them.
+fn settle_facts<H>(facts: &mut Facts, itss: &[Option<Its<H>>]) {
+    facts.itss = itss.iter().map(|its| its.as_ref().map(|its| its.facts)).collect();
+    let able = || itss.iter().flatten().filter(|its| its.facts.virtual_lpis);
+    facts.virtual_lpis &= able().next().is_some();
+    facts.v41 &= facts.virtual_lpis;
+    facts.single_vmovp = facts.virtual_lpis && able().all(|its| its.facts.single_vmovp);
+    facts.vsgi &= facts.v41 && able().all(|its| its.facts.vsgi);
+    if facts.virtual_lpis {
+        // The last 16-bit number stands for "none" in the doorbell table.
+        let tables = able().filter_map(|its| its.vpe_table.as_ref()).map(|t| t.capacity()).min().unwrap_or(0);
+        facts.vpes = tables.min(1 << facts.vpe_bits).min(u64::from(u16::MAX)) as u32;
+    }
+}

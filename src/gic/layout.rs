@@ -1,0 +1,31 @@
+//! The GIC as the platform describes it, by device tree or ACPI tables.
+
+use crate::ids::{Mpidr, Pa};
+
+/// An ITS as the platform describes it.
+#[derive(Clone, Copy, Debug)]
+pub struct ItsLayout {
+    /// Address of its control frame.
+    pub base: Pa,
+    /// The ITS snoops the CPUs' caches.
+    pub coherent: bool,
+}
+
+/// The GIC as the platform describes it. Everything else is read from the hardware.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout<'a> {
+    /// Address of the distributor.
+    pub dist: Pa,
+    /// Redistributor regions: address and size in bytes.
+    pub redists: &'a [(Pa, u64)],
+    /// Bytes from one redistributor to the next, if the platform states them.
+    pub stride: Option<u64>,
+    /// The CPUs to serve; the index is the [`CpuId`](crate::ids::CpuId).
+    pub cpus: &'a [Mpidr],
+    /// The ITSs; the index is the [`ItsId`](crate::ids::ItsId).
+    pub itss: &'a [ItsLayout],
+    /// The redistributors snoop the CPUs' caches.
+    pub coherent: bool,
+    /// Virtual LPIs are used if the hardware has them.
+    pub virtual_lpis_wanted: bool,
+}

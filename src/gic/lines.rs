@@ -1,0 +1,125 @@
+//! The verbs on SPIs, PPIs and SGIs.
+
+use super::dist::{Bank, Trigger};
+use super::driver::Gic;
+use crate::ids::{CpuId, Intid, Mpidr};
+use crate::mmio::Hw;
+
+impl<H: Hw + Clone> Gic<H> {
+    // ---- SPIs: INTIDs from 32. Numbers that do not exist are ignored, and are neither pending nor active. -----
+
+    /// Enables an SPI.
+    pub fn spi_enable(&self, i: Intid) {
+        self.spi(i, |b| b.enable(i));
+    }
+
+    /// Disables an SPI, and waits until that has taken effect.
+    pub fn spi_disable(&self, i: Intid) {
+        self.dist.disable(i);
+    }
+
+    /// Whether an SPI is enabled.
+    pub fn spi_is_enabled(&self, i: Intid) -> bool {
+        self.dist.spi(i).is_some_and(|b| b.is_enabled(i))
+    }
+
+    /// Sets an SPI's priority (lower is more urgent).
+    pub fn spi_set_priority(&self, i: Intid, priority: u8) {
+        self.spi(i, |b| b.set_priority(i, priority));
+    }
+
+    /// Sets how an SPI is sampled. It is disabled meanwhile (by the caller).
+    pub fn spi_set_trigger(&self, i: Intid, trigger: Trigger) {
+        self.spi(i, |b| b.set_trigger(i, trigger));
+    }
+
+    /// Sends an SPI to one CPU.
+    pub fn spi_route(&self, i: Intid, to: Mpidr) {
+        self.dist.route(i, to);
+    }
+
+    /// Makes an SPI pending, or not.
+    pub fn spi_set_pending(&self, i: Intid, pending: bool) {
+        self.spi(i, |b| b.set_pending(i, pending));
+    }
+
+    /// Whether an SPI is pending.
+    pub fn spi_is_pending(&self, i: Intid) -> bool {
+        self.dist.spi(i).is_some_and(|b| b.is_pending(i))
+    }
+
+    /// Makes an SPI active, or not.
+    pub fn spi_set_active(&self, i: Intid, active: bool) {
+        self.spi(i, |b| b.set_active(i, active));
+    }
+
+    /// Whether an SPI is active.
+    pub fn spi_is_active(&self, i: Intid) -> bool {
+        self.dist.spi(i).is_some_and(|b| b.is_active(i))
+    }
+
+    fn spi(&self, i: Intid, act: impl FnOnce(&Bank<H>)) {
+        if let Some(bank) = self.dist.spi(i) {
+            act(bank);
+        }
+    }
+
+    // ---- SGIs and PPIs: INTIDs 0 to 31 of one CPU -------------------------------------------------------------
+
+    /// Enables a CPU's SGI or PPI.
+    pub fn ppi_enable(&self, cpu: CpuId, i: Intid) {
+        self.ppi(cpu, i, |b| b.enable(i));
+    }
+
+    /// Disables a CPU's SGI or PPI, and waits until that has taken effect.
+    pub fn ppi_disable(&self, cpu: CpuId, i: Intid) {
+        if let Some(redist) = self.redists.get(cpu.index()) {
+            redist.disable(i);
+        }
+    }
+
+    /// Whether a CPU's SGI or PPI is enabled.
+    pub fn ppi_is_enabled(&self, cpu: CpuId, i: Intid) -> bool {
+        self.bank(cpu, i).is_some_and(|b| b.is_enabled(i))
+    }
+
+    /// Sets the priority of a CPU's SGI or PPI.
+    pub fn ppi_set_priority(&self, cpu: CpuId, i: Intid, priority: u8) {
+        self.ppi(cpu, i, |b| b.set_priority(i, priority));
+    }
+
+    /// Sets how a CPU's PPI is sampled.
+    pub fn ppi_set_trigger(&self, cpu: CpuId, i: Intid, trigger: Trigger) {
+        self.ppi(cpu, i, |b| b.set_trigger(i, trigger));
+    }
+
+    /// Makes a CPU's SGI or PPI pending, or not.
+    pub fn ppi_set_pending(&self, cpu: CpuId, i: Intid, pending: bool) {
+        self.ppi(cpu, i, |b| b.set_pending(i, pending));
+    }
+
+    /// Whether a CPU's SGI or PPI is pending.
+    pub fn ppi_is_pending(&self, cpu: CpuId, i: Intid) -> bool {
+        self.bank(cpu, i).is_some_and(|b| b.is_pending(i))
+    }
+
+    /// Makes a CPU's SGI or PPI active, or not.
+    pub fn ppi_set_active(&self, cpu: CpuId, i: Intid, active: bool) {
+        self.ppi(cpu, i, |b| b.set_active(i, active));
+    }
+
+    /// Whether a CPU's SGI or PPI is active.
+    pub fn ppi_is_active(&self, cpu: CpuId, i: Intid) -> bool {
+        self.bank(cpu, i).is_some_and(|b| b.is_active(i))
+    }
+
+    fn bank(&self, cpu: CpuId, i: Intid) -> Option<&Bank<H>> {
+        self.redists.get(cpu.index())?.private(i)
+    }
+
+    fn ppi(&self, cpu: CpuId, i: Intid, act: impl FnOnce(&Bank<H>)) {
+        if let Some(bank) = self.bank(cpu, i) {
+            act(bank);
+        }
+    }
+}
