@@ -1,8 +1,8 @@
-//! `image`: a disk that boots, and what is on it.
+//! `image`: makes a disk that boots by UEFI.
 //!
 //! A GUID partition table with two partitions: the EFI system partition (FAT32), which holds the hypervisor as
 //! `\EFI\BOOT\BOOTAA64.EFI` with its configuration, the kernel and its initramfs beside it; and one for dom0's root file
-//! system, filled from a file or empty. The same inputs give the same bytes.
+//! system, with the content of a file or empty. The same inputs give the same bytes.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -21,32 +21,32 @@ use crate::{paths, setup};
 const SECTOR: u64 = 512;
 const MIB: u64 = 1 << 20;
 
-/// The system partition starts on this boundary, and so do all others.
+/// The alignment of every partition.
 const ALIGNMENT: u64 = MIB;
 
-/// What an empty root partition has.
+/// The size of an empty root partition.
 const EMPTY_ROOT: u64 = 64 * MIB;
 
-/// The disk's and the partitions' GUIDs: any (of version 4), but always the same.
+/// The GUIDs of the disk and its partitions: arbitrary ones of version 4, always the same.
 const GUIDS: [u128; 3] = [
     0x646f_6f72_7761_4264_8000_0000_0000_0000,
     0x646f_6f72_7761_4264_8000_0000_0000_0001,
     0x646f_6f72_7761_4264_8000_0000_0000_0002,
 ];
 
-/// What goes onto a disk.
+/// The content of a disk.
 pub struct Contents {
     /// The board, a folder of `boards/`.
     pub board: String,
     /// The hypervisor.
     pub image: PathBuf,
-    /// dom0's kernel; without one the configuration still names it (to see it refused).
+    /// dom0's kernel. Without one the configuration still names a kernel, so that the boot fails.
     pub kernel: Option<PathBuf>,
-    /// dom0's initramfs; without one the configuration names none.
+    /// dom0's initramfs. Without one the configuration names none.
     pub initrd: Option<PathBuf>,
-    /// More words for dom0's kernel.
+    /// Words to add to dom0's command line.
     pub append: String,
-    /// More words for the hypervisor.
+    /// Words to add to the hypervisor's command line.
     pub hv: String,
     /// The root partition's content.
     pub root: Option<PathBuf>,
@@ -110,7 +110,7 @@ pub fn verb(options: Options) -> Outcome {
     Ok(())
 }
 
-/// A board's configuration.
+/// Reads a board's configuration.
 fn template(board: &str) -> Outcome<String> {
     let boards = paths::root().join("boards");
     let file = boards.join(board).join("doorward.cfg");
@@ -123,11 +123,11 @@ fn template(board: &str) -> Outcome<String> {
             .map(|entry| entry.file_name().to_string_lossy().into_owned())
             .collect();
         names.sort();
-        Failure::usage(format!("there is no {}; boards are {}", file.display(), names.join(", ")))
+        Failure::usage(format!("no file {}; the boards are {}", file.display(), names.join(", ")))
     })
 }
 
-/// The board's configuration with more words, and without a RAM disk if there is none.
+/// The board's configuration with the added words, and without its RAM disk if there is none.
 fn configuration(template: &str, contents: &Contents) -> String {
     let mut text = String::new();
     for line in template.lines() {
@@ -148,7 +148,7 @@ fn configuration(template: &str, contents: &Contents) -> String {
     text
 }
 
-/// A path on the system partition, and what is there.
+/// A file of the system partition: path and content.
 pub type Entry = (String, Vec<u8>);
 
 /// Makes the disk.
@@ -214,7 +214,7 @@ pub fn write_with(out: &Path, contents: &Contents, change: impl FnOnce(&mut Vec<
 fn system_partition(files: &[Entry]) -> std::io::Result<Vec<u8>> {
     let total: u64 = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
     let size = (total + total / 16 + 32 * MIB).next_multiple_of(32 * MIB).max(64 * MIB);
-    // As large as they may be with the 65,525 of them that make it a FAT32.
+    // The largest clusters of which there are still at least 65,525, the minimum of FAT32.
     let cluster = (size / 70_000).next_power_of_two() / 2;
     let cluster = u32::try_from(cluster.clamp(512, 32 << 10)).expect("a small number");
     let mut disk = Cursor::new(vec![0; usize::try_from(size).expect("a size in memory")]);
@@ -235,7 +235,7 @@ fn system_partition(files: &[Entry]) -> std::io::Result<Vec<u8>> {
                 if parts.peek().is_none() {
                     break part;
                 }
-                // One that exists already is opened.
+                // Opens a folder that exists already.
                 folder = folder.create_dir(part)?;
             };
             let mut file = folder.create_file(name)?;

@@ -1,40 +1,40 @@
-//! How a verb ends when it does not succeed: a sentence for the reader and an exit code for the script around us.
+//! How a verb fails: a message for the user and an exit code for the calling script.
 
-/// Exit code of a batch run whose time ran out (the code of `timeout(1)`).
+/// Exit code of a batch run whose time ran out, as of `timeout(1)`.
 pub const TIMED_OUT: u8 = 124;
 
-/// Why a verb did not succeed.
+/// Why a verb failed.
 #[derive(Debug)]
 pub struct Failure {
     /// The process's exit code.
     pub code: u8,
-    /// A full sentence, or nothing when all has been said already.
+    /// The message, or empty if it has been printed already.
     pub text: String,
 }
 
-/// What a verb returns.
+/// The result of a verb.
 pub type Outcome<T = ()> = Result<T, Failure>;
 
 impl Failure {
-    /// Something went wrong.
+    /// A failure with exit code 1.
     pub fn new(text: impl Into<String>) -> Self {
         Self { code: 1, text: text.into() }
     }
 
-    /// The command line was wrong.
+    /// Wrong usage: exit code 2.
     pub fn usage(text: impl Into<String>) -> Self {
         Self { code: 2, text: text.into() }
     }
 
-    /// All has been said; only the exit code is left.
+    /// A failure whose message has been printed already.
     pub fn silent(code: u8) -> Self {
         Self { code, text: String::new() }
     }
 }
 
-/// Adds what was being done to an error of the standard library.
+/// Adds to an error what was being done.
 pub trait Doing<T> {
-    /// Turns an error into a sentence that starts with `what`.
+    /// Turns an error into a failure whose message starts with `what`.
     fn doing(self, what: impl std::fmt::Display) -> Outcome<T>;
 }
 

@@ -75,7 +75,7 @@ pub fn build(profile: Profile) -> Outcome {
     pack("doorward", profile, &paths::image(), Some(&paths::elf()))?;
     let bytes = std::fs::read(paths::image()).doing("reading the image")?;
     pe::check(&bytes)
-        .map_err(|why| Failure::new(format!("{} is not as firmware wants it: {why}", paths::image().display())))
+        .map_err(|why| Failure::new(format!("{} is not valid for firmware: {why}", paths::image().display())))
 }
 
 /// Builds and packs one of the guests under `tests/guests`.
@@ -83,25 +83,25 @@ pub fn build_guest(name: &str, image: &Path) -> Outcome {
     pack(name, Profile::Release, image, None)
 }
 
-/// The same, with a number that the guest reads as its seed.
+/// Builds and packs a guest, and writes `seed` into its image.
 pub fn build_seeded_guest(name: &str, seed: u64, image: &Path) -> Outcome {
     build_guest(name, image)?;
     let mut bytes = std::fs::read(image).doing(format_args!("reading {}", image.display()))?;
-    plant(&mut bytes, seed).map_err(|why| Failure::new(format!("{name}: {why}")))?;
+    write_seed(&mut bytes, seed).map_err(|why| Failure::new(format!("{name}: {why}")))?;
     std::fs::write(image, bytes).doing(format_args!("writing {}", image.display()))
 }
 
-/// Where a guest has its tag, and the number behind it.
+/// The offset of a guest's tag, which its seed follows.
 const TAG: (usize, &[u8]) = (0x800, b"GUEST   ");
 
-fn plant(image: &mut [u8], seed: u64) -> Result<(), String> {
+fn write_seed(image: &mut [u8], seed: u64) -> Result<(), String> {
     let (at, tag) = TAG;
-    let room = image.get_mut(at..at + 16).filter(|room| room.starts_with(tag)).ok_or("it has no place for a seed")?;
+    let room = image.get_mut(at..at + 16).filter(|room| room.starts_with(tag)).ok_or("it has no tag for a seed")?;
     room[8..].copy_from_slice(&seed.to_le_bytes());
     Ok(())
 }
 
-/// Compiles the package `name`, whose program has the same name, and writes what is to be loaded.
+/// Compiles the package `name`, whose program has the same name, and writes its raw image.
 pub fn pack(name: &str, profile: Profile, image: &Path, with_symbols: Option<&Path>) -> Outcome {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["build", "--quiet", "--package", name, "--bin", name, "--target", TRIPLE]).current_dir(paths::root());
@@ -118,7 +118,7 @@ pub fn pack(name: &str, profile: Profile, image: &Path, with_symbols: Option<&Pa
     std::fs::write(image, bytes).doing(format_args!("writing {}", image.display()))
 }
 
-/// Where Cargo builds: `CARGO_TARGET_DIR` moves that, while the packed image stays in the checkout.
+/// The folder that Cargo builds in. `CARGO_TARGET_DIR` overrides it; the packed image stays in the checkout.
 fn target_folder() -> PathBuf {
     match std::env::var_os("CARGO_TARGET_DIR") {
         Some(folder) if !folder.is_empty() => paths::root().join(folder),
@@ -126,8 +126,8 @@ fn target_folder() -> PathBuf {
     }
 }
 
-/// What the loadable segments leave in memory, from the lowest address on, without the zeroes at the end: the arm64 Image
-/// header says how much memory the image wants beyond its file.
+/// The content of the loadable segments from address 0 on, without the zeroes at the end: the arm64 Image header gives the size
+/// in memory.
 fn flatten(elf: &[u8]) -> Result<Vec<u8>, String> {
     let say = |error: object::Error| error.to_string();
     let header = FileHeader64::<Endianness>::parse(elf).map_err(say)?;
@@ -183,19 +183,19 @@ mod tests {
     }
 
     #[test]
-    fn a_flattened_image_is_what_its_segments_say() {
+    fn a_flattened_image_is_the_content_of_its_segments() {
         let bytes = segment(0x1000);
         assert_eq!(flatten(&elf_with(&bytes)).unwrap(), bytes);
     }
 
     #[test]
-    fn a_seed_is_planted_behind_its_tag_and_nowhere_else() {
+    fn a_seed_is_written_after_its_tag_and_nowhere_else() {
         let mut bytes = vec![0; 0x810];
-        assert!(plant(&mut bytes, 7).is_err());
+        assert!(write_seed(&mut bytes, 7).is_err());
         bytes[0x800..0x808].copy_from_slice(b"GUEST   ");
-        plant(&mut bytes, 0x0102).unwrap();
+        write_seed(&mut bytes, 0x0102).unwrap();
         assert_eq!(bytes[0x808..], [2, 1, 0, 0, 0, 0, 0, 0]);
-        assert!(plant(&mut bytes[..0x80c], 7).is_err());
+        assert!(write_seed(&mut bytes[..0x80c], 7).is_err());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Where things are: the checkout, its `target/`, and the cache of what setup fetched.
+//! Paths: the checkout, its `target/`, and the cache of what `setup` downloaded.
 
 use std::path::{Path, PathBuf};
 
@@ -8,12 +8,12 @@ pub fn root() -> PathBuf {
     xtask.ancestors().nth(2).expect("scripts/xtask is two below the root").to_owned()
 }
 
-/// The build folder, next to the sources.
+/// The build folder of the checkout.
 pub fn target() -> PathBuf {
     root().join("target")
 }
 
-/// Where setup keeps what it fetched and made. Checkouts may share one by naming it in `DOORWARD_CACHE`.
+/// The folder where `setup` keeps what it downloaded and made. `DOORWARD_CACHE` overrides it, so that checkouts can share one.
 pub fn cache() -> PathBuf {
     match std::env::var_os("DOORWARD_CACHE") {
         Some(path) if !path.is_empty() => PathBuf::from(path),
@@ -26,27 +26,27 @@ pub fn image() -> PathBuf {
     target().join("doorward.img")
 }
 
-/// The same with symbols.
+/// The ELF file with symbols that `build` makes.
 pub fn elf() -> PathBuf {
     target().join("doorward.elf")
 }
 
-/// The Linux kernel that setup fetched.
+/// The Linux kernel that `setup` downloaded.
 pub fn linux() -> PathBuf {
     cache().join("linux/Image")
 }
 
-/// The UEFI firmware that setup fetched: EDK2 for QEMU's `virt`.
+/// The UEFI firmware that `setup` downloaded: EDK2 for QEMU's `virt`.
 pub fn firmware() -> PathBuf {
     cache().join("debian/qemu-efi-aarch64/usr/share/qemu-efi-aarch64/QEMU_EFI.fd")
 }
 
-/// The initramfs that setup made.
+/// The initramfs that `setup` made.
 pub fn initramfs() -> PathBuf {
     target().join("guest/initramfs.cpio")
 }
 
-/// The NVMe disk of known content that setup made.
+/// The NVMe disk of known content that `setup` made.
 pub fn disk() -> PathBuf {
     cache().join("nvme.img")
 }

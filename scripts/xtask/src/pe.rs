@@ -1,7 +1,7 @@
-//! The image as UEFI firmware sees it: a PE file whose sections lie in the file as they lie in memory.
+//! The image as UEFI firmware reads it: a PE file whose sections have the same layout in the file as in memory.
 //!
-//! The header is written by hand in `linker.ld`; this reads it back with somebody else's parser and holds it to what
-//! firmware relies on. (Microsoft PE Format; UEFI 2.10, 2.1.1.)
+//! The header is written by hand in `linker.ld`. This parses it with the `object` crate and checks what firmware relies on
+//! (Microsoft PE Format; UEFI 2.10, 2.1.1).
 
 use object::LittleEndian as LE;
 use object::pe;
@@ -9,9 +9,9 @@ use object::read::pe::{ImageOptionalHeader, PeFile64};
 
 const PAGE: u32 = 0x1000;
 
-/// Says what is wrong with `image`, if something is.
+/// Checks `image`; the error says what is wrong with it.
 pub fn check(image: &[u8]) -> Result<(), String> {
-    let file = PeFile64::parse(image).map_err(|error| format!("no PE file: {error}"))?;
+    let file = PeFile64::parse(image).map_err(|error| format!("not a PE file: {error}"))?;
     let header = file.nt_headers();
     let optional = &header.optional_header;
     let expect = |what: &str, is: u64, wanted: u64| {
@@ -36,10 +36,10 @@ pub fn check(image: &[u8]) -> Result<(), String> {
         let flags = section.characteristics.get(LE);
         let (writable, executable) = (flags & pe::IMAGE_SCN_MEM_WRITE != 0, flags & pe::IMAGE_SCN_MEM_EXECUTE != 0);
         if at != next || file_at != at {
-            return Err(format!("{name} lies at {at:#x} ({file_at:#x} in the file) and not at {next:#x}"));
+            return Err(format!("{name} is at {at:#x} ({file_at:#x} in the file), not at {next:#x}"));
         }
         if u64::from(file_at) + u64::from(file_size) > image.len() as u64 {
-            return Err(format!("{name} ends behind the file"));
+            return Err(format!("{name} ends after the end of the file"));
         }
         if writable && executable {
             return Err(format!("{name} is both writable and executable"));
@@ -49,14 +49,14 @@ pub fn check(image: &[u8]) -> Result<(), String> {
     }
     expect("last section's end", next.into(), memory)?;
     if !entered {
-        return Err(format!("its entry {entry:#x} is in no section of code"));
+        return Err(format!("its entry point {entry:#x} is in no section of code"));
     }
     let directories = file.data_directories();
     let relocations = directories.relocation_blocks(image, &file.section_table());
     let mut blocks = relocations.map_err(|error| error.to_string())?.ok_or("it has no relocation directory")?;
     while let Some(block) = blocks.next().map_err(|error| format!("its relocations: {error}"))? {
         if block.into_iter().any(|relocation| relocation.typ != pe::IMAGE_REL_BASED_ABSOLUTE) {
-            return Err("it asks for relocations, which it applies by itself".into());
+            return Err("it has relocations, but applies them by itself".into());
         }
     }
     Ok(())
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_pe_file_is_refused() {
-        assert!(check(&[0; 4096]).unwrap_err().starts_with("no PE file"));
+    fn a_file_that_is_not_pe_is_refused() {
+        assert!(check(&[0; 4096]).unwrap_err().starts_with("not a PE file"));
     }
 }

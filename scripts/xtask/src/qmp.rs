@@ -1,4 +1,4 @@
-//! QEMU's control socket, as far as tests need it: the commands of the human monitor, sent through QMP.
+//! QEMU's control socket (QMP), used to send commands of the human monitor.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -13,7 +13,7 @@ pub struct Qmp {
 }
 
 impl Qmp {
-    /// Connects and takes part in the greeting.
+    /// Connects and negotiates capabilities.
     pub fn connect(socket: &Path) -> Outcome<Self> {
         let stream = UnixStream::connect(socket).doing(format_args!("connecting to {}", socket.display()))?;
         stream.set_read_timeout(Some(Duration::from_secs(120))).doing("setting QMP's time-out")?;
@@ -23,7 +23,7 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Runs one command of the human monitor; its words, if it has any to say.
+    /// Runs a command of the human monitor and returns its output.
     pub fn monitor(&mut self, command: &str) -> Outcome<String> {
         let command = command.replace('\\', r"\\").replace('"', r#"\""#);
         let request = format!(r#"{{"execute":"human-monitor-command","arguments":{{"command-line":"{command}"}}}}"#);
@@ -39,7 +39,7 @@ impl Qmp {
             if line.contains(r#""error""#) {
                 return Err(Failure::new(format!("QEMU refused {request}: {line}")));
             }
-            // Anything else is an event.
+            // Other lines are events.
             if line.contains(r#""return""#) {
                 return Ok(line);
             }

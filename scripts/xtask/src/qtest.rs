@@ -1,4 +1,4 @@
-//! QEMU's qtest socket beside a running machine: loads and stores to its physical memory, and so an MSI at any moment.
+//! QEMU's qtest socket: loads and stores to the physical memory of a running machine, and so an MSI at any time.
 //!
 //! A store to GITS_TRANSLATER through this socket comes from device 0.
 
@@ -48,7 +48,7 @@ impl Qtest {
         self.ask(&format!("writel {address:#x} {value:#x}")).map(drop)
     }
 
-    /// 32-bit stores to one address, as fast as they can be.
+    /// 32-bit stores to one address, as fast as QEMU takes them.
     pub fn flood(&mut self, address: u64, values: &[u32]) -> Outcome {
         let commands: String = values.iter().map(|value| format!("writel {address:#x} {value:#x}\n")).collect();
         self.stream.get_mut().write_all(commands.as_bytes()).doing("writing to qtest")?;
@@ -67,7 +67,7 @@ impl Qtest {
         u64::from_str_radix(hex, 16).doing(format_args!("qtest answered `{answer}` to a load"))
     }
 
-    /// Words from `address` on.
+    /// Reads `count` 64-bit words from `address` on.
     pub fn read_words(&mut self, address: u64, count: usize) -> Outcome<Vec<u64>> {
         let answer = self.ask(&format!("read {address:#x} {:#x}", count * 8))?;
         let hex = answer.trim().trim_start_matches("0x").as_bytes();
@@ -90,7 +90,7 @@ impl Qtest {
             self.stream.read_line(&mut line).doing(format_args!("waiting for qtest's answer to `{command}`"))?;
             match line.trim_end().strip_prefix("OK") {
                 Some(answer) => return Ok(answer.trim().to_owned()),
-                // An interrupt line that moved.
+                // An interrupt line has changed.
                 None if line.starts_with("IRQ") => {}
                 None if line.is_empty() => return Err(Failure::new("QEMU closed its qtest socket")),
                 None => return Err(Failure::new(format!("qtest answered `{}` to `{command}`", line.trim_end()))),

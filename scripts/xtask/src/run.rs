@@ -1,4 +1,4 @@
-//! `run`: boots the hypervisor with a Linux on QEMU, on a terminal or as a batch run with an exit code.
+//! `run`: boots the hypervisor and a Linux on QEMU, on a terminal or as a batch run with an exit code.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -179,9 +179,9 @@ pub fn verb(options: Options) -> Outcome {
     }
 }
 
-/// The console is the terminal.
+/// Runs the machine with its console on this terminal.
 fn on_terminal(machine: &Machine) -> Outcome {
-    println!("Ctrl-A three times: the hypervisor's console and back. Ctrl-] then x: ends QEMU.");
+    println!("Ctrl-A three times moves the keyboard on, to the debug keys at last. Ctrl-] then x ends QEMU.");
     if machine.gdb {
         println!("waiting for a debugger: gdb {} -ex 'target remote :1234'", paths::elf().display());
     }

@@ -1,4 +1,4 @@
-//! Running other programs: said before, their words shown only when they fail, retried where a network is involved.
+//! Running other programs. Their output is shown only if they fail; what needs a network is retried.
 
 use std::io::{IsTerminal, Write};
 use std::process::{Command, Output, Stdio};
@@ -6,19 +6,19 @@ use std::time::{Duration, Instant};
 
 use crate::fail::{Doing, Failure, Outcome};
 
-/// Prints the start of a step.
+/// Prints that a step begins.
 pub fn say(text: impl std::fmt::Display) {
     println!("  {text}");
     let _ = std::io::stdout().flush();
 }
 
-/// Is there a program of this name on the PATH?
+/// Whether there is a program of this name on the PATH.
 pub fn has(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
 }
 
-/// Runs `command`; its output is kept, and shown in the failure when it ends badly.
+/// Runs `command` and returns its standard output. If it fails, the end of its output is in the failure's message.
 pub fn quiet(command: &mut Command) -> Outcome<String> {
     let output = patient(command)?;
     if output.status.success() {
@@ -26,12 +26,12 @@ pub fn quiet(command: &mut Command) -> Outcome<String> {
     }
     let said = [&output.stdout[..], &output.stderr[..]].concat();
     let said = String::from_utf8_lossy(&said).into_owned();
-    let tail: Vec<&str> = said.lines().rev().take(25).collect();
+    let tail: Vec<&str> = said.lines().rev().take(60).collect();
     let tail: Vec<&str> = tail.into_iter().rev().collect();
     Err(Failure::new(format!("{} ({})\n{}", shown(command), output.status, tail.join("\n"))))
 }
 
-/// Like [`quiet`], three times with a pause between: for what depends on a network.
+/// Like [`quiet`], with up to three attempts and pauses between them, for commands that need a network.
 pub fn retried(what: &str, mut make: impl FnMut() -> Command) -> Outcome<String> {
     let mut pause = Duration::from_secs(2);
     for attempt in 1.. {
@@ -49,19 +49,19 @@ pub fn retried(what: &str, mut make: impl FnMut() -> Command) -> Outcome<String>
     unreachable!("the loop returns")
 }
 
-/// Runs `command` with our own standard streams, for programs whose progress the reader wants to see.
+/// Runs `command` with xtask's standard streams, so that the user sees its progress.
 pub fn shown_live(command: &mut Command) -> Outcome {
     let status = command.status().doing(shown(command))?;
     if status.success() { Ok(()) } else { Err(Failure::new(format!("{} ({status})", shown(command)))) }
 }
 
-/// The command as a person would type it.
+/// The command as one types it in a shell.
 pub fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| quoted(&word.to_string_lossy())).collect::<Vec<_>>().join(" ")
 }
 
-/// One word, quoted for a shell where it must be.
+/// One word, quoted for a shell if necessary.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+.,:/@%^".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -70,7 +70,7 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// Waits for `command` while counting the seconds on a terminal, or a line every 20 seconds elsewhere.
+/// Waits for `command`. Meanwhile counts the seconds on a terminal, or prints a line every 20 seconds elsewhere.
 fn patient(command: &mut Command) -> Outcome<Output> {
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let child = child.doing(shown(command))?;
@@ -86,7 +86,7 @@ fn patient(command: &mut Command) -> Outcome<Output> {
             if live {
                 print!("\r    {name}: {seconds} s ");
             } else {
-                println!("    {name}: still at it after {seconds} s");
+                println!("    {name}: still running after {seconds} s");
             }
             let _ = std::io::stdout().flush();
             wrote = true;
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failing_command_shows_what_it_said() {
+    fn the_output_of_a_failing_command_is_in_the_failure() {
         let failure = quiet(Command::new("sh").args(["-c", "echo broken; exit 3"])).unwrap_err();
         assert!(failure.text.contains("broken"));
     }

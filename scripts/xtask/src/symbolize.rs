@@ -1,7 +1,7 @@
-//! `symbolize`: a panic record with functions and lines beside its addresses.
+//! `symbolize`: prints a panic record with functions and lines below its addresses.
 //!
-//! The image runs wherever it was loaded, and the record says where that was (`image base 0x…`). Every number in the log that
-//! lies within the image is looked up, so an exception record's ELR is named as well as a backtrace's frames.
+//! The image is position-independent, and the record has its load address (`image base 0x…`). Every hexadecimal number of the log
+//! that is an address within the image is looked up: the frames of a backtrace, and also ELR in an exception record.
 
 use std::path::PathBuf;
 
@@ -37,14 +37,14 @@ pub fn verb(options: &Options) -> Outcome {
     Ok(())
 }
 
-/// How much memory the image takes from its base on.
+/// The size of the image in memory.
 fn image_size(elf: &[u8]) -> Option<u64> {
     use object::{Object as _, ObjectSegment as _};
     let file = object::File::parse(elf).ok()?;
     file.segments().map(|segment| segment.address() + segment.size()).max()
 }
 
-/// The function, and the line if the debug information knows it; inlined callers one per line.
+/// The function at an offset, with file and line if the debug information has them; one entry for each inlined caller.
 fn describe(symbols: &addr2line::Loader, offset: u64) -> Vec<String> {
     let mut found = Vec::new();
     if let Ok(mut frames) = symbols.find_frames(offset) {
@@ -66,13 +66,13 @@ fn describe(symbols: &addr2line::Loader, offset: u64) -> Vec<String> {
     found
 }
 
-/// Paths below the checkout lose its name.
+/// A path without that of the checkout.
 fn shortened(file: &str) -> &str {
     let root = paths::root();
     file.strip_prefix(&*root.to_string_lossy()).map_or(file, |rest| rest.trim_start_matches('/'))
 }
 
-/// Where a line says the image was loaded.
+/// The load address that a line names.
 fn base(line: &str) -> Option<u64> {
     let hex = line.split_once("image base 0x")?.1;
     let digits: String = hex.chars().take_while(char::is_ascii_hexdigit).collect();
@@ -81,7 +81,7 @@ fn base(line: &str) -> Option<u64> {
 
 /// The log, with a line after each line that holds addresses of the image.
 fn annotate(log: &str, size: u64, describe: impl Fn(u64) -> Vec<String>) -> String {
-    // The base may stand at the record's end: the first one found holds from the start.
+    // The load address may be at the end of the record, so the first one found is used from the start.
     let mut image = log.lines().find_map(base).unwrap_or(0);
     let mut out = String::new();
     for line in log.lines() {
@@ -101,7 +101,7 @@ fn annotate(log: &str, size: u64, describe: impl Fn(u64) -> Vec<String>) -> Stri
     out
 }
 
-/// The numbers of a line that are written as `0x…`.
+/// The numbers in a line that are written as `0x…`.
 fn addresses(line: &str) -> Vec<u64> {
     let parts = line.split("0x").skip(1);
     parts
@@ -118,21 +118,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_within_the_image_are_named_and_others_are_left() {
+    fn addresses_within_the_image_are_looked_up_and_others_are_not() {
         let log = "doorward: panic: oops\nimage base 0x40200000\nelr 0x40201000 far 0x9000000\n";
         let out = annotate(log, 0x10_0000, |offset| vec![format!("f+{offset:#x}")]);
         assert_eq!(out, format!("{log}        0x40201000: f+0x1000\n"));
     }
 
     #[test]
-    fn other_addresses_on_the_line_with_the_base_are_named_too() {
+    fn other_addresses_on_the_line_with_the_load_address_are_looked_up() {
         let out = annotate("CPU2, image base 0x40200000, ELR 0x40203a10\n", 0x10_0000, |_| vec!["f".into()]);
         assert!(out.ends_with("        0x40203a10: f\n"), "{out}");
-        assert_eq!(out.lines().count(), 2, "the base itself is no place in the code");
+        assert_eq!(out.lines().count(), 2, "the load address itself is not looked up");
     }
 
     #[test]
-    fn a_base_at_the_end_of_the_record_serves_too() {
+    fn a_load_address_at_the_end_of_the_record_is_used() {
         let out = annotate("lr 0x80001000\nimage base 0x80000000\n", 0x2000, |_| vec!["g".into()]);
         assert!(out.contains("0x80001000: g"));
     }

@@ -1,7 +1,7 @@
-//! `bench gic`: what the verbs of the GIC driver cost, in instructions, and whether that grows with the number of vPEs.
+//! `bench gic`: counts the instructions of the GIC driver's verbs and checks that they do not grow with the number of vPEs.
 //!
-//! The counting is done by `benches/gic` under valgrind, on this machine and without QEMU. Instructions are the host's, not an
-//! AArch64's; what counts is that a row is flat.
+//! `benches/gic` runs under valgrind on this machine, without QEMU. It counts instructions of the host, not of AArch64, so rows
+//! are compared with themselves only.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -10,28 +10,28 @@ use crate::fail::{Failure, Outcome};
 use crate::setup::tools;
 use crate::{paths, sh};
 
-/// The version of `gungraun` in Cargo.toml; the runner has to be of the same.
+/// The version of the runner: the same as that of `gungraun` in Cargo.toml.
 const RUNNER: &str = "0.20.0";
 
-/// As `benches/gic` numbers them.
+/// In the order of `benches/gic`.
 const VPES: [u32; 3] = [1, 64, 16384];
 const GENERATIONS: [(&str, &str); 2] = [("v40", "GICv4.0"), ("v41", "GICv4.1")];
 const VERBS: [(&str, &str); 6] = [
     ("enter", "enter"),
     ("leave", "leave, to block"),
-    ("doorbell", "doorbell: whose is it"),
+    ("doorbell", "look up a doorbell"),
     ("vmovp", "enter after one VMOVP"),
     ("vmapti", "map an event: one VMAPTI"),
     ("device_64", "map a device with 64 events"),
 ];
 
-/// A row is flat if its largest count is no further above its smallest.
+/// A row is flat if its largest count exceeds its smallest by no more than this.
 const PER_CENT: u64 = 3;
 
-/// Counts by verb, generation and place in [`VPES`].
+/// Counts by verb, generation and index in [`VPES`].
 type Counts = BTreeMap<(String, String, usize), u64>;
 
-/// Counts, prints the table and judges it.
+/// Runs the benchmark, prints the table and checks that its rows are flat.
 pub fn run() -> Outcome {
     tools::valgrind()?;
     let runner = tools::cargo("gungraun-runner", RUNNER)?;
@@ -40,17 +40,17 @@ pub fn run() -> Outcome {
     command.args(["bench", "--quiet", "--package", "doorward", "--features", "bench", "--bench", "gic"]);
     command.env("GUNGRAUN_RUNNER", runner).env("GUNGRAUN_COLOR", "never").current_dir(paths::root());
     let counts = read(&sh::quiet(&mut command)?);
-    let (table, bent) = judge(&counts)?;
+    let (table, steep) = judge(&counts)?;
     print!("{table}");
-    if bent.is_empty() {
+    if steep.is_empty() {
         println!("flat: no row differs by more than {PER_CENT} %");
         Ok(())
     } else {
-        Err(Failure::new(format!("not flat: {}", bent.join("; "))))
+        Err(Failure::new(format!("not flat: {}", steep.join("; "))))
     }
 }
 
-/// From lines such as `gic::gic::enter v40_0:(…)` and `  Instructions:   157|N/A   (…)`.
+/// Reads counts from lines such as `gic::gic::enter v40_0:(…)` and `  Instructions:   157|N/A   (…)`.
 fn read(text: &str) -> Counts {
     let mut counts = Counts::new();
     let mut current = None;
@@ -71,7 +71,7 @@ fn read(text: &str) -> Counts {
     counts
 }
 
-/// The table, and what is not flat in it.
+/// The table, and the rows that are not flat.
 fn judge(counts: &Counts) -> Outcome<(String, Vec<String>)> {
     let (mut head, mut rule) = ("| instructions, with so many vPEs |".to_owned(), "|---|".to_owned());
     for (_, generation) in GENERATIONS {
@@ -80,7 +80,7 @@ fn judge(counts: &Counts) -> Outcome<(String, Vec<String>)> {
             rule += "---|";
         }
     }
-    let (mut table, mut bent) = (format!("{head}\n{rule}\n"), Vec::new());
+    let (mut table, mut steep) = (format!("{head}\n{rule}\n"), Vec::new());
     for (verb, says) in VERBS {
         table += &format!("| {says} |");
         for (key, generation) in GENERATIONS {
@@ -92,12 +92,12 @@ fn judge(counts: &Counts) -> Outcome<(String, Vec<String>)> {
             row.iter().for_each(|count| table += &format!(" {count} |"));
             let (least, most) = (row.iter().min().copied().unwrap_or(0), row.iter().max().copied().unwrap_or(0));
             if most * 100 > least * (100 + PER_CENT) {
-                bent.push(format!("{says} on {generation} takes {least} to {most}"));
+                steep.push(format!("{says} on {generation} takes {least} to {most}"));
             }
         }
         table.push('\n');
     }
-    Ok((table, bent))
+    Ok((table, steep))
 }
 
 #[cfg(test)]
@@ -119,23 +119,23 @@ mod tests {
     }
 
     #[test]
-    fn a_table_without_slope_is_flat() {
-        let (table, bent) = judge(&read(&output(|_, _, nth| 100 + nth as u64))).unwrap();
-        assert!(bent.is_empty());
+    fn a_table_whose_counts_do_not_grow_is_flat() {
+        let (table, steep) = judge(&read(&output(|_, _, nth| 100 + nth as u64))).unwrap();
+        assert!(steep.is_empty());
         assert!(table.contains("| enter | 100 | 101 | 102 | 100 | 101 | 102 |"), "{table}");
     }
 
     #[test]
-    fn one_row_that_rises_is_named() {
+    fn a_row_that_grows_is_reported() {
         let rises = |verb: &str, generation: &str, nth: usize| {
             if (verb, generation, nth) == ("vmovp", "v41", 2) { 104 } else { 100 }
         };
-        let (_, bent) = judge(&read(&output(rises))).unwrap();
-        assert_eq!(bent, ["enter after one VMOVP on GICv4.1 takes 100 to 104"]);
+        let (_, steep) = judge(&read(&output(rises))).unwrap();
+        assert_eq!(steep, ["enter after one VMOVP on GICv4.1 takes 100 to 104"]);
     }
 
     #[test]
-    fn what_was_not_counted_is_no_success() {
+    fn a_missing_count_is_an_error() {
         let text = output(|_, _, _| 100);
         let short: Vec<&str> = text.lines().take(20).collect();
         assert!(judge(&read(&short.join("\n"))).is_err());

@@ -1,9 +1,9 @@
-//! `bench sched`: what each way to schedule costs dom0's disk, in exceptions and in time.
+//! `bench sched`: exceptions to EL2 and latency of dom0's disk I/O for each combination of sched=, vwfi= and direct=.
 //!
-//! The exceptions to EL2 for each I/O are counted from outside on the instructions' clock: that is exact, and says nothing about
-//! waiting, since idle time passes at once. How many timer interrupts fall into the window is chance; the least of the rounds is
-//! taken, as in the tests. Times are the host's. One says nothing; so each cell is run next to a bare Linux, all
-//! of them in turns, and the table has the ratio, the median of the rounds.
+//! Exceptions are counted from outside on QEMU's clock of instructions: that is exact, but says nothing about waiting, as idle
+//! time passes at once. The number of timer interrupts in the window varies, so the least of the rounds is taken, as in the
+//! tests. Latency is in time of the host. Its absolute value depends on the host, so each round also measures a bare Linux, and
+//! the table has the median over the rounds of the ratio to it.
 
 use crate::fail::{Failure, Outcome};
 use crate::paths;
@@ -23,7 +23,7 @@ pub enum What {
     All,
 }
 
-/// One way to schedule.
+/// A combination of options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cell {
     sched: &'static str,
@@ -47,10 +47,10 @@ impl Cell {
     }
 }
 
-/// How long 50 %, 99 % and 99.9 % of the reads took at most, in microseconds.
+/// The 50th, 99th and 99.9th percentile of the latency of reads, in microseconds.
 type Percentiles = [f64; 3];
 
-/// How long the reads go on, in seconds.
+/// Duration of the reads, in seconds.
 const SECONDS: &str = "4";
 
 fn lab(name: &str, boot: Boot) -> Outcome<Lab> {
@@ -60,7 +60,7 @@ fn lab(name: &str, boot: Boot) -> Outcome<Lab> {
     Ok(Lab { dir, boot, long: false })
 }
 
-/// Exceptions to EL2 for each I/O.
+/// Counts exceptions to EL2 for each I/O.
 fn exits(cell: Cell) -> Outcome<f64> {
     let words = cell.words();
     let lab = lab("counts", Boot::Doorward)?;
@@ -88,7 +88,7 @@ fn medians(rows: &[Percentiles]) -> Percentiles {
     })
 }
 
-/// Measures, and prints the table as boards/qemu-virt/README.md has it.
+/// Measures and prints the table.
 pub fn table(what: What, rounds: usize) -> Outcome {
     let (cells, rounds) = (cells(), rounds.max(1));
     let mut counts: Vec<Option<f64>> = vec![None; cells.len()];
@@ -125,7 +125,7 @@ pub fn table(what: What, rounds: usize) -> Outcome {
     }
     if !bare.is_empty() {
         let [half, most, nearly_all] = medians(&bare);
-        println!("\n1.00 is a Linux without a hypervisor: {half:.0}, {most:.0} and {nearly_all:.0} us here.");
+        println!("\n1.00 is bare Linux: {half:.0}, {most:.0} and {nearly_all:.0} us on this host.");
     }
     Ok(())
 }
@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_cell_is_there_once_and_medians_are_by_column() {
+    fn each_combination_is_measured_once_and_medians_are_by_column() {
         let words: std::collections::BTreeSet<String> = cells().into_iter().map(Cell::words).collect();
         assert_eq!(words.len(), 12);
         assert_eq!(medians(&[[1.0, 9.0, 3.0], [2.0, 8.0, 5.0], [3.0, 7.0, 4.0]]), [2.0, 8.0, 4.0]);
