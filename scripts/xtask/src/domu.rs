@@ -1,7 +1,7 @@
-//! Domains beside dom0: their boot modules as QEMU's loader devices, and `xen,domain` nodes in the device tree.
+//! DomUs: their boot modules as QEMU's loader devices, and `xen,domain` nodes in the device tree.
 //!
-//! QEMU's guest-loader knows one kernel and one RAM disk, dom0's. So QEMU is first asked for the tree that it would hand
-//! over (`dumpdtb`), the domains' nodes are written into that, and it is started with the result.
+//! QEMU's guest-loader supports one kernel and one RAM disk, which are dom0's. So QEMU first dumps the device tree that it would
+//! pass on (`dumpdtb`), nodes for the domUs are added to it, and QEMU is started with the result.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,20 +13,20 @@ use dtoolkit::{Node, Property, ToPropertyValue};
 use crate::fail::{Doing, Failure, Outcome};
 use crate::{paths, sh};
 
-/// A domain beside dom0.
+/// A domU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DomU {
     /// Its kernel.
     pub kernel: PathBuf,
     /// Its RAM disk.
     pub initrd: Option<PathBuf>,
-    /// vCPUs.
+    /// Number of vCPUs.
     pub cpus: u32,
     /// RAM in MiB.
     pub mem: u64,
-    /// Its vCPUs' weight, if not the usual one.
+    /// The weight of each vCPU; `None` for the hypervisor's default.
     pub weight: Option<u32>,
-    /// The most that each of its vCPUs may have of a CPU, in percent.
+    /// The cap of each vCPU, in percent of a CPU.
     pub cap: Option<u32>,
     /// The kernel's command line.
     pub append: String,
@@ -40,7 +40,7 @@ impl Default for DomU {
 }
 
 impl DomU {
-    /// Reads `KERNEL[,initrd=F][,cpus=N][,mem=SIZE][,weight=N][,cap=N][,append=WORDS]`; WORDS go on to the end.
+    /// Parses `KERNEL[,initrd=F][,cpus=N][,mem=SIZE][,weight=N][,cap=N][,append=WORDS]`; WORDS extends to the end.
     pub fn parse(text: &str) -> Outcome<Self> {
         let (text, words) = text.split_once(",append=").map_or((text, None), |(text, words)| (text, Some(words)));
         let mut fields = text.split(',');
@@ -51,7 +51,7 @@ impl DomU {
         for field in fields {
             let bad = || {
                 let known = "initrd=F, cpus=N, mem=SIZE, weight=N, cap=N or append=WORDS";
-                Failure::usage(format!("--domu: `{field}` is not {known}"))
+                Failure::usage(format!("--domu: `{field}` is none of {known}"))
             };
             let (key, value) = field.split_once('=').ok_or_else(bad)?;
             match key {
@@ -67,7 +67,7 @@ impl DomU {
     }
 }
 
-/// `128M` or `1G`.
+/// The size in MiB of `128M` or `1G`.
 fn mebibytes(text: &str) -> Option<u64> {
     match text.strip_suffix('G') {
         Some(number) => number.parse::<u64>().ok()?.checked_mul(1024),
@@ -75,7 +75,7 @@ fn mebibytes(text: &str) -> Option<u64> {
     }
 }
 
-/// A file in memory.
+/// A file loaded into memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Blob {
     file: PathBuf,
@@ -83,7 +83,7 @@ struct Blob {
     bytes: u64,
 }
 
-/// What is where; a file that several domains use is there once.
+/// Assigns addresses to the files of all domains. A file that several domains use is loaded once.
 fn lay_out(domains: &[DomU], start: u64) -> Outcome<Vec<Blob>> {
     let mut blobs: Vec<Blob> = Vec::new();
     let mut at = start;
@@ -91,15 +91,15 @@ fn lay_out(domains: &[DomU], start: u64) -> Outcome<Vec<Blob>> {
         if blobs.iter().any(|blob| blob.file == *file) {
             continue;
         }
-        let bytes = std::fs::metadata(file).doing(format_args!("looking at {}", file.display()))?.len();
+        let bytes = std::fs::metadata(file).doing(format_args!("reading the size of {}", file.display()))?.len();
         blobs.push(Blob { file: file.clone(), at, bytes });
         at = (at + bytes).next_multiple_of(2 << 20);
     }
     Ok(blobs)
 }
 
-/// Adds what `qemu`, complete but for this, needs to start with `domains`: files from `start` on, and a tree in `tree`. The
-/// tree says that the MSIs of the PCI function `device0`, by its requester ID, come from device 0.
+/// Adds to a complete command of QEMU what `domains` need: their files from `start` on, and a device tree, written to `tree`.
+/// That tree maps the PCI function with requester ID `device0` to DeviceID 0.
 pub fn equip(qemu: &mut Command, domains: &[DomU], device0: Option<u16>, start: u64, tree: &Path) -> Outcome {
     let blobs = lay_out(domains, start)?;
     let mut dump = Command::new(qemu.get_program());
@@ -124,25 +124,25 @@ fn cells(number: u64) -> [u32; 2] {
     [(number >> 32) as u32, number as u32]
 }
 
-/// PCI's node.
+/// The node of the PCI host bridge.
 const PCI: &str = "/pcie@10000000";
 
-/// The map from requester IDs to devices with a line of its own for `rid` in front.
+/// The `msi-map` with an entry in front that maps `rid` to DeviceID 0.
 fn map_with_device0(host: &Fdt, rid: u16) -> Result<Vec<u8>, String> {
     let map = host.find_node(PCI).and_then(|pci| pci.property("msi-map"));
     let map = map.ok_or_else(|| format!("QEMU's device tree has no msi-map at {PCI}"))?;
-    let its = map.value().get(4..8).ok_or("QEMU's msi-map is no map")?;
+    let its = map.value().get(4..8).ok_or("QEMU's msi-map is too short")?;
     Ok([&u32::from(rid).to_be_bytes()[..], its, &[0; 4], &1u32.to_be_bytes(), map.value()].concat())
 }
 
-/// The host's tree with a node for each domain, and with the function `device0` as device 0.
+/// The host's tree with a node for each domain, and with the PCI function `device0` mapped to DeviceID 0.
 fn edited(host: &[u8], domains: &[DomU], blobs: &[Blob], device0: Option<u16>) -> Result<Vec<u8>, String> {
     let host = Fdt::new(host).map_err(|error| format!("QEMU's device tree: {error}"))?;
     let mut tree = DeviceTree::from_fdt(&host);
     if let Some(rid) = device0 {
         let map = map_with_device0(&host, rid)?;
         let old = tree.find_node_mut(PCI).and_then(|pci| pci.property_mut("msi-map"));
-        old.ok_or("the map is gone")?.set_value(map.as_slice());
+        old.ok_or("QEMU's device tree has no msi-map")?.set_value(map.as_slice());
     }
     let chosen = tree.root.child_mut("chosen").ok_or("QEMU's device tree has no /chosen")?;
     for (number, domain) in domains.iter().enumerate() {
@@ -161,7 +161,7 @@ fn edited(host: &[u8], domains: &[DomU], blobs: &[Blob], device0: Option<u16>) -
         let files = [("multiboot,kernel", Some(&domain.kernel)), ("multiboot,ramdisk", domain.initrd.as_ref())];
         for (kind, file) in files {
             let Some(file) = file else { continue };
-            let blob = blobs.iter().find(|blob| blob.file == *file).ok_or("a file without a place")?;
+            let blob = blobs.iter().find(|blob| blob.file == *file).ok_or("a file without an address")?;
             let mut module = DeviceTreeNode::new_unchecked(format!("module@{:x}", blob.at));
             set(&mut module, "compatible", &[kind, "multiboot,module"][..]);
             set(&mut module, "reg", &[cells(blob.at), cells(blob.bytes)].concat()[..]);
@@ -180,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_domain_is_read_from_one_word() {
+    fn a_domu_is_parsed_from_one_word() {
         let domu = DomU::parse("k,initrd=i,cpus=2,mem=1G,weight=512,cap=50,append=quiet a=b,c=d").unwrap();
         assert_eq!((domu.weight, domu.cap), (Some(512), Some(50)));
         assert_eq!((domu.kernel, domu.initrd), ("k".into(), Some("i".into())));

@@ -1,11 +1,11 @@
-//! Counting what reaches EL2, from outside: nothing in the guest or in the hypervisor takes part.
+//! Counts exceptions to EL2 from outside, without counters in the guest or the hypervisor.
 //!
-//! QEMU logs every exception it delivers (`-d int`) and, as trace events, each interrupt acknowledge, list-register write and
-//! NVMe read. The log is switched on over QMP for one stretch of a run, on a deterministic clock (`-icount`). `mark` bounds
-//! the stretch with two supervisor calls that Linux ignores; within it, the count runs from the first NVMe read to the last.
+//! QEMU logs every exception that it delivers (`-d int`) and, as trace events, each interrupt acknowledge, list register write
+//! and NVMe read. The log is switched on over QMP for a part of a run, on QEMU's deterministic clock (`-icount`). The guest's
+//! program `mark` bounds that part with two supervisor calls, and the count runs from the first NVMe read in it to the last.
 //!
-//! An exception is classed by ESR_EL2's EC; an interrupt by the INTID that the next acknowledge on that CPU returns. A guest's
-//! acknowledge of an LPI is direct when no list-register write put that LPI there.
+//! Exceptions are classified by ESR_EL2.EC, interrupts by the INTID of the next acknowledge on that CPU. An LPI that a guest
+//! acknowledges was injected directly if no list register write put it there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -32,24 +32,24 @@ pub const WAIT: &str = "WFI or WFE";
 /// The smallest LPI.
 const LPI: u64 = 8192;
 
-/// QEMU's log of the run whose table goes to `file`.
+/// The path of QEMU's log for a run whose table goes to `file`.
 fn raw(file: &Path) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
     name.push(".raw");
     name.into()
 }
 
-/// Whose time passes in the machine.
+/// The clock of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clock {
-    /// The time of the instructions executed: one thread, exceptions in the log, an exact count. Idle time passes at once, so
-    /// it says nothing about sleeping.
+    /// The number of executed instructions (`-icount`). QEMU runs all CPUs in one thread and logs exceptions, so the count is
+    /// exact. Idle time passes at once, so it says nothing about sleeping.
     Instructions,
-    /// Real time, one thread for each CPU: only what QEMU logs in one piece can be counted, which exceptions are not.
+    /// Real time, with a thread for each CPU. Exceptions cannot be counted, as QEMU logs them in several pieces.
     Real,
 }
 
-/// Makes a machine countable.
+/// Sets up a machine for counting.
 pub fn prepare(machine: &mut Machine, file: &Path, clock: Clock) {
     machine.log = Some(raw(file));
     machine.qmp = Some(std::env::temp_dir().join(format!("doorward-qmp-{}", std::process::id())));
@@ -71,12 +71,12 @@ pub struct Window {
 }
 
 impl Window {
-    /// For a machine that [`prepare`] has seen.
+    /// The window of a machine that [`prepare`] has set up.
     pub fn new(machine: &Machine, clock: Clock) -> Self {
         Self { socket: machine.qmp.clone().unwrap_or_default(), clock }
     }
 
-    /// Looks at a line of the console.
+    /// Handles a line of the console.
     pub fn line(&mut self, session: &mut Session, line: &str) -> Outcome {
         let masks = if line.starts_with("DW-TEST: count?") {
             let events: Vec<String> = EVENTS.iter().map(|event| format!("trace:{event}")).collect();
@@ -98,7 +98,7 @@ impl Drop for Window {
     }
 }
 
-/// Reads the log and writes the table.
+/// Reads the log, and prints and writes the table.
 pub fn report(file: &Path) -> Outcome {
     let counts = Counts::read(&raw(file), Clock::Instructions)?;
     let table = counts.table();
@@ -106,7 +106,7 @@ pub fn report(file: &Path) -> Outcome {
     std::fs::write(file, table).doing(format_args!("writing {}", file.display()))
 }
 
-/// Where an interrupt came from.
+/// The source of an interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
     /// A software-generated interrupt.
@@ -115,11 +115,11 @@ pub enum Source {
     Timer,
     /// The GIC's maintenance interrupt.
     Maintenance,
-    /// Another private or shared peripheral interrupt.
+    /// Another PPI or SPI.
     Peripheral,
     /// An LPI: a device's, or a doorbell.
     Lpi,
-    /// Acknowledged, and nothing was there.
+    /// An acknowledge that returned no interrupt.
     Spurious,
 }
 
@@ -147,20 +147,20 @@ impl Source {
     }
 }
 
-/// What was counted between the first and the last NVMe read.
+/// The counts between the first and the last NVMe read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// NVMe reads.
     pub ios: u64,
     /// MSI-X messages of the NVMe controller.
     pub messages: u64,
-    /// Exceptions that took a guest (EL1 or EL0) to EL2, by class.
+    /// Exceptions from a guest (EL1 or EL0) to EL2, by class.
     pub exits: BTreeMap<String, u64>,
     /// Exceptions from EL2 to EL2.
     pub nested: u64,
-    /// Interrupts acknowledged at EL2 (or by a Linux without a hypervisor), by source.
+    /// Interrupts acknowledged at EL2 (or by a Linux without the hypervisor), by source.
     pub taken: BTreeMap<Source, u64>,
-    /// LPIs that a guest acknowledged although no list register held them.
+    /// LPIs that a guest acknowledged without a list register.
     pub direct: u64,
     /// LPIs that a guest acknowledged from a list register.
     pub listed: u64,
@@ -172,7 +172,7 @@ impl Counts {
         let file = std::fs::File::open(path).doing(format_args!("opening {}", path.display()))?;
         let mut reader = Reader::default();
         if clock == Clock::Real {
-            // No exceptions in the log, so no marks either: the window itself bounds the stretch.
+            // Without exceptions in the log there are no marks: count all of the window.
             (reader.began, reader.ended) = (true, true);
         }
         for line in BufReader::new(file).split(b'\n') {
@@ -182,17 +182,17 @@ impl Counts {
         reader.finish().map_err(|why| Failure::new(format!("{}: {why}", path.display())))
     }
 
-    /// All exits of a guest.
+    /// The number of exceptions from a guest to EL2.
     pub fn total(&self) -> u64 {
         self.exits.values().sum()
     }
 
-    /// Interrupts taken from `source`.
+    /// The number of interrupts acknowledged from `source`.
     pub fn of(&self, source: Source) -> u64 {
         self.taken.get(&source).copied().unwrap_or(0)
     }
 
-    /// For people.
+    /// The counts as a table.
     pub fn table(&self) -> String {
         let mut text = String::new();
         let ios = self.ios.max(1) as f64;
@@ -215,7 +215,7 @@ impl Counts {
     }
 }
 
-/// An interrupt that was delivered to EL2 and not yet acknowledged.
+/// Where an exception to EL2 came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum From {
     Guest,
@@ -227,12 +227,12 @@ struct Reader {
     began: bool,
     ended: bool,
     counts: Counts,
-    /// The counts at the latest NVMe read: what comes after the last one is not counted.
+    /// The counts at the latest NVMe read: nothing after the last one counts.
     kept: Option<Counts>,
     cpu: usize,
     kind: String,
     from: Option<From>,
-    /// By CPU: the interrupt delivered last, until its acknowledge names the source.
+    /// By CPU: an interrupt that was delivered to EL2 and whose acknowledge, which gives the source, has not come yet.
     unnamed: BTreeMap<usize, From>,
     /// By CPU: LPIs put into list registers and not yet acknowledged.
     listed: BTreeSet<(usize, u64)>,
@@ -254,7 +254,7 @@ impl Reader {
             if from == From::Hypervisor {
                 self.counts.nested += 1;
             }
-            // A synchronous exception's class comes with the ESR on the next line.
+            // The class of a synchronous exception comes with ESR on the next line.
             if self.interrupt() && self.unnamed.insert(self.cpu, from) == Some(From::Guest) {
                 *self.counts.exits.entry("interrupt: nothing to acknowledge".into()).or_default() += 1;
             }
@@ -290,12 +290,12 @@ impl Reader {
         }
     }
 
-    /// Is the exception at hand an asynchronous one?
+    /// Whether the current exception is asynchronous.
     fn interrupt(&self) -> bool {
         matches!(self.kind.as_str(), "IRQ" | "FIQ" | "SError")
     }
 
-    /// One NVMe read: the first starts the count, each later one ends it for now.
+    /// Handles an NVMe read: the first starts the count, and each later one may be its end.
     fn read(&mut self) {
         match &mut self.kept {
             None => {
@@ -320,13 +320,13 @@ impl Reader {
 
     fn finish(self) -> Result<Counts, String> {
         if !(self.began && self.ended) {
-            return Err("the counted stretch has no beginning or no end: did the guest run dw.test=count?".into());
+            return Err("the log has no begin or end mark; the guest must run dw.test=count".into());
         }
-        self.kept.filter(|counts| counts.ios > 1).ok_or_else(|| "no NVMe reads in the counted stretch".into())
+        self.kept.filter(|counts| counts.ios > 1).ok_or_else(|| "no NVMe reads between the marks".into())
     }
 }
 
-/// `… cpu 0x2 value 0x2003`.
+/// CPU and value in `… cpu 0x2 value 0x2003`.
 fn cpu_and_value(text: &str) -> (usize, u64) {
     let hex = |word: &str| u64::from_str_radix(word.trim_start_matches("0x"), 16).unwrap_or(0);
     let after = |name: &str| {
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_lies_between_the_first_and_the_last_read_counts() {
+    fn only_exits_between_the_first_and_the_last_read_count() {
         let counts = count(&[WFI, BEGIN, WFI, READ, WFI, READ, WFI, END]).unwrap();
         assert_eq!(counts.ios, 2);
         assert_eq!(counts.total(), 1);
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupt_is_named_by_its_acknowledge() {
+    fn an_interrupt_is_classified_by_its_acknowledge() {
         let iar = "gicv3_icc_iar1_read GICv3 ICC_IAR1 read cpu 0x2 value 0x2003\n";
         let counts = count(&[BEGIN, READ, IRQ, iar, READ, END]).unwrap();
         assert_eq!(counts.exits["interrupt: LPI"], 1);
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn sgi_writes_are_told_from_other_system_registers() {
+    fn writes_of_sgi_registers_have_a_class_of_their_own() {
         assert_eq!(class(0x623a_3036, ""), "ICC_SGI1R_EL1 (an SGI sent)");
     }
 

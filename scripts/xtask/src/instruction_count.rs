@@ -1,12 +1,13 @@
-//! What the hypervisor's own paths cost in instructions: waking a vCPU, switching between two, moving a vPE.
+//! Counts the instructions in EL2 for waking a vCPU, switching between two vCPUs, and moving a vPE.
 //!
-//! Counted from outside: nothing in the hypervisor or the guest takes part. QEMU executes one instruction at a time and logs
-//! the address of each within the hypervisor's image (`one-insn-per-tb`, `-d exec`), and among them, as trace events, interrupt
-//! acknowledges and writes to GICR_VPENDBASER. On its clock of instructions (`-icount`) a run differs from the next only in the
-//! moments at which the guest is typed to.
+//! The count is made from outside, without counters in the hypervisor or the guest. QEMU executes one instruction at a time and
+//! logs the address of each within the hypervisor's image (`one-insn-per-tb`, `-d exec`) and, as trace events, interrupt
+//! acknowledges and writes of GICR_VPENDBASER. On QEMU's clock of instructions (`-icount`), runs differ only in the times at which
+//! commands are typed to the guest.
 //!
-//! What a CPU does between an exception from a guest (or its own WFI) and the ERET to a guest (or its next WFI) is a *stay* in
-//! EL2. What it was for is told from the events in it: a doorbell acknowledged, a vPE taken off, another made resident.
+//! The instructions of a CPU between an exception from a guest (or its own WFI) and the ERET to a guest (or its next WFI) are a
+//! *stay* in EL2. Its purpose follows from the events in it: a doorbell that is acknowledged, a vPE that stops being resident,
+//! another that becomes resident.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,13 +24,13 @@ use crate::qmp::Qmp;
 use crate::session::{Echo, End, Event, Input, Session};
 use crate::{image, paths};
 
-/// CPUs of the machine.
+/// Number of CPUs of the machine.
 const CPUS: u32 = 2;
 
-/// What QEMU logs while the window is open.
+/// What QEMU logs while the guest executes a command.
 const LOGGED: &str = "exec,trace:gicv3_icc_iar1_read,trace:gicv3_redist_write";
 
-/// Where QEMU loads the image, and beyond any end that it may have.
+/// Where QEMU loads the image, and an address beyond its end.
 const IMAGE: u64 = 0x4020_0000;
 const IMAGE_END: u64 = 0x4040_0000;
 
@@ -43,26 +44,26 @@ const TABLE: u64 = 0xf_ffff_ffff_0000;
 
 const LPI: u64 = 8192;
 
-/// The function that moves a vPE: VMOVP is posted and waited for.
+/// The function that moves a vPE: it posts VMOVP and waits for it.
 const MOVE: &str = "::bring";
-/// The function by which a vCPU stops running, the first thing of a switch once it is decided.
+/// The function that stops a vCPU: the first that a switch calls after the decision.
 const STOP: &str = "Credit<V> as doorward::sched::policy::Scheduler<V>>::stop";
 
-/// What a stay in EL2 was for.
+/// The purpose of a stay in EL2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Purpose {
-    /// A doorbell for a vCPU whose CPU idles, to its first instruction.
+    /// From a doorbell for a vCPU whose CPU is idle to that vCPU's first instruction.
     Wake,
-    /// A doorbell for a vCPU whose CPU runs another, which makes way.
+    /// From a doorbell for a vCPU whose CPU runs another vCPU, which is preempted, to its first instruction.
     Displace,
-    /// One vCPU stops and another starts, from the decision to its first instruction; both have a vPE.
+    /// From the decision to switch to the first instruction of the other vCPU; both have a vPE.
     Switch,
-    /// The same from the exit of the one to the first instruction of the other: with what led to the decision, an interrupt
-    /// of the timer for one.
+    /// From the exit of a vCPU to the first instruction of another: includes what led to the decision, such as a timer
+    /// interrupt.
     ExitToSwitch,
-    /// A vCPU goes to sleep and its CPU idles.
+    /// A vCPU blocks and its CPU becomes idle.
     Sleep,
-    /// One VMOVP, which is part of some of the others and not counted there.
+    /// One VMOVP. It is not counted in the stays that contain it.
     Move,
 }
 
@@ -79,7 +80,7 @@ impl fmt::Display for Purpose {
     }
 }
 
-/// Instructions by purpose, and for each by address.
+/// Numbers of instructions by purpose, and by purpose and address.
 #[derive(Default)]
 pub struct Costs {
     stays: BTreeMap<Purpose, Vec<u64>>,
@@ -93,13 +94,13 @@ impl Costs {
         costs
     }
 
-    /// The median, if it happened at least `least` times.
+    /// The median, if there are at least `least` stays.
     pub fn median(&self, purpose: Purpose, least: usize) -> Option<u64> {
         let costs = self.sorted(purpose);
         (costs.len() >= least.max(1)).then(|| costs[costs.len() / 2])
     }
 
-    /// How often, the least, the median, the most.
+    /// Prints how often each was seen, and its least, median and most instructions.
     pub fn print(&self) {
         for purpose in self.stays.keys() {
             let costs = self.sorted(*purpose);
@@ -112,7 +113,7 @@ impl Costs {
         }
     }
 
-    /// Where the instructions are, by function and by the functions that were inlined into it.
+    /// Prints the instructions by function, with the functions that were inlined into it.
     fn print_functions(&self) -> Outcome {
         let elf = paths::elf();
         let symbols = addr2line::Loader::new(&elf).map_err(|why| Failure::new(format!("{}: {why}", elf.display())))?;
@@ -133,7 +134,7 @@ impl Costs {
     }
 }
 
-/// The function at an address, and what it was inlined into.
+/// The function at an offset, and the functions that it was inlined into.
 fn name(symbols: &addr2line::Loader, offset: u64) -> String {
     let mut names = Vec::new();
     if let Ok(mut frames) = symbols.find_frames(offset) {
@@ -148,7 +149,7 @@ fn name(symbols: &addr2line::Loader, offset: u64) -> String {
     if names.is_empty() { symbols.find_symbol(offset).unwrap_or("?").to_owned() } else { names.join(" < ") }
 }
 
-/// The hypervisor's code.
+/// The hypervisor's code, and the functions that are searched for.
 struct Image {
     code: Vec<u8>,
     moves: Range<u64>,
@@ -181,11 +182,11 @@ impl Image {
     }
 }
 
-/// A CPU's time in EL2 so far.
+/// A stay in EL2 so far.
 #[derive(Default)]
 struct Stay {
     from_guest: bool,
-    /// Their addresses.
+    /// The offsets of the instructions in the image.
     instructions: Vec<u64>,
     doorbell: bool,
     left: Option<u64>,
@@ -215,11 +216,11 @@ enum Where {
     El2(Stay),
 }
 
-/// Reads QEMU's log.
+/// Parses QEMU's log.
 struct Reader<'a> {
     image: &'a Image,
     cpus: BTreeMap<u64, Where>,
-    /// Who executed last.
+    /// The CPU that executed last.
     latest: u64,
     costs: Costs,
 }
@@ -238,7 +239,7 @@ impl<'a> Reader<'a> {
                 self.executed(cpu, pc - IMAGE);
             }
         } else if line.starts_with("Stopped execution of TB chain before") {
-            // Logged and then not executed, for the clock had run out; it is logged again when it is.
+            // The last instruction was logged but not executed, as the budget of instructions was used up. It is logged again.
             if let Some(Where::El2(stay)) = self.cpus.get_mut(&self.latest) {
                 stay.instructions.pop();
             }
@@ -298,7 +299,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Books some instructions of a stay, without others.
+    /// Adds the instructions `what` of a stay, except `without`.
     fn add(&mut self, purpose: Purpose, stay: &Stay, what: Range<usize>, without: Range<usize>) {
         let places = self.costs.places.entry(purpose).or_default();
         let mut count = 0;
@@ -317,16 +318,16 @@ fn after(text: &str, name: &str) -> Option<u64> {
     u64::from_str_radix(words.next()?.trim_start_matches("0x"), 16).ok()
 }
 
-/// What the guest is told to do, one after the other: wake the others, then spin on all vCPUs.
-const ORDERS: [&str; 2] = ["w", "s"];
+/// The guest's commands: wake the other vCPUs, then spin on all of them.
+const COMMANDS: [&str; 2] = ["w", "s"];
 
-/// Runs `vcpus` vCPUs and one that wakes them on two CPUs, and counts. Logs are kept in `folder`.
+/// Runs `vcpus` vCPUs and one that wakes them on two CPUs, and counts. Logs go to `folder`.
 pub fn measure(folder: &Path, vcpus: u16, hv: &str, functions: bool) -> Outcome<Costs> {
     std::fs::create_dir_all(folder).doing(format_args!("creating {}", folder.display()))?;
     let kernel = folder.join("kernel");
     image::build_guest("guest-pace", &kernel)?;
     let (log, console) = (folder.join("qemu.log"), folder.join("console.log"));
-    let socket = std::env::temp_dir().join(format!("doorward-cost-{}", std::process::id()));
+    let socket = std::env::temp_dir().join(format!("doorward-instructions-{}", std::process::id()));
     let words = ["-icount", "shift=0,sleep=off", "-dfilter", &format!("{IMAGE:#x}..{:#x}", IMAGE_END - 1)];
     let machine = Machine {
         kernel: Some(kernel),
@@ -359,19 +360,19 @@ pub fn measure(folder: &Path, vcpus: u16, hv: &str, functions: bool) -> Outcome<
     Ok(reader.costs)
 }
 
-/// Gives the guest its orders, with QEMU's log on while it obeys.
+/// Types the guest's commands, with QEMU's log on while it executes them.
 fn play(session: &mut Session, socket: &Path) -> Outcome {
-    let mut orders = ORDERS.iter();
+    let mut commands = COMMANDS.iter();
     loop {
         match session.next() {
             Event::Line(line) if line.starts_with("GUEST FAIL") => return Err(Failure::new(line)),
             Event::Line(line) if line.starts_with("GUEST READY") || line.starts_with("GUEST DONE") => {
                 let mut qmp = Qmp::connect(socket)?;
-                match orders.next() {
-                    Some(order) => {
+                match commands.next() {
+                    Some(command) => {
                         qmp.monitor("one-insn-per-tb on")?;
                         qmp.monitor(&format!("log {LOGGED}"))?;
-                        session.type_in(order)?;
+                        session.type_in(command)?;
                     }
                     None => {
                         qmp.monitor("log none")?;
@@ -381,7 +382,7 @@ fn play(session: &mut Session, socket: &Path) -> Outcome {
             }
             Event::Line(_) => {}
             Event::Ended(End::Off) => return Ok(()),
-            Event::Ended(end) => return Err(Failure::new(format!("the guest did not come to its end: {end:?}"))),
+            Event::Ended(end) => return Err(Failure::new(format!("the guest did not finish: {end:?}"))),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The machine that everything here runs on: QEMU's `virt` with GICv4, an SMMU and one NVMe disk, as a command line.
+//! The test machine, as a QEMU command line: `virt` with GICv4, an SMMU and one NVMe disk.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,28 +11,28 @@ use crate::{paths, sh};
 /// Where RAM starts on `virt`.
 pub const RAM: u64 = 0x4000_0000;
 
-/// QEMU puts our image 2 MiB into RAM and the device tree at 128 MiB; the modules follow it.
+/// Address of the boot modules. QEMU loads the image 2 MiB into RAM and the device tree at 128 MiB.
 const MODULES: u64 = RAM + (160 << 20);
 
-/// The initramfs follows the kernel's file; what the kernel clears behind it does not matter, it is moved before it runs.
+/// Offset of the initramfs from the kernel. The kernel may clear memory behind its file, but is moved before it runs.
 const KERNEL_ROOM: u64 = 64 << 20;
 
-/// The domains' files follow dom0's.
+/// Address of the files of domUs, after those of dom0.
 const DOMUS: u64 = MODULES + (192 << 20);
 
-/// What every guest's command line starts with.
+/// The start of dom0's command line.
 const CONSOLE: &str = "console=ttyAMA0";
 
-/// What is started first, at the highest exception level there is.
+/// What QEMU starts.
 #[derive(Clone, Debug)]
 pub enum Boot {
-    /// Our image, with the guest's kernel and initramfs beside it in memory as boot modules.
+    /// The hypervisor's image, with dom0's kernel and initramfs in memory as boot modules.
     Doorward,
-    /// The guest's kernel itself: what we are compared with.
+    /// The guest's kernel without the hypervisor, to compare with.
     Bare,
-    /// UEFI firmware, which finds our image on a disk.
+    /// UEFI firmware, which finds the hypervisor's image on a disk.
     Uefi(Uefi),
-    /// Nothing: the flags in `extra` load something.
+    /// Whatever the flags in `extra` load.
     Loader,
 }
 
@@ -48,23 +48,23 @@ pub enum Tables {
 /// A boot by UEFI firmware.
 #[derive(Clone, Debug)]
 pub struct Uefi {
-    /// The disk it boots from, as [`Machine::make_disk_image`] makes it.
+    /// The disk to boot from: [`Machine::make_disk_image`] makes it.
     pub disk: PathBuf,
-    /// What it tells its applications.
+    /// How the firmware describes the machine.
     pub tables: Tables,
 }
 
-/// What is behind the NVMe controller.
+/// The content of the NVMe disk.
 #[derive(Clone, Debug)]
 pub enum Disk {
     /// A file that the guest may change.
     File(PathBuf),
-    /// A file whose content stays: writes go to a scratch file that vanishes.
+    /// A file that is not changed: writes go to a temporary file.
     Scratch(PathBuf),
     /// Like [`Disk::Scratch`], limited to 100 I/Os a second, so that a vCPU that waits for one goes to sleep. From the host's
     /// page cache a read may be complete before the guest's CPU is idle.
     Slow(PathBuf),
-    /// A disk without content that completes at once: for counting.
+    /// A disk without content that completes at once, for counting.
     Null,
     /// No controller.
     None,
@@ -73,7 +73,7 @@ pub enum Disk {
 /// One machine.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    /// What starts.
+    /// What QEMU starts.
     pub boot: Boot,
     /// The hypervisor's image.
     pub image: PathBuf,
@@ -87,25 +87,25 @@ pub struct Machine {
     pub hv: String,
     /// The NVMe disk.
     pub disk: Disk,
-    /// CPUs.
+    /// Number of CPUs.
     pub smp: u32,
-    /// RAM, as QEMU's `-m` takes it.
+    /// RAM, in the format of QEMU's `-m`.
     pub mem: String,
     /// CPU model.
     pub cpu: String,
     /// Properties of the machine after `virt`.
     pub properties: String,
-    /// Where guest errors (and what else is logged) go.
+    /// QEMU's log, with guest errors.
     pub log: Option<PathBuf>,
-    /// Domains beside dom0.
+    /// The domUs.
     pub domus: Vec<DomU>,
-    /// The PCI function, by its requester ID, whose MSIs the device tree says come from device 0: from `Qtest`.
+    /// A PCI function, by requester ID, that the device tree maps to DeviceID 0, which is that of stores by `Qtest`.
     pub device0: Option<u16>,
-    /// A control socket.
+    /// Path of a QMP socket.
     pub qmp: Option<PathBuf>,
-    /// Wait for a debugger on port 1234.
+    /// Whether to wait for a debugger on port 1234.
     pub gdb: bool,
-    /// More flags.
+    /// More flags for QEMU.
     pub extra: Vec<String>,
 }
 
@@ -196,21 +196,21 @@ impl Machine {
         Ok(qemu)
     }
 
-    /// What is on the disk that firmware boots from.
+    /// The content of the disk that firmware boots from.
     pub fn contents(&self) -> Contents {
         Contents {
             board: "qemu-uefi".into(),
             image: self.image.clone(),
             kernel: self.kernel.clone(),
             initrd: self.initrd.clone(),
-            // The board's configuration names the console by itself.
+            // The board's configuration names the console already.
             append: self.append.replacen(CONSOLE, "", 1).trim().into(),
             hv: self.hv.clone(),
             root: None,
         }
     }
 
-    /// Makes that disk, if this is how the machine boots.
+    /// Makes the disk that firmware boots from, if the machine boots by firmware.
     pub fn make_disk_image(&self) -> Outcome {
         match &self.boot {
             Boot::Uefi(uefi) => disk_image::write(&uefi.disk, &self.contents()),
@@ -218,21 +218,21 @@ impl Machine {
         }
     }
 
-    /// For a batch run: the console on standard streams, and a machine that resets is a machine that ends.
+    /// The command of a batch run: the console is on the standard streams, and QEMU ends when the machine is reset.
     pub fn batch(&self) -> Outcome<Command> {
         let mut qemu = self.command()?;
         qemu.args(["-serial", "stdio", "-no-reboot"]);
         Ok(qemu)
     }
 
-    /// For a terminal. QEMU's own escape moves to Ctrl-], because Ctrl-A is ours.
+    /// The command of a run on a terminal. QEMU's escape character is Ctrl-], as the hypervisor uses Ctrl-A.
     pub fn interactive(&self) -> Outcome<Command> {
         let mut qemu = self.command()?;
         qemu.args(["-serial", "mon:stdio", "-echr", "0x1d"]);
         Ok(qemu)
     }
 
-    /// The flags that lay kernel and initramfs into memory at `start` and describe them under `/chosen`.
+    /// The flags that load kernel and initramfs at `start` and describe them under `/chosen`.
     pub fn modules(&self, start: u64) -> Vec<String> {
         let mut flags = Vec::new();
         if let Some(kernel) = &self.kernel {
@@ -248,12 +248,12 @@ impl Machine {
     }
 }
 
-/// A path inside one of QEMU's comma-separated values.
+/// A path as part of one of QEMU's comma-separated values.
 fn escaped(path: &Path) -> String {
     path.to_string_lossy().replace(',', ",,")
 }
 
-/// Splits EXTRA ARGS as a shell would: blanks separate, quotes keep together.
+/// Splits text into words as a shell does: at blanks outside quotes.
 pub fn split_words(text: &str) -> Outcome<Vec<String>> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
@@ -277,7 +277,7 @@ pub fn split_words(text: &str) -> Outcome<Vec<String>> {
     Ok(words)
 }
 
-/// The command as one line that can be pasted.
+/// The command as one line to paste into a shell.
 pub fn shown(command: &Command) -> String {
     sh::shown(command)
 }
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn commas_in_the_guests_words_reach_the_guest() {
+    fn commas_in_the_command_line_reach_the_guest() {
         let machine = Machine {
             append: "console=ttyAMA0,115200".into(),
             kernel: Some("/dev/null".into()),

@@ -1,8 +1,8 @@
-//! The order of commands and registers, judged from QEMU's trace: what QEMU forgives and a real ITS does not.
+//! Checks the order of ITS commands and register writes in QEMU's trace: errors that QEMU tolerates and a real ITS does not.
 //!
-//! QEMU runs each command at once and never complains, so a missing VSYNC, a vPE made resident before its VMOVP, or a command
-//! that the ITS's own tables call an error all look fine in its behaviour (IHI 0069, chapters 5 and 8). The trace has
-//! each command in order, and each write to a redistributor; [`Checker`] keeps the tables beside it and names what is wrong.
+//! QEMU executes each command at once, so a missing VSYNC, a vPE that becomes resident before its VMOVP, or a command that the
+//! architecture calls an error has no visible effect (IHI 0069, chapters 5 and 8). The trace has each command and each write to
+//! a redistributor in order. [`Checker`] keeps the state of the tables and reports what is wrong.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,19 +15,19 @@ const VALID: u64 = 1 << 63;
 /// Physical address of the pending table in GICR_VPENDBASER.
 const TABLE: u64 = 0x000f_ffff_ffff_0000;
 
-/// After a virtual event was changed, this many commands may pass before a VSYNC: a batch, not for ever.
+/// So many commands may follow a change of a virtual event before its VSYNC, as changes come in batches.
 const BATCH: u64 = 128;
 
-/// How far a vPE's mapping has come.
+/// The state of a vPE's mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     /// VMAPP was sent.
     Mapped,
-    /// ... and synchronised.
+    /// VSYNC followed VMAPP.
     Synced,
     /// VINVALL was sent.
     Invalidated,
-    /// ... and synchronised: it may become resident.
+    /// VSYNC followed VINVALL: the vPE may become resident.
     Ready,
 }
 
@@ -47,7 +47,7 @@ enum Event {
     Virtual { vpe: u64 },
 }
 
-/// Follows a trace.
+/// The state of all tables while a trace is read.
 #[derive(Debug, Default)]
 pub struct Checker {
     line: u64,
@@ -58,16 +58,16 @@ pub struct Checker {
     collections: BTreeSet<u64>,
     /// By redistributor: the pending table of the vPE that is resident there.
     resident: BTreeMap<u64, u64>,
-    /// Virtual events that were changed since the last VSYNC: what was sent, and the command's number.
+    /// Virtual events that changed since the last VSYNC, with the command and its number.
     open: BTreeMap<(u64, u64), (&'static str, u64)>,
-    /// What was wrong, each with the line of the trace.
+    /// The errors, each with the line of the trace.
     pub wrong: Vec<String>,
-    /// How often each command and each residency came, so that a reader sees that something was judged.
+    /// How often each command was seen, and how often a vPE became resident.
     pub seen: BTreeMap<String, u64>,
 }
 
 impl Checker {
-    /// Looks at one line of QEMU's log.
+    /// Handles one line of QEMU's log.
     pub fn line(&mut self, line: &str) {
         self.line += 1;
         if let Some((event, text)) = line.strip_prefix("gicv3_its_cmd_").and_then(|rest| rest.split_once(' ')) {
@@ -82,7 +82,7 @@ impl Checker {
         }
     }
 
-    /// At the end of the trace.
+    /// Handles the end of the trace.
     pub fn finish(&mut self) {
         let open: Vec<_> =
             self.open.iter().map(|((d, e), (what, _))| format!("{what} of event {e:#x} of device {d:#x}")).collect();
@@ -96,7 +96,7 @@ impl Checker {
     }
 
     fn note(&mut self, what: String) {
-        // The first few say it; a thousand say no more.
+        // The first few are enough.
         if self.wrong.len() < 20 {
             self.wrong.push(format!("line {}: {what}", self.line));
         }
@@ -112,7 +112,7 @@ impl Checker {
                 }
                 let vpe = Vpe {
                     stage: Stage::Mapped,
-                    // The trace has the command's field, which leaves the low 16 bits out.
+                    // The trace has the command's field, without the low 16 bits of the address.
                     table: f.get("VPT_addr") << 16,
                     bits: f.get("VPT_size") + 1,
                     home,
@@ -158,7 +158,7 @@ impl Checker {
                 }
             }
             "vsync" => {
-                // QEMU does not say whose VSYNC it is. One of another vPE would be an error that this checker misses.
+                // The trace does not name the vPE of a VSYNC, so a VSYNC of the wrong vPE goes unnoticed here.
                 for vpe in self.vpes.values_mut() {
                     vpe.moving = false;
                     vpe.stage = match vpe.stage {
@@ -247,7 +247,7 @@ impl Checker {
             "mapc" => {
                 self.collections.remove(&f.get("ICID"));
             }
-            "unknown" => self.note("a command that the ITS does not know".into()),
+            "unknown" => self.note("an unknown command".into()),
             _ => {}
         }
         let late: Vec<_> = self
@@ -297,7 +297,7 @@ impl Checker {
                         "vPE {id:#x} made resident at {stage:?}: VMAPP, VSYNC, VINVALL, VSYNC come first"
                     ));
                 }
-                // The number of the redistributor, or that number in the command's own place.
+                // RDbase is the number of the redistributor, or that number shifted as in the command.
                 if home != redistributor && home != redistributor << 16 {
                     self.note(format!(
                         "vPE {id:#x} made resident on redistributor {redistributor:#x}, and the ITS has it on {home:#x}"
@@ -350,37 +350,37 @@ mod tests {
     }
 
     #[test]
-    fn a_life_in_order_is_fine() {
+    fn the_right_order_is_accepted() {
         assert_eq!(check(&[MAPPED, &[ENTER, MAP, SYNC, LEAVE, DISCARD, SYNC]]), [""; 0]);
     }
 
     #[test]
-    fn residency_before_the_mapping_is_synchronised_is_named() {
+    fn residency_before_the_mapping_is_synchronised_is_reported() {
         assert!(check(&[&MAPPED[..3], &[ENTER]])[0].contains("made resident at Invalidated"));
     }
 
     #[test]
-    fn a_missing_vsync_is_named() {
+    fn a_missing_vsync_is_reported() {
         assert!(check(&[MAPPED, &[MAP]])[0].contains("never followed by VSYNC"));
         assert!(check(&[MAPPED, &[MAP, SYNC, DISCARD]])[0].contains("DISCARD of event 0x3"));
     }
 
     #[test]
-    fn residency_elsewhere_than_the_its_believes_is_named() {
+    fn residency_on_another_redistributor_than_the_its_has_is_reported() {
         assert!(check(&[MAPPED, &[MOVE, SYNC, ENTER]])[0].contains("the ITS has it on 0x3"));
         assert!(check(&[MAPPED, &[MOVE, ENTER]])[0].contains("before VMOVP's VSYNC"));
         assert!(check(&[MAPPED, &[ENTER, MOVE, SYNC]])[0].contains("which is resident"));
     }
 
     #[test]
-    fn commands_that_the_tables_call_errors_are_named() {
+    fn commands_that_the_architecture_calls_errors_are_reported() {
         assert!(check(&[MAPPED, &[DISCARD]])[0].contains("which is not mapped"));
         assert!(check(&[MAPPED, &[MAP, SYNC, MAP, SYNC]])[0].contains("mapped already"));
         assert!(check(&[&MAPPED[4..], &[MAP, SYNC]])[0].contains("vPE 0x1, which is not mapped"));
     }
 
     #[test]
-    fn valid_over_valid_is_named() {
+    fn valid_written_over_valid_is_reported() {
         assert!(check(&[MAPPED, &[ENTER, ENTER]])[0].contains("Valid over Valid"));
     }
 }
