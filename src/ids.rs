@@ -87,7 +87,7 @@ number! {
     Va(u64), "{:#x}"
 }
 number! {
-    /// A CPU's affinity in MPIDR_EL1's layout: Aff3 in [39:32], Aff2..Aff0 in [23:0], all else zero.
+    /// A CPU's affinity in MPIDR_EL1's layout: Aff3 in bits 39:32, Aff2..Aff0 in bits 23:0, all others zero.
     Mpidr(u64), "{:#x}"
 }
 

@@ -1,13 +1,13 @@
 //! The interface between drivers and hardware.
 //!
-//! A driver is generic over [`Hw`] and accesses the machine only through it: registers by physical address, memory that a
-//! device reads by physical address, the barriers and cache maintenance between the two, and time. On the target every
-//! method is an instruction or two. On the host the executable GIC of `tests/gic-model` implements it, and also detects a
-//! missing `publish`.
+//! A driver is generic over [`Hw`] and accesses the machine only through it: registers by physical address, memory that
+//! a device reads by physical address, the barriers and cache maintenance between the two, and time. On the target
+//! every method is an instruction or two. On the host the executable GIC of `tests/gic-model` implements it, and also
+//! detects a missing `publish`.
 //!
-//! [`Device`] has the only device loads and stores of the image. They are inline assembly because a `write_volatile` in a
-//! loop may compile to a store with writeback, which has no valid syndrome if the hypervisor itself runs under another one
-//! (rust-lang/rust issue 131894).
+//! [`Device`] has the only device loads and stores of the image. They are inline assembly because a `write_volatile` in
+//! a loop may compile to a store with writeback, which has no valid syndrome if the hypervisor itself runs under
+//! another one (rust-lang/rust issue 131894).
 
 pub(crate) mod layout;
 
@@ -15,7 +15,8 @@ use crate::ids::Pa;
 
 /// Whether a device's accesses to memory are coherent with the CPUs' caches.
 ///
-/// This is determined once per table or queue, by reading back the shareability field of the register that has its address.
+/// This is determined once per table or queue, by reading back the shareability field of the register that has its
+/// address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coherence {
     /// Coherent: a barrier is enough.
@@ -26,8 +27,8 @@ pub enum Coherence {
 
 /// Registers, shared memory and time, as a driver needs them.
 ///
-/// Device accesses are ordered among themselves (Device-nGnRE). They are not ordered against accesses to memory, for which
-/// [`publish`](Hw::publish) and [`acquire`](Hw::acquire) are needed.
+/// Device accesses are ordered among themselves (Device-nGnRE). They are not ordered against accesses to memory, for
+/// which [`publish`](Hw::publish) and [`acquire`](Hw::acquire) are needed.
 pub trait Hw {
     /// Reads a 32-bit device register.
     fn read32(&self, register: Pa) -> u32;
@@ -38,11 +39,11 @@ pub trait Hw {
     /// Writes a 64-bit device register in one access.
     fn write64(&self, register: Pa, value: u64);
 
-    /// Allocates zeroed memory for sharing with a device. `align` is a power of two. `size` and `align` are in bytes and are
-    /// rounded up to 4 KiB. Returns `None` if there is not enough memory.
+    /// Allocates zeroed memory for sharing with a device. `align` is a power of two. `size` and `align` are in bytes
+    /// and are rounded up to 4 KiB. Returns `None` if there is not enough memory.
     fn alloc(&self, size: usize, align: usize) -> Option<Pa>;
-    /// Frees memory from [`alloc`](Hw::alloc), with the same `size` and `align`. The caller guarantees that no device uses
-    /// it.
+    /// Frees memory from [`alloc`](Hw::alloc), with the same `size` and `align`. The caller guarantees that no device
+    /// uses it.
     fn free(&self, memory: Pa, size: usize, align: usize);
 
     /// Loads a byte from shared memory.
@@ -66,8 +67,8 @@ pub trait Hw {
 
     /// Polls `done` until it returns `true` or `limit_us` microseconds have passed. Returns `false` on a time-out.
     ///
-    /// `done` is polled once more after the deadline, so that a delay between the two reads (by firmware, or by the host of an
-    /// emulator) is not taken for a time-out of the device.
+    /// `done` is polled once more after the deadline, so that a delay between the two reads (by firmware, or by the
+    /// host of an emulator) is not taken for a time-out of the device.
     #[must_use]
     fn wait(&self, limit_us: u64, mut done: impl FnMut() -> bool) -> bool
     where
@@ -100,9 +101,9 @@ mod device {
 
     /// Device loads and stores by physical address (EL2 runs on an identity map).
     ///
-    /// Each is a single `ldr` or `str` with a register as the address. The methods are safe because the addresses that drivers
-    /// pass are those of device registers, or of memory from [`Hw::alloc`](super::Hw::alloc), in which no Rust object is.
-    /// The drivers are responsible for what a register access does to the machine.
+    /// Each is a single `ldr` or `str` with a register as the address. The methods are safe because the addresses that
+    /// drivers pass are those of device registers, or of memory from [`Hw::alloc`](super::Hw::alloc), in which no Rust
+    /// object is. The drivers are responsible for what a register access does to the machine.
     pub struct Device;
 
     macro_rules! access {

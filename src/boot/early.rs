@@ -57,7 +57,8 @@ pub fn map_image(uart: Option<Uart>) {
     }
     barrier::dsb_sy();
     // SAFETY: the map covers the image, which includes this code, its stack and its data. The tables were written with
-    // caches off, so they are in memory, and no stale cache line hides them: `head` has invalidated the lines of the image.
+    // caches off, so they are in memory, and no stale cache line hides them: `head` has invalidated the lines of the
+    // image.
     unsafe { mmu::switch_to(map.root()) };
     // SAFETY: only the boot CPU runs.
     unsafe { MAP = Some(map) };
@@ -105,8 +106,8 @@ pub fn peek(at: Pa) -> onpanic::Facts {
     if at.0 == 0 || !at.0.is_multiple_of(8) {
         return onpanic::Facts::default();
     }
-    // SAFETY: the boot protocol says that there is a device tree. If there is neither a device tree nor memory, the access
-    // aborts, and this CPU parks as it would anyway.
+    // SAFETY: the boot protocol says that there is a device tree. If there is neither a device tree nor memory, the
+    // access aborts, and this CPU parks as it would anyway.
     let header = unsafe { slice::from_raw_parts(at.0 as *const u8, 8) };
     let size = match onpanic::size_of(header) {
         Some(size) if size as u64 <= FDT_MAX => size,

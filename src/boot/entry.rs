@@ -115,8 +115,8 @@ fn take_memory(machine: &Machine, image: Range, fdt: Range) -> Range {
     let Some(stacks) = Stacks::new(machine.cpus.len()) else { fatal!("memory: not enough for the stacks of all CPUs") };
     STACKS.call_once(|| stacks);
     match el2_map::build(machine, image, &image::sections(), fdt, &stacks) {
-        // SAFETY: the map covers the image including this CPU's stack, the device tree, and all memory that EL2 has taken.
-        // It was written with caches on, and this CPU's table walks read through the same caches.
+        // SAFETY: the map covers the image including this CPU's stack, the device tree, and all memory that EL2 has
+        // taken. It was written with caches on, and this CPU's table walks read through the same caches.
         Ok(root) => unsafe { mmu::switch_to(root) },
         Err(error) => fatal!("{error}"),
     }

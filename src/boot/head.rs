@@ -1,8 +1,9 @@
 //! The first instructions on the boot CPU.
 //!
-//! The boot CPU is entered as Linux would be (Documentation/arch/arm64/booting.rst): MMU off, x0 = address of the device
-//! tree, image clean to the point of coherency. The state of the caches is otherwise unknown. What is written here before
-//! stage 1 is on bypasses the caches, so the lines that it lies in are invalidated before they are read through a cache.
+//! The boot CPU is entered as Linux would be (Documentation/arch/arm64/booting.rst): MMU off, x0 = address of the
+//! device tree, image clean to the point of coherency. The state of the caches is otherwise unknown. What is written
+//! here before stage 1 is on bypasses the caches, so the lines that it lies in are invalidated before they are read
+//! through a cache.
 //!
 //! As an EFI application the image is entered at `efi_entry`, with MMU and caches on, and may return. After
 //! ExitBootServices, [`super::efi`] calls `efi_leave`, which sets the state that a loader would have set.
@@ -41,8 +42,8 @@ boot_start:
     stp     xzr, xzr, [x1], #16
     b       3b
 
-    // Stale cache lines must not hide what was written, once the caches are on. The loader has cleaned the image and the
-    // memory for .bss, so invalidation loses nothing.
+    // Stale cache lines must not hide what was written, once the caches are on. The loader has cleaned the image and
+    // the memory for .bss, so invalidation loses nothing.
 boot_clean:
     dsb     sy
     adrp    x1, __image_start
@@ -108,8 +109,8 @@ efi_entry:
     ret
 
     // Switches the firmware's stage 1 off. All that this image has written is cleaned to memory, and nothing is written
-    // from the first clean until the caches are off. Lines that remain in the caches are clean, and boot_clean invalidates
-    // them.
+    // from the first clean until the caches are off. Lines that remain in the caches are clean, and boot_clean
+    // invalidates them.
 .global efi_leave
 efi_leave:
     msr     daifset, #0xf

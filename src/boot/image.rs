@@ -27,8 +27,8 @@ pub fn range() -> Range {
     Range::between(address(&raw const __image_start), address(&raw const __image_end))
 }
 
-/// Returns the sections of the image, with the kind of mapping that each needs. The guard page below the boot stack is not
-/// in any of them.
+/// Returns the sections of the image, with the kind of mapping that each needs. The guard page below the boot stack is
+/// not in any of them.
 pub fn sections() -> [(Pa, Pa, Kind); 5] {
     [
         (address(&raw const __image_start), address(&raw const __text_start), Kind::Rodata),
@@ -41,8 +41,8 @@ pub fn sections() -> [(Pa, Pa, Kind); 5] {
 
 /// Returns the early UART in the image's header.
 pub fn early_uart() -> Option<Uart> {
-    // SAFETY: both are initialized constants of the image. The reads are volatile, because the image may have been patched
-    // after it was compiled.
+    // SAFETY: both are initialized constants of the image. The reads are volatile, because the image may have been
+    // patched after it was compiled.
     let (kind, base) =
         unsafe { ((&raw const early_uart_kind).read_volatile(), (&raw const early_uart_base).read_volatile()) };
     Uart::from_words(kind, base)

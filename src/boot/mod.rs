@@ -10,9 +10,9 @@
 //! | `machine` | the storage of the machine's description, and its console |
 //! | `panic` | the panic handler |
 //!
-//! Until `entry` has switched stage 1 on, memory is Device: there are no atomics beyond plain loads and stores, no locks
-//! and no log, and the code must not access memory unaligned (it is built for that). `entry` calls [`crate::start`] when the
-//! machine's description, the second stage 1 map, frames, heap and log are available.
+//! Until `entry` has switched stage 1 on, memory is Device: there are no atomics beyond plain loads and stores, no
+//! locks and no log, and the code must not access memory unaligned (it is built for that). `entry` calls
+//! [`crate::start`] when the machine's description, the second stage 1 map, frames, heap and log are available.
 #![allow(unsafe_code, reason = "entry code sets up what the safety of all other code depends on")]
 
 mod early;

@@ -58,8 +58,8 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     console::stop()
 }
 
-/// Prints the return addresses on this CPU's stack. An invalid frame pointer ends the backtrace, or causes an exception,
-/// which parks a CPU that is already panicking.
+/// Prints the return addresses on this CPU's stack. An invalid frame pointer ends the backtrace, or causes an
+/// exception, which parks a CPU that is already panicking.
 fn backtrace() {
     let mut frame: *const [u64; 2];
     // SAFETY: the instruction only reads a register.
@@ -68,7 +68,8 @@ fn backtrace() {
         if frame.is_null() || !frame.cast::<u128>().is_aligned() {
             break;
         }
-        // SAFETY: all of EL2 is built with frame pointers, so this is a frame record. If the stack is corrupted, see above.
+        // SAFETY: all of EL2 is built with frame pointers, so this is a frame record. If the stack is corrupted, see
+        // above.
         let [next, back] = unsafe { frame.read_volatile() };
         if back == 0 {
             break;

@@ -16,8 +16,8 @@ impl Line {
         Line(ArrayVec::new_const())
     }
 
-    /// Appends a byte. Returns `true` if the line is complete or full; the caller then prints it, with [`take`](Line::take),
-    /// before it appends another byte.
+    /// Appends a byte. Returns `true` if the line is complete or full; the caller then prints it, with
+    /// [`take`](Line::take), before it appends another byte.
     #[must_use]
     pub fn push(&mut self, byte: u8) -> bool {
         match byte {

@@ -1,12 +1,12 @@
 //! The console: the UART, the log, and the input focus.
 //!
 //! The hypervisor and all domains share one UART. The hypervisor prints whole lines under a lock that it only tries to
-//! take: a CPU that cannot take it within 100 ms prints nevertheless, since garbled text is better than none. Before stage 1
-//! is on, locks do not work, and the same functions write directly to the UART.
+//! take: a CPU that cannot take it within 100 ms prints nevertheless, since garbled text is better than none. Before
+//! stage 1 is on, locks do not work, and the same functions write directly to the UART.
 //!
 //! | file | content |
 //! |---|---|
-//! | [`uart`] | the UART drivers |
+//! | [`mod@uart`] | the UART drivers |
 //! | [`mux`] | the input focus, which Ctrl-A moves |
 //! | [`lines`] | line buffers for the output of domains without the focus |
 //! | [`keys`] | the table of debug keys |

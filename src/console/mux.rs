@@ -1,8 +1,8 @@
 //! The input focus: which domain receives the keys that are typed, or whether they are debug keys.
 //!
-//! Typing Ctrl-A three times moves the focus to the next in this order: dom0, the domUs with a console, the hypervisor's
-//! debug keys, and dom0 again. One or two Ctrl-A are passed to the domain like any other key, but only when the key after
-//! them shows that no third one follows.
+//! Typing Ctrl-A three times moves the focus to the next in this order: dom0, the domUs with a console, the
+//! hypervisor's debug keys, and dom0 again. One or two Ctrl-A are passed to the domain like any other key, but only
+//! when the key after them shows that no third one follows.
 
 use crate::ids::DomId;
 

@@ -1,8 +1,8 @@
 //! The option `onpanic=`: after a fatal error the machine parks, or with `onpanic=off` it powers off.
 //!
-//! The option must be known before the device tree is parsed, because an invalid tree is one of the fatal errors, and while
-//! stage 1 is still off. So this file scans the flattened tree for two properties only: `/chosen/bootargs` and the method of
-//! `/psci` (Devicetree Specification 0.4, chapter 5).
+//! The option must be known before the device tree is parsed, because an invalid tree is one of the fatal errors, and
+//! while stage 1 is still off. So this file scans the flattened tree for two properties only: `/chosen/bootargs` and
+//! the method of `/psci` (Devicetree Specification 0.4, chapter 5).
 
 /// What is needed to stop the machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -123,27 +123,27 @@ mod tests {
     }
 
     #[test]
-    fn the_word_is_found_on_the_command_line_only() {
+    fn the_option_is_only_read_from_the_command_line() {
         assert_eq!(scan(&tree("loglvl=debug onpanic=off", "smc")), Facts { off: true, psci_by_hvc: Some(false) });
         assert_eq!(scan(&tree("", "hvc")), Facts { off: false, psci_by_hvc: Some(true) });
         assert!(!scan(&tree("xonpanic=off onpanic=offx", "smc")).off);
     }
 
     #[test]
-    fn a_tree_cut_off_or_spoilt_anywhere_does_no_harm() {
+    fn scanning_a_truncated_or_damaged_tree_does_not_panic() {
         let whole = tree("onpanic=off", "smc");
         for end in 0..whole.len() {
             let _ = scan(&whole[..end]);
         }
         for at in 0..whole.len() {
-            let mut spoilt = whole.clone();
-            spoilt[at] ^= 0xff;
-            let _ = scan(&spoilt);
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0xff;
+            let _ = scan(&damaged);
         }
     }
 
     #[test]
-    fn what_is_no_tree_has_no_size() {
+    fn only_a_device_tree_has_a_size() {
         assert_eq!(size_of(&[0; 40]), None);
         assert_eq!(size_of(&tree("", "smc")), Some(tree("", "smc").len()));
     }

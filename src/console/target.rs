@@ -13,7 +13,8 @@ use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use log::{LevelFilter, Log, Metadata, Record};
 
-/// The UART's kind and address. Plain words, because they are set before stage 1 is on, when only loads and stores work.
+/// The UART's kind and address. Plain words, because they are set before stage 1 is on, when only loads and stores
+/// work.
 static KIND: AtomicU64 = AtomicU64::new(0);
 static BASE: AtomicU64 = AtomicU64::new(0);
 /// Whether `onpanic=off` is set.
@@ -135,8 +136,8 @@ fn with_state<R>(limit_us: u64, print: impl FnOnce(Option<&mut State>) -> R) -> 
             barrier::yield_cpu();
         }
     }
-    // Early output, or output after a panic. The UART is only accessed when there is something to print: the early UART of
-    // an image that was not patched for its board may not exist.
+    // Early output, or output after a panic. The UART is only accessed when there is something to print: the early UART
+    // of an image that was not patched for its board may not exist.
     enable();
     print(None)
 }

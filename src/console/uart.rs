@@ -1,7 +1,7 @@
 //! Drivers of Arm's PL011 and of the 16550 with its various register layouts.
 //!
-//! Transmission polls a bounded number of times, so that a UART that is disabled or flow-controlled does not block a CPU.
-//! Reception is by interrupt after [`Uart::listen`]. The line settings are left as the firmware has made them.
+//! Transmission polls a bounded number of times, so that a UART that is disabled or flow-controlled does not block a
+//! CPU. Reception is by interrupt after [`Uart::listen`]. The line settings are left as the firmware has made them.
 //!
 //! PL011: DDI 0183, 3.3. 16550: the PC16550D data sheet, 8.
 
@@ -85,8 +85,8 @@ impl Uart {
         }
     }
 
-    /// Enables the UART if the firmware has not: when QEMU boots a kernel directly, the UART is disabled. The line settings are
-    /// unchanged.
+    /// Enables the UART if the firmware has not: when QEMU boots a kernel directly, the UART is disabled. The line
+    /// settings are unchanged.
     pub fn enable<P: Port>(&self, port: &P) {
         if self.kind == Kind::Pl011 {
             let control = port.read(self, pl011::CR);
@@ -96,7 +96,7 @@ impl Uart {
         }
     }
 
-    /// Sends a byte once there is room for it. After [`POLLS`] polls it is sent regardless, and may be lost.
+    /// Sends a byte once there is room for it. After a bounded number of polls it is sent regardless, and may be lost.
     pub fn put<P: Port>(&self, port: &P, byte: u8) {
         for _ in 0..POLLS {
             let ready = match self.kind {

@@ -1,7 +1,7 @@
 //! A first-fit allocator of runs of pages, with one bit per page.
 //!
-//! EL2 allocates rarely (when a domain is built or a vPE table is made) and frees whole objects. So speed matters less than
-//! that any size and alignment that hardware requires is possible without waste: a run of 5 pages takes 5 pages.
+//! EL2 allocates rarely (when a domain is built or a vPE table is made) and frees whole objects. So speed matters less
+//! than that any size and alignment that hardware requires is possible without waste: a run of 5 pages takes 5 pages.
 
 /// A bitmap with one bit per page, which is set while the page is allocated.
 pub struct Bitmap<'a> {
@@ -59,7 +59,8 @@ impl<'a> Bitmap<'a> {
 
     /// Allocates `count` contiguous pages, the first of them at `offset` plus a multiple of `align` pages.
     ///
-    /// `align` is a power of two and `offset` less than `align`. `offset` is not zero if the pool itself is not aligned so.
+    /// `align` is a power of two and `offset` less than `align`. `offset` is not zero if the pool itself is not aligned
+    /// so.
     pub fn take(&mut self, count: usize, align: usize, offset: usize) -> Option<usize> {
         if count == 0 || count > self.free || !align.is_power_of_two() {
             return None;

@@ -28,7 +28,8 @@ impl PhysicalMemory for FirmwareMemory {
             }
             page += PAGE;
         }
-        // SAFETY: the loop has checked or mapped every page; after boot neither the firmware nor EL2 writes to the tables.
+        // SAFETY: the loop has checked or mapped every page; after boot neither the firmware nor EL2 writes to the
+        // tables.
         Some(unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(at.0 as usize), length) })
     }
 }

@@ -31,8 +31,8 @@ pub unsafe fn init(base: Pa, size: u64) {
     *POOL.lock() = Some(Pool { base: base.0, map });
 }
 
-/// Allocates `size` bytes, rounded up to pages, zeroed, and aligned to `align` bytes (a power of two; at least page alignment
-/// is given). Returns `None` if there is no such run of pages.
+/// Allocates `size` bytes, rounded up to pages, zeroed, and aligned to `align` bytes (a power of two; at least page
+/// alignment is given). Returns `None` if there is no such run of pages.
 #[must_use]
 pub fn alloc(size: usize, align: usize) -> Option<Pa> {
     let (count, align) = (size.div_ceil(PAGE).max(1), align.max(PAGE) / PAGE);
@@ -47,7 +47,7 @@ pub fn alloc(size: usize, align: usize) -> Option<Pa> {
     Some(Pa(base))
 }
 
-/// Frees an allocation of [`alloc`] with the same `size`.
+/// Frees an allocation of [`alloc()`] with the same `size`.
 pub fn free(base: Pa, size: usize) {
     let count = size.div_ceil(PAGE).max(1);
     let mut pool = POOL.lock();

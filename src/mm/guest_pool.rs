@@ -1,6 +1,8 @@
-//! The allocator of RAM for domUs. The RAM is set aside at boot, allocated when a domU is built, and freed when it ends.
+//! The allocator of RAM for domUs. The RAM is set aside at boot, allocated when a domU is built, and freed when it
+//! ends.
 //!
-//! The unit is 2 MiB, a stage 2 block. Nothing here accesses the memory itself; the caller must zero it before freeing it.
+//! The unit is 2 MiB, a stage 2 block. Nothing here accesses the memory itself; the caller must zero it before freeing
+//! it.
 
 use super::guest_ram::{BANKS, GuestRam};
 use crate::ids::Pa;
@@ -34,8 +36,8 @@ impl GuestPool {
         self.free.iter().map(|range| range.size).sum()
     }
 
-    /// Allocates `bytes`, rounded up to units: in one range if possible, else in few. Returns `None` if `bytes` is zero, or
-    /// if there is too little RAM or it is too fragmented.
+    /// Allocates `bytes`, rounded up to units: in one range if possible, else in few. Returns `None` if `bytes` is
+    /// zero, or if there is too little RAM or it is too fragmented.
     #[must_use]
     pub fn take(&mut self, bytes: u64) -> Option<GuestRanges> {
         let bytes = bytes.checked_next_multiple_of(UNIT).filter(|&bytes| bytes > 0)?;

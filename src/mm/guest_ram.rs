@@ -130,8 +130,8 @@ impl GuestRam {
         })
     }
 
-    /// Calls `each` with the physical ranges of `bytes` bytes at `at`, and with the offset of each range in them. If not all
-    /// of the bytes are the domain's RAM, `each` is not called.
+    /// Calls `each` with the physical ranges of `bytes` bytes at `at`, and with the offset of each range in them. If
+    /// not all of the bytes are the domain's RAM, `each` is not called.
     pub fn for_each_piece(&self, at: Ipa, bytes: u64, mut each: impl FnMut(Range, u64)) -> Result<(), NotGuestRam> {
         for check_only in [true, false] {
             let mut done = 0;

@@ -1,4 +1,4 @@
-//! The heap, in chunks that are allocated from [`frames`](super::frames) when they are needed.
+//! The heap, in chunks that are allocated from [`frames`] when they are needed.
 //!
 //! A chunk is never freed: domains' quotas bound what EL2 holds, so the size of the heap settles.
 
@@ -36,7 +36,8 @@ unsafe impl GlobalAlloc for Allocator {
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         if let Some(block) = NonNull::new(block) {
-            // SAFETY: the caller of `GlobalAlloc::dealloc` guarantees that the block came from `alloc` with this layout.
+            // SAFETY: the caller of `GlobalAlloc::dealloc` guarantees that the block came from `alloc` with this
+            // layout.
             unsafe { self.0.lock().dealloc(block, layout) };
         }
     }

@@ -1,12 +1,12 @@
 //! The tables of EL2's stage 1: an identity map in which nothing is both writable and executable.
 //!
-//! EL2 builds two maps. The first has a few tables in the image and maps the image, the device tree and the early UART, so
-//! that the rest of boot runs with caches, atomics and unaligned loads (`boot::early`). When the machine is known, the
-//! second map replaces it: all RAM, the image by section, the devices that EL2 uses (`el2_map`). Guard pages and memory
-//! that the firmware keeps are in neither.
+//! EL2 builds two maps. The first has a few tables in the image and maps the image, the device tree and the early UART,
+//! so that the rest of boot runs with caches, atomics and unaligned loads (`boot::early`). When the machine is known,
+//! the second map replaces it: all RAM, the image by section, the devices that EL2 uses (`el2_map`). Guard pages and
+//! memory that the firmware keeps are in neither.
 //!
-//! Four levels, 4 KiB pages, the largest blocks that fit (DDI 0487, D8.3). Entries only change from invalid to valid. This
-//! needs no break-before-make (D8.16.1), but a DSB, and an ISB on each CPU that then uses the address.
+//! Four levels, 4 KiB pages, the largest blocks that fit (DDI 0487, D8.3). Entries only change from invalid to valid.
+//! This needs no break-before-make (D8.16.1), but a DSB, and an ISB on each CPU that then uses the address.
 
 use crate::arch::barrier;
 use crate::ids::Pa;

@@ -1,15 +1,15 @@
 //! Stage 2 translation tables of a domain.
 //!
-//! 4 KiB granule, up to 48 address bits, concatenated root tables where that saves a level, and blocks of 1 GiB and 2 MiB
-//! where both addresses allow them. Tables come from [`Hw::alloc`] and are accessed by [`Hw::load64`] and [`Hw::store64`],
-//! so that this file has no `unsafe` and runs on the host. Arm ARM (DDI 0487), D8.2 (walks), D8.3 (descriptors), D8.6
-//! (attributes), D8.16 (break-before-make), D24.2 (VTCR_EL2, VTTBR_EL2).
+//! 4 KiB granule, up to 48 address bits, concatenated root tables where that saves a level, and blocks of 1 GiB and 2
+//! MiB where both addresses allow them. Tables come from [`Hw::alloc`] and are accessed by [`Hw::load64`] and
+//! [`Hw::store64`], so that this file has no `unsafe` and runs on the host. Arm ARM (DDI 0487), D8.2 (walks), D8.3
+//! (descriptors), D8.6 (attributes), D8.16 (break-before-make), D24.2 (VTCR_EL2, VTTBR_EL2).
 //!
 //! Invariants:
 //!
-//! - A valid descriptor is replaced by another valid one only through an invalid one and a TLB invalidation. This includes
-//!   the split of a block by [`Stage2::unmap`]. In between, a running vCPU of the domain would take a stage 2 fault on an
-//!   address that stays mapped.
+//! - A valid descriptor is replaced by another valid one only through an invalid one and a TLB invalidation. This
+//!   includes the split of a block by [`Stage2::unmap`]. In between, a running vCPU of the domain would take a stage 2
+//!   fault on an address that stays mapped.
 //! - A table is freed only after it has been unlinked and the TLBs (including walk caches) have been invalidated.
 //! - There are no empty tables below the root.
 //! - An operation that fails changes no translation.
@@ -89,8 +89,8 @@ impl fmt::Display for Stage2Error {
 
 impl core::error::Error for Stage2Error {}
 
-/// Returns the input address size for a CPU with this ID_AA64MMFR0_EL1.PARange: that of physical addresses, but at most 48
-/// bits (52 bits need another descriptor format).
+/// Returns the input address size for a CPU with this ID_AA64MMFR0_EL1.PARange: that of physical addresses, but at most
+/// 48 bits (52 bits need another descriptor format).
 #[must_use]
 pub const fn ipa_bits(parange: u8) -> u8 {
     match parange {
@@ -116,7 +116,7 @@ mod desc {
     const AF: u64 = 1 << 10;
     const XN: u64 = 1 << 54;
 
-    /// MemAttr[3:0], D8.6.5 (FWB off) and D8.6.6 (FWB on).
+    /// Returns the MemAttr field (bits 3:0 of the attributes), D8.6.5 (FWB off) and D8.6.6 (FWB on).
     const fn memattr(attr: Attr, fwb: Fwb) -> u64 {
         match (attr, fwb) {
             (Attr::Ram, Fwb::Off) => 0b1111 << 2, // outer and inner write-back
@@ -195,7 +195,8 @@ impl Stale {
 
 /// The stage 2 tables of one domain.
 ///
-/// Dropping this leaks them. [`destroy`](Self::destroy) frees them; its caller guarantees that no CPU has the VTTBR loaded.
+/// Dropping this leaks them. [`destroy`](Self::destroy) frees them; its caller guarantees that no CPU has the VTTBR
+/// loaded.
 pub struct Stage2<'h, H: Hw, T: Tlb> {
     hw: &'h H,
     tlb: &'h T,
@@ -219,8 +220,8 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
         if !(32..=48).contains(&ipa_bits) {
             return Err(Stage2Error::BadIpaBits(ipa_bits));
         }
-        // Up to 16 concatenated tables replace a level above them (D8.2.2). From 44 bits on, this is not enough to start at
-        // level 1.
+        // Up to 16 concatenated tables replace a level above them (D8.2.2). From 44 bits on, this is not enough to
+        // start at level 1.
         let start_level = if ipa_bits > 43 { 0 } else { 1 };
         let mut stage2 = Stage2 { hw, tlb, vmid, ipa_bits, fwb, start_level, root: Pa(0) };
         let size = stage2.root_size();
@@ -249,8 +250,8 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
         VTTBR_EL2::VMID.val(self.vmid.0.into()).value | self.root.0
     }
 
-    /// Returns the value of VTCR_EL2: 4 KiB granule, walks write-back and inner shareable, 8-bit VMID, and the output size
-    /// equal to the input size.
+    /// Returns the value of VTCR_EL2: 4 KiB granule, walks write-back and inner shareable, 8-bit VMID, and the output
+    /// size equal to the input size.
     #[must_use]
     pub fn vtcr(&self) -> u64 {
         let ps: u64 = match self.ipa_bits {
@@ -292,8 +293,8 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
     ///
     /// # Errors
     ///
-    /// [`Stage2Error::Misaligned`], [`Stage2Error::OutOfRange`], [`Stage2Error::Mapped`], and [`Stage2Error::OutOfMemory`].
-    /// After an error nothing is mapped.
+    /// [`Stage2Error::Misaligned`], [`Stage2Error::OutOfRange`], [`Stage2Error::Mapped`], and
+    /// [`Stage2Error::OutOfMemory`]. After an error nothing is mapped.
     pub fn map(&mut self, ipa: Ipa, pa: Pa, size: u64, attr: Attr) -> Result<(), Stage2Error> {
         let (start, end) = self.bounds(ipa, size)?;
         if !pa.0.is_multiple_of(PAGE) {
@@ -325,8 +326,8 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
     ///
     /// # Errors
     ///
-    /// [`Stage2Error::Misaligned`], [`Stage2Error::OutOfRange`], and [`Stage2Error::OutOfMemory`] if a block must be split.
-    /// After an error nothing is unmapped.
+    /// [`Stage2Error::Misaligned`], [`Stage2Error::OutOfRange`], and [`Stage2Error::OutOfMemory`] if a block must be
+    /// split. After an error nothing is unmapped.
     pub fn unmap(&mut self, ipa: Ipa, size: u64) -> Result<(), Stage2Error> {
         let (start, end) = self.bounds(ipa, size)?;
         self.split_at(start)?;
@@ -397,8 +398,8 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
         })
     }
 
-    /// Returns the address of the descriptor of `level` for `ipa`, after making the tables above it; `None` if there is no
-    /// memory for a table. The caller has checked that nothing is mapped there.
+    /// Returns the address of the descriptor of `level` for `ipa`, after making the tables above it; `None` if there is
+    /// no memory for a table. The caller has checked that nothing is mapped there.
     fn make_slot(&self, ipa: u64, level: u32) -> Option<Pa> {
         let mut table = self.root;
         for above in self.start_level..level {
@@ -409,7 +410,8 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
         Some(self.place(table, level, ipa))
     }
 
-    /// Makes a table with the entries that `fill` returns and links it at `at`, which is invalid and not cached in any TLB.
+    /// Makes a table with the entries that `fill` returns and links it at `at`, which is invalid and not cached in any
+    /// TLB.
     fn link_table(&self, at: Pa, fill: impl Fn(u64) -> u64) -> Option<Pa> {
         let table = self.make_table(fill)?;
         self.set(at, table.0 | desc::VALID | desc::TABLE_OR_PAGE);
@@ -471,8 +473,9 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
         }
     }
 
-    /// Unlinks the empty tables below the part of `table` that covers `range`, and chains them through their first words,
-    /// which stay invalid descriptors because table addresses are multiples of 4 KiB. `base` is the guest address of `table`.
+    /// Unlinks the empty tables below the part of `table` that covers `range`, and chains them through their first
+    /// words, which stay invalid descriptors because table addresses are multiples of 4 KiB. `base` is the guest
+    /// address of `table`.
     fn unlink_empty(&self, table: Pa, level: u32, base: u64, range: (u64, u64), unlinked: &mut Option<Pa>) {
         let first = range.0.max(base) / span(level);
         let limit = if level == self.start_level { u64::MAX } else { base + span(level - 1) };

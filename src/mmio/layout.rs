@@ -2,7 +2,8 @@
 
 /// Checks that fields are at the positions in the manual's tables, `NAME [high:low]`, and do not overlap.
 ///
-/// `register_bitfields!` takes the lowest bit and the width of a field, so this is a second, independent copy of each table.
+/// `register_bitfields!` takes the lowest bit and the width of a field, so this is a second, independent copy of each
+/// table.
 macro_rules! layout {
     ($bits:literal: $($register:ident { $($field:ident [$high:literal:$low:literal])* })*) => {
         $(const _: () = {
@@ -10,7 +11,7 @@ macro_rules! layout {
             $(
                 let (mask, shift) = ($register::$field.mask as u64, $register::$field.shift);
                 assert!($low <= $high && $high < $bits, "a field exceeds its register");
-                assert!(shift == $low && mask == u64::MAX >> (63 - $high + $low), "a field is not at the position in the manual");
+                assert!(shift == $low && mask == u64::MAX >> (63 - $high + $low), "a field is not where the manual has it");
                 assert!(taken & mask << shift == 0, "two fields overlap");
                 taken |= mask << shift;
             )*
@@ -20,8 +21,8 @@ macro_rules! layout {
 }
 pub(crate) use layout;
 
-/// Whether registers, each an offset and a size in bytes, are in ascending order, do not overlap, are aligned to their size
-/// (at most to eight bytes), and lie within a frame of `frame` bytes.
+/// Whether registers, each an offset and a size in bytes, are in ascending order, do not overlap, are aligned to their
+/// size (at most to eight bytes), and lie within a frame of `frame` bytes.
 #[must_use]
 pub const fn fits(registers: &[(u64, u64)], frame: u64) -> bool {
     let (mut n, mut end) = (0, 0);

@@ -1,8 +1,8 @@
 //! Consistency checks of a machine's description.
 //!
 //! Firmware tables are written by hand, patched by boot loaders and truncated by small buffers. A mistake that is found
-//! here is reported as an error message; one that is not found here becomes a fault later in boot. What only the hardware
-//! can tell (the number of redistributors, whether a PPI is wired) is checked by the drivers.
+//! here is reported as an error message; one that is not found here becomes a fault later in boot. What only the
+//! hardware can tell (the number of redistributors, whether a PPI is wired) is checked by the drivers.
 
 use super::{Machine, MachineError, Part, PciHost};
 use crate::ids::Intid;
@@ -118,8 +118,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Device frames must not overlap RAM or each other. The console may be a PCI function (Graviton3's is), so it may lie
-    /// in a PCI window; several hosts may share an ECAM (see [`check_pci`](Self::check_pci)).
+    /// Device frames must not overlap RAM or each other. The console may be a PCI function (Graviton3's is), so it may
+    /// lie in a PCI window; several hosts may share an ECAM (see [`check_pci`](Self::check_pci)).
     fn check_frames(&self) -> Result<(), MachineError> {
         let not_memory =
             || self.ranges().filter(|(part, _)| !matches!(part, Part::Memory | Part::Reserved | Part::Module));

@@ -252,7 +252,7 @@ impl fmt::Display for MachineError {
             }
             E::NoMaintenance => f.write_str("GIC: the firmware describes no maintenance interrupt"),
             E::NoTimer => f.write_str(
-                "generic timer: the firmware does not describe it, or not its EL1 physical, EL1 virtual and EL2 interrupts",
+                "generic timer: the firmware does not describe its EL1 physical, EL1 virtual and EL2 interrupts",
             ),
             E::NotAPpi { name, intid } => write!(f, "{name} interrupt: {intid} is not a PPI"),
             E::Empty { part, range } => write!(f, "{part} at {:#x}: its size is zero", range.base.0),

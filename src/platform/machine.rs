@@ -109,8 +109,8 @@ pub struct PciWindow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SmmuId(pub u8);
 
-/// One entry of `msi-map` or `iommu-map`: requester IDs `rid_base .. rid_base + length` become IDs from `out_base` on at
-/// `target`.
+/// One entry of `msi-map` or `iommu-map`: requester IDs `rid_base .. rid_base + length` become IDs from `out_base` on
+/// at `target`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdMap<T> {
     /// The first requester ID.

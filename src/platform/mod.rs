@@ -1,9 +1,9 @@
 //! The description of the machine, read from a device tree or from ACPI tables.
 //!
-//! [`Machine`] is the one description that the rest of the hypervisor uses: memory, CPUs, the GIC's frames, PCI hosts and
-//! SMMUs, and what the boot loader has loaded. It is filled once, early in boot, by [`fdt::read_into`] from a device tree
-//! or by [`acpi::read_into`] from ACPI tables, and checked by [`Machine::check`] before it is used. After that it never
-//! changes.
+//! [`Machine`] is the one description that the rest of the hypervisor uses: memory, CPUs, the GIC's frames, PCI hosts
+//! and SMMUs, and what the boot loader has loaded. It is filled once, early in boot, by [`fdt::read_into`] from a
+//! device tree or by [`acpi::read_into`] from ACPI tables, and checked by [`Machine::check`] before it is used. After
+//! that it never changes.
 //!
 //! It does not use the heap, because it is needed to find the memory for the heap. Capacities are fixed, and a machine
 //! that exceeds one is refused with an error, never truncated. It takes about 50 KiB, so it must be in a static (see

@@ -1,12 +1,12 @@
 //! PCI windows from the command line.
 //!
-//! With ACPI, a PCI host's windows are described in AML, which is not interpreted. Where they are needed (for a dom0 with a
-//! device tree, see `build::acpi`), the user gives them by an option:
+//! With ACPI, a PCI host's windows are described in AML, which is not interpreted. Where they are needed (for a dom0
+//! with a device tree, see `build::acpi`), the user gives them by an option:
 //!
-//! `pci_windows=SEGMENT:KIND:CPU+SIZE[@PCI],...`, where KIND is `io`, `mem32` or `mem64`, followed by `p` if the window is
-//! prefetchable, and all other fields are numbers, hexadecimal with `0x`. If the PCI address is not given, it is the CPU
-//! address, or 0 for I/O ports. The windows are in the firmware's log, and in the log of Linux on the bare machine ("root
-//! bus resource").
+//! `pci_windows=SEGMENT:KIND:CPU+SIZE[@PCI],...`, where KIND is `io`, `mem32` or `mem64`, followed by `p` if the window
+//! is prefetchable, and all other fields are numbers, hexadecimal with `0x`. If the PCI address is not given, it is the
+//! CPU address, or 0 for I/O ports. The windows are in the firmware's log, and in the log of Linux on the bare machine
+//! ("root bus resource").
 
 use super::{Machine, MachineError, Part, PciWindow, PciWindowKind};
 use crate::ids::Pa;

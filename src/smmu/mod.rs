@@ -1,9 +1,9 @@
 //! SMMUv3: only bypass is implemented.
 //!
 //! Firmware may leave an SMMU translating (with tables in memory that dom0 gets) or aborting all transactions, and its
-//! reset state is not guaranteed. Until there is stage 2 translation for devices, the SMMU is explicitly set to pass every
-//! transaction unchanged, and the setting is read back (IHI 0070: SMMU_CR0, SMMU_GBPA). dom0 does not see the SMMU, because
-//! both EL2 and dom0 controlling it would end in translation faults.
+//! reset state is not guaranteed. Until there is stage 2 translation for devices, the SMMU is explicitly set to pass
+//! every transaction unchanged, and the setting is read back (IHI 0070: SMMU_CR0, SMMU_GBPA). dom0 does not see the
+//! SMMU, because both EL2 and dom0 controlling it would end in translation faults.
 
 use crate::ids::Pa;
 use crate::mmio::Hw;

@@ -1,16 +1,16 @@
 //! A fair lock with a rank, on top of the [ticket lock](super::ticket).
 //!
-//! Fair, because on a machine of 64 CPUs an unfair lock starves the CPUs of the far socket, and a fair one bounds the wait
-//! by the number of CPUs times the longest hold. There is no acquire with a timeout: a lock that is held for ever is a bug
-//! in EL2, and the panic path (the console) only uses [`Lock::try_lock`].
+//! Fair, because on a machine of 64 CPUs an unfair lock starves the CPUs of the far socket, and a fair one bounds the
+//! wait by the number of CPUs times the longest hold. There is no acquire with a timeout: a lock that is held for ever
+//! is a bug in EL2, and the panic path (the console) only uses [`Lock::try_lock`].
 
 use super::ticket::TicketLock;
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 
-/// The number of polls of a free lock after which a waiter takes the next CPU in line for absent. A running CPU takes its
-/// turn within two or three polls of another.
+/// The number of polls of a free lock after which a waiter takes the next CPU in line for absent. A running CPU takes
+/// its turn within two or three polls of another.
 const PATIENCE: u32 = 100;
 
 /// The lock order: a CPU may only take a lock of a higher rank than all the locks it holds.
@@ -63,7 +63,8 @@ impl<T> Lock<T> {
         Lock { ticket: TicketLock::new(), rank, data: UnsafeCell::new(data) }
     }
 
-    /// Waits for its turn and takes the lock. In debug builds, panics if this CPU holds a lock of this rank or a higher one.
+    /// Waits for its turn and takes the lock. In debug builds, panics if this CPU holds a lock of this rank or a higher
+    /// one.
     pub fn lock(&self) -> Guard<'_, T> {
         held::assert_above(self.rank);
         self.ticket.acquire(PATIENCE, spin);

@@ -1,8 +1,9 @@
 //! Locks with a rank, and values shared between CPUs.
 //!
 //! EL2 runs with interrupts masked from exception entry to ERET: an interrupt takes a CPU out of a guest and never
-//! interrupts EL2 itself. So a lock need not mask interrupts. What it needs is a place in the lock order (its rank) and,
-//! in debug builds, a check that the ranks a CPU takes only rise. A guard must be dropped before the CPU enters a guest.
+//! interrupts EL2 itself. So a lock need not mask interrupts. What it needs is a place in the lock order (its rank)
+//! and, in debug builds, a check that the ranks a CPU takes only rise. A guard must be dropped before the CPU enters a
+//! guest.
 //!
 //! | type | for |
 //! |---|---|

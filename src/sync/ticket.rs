@@ -1,15 +1,16 @@
 //! A ticket lock that passes over an absent waiter.
 //!
-//! A CPU that waits takes a ticket and gets the lock in the order of the tickets, so that on a machine of many CPUs no CPU
-//! is starved by CPUs closer to the lock's memory. A plain ticket lock assumes that the CPU whose turn it is takes the
-//! lock at once. Under a hypervisor or an emulator that runs more virtual CPUs than it has physical ones, the next CPU in
-//! line may not be running. All CPUs behind it then spin until the host schedules it, and this repeats at each hand-over:
-//! with four CPUs on two, a lock that is held for a microsecond at a time changes hands a few times a second.
+//! A CPU that waits takes a ticket and gets the lock in the order of the tickets, so that on a machine of many CPUs no
+//! CPU is starved by CPUs closer to the lock's memory. A plain ticket lock assumes that the CPU whose turn it is takes
+//! the lock at once. Under a hypervisor or an emulator that runs more virtual CPUs than it has physical ones, the next
+//! CPU in line may not be running. All CPUs behind it then spin until the host schedules it, and this repeats at each
+//! hand-over: with four CPUs on two, a lock that is held for a microsecond at a time changes hands a few times a
+//! second.
 //!
-//! So a ticket here is a place in the order and not the lock. The lock itself is a separate flag. A waiter that has seen
-//! the lock free for some number of polls, without the CPU whose turn it is taking it, advances the turn by one. A CPU
-//! that finds its ticket passed over takes a new one. On physical CPUs the next in line takes the lock within a few polls
-//! and is never passed over.
+//! So a ticket here is a place in the order and not the lock. The lock itself is a separate flag. A waiter that has
+//! seen the lock free for some number of polls, without the CPU whose turn it is taking it, advances the turn by one. A
+//! CPU that finds its ticket passed over takes a new one. On physical CPUs the next in line takes the lock within a few
+//! polls and is never passed over.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -71,8 +72,8 @@ impl<W: Word> TicketLock<W> {
         self.held.load_relaxed() == 0 && self.held.compare_exchange_acquire(0, 1)
     }
 
-    /// Takes the lock, in the order of tickets. `spin` is called between two polls. A CPU that does not take its turn for
-    /// `patience` polls of another while the lock is free is passed over.
+    /// Takes the lock, in the order of tickets. `spin` is called between two polls. A CPU that does not take its turn
+    /// for `patience` polls of another while the lock is free is passed over.
     #[inline]
     pub fn acquire(&self, patience: u32, mut spin: impl FnMut()) {
         if self.turn.load_relaxed() == self.next.load_relaxed() && self.held.compare_exchange_acquire(0, 1) {

@@ -1,7 +1,7 @@
 //! Event counters, without locks or allocation.
 //!
-//! Each CPU has its own cache line of counters, so that counting is an uncontended add. A read sums over all CPUs. It is
-//! approximate while CPUs count, which is good enough for a debug key, and exact while they do not.
+//! Each CPU has its own cache line of counters, so that counting is an uncontended add. A read sums over all CPUs. It
+//! is approximate while CPUs count, which is good enough for a debug key, and exact while they do not.
 
 use crate::ids::CpuId;
 use core::sync::atomic::{AtomicU64, Ordering};

@@ -29,8 +29,8 @@ impl Range {
         Range { base: start, size: end.0.saturating_sub(start.0) }
     }
 
-    /// Returns the first address after the range. For a range that wraps this is the top of the address space; the checks
-    /// of a machine's description refuse such ranges.
+    /// Returns the first address after the range. For a range that wraps this is the top of the address space; the
+    /// checks of a machine's description refuse such ranges.
     #[must_use]
     pub const fn end(self) -> Pa {
         Pa(self.base.0.saturating_add(self.size))

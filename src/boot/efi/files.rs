@@ -255,7 +255,8 @@ pub fn offered_ramdisk(firmware: &Firmware) -> Outcome<Option<&'static mut [u8]>
     };
     let loader: *mut load_file2::Protocol = firmware.protocol(handle, load_file2::PROTOCOL_GUID).map_err(failed)?;
     let mut size = 0;
-    // SAFETY: the firmware returned this protocol; `at` is the rest of the path. Without a buffer the call returns the size.
+    // SAFETY: the firmware returned this protocol; `at` is the rest of the path. Without a buffer the call returns the
+    // size.
     let status = unsafe { ((*loader).load_file)(loader, at, efi::Boolean::FALSE, &raw mut size, ptr::null_mut()) };
     if status != Status::BUFFER_TOO_SMALL {
         return if size == 0 && !status.is_error() { Ok(None) } else { Err(failed(status)) };

@@ -93,7 +93,8 @@ impl Firmware {
         (self.system().firmware_revision, self.system().hdr.revision)
     }
 
-    /// Disables the watchdog, with which boot managers start applications and which resets the machine after five minutes.
+    /// Disables the watchdog, with which boot managers start applications and which resets the machine after five
+    /// minutes.
     pub fn stop_watchdog(&self) {
         // SAFETY: boot services are available. The same holds for all calls below.
         let _ = unsafe { (self.boot().set_watchdog_timer)(0, 0, 0, ptr::null_mut()) };
@@ -128,7 +129,8 @@ impl Firmware {
         if status.is_error() || interface.is_null() { Err(status) } else { Ok(interface.cast()) }
     }
 
-    /// Returns the handles with a protocol, or all handles. Their memory is not freed, since this is called once or twice.
+    /// Returns the handles with a protocol, or all handles. Their memory is not freed, since this is called once or
+    /// twice.
     pub fn handles(&self, guid: Option<Guid>) -> &'static [Handle] {
         let (mut count, mut list) = (0usize, ptr::null_mut());
         let (by, mut guid) = match guid {
@@ -145,7 +147,8 @@ impl Firmware {
         unsafe { slice::from_raw_parts(list, count) }
     }
 
-    /// Connects drivers to all devices. By itself, the firmware only connects those that it needs to boot its boot entry.
+    /// Connects drivers to all devices. By itself, the firmware only connects those that it needs to boot its boot
+    /// entry.
     pub fn connect_all(&self) {
         for &handle in self.handles(None) {
             // SAFETY: boot services are available. A handle that is not a controller is refused, which is harmless.
@@ -164,7 +167,8 @@ impl Firmware {
         tables.iter().find(|table| table.vendor_guid == *guid).map(|table| Pa(table.vendor_table as u64))
     }
 
-    /// Reads the memory map into `room`. Also returns the map's key, for [`exit_boot_services`](Self::exit_boot_services).
+    /// Reads the memory map into `room`. Also returns the map's key, for
+    /// [`exit_boot_services`](Self::exit_boot_services).
     pub fn memory_map<'a>(&self, room: &'a mut [u8]) -> Result<(usize, MemoryMap<'a>), Status> {
         let (mut size, mut key, mut step, mut version) = (room.len(), 0, 0, 0);
         let at = room.as_mut_ptr().cast();

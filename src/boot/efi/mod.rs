@@ -1,12 +1,13 @@
-//! The EFI application: it reads the configuration and the machine's description, loads the files, and leaves the firmware.
+//! The EFI application: it reads the configuration and the machine's description, loads the files, and leaves the
+//! firmware.
 //!
 //! Until ExitBootServices, every error is reported on the firmware's console and ends the application, so that a boot
-//! manager continues with its next entry. For this reason the machine's description is read here, while the firmware's page
-//! tables are in use, and not later. EL2's own services are not available: no locks, no log, no heap, no per-CPU data
-//! (TPIDR_EL2 belongs to the firmware).
+//! manager continues with its next entry. For this reason the machine's description is read here, while the firmware's
+//! page tables are in use, and not later. EL2's own services are not available: no locks, no log, no heap, no per-CPU
+//! data (TPIDR_EL2 belongs to the firmware).
 //!
-//! After ExitBootServices there is no way back. `efi_leave` (in `head`) switches stage 1 and the caches off and continues
-//! with the entry code of a raw image. `boot_cpu` calls [`take`] to get what the application has found.
+//! After ExitBootServices there is no way back. `efi_leave` (in `head`) switches stage 1 and the caches off and
+//! continues with the entry code of a raw image. `boot_cpu` calls [`take`] to get what the application has found.
 #![allow(clippy::result_large_err, reason = "a refusal contains its message, since there is no heap")]
 
 mod files;
@@ -182,8 +183,8 @@ fn range_of(bytes: &[u8]) -> Range {
     Range::new(Pa(bytes.as_ptr() as u64), bytes.len() as u64)
 }
 
-/// Finds the volume and the path of the configuration: the requested path, or [`CONFIG`] in the application's folder, or
-/// one of [`ELSEWHERE`] on another volume.
+/// Finds the volume and the path of the configuration: the requested path, or [`CONFIG`] in the application's folder,
+/// or one of [`ELSEWHERE`] on another volume.
 fn find_config(firmware: &Firmware, loaded: &Loaded, requested: Option<&str>) -> Outcome<(Volume, Path)> {
     let path = resolve(&loaded.folder(), requested.unwrap_or(CONFIG))?;
     if let Ok(volume) = Volume::open(firmware, loaded.device)
@@ -214,8 +215,8 @@ fn find_config(firmware: &Firmware, loaded: &Loaded, requested: Option<&str>) ->
     Err(refusal)
 }
 
-/// Reads the machine's description: from the device tree that the configuration names, from that of the firmware, or from
-/// ACPI tables. Also returns the number of reservations in the description itself.
+/// Reads the machine's description: from the device tree that the configuration names, from that of the firmware, or
+/// from ACPI tables. Also returns the number of reservations in the description itself.
 fn describe(firmware: &Firmware, payload: &Payload, machine: &mut Machine) -> Outcome<(Handover, usize)> {
     let refused = |error: &dyn fmt::Display| Refusal::new(Status::LOAD_ERROR, format_args!("{error}"));
     // SAFETY: only this CPU runs, and no other reference to the buffer exists at this time.
@@ -334,8 +335,8 @@ fn leave(
         if let Err(error) = fill_memory(machine, kept, map) {
             console::fatal(format_args!("{error}"));
         }
-        // SAFETY: only this CPU runs, and `take` is called after `efi_leave`, which only requires that boot services have
-        // been exited on a CPU at EL2.
+        // SAFETY: only this CPU runs, and `take` is called after `efi_leave`, which only requires that boot services
+        // have been exited on a CPU at EL2.
         unsafe {
             *ptr::addr_of_mut!(HANDOVER) = Some(handover);
             efi_leave()

@@ -5,8 +5,8 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 
-/// A model of memory and TLB. It detects a valid descriptor that is replaced without break-before-make, a table that is used
-/// after it was freed or freed before the TLB was invalidated, and a table that is linked before it is published.
+/// A model of memory and TLB. It detects a valid descriptor that is replaced without break-before-make, a table that is
+/// used after it was freed or freed before the TLB was invalidated, and a table that is linked before it is published.
 #[derive(Default)]
 struct Fake {
     words: RefCell<BTreeMap<u64, u64>>,

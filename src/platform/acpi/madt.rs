@@ -1,9 +1,9 @@
 //! MADT: CPUs, the GIC and the ITSs (ACPI 6.5, 5.2.12.14 to 5.2.12.18).
 //!
-//! Redistributors are described in one of two ways. Most firmware lists regions. Some (Graviton's) lists no regions but the
-//! redistributor of each CPU. Those are collected here and joined to regions where one ends exactly where the next begins:
-//! a gap may hold a redistributor that has been fused off and must not be accessed. The size of a redistributor follows
-//! from the GIC's version.
+//! Redistributors are described in one of two ways. Most firmware lists regions. Some (Graviton's) lists no regions but
+//! the redistributor of each CPU. Those are collected here and joined to regions where one ends exactly where the next
+//! begins: a gap may hold a redistributor that has been fused off and must not be accessed. The size of a redistributor
+//! follows from the GIC's version.
 
 use super::{AcpiError, Fields};
 use crate::ids::{Intid, Mpidr, Pa};

@@ -1,8 +1,8 @@
 //! MCFG: PCI configuration spaces (PCI Firmware Specification 3.3, 4.1.2).
 //!
-//! The address of an entry is that of bus 0 of its segment, even if the entry starts at another bus: on some machines (the
-//! virtualised Graviton4) several entries have the same address and differ only in their buses. The ECAM of a [`PciHost`]
-//! starts at its first bus.
+//! The address of an entry is that of bus 0 of its segment, even if the entry starts at another bus: on some machines
+//! (the virtualised Graviton4) several entries have the same address and differ only in their buses. The ECAM of a
+//! [`PciHost`] starts at its first bus.
 
 use super::{AcpiError, Fields};
 use crate::ids::Pa;

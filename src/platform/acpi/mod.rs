@@ -13,8 +13,8 @@
 //! firmware's memory map and then calls [`Machine::check`]. SRAT and all other tables are ignored.
 //!
 //! The firmware is trusted not to lie, but it may have bugs. Every length is checked before it is used, every list ends
-//! with its table whatever its lengths say, and no input makes this code panic (`fuzz/fuzz_targets/acpi.rs`). AML is not
-//! interpreted; see `build::acpi` for the consequences.
+//! with its table whatever its lengths say, and no input makes this code panic (`fuzz/fuzz_targets/acpi.rs`). AML is
+//! not interpreted; see `build::acpi` for the consequences.
 
 mod error;
 pub(crate) mod fadt;
@@ -39,8 +39,8 @@ pub use tables::{Fields, HEADER, Oem, PhysicalMemory, Tables};
 use super::Machine;
 use crate::ids::Pa;
 
-/// Reads the tables into `machine`, which is fresh from [`Machine::new`]. Does not call [`Machine::check`], because memory
-/// is not in these tables. After an error the contents of `machine` are undefined.
+/// Reads the tables into `machine`, which is fresh from [`Machine::new`]. Does not call [`Machine::check`], because
+/// memory is not in these tables. After an error the contents of `machine` are undefined.
 ///
 /// # Errors
 ///

@@ -1,8 +1,8 @@
 //! Lookup of tables, and access to their fields.
 //!
-//! The root pointer (RSDP) has the address of the list of tables (XSDT). Each table starts with the same 36-byte header,
-//! of which signature, length and checksum are used here (ACPI 6.5, 5.2.5 to 5.2.8). Fields are not aligned, so each is
-//! copied out of its bytes. A table is returned only if all of it is readable and its checksum is correct.
+//! The root pointer (RSDP) has the address of the list of tables (XSDT). Each table starts with the same 36-byte
+//! header, of which signature, length and checksum are used here (ACPI 6.5, 5.2.5 to 5.2.8). Fields are not aligned, so
+//! each is copied out of its bytes. A table is returned only if all of it is readable and its checksum is correct.
 
 use super::{AcpiError, Damage, Signature};
 use crate::ids::Pa;
@@ -83,8 +83,8 @@ impl<'m> Fields<'m> {
         Oem { id: self.array(10).unwrap_or_default(), table: self.array(16).unwrap_or_default() }
     }
 
-    /// Returns the entries from an offset on, with their types. An entry starts with a byte for the type and a byte for the
-    /// length, as in the MADT.
+    /// Returns the entries from an offset on, with their types. An entry starts with a byte for the type and a byte for
+    /// the length, as in the MADT.
     pub fn entries(self, from: usize) -> impl Iterator<Item = Result<(u8, Fields<'m>), AcpiError>> {
         let mut rest = self.rest(from);
         core::iter::from_fn(move || {

@@ -190,7 +190,8 @@ pub(crate) fn spcr(interface: u64, width: u64, access: u64, base: u64, gsiv: u64
 /// offset of the target, flags).
 pub(crate) type IortNode = (u8, Vec<u8>, Vec<[u32; 5]>);
 
-/// Builds an IORT. The first node is at offset 48. A node has a header of 16 bytes, its own bytes, and 20 bytes per mapping.
+/// Builds an IORT. The first node is at offset 48. A node has a header of 16 bytes, its own bytes, and 20 bytes per
+/// mapping.
 pub(crate) fn iort(nodes: &[IortNode]) -> Vec<u8> {
     let mut body = bytes(12, &[(0, nodes.len() as u64, 4), (4, 48, 4)]);
     for (kind, own, mappings) in nodes {
@@ -221,8 +222,8 @@ pub(crate) fn smmu_v3(base: u64, mappings: &[[u32; 5]]) -> IortNode {
 }
 
 /// Builds tables with the layout of a Graviton3: 64 CPUs, of which the second half has Aff3 = 1 and its redistributors
-/// 16 GiB higher, listed per CPU; one ITS next to the second half; PCI segment 1; a 16550 as console; no interrupt of the
-/// Secure timer.
+/// 16 GiB higher, listed per CPU; one ITS next to the second half; PCI segment 1; a 16550 as console; no interrupt of
+/// the Secure timer.
 pub(crate) fn graviton3() -> Vec<Vec<u8>> {
     let mut entries = vec![gicd(GRAVITON3_GICD, 4)];
     for cpu in 0..64u64 {

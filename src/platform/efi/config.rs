@@ -106,8 +106,8 @@ enum Item<'a> {
 }
 
 impl<'a> Config<'a> {
-    /// Parses the file and returns the section `wanted`; if that is `None`, the section that `default=` in `[global]` names,
-    /// or else the first one that is not `[global]`.
+    /// Parses the file and returns the section `wanted`; if that is `None`, the section that `default=` in `[global]`
+    /// names, or else the first one that is not `[global]`.
     ///
     /// # Errors
     ///

@@ -1,7 +1,8 @@
 //! The UEFI memory map, and its translation to the memory and reservations of a [`Machine`] (UEFI 2.10, 7.2 Memory
 //! Allocation Services: GetMemoryMap).
 //!
-//! The code, data and tables of runtime services and ACPI are reserved. The memory of boot services and of loaders is free.
+//! The code, data and tables of runtime services and ACPI are reserved. The memory of boot services and of loaders is
+//! free.
 
 use crate::ids::Pa;
 use crate::platform::{Machine, MachineError, Part};

@@ -1,7 +1,7 @@
 //! Parsers of the input of an EFI application: configuration file, load options, memory map.
 //!
-//! All of it is untrusted input. It is parsed here, from slices and without a heap, so that it can be tested on the host.
-//! The calls of the firmware are in `boot::efi`.
+//! All of it is untrusted input. It is parsed here, from slices and without a heap, so that it can be tested on the
+//! host. The calls of the firmware are in `boot::efi`.
 
 mod config;
 mod load_options;

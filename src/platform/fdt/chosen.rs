@@ -4,9 +4,9 @@
 //! without `#address-cells` in `/chosen`; then the root's cells apply. Command lines follow Xen's rule, too: if
 //! `xen,xen-bootargs` exists, it is for the hypervisor, and `bootargs` is for dom0 unless its module has its own.
 //!
-//! A `xen,domain` node describes a domU (same document, "Creating Multiple Domains directly from Xen"): `cpus`, `memory` in
-//! KiB, `vpl011`, and modules. Two properties are Doorward's own: `doorward,cpu-weight` and `doorward,cpu-cap`, of one cell
-//! each.
+//! A `xen,domain` node describes a domU (same document, "Creating Multiple Domains directly from Xen"): `cpus`,
+//! `memory` in KiB, `vpl011`, and modules. Two properties are Doorward's own: `doorward,cpu-weight` and
+//! `doorward,cpu-cap`, of one cell each.
 
 use super::lists::push;
 use super::walk::{self, Cells, Go, Place, Tree, text};

@@ -43,13 +43,13 @@ impl<'a> DeviceNode<'a> {
 }
 
 /// Calls `each` with every available device that has SPIs of the GIC, or registers that a CPU can access. This includes
-/// the GIC, ITSs, SMMUs and the console, but not memory, CPUs, reservations and `/chosen`. The windows of PCI hosts are not
-/// listed; they are in [`PciHost::windows`](crate::platform::PciHost::windows).
+/// the GIC, ITSs, SMMUs and the console, but not memory, CPUs, reservations and `/chosen`. The windows of PCI hosts are
+/// not listed; they are in [`PciHost::windows`](crate::platform::PciHost::windows).
 ///
 /// # Errors
 ///
-/// Those of [`read`](super::read) for a damaged tree; [`MachineError::TooMany`] if a node has more than 64 ranges or 512
-/// interrupts.
+/// Those of [`read`](super::read) for a damaged tree; [`MachineError::TooMany`] if a node has more than 64 ranges or
+/// 512 interrupts.
 pub fn for_each_device(blob: &[u8], mut each: impl FnMut(DeviceNode<'_>)) -> Result<(), MachineError> {
     let tree = open(blob)?;
     tree.walk_available(&mut |place| {

@@ -26,7 +26,8 @@ fn kind(place: &Place<'_, '_>) -> Option<GicKind> {
     }
 }
 
-/// Finds the GIC's phandle and `#interrupt-cells`. Older GICs may exist behind a GICv3, as interrupt controllers of devices.
+/// Finds the GIC's phandle and `#interrupt-cells`. Older GICs may exist behind a GICv3, as interrupt controllers of
+/// devices.
 pub(super) fn find(tree: Tree<'_>) -> Result<Option<(u32, u32)>, MachineError> {
     let mut gic = None;
     tree.walk_available(&mut |place| {

@@ -90,8 +90,8 @@ fn read_windows(place: &Place<'_, '_>, host: &mut PciHost) -> Result<(), Machine
     Ok(())
 }
 
-/// Reads `msi-map` or `iommu-map`: entries of (requester ID, phandle, output, length). A target that is not supported (a
-/// GICv2m, an SMMUv2) is skipped; one that does not exist is an error.
+/// Reads `msi-map` or `iommu-map`: entries of (requester ID, phandle, output, length). A target that is not supported
+/// (a GICv2m, an SMMUv2) is skipped; one that does not exist is an error.
 fn read_map(
     tree: Tree<'_>,
     place: &Place<'_, '_>,

@@ -1,9 +1,9 @@
 //! Traversal of a device tree: nodes with their ancestors, cells, address translation, interrupt specifiers.
 //!
-//! The tree is untrusted input: a property that is too short, an invalid cell count or an arithmetic overflow is treated
-//! as if the property were absent. The nesting depth is bounded, because this runs on a boot stack. Devicetree
-//! Specification 0.4, chapters 2.3 (standard properties) and 2.4 (interrupts); the GIC's interrupt specifier is in Linux'
-//! binding `arm,gic-v3.yaml`.
+//! The tree is untrusted input: a property that is too short, an invalid cell count or an arithmetic overflow is
+//! treated as if the property were absent. The nesting depth is bounded, because this runs on a boot stack. Devicetree
+//! Specification 0.4, chapters 2.3 (standard properties) and 2.4 (interrupts); the GIC's interrupt specifier is in
+//! Linux' binding `arm,gic-v3.yaml`.
 
 use crate::ids::{Intid, Pa};
 use crate::platform::{MachineError, Part};
@@ -147,8 +147,8 @@ impl<'a> Place<'_, 'a> {
         cell_count(self.node, "#size-cells", 1)
     }
 
-    /// Translates `size` bytes at `address` on this node's bus to a CPU address. The root's bus has CPU addresses; every
-    /// other bus needs a `ranges` property with an entry that covers all of the bytes.
+    /// Translates `size` bytes at `address` on this node's bus to a CPU address. The root's bus has CPU addresses;
+    /// every other bus needs a `ranges` property with an entry that covers all of the bytes.
     pub fn cpu_address(&self, address: u64, size: u64) -> Option<u64> {
         let mut address = address;
         let mut bus = self;
@@ -345,8 +345,8 @@ pub(super) fn u32_value(node: FdtNode<'_>, name: &str) -> Option<u32> {
     value(node, name)?.try_into().ok().map(u32::from_be_bytes)
 }
 
-/// Returns the value of a `#…-cells` property. More than four cells are invalid; the result then makes reads of such cells
-/// fail.
+/// Returns the value of a `#…-cells` property. More than four cells are invalid; the result then makes reads of such
+/// cells fail.
 pub(super) fn cell_count(node: FdtNode<'_>, name: &str, default: u32) -> u32 {
     match u32_value(node, name) {
         None => default,
