@@ -46,7 +46,8 @@ pub(super) struct VcpuRun<'a> {
     pub(super) shares: bool,
     /// The proof that the vPE is resident on this CPU. It is bound to the CPU and cannot leave this stack.
     pub(super) resident: Option<v4::Resident>,
-    /// The time from which on the switch to this vCPU counts as long; `None` once the vCPU has been in the guest.
+    /// The time from which on the switch to this vCPU counts as long; `None` once the vCPU has been in the guest or has worked for
+    /// its virtual ITSs.
     pub(super) late: Option<u64>,
 }
 
@@ -91,6 +92,14 @@ impl VcpuRun<'_> {
         }
     }
 
+    /// Ends the switch to this vCPU: time from now on is the vCPU's.
+    fn end_switch(&mut self) {
+        if self.late.is_some() {
+            self.report_long_switch();
+            self.late = None;
+        }
+    }
+
     /// Sets the state that PSCI defines at an entry point (DEN0022, 6.4): MMU off, interrupts masked, EL1h.
     fn power_on(&self, start: Start) {
         let mut context = self.vcpu.own();
@@ -126,7 +135,9 @@ impl VcpuRun<'_> {
 
     /// Performs a step of the virtual ITSs' work that this vCPU has started. Physical interrupts are taken after it, so that the
     /// scheduler's timer is noticed.
-    fn step_its_work(&self, context: &mut Context, work: ItsWork) -> Next {
+    fn step_its_work(&mut self, context: &mut Context, work: ItsWork) -> Next {
+        // The time of the work is not part of the switch: it is charged, and slices end during it.
+        self.end_switch();
         context.its_work = self.domain.step_its_work(work);
         irq::take_all(self.control.domains, self.cpu);
         if self.domain.is_ending() { Next::Off } else { Next::Resume }
@@ -196,10 +207,7 @@ impl VcpuRun<'_> {
             vcpu.left();
             return Next::Preempt;
         }
-        if self.late.is_some() {
-            self.report_long_switch();
-            self.late = None;
-        }
+        self.end_switch();
         vgic.flush(vcpu.id, &mut context.lrs);
         list_regs::load(&context.lrs);
         HCR_EL2.set(self.hcr(context));
