@@ -74,6 +74,13 @@ pub fn distributor_on() {
     while read32(GICD + GICD_CTLR) & RWP != 0 {}
 }
 
+/// Whether this GIC has LPIs.
+#[must_use]
+pub fn has_lpis() -> bool {
+    const LPIS: u32 = 1 << 17;
+    read32(GICD + GICD_TYPER) & LPIS != 0
+}
+
 /// The number of INTID bits.
 #[must_use]
 pub fn id_bits() -> u32 {
@@ -132,13 +139,18 @@ pub fn sgi1r(value: u64) {
     cpu::isb();
 }
 
-/// Sets a redistributor's LPI tables and enables LPIs.
+/// Sets a redistributor's LPI tables and enables LPIs. The pending table is all zero.
 pub fn lpis_on(r: Redistributor, properties: u64, id_bits: u32, pending: u64) {
+    const PTZ: u64 = 1 << 62;
+    lpis_on_with_pending(r, properties, id_bits, pending | PTZ);
+}
+
+/// Sets a redistributor's LPI tables and enables LPIs. LPIs whose bits are set in the pending table are pending.
+pub fn lpis_on_with_pending(r: Redistributor, properties: u64, id_bits: u32, pending: u64) {
     const INNER_WB: u64 = 7 << 7;
     const INNER_SHAREABLE: u64 = 1 << 10;
-    const PTZ: u64 = 1 << 62;
     write64(r.base + GICR_PROPBASER, properties | INNER_WB | INNER_SHAREABLE | u64::from(id_bits - 1));
-    write64(r.base + GICR_PENDBASER, pending | INNER_WB | INNER_SHAREABLE | PTZ);
+    write64(r.base + GICR_PENDBASER, pending | INNER_WB | INNER_SHAREABLE);
     write32(r.base + GICR_CTLR, read32(r.base + GICR_CTLR) | ENABLE_LPIS);
     // SAFETY: a barrier.
     unsafe { asm!("dsb sy", options(nostack)) };

@@ -20,6 +20,12 @@ const PTA: u64 = 1 << 19;
 
 const PAGE: usize = 0x1_0000;
 
+/// Bytes of the largest ring: 256 pages of 4 KiB (GITS_CBASER.Size).
+pub const LARGEST_RING: usize = 256 * 4096;
+
+/// Bytes of a command.
+const COMMAND: u64 = 32;
+
 /// Memory that the ITS owns.
 #[repr(C, align(65536))]
 pub struct Table<const BYTES: usize>(UnsafeCell<[u8; BYTES]>);
@@ -53,13 +59,21 @@ static RING: Table<PAGE> = Table::new();
 /// The enabled ITS.
 pub struct Its {
     typer: u64,
+    ring: u64,
+    ring_bytes: u64,
     write: u64,
 }
 
 impl Its {
-    /// Sets the tables and the command queue of the ITS and enables it.
+    /// Sets the tables and a command queue of 64 KiB of the ITS, and enables it.
     #[must_use]
     pub fn on() -> Its {
+        Its::with_ring(&RING)
+    }
+
+    /// Sets the tables and the command queue of the ITS, and enables it. A queue has from 4 KiB up to [`LARGEST_RING`].
+    #[must_use]
+    pub fn with_ring<const BYTES: usize>(ring: &'static Table<BYTES>) -> Its {
         write32(GITS + CTLR, 0);
         // Bounded, as another vCPU may have enabled it again.
         let _ = crate::cpu::wait(10, || read32(GITS + CTLR) >> 31 == 1);
@@ -74,10 +88,10 @@ impl Its {
             // One page of 64 KiB.
             write64(at, VALID | INNER_WB | (baser & 0x071f << 48) | table | INNER_SHAREABLE | 2 << 8);
         }
-        write64(GITS + CBASER, VALID | INNER_WB | RING.address() | INNER_SHAREABLE | (PAGE / 4096 - 1) as u64);
+        write64(GITS + CBASER, VALID | INNER_WB | ring.address() | INNER_SHAREABLE | (BYTES / 4096 - 1) as u64);
         write64(GITS + CWRITER, 0);
         write32(GITS + CTLR, 1);
-        Its { typer: read64(GITS + TYPER), write: 0 }
+        Its { typer: read64(GITS + TYPER), ring: ring.address(), ring_bytes: BYTES as u64, write: 0 }
     }
 
     /// RDbase of a redistributor, in the format of this ITS.
@@ -86,17 +100,41 @@ impl Its {
         if self.typer & PTA != 0 { r.base & !0xffff } else { (r.typer >> 8 & 0xffff) << 16 }
     }
 
-    fn command(&mut self, words: [u64; 4]) {
+    fn put(&mut self, offset: u64, words: [u64; 4]) {
         for (n, word) in words.iter().enumerate() {
-            let at = (RING.address() + self.write + 8 * n as u64) as *mut u64;
-            // SAFETY: inside the queue, which nothing else in the guest accesses.
+            let at = (self.ring + offset + 8 * n as u64) as *mut u64;
+            // SAFETY: inside the ring, which nothing else in the guest reaches.
             unsafe { at.write_volatile(*word) };
         }
-        self.write = (self.write + 32) % PAGE as u64;
+    }
+
+    /// Passes the commands in the next `bytes` bytes to the ITS, and waits until they are executed.
+    fn execute(&mut self, bytes: u64) {
+        self.write = (self.write + bytes) % self.ring_bytes;
         // SAFETY: a barrier.
         unsafe { asm!("dsb sy", options(nostack)) };
         write64(GITS + CWRITER, self.write);
         while read64(GITS + CREADR) & 0xf_ffe0 != self.write {}
+    }
+
+    fn command(&mut self, words: [u64; 4]) {
+        self.put(self.write, words);
+        self.execute(COMMAND);
+    }
+
+    /// Writes the command `command(n)` to each slot `n` of the ring, and tells the ITS nothing about it.
+    pub fn fill(&mut self, command: impl Fn(usize) -> [u64; 4]) {
+        for slot in 0..self.ring_bytes / COMMAND {
+            self.put(slot * COMMAND, command(slot as usize));
+        }
+    }
+
+    /// Executes what is in the ring, except for the slot that stays free in a full ring, by one store to GITS_CWRITER.
+    /// Returns the number of commands.
+    pub fn execute_full_ring(&mut self) -> u64 {
+        let bytes = self.ring_bytes - COMMAND;
+        self.execute(bytes);
+        bytes / COMMAND
     }
 
     /// MAPD: a device with `2^event_bits` events and its table.
@@ -136,7 +174,13 @@ impl Its {
     }
 }
 
-/// Whether this is the address of the command queue.
+/// MOVALL, for [`Its::fill`].
+#[must_use]
+pub fn move_all(from: u64, to: u64) -> [u64; 4] {
+    [0x0e, 0, from, to]
+}
+
+/// Whether this is the address of the ring of [`Its::on`].
 #[must_use]
 pub fn is_ring(address: u64) -> bool {
     address == RING.address()

@@ -4,6 +4,7 @@ mod boot;
 mod cpus;
 mod domains;
 pub mod exits;
+mod flood;
 mod guests;
 mod instructions;
 mod io;
@@ -30,6 +31,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(cpus::cases());
     cases.extend(instructions::cases());
     cases.extend(shares::cases());
+    cases.extend(flood::cases());
     cases.extend(storms::cases());
     cases.extend(trace::cases());
     cases.extend(uefi::cases());
