@@ -184,7 +184,7 @@ fn kill(domains: &Domains) {
     match domains.get(chosen).filter(|_| chosen != DomId(0)) {
         Some(domain) => {
             line(format_args!("{chosen}: ended by hand"));
-            domain.finish(End::Crash);
+            domain.terminate(End::Crash);
         }
         None => line(format_args!("no domU is chosen: n chooses one")),
     }

@@ -105,8 +105,8 @@ pub fn leave(domains: &Domains, cpu: CpuId) {
     host.own_ppis().for_each(|ppi| host.gic.ppi_disable(cpu, ppi));
     // Kicks, and doorbells that rang before they were moved.
     irq::take_all(domains, cpu);
-    irq::relieve_all(domains, cpu);
-    state.timer.give_up(&mut |vcpu| _ = host.wake(vcpu));
+    irq::unmask_all(domains, cpu);
+    state.timer.shut_down(&mut |vcpu| _ = host.wake(vcpu));
     cpuif::shut();
     host.cpus.count_taken_out(moved.vpes);
     state.set_hotplug(Hotplug::Off);

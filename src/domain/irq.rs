@@ -1,4 +1,4 @@
-//! Physical interrupts: which domain or which part of EL2 gets each of them.
+//! Physical interrupts: which domain, or which part of EL2, handles each of them.
 //!
 //! EL2 runs with interrupts masked and takes them here, by reading ICC_IAR1_EL1: after an exit that an interrupt caused, in the idle
 //! loop, and between steps of long work. With EOImode = 1 an acknowledged interrupt is first dropped (ICC_EOIR1_EL1), so that others
@@ -10,7 +10,7 @@ use crate::arch::sysreg::{CNTV_CTL_EL0, ReadWriteable, Readable};
 use crate::arch::timer;
 use crate::console;
 use crate::gic::cpuif;
-use crate::host::routes::follow;
+use crate::host::routes::move_if_misplaced;
 use crate::host::{Host, KICK};
 use crate::ids::{CpuId, Intid, Lpi};
 use crate::sched::Woken;
@@ -109,8 +109,8 @@ fn take_el2_timer(domains: &Domains, cpu: CpuId, intid: Intid) {
         }
     });
     cpuif::deactivate(intid);
-    if fired.relief {
-        relieve(domains, cpu);
+    if fired.unmask {
+        unmask_due(domains, cpu);
     }
     if fired.resched {
         host.sched.set_need_resched(cpu);
@@ -158,7 +158,7 @@ fn take_lpi(domains: &Domains, cpu: CpuId, lpi: Lpi) {
             let injected = domain.vgic().inject_lpi(&domain.port(), route.vcpu, route.vintid);
             if let Some(vcpu) = domain.vcpu(route.vcpu) {
                 charge(host, cpu, lpi, &vcpu.meter);
-                if host.sched.shares_cpus() && follow(&host.gic, &host.routes, lpi, cpu, vcpu.cpu()) {
+                if host.sched.shares_cpus() && move_if_misplaced(&host.gic, &host.routes, lpi, cpu, vcpu.cpu()) {
                     count(cpu, Event::LpiMove);
                 }
             }
@@ -170,36 +170,36 @@ fn take_lpi(domains: &Domains, cpu: CpuId, lpi: Lpi) {
     }
 }
 
-/// Charges a vCPU for an LPI or a doorbell, and masks the LPI if the vCPU is above its rate. Only this and [`follow`] issue ITS
+/// Charges a vCPU for an LPI or a doorbell, and masks the LPI if the vCPU is above its rate. Only this and [`move_if_misplaced`] issue ITS
 /// commands when an interrupt arrives.
 fn charge(host: &Host, cpu: CpuId, lpi: Lpi, meter: &Meter) {
-    if let Some(at) = host.rate_limits.took(&host.gic, &host.routes, lpi, meter, timer::now()) {
+    if let Some(at) = host.rate_limits.charge(&host.gic, &host.routes, lpi, meter, timer::now()) {
         count(cpu, Event::RateLimitMask);
-        host.cpu(cpu).timer.relieve_at(at);
+        host.cpu(cpu).timer.unmask_at(at);
     }
 }
 
 /// Unmasks the LPIs and doorbells whose vCPUs have credit again.
-pub fn relieve(domains: &Domains, cpu: CpuId) {
-    if let Some(at) = relieve_as_of(domains, cpu, timer::now()) {
-        domains.host.cpu(cpu).timer.relieve_at(at);
+pub fn unmask_due(domains: &Domains, cpu: CpuId) {
+    if let Some(at) = unmask_as_of(domains, cpu, timer::now()) {
+        domains.host.cpu(cpu).timer.unmask_at(at);
     }
 }
 
 /// Unmasks all masked LPIs and doorbells: this CPU leaves service, and its timer will not do it later.
-pub fn relieve_all(domains: &Domains, cpu: CpuId) {
-    let _ = relieve_as_of(domains, cpu, u64::MAX);
+pub fn unmask_all(domains: &Domains, cpu: CpuId) {
+    let _ = unmask_as_of(domains, cpu, u64::MAX);
 }
 
 /// Unmasks what may be unmasked at `now`. Returns the time of the next call.
-fn relieve_as_of(domains: &Domains, cpu: CpuId, now: u64) -> Option<u64> {
+fn unmask_as_of(domains: &Domains, cpu: CpuId, now: u64) -> Option<u64> {
     let host = domains.host;
     let rate = &host.rate_limits.rate;
-    let relief = |lpi: Lpi| match host.routes.get(lpi) {
-        Some(route) => Some(domains.get(route.domain)?.vcpu(route.vcpu)?.meter.relief_at(rate)),
-        None => Some(host.vpes.get(host.gic.whose_doorbell(lpi)?)?.meter.relief_at(rate)),
+    let unmask_at = |lpi: Lpi| match host.routes.get(lpi) {
+        Some(route) => Some(domains.get(route.domain)?.vcpu(route.vcpu)?.meter.unmask_at(rate)),
+        None => Some(host.vpes.get(host.gic.whose_doorbell(lpi)?)?.meter.unmask_at(rate)),
     };
-    let (again, unmasked) = host.rate_limits.relieve(&host.gic, &host.routes, now, relief);
+    let (again, unmasked) = host.rate_limits.unmask_due(&host.gic, &host.routes, now, unmask_at);
     (0..unmasked).for_each(|_| count(cpu, Event::RateLimitUnmask));
     again
 }

@@ -1,38 +1,39 @@
-//! Whether a domain lives, how it ends, and that its end is announced once.
+//! The lifecycle of a domain: why it ends, and when its last vCPU is off.
 //!
-//! A domain is over when its last vCPU has gone off. That is counted, not looked up: who looks at one vCPU after the other
-//! may see one off that is then powered on by another, and that other off, and finds all off though one runs. A vCPU is
-//! counted before it is powered on, by one that is on itself, so the count gets to 0 once, and then for good.
+//! The vCPUs that are on are counted. A scan of their states would race with PSCI CPU_ON: vCPU 1 reads as off, vCPU 2 then
+//! powers vCPU 1 on and goes off, and the scan finds all vCPUs off while vCPU 1 runs. With the counter, a vCPU that is on
+//! counts another one before it powers it on. So the counter reaches 0 once, and stays there.
 
 use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// How a domain ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// It switched itself off.
+    /// It has powered itself off (PSCI SYSTEM_OFF).
     Off,
-    /// It asked for a reset.
+    /// It has requested a reset (PSCI SYSTEM_RESET).
     Reset,
-    /// It cannot go on.
+    /// It cannot continue, has reported a crash, or was ended by a debug key.
     Crash,
 }
 
-/// Whether a domain lives, and how it ends if not.
-pub struct Life {
+/// The lifecycle of one domain.
+pub struct Lifecycle {
+    /// 0 while the domain has not ended; then the number of an [`End`].
     end: AtomicU8,
-    /// How many vCPUs are on, or about to be.
+    /// The number of vCPUs that are on or about to be powered on.
     on: AtomicU64,
 }
 
-impl Life {
-    /// It lives, and none of its vCPUs is on yet.
+impl Lifecycle {
+    /// The lifecycle of a domain that has not ended and whose vCPUs are all off.
     #[must_use]
-    #[allow(clippy::new_without_default, reason = "to live is no default")]
-    pub fn new() -> Life {
-        Life { end: AtomicU8::new(0), on: AtomicU64::new(0) }
+    #[allow(clippy::new_without_default, reason = "a default would not say that no vCPU is on")]
+    pub fn new() -> Lifecycle {
+        Lifecycle { end: AtomicU8::new(0), on: AtomicU64::new(0) }
     }
 
-    /// How it ends, once it does.
+    /// Returns how the domain has ended, or `None` if it has not.
     #[must_use]
     pub fn end(&self) -> Option<End> {
         match self.end.load(Ordering::SeqCst) {
@@ -43,8 +44,8 @@ impl Life {
         }
     }
 
-    /// It ends. `true` for the first who says so.
-    pub fn finish(&self, end: End) -> bool {
+    /// Records how the domain ends. Returns `false`, and changes nothing, if an end is recorded already.
+    pub fn record_end(&self, end: End) -> bool {
         let raw = match end {
             End::Off => 1,
             End::Reset => 2,
@@ -53,14 +54,15 @@ impl Life {
         self.end.compare_exchange(0, raw, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
-    /// A vCPU is about to be powered on: by one that is on, or by who builds the domain.
-    pub fn one_comes_on(&self) {
+    /// Counts a vCPU that is about to be powered on. The caller runs on a vCPU that is on, or builds the domain.
+    pub fn count_power_on(&self) {
         self.on.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// A vCPU has gone off, or was on already when it was to come on. `true` for the last one: all are off, for good.
+    /// Takes back one [`count_power_on`](Self::count_power_on): the vCPU has gone off, or it was on already. Returns `true`
+    /// for the last one: all vCPUs are off and remain so.
     #[must_use]
-    pub fn one_goes_off(&self) -> bool {
+    pub fn count_power_off(&self) -> bool {
         self.on.fetch_sub(1, Ordering::SeqCst) == 1
     }
 }
@@ -70,22 +72,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_domain_ends_once_in_the_way_that_was_said_first() {
-        let life = Life::new();
-        assert_eq!(life.end(), None);
-        assert!(life.finish(End::Reset) && !life.finish(End::Crash));
-        assert_eq!(life.end(), Some(End::Reset));
+    fn the_first_recorded_end_counts() {
+        let lifecycle = Lifecycle::new();
+        assert_eq!(lifecycle.end(), None);
+        assert!(lifecycle.record_end(End::Reset) && !lifecycle.record_end(End::Crash));
+        assert_eq!(lifecycle.end(), Some(End::Reset));
     }
 
     #[test]
-    fn it_is_over_when_the_last_vcpu_goes_off() {
-        let life = Life::new();
-        (0..2).for_each(|_| life.one_comes_on());
-        assert!(!life.one_goes_off());
-        // Powered on though it was on.
-        life.one_comes_on();
-        assert!(!life.one_goes_off());
-        assert!(life.one_goes_off());
+    fn only_the_last_vcpu_that_goes_off_is_reported_as_the_last() {
+        let lifecycle = Lifecycle::new();
+        (0..2).for_each(|_| lifecycle.count_power_on());
+        assert!(!lifecycle.count_power_off());
+        // A vCPU that is on is powered on: the call is counted and taken back.
+        lifecycle.count_power_on();
+        assert!(!lifecycle.count_power_off());
+        assert!(lifecycle.count_power_off());
     }
 }
 
@@ -98,16 +100,16 @@ mod interleavings {
     use loom::sync::atomic::AtomicU8 as Explored;
 
     struct Domain {
-        life: Life,
+        lifecycle: Lifecycle,
         runs: [RunState; 3],
         announced: Explored,
     }
 
     impl Domain {
-        /// The first `on` vCPUs run.
+        /// A domain of three vCPUs, of which the first `on` run.
         fn new(on: usize) -> Arc<Domain> {
             let domain = Domain {
-                life: Life::new(),
+                lifecycle: Lifecycle::new(),
                 runs: [RunState::new(), RunState::new(), RunState::new()],
                 announced: Explored::new(0),
             };
@@ -115,30 +117,31 @@ mod interleavings {
             Arc::new(domain)
         }
 
-        /// `Domain::power_on`.
+        /// The same steps as `Domain::power_on`.
         fn power_on(&self, vcpu: usize) -> bool {
-            self.life.one_comes_on();
+            self.lifecycle.count_power_on();
             self.runs[vcpu].power_on() || {
-                let _ = self.life.one_goes_off();
+                let _ = self.lifecycle.count_power_off();
                 false
             }
         }
 
-        /// `Stay::off`.
+        /// The same steps as `VcpuRun::off`.
         fn go_off(&self, vcpu: usize) {
             self.runs[vcpu].power_off();
-            if self.life.one_goes_off() {
-                assert!(self.runs.iter().all(|run| run.get() == State::Off), "over, and one is on");
+            if self.lifecycle.count_power_off() {
+                let all_off = self.runs.iter().all(|run| run.get() == State::Off);
+                assert!(all_off, "the end is announced while a vCPU is on");
                 self.announced.fetch_add(1, Ordering::SeqCst);
             }
         }
     }
 
     #[test]
-    fn of_two_vcpus_that_go_off_at_once_one_announces_the_end() {
+    fn the_end_is_announced_once_when_two_vcpus_go_off_at_the_same_time() {
         loom::model(|| {
             let domain = Domain::new(2);
-            assert!(domain.life.finish(End::Reset));
+            assert!(domain.lifecycle.record_end(End::Reset));
             let theirs = domain.clone();
             let other = loom::thread::spawn(move || theirs.go_off(1));
             domain.go_off(0);
@@ -147,9 +150,9 @@ mod interleavings {
         });
     }
 
-    /// vCPU 2 powers vCPU 1 on and goes off, while vCPU 0 goes off and is perhaps the last.
+    /// vCPU 2 powers vCPU 1 on and goes off, while vCPU 0 goes off.
     #[test]
-    fn one_that_is_powered_on_by_another_that_goes_off_keeps_the_domain_alive() {
+    fn a_vcpu_that_is_powered_on_by_one_that_then_goes_off_keeps_the_domain_running() {
         loom::model(|| {
             let domain = Domain::new(3);
             domain.go_off(1);
@@ -160,7 +163,7 @@ mod interleavings {
             });
             domain.go_off(0);
             other.join().unwrap();
-            assert_eq!((domain.announced.load(Ordering::SeqCst), domain.life.end()), (0, None));
+            assert_eq!((domain.announced.load(Ordering::SeqCst), domain.lifecycle.end()), (0, None));
             domain.go_off(1);
             assert_eq!(domain.announced.load(Ordering::SeqCst), 1);
         });

@@ -6,9 +6,9 @@
 //! | [`mmio`] | accesses to emulated devices |
 //! | [`its_work`] | work of the virtual ITSs, in steps |
 //! | [`msi`] | how the virtual ITS reaches the host's ITS: directly injected and software-injected events |
-//! | [`port`] | what the virtual GIC needs of the domain |
+//! | [`port`] | what the virtual GIC needs from the domain |
 //! | [`irq`] | physical interrupts: which domain gets each |
-//! | [`lifecycle`] | whether the domain runs, and how it ends |
+//! | [`lifecycle`] | how the domain ends, and when its last vCPU is off |
 
 pub mod irq;
 pub mod its_work;
@@ -34,7 +34,7 @@ use crate::vits::Vits;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU16, Ordering};
-use lifecycle::{End, Life};
+use lifecycle::{End, Lifecycle};
 use msi::LpiPaths;
 
 /// The console that a domain sees: an emulated PL011.
@@ -44,29 +44,29 @@ struct Console {
     uart: Lock<Vpl011>,
 }
 
-/// What a domain is made of. `build` collects it.
+/// The parts that `build` makes a domain of.
 pub struct Parts {
     /// The domain's number.
     pub id: DomId,
-    /// Its address space.
+    /// The stage 2 address space.
     pub stage2: Stage2<'static, El2, Tlbs>,
-    /// Its RAM.
+    /// The RAM, which `stage2` maps.
     pub ram: GuestRam,
-    /// Its GIC.
+    /// The virtual GIC.
     pub vgic: Vgic,
-    /// The addresses of its distributor.
+    /// The guest addresses of the distributor.
     pub dist: Range,
-    /// The addresses of its redistributors, 128 KiB each.
+    /// The guest addresses of the redistributors, 128 KiB each.
     pub redists: Range,
-    /// Its ITSs with their addresses.
+    /// The virtual ITSs with their guest addresses, in the order of the host's.
     pub itss: Vec<(Range, Vits)>,
-    /// How LPIs reach its vCPUs.
+    /// How LPIs reach the vCPUs.
     pub paths: LpiPaths,
-    /// The registers and the interrupt of its console.
+    /// The registers and the interrupt of the emulated console.
     pub console: Option<(Range, Intid)>,
-    /// ECAM pages of PCI functions that it does not see.
+    /// ECAM pages of PCI functions that the domain does not see.
     pub absent: Vec<Range>,
-    /// Its vCPUs, in the order of their numbers. They are off.
+    /// The vCPUs, in the order of their numbers. They are off.
     pub vcpus: Vec<Arc<Vcpu>>,
 }
 
@@ -88,7 +88,7 @@ pub struct Domain {
     last_ran: LastRan,
     absent: Vec<Range>,
     vcpus: Vec<Arc<Vcpu>>,
-    life: Life,
+    lifecycle: Lifecycle,
 }
 
 impl Domain {
@@ -112,7 +112,7 @@ impl Domain {
             last_ran: LastRan::new(host.cpus.ids().len()),
             absent,
             vcpus,
-            life: Life::new(),
+            lifecycle: Lifecycle::new(),
         }
     }
 
@@ -122,36 +122,36 @@ impl Domain {
         self.id
     }
 
-    /// Whether this is dom0, which has the machine's devices and does not end.
+    /// Whether this is dom0, which has the machine's devices. When dom0 ends, the machine is powered off or reset.
     #[must_use]
     pub fn is_dom0(&self) -> bool {
         self.id == DomId(0)
     }
 
-    /// Its RAM.
+    /// The domain's RAM.
     #[must_use]
     pub fn ram(&self) -> &GuestRam {
         &self.ram
     }
 
-    /// Its GIC.
+    /// The domain's virtual GIC.
     #[must_use]
     pub fn vgic(&self) -> &Vgic {
         &self.vgic
     }
 
-    /// Its ITSs, in the order of the host's.
+    /// The domain's virtual ITSs, in the order of the host's.
     pub fn itss(&self) -> impl Iterator<Item = &Vits> {
         self.itss.iter().map(|(_, vits)| vits)
     }
 
-    /// Its vCPUs.
+    /// The domain's vCPUs, in the order of their numbers.
     #[must_use]
     pub fn vcpus(&self) -> &[Arc<Vcpu>] {
         &self.vcpus
     }
 
-    /// One of its vCPUs.
+    /// The vCPU with this number.
     #[must_use]
     pub fn vcpu(&self, id: VcpuId) -> Option<&Arc<Vcpu>> {
         self.vcpus.get(id.index())
@@ -163,25 +163,25 @@ impl Domain {
         self.vcpus.iter().find(|vcpu| vcpu.affinity == affinity)
     }
 
-    /// Loads its stage 2 on this CPU, `cpu`.
+    /// Loads the domain's stage 2 on `cpu`, which is this CPU.
     pub fn load_stage2(&self, cpu: CpuId) {
         self.host.load_stage2(cpu, self.vtcr, self.vttbr);
     }
 
-    /// Whether a CPU still has its stage 2 loaded.
+    /// Whether any CPU has the domain's stage 2 loaded.
     #[must_use]
     pub fn is_stage2_loaded(&self) -> bool {
         self.host.is_stage2_loaded(self.vttbr)
     }
 
-    /// Records that `vcpu` runs on `cpu` now. Returns `true` if another vCPU of the domain ran there before: its stage 1 TLB
-    /// entries have to be invalidated.
+    /// Records that `vcpu` runs on `cpu` now. Returns `true` if another vCPU of the domain ran there before: the caller then
+    /// has to invalidate the domain's stage 1 TLB entries on that CPU.
     #[must_use]
     pub fn ran_another_vcpu(&self, cpu: CpuId, vcpu: VcpuId) -> bool {
         self.last_ran.changes(cpu, vcpu)
     }
 
-    /// Passes a typed byte to its console. Returns `false` if the console has no room.
+    /// Passes a typed byte to the emulated console. Returns `false` if the console is full, or if there is none.
     pub fn input(&self, byte: u8) -> bool {
         let Some(console) = &self.console else { return false };
         let mut uart = console.uart.lock();
@@ -192,22 +192,22 @@ impl Domain {
         taken
     }
 
-    /// Whether the domain has ended: none of its vCPUs enters the guest any more.
+    /// Whether the domain has ended. Its vCPUs then no longer enter the guest.
     #[must_use]
     pub fn is_ending(&self) -> bool {
-        self.life.end().is_some()
+        self.lifecycle.end().is_some()
     }
 
-    /// How the domain has ended, if it has.
+    /// Returns how the domain has ended, or `None` if it has not.
     #[must_use]
     pub fn end(&self) -> Option<End> {
-        self.life.end()
+        self.lifecycle.end()
     }
 
-    /// Ends a domU. The first reason that is given counts. Each vCPU goes off when its CPU notices the end; the last one has the
-    /// domain taken down.
-    pub fn finish(&self, end: End) {
-        if self.life.finish(end) {
+    /// Ends a domU; if it has ended already, does nothing. Each vCPU goes off when its CPU notices the end. The CPU of the
+    /// last one announces the domain to `control::teardown`.
+    pub fn terminate(&self, end: End) {
+        if self.lifecycle.record_end(end) {
             match end {
                 End::Off => log::info!("{}: powered off", self.id),
                 End::Reset => log::info!("{}: reset", self.id),
@@ -217,38 +217,39 @@ impl Domain {
         }
     }
 
-    /// Powers a vCPU on and makes it runnable. Returns `false` if it was on already. The caller is a vCPU that is on, or the
-    /// builder of the domain.
+    /// Powers a vCPU on and makes it runnable. Returns `false` if it was on already. The caller runs on a vCPU that is on, or
+    /// builds the domain.
     #[must_use]
     pub fn power_on(&self, vcpu: &Vcpu, start: Start) -> bool {
-        self.life.one_comes_on();
+        self.lifecycle.count_power_on();
         let changed = vcpu.power_on(start);
         if changed {
             self.host.make_runnable(vcpu);
         } else {
-            // It cannot be the last one: the vCPU that calls is on.
-            let _ = self.life.one_goes_off();
+            // The counter does not reach 0: the vCPU that calls is on.
+            let _ = self.lifecycle.count_power_off();
         }
         changed
     }
 
-    /// A vCPU went off and its CPU is about to release the domain. Returns `true` if it was the last vCPU of a domU: no vCPU is left
-    /// that could power one on, so the domain has ended and has to be taken down.
+    /// Counts a vCPU that has gone off. Returns `true` if it was the last one of a domU: no vCPU is left that could power
+    /// another on, so the domain has ended, and the caller has to announce it to `control::teardown`.
     #[must_use]
-    pub fn vcpu_went_off(&self) -> bool {
-        let last = self.life.one_goes_off() && !self.is_dom0();
+    pub fn count_power_off(&self) -> bool {
+        let last = self.lifecycle.count_power_off() && !self.is_dom0();
         if last {
-            self.finish(End::Crash);
+            self.terminate(End::Crash);
         }
         last
     }
 
-    /// Makes a vCPU look at its pending interrupts, wherever it is.
+    /// Makes a vCPU evaluate its pending interrupts: wakes it if it is blocked, and makes it exit if it is in the guest.
     pub fn kick(&self, vcpu: &Vcpu) {
         let _ = self.host.wake(vcpu);
     }
 
-    /// Removes its vPEs and their tables from the GIC. Returns `false` if a vPE is still resident: then it has to be called again.
+    /// Removes the domain's vPEs and their tables from the GIC. Returns `false` if a vPE is still resident: the caller then
+    /// has to call it again later.
     #[must_use]
     pub fn remove_vpes(&self) -> bool {
         let (Some(v4), Some(vm)) = (self.host.gic.v4(), self.paths.vm) else { return true };
@@ -266,7 +267,8 @@ impl Domain {
         true
     }
 
-    /// Releases the interrupts of a domain that has ended: what is active for it is deactivated, and its SPIs have no owner any more.
+    /// Releases the interrupts of a domain that has ended: deactivates the physical interrupts that are active for it, and
+    /// leaves its SPIs without an owner.
     pub fn release_interrupts(&self) {
         self.vgic.release(&self.port());
         self.host.spis.take_back(self.id, |spi| {
@@ -276,7 +278,7 @@ impl Domain {
         });
     }
 
-    /// Frees its stage 2 tables and its VMID. No CPU has them loaded.
+    /// Frees the stage 2 tables and the VMID. No CPU may have the stage 2 loaded.
     pub fn free_address_space(&self) {
         let stage2 = self.stage2.lock().take();
         if let Some(stage2) = stage2 {
@@ -286,7 +288,7 @@ impl Domain {
         }
     }
 
-    /// The RAM of a domain that is gone.
+    /// Frees the address space and returns the RAM, which still holds the guest's data.
     #[must_use]
     pub fn into_ram(self) -> GuestRam {
         self.free_address_space();
@@ -294,10 +296,10 @@ impl Domain {
     }
 }
 
-/// Which vCPU of a domain each CPU ran last.
+/// The vCPU of a domain that each CPU ran last.
 ///
-/// Two vCPUs of a domain may map one address differently, each for itself, under one VMID. A vCPU must not find the TLB entries
-/// of another one that ran on the same CPU before.
+/// Two vCPUs of a domain share its VMID but may map one virtual address differently. A vCPU must not hit TLB entries of another one
+/// that ran on the same CPU before.
 struct LastRan(Vec<AtomicU16>);
 
 impl LastRan {

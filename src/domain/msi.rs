@@ -1,12 +1,12 @@
-//! A domain's LPIs: which events go to it directly, which by way of EL2, and how one becomes the other.
+//! A domain's MSIs: whether an event is injected directly or by software, and how it switches between the two.
 //!
-//! The virtual ITS decides *that* an event of a device is an LPI of a vCPU; this file decides *how* it gets
-//! there and keeps the two halves together. A vCPU that has a vPE takes its events as vLPIs, which the
-//! redistributor delivers while EL2 runs no instruction. A vCPU without one takes them as physical LPIs: EL2
-//! acknowledges, looks up [`Routes`], and injects through a list register. The guest cannot tell which.
+//! The virtual ITS knows which LPI of which vCPU an event of a device is. This file decides how the event gets there. The
+//! events of a vCPU that has a vPE are mapped to vLPIs, which the redistributor delivers without EL2. The events of a vCPU
+//! that has none are mapped to physical LPIs: EL2 acknowledges each, looks its [`Route`] up and injects it through a list
+//! register. The guest sees no difference.
 //!
-//! Nothing here holds state about an event beyond the route of a physical LPI: `gic` knows what the hardware
-//! was told, `vgic` what the guest configured, `vits` what the guest mapped.
+//! Apart from the routes of physical LPIs, this file has no state. `gic` has the mappings of the host's ITSs, `vgic` the
+//! guest's LPI configuration, and `vits` the guest's mappings.
 
 use crate::gic::v4::{V4, VmHandle};
 use crate::gic::{Event, Gic, ItsError};
@@ -17,11 +17,11 @@ use crate::vgic::{Owner, Port, Vgic};
 use crate::vits::{Backend, BackendError};
 use alloc::vec::Vec;
 
-/// What a domain has for taking LPIs.
+/// How LPIs reach the vCPUs of a domain.
 pub struct LpiPaths {
-    /// The VM in the GIC's tables; `None` where nothing is direct.
+    /// The domain's VM in the physical GIC; `None` if no event is injected directly.
     pub vm: Option<VmHandle>,
-    /// For each vCPU: the CPU it runs on, and its vPE if it has one.
+    /// The CPU on which each vCPU starts, and the vCPU's vPE if it has one.
     pub vcpus: Vec<(CpuId, Option<VpeId>)>,
 }
 
@@ -32,25 +32,26 @@ impl LpiPaths {
         self.vcpus.get(vcpu.index())?.1
     }
 
-    /// The CPU that takes a vCPU's LPIs where EL2 does; another, while that one is out.
+    /// The CPU that the physical LPIs of a vCPU are sent to: the one on which the vCPU starts, or another one while that is
+    /// out of service.
     fn cpu<H: Hw + Clone>(&self, vcpu: VcpuId, gic: &Gic<H>) -> Option<CpuId> {
         gic.taker(self.vcpus.get(vcpu.index())?.0)
     }
 }
 
-/// The virtual ITS's way to the hardware, for the duration of a call.
+/// The virtual ITSs' access to the physical ITSs, for the duration of a call.
 pub struct LpiBackend<'a, H: Hw + Clone> {
     /// The physical GIC.
     pub gic: &'a Gic<H>,
-    /// The domain's GIC.
+    /// The domain's virtual GIC.
     pub vgic: &'a Vgic,
-    /// The domain, as its GIC reaches it.
+    /// The functions that the virtual GIC needs from the domain.
     pub port: &'a dyn Port,
     /// The domain's number.
     pub domain: DomId,
-    /// Its vPEs.
+    /// The domain's VM and vPEs.
     pub paths: &'a LpiPaths,
-    /// Where physical LPIs go.
+    /// The routes of physical LPIs, for all domains.
     pub routes: &'a Routes,
 }
 
@@ -62,7 +63,7 @@ fn failed(error: ItsError) -> BackendError {
 }
 
 impl<H: Hw + Clone> LpiBackend<'_, H> {
-    /// The way to a vCPU's vPE, if it takes its events directly.
+    /// The GIC's GICv4 functions, the domain's VM and the vCPU's vPE; `None` if the vCPU has no vPE.
     fn direct(&self, vcpu: VcpuId) -> Option<(V4<'_, H>, VmHandle, VpeId)> {
         Some((self.gic.v4()?, self.paths.vm?, self.paths.vpe(vcpu)?))
     }
@@ -71,8 +72,8 @@ impl<H: Hw + Clone> LpiBackend<'_, H> {
         Route { domain: self.domain, vcpu, vintid, its, device, event }
     }
 
-    /// Takes a physical LPI for an event, ready to arrive.
-    fn take_lpi(
+    /// Allocates a physical LPI for an event, enables it and sets its route. Returns it with the CPU that it is to be sent to.
+    fn alloc_lpi(
         &self,
         from: (ItsId, DeviceId, EventId),
         vcpu: VcpuId,
@@ -85,48 +86,47 @@ impl<H: Hw + Clone> LpiBackend<'_, H> {
         Ok((lpi, cpu))
     }
 
-    fn give_lpi_back(&self, lpi: Lpi) {
+    fn free_lpi(&self, lpi: Lpi) {
         self.routes.clear(lpi);
         self.gic.free_lpi(lpi);
     }
 
-    /// What an event was to become with `lpi` failed. A missed deadline may have made it that all the same: what it
-    /// is now is taken down, and the LPI is given back once.
-    fn undo(&self, its: ItsId, device: DeviceId, event: EventId, lpi: Lpi, error: ItsError) -> BackendError {
-        let became = matches!(self.gic.event(its, device, event), Ok(Event::Physical { lpi: now, .. }) if now == lpi);
-        if became {
-            let _ = self.take_down(its, device, event);
+    /// Cleans up after mapping an event to `lpi` failed with `error`. If the command timed out, the event may be mapped all
+    /// the same; then it is unmapped. The LPI is freed once.
+    fn undo_map(&self, its: ItsId, device: DeviceId, event: EventId, lpi: Lpi, error: ItsError) -> BackendError {
+        let mapped = matches!(self.gic.event(its, device, event), Ok(Event::Physical { lpi: now, .. }) if now == lpi);
+        if mapped {
+            let _ = self.unmap_at_host(its, device, event);
         } else {
-            self.give_lpi_back(lpi);
+            self.free_lpi(lpi);
         }
         failed(error)
     }
 
-    /// Unmaps at the host, whatever the event is there. Where the hardware does not confirm it, the LPI leads nowhere
-    /// but stays taken: it may still arrive, and must not by then be somebody else's.
-    fn take_down(&self, its: ItsId, device: DeviceId, event: EventId) -> Result<(), BackendError> {
+    /// Unmaps an event at the host's ITS, whether it is physical or virtual there. If the hardware does not confirm the
+    /// command, the physical LPI loses its route but is not freed: it may still arrive, and must not be in use for another
+    /// event then.
+    fn unmap_at_host(&self, its: ItsId, device: DeviceId, event: EventId) -> Result<(), BackendError> {
         let known = self.gic.event(its, device, event).map_err(failed)?;
         let done = self.gic.unmap_event(its, device, event).map_err(failed);
         if let Event::Physical { lpi, .. } = known {
             match done {
-                Ok(_) => self.give_lpi_back(lpi),
+                Ok(_) => self.free_lpi(lpi),
                 Err(_) => self.routes.clear(lpi),
             }
         }
         done.map(|_| ())
     }
 
-    /// Makes the vLPI the redistributor's: its configuration is what the guest says, and what was pending in
-    /// software is made pending there.
-    fn hand_over(&self, its: ItsId, device: DeviceId, event: EventId, vcpu: VcpuId, vintid: VIntid) {
+    /// Makes the hardware the owner of a vLPI. If the LPI was pending in software, it is made pending in the hardware.
+    fn give_to_hardware(&self, its: ItsId, device: DeviceId, event: EventId, vcpu: VcpuId, vintid: VIntid) {
         if self.vgic.set_lpi_owner(self.port, vcpu, vintid, Owner::Direct) {
-            // A failed INT is counted by the GIC and would be a lost edge of an interrupt that software held;
-            // the device's next one is not affected.
+            // If the INT command fails, this one edge is lost and the GIC counts the failure. Later MSIs are not affected.
             let _ = self.gic.set_pending(its, device, event);
         }
     }
 
-    /// `from` and `to` differ in having a vPE, or neither has one.
+    /// Moves an event from one vCPU to another; each of them has a vPE or not. On failure the event may be in any state.
     fn try_move(
         &self,
         its: ItsId,
@@ -143,19 +143,20 @@ impl<H: Hw + Clone> LpiBackend<'_, H> {
                 v4.configure(vm, v, self.vgic.lpi_config(v)).map_err(|_| BackendError::Hardware)?;
                 self.vgic.move_lpi(self.port, from, to, v);
                 v4.map_event(its, device, event, vpe, v).map_err(failed)?;
-                self.give_lpi_back(lpi);
-                self.hand_over(its, device, event, to, v);
+                self.free_lpi(lpi);
+                self.give_to_hardware(its, device, event, to, v);
                 Ok(())
             }
             (Event::Virtual { .. }, None) => {
                 let v4 = self.gic.v4().ok_or(BackendError::Hardware)?;
-                let (lpi, cpu) = self.take_lpi((its, device, event), to, v)?;
+                let (lpi, cpu) = self.alloc_lpi((its, device, event), to, v)?;
                 let _ = self.vgic.set_lpi_owner(self.port, to, v, Owner::Soft);
-                v4.to_software(its, device, event, lpi, cpu).map_err(|error| self.undo(its, device, event, lpi, error))
+                v4.to_software(its, device, event, lpi, cpu)
+                    .map_err(|error| self.undo_map(its, device, event, lpi, error))
             }
             (Event::Physical { lpi, .. }, None) => {
                 let cpu = self.paths.cpu(to, self.gic).ok_or(BackendError::NotMapped)?;
-                // The route changes first: from here on an arrival, on either CPU, is the new vCPU's.
+                // The route changes first: from here on, an arrival on either CPU is injected into the new vCPU.
                 self.routes.set(lpi, self.route((its, device, event), to, v));
                 self.gic.move_physical(its, device, event, cpu).map_err(failed)?;
                 self.vgic.move_lpi(self.port, from, to, v);
@@ -181,13 +182,13 @@ impl<H: Hw + Clone> Backend for LpiBackend<'_, H> {
     }
 
     fn owns_device(&self, _: ItsId, _: DeviceId) -> bool {
-        // All PCI is dom0's; what is not PCI sends no MSI on the machines we know.
+        // dom0 has all PCI functions. On the machines that are supported, no other device sends MSIs.
         self.domain == DomId(0)
     }
 
     fn map_device(&self, its: ItsId, device: DeviceId, event_bits: u8) -> Result<(), BackendError> {
         self.gic.map_device(its, device, event_bits).map_err(|error| {
-            // A MAPD whose completion was not seen leaves the device known: away with it, or no later one can succeed.
+            // If the MAPD timed out, `gic` still lists the device. It is unmapped, so that a later MAPD can succeed.
             let _ = self.gic.unmap_device(its, device);
             failed(error)
         })
@@ -208,12 +209,14 @@ impl<H: Hw + Clone> Backend for LpiBackend<'_, H> {
         if let Some((v4, vm, vpe)) = self.direct(vcpu) {
             v4.configure(vm, vintid, self.vgic.lpi_config(vintid)).map_err(|_| BackendError::Hardware)?;
             v4.map_event(its, device, event, vpe, vintid).map_err(failed)?;
-            self.hand_over(its, device, event, vcpu, vintid);
+            self.give_to_hardware(its, device, event, vcpu, vintid);
             return Ok(());
         }
-        let (lpi, cpu) = self.take_lpi((its, device, event), vcpu, vintid)?;
+        let (lpi, cpu) = self.alloc_lpi((its, device, event), vcpu, vintid)?;
         let _ = self.vgic.set_lpi_owner(self.port, vcpu, vintid, Owner::Soft);
-        self.gic.map_physical(its, device, event, lpi, cpu).map_err(|error| self.undo(its, device, event, lpi, error))
+        self.gic
+            .map_physical(its, device, event, lpi, cpu)
+            .map_err(|error| self.undo_map(its, device, event, lpi, error))
     }
 
     fn move_event(
@@ -227,8 +230,8 @@ impl<H: Hw + Clone> Backend for LpiBackend<'_, H> {
     ) -> Result<(), BackendError> {
         let moved = self.try_move(its, device, event, vintid, from, to);
         if moved.is_err() {
-            // What could not be moved is taken down, so that it is nowhere rather than in two places.
-            let _ = self.take_down(its, device, event);
+            // The event must not reach two vCPUs, so an event that cannot be moved is unmapped.
+            let _ = self.unmap_at_host(its, device, event);
         }
         moved
     }
@@ -241,8 +244,8 @@ impl<H: Hw + Clone> Backend for LpiBackend<'_, H> {
         vintid: VIntid,
         vcpu: VcpuId,
     ) -> Result<(), BackendError> {
-        // Who owns the vINTID is left as it is: another event may share it, and the next mapping says anew.
-        let done = self.take_down(its, device, event);
+        // The owner of the vINTID does not change: another event may be mapped to it, and the next mapping sets the owner.
+        let done = self.unmap_at_host(its, device, event);
         self.vgic.clear_lpi(self.port, vcpu, vintid);
         done
     }
@@ -255,15 +258,16 @@ impl<H: Hw + Clone> Backend for LpiBackend<'_, H> {
         vintid: VIntid,
         vcpu: VcpuId,
     ) -> Result<(), BackendError> {
-        let done = self.take_down(its, device, event);
+        let done = self.unmap_at_host(its, device, event);
         let _ = self.vgic.set_lpi_owner(self.port, vcpu, vintid, Owner::Soft);
-        // DISCARD dropped what was pending and GICv4.0 cannot say whether anything was: one edge makes up for it.
+        // DISCARD has cleared the pending state, and GICv4.0 cannot tell whether the event was pending. Injecting one edge makes
+        // sure that none is lost.
         self.vgic.inject_lpi(self.port, vcpu, vintid);
         done
     }
 
     fn set_pending(&self, its: ItsId, device: DeviceId, event: EventId, _: VIntid, _: VcpuId) {
-        // Physical or virtual, the hardware makes it an arrival like any other. A failure is counted there.
+        // An INT command works for a physical and for a virtual event. The GIC counts a failure.
         let _ = self.gic.set_pending(its, device, event);
     }
 

@@ -1,9 +1,8 @@
-//! Background work: taking ended domains down, in short steps, on CPUs that have nothing else to run.
+//! Background work: the teardown of domains that have ended, in short steps, on CPUs that have nothing else to run.
 //!
-//! One CPU at a time performs the work, one step at a time. An idle CPU continues from step to step and sleeps only if there is no
-//! work, or another CPU is performing it. When a CPU stops (because it gets a vCPU to run), or announces work, no other CPU may be
-//! performing it; it then kicks an idle CPU. If no CPU is idle, each CPU that exits from a guest because of an interrupt performs
-//! one step.
+//! One CPU at a time performs the work. An idle CPU performs one step after the other, and sleeps only if there is no work or
+//! another CPU is performing it. A CPU that stops because it gets a vCPU to run, and a CPU that announces work, kicks an idle CPU
+//! if no CPU is performing the work. If no CPU is idle, each CPU that exits from a guest because of an interrupt performs one step.
 
 use crate::ids::{CpuId, DomId};
 use crate::sync::Exclusive;
@@ -25,17 +24,18 @@ pub enum Step<W> {
     Done(W),
 }
 
-/// Announced work, in pieces of type `W`, and the CPUs that are idle.
+/// The announced work, one value of type `W` for each domain, and the CPUs that are idle.
 pub struct Background<W> {
     /// One bit for each announced domain, and [`STARTED`].
     todo: AtomicU64,
+    /// The work that has been started. It is taken by the CPU that performs a step.
     work: Exclusive<Option<W>>,
-    /// Whether each CPU is idle.
+    /// The CPUs that are idle, by number.
     idle: Vec<AtomicBool>,
 }
 
 impl<W> Background<W> {
-    /// No work, and none of `cpus` CPUs idle.
+    /// No work, and `cpus` CPUs that are busy.
     #[must_use]
     pub fn new(cpus: usize) -> Background<W> {
         let idle = (0..cpus).map(|_| AtomicBool::new(false)).collect();
@@ -62,7 +62,8 @@ impl<W> Background<W> {
         let Some(mut work) = self.work.take() else { return Step::Nothing };
         if work.is_none() {
             let Some(id) = self.next() else {
-                // A CPU that announces work now may have seen this CPU hold `work`, and then kicks no other.
+                // A CPU that announces work now may have seen that this CPU holds `work`, and has then kicked no CPU. So this CPU
+                // looks again after it has released `work`.
                 drop(work);
                 fence(Ordering::SeqCst);
                 return if self.is_empty() { Step::Nothing } else { Step::More };
@@ -77,7 +78,7 @@ impl<W> Background<W> {
         done.map_or(Step::More, Step::Done)
     }
 
-    /// Takes an announced domain; its work counts as started.
+    /// Removes and returns an announced domain, and sets [`STARTED`].
     fn next(&self) -> Option<DomId> {
         let todo = self.todo.load(Ordering::SeqCst) & !STARTED;
         if todo == 0 {
@@ -88,14 +89,15 @@ impl<W> Background<W> {
         Some(DomId(todo.trailing_zeros() as u16))
     }
 
-    /// `cpu` is about to look for work a last time, and to sleep if it finds none.
+    /// Marks `cpu` as idle. The caller then looks for work once more, and sleeps if it finds none.
     pub fn mark_idle(&self, cpu: CpuId) {
         self.set_idle(cpu, true);
-        // Orders the flag before the look at `work`: either this CPU finds `work` free, or the CPU that releases it finds this one idle.
+        // Orders the flag before the access to `work`: either this CPU finds `work` free, or the CPU that releases it finds this
+        // one idle.
         fence(Ordering::SeqCst);
     }
 
-    /// `cpu` is awake.
+    /// Marks `cpu` as busy.
     pub fn mark_busy(&self, cpu: CpuId) {
         self.set_idle(cpu, false);
     }
@@ -106,7 +108,8 @@ impl<W> Background<W> {
         }
     }
 
-    /// The idle CPU to kick if there is work that no CPU is performing. The caller has released the work, or announced some.
+    /// Returns an idle CPU if there is work that no CPU is performing. The caller has announced work, or performs no further step,
+    /// and has to kick the CPU that is returned.
     #[must_use]
     pub fn idle_cpu_to_kick(&self) -> Option<CpuId> {
         if self.is_empty() {
@@ -199,7 +202,7 @@ mod interleavings {
             }
         }
 
-        /// A CPU without a vCPU, until it sleeps and has not been kicked, or until it gets a vCPU after some steps.
+        /// A CPU without a vCPU: until it sleeps and has not been kicked, or gets a vCPU after `steps` steps.
         fn idle(&self, cpu: u16, steps: usize) {
             for _ in 0..steps {
                 self.background.mark_idle(CpuId(cpu));
@@ -220,7 +223,7 @@ mod interleavings {
             }
         }
 
-        /// CPUs that were kicked while they slept wake up; after that no work may be left.
+        /// Lets the CPUs that were kicked while they slept wake up. After that no work may be left.
         fn check(&self) {
             for cpu in 0..2 {
                 if self.kicks[usize::from(cpu)].swap(false, Ordering::SeqCst) {
@@ -231,7 +234,7 @@ mod interleavings {
         }
     }
 
-    /// One CPU has no vCPU while `act` happens on another.
+    /// Explores one CPU without a vCPU, while another one executes `act`.
     fn explore(model: &loom::model::Builder, announced: bool, act: impl Fn(&Machine) + Sync + Send + 'static) {
         model.check(move || {
             let machine = Machine::new();
@@ -246,6 +249,7 @@ mod interleavings {
         });
     }
 
+    /// A model that explores all interleavings.
     fn all() -> loom::model::Builder {
         loom::model::Builder::new()
     }
@@ -268,7 +272,7 @@ mod interleavings {
         });
     }
 
-    /// A CPU that looks for work just after another has finished it must not miss work that is announced meanwhile.
+    /// The CPU that finds no work holds `work` while it looks. Work that is announced at that moment must not be missed.
     #[test]
     fn no_cpu_sleeps_when_work_is_announced_while_it_finds_none() {
         let mut model = all();

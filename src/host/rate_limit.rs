@@ -1,14 +1,14 @@
 //! Rate limit: how much of EL2's time the device interrupts of one vCPU may take.
 //!
-//! EL2 takes two kinds of device interrupt on whichever CPU they arrive at, whoever runs there: LPIs that are injected by
-//! software, and doorbells of vPEs that are not resident. A device that floods would take that CPU's time from other domains.
-//! Each of these interrupts is therefore charged to its vCPU ([`Meter`]). Above the rate the LPI is masked by its configuration byte:
-//! later arrivals stay pending in the redistributor, merged into one, and no edge is lost. Once the meter has credit again, EL2's
-//! timer unmasks the LPI.
+//! Two kinds of device interrupt interrupt EL2 on the CPU that they arrive on, whichever domain runs there: LPIs that are
+//! injected by software, and doorbells of vPEs that are not resident. A device that sends too many would take that CPU's time
+//! from other domains. Each of these interrupts is therefore charged to its vCPU ([`Meter`]). Above the rate the LPI is masked
+//! by its configuration byte: later arrivals stay pending in the redistributor, merged into one, and no edge is lost. Once the
+//! meter has credit again, EL2's timer unmasks the LPI.
 //!
 //! With a rate of R per second, a burst of B, and E LPIs and doorbells that lead to the vCPU, EL2 takes at most B + R·t + E
-//! interrupts in t seconds, whatever the devices do: each interrupt is charged, and one that is taken above the rate is masked until
-//! all earlier ones are paid for.
+//! interrupts in t seconds, whatever the devices do: each interrupt is charged, and an LPI that is taken above the rate is
+//! masked until the earlier ones are paid for.
 //!
 //! Other sources of work for EL2 need a running guest:
 //!
@@ -30,6 +30,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 pub struct RateLimits {
     /// The rate for each vCPU.
     pub rate: Rate,
+    /// One bit for each LPI from 8192 on that is masked and waits to be unmasked.
     masked: Vec<AtomicU64>,
 }
 
@@ -45,31 +46,39 @@ impl RateLimits {
         Some((self.masked.get((index / 64) as usize)?, 1 << (index % 64)))
     }
 
-    /// Charges `meter`, the meter of a vCPU, for one arrival of `lpi`. Above the rate it masks the LPI and returns the time at which
-    /// [`relieve`](Self::relieve) has to be called.
+    /// Charges `meter`, the meter of a vCPU, for one arrival of `lpi`. Above the rate it masks the LPI and returns the time at
+    /// which [`unmask_due`](Self::unmask_due) has to be called.
     #[must_use]
-    pub fn took<H: Hw + Clone>(&self, gic: &Gic<H>, routes: &Routes, lpi: Lpi, meter: &Meter, now: u64) -> Option<u64> {
+    pub fn charge<H: Hw + Clone>(
+        &self,
+        gic: &Gic<H>,
+        routes: &Routes,
+        lpi: Lpi,
+        meter: &Meter,
+        now: u64,
+    ) -> Option<u64> {
         if meter.take(&self.rate, now) {
             return None;
         }
         let (word, bit) = self.word(lpi)?;
-        // The bit is set last: the CPU that finds it unmasks an LPI that is masked. If the LPI has been given to another event
-        // meanwhile, it is unmasked for that event.
+        // The bit is set after the LPI has been masked, so that the CPU that finds the bit unmasks it. If the LPI has been given
+        // to another event meanwhile, it is unmasked for that event.
         if set_enabled(gic, routes, lpi, false) == Change::Needless {
             return None;
         }
         word.fetch_or(bit, Ordering::SeqCst);
-        Some(meter.relief_at(&self.rate))
+        Some(meter.unmask_at(&self.rate))
     }
 
-    /// Unmasks each LPI whose relief time has passed. `relief` returns the time at which the meter of the LPI's vCPU has credit
-    /// again, or `None` for an LPI that has no vCPU any more. Returns the time of the next call, and how many LPIs were unmasked.
-    pub fn relieve<H: Hw + Clone>(
+    /// Unmasks each masked LPI whose time has come. `unmask_at` returns the time at which the meter of the LPI's vCPU has credit
+    /// again, or `None` for an LPI that no longer has a vCPU. Returns the time of the next call, and how many LPIs were
+    /// unmasked.
+    pub fn unmask_due<H: Hw + Clone>(
         &self,
         gic: &Gic<H>,
         routes: &Routes,
         now: u64,
-        relief: impl Fn(Lpi) -> Option<u64>,
+        unmask_at: impl Fn(Lpi) -> Option<u64>,
     ) -> (Option<u64>, u32) {
         let (mut again, mut unmasked) = (None::<u64>, 0);
         for (index, word) in (0u32..).zip(&self.masked) {
@@ -86,7 +95,7 @@ impl RateLimits {
                 let bit = bits & bits.wrapping_neg();
                 bits &= !bit;
                 let lpi = Lpi(Lpi::FIRST + index * 64 + bit.trailing_zeros());
-                match relief(lpi) {
+                match unmask_at(lpi) {
                     None => {}
                     Some(at) if at > now => wait(bit, at),
                     Some(_) => match set_enabled(gic, routes, lpi, true) {
@@ -104,19 +113,20 @@ impl RateLimits {
     }
 }
 
-/// The result of masking or unmasking.
+/// The result of masking or unmasking an LPI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Change {
-    /// The LPI has no vCPU, or needs no mask.
+    /// Nothing was done: the LPI has no vCPU, or it is a doorbell that the hardware itself limits.
     Needless,
-    /// The hardware has confirmed it, or the event or ITS is gone.
+    /// The hardware has confirmed the change, or the event or the ITS no longer exists.
     Confirmed,
-    /// The hardware has not confirmed it in time, or could not be told now.
+    /// The hardware has not confirmed the change in time, or the command could not be sent.
     Unconfirmed,
 }
 
+/// Masks or unmasks a physical LPI or a doorbell.
 fn set_enabled<H: Hw + Clone>(gic: &Gic<H>, routes: &Routes, lpi: Lpi, enabled: bool) -> Change {
-    let told = if let Some(route) = routes.get(lpi) {
+    let result = if let Some(route) = routes.get(lpi) {
         gic.configure_lpi(lpi, PRIORITY, enabled);
         gic.invalidate(route.its, route.device, route.event)
     } else {
@@ -128,9 +138,9 @@ fn set_enabled<H: Hw + Clone>(gic: &Gic<H>, routes: &Routes, lpi: Lpi, enabled: 
             Err(_) => return Change::Unconfirmed,
         }
     };
-    match told {
+    match result {
         Err(ItsError::Timeout | ItsError::CpuOffline(_)) => Change::Unconfirmed,
-        // Any other error means that the event or the ITS is gone.
+        // Any other error means that the event or the ITS no longer exists.
         _ => Change::Confirmed,
     }
 }

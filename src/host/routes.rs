@@ -1,7 +1,7 @@
-//! Where each physical LPI that EL2 takes is to be injected.
+//! Routes of physical LPIs: into which vCPU EL2 injects each of them, and as which LPI.
 //!
-//! The table is read, without a lock, each time such an LPI arrives. The virtual ITS's backend writes it when a guest maps, moves
-//! or unmaps an event that is injected by software.
+//! The table is read without a lock each time such an LPI arrives. `domain::msi` writes it when a guest maps, moves or unmaps an
+//! event that is injected by software.
 
 use crate::gic::Gic;
 use crate::ids::{CpuId, DeviceId, DomId, EventId, ItsId, Lpi, VIntid, VcpuId};
@@ -9,49 +9,51 @@ use crate::mmio::Hw;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-/// The priority at which EL2 takes device LPIs; doorbells and SPIs have the same, so that nothing nests.
+/// The priority of device LPIs. Doorbells and SPIs have the same, so that no interrupt preempts another.
 pub const PRIORITY: u8 = 0xa0;
 
-/// Where a physical LPI that EL2 takes is to be injected.
+/// The vCPU that a physical LPI is injected into, and the event that the LPI was allocated for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
     /// The domain.
     pub domain: DomId,
-    /// Its vCPU.
+    /// The vCPU in that domain.
     pub vcpu: VcpuId,
-    /// The LPI as the guest knows it.
+    /// The number of the LPI in the guest.
     pub vintid: VIntid,
-    /// The event that it stands for.
+    /// The ITS that translates the event.
     pub its: ItsId,
-    /// See `its`.
+    /// The device that sends the event.
     pub device: DeviceId,
-    /// See `its`.
+    /// The number of the event among those of the device.
     pub event: EventId,
 }
 
-/// Routes of all physical LPIs; read on each of their arrivals, without a lock: two words for each.
+/// The routes of all physical LPIs, two words for each.
 pub struct Routes {
+    /// The target and the source of each LPI. The target has [`VALID`] set if there is a route.
     words: Vec<[AtomicU64; 2]>,
-    /// How often in a row each arrived where its vCPU does not run.
-    strayed: Vec<AtomicU8>,
+    /// The number of consecutive arrivals of each LPI on a CPU on which its vCPU does not run.
+    misplaced: Vec<AtomicU8>,
 }
 
-/// An LPI that arrives so often in a row where its vCPU does not run is moved to where it does: each time costs an exit
-/// there and another one here, and the move as much as a few.
-pub const STRAYS: u8 = 8;
+/// The number of consecutive misplaced arrivals after which an LPI is moved to the CPU of its vCPU. A misplaced arrival costs an
+/// exit on that CPU and another one on the vCPU's; moving the LPI costs as much as a few of them.
+pub const MOVE_AFTER: u8 = 8;
 
+/// Bit of the first word: the LPI has a route.
 const VALID: u64 = 1 << 63;
 
-/// EventIDs that a route can tell apart: more than fit any translation table of ours.
+/// The EventID bits in the second word: 24, more than any translation table of the host has.
 const EVENT: u32 = 0xff_ffff;
 
 impl Routes {
-    /// Room for `lpis` LPIs from 8192 on.
+    /// A table of `lpis` LPIs from 8192 on, without routes.
     #[must_use]
     pub fn new(lpis: u32) -> Routes {
         Routes {
             words: (0..lpis).map(|_| [const { AtomicU64::new(0) }; 2]).collect(),
-            strayed: (0..lpis).map(|_| AtomicU8::new(0)).collect(),
+            misplaced: (0..lpis).map(|_| AtomicU8::new(0)).collect(),
         }
     }
 
@@ -59,7 +61,7 @@ impl Routes {
         self.words.get(lpi.0.checked_sub(Lpi::FIRST)? as usize)
     }
 
-    /// Where `lpi` goes.
+    /// The route of `lpi`.
     #[must_use]
     pub fn get(&self, lpi: Lpi) -> Option<Route> {
         let [to, from] = self.slot(lpi)?;
@@ -75,19 +77,20 @@ impl Routes {
         })
     }
 
-    /// `lpi` arrived on a CPU, where its vCPU runs or not. Whether it is to be moved now.
-    fn arrived(&self, lpi: Lpi, strays: bool) -> bool {
-        let Some(count) = lpi.0.checked_sub(Lpi::FIRST).and_then(|n| self.strayed.get(n as usize)) else {
+    /// Counts an arrival of `lpi`; `misplaced` is true if its vCPU does not run on the CPU that took it. Returns `true` if
+    /// the LPI is to be moved now.
+    fn count_arrival(&self, lpi: Lpi, misplaced: bool) -> bool {
+        let Some(count) = lpi.0.checked_sub(Lpi::FIRST).and_then(|n| self.misplaced.get(n as usize)) else {
             return false;
         };
-        // One CPU at a time takes an LPI: nothing is lost that matters.
-        let so_far = if strays { count.load(Ordering::Relaxed).saturating_add(1) } else { 0 };
-        let moves = so_far >= STRAYS;
+        // Load and store are enough: while an LPI moves, two CPUs may take it, and then a count that is off by one does no harm.
+        let so_far = if misplaced { count.load(Ordering::Relaxed).saturating_add(1) } else { 0 };
+        let moves = so_far >= MOVE_AFTER;
         count.store(if moves { 0 } else { so_far }, Ordering::Relaxed);
         moves
     }
 
-    /// Sends `lpi` to where `route` says.
+    /// Sets the route of `lpi`.
     pub fn set(&self, lpi: Lpi, route: Route) {
         if let Some([to, from]) = self.slot(lpi) {
             let event = u64::from(route.event.0 & EVENT);
@@ -98,7 +101,7 @@ impl Routes {
         }
     }
 
-    /// `lpi` goes nowhere from now on.
+    /// Removes the route of `lpi`. Later arrivals are dropped.
     pub fn clear(&self, lpi: Lpi) {
         if let Some([to, _]) = self.slot(lpi) {
             to.store(0, Ordering::Release);
@@ -106,15 +109,15 @@ impl Routes {
     }
 }
 
-/// `lpi` was taken on `cpu` for a vCPU that runs, or ran last, on `runs_on`. The CPU that takes it follows the vCPU, though
-/// not at once; a vCPU that is moved all the time is not followed. `true` if it was moved.
+/// Counts an arrival of `lpi` on `cpu`, for a vCPU that runs, or ran last, on `runs_on`. After [`MOVE_AFTER`] misplaced arrivals
+/// in a row it moves the LPI to `runs_on` and returns `true`. An LPI does not move for a vCPU that is itself moved all the time.
 ///
-/// The event may have become another meanwhile. What is moved then is that one, to a CPU that is as good as any.
-pub fn follow<H: Hw + Clone>(gic: &Gic<H>, routes: &Routes, lpi: Lpi, cpu: CpuId, runs_on: CpuId) -> bool {
-    if !routes.arrived(lpi, cpu != runs_on) {
+/// If `lpi` has been given to another event meanwhile, that event is moved. This is harmless: any CPU can take it.
+pub fn move_if_misplaced<H: Hw + Clone>(gic: &Gic<H>, routes: &Routes, lpi: Lpi, cpu: CpuId, runs_on: CpuId) -> bool {
+    if !routes.count_arrival(lpi, cpu != runs_on) {
         return false;
     }
     let Some(Route { its, device, event, .. }) = routes.get(lpi) else { return false };
-    // If it cannot be moved, it comes here as before.
+    // If the move fails, the LPI still arrives on this CPU.
     gic.move_physical(its, device, event, runs_on).is_ok()
 }

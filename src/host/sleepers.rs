@@ -1,14 +1,14 @@
-//! vCPUs that sleep until a time, or until something else wakes them.
+//! vCPUs that are blocked until a deadline, unless something else wakes them earlier.
 //!
-//! A sleeping vCPU is loaded in no CPU, so its own timers cannot interrupt. The CPU that it went to sleep on wakes it
-//! instead. That CPU's list links its sleepers by `Entity::sleep_link`, so that going to sleep does not allocate.
+//! While a vCPU is blocked its timers are not in a CPU and cannot interrupt. The CPU that it blocked on wakes it with its own
+//! timer instead. Each CPU has one list of such vCPUs, linked by `Entity::sleep_link`, so that blocking does not allocate.
 
 use crate::sched::Scheduled;
 use alloc::sync::Arc;
 use core::ptr;
 use intrusive_collections::LinkedList;
 
-/// The sleepers of one CPU, in the order of their deadlines.
+/// The sleepers of one CPU, in the order of their deadlines (ticks of the counter).
 pub struct Sleepers<V: Scheduled> {
     list: LinkedList<V::SleepAdapter>,
 }
@@ -20,15 +20,15 @@ impl<V: Scheduled> Default for Sleepers<V> {
 }
 
 impl<V: Scheduled> Sleepers<V> {
-    /// Adds `vcpu`, which is to be woken at `at`.
+    /// Adds `vcpu` with the deadline `at`.
     ///
     /// # Panics
     ///
-    /// If `vcpu` is in a list of sleepers. It is not: a vCPU goes to sleep on the CPU that runs it, and before that the
-    /// switch to it has taken it out of the list that it was in.
+    /// If `vcpu` is in a list of sleepers. This cannot happen: a vCPU blocks on the CPU that runs it, and the switch to it on
+    /// that CPU has removed it from the list that it was in.
     pub fn add(&mut self, at: u64, vcpu: Arc<V>) {
         vcpu.entity().set_wakes_at(at);
-        // Mostly, the last to go to sleep is among the last to wake.
+        // The search starts at the back, because the vCPU that blocks last is usually among the last to wake.
         let mut before = self.list.back_mut();
         while before.get().is_some_and(|other| other.entity().wakes_at() > at) {
             before.move_prev();
@@ -36,7 +36,7 @@ impl<V: Scheduled> Sleepers<V> {
         before.insert_after(vcpu);
     }
 
-    /// Removes `vcpu`, which is awake, if it is in this list.
+    /// Removes `vcpu` if it is in this list.
     pub fn remove(&mut self, vcpu: &V) {
         if !vcpu.entity().sleep_link.is_linked() {
             return;
@@ -51,12 +51,12 @@ impl<V: Scheduled> Sleepers<V> {
         }
     }
 
-    /// The first deadline.
+    /// The earliest deadline; `None` if the list is empty.
     pub fn next(&self) -> Option<u64> {
         self.list.front().get().map(|vcpu| vcpu.entity().wakes_at())
     }
 
-    /// Removes one vCPU whose deadline is `now` or earlier.
+    /// Removes and returns the first vCPU, if its deadline is `now` or earlier.
     pub fn due(&mut self, now: u64) -> Option<Arc<V>> {
         self.next().filter(|&at| at <= now)?;
         self.list.pop_front()
@@ -69,7 +69,7 @@ mod tests {
     use crate::sched::testing::TestVcpu;
 
     #[test]
-    fn each_sleeper_is_woken_when_it_is_due_unless_it_was_woken_before() {
+    fn each_sleeper_is_returned_at_its_deadline_unless_it_was_removed_before() {
         let mut sleepers = Sleepers::default();
         let [a, b, c] = ["a", "b", "c"].map(|name| Arc::new(TestVcpu::named(name)));
         for (at, vcpu) in [(30, &a), (10, &b), (20, &c)] {
@@ -84,6 +84,6 @@ mod tests {
         assert_eq!(sleepers.next(), Some(30));
         assert_eq!((due(&mut sleepers, 100), due(&mut sleepers, 100)), (Some("a"), None));
         sleepers.add(5, b);
-        assert_eq!(sleepers.next(), Some(5), "it can sleep again");
+        assert_eq!(sleepers.next(), Some(5), "a removed sleeper can be added again");
     }
 }

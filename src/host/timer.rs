@@ -1,9 +1,12 @@
-//! The EL2 timer of a CPU, which is shared by several deadlines: the emulated CNTP of the running vCPU, the next
-//! reschedule, the wake-ups of sleeping vCPUs, and the end of a mask of interrupts.
+//! The deadlines of one CPU's EL2 timer.
 //!
-//! All but the sleepers are accessed by this CPU only. A vCPU is added to the sleepers of the CPU that it goes to sleep
-//! on and removed by the CPU that it next runs on. If that is another CPU, the timer may fire once without a sleeper
-//! that is due.
+//! Each CPU has one EL2 timer (CNTHP), which is armed for the earliest of four deadlines: the emulated CNTP of the current
+//! vCPU, the scheduler's next decision, the wake-up of a vCPU that is blocked with a timer, and the unmasking of interrupts
+//! that are above their rate.
+//!
+//! Only this CPU accesses the deadlines. The list of sleepers has a lock: a vCPU is added by the CPU that it blocks on, and
+//! removed by the CPU that it runs on next, which may be another. That CPU does not re-arm the timer, so the timer may fire
+//! once without a vCPU to wake.
 
 use crate::arch::timer;
 use crate::host::sleepers::Sleepers;
@@ -12,29 +15,31 @@ use crate::vcpu::Vcpu;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+/// "No deadline". All times in this file are in ticks of the counter.
 const NEVER: u64 = u64::MAX;
 
-/// The deadlines that were due when the timer fired.
+/// What is due after the timer has fired, apart from vCPUs to wake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fired {
-    /// The next reschedule.
+    /// The scheduler has to decide.
     pub resched: bool,
-    /// The end of a mask of interrupts.
-    pub relief: bool,
+    /// Masked interrupts have to be unmasked.
+    pub unmask: bool,
 }
 
 /// The EL2 timer of one CPU. Deadlines are in ticks; `u64::MAX` for none.
 pub struct SoftTimer {
-    /// The emulated CNTP of the running vCPU changes its level.
+    /// The time at which the current vCPU's CNTP asserts its interrupt.
     guest: AtomicU64,
-    /// The scheduler has to be called.
+    /// The time at which the scheduler has to decide.
     resched: AtomicU64,
-    /// The first sleeper has to be woken.
+    /// The earliest deadline in `sleepers`.
     wake: AtomicU64,
-    /// Masked interrupts have to be unmasked.
-    relief: AtomicU64,
-    /// What the hardware timer is set to.
+    /// The time at which masked interrupts have to be unmasked.
+    unmask: AtomicU64,
+    /// The deadline that the hardware is armed for.
     armed: AtomicU64,
+    /// The vCPUs that this timer has to wake.
     sleepers: Lock<Sleepers<Vcpu>>,
 }
 
@@ -47,45 +52,46 @@ impl SoftTimer {
             guest: never(),
             resched: never(),
             wake: never(),
-            relief: never(),
+            unmask: never(),
             armed: never(),
             sleepers: Lock::new(Rank::RunQueue, Sleepers::default()),
         }
     }
 
-    fn set(&self, what: &AtomicU64, at: Option<u64>) {
+    fn set(&self, deadline: &AtomicU64, at: Option<u64>) {
         let at = at.unwrap_or(NEVER);
-        if what.load(Relaxed) != at {
-            what.store(at, Relaxed);
+        if deadline.load(Relaxed) != at {
+            deadline.store(at, Relaxed);
             self.program();
         }
     }
 
+    /// Arms the hardware for the earliest deadline.
     fn program(&self) {
-        let at = [&self.guest, &self.resched, &self.wake, &self.relief];
-        let at = at.map(|what| what.load(Relaxed)).into_iter().fold(NEVER, u64::min);
+        let deadlines = [&self.guest, &self.resched, &self.wake, &self.unmask];
+        let at = deadlines.map(|deadline| deadline.load(Relaxed)).into_iter().fold(NEVER, u64::min);
         if self.armed.load(Relaxed) != at {
             self.armed.store(at, Relaxed);
             if at == NEVER { timer::disarm() } else { timer::arm(at) }
         }
     }
 
-    /// Sets when the CNTP of this CPU's vCPU changes its level. Called on this CPU.
+    /// Sets the time at which the current vCPU's CNTP asserts its interrupt. Called on this CPU.
     pub fn set_guest(&self, at: Option<u64>) {
         self.set(&self.guest, at);
     }
 
-    /// Sets when the scheduler has to be called. Called on this CPU.
+    /// Sets the time at which the scheduler has to decide. Called on this CPU.
     pub fn set_resched(&self, at: Option<u64>) {
         self.set(&self.resched, at);
     }
 
-    /// Sets that interrupts that this CPU has masked are unmasked at `at` or earlier. Called on this CPU.
-    pub fn relieve_at(&self, at: u64) {
-        self.set(&self.relief, Some(at.min(self.relief.load(Relaxed))));
+    /// Requests that interrupts are unmasked at `at`; an earlier request stays. Called on this CPU.
+    pub fn unmask_at(&self, at: u64) {
+        self.set(&self.unmask, Some(at.min(self.unmask.load(Relaxed))));
     }
 
-    /// Wakes `vcpu` at `at` unless it is woken before. Called on this CPU.
+    /// Adds `vcpu` to the vCPUs to wake, at `at`, unless it is removed before. Called on this CPU.
     pub fn sleep(&self, vcpu: Arc<Vcpu>, at: u64) {
         let mut sleepers = self.sleepers.lock();
         sleepers.add(at, vcpu);
@@ -94,23 +100,25 @@ impl SoftTimer {
         self.set(&self.wake, next);
     }
 
-    /// Removes `vcpu`, which is awake, from the sleepers. Called on any CPU.
-    pub fn forget(&self, vcpu: &Vcpu) {
+    /// Removes `vcpu` from the vCPUs to wake. Called on any CPU.
+    pub fn remove_sleeper(&self, vcpu: &Vcpu) {
         self.sleepers.lock().remove(vcpu);
     }
 
-    /// Wakes all sleepers and clears all deadlines, because this CPU goes offline. Called on this CPU.
-    pub fn give_up(&self, wake: &mut dyn FnMut(&Arc<Vcpu>)) {
+    /// Wakes all sleepers and clears all deadlines, because this CPU leaves service. Called on this CPU.
+    pub fn shut_down(&self, wake: &mut dyn FnMut(&Arc<Vcpu>)) {
         loop {
             let sleeper = self.sleepers.lock().due(NEVER);
             let Some(vcpu) = sleeper else { break };
             wake(&vcpu);
         }
-        [&self.guest, &self.resched, &self.wake, &self.relief].into_iter().for_each(|what| what.store(NEVER, Relaxed));
+        let deadlines = [&self.guest, &self.resched, &self.wake, &self.unmask];
+        deadlines.into_iter().for_each(|deadline| deadline.store(NEVER, Relaxed));
         self.program();
     }
 
-    /// Handles the timer interrupt. Calls `wake` for each sleeper that is due. Called on this CPU.
+    /// Handles the interrupt of this CPU's timer: calls `wake` for each sleeper whose deadline has passed, and returns what else
+    /// is due.
     pub fn fired(&self, wake: &mut dyn FnMut(&Arc<Vcpu>)) -> Fired {
         let now = timer::now();
         timer::disarm();
@@ -121,18 +129,18 @@ impl SoftTimer {
             wake(&vcpu);
         }
         self.wake.store(self.sleepers.lock().next().unwrap_or(NEVER), Relaxed);
-        // The run loop computes the level of the CNTP before each entry.
+        // Nothing is returned for this deadline: the vCPU's CNTP is evaluated each time before it enters the guest.
         if self.guest.load(Relaxed) <= now {
             self.guest.store(NEVER, Relaxed);
         }
-        let is_due = |what: &AtomicU64| {
-            let due = what.load(Relaxed) <= now;
+        let is_due = |deadline: &AtomicU64| {
+            let due = deadline.load(Relaxed) <= now;
             if due {
-                what.store(NEVER, Relaxed);
+                deadline.store(NEVER, Relaxed);
             }
             due
         };
-        let fired = Fired { resched: is_due(&self.resched), relief: is_due(&self.relief) };
+        let fired = Fired { resched: is_due(&self.resched), unmask: is_due(&self.unmask) };
         self.program();
         fired
     }

@@ -127,7 +127,7 @@ impl Exit<'_> {
 
     /// Ends the domain.
     fn end(&self, end: End) -> Next {
-        self.domain.finish(end);
+        self.domain.terminate(end);
         Next::Off
     }
 

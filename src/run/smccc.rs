@@ -99,7 +99,7 @@ fn psci(caller: &Caller<'_>, x: [u64; 4]) -> Answer {
 
 /// Ends the domain; the calling vCPU goes off.
 pub(super) fn end(domain: &Domain, how: End) -> Answer {
-    domain.finish(how);
+    domain.terminate(how);
     Answer::stop(Next::Off)
 }
 

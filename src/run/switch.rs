@@ -100,7 +100,7 @@ impl Schedulable for VcpuRun<'_> {
         sysreg::VMPIDR_EL2.set(features::vmpidr(vcpu.affinity));
         domain.load_stage2(cpu);
         if let Some(other) = vcpu.take_timer_cpu() {
-            host.cpu(other).timer.forget(vcpu);
+            host.cpu(other).timer.remove_sleeper(vcpu);
         }
         let mut context = vcpu.own();
         if vcpu.live_on() != Some(cpu) {
@@ -135,7 +135,7 @@ impl Schedulable for VcpuRun<'_> {
             }
         }
         let mut context = self.vcpu.own();
-        list_regs::give_up(&mut context.lrs);
+        list_regs::clear_used(&mut context.lrs);
         if self.shares {
             self.unload(&mut context);
         }

@@ -36,7 +36,7 @@ pub fn store(image: &mut LrImage) {
 }
 
 /// Clears the list registers that the vCPU has used: it leaves this CPU, and the next vCPU expects them to be zero.
-pub fn give_up(image: &mut LrImage) {
+pub fn clear_used(image: &mut LrImage) {
     ich::clear_lrs(image.give_up());
 }
 

@@ -1,22 +1,22 @@
-//! How many device interrupts a vCPU may cost EL2, and how many it has cost.
+//! How many device interrupts EL2 may take for a vCPU, and how many it has taken.
 //!
 //! The meter is one word: the time at which all interrupts taken so far will have been paid for. Charging is one atomic
-//! update, on whichever CPU takes the interrupt. What happens above the rate is in `host::rate_limit`.
+//! update by the CPU that takes the interrupt. What happens above the rate is in `host::rate_limit`.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// Fewest interrupts that may arrive at once; the normal burst is a hundredth of a second's worth.
+/// The least burst, in interrupts. The burst is otherwise a hundredth of the rate per second.
 const BURST: u64 = 32;
 
-/// How many interrupts' worth of credit there must be before masked interrupts are unmasked.
-pub const RELIEF: u64 = 16;
+/// The credit, in interrupts, that a meter must have before masked interrupts are unmasked.
+pub const UNMASK_CREDIT: u64 = 16;
 
 /// The rate at which EL2 takes device interrupts for one vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// Counter ticks for each interrupt.
+    /// What one interrupt costs, in counter ticks.
     interval: u64,
-    /// Counter ticks' worth of interrupts that may arrive at once.
+    /// What the interrupts that may arrive at once cost, in counter ticks.
     burst: u64,
 }
 
@@ -34,14 +34,14 @@ impl Rate {
         self.burst / self.interval
     }
 
-    /// The ticks after which masking is lifted when the hardware has not confirmed an earlier attempt.
+    /// The ticks after which unmasking is tried again if the hardware has not confirmed the first attempt.
     #[must_use]
     pub fn retry_after(&self) -> u64 {
-        RELIEF * self.interval
+        UNMASK_CREDIT * self.interval
     }
 }
 
-/// What the device interrupts of one vCPU have cost: the time at which all of them are paid for.
+/// What the device interrupts of one vCPU have cost: the time, in counter ticks, at which all of them are paid for.
 #[derive(Debug, Default)]
 pub struct Meter(AtomicU64);
 
@@ -56,8 +56,8 @@ impl Meter {
 
     /// The time at which masked interrupts may be unmasked.
     #[must_use]
-    pub fn relief_at(&self, rate: &Rate) -> u64 {
-        (self.0.load(Ordering::Relaxed) + RELIEF * rate.interval).saturating_sub(rate.burst)
+    pub fn unmask_at(&self, rate: &Rate) -> u64 {
+        (self.0.load(Ordering::Relaxed) + UNMASK_CREDIT * rate.interval).saturating_sub(rate.burst)
     }
 }
 
@@ -79,7 +79,7 @@ mod tests {
         // One interrupt in each microsecond. Each is charged, whether it passes or not, so none passes after the burst.
         assert_eq!(rate().burst(), 32);
         assert_eq!(passed(SECOND, SECOND + 5000), 32);
-        let room = meter.relief_at(&rate());
+        let room = meter.unmask_at(&rate());
         assert_eq!(room, SECOND + 5000 * 1000 + 16_000 - 32_000, "16 interrupts are paid for");
         assert_eq!(passed(room, room + 100), 16);
         // Interrupts at a lower rate always pass.

@@ -1,10 +1,10 @@
-//! A guest on the executable GIC, three times: with a vPE for every vCPU, with none, and with every other one. What
-//! it gets to see has to be the same.
+//! The same guest on three executable GICs: with a vPE for each vCPU, with no vPE, and with a vPE for every other vCPU. The
+//! guest must see the same interrupts in all three.
 
 use super::*;
 use crate::gic::testing::{Bench, DEV, ITS0, ModelHw, vlpi};
 use crate::gic::v4::Why;
-use crate::host::routes::{STRAYS, follow};
+use crate::host::routes::{MOVE_AFTER, move_if_misplaced};
 use crate::ids::Mpidr;
 use crate::vgic::testing as guest;
 use gic_model::{CommandFault, Config, Fault};
@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 
 const VCPUS: u16 = 4;
 const EVENTS: u32 = 8;
-/// Where the guest's configuration table is (`guest::Machine::enable_lpis`).
+/// The guest address of the LPI configuration table (`guest::Machine::enable_lpis`).
 const CONFIG: u64 = 0x1_0000;
 const ENABLED: u8 = 0xa1;
 const DISABLED: u8 = 0xa0;
@@ -27,7 +27,7 @@ struct World {
 }
 
 impl World {
-    /// vCPU n runs on CPU n; those that `direct` names have a vPE.
+    /// A guest whose vCPU n runs on CPU n and has a vPE if `direct(n)`.
     fn new(direct: impl Fn(u16) -> bool) -> World {
         let Bench { machine, gic } = Bench::up(Config::qemu(usize::from(VCPUS)));
         let v4 = gic.v4().unwrap();
@@ -62,15 +62,15 @@ impl World {
         self.guest.poke(CONFIG + u64::from(event), &[byte]);
     }
 
-    /// MAPTI as the virtual ITS carries it out.
+    /// MAPTI, as the virtual ITS executes it.
     fn map(&self, event: u32, vcpu: u16) -> Result<(), BackendError> {
         let backend = self.backend();
         backend.reload_config_byte_only(vlpi(event), VcpuId(vcpu));
         backend.map_event(ITS0, DEV, EventId(event), VcpuId(vcpu), vlpi(event))
     }
 
-    /// EL2 on each CPU: takes what is pending there, and injects it.
-    fn el2(&self) {
+    /// What EL2 does on each CPU: takes pending interrupts and injects them.
+    fn take_interrupts(&self) {
         for cpu in 0..usize::from(VCPUS) {
             while let Some(intid) = self.machine.host_ack(cpu) {
                 if self.gic.doorbell(Lpi(intid)).is_some() {
@@ -83,10 +83,10 @@ impl World {
         }
     }
 
-    /// Runs every vCPU until it has nothing left to take: who took which event.
+    /// Runs each vCPU until no interrupt is pending for it. Returns the vCPU and the event of each interrupt that was taken.
     fn run(&self) -> BTreeSet<(u16, u32)> {
         let mut taken = BTreeSet::new();
-        self.el2();
+        self.take_interrupts();
         for n in 0..VCPUS {
             let vpe = self.paths.vpe(VcpuId(n));
             let resident = vpe.map(|vpe| self.gic.v4().unwrap().enter(vpe, CpuId(n)).unwrap());
@@ -140,12 +140,12 @@ fn an_event_reaches_its_vcpu_by_either_path() {
         let expected: BTreeSet<_> = (0..EVENTS).map(|event| (event as u16 % VCPUS, event)).collect();
         (0..EVENTS).for_each(|event| world.machine.msi(DEV.0, event));
         assert_eq!(world.run(), expected);
-        assert!(world.run().is_empty(), "an edge is taken once");
+        assert!(world.run().is_empty(), "an edge was taken twice");
     }
 }
 
 #[test]
-fn the_soft_path_gives_every_lpi_back() {
+fn software_injection_frees_each_lpi_that_it_has_allocated() {
     let world = World::new(|_| false);
     for _ in 0..3 {
         world.backend().map_device(ITS0, DEV, 3).unwrap();
@@ -161,16 +161,16 @@ fn the_soft_path_gives_every_lpi_back() {
 }
 
 #[test]
-fn a_move_between_a_vcpu_with_a_vpe_and_one_without_loses_nothing() {
+fn a_move_between_a_vcpu_with_a_vpe_and_one_without_loses_no_interrupt() {
     let world = World::new(|n| n % 2 == 0);
     world.backend().map_device(ITS0, DEV, 3).unwrap();
     world.set_byte(0, ENABLED);
     world.map(0, 0).unwrap();
     for (from, to) in [(0, 1), (1, 3), (3, 2), (2, 0)] {
-        // Pending at the moment of the move: taken at the new vCPU, and perhaps at the old one, never nowhere.
+        // The event is pending when it is moved. The new vCPU or the old one has to take it.
         world.machine.msi(DEV.0, 0);
         if to % 2 == 1 {
-            world.el2();
+            world.take_interrupts();
         }
         world.backend().move_event(ITS0, DEV, EventId(0), vlpi(0), VcpuId(from), VcpuId(to)).unwrap();
         let taken = world.run();
@@ -185,7 +185,7 @@ fn a_move_between_a_vcpu_with_a_vpe_and_one_without_loses_nothing() {
 }
 
 #[test]
-fn a_disabled_lpi_waits_for_its_inv() {
+fn a_disabled_lpi_is_taken_after_it_is_enabled_and_an_inv() {
     for world in worlds() {
         world.backend().map_device(ITS0, DEV, 3).unwrap();
         for vcpu in 0..2 {
@@ -205,7 +205,7 @@ fn a_disabled_lpi_waits_for_its_inv() {
 }
 
 #[test]
-fn a_discarded_event_is_pending_no_more() {
+fn an_event_that_is_discarded_while_pending_is_not_taken() {
     for world in worlds() {
         world.backend().map_device(ITS0, DEV, 3).unwrap();
         for vcpu in 0..2 {
@@ -213,7 +213,7 @@ fn a_discarded_event_is_pending_no_more() {
             world.set_byte(event, ENABLED);
             world.map(event, vcpu).unwrap();
             world.machine.msi(DEV.0, event);
-            world.el2();
+            world.take_interrupts();
             world.backend().unmap_event(ITS0, DEV, EventId(event), vlpi(event), VcpuId(vcpu)).unwrap();
         }
         assert!(world.run().is_empty());
@@ -221,7 +221,7 @@ fn a_discarded_event_is_pending_no_more() {
 }
 
 #[test]
-fn a_parked_event_costs_at_most_one_extra_edge_and_loses_none() {
+fn a_parked_event_adds_at_most_one_edge_and_loses_none() {
     for world in worlds() {
         world.backend().map_device(ITS0, DEV, 3).unwrap();
         for vcpu in 0..2 {
@@ -240,10 +240,10 @@ fn a_parked_event_costs_at_most_one_extra_edge_and_loses_none() {
     }
 }
 
-/// The completion of a command is not seen, or the ITS stalls: the guest's event is then unmapped. Its LPI is given back,
-/// or leads nowhere and is never used again.
+/// If a command times out or the ITS stalls, the guest's event is unmapped. Its LPI is freed, or has no route and is never
+/// used again.
 #[test]
-fn a_failing_its_neither_loses_an_lpi_nor_gives_one_to_two() {
+fn a_failing_its_leaks_at_most_one_lpi_and_uses_none_twice() {
     for nth in 1..=6 {
         for fault in [CommandFault::Late { us: 50_000_000 }, CommandFault::Hang, CommandFault::Stall] {
             let world = World::new(|n| n % 2 == 0);
@@ -251,28 +251,28 @@ fn a_failing_its_neither_loses_an_lpi_nor_gives_one_to_two() {
             world.map(0, 0).unwrap();
             world.machine.inject(Fault::Command { its: 0, nth, fault });
             let moved = world.backend().move_event(ITS0, DEV, EventId(0), vlpi(0), VcpuId(0), VcpuId(1));
-            let still = world.gic.event(ITS0, DEV, EventId(0));
+            let state = world.gic.event(ITS0, DEV, EventId(0));
             let held = world.free_lpis - world.count_free_lpis();
             let routed =
                 (0..world.gic.facts().lpis).filter(|n| world.routes.get(Lpi(Lpi::FIRST + n)).is_some()).count();
-            match still {
+            match state {
                 Ok(Event::Physical { lpi, .. }) => {
                     assert_eq!((moved, held, routed), (Ok(()), 1, 1));
                     assert!(world.routes.get(lpi).is_some());
                 }
                 _ => {
-                    assert!(moved.is_err(), "nth {nth}, {fault:?}: {still:?}");
+                    assert!(moved.is_err(), "nth {nth}, {fault:?}: {state:?}");
                     assert_eq!(routed, 0, "nth {nth}, {fault:?}");
-                    assert!(held <= 1, "nth {nth}, {fault:?}: {held} LPIs are gone");
+                    assert!(held <= 1, "nth {nth}, {fault:?}: {held} LPIs are not freed");
                 }
             }
         }
     }
 }
 
-/// One random script of guest actions, in all three worlds: each MSI is taken by the vCPU that the event is mapped to.
+/// The same random sequence of guest actions in all three worlds. Each MSI is taken by the vCPU that the event is mapped to.
 #[test]
-fn the_guest_cannot_tell_the_paths_apart() {
+fn the_guest_sees_the_same_interrupts_with_direct_and_software_injection() {
     for seed in 1..=12u64 {
         let worlds = worlds();
         let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -301,7 +301,7 @@ fn the_guest_cannot_tell_the_paths_apart() {
                     for world in &worlds {
                         let id = EventId(event);
                         world.backend().move_event(ITS0, DEV, id, vlpi(event), VcpuId(from), VcpuId(vcpu)).unwrap();
-                        // A swap may add an edge; it is taken before the next step.
+                        // Switching between direct and software injection may add an edge, which is taken before the next step.
                         assert!(world.run().is_subset(&BTreeSet::from([(vcpu, event)])));
                     }
                     *slot = Some(vcpu);
@@ -335,7 +335,7 @@ fn the_guest_cannot_tell_the_paths_apart() {
 }
 
 #[test]
-fn a_physical_lpi_follows_its_vcpu_once_it_has_strayed_often_enough() {
+fn a_physical_lpi_moves_to_the_cpu_of_its_vcpu_after_enough_misplaced_arrivals() {
     let world = World::new(|_| false);
     world.backend().map_device(ITS0, DEV, 3).unwrap();
     world.map(1, 0).unwrap();
@@ -345,14 +345,14 @@ fn a_physical_lpi_follows_its_vcpu_once_it_has_strayed_often_enough() {
     let taken = |runs_on| {
         world.machine.msi(DEV.0, 1);
         let on = (0..usize::from(VCPUS)).find(|&cpu| world.machine.host_ack(cpu) == Some(lpi.0)).expect("it arrives");
-        (on, follow(&world.gic, &world.routes, lpi, CpuId(on as u16), CpuId(runs_on)))
+        (on, move_if_misplaced(&world.gic, &world.routes, lpi, CpuId(on as u16), CpuId(runs_on)))
     };
-    // A vCPU that comes back in between is not followed.
+    // An arrival on the CPU where the vCPU runs restarts the count.
     for _ in 0..5 {
-        assert_eq!((0..STRAYS - 1).filter(|_| taken(2).1).count(), 0);
+        assert_eq!((0..MOVE_AFTER - 1).filter(|_| taken(2).1).count(), 0);
         assert_eq!(taken(0), (0, false));
     }
-    assert_eq!((0..STRAYS).filter(|_| taken(2).1).count(), 1);
-    assert_eq!(taken(2), (2, false), "it arrives where its vCPU runs");
+    assert_eq!((0..MOVE_AFTER).filter(|_| taken(2).1).count(), 1);
+    assert_eq!(taken(2), (2, false), "it arrives on the CPU where its vCPU runs");
     world.machine.assert_clean();
 }

@@ -1,4 +1,4 @@
-//! RateLimits on the executable GIC, in its time: microseconds are the counter's ticks.
+//! The rate limit on the executable GIC. A tick of the counter is a microsecond of the GIC's time.
 
 use super::*;
 use crate::gic::testing::{Bench, DEV, Guest, ITS0, ModelHw};
@@ -24,8 +24,8 @@ struct El2<'a> {
     routes: Routes,
     limits: RateLimits,
     meter: Meter,
-    relief: Option<u64>,
-    /// LPIs and doorbells taken.
+    unmask_at: Option<u64>,
+    /// The number of LPIs and doorbells taken.
     taken: u64,
 }
 
@@ -33,28 +33,29 @@ impl<'a> El2<'a> {
     fn new(machine: &'a Machine, gic: &'a Gic<ModelHw>) -> El2<'a> {
         let lpis = gic.facts().lpis;
         let (routes, limits) = (Routes::new(lpis), RateLimits::new(lpis, rate()));
-        El2 { machine, gic, routes, limits, meter: Meter::default(), relief: None, taken: 0 }
+        El2 { machine, gic, routes, limits, meter: Meter::default(), unmask_at: None, taken: 0 }
     }
 
-    /// Takes all pending interrupts, and handles its timer.
+    /// Handles the timer if it is due, and takes all pending interrupts. Calls `each` with each of them.
     fn take(&mut self, mut each: impl FnMut(Lpi)) {
-        if self.relief.is_some_and(|at| self.machine.now_us() >= at) {
-            let due = |_| Some(self.meter.relief_at(&self.limits.rate));
-            self.relief = self.limits.relieve(self.gic, &self.routes, self.machine.now_us(), due).0;
+        if self.unmask_at.is_some_and(|at| self.machine.now_us() >= at) {
+            let due = |_| Some(self.meter.unmask_at(&self.limits.rate));
+            self.unmask_at = self.limits.unmask_due(self.gic, &self.routes, self.machine.now_us(), due).0;
             self.machine.advance_us(5);
         }
         while let Some(intid) = self.machine.host_ack(CPU.index()) {
             self.taken += 1;
             let now = self.machine.now_us();
-            if let Some(at) = self.limits.took(self.gic, &self.routes, Lpi(intid), &self.meter, now) {
-                self.relief = Some(self.relief.map_or(at, |relief| relief.min(at)));
+            if let Some(at) = self.limits.charge(self.gic, &self.routes, Lpi(intid), &self.meter, now) {
+                self.unmask_at = Some(self.unmask_at.map_or(at, |earlier| earlier.min(at)));
             }
             each(Lpi(intid));
         }
     }
 
-    /// At most what the preface says, and no less than the rate lets through.
-    fn judge(&self, since: u64, sources: u64) {
+    /// Asserts that the number of interrupts taken since `since` is at most the bound that the module documentation states, and at
+    /// least nine tenths of the rate. `sources` is the number of LPIs and doorbells.
+    fn assert_rate(&self, since: u64, sources: u64) {
         let paid = (self.machine.now_us() - since) * u64::from(RATE) / SECOND;
         let most = self.limits.rate.burst() + paid + sources;
         assert!(self.taken <= most, "{} taken, {most} allowed", self.taken);
@@ -74,7 +75,7 @@ fn machines() -> Vec<Config> {
 }
 
 #[test]
-fn a_device_that_floods_by_the_software_path_costs_el2_its_rate_and_loses_no_edge() {
+fn el2_takes_software_injected_lpis_of_a_flooding_device_at_the_rate_and_loses_no_edge() {
     for config in machines() {
         let Bench { machine, gic } = Bench::up(config);
         gic.map_device(ITS0, DEV, 4).unwrap();
@@ -98,17 +99,17 @@ fn a_device_that_floods_by_the_software_path_costs_el2_its_rate_and_loses_no_edg
         };
         let mut sent = 0u32;
         while machine.now_us() < start + SECOND {
-            // Ten times the rate.
+            // MSIs come at ten times the rate.
             machine.msi(DEV.0, sent * 7 % EVENTS);
             pending[(sent * 7 % EVENTS) as usize] = true;
             sent += 1;
             machine.advance_us(100);
             take(&mut el2, &mut pending);
         }
-        assert!(sent > 9 * RATE, "{sent} are no storm");
-        el2.judge(start, EVENTS.into());
-        // What was masked when it ended comes yet, and by then each alone comes at once.
-        while let Some(at) = el2.relief {
+        assert!(sent > 9 * RATE, "{sent} MSIs are too few");
+        el2.assert_rate(start, EVENTS.into());
+        // LPIs that were masked at the end arrive after they are unmasked. After that, a single MSI arrives without delay.
+        while let Some(at) = el2.unmask_at {
             machine.advance_us(at.saturating_sub(machine.now_us()) + 1);
             take(&mut el2, &mut pending);
         }
@@ -126,7 +127,7 @@ fn a_device_that_floods_by_the_software_path_costs_el2_its_rate_and_loses_no_edg
 }
 
 #[test]
-fn doorbells_of_a_vcpu_that_sleeps_after_each_ring_at_the_rate_and_none_is_lost() {
+fn el2_takes_doorbells_of_a_vcpu_that_blocks_after_each_wake_up_at_the_rate_and_loses_none() {
     for config in machines().into_iter().skip(1) {
         let g = Guest::new(config, 1);
         let v41 = g.gic.facts().v41;
@@ -149,21 +150,21 @@ fn doorbells_of_a_vcpu_that_sleeps_after_each_ring_at_the_rate_and_none_is_lost(
             el2.take(|lpi| rung |= g.gic.whose_doorbell(lpi).is_some());
             if rung {
                 wakes += 1;
-                assert!(sleep(&g).0 > 0, "a ring for nothing");
+                assert!(sleep(&g).0 > 0, "a doorbell without a pending vLPI");
             }
         }
         if v41 {
-            // No more than it sleeps: by the hardware's own protocol.
-            assert!(el2.taken <= wakes + 1, "{} rings for {wakes} sleeps", el2.taken);
+            // On GICv4.1 the hardware sends one doorbell for each time the vCPU blocks.
+            assert!(el2.taken <= wakes + 1, "{} doorbells, blocked {wakes} times", el2.taken);
         } else {
-            el2.judge(start, 1);
+            el2.assert_rate(start, 1);
         }
-        // The last one is told, if late.
+        // The last MSI causes a doorbell, perhaps a late one.
         g.msi(ITS0, 0);
         g.machine.advance_us(100);
         let mut rung = false;
         el2.take(|_| rung = true);
-        while let Some(at) = el2.relief {
+        while let Some(at) = el2.unmask_at {
             g.machine.advance_us(at.saturating_sub(g.machine.now_us()) + 1);
             el2.take(|_| rung = true);
         }
@@ -175,24 +176,24 @@ fn doorbells_of_a_vcpu_that_sleeps_after_each_ring_at_the_rate_and_none_is_lost(
 }
 
 #[test]
-fn an_lpi_that_leads_to_nobody_any_more_is_forgotten() {
+fn a_masked_lpi_that_no_longer_has_a_vcpu_is_forgotten() {
     let Bench { gic, .. } = Bench::up(Config::qemu(1));
     let (routes, limits) = (Routes::new(gic.facts().lpis), RateLimits::new(gic.facts().lpis, rate()));
     let lpi = gic.alloc_lpi().unwrap();
     let meter = Meter::default();
-    let over = (0..100).filter_map(|_| limits.took(&gic, &routes, lpi, &meter, 0)).count();
-    assert_eq!(over, 0, "nobody's is not masked");
+    let over = (0..100).filter_map(|_| limits.charge(&gic, &routes, lpi, &meter, 0)).count();
+    assert_eq!(over, 0, "an LPI without a route is not masked");
     let route =
         Route { domain: DomId(1), vcpu: VcpuId(0), vintid: VIntid(8192), its: ITS0, device: DEV, event: EventId(0) };
     routes.set(lpi, route);
     assert_eq!(routes.get(lpi), Some(route));
-    assert!(limits.took(&gic, &routes, lpi, &meter, 0).is_some());
-    assert_eq!(limits.relieve(&gic, &routes, u64::MAX, |_| None), (None, 0));
-    assert_eq!(limits.relieve(&gic, &routes, u64::MAX, |_| Some(0)), (None, 0), "it was forgotten");
+    assert!(limits.charge(&gic, &routes, lpi, &meter, 0).is_some());
+    assert_eq!(limits.unmask_due(&gic, &routes, u64::MAX, |_| None), (None, 0));
+    assert_eq!(limits.unmask_due(&gic, &routes, u64::MAX, |_| Some(0)), (None, 0), "it was forgotten");
 }
 
 #[test]
-fn an_unmasking_that_is_not_confirmed_is_tried_again() {
+fn unmasking_is_tried_again_if_the_hardware_has_not_confirmed_it() {
     let Bench { machine, gic } = Bench::up(Config::gicv3(1));
     gic.map_device(ITS0, DEV, 1).unwrap();
     let mut el2 = El2::new(&machine, &gic);
@@ -201,17 +202,17 @@ fn an_unmasking_that_is_not_confirmed_is_tried_again() {
     let (vcpu, vintid, event) = (VcpuId(0), VIntid(8192), EventId(0));
     el2.routes.set(lpi, Route { domain: DomId(1), vcpu, vintid, its: ITS0, device: DEV, event });
     gic.map_physical(ITS0, DEV, event, lpi, CPU).unwrap();
-    while el2.relief.is_none() {
+    while el2.unmask_at.is_none() {
         machine.msi(DEV.0, 0);
         machine.advance_us(5);
         el2.take(|_| {});
     }
     machine.msi(DEV.0, 0);
     machine.inject(Fault::Command { its: 0, nth: 1, fault: CommandFault::Late { us: 150_000 } });
-    let relieve = |now| el2.limits.relieve(&gic, &el2.routes, now, |_| Some(0));
-    assert_eq!(relieve(1), (Some(1 + 16_000), 0));
+    let unmask_due = |now| el2.limits.unmask_due(&gic, &el2.routes, now, |_| Some(0));
+    assert_eq!(unmask_due(1), (Some(1 + 16_000), 0));
     machine.advance_us(200_000);
-    assert_eq!(relieve(2), (None, 1));
+    assert_eq!(unmask_due(2), (None, 1));
     machine.advance_us(5);
     assert_eq!(machine.host_ack(CPU.index()), Some(lpi.0));
 }
