@@ -1,7 +1,7 @@
 //! The debug keys that show the state of domains and interrupts, and change it.
 //!
-//! A handler runs on the CPU that took the UART's interrupt, with no lock held, and prints the state of other CPUs as it is at that moment.
-//! Only `K`, `o`, `O` and `R` change anything. To add a key, add a line to [`register`].
+//! A handler runs on the CPU that took the UART's interrupt, with no lock held, and prints the state of other CPUs as it is at that
+//! moment. Only `K`, `o`, `O` and `R` change anything. To add a key, add a line to [`register`].
 
 use super::hotplug;
 use crate::arch::{power, timer};
@@ -136,15 +136,15 @@ fn show_scheduler(domains: &Domains) {
     line(format_args!("  {} CPUs; taken out: {outs}, back: {backs}, vPEs moved for it: {vpes}", host.cpus.online()));
     let counters = host.gic.counters();
     line(format_args!(
-        "  residency: entered {}, left to sleep {}, left preempted {}; doorbells {}, for one awake {}",
+        "  residency: entered {}, left to block {}, left preempted {}; doorbells {}, spurious {}",
         counters.enters.get(),
         counters.leaves_block.get(),
         counters.leaves_preempt.get(),
         total(Event::IrqDoorbell),
         total(Event::DoorbellSpurious)
     ));
-    // The first is counted where vCPUs run, the second where commands are sent. They are equal, except for vPEs that moved because
-    // their CPU was taken out.
+    // The run loop counts the moves, the ITS driver the commands. They are equal, except for vPEs that were moved because their CPU
+    // was taken out of service.
     line(format_args!("  vPE moves: {}, VMOVPs: {}", total(Event::VpeMove), counters.commands(Kind::Vmovp)));
 }
 

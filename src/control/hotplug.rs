@@ -1,12 +1,12 @@
 //! CPU hotplug: takes a CPU out of service and back in while guests run.
 //!
-//! Two debug keys request it. The CPU that takes the key chooses the CPU to take out and tells the scheduler to give it no more vCPUs.
-//! The rest is done by the CPU that leaves, in its run loop, when no vCPU is on it:
+//! Two debug keys request it. The CPU that handles the key chooses the CPU to take out and tells the scheduler to give it no more
+//! vCPUs. The leaving CPU does the rest, in its run loop, when no vCPU is on it:
 //!
 //! 1. vCPUs that wait there move to other CPUs' run queues. vCPUs that are blocked with a timer on that CPU are woken, and block again
 //!    elsewhere.
 //! 2. SPIs, events, vPEs and doorbells move to another CPU ([`crate::gic::Gic::take_out`]). If that fails, the CPU stays in service.
-//! 3. Interrupts that arrived meanwhile are taken, and LPIs that the CPU has masked are unmasked. Then its CPU interface is disabled.
+//! 3. Interrupts that arrived meanwhile are handled, and masked LPIs are unmasked. Then the GIC CPU interface is disabled.
 //! 4. PSCI CPU_OFF. Where the firmware does not implement it, the CPU waits at EL2 until it is requested again.
 //!
 //! A CPU returns by the same path as at boot, with the same stack and the same per-CPU block. It holds no state from before: no vCPU's
@@ -28,18 +28,22 @@ use crate::mm::hw::El2;
 use crate::mmio::Hw;
 use core::fmt;
 
-/// How long a leaving CPU may take until the firmware reports it as off, in microseconds.
+/// The time within which a CPU that is about to call CPU_OFF must be off for the firmware, in microseconds.
 const OFF_LIMIT_US: u64 = 1_000_000;
 
 /// Why a request was refused.
 enum Refusal {
     /// An earlier request is not finished.
     Busy(CpuId),
+    /// The boot CPU cannot be taken out.
     BootCpu(CpuId),
-    /// This vCPU can run on no other CPU.
+    /// A vCPU on this CPU can run on no other CPU.
     Pinned(CpuId, DomId, VcpuId),
+    /// The interrupts of the CPU could not be moved to another one.
     Gic(CpuId, TakeOutError),
+    /// No CPU is out of service.
     NoneIsOut,
+    /// The firmware cannot start the CPU.
     Firmware(CpuId, PsciError),
 }
 
@@ -47,16 +51,20 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Refusal::Busy(cpu) => write!(f, "{cpu}: an earlier request is not finished"),
-            Refusal::BootCpu(cpu) => write!(f, "{cpu} stays: it is the boot CPU, and takes the console's interrupts"),
-            Refusal::Pinned(cpu, domain, vcpu) => write!(f, "{cpu} stays: {domain} {vcpu} can run on no other CPU"),
-            Refusal::Gic(cpu, error) => write!(f, "{cpu} stays: {error}"),
-            Refusal::NoneIsOut => f.write_str("no CPU is out"),
-            Refusal::Firmware(cpu, error) => write!(f, "{cpu} stays out: {error}"),
+            Refusal::BootCpu(cpu) => {
+                write!(f, "{cpu}: stays in service: it is the boot CPU, and takes the console's interrupts")
+            }
+            Refusal::Pinned(cpu, domain, vcpu) => {
+                write!(f, "{cpu}: stays in service: {domain} {vcpu} can run on no other CPU")
+            }
+            Refusal::Gic(cpu, error) => write!(f, "{cpu}: stays in service: {error}"),
+            Refusal::NoneIsOut => f.write_str("no CPU is out of service"),
+            Refusal::Firmware(cpu, error) => write!(f, "{cpu}: stays out of service: {error}"),
         }
     }
 }
 
-/// Handles the debug key that takes the last CPU out.
+/// Handles the debug key that takes the online CPU with the highest number out of service.
 pub(super) fn take_out(domains: &Domains) {
     if let Err(refusal) = request_out(domains.host) {
         line(format_args!("{refusal}"));
@@ -77,16 +85,16 @@ fn request_out(host: &Host) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// This CPU has been asked to leave, and no vCPU is on it. Returns if it stays in service, or was requested again without having been
-/// off.
+/// Takes this CPU, `cpu`, out of service, as was requested. No vCPU is on it. Returns when the CPU is in service: because it could not
+/// leave, or because it was requested again without having been off.
 pub fn leave(domains: &Domains, cpu: CpuId) {
     let host = domains.host;
     let state = host.cpu(cpu);
     let next = host.sched.next(cpu, timer::now());
     debug_assert!(next.is_none(), "{cpu}: a vCPU was placed on a CPU that leaves");
     state.set_online(false);
-    // Orders the flag before the look at SPI routes in `take_out`: an SPI that another CPU routes here is found below, or that CPU sees
-    // the flag.
+    // Orders the write of the flag before the reads of SPI routes in `take_out`: an SPI that another CPU routes here is found below, or
+    // that CPU sees the flag (`Host::route_spi`).
     barrier::dsb_sy();
     let Some(to) = host.cpus.last_online() else { unreachable!("the boot CPU stays online") };
     let moved = match host.gic.take_out(cpu, to) {
@@ -103,16 +111,16 @@ pub fn leave(domains: &Domains, cpu: CpuId) {
     state.set_registers_of(None);
     sysreg::CNTV_CTL_EL0.set(0);
     host.own_ppis().for_each(|ppi| host.gic.ppi_disable(cpu, ppi));
-    // Kicks, and doorbells that rang before they were moved.
+    // Kicks may be pending, and doorbells that arrived before they were moved.
     irq::take_all(domains, cpu);
     irq::unmask_all(domains, cpu);
     state.timer.shut_down(&mut |vcpu| _ = host.wake(vcpu));
     cpuif::shut();
     host.cpus.count_taken_out(moved.vpes);
     state.set_hotplug(Hotplug::Off);
-    line(format_args!("{cpu} is out; moved to {to}: {moved}"));
+    line(format_args!("{cpu}: out of service; moved to {to}: {moved}"));
     let error = psci::cpu_off();
-    line(format_args!("{cpu}: CPU_OFF failed: {error}: it waits at EL2"));
+    line(format_args!("{cpu}: CPU_OFF failed: {error}; waiting at EL2"));
     if state.change_hotplug(Hotplug::Off, Hotplug::Parked) {
         while state.hotplug() == Hotplug::Parked {
             barrier::wfe();
@@ -124,7 +132,7 @@ pub fn leave(domains: &Domains, cpu: CpuId) {
     }
 }
 
-/// Handles the debug key that takes a CPU back in.
+/// Handles the debug key that takes the first CPU that is out back into service.
 pub(super) fn take_back(domains: &Domains) {
     if let Err(refusal) = request_back(domains.host) {
         line(format_args!("{refusal}"));
@@ -139,8 +147,8 @@ fn request_back(host: &Host) -> Result<(), Refusal> {
     let state = host.cpu(cpu);
     let place = state.place().ok_or(Refusal::NoneIsOut)?;
     state.set_hotplug(Hotplug::Returning);
-    // A CPU that waits at EL2 sees the new state. A CPU that is off is started. A CPU in between either sees the state, or can be
-    // started within the time limit.
+    // A CPU that waits at EL2 sees the new state, and a CPU that is off is started. A CPU that is just calling CPU_OFF either sees the
+    // new state, or can be started within the time limit.
     barrier::dsb_ishst();
     barrier::sev();
     let mut answer = Ok(());
@@ -150,7 +158,7 @@ fn request_back(host: &Host) -> Result<(), Refusal> {
     });
     match answer {
         Ok(()) | Err(PsciError::OnPending) => Ok(()),
-        // Unless the CPU has returned without having been off.
+        // Refused, unless the CPU has returned without having been off.
         Err(error) if state.change_hotplug(Hotplug::Returning, Hotplug::Off) => Err(Refusal::Firmware(cpu, error)),
         Err(_) => Ok(()),
     }

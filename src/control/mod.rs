@@ -1,4 +1,4 @@
-//! What happens to the machine from outside a guest: teardown and restart of domains, CPU hotplug, debug keys.
+//! What changes the machine from outside a guest: teardown and restart of domains, CPU hotplug, debug keys.
 
 pub mod debug_keys;
 pub mod hotplug;
@@ -7,16 +7,16 @@ pub mod teardown;
 use crate::domain::table::Domains;
 use teardown::Teardown;
 
-/// The machine with its domains, and what is done to them from outside.
+/// The domains, and the teardown of those that have ended.
 pub struct Control {
     /// All domains, and the machine that they share.
     pub domains: &'static Domains,
-    /// Takes down domains that have ended.
+    /// The teardown of domains that have ended.
     pub teardown: Teardown,
 }
 
 impl Control {
-    /// No domain is being taken down.
+    /// No teardown is in progress.
     #[must_use]
     pub fn new(domains: &'static Domains) -> Control {
         Control { domains, teardown: Teardown::new(domains) }

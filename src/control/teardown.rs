@@ -1,11 +1,11 @@
-//! Teardown: how a domU that has ended is removed, and its resources are freed.
+//! Teardown: removes a domU that has ended and frees its resources.
 //!
-//! The run loop announces the end when the domain's last vCPU has gone off. From then on a CPU that has nothing else to run performs the
-//! work, one short step at a time ([`Background`](crate::host::background::Background)):
+//! The run loop announces a domain when its last vCPU has gone off. From then on, CPUs that have nothing else to run perform the work,
+//! one short step at a time ([`Background`](crate::host::background::Background)):
 //!
 //! 1. The domain is taken out of the table of domains, the scheduler and the console.
-//! 2. The hardware forgets it: events of its devices are unmapped, its vPEs and their tables are removed, interrupts that are active for
-//!    it are deactivated.
+//! 2. It is removed from the hardware: events of its devices are unmapped, its vPEs and their tables are removed, and interrupts that are
+//!    active for it are deactivated.
 //! 3. When no reference to it is left and no CPU has its stage 2 loaded, its stage 2 tables are freed.
 //! 4. Its RAM is zeroed, piece by piece, and given back to the pool.
 //!
@@ -25,45 +25,47 @@ use crate::mm::guest_ram::GuestRam;
 use crate::vits::Progress;
 use alloc::sync::Arc;
 
-/// How many bytes are zeroed in one step.
+/// The number of bytes that are zeroed in one step.
 const WIPE_STEP: u64 = 256 << 10;
 
-/// How long a step of the teardown may be held up before that is logged, in microseconds.
-const PATIENCE_US: u64 = 5_000_000;
+/// The time after which a teardown that makes no progress is logged, in microseconds from its start.
+const DELAY_LIMIT_US: u64 = 5_000_000;
 
-/// A domain that is being taken down.
+/// The teardown of one domain.
 struct Work {
     id: DomId,
     end: End,
+    /// The time of its start, in microseconds.
     since: u64,
-    /// A delay has been logged.
+    /// Whether a delay has been logged.
     reported: bool,
     stage: Stage,
 }
 
+/// What has to be done next.
 enum Stage {
-    /// The hardware has to forget it.
+    /// Remove the domain's events, vPEs and interrupts from the hardware.
     Interrupts(Arc<Domain>),
-    /// References to it, or a loaded stage 2, may be left.
+    /// Wait until no reference to the domain is left and no CPU has its stage 2 loaded.
     References(Arc<Domain>),
-    /// Its RAM is being zeroed.
+    /// Zero its RAM.
     Wipe {
         ram: GuestRam,
-        /// Bytes that are zeroed already.
+        /// The number of bytes that are zeroed already.
         done: u64,
     },
-    /// All resources are freed.
+    /// Nothing: all resources are freed.
     Done,
 }
 
-/// Takes down domains that have ended, on CPUs that have nothing else to run.
+/// The teardown of all domains that have ended.
 pub struct Teardown {
     domains: &'static Domains,
     background: Background<Work>,
 }
 
 impl Teardown {
-    /// No domain is being taken down.
+    /// No teardown is in progress.
     #[must_use]
     pub fn new(domains: &'static Domains) -> Teardown {
         Teardown { domains, background: Background::new(domains.host.cpus.ids().len()) }
@@ -75,14 +77,14 @@ impl Teardown {
         self.hand_over();
     }
 
-    /// This CPU will perform no more steps for now: kicks an idle CPU if there is work that no CPU performs.
+    /// Kicks an idle CPU if there is work that no CPU performs. Called by a CPU that performs no more steps for now.
     pub fn hand_over(&self) {
         if let Some(cpu) = self.background.idle_cpu_to_kick() {
             self.domains.host.send_kick(cpu);
         }
     }
 
-    /// This CPU has no vCPU to run: performs a step, or sleeps until an interrupt.
+    /// Performs a step, or sleeps until an interrupt. Called by a CPU that has no vCPU to run.
     pub fn idle(&self, cpu: CpuId) {
         self.background.mark_idle(cpu);
         if !self.step(cpu) {
@@ -92,7 +94,7 @@ impl Teardown {
         self.background.mark_busy(cpu);
     }
 
-    /// This CPU has exited from a guest because of an interrupt: performs a step if no CPU is idle.
+    /// Performs a step if no CPU is idle. Called by a CPU that has exited from a guest because of an interrupt.
     pub fn assist(&self, cpu: CpuId) {
         if self.background.is_empty() {
             return;
@@ -102,7 +104,7 @@ impl Teardown {
         }
     }
 
-    /// Performs one step. Returns `false` if there is no work, or another CPU performs it.
+    /// Performs one step. Returns `false` if there is no work or if another CPU performs it.
     fn step(&self, cpu: CpuId) -> bool {
         let host = self.domains.host;
         match self.background.step(|id| start(self.domains, id), |work| advance(host, cpu, work)) {
@@ -119,7 +121,8 @@ impl Teardown {
     }
 }
 
-/// Takes the domain out of all tables, so that it can no longer be looked up.
+/// Starts a teardown: takes the domain out of all tables, so that it can no longer be looked up. Returns `None` if it is not in the
+/// table of domains.
 fn start(domains: &Domains, id: DomId) -> Option<Work> {
     let domain = domains.take(id)?;
     console::detach(id);
@@ -150,17 +153,17 @@ fn advance(host: &Host, cpu: CpuId, work: &mut Work) -> Progress {
                 host.unload_stage2(cpu);
             }
             if domain.is_stage2_loaded() {
-                // That CPU is on its way from this domain to another vCPU, or to sleep.
+                // That CPU is about to switch to a vCPU of another domain, or to sleep.
                 report_delay(work, "a CPU still has its stage 2 loaded");
                 Stage::References(domain)
             } else if domain.vcpus().iter().any(|vcpu| Arc::strong_count(vcpu) > 1) {
-                report_delay(work, "a reference to one of its vCPUs is left");
+                report_delay(work, "a vCPU is still referenced");
                 Stage::References(domain)
             } else {
                 match Arc::try_unwrap(domain) {
                     Ok(domain) => Stage::Wipe { ram: domain.into_ram(), done: 0 },
                     Err(domain) => {
-                        report_delay(work, "a reference to it is left");
+                        report_delay(work, "the domain is still referenced");
                         Stage::References(domain)
                     }
                 }
@@ -178,10 +181,10 @@ fn advance(host: &Host, cpu: CpuId, work: &mut Work) -> Progress {
     if matches!(work.stage, Stage::Done) { Progress::Done } else { Progress::More }
 }
 
-/// Logs once that the teardown is held up.
+/// Logs, once for each teardown, what it waits for.
 fn report_delay(work: &mut Work, why: &str) {
-    if !work.reported && timer::now_us() - work.since > PATIENCE_US {
+    if !work.reported && timer::now_us() - work.since > DELAY_LIMIT_US {
         work.reported = true;
-        log::warn!("{}: teardown is held up: {why}", work.id);
+        log::warn!("{}: teardown delayed: {why}", work.id);
     }
 }

@@ -1,9 +1,9 @@
 //! Physical interrupts: which domain, or which part of EL2, handles each of them.
 //!
-//! EL2 runs with interrupts masked and takes them here, by reading ICC_IAR1_EL1: after an exit that an interrupt caused, in the idle
-//! loop, and between steps of long work. With EOImode = 1 an acknowledged interrupt is first dropped (ICC_EOIR1_EL1), so that others
-//! can be taken, and deactivated when its owner has handled it: by EL2 for EL2's own interrupts, by the guest through a list register
-//! with the HW bit for a guest's (IHI 0069, 4.1.1 and 4.7).
+//! EL2 runs with interrupts masked and acknowledges them here, by reading ICC_IAR1_EL1: after an exit that an interrupt caused, in
+//! the idle loop, and between steps of long work. With EOImode = 1, ICC_EOIR1_EL1 only drops the running priority, so that further
+//! interrupts can be acknowledged. EL2's own interrupts are deactivated by EL2 after they are handled. A guest's are deactivated by
+//! the guest, through a list register with the HW bit (IHI 0069, 4.1.1 and 4.7).
 
 use super::table::Domains;
 use crate::arch::sysreg::{CNTV_CTL_EL0, ReadWriteable, Readable};
@@ -26,7 +26,7 @@ pub fn virtual_timer_line() -> bool {
     CNTV_CTL_EL0.matches_all(CNTV_CTL_EL0::ENABLE::SET + CNTV_CTL_EL0::IMASK::CLEAR + CNTV_CTL_EL0::ISTATUS::SET)
 }
 
-/// Takes every interrupt that is pending on this CPU, `cpu`.
+/// Acknowledges and handles all interrupts that are pending on `cpu`, which is this CPU.
 pub fn take_all(domains: &Domains, cpu: CpuId) {
     while let Some(intid) = cpuif::ack() {
         take(domains, cpu, intid);
@@ -48,7 +48,7 @@ fn take(domains: &Domains, cpu: CpuId, intid: Intid) {
     }
     match intid.0 {
         _ if intid == KICK_INTID => {
-            // The kick has done its work: the CPU has left its guest or its sleep.
+            // The kick has had its effect: the CPU has exited from its guest or woken up.
             count(cpu, Event::IrqKick);
             cpuif::deactivate(intid);
         }
@@ -87,7 +87,7 @@ fn take(domains: &Domains, cpu: CpuId, intid: Intid) {
 
 fn take_virtual_timer(domains: &Domains, cpu: CpuId, intid: Intid) {
     if !virtual_timer_line() {
-        // The line has dropped since: the vCPU has left this CPU, or the guest has reprogrammed its timer.
+        // The interrupt is no longer asserted: the vCPU has left this CPU, or the guest has reprogrammed its timer.
         cpuif::deactivate(intid);
         return;
     }
@@ -95,7 +95,7 @@ fn take_virtual_timer(domains: &Domains, cpu: CpuId, intid: Intid) {
         domains.get(vcpu.domain).is_some_and(|domain| domain.vgic().inject_hw_ppi(&domain.port(), vcpu.id, intid))
     });
     if !taken {
-        // No vCPU on this CPU can take it. A vCPU that starts here programs the timer anew.
+        // No vCPU on this CPU can take it. The timer is masked until the switch to the next vCPU writes its registers.
         CNTV_CTL_EL0.modify(CNTV_CTL_EL0::IMASK::SET);
         cpuif::deactivate(intid);
     }
@@ -137,7 +137,7 @@ fn was_asleep(woken: Woken) -> bool {
     matches!(woken, Woken::WasBlocked | Woken::WasBlocking)
 }
 
-/// A doorbell rang: the vPE's owner has a pending vLPI.
+/// Handles a doorbell: a vLPI is pending for the owner of the vPE.
 fn take_doorbell(host: &Host, cpu: CpuId, lpi: Lpi, owner: Option<&Vcpu>) {
     let Some(vcpu) = owner else {
         count(cpu, Event::IrqUnknown);
@@ -149,7 +149,7 @@ fn take_doorbell(host: &Host, cpu: CpuId, lpi: Lpi, owner: Option<&Vcpu>) {
     charge(host, cpu, lpi, &vcpu.meter);
 }
 
-/// A physical LPI arrived that is injected by software.
+/// Handles a physical LPI, which is injected by software.
 fn take_lpi(domains: &Domains, cpu: CpuId, lpi: Lpi) {
     let host = domains.host;
     count(cpu, Event::IrqLpi);
@@ -170,8 +170,8 @@ fn take_lpi(domains: &Domains, cpu: CpuId, lpi: Lpi) {
     }
 }
 
-/// Charges a vCPU for an LPI or a doorbell, and masks the LPI if the vCPU is above its rate. Only this and [`move_if_misplaced`] issue ITS
-/// commands when an interrupt arrives.
+/// Charges a vCPU for an LPI or a doorbell, and masks the LPI if the vCPU is above its rate. On the interrupt path, only this function
+/// and [`move_if_misplaced`] issue ITS commands.
 fn charge(host: &Host, cpu: CpuId, lpi: Lpi, meter: &Meter) {
     if let Some(at) = host.rate_limits.charge(&host.gic, &host.routes, lpi, meter, timer::now()) {
         count(cpu, Event::RateLimitMask);
@@ -179,19 +179,19 @@ fn charge(host: &Host, cpu: CpuId, lpi: Lpi, meter: &Meter) {
     }
 }
 
-/// Unmasks the LPIs and doorbells whose vCPUs have credit again.
+/// Unmasks the LPIs and doorbells whose vCPUs have credit again, and sets the timer of `cpu` for those that remain masked.
 pub fn unmask_due(domains: &Domains, cpu: CpuId) {
     if let Some(at) = unmask_as_of(domains, cpu, timer::now()) {
         domains.host.cpu(cpu).timer.unmask_at(at);
     }
 }
 
-/// Unmasks all masked LPIs and doorbells: this CPU leaves service, and its timer will not do it later.
+/// Unmasks all masked LPIs and doorbells, because `cpu` leaves service and its timer cannot do it later.
 pub fn unmask_all(domains: &Domains, cpu: CpuId) {
     let _ = unmask_as_of(domains, cpu, u64::MAX);
 }
 
-/// Unmasks what may be unmasked at `now`. Returns the time of the next call.
+/// Unmasks the LPIs and doorbells that may be unmasked at `now`. Returns the time of the next call; `None` if none is masked.
 fn unmask_as_of(domains: &Domains, cpu: CpuId, now: u64) -> Option<u64> {
     let host = domains.host;
     let rate = &host.rate_limits.rate;

@@ -14,14 +14,14 @@ use crate::vcpu::ItsWork;
 use crate::vits::Progress;
 use arrayvec::ArrayVec;
 
-/// Host operations of a virtual ITS in one step.
+/// The largest number of operations of the host's ITSs in one step.
 const BUDGET: usize = 64;
 
-/// Pending LPIs that are passed to the hardware in one step.
+/// The largest number of pending LPIs that are passed to the hardware in one step.
 const PENDING: usize = 64;
 
 impl Domain {
-    /// The virtual ITSs' way to the hardware.
+    /// The access of the domain's virtual ITSs to the hardware.
     #[must_use]
     pub fn lpi_backend<'a>(&'a self, port: &'a DomainPort<'a>) -> LpiBackend<'a, El2> {
         LpiBackend {
@@ -34,8 +34,8 @@ impl Domain {
         }
     }
 
-    /// GICR_CTLR.EnableLPIs of a vCPU was set. Starts the work that follows: configuration bytes of its events are read again, and
-    /// pending bits of directly injected LPIs are passed to the hardware.
+    /// Starts the work that follows when GICR_CTLR.EnableLPIs of a vCPU is set: the configuration bytes of its events are read
+    /// again, and the pending bits of directly injected LPIs are passed to the hardware.
     pub(super) fn lpis_enabled(&self, vcpu: VcpuId) -> Option<ItsWork> {
         for vits in self.itss() {
             let _ = vits.lpis_enabled(vcpu);
@@ -50,7 +50,7 @@ impl Domain {
         }
     }
 
-    /// Performs one step of `work`. Returns what is left of it.
+    /// Performs one step of `work`. Returns `None` when the work is finished.
     #[must_use]
     pub fn step_its_work(&self, work: ItsWork) -> Option<ItsWork> {
         if self.step_itss() == Progress::More {
@@ -62,7 +62,7 @@ impl Domain {
         }
     }
 
-    /// Performs one step of the first virtual ITS that has work.
+    /// Performs one step of the first virtual ITS that has work. Returns [`Progress::Done`] if none has.
     pub fn step_itss(&self) -> Progress {
         let port = self.port();
         let backend = self.lpi_backend(&port);
@@ -74,7 +74,7 @@ impl Domain {
         Progress::Done
     }
 
-    /// Passes some of the LPIs that a vCPU's pending table held, and that are injected directly, to the hardware. Returns `false` if
+    /// Passes up to [`PENDING`] directly injected LPIs that were set in a vCPU's pending table to the hardware. Returns `false` if
     /// there were none.
     fn pass_pending_lpis(&self, vcpu: VcpuId) -> bool {
         let next = || self.vgic.take_direct_pending(vcpu);
@@ -85,12 +85,12 @@ impl Domain {
         pending.sort_unstable();
         for (its, vits) in (0..).map(ItsId).zip(self.itss()) {
             vits.for_each_event(&mut |device, event, vintid, _, target| {
-                // One event is enough to make the vINTID pending, whatever number of events are mapped to it.
+                // An INT for one event makes the vINTID pending, even if several events are mapped to it.
                 if target == Some(vcpu)
                     && let Ok(index) = pending.binary_search(&vintid)
                 {
                     pending.remove(index);
-                    // The GIC counts a failure.
+                    // The GIC counts failures.
                     let _ = self.host.gic.set_pending(its, device, event);
                 }
             });

@@ -51,7 +51,7 @@ impl Domain {
         Some(Emulated::Its(its, at.0 - self.itss.get(its)?.0.base.0))
     }
 
-    /// A load of `bytes` bytes from an emulated device.
+    /// Performs a load of `bytes` bytes from an emulated device and returns the value.
     pub fn mmio_read(&self, from: VcpuId, device: Emulated, bytes: u8) -> u64 {
         let port = self.port();
         match device {
@@ -72,8 +72,8 @@ impl Domain {
         }
     }
 
-    /// A store of `bytes` bytes to an emulated device. Work of the virtual ITSs that the store starts is returned: the vCPU may not
-    /// enter the guest before [`step_its_work`](Domain::step_its_work) has finished it.
+    /// Performs a store of `bytes` bytes to an emulated device. Returns the work of the virtual ITSs that the store has started: the
+    /// vCPU may not enter the guest before [`step_its_work`](Domain::step_its_work) has finished it.
     #[must_use]
     pub fn mmio_write(&self, from: VcpuId, device: Emulated, bytes: u8, value: u64) -> Option<ItsWork> {
         let port = self.port();

@@ -1,4 +1,4 @@
-//! A domain as its virtual GIC reaches it: vCPUs to kick, guest memory to read, physical SPIs and PPIs to program.
+//! What the virtual GIC needs from its domain: vCPUs to kick, guest memory to read, physical SPIs and PPIs to program.
 
 use super::Domain;
 use crate::arch::percpu;
@@ -13,14 +13,14 @@ use crate::vgic::{Port, Trigger};
 /// How long a CPU waits for another one to leave its guest, in microseconds.
 const LEAVE_LIMIT_US: u64 = 1_000;
 
-/// A domain as its virtual GIC and its virtual ITSs see it.
+/// The [`Port`] of a domain's virtual GIC and virtual ITSs.
 pub struct DomainPort<'a> {
     domain: &'a Domain,
     host: &'static Host,
 }
 
 impl Domain {
-    /// The domain as its GIC and its ITSs see it.
+    /// The [`Port`] of this domain.
     #[must_use]
     pub fn port(&self) -> DomainPort<'_> {
         DomainPort { domain: self, host: self.host }
@@ -37,9 +37,9 @@ impl DomainPort<'_> {
         Some(self.domain.vcpu(vcpu)?.cpu())
     }
 
-    /// Makes the vCPUs that `which` selects, except the one on this CPU, leave the guest, and waits until they have. Each looks at
-    /// its state again before it enters.
-    fn settle(&self, which: impl Fn(&Vcpu) -> bool) {
+    /// Makes the vCPUs that `which` selects, except the one on this CPU, exit from the guest, and waits until they have. Each
+    /// evaluates its state again before it re-enters the guest.
+    fn make_exit(&self, which: impl Fn(&Vcpu) -> bool) {
         for vcpu in self.domain.vcpus().iter().filter(|vcpu| which(vcpu) && !is_here(vcpu.cpu())) {
             self.domain.kick(vcpu);
             if !El2.wait(LEAVE_LIMIT_US, || !vcpu.is_in_guest()) {
@@ -106,7 +106,7 @@ impl Port for DomainPort<'_> {
                     self.host.gic.ppi_set_active(cpu, intid, false);
                 }
             }
-            // The vCPU's state is in memory, where the PPI is no longer marked active: there is nothing to deactivate.
+            // The vCPU's state is in memory, and no physical PPI is active for it: there is nothing to deactivate.
             None => {}
         }
     }
@@ -114,11 +114,11 @@ impl Port for DomainPort<'_> {
     fn group1_enabled(&self, _: bool) {
         // On GICv4.0 residency depends on this bit. Each vCPU reads it before it enters; the vCPU on this CPU does so when this
         // trap returns.
-        self.settle(|_| true);
+        self.make_exit(|_| true);
     }
 
     fn lpis_enabled(&self, vcpu: VcpuId, _: bool, _: u64, _: u64) {
-        self.settle(|other| other.id == vcpu);
+        self.make_exit(|other| other.id == vcpu);
     }
 
     fn wait(&self, done: &dyn Fn() -> bool) -> bool {

@@ -1,7 +1,7 @@
-//! All domains.
+//! The table of all domains.
 //!
-//! dom0 is built once and never goes away: looking it up costs no reference count. A domU is reference-counted, because it may be
-//! taken down while another CPU handles an interrupt for it.
+//! dom0 is built once and exists for ever, so a lookup returns a plain reference. A domU is reference-counted, because it may be torn
+//! down while another CPU handles an interrupt for it.
 
 use super::Domain;
 use crate::host::Host;
@@ -13,7 +13,7 @@ use core::ops::Deref;
 /// The largest number of domains, dom0 included.
 pub const DOMAINS: usize = 1 + crate::platform::DOMAINS;
 
-/// A domain that was looked up. It exists at least as long as this reference.
+/// A domain that was looked up. It exists at least as long as this value.
 pub enum DomainRef<'a> {
     /// dom0.
     Dom0(&'a Domain),
@@ -34,7 +34,7 @@ impl Deref for DomainRef<'_> {
 
 /// The table of domains.
 pub struct Domains {
-    /// The machine they share.
+    /// The machine that the domains share.
     pub host: &'static Host,
     dom0: Once<Domain>,
     domus: [Slot<Domain>; DOMAINS - 1],
@@ -86,7 +86,7 @@ impl Domains {
     ///
     /// # Errors
     ///
-    /// Returns the domain if the table has one with its number, or no place for it.
+    /// Returns the domain if the table already has one with this number, or if the number is too large.
     pub fn add(&self, domain: Arc<Domain>) -> Result<(), Arc<Domain>> {
         match usize::from(domain.id().0).checked_sub(1).and_then(|domu| self.domus.get(domu)) {
             Some(slot) => slot.put(domain),
@@ -94,7 +94,7 @@ impl Domains {
         }
     }
 
-    /// Takes a domU out of the table. It can no longer be looked up; references that exist are released soon.
+    /// Takes a domU out of the table, so that it can no longer be looked up. References to it that exist are short-lived.
     #[must_use]
     pub fn take(&self, id: DomId) -> Option<Arc<Domain>> {
         self.domus.get(usize::from(id.0).checked_sub(1)?)?.take()

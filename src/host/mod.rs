@@ -1,7 +1,7 @@
-//! The machine that all domains share: GIC, scheduler, TLBs, guest memory, CPUs, timers, and who owns which interrupt.
+//! The machine that all domains share: GIC, scheduler, TLBs, guest memory, CPUs, timers, and the owners of interrupts.
 //!
-//! [`Host`] is made once, at boot, and lives for ever. It knows vCPUs but no domains: a doorbell leads from the vPE to the vCPU
-//! ([`owners::VpeOwners`]), and [`Host::wake`] makes that run.
+//! [`Host`] is created once, at boot, and exists for ever. It has vCPUs but no domains: a doorbell is looked up in
+//! [`owners::VpeOwners`], which maps the vPE to its vCPU, and [`Host::wake`] wakes that vCPU.
 
 pub mod background;
 pub mod cmdline;
@@ -41,23 +41,23 @@ use owners::{SpiOwners, VmIds, VpeOwners};
 use rate_limit::RateLimits;
 use routes::Routes;
 
-/// The SGI by which one CPU makes another leave its guest or its sleep.
+/// The SGI that makes another CPU exit from its guest or wake up.
 pub const KICK: u8 = 0;
 
-/// How many warnings of [`Host::complain`] are logged; the rest are suppressed.
-const COMPLAINTS: u32 = 16;
+/// The number of warnings that [`Host::warn_limited`] logs; the rest are suppressed.
+const LIMITED_WARNINGS: u32 = 16;
 
-/// The period over which caps are kept, in time slices.
+/// The period in which a vCPU may use its cap, in time slices.
 const CAP_PERIOD: u64 = 6;
 
 /// Why a CPU cannot run guests.
 #[derive(Clone, Copy, Debug)]
 pub enum CpuError {
-    /// Its GIC CPU interface cannot be accessed by system registers (ICC_SRE_EL2.SRE stays 0).
+    /// The GIC CPU interface cannot be accessed by system registers (ICC_SRE_EL2.SRE stays 0).
     NoSystemRegisters,
-    /// Its redistributor failed.
+    /// The redistributor failed.
     Gic(GicError),
-    /// Its ID registers lack something that EL2 or the guests need.
+    /// The CPU lacks a feature that EL2 or the guests need.
     Features(&'static str),
 }
 
@@ -71,7 +71,7 @@ impl fmt::Display for CpuError {
     }
 }
 
-/// The machine, as all domains share it.
+/// The machine that all domains share.
 pub struct Host {
     /// The machine's description.
     pub machine: &'static Machine,
@@ -81,11 +81,11 @@ pub struct Host {
     pub cpu_features: CpuFeatures,
     /// The physical GIC.
     pub gic: Gic<El2>,
-    /// Where the physical LPIs that EL2 takes are injected.
+    /// The vCPU into which each physical LPI is injected.
     pub routes: Routes,
-    /// LPIs and doorbells that are masked because they came too often.
+    /// LPIs and doorbells that are masked because they are above their vCPU's rate.
     pub rate_limits: RateLimits,
-    /// Decides which vCPU runs where.
+    /// The scheduler.
     pub sched: Box<dyn Scheduler<Vcpu>>,
     /// The interrupt of EL2's own UART.
     pub console_irq: Option<Intid>,
@@ -101,11 +101,13 @@ pub struct Host {
     pub guest_pool: Lock<GuestPool>,
     /// The state of each CPU.
     pub cpus: Cpus,
-    complaints: AtomicU32,
+    /// The number of calls of [`Host::warn_limited`].
+    limited_warnings: AtomicU32,
+    /// The number of vCPUs in the scheduler.
     vcpus: AtomicU32,
 }
 
-/// Interrupts another CPU, so that it leaves its guest or its sleep.
+/// Interrupts another CPU, so that it exits from its guest or wakes up.
 fn kick(machine: &Machine, cpu: CpuId) {
     if let Some(cpu) = machine.cpus.get(cpu.index()) {
         cpuif::send_sgi(KICK, cpu.mpidr);
@@ -152,12 +154,12 @@ impl Host {
             vmids: VmIds::new(),
             guest_pool: Lock::new(Rank::Domain, GuestPool::new()),
             cpus: Cpus::new(machine.cpus.len()),
-            complaints: AtomicU32::new(0),
+            limited_warnings: AtomicU32::new(0),
             vcpus: AtomicU32::new(0),
         }
     }
 
-    /// Makes this CPU able to run guests and to take interrupts: at boot, and when it returns after it was taken out.
+    /// Prepares this CPU, `cpu`, to run guests and to take interrupts: at boot, and each time it returns to service.
     ///
     /// # Errors
     ///
@@ -173,7 +175,7 @@ impl Host {
         state.set_online(true);
         if state.change_hotplug(Hotplug::Returning, Hotplug::InService) {
             self.cpus.count_returned();
-            console::line(format_args!("{cpu} is back"));
+            console::line(format_args!("{cpu}: back in service"));
         }
         Ok(())
     }
@@ -185,7 +187,7 @@ impl Host {
         // List registers are UNKNOWN after a reset.
         ich::clear_lrs(ich::count());
         if self.cpu_features.join(&IdRegs::read()).map_err(CpuError::Features)? {
-            log::info!("{cpu}: lacks features that earlier CPUs have: they are hidden from guests");
+            log::info!("{cpu}: lacks features of earlier CPUs: these are hidden from guests");
         }
         // This comes last: from here on interrupts may be routed to the CPU.
         self.gic.init_cpu(cpu).map_err(CpuError::Gic)?;
@@ -235,7 +237,7 @@ impl Host {
         self.cpu(cpu).set_stage2(vttbr);
     }
 
-    /// Loads the empty stage 2 on this CPU, if another is loaded: an idle CPU must not walk tables that may be freed.
+    /// Loads the empty stage 2 on this CPU, if another one is loaded. An idle CPU must not walk tables that may be freed.
     pub fn unload_stage2(&self, cpu: CpuId) {
         let state = self.cpu(cpu);
         if state.stage2() != 0 {
@@ -245,13 +247,13 @@ impl Host {
         }
     }
 
-    /// Whether a CPU still has this VTTBR_EL2 loaded.
+    /// Whether any CPU has this VTTBR_EL2 loaded.
     #[must_use]
     pub fn is_stage2_loaded(&self, vttbr: u64) -> bool {
         self.cpus.iter().any(|cpu| cpu.stage2() == vttbr)
     }
 
-    /// Makes another CPU leave its guest, or its sleep.
+    /// Makes another CPU exit from its guest or wake up.
     pub fn send_kick(&self, cpu: CpuId) {
         kick(self.machine, cpu);
     }
@@ -273,13 +275,13 @@ impl Host {
         self.vcpus.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// How many vCPUs there are.
+    /// The number of vCPUs in the scheduler.
     #[must_use]
     pub fn vcpus(&self) -> usize {
         self.vcpus.load(Ordering::Relaxed) as usize
     }
 
-    /// Places a vCPU that was blocked or off, and is `Runnable` now, on a CPU.
+    /// Places a vCPU, which was blocked or off and is `Runnable` now, on a CPU.
     pub fn make_runnable(&self, vcpu: &Vcpu) {
         vcpu.entity.begin_wait(counter::now());
         let cpu = self.sched.place(vcpu);
@@ -288,15 +290,15 @@ impl Host {
         }
     }
 
-    /// Makes a vCPU look at its pending interrupts: wakes it if it is blocked, and makes it exit if it is in the guest on
-    /// another CPU. What it is to find must be visible before the call.
+    /// Makes a vCPU evaluate its pending interrupts: wakes it if it is blocked, and makes it exit if it is in the guest on
+    /// another CPU. The caller has made the interrupt visible to other CPUs before the call.
     pub fn wake(&self, vcpu: &Vcpu) -> Woken {
         let woken = vcpu.run.wake();
         if woken == Woken::WasBlocked {
             count(percpu::cpu(), Event::Wake);
             self.make_runnable(vcpu);
         } else if vcpu.is_in_guest() {
-            // If it has moved to another CPU since, it has looked at its interrupts since.
+            // If it has moved to another CPU meanwhile, it has evaluated its interrupts on the way.
             let cpu = vcpu.cpu();
             if cpu != percpu::cpu() {
                 self.send_kick(cpu);
@@ -305,15 +307,16 @@ impl Host {
         woken
     }
 
-    /// Routes an SPI to `cpu`, or to this CPU if that one has been taken out.
+    /// Routes an SPI to `cpu`, or to this CPU if `cpu` has been taken out of service.
     pub fn route_spi(&self, spi: Intid, cpu: CpuId) {
         let mut to = cpu;
         loop {
             if let Some(mpidr) = self.mpidr(to) {
                 self.gic.spi_route(spi, mpidr);
             }
-            // A CPU that leaves first clears its online flag and then looks for SPIs that are routed to it. The barrier orders
-            // this CPU's write before its look at the flag, so that one of the two sees the other.
+            // A CPU that leaves service clears its online flag and then searches for SPIs that are routed to it. The barrier
+            // orders this CPU's write of the route before its read of the flag. So either this CPU sees the flag cleared, or
+            // the other one finds the SPI.
             barrier::dsb_sy();
             if self.cpu(to).is_online() {
                 return;
@@ -322,14 +325,14 @@ impl Host {
         }
     }
 
-    /// Logs a warning that a guest or broken hardware could cause without end: the first [`COMPLAINTS`] of them.
-    pub fn complain(&self, what: fmt::Arguments<'_>) {
-        if self.complaints.fetch_add(1, Ordering::Relaxed) < COMPLAINTS {
-            log::warn!("{what}");
+    /// Logs a warning that a guest or broken hardware could cause without end: only the first [`LIMITED_WARNINGS`] are logged.
+    pub fn warn_limited(&self, text: fmt::Arguments<'_>) {
+        if self.limited_warnings.fetch_add(1, Ordering::Relaxed) < LIMITED_WARNINGS {
+            log::warn!("{text}");
         }
     }
 
-    /// Logs how much memory is free. The figures are the same before a domU is built and after it is gone.
+    /// Logs how much memory is free. The numbers are the same before a domU is built and after it has been torn down.
     pub fn log_free_memory(&self) {
         let (objects, _) = heap::usage();
         let guests = self.guest_pool.lock().free_bytes();

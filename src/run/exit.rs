@@ -1,7 +1,7 @@
-//! Synchronous exits: why the guest was left, and what is done about it.
+//! Synchronous exits.
 //!
-//! Every synchronous exit ends in one of three ways: EL2 did what the instruction asked for, the guest gets an exception that a real
-//! machine could have raised, or the vCPU stops. None ends in a panic.
+//! A synchronous exit is handled in one of three ways: EL2 emulates the instruction, injects an exception that a real machine could
+//! have raised, or stops the vCPU. None ends in a panic.
 //!
 //! A domU has *crashed* when EL2 can see that it cannot continue:
 //!
@@ -30,7 +30,7 @@ use crate::trace::{Event, count};
 use crate::vcpu::{Context, Vcpu};
 use crate::vgic::SgiGroup;
 
-/// So many consecutive faults at one instruction of its exception handler make a domU crash.
+/// The number of consecutive faults at one instruction of its exception handler after which a domU counts as crashed.
 const HANDLER_FAULTS: u32 = 1000;
 
 /// M[3:0] of SPSR_EL2: exception level and stack pointer selection.
@@ -125,14 +125,14 @@ impl Exit<'_> {
         answer.next
     }
 
-    /// Ends the domain.
+    /// Ends the domain; the vCPU goes off.
     fn end(&self, end: End) -> Next {
         self.domain.terminate(end);
         Next::Off
     }
 
-    /// Whether the abort was on the fetch of the first instruction of one of EL1's own vectors. The guest could not fetch a handler of
-    /// the abort either.
+    /// Whether the instruction that could not be fetched is the first one of an EL1 exception vector. Then the guest could not fetch
+    /// the handler of the abort either.
     fn has_no_vectors(&self) -> bool {
         const VECTORS: u64 = 0x800;
         let pc = self.context.regs.pc;
@@ -161,9 +161,9 @@ impl Exit<'_> {
 
     fn report_undef(&self, access: SysRegAccess) {
         let SysRegAccess { op0, op1, crn, crm, op2, is_read, .. } = access;
-        let verb = if is_read { "read" } else { "written" };
+        let verb = if is_read { "read" } else { "write" };
         log::debug!(
-            "{} {}: S{op0}_{op1}_C{crn}_C{crm}_{op2}: {verb} at {:#x}: injected UNDEF",
+            "{} {}: S{op0}_{op1}_C{crn}_C{crm}_{op2}: unsupported {verb} at pc {:#x}: injected an UNDEF exception",
             self.domain.id(),
             self.vcpu.id,
             self.context.regs.pc
@@ -191,7 +191,7 @@ impl Exit<'_> {
             Err(mmio::Refused::Changed) => return Next::Resume,
         };
         for access in plan.accesses() {
-            // A pair may straddle two devices; each half is a separate access.
+            // The two registers of a load or store pair may lie in two devices, so each is a separate access.
             let device = self.domain.emulated(access.at);
             match (access.op, device) {
                 (mmio::Op::Write(value), Some(device)) => {
@@ -226,6 +226,7 @@ impl Exit<'_> {
         Some(u32::from_le_bytes(word))
     }
 
+    /// The guest state that an exception entry depends on.
     fn at(&self) -> inject::At {
         inject::At {
             pc: self.context.regs.pc,
@@ -244,7 +245,7 @@ impl Exit<'_> {
     fn inject_data_abort(&mut self, far: u64, abort: &DataAbort) -> Next {
         self.count(Event::AbortInjected);
         log::debug!(
-            "{} {}: no access to {far:#x} at pc {:#x}: injected a data abort",
+            "{} {}: access to {far:#x} at pc {:#x} not allowed: injected a data abort",
             self.domain.id(),
             self.vcpu.id,
             self.context.regs.pc

@@ -4,8 +4,9 @@
 //! |---|---|
 //! | `mod.rs` | [`cpu_loop`]: asks the scheduler for a vCPU, runs it, or idles |
 //! | `vcpu_run.rs` | one vCPU on this CPU, from switch-in to switch-out |
-//! | `switch.rs` | the scheduler hook: what is saved, restored, armed and left |
-//! | `exit.rs`, `next.rs` | synchronous exits: what is done about each |
+//! | `switch.rs` | the scheduler hook: what is saved and restored when a vCPU is switched in and out |
+//! | `exit.rs` | how each synchronous exit is handled |
+//! | `next.rs` | what a vCPU does after an exit |
 //! | `smccc.rs` | dispatch of HVC and SMC calls |
 //! | [`decode`] | decoding of trapped accesses, as pure functions |
 
@@ -23,7 +24,7 @@ use crate::domain::irq;
 use crate::ids::CpuId;
 use vcpu_run::{LONG_SWITCH_US, VcpuRun};
 
-/// Runs vCPUs on `cpu`, which is this CPU, for ever.
+/// Runs vCPUs on `cpu`, which is this CPU. Does not return.
 pub fn cpu_loop(control: &'static Control, cpu: CpuId) -> ! {
     let domains = control.domains;
     let host = domains.host;

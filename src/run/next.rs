@@ -1,4 +1,4 @@
-//! What a vCPU does after an exit.
+//! The result of handling an exit.
 
 /// What a vCPU does after an exit has been handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

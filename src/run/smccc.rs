@@ -12,7 +12,7 @@ use crate::ids::{Ipa, Mpidr};
 use crate::sched::State;
 use crate::vcpu::{Start, Vcpu};
 
-/// The vCPU that makes a call.
+/// The vCPU that makes the call.
 pub(super) struct Caller<'a> {
     pub(super) domain: &'a Domain,
     pub(super) vcpu: &'a Vcpu,
@@ -79,7 +79,7 @@ fn psci(caller: &Caller<'_>, x: [u64; 4]) -> Answer {
         PsciAction::SystemOff if !domain.is_dom0() => end(domain, End::Off),
         PsciAction::SystemReset if !domain.is_dom0() => end(domain, End::Reset),
         PsciAction::SystemCrash { cookie } if !domain.is_dom0() => {
-            log::warn!("{} {}: reports a crash by SYSTEM_RESET2: cookie {cookie:#x}", domain.id(), vcpu.id);
+            log::warn!("{} {}: reported a crash by SYSTEM_RESET2: cookie {cookie:#x}", domain.id(), vcpu.id);
             end(domain, End::Crash)
         }
         PsciAction::SystemOff => {
@@ -91,13 +91,16 @@ fn psci(caller: &Caller<'_>, x: [u64; 4]) -> Answer {
             power::reset()
         }
         PsciAction::SystemCrash { cookie } => {
-            log::error!("{}: reports a crash: cookie {cookie:#x}: resetting the machine", domain.id());
+            log::error!(
+                "{}: reported a crash by SYSTEM_RESET2: cookie {cookie:#x}: resetting the machine",
+                domain.id()
+            );
             power::reset()
         }
     }
 }
 
-/// Ends the domain; the calling vCPU goes off.
+/// Ends the domain. The calling vCPU goes off.
 pub(super) fn end(domain: &Domain, how: End) -> Answer {
     domain.terminate(how);
     Answer::stop(Next::Off)

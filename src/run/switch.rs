@@ -28,7 +28,7 @@ use crate::sched::{Found, Schedulable, Why};
 use crate::trace::{Event, count};
 use crate::vcpu::{Context, list_regs};
 
-/// The interrupts in a mask of PPIs.
+/// The PPIs whose bits are set in a mask.
 fn each(mut ppis: u32) -> impl Iterator<Item = Intid> {
     core::iter::from_fn(move || {
         let intid = (ppis != 0).then(|| Intid(ppis.trailing_zeros()));
@@ -50,7 +50,8 @@ impl VcpuRun<'_> {
             count(self.cpu, Event::Move);
         }
         context.ich.restore();
-        // A level-sensitive PPI that has been taken is made active before its timer is on. Otherwise it would be taken twice.
+        // A level-sensitive PPI that the guest has not deactivated yet is made active before the timer is restored. Otherwise EL2
+        // would take the interrupt a second time.
         for ppi in each(self.domain.vgic().held_ppis(self.vcpu.id)) {
             self.host.gic.ppi_set_active(self.cpu, ppi, true);
             debug_assert!(self.host.gic.ppi_is_active(self.cpu, ppi));
@@ -77,7 +78,7 @@ impl VcpuRun<'_> {
         }
     }
 
-    /// Whether its virtual timer would interrupt it if it were in a CPU.
+    /// Whether the vCPU's virtual timer would interrupt it now, if it were in a CPU.
     fn timer_is_due(&self, context: &Context, now: u64) -> bool {
         let intid = self.host.machine.timer.virt;
         let view = self.domain.vgic().irq_state(self.vcpu.id, intid);
@@ -107,7 +108,8 @@ impl Schedulable for VcpuRun<'_> {
             debug_assert_eq!(vcpu.live_on(), None, "{} {}: its registers are in another CPU", domain.id(), vcpu.id);
             // No PPI is active for a vCPU whose state is in memory, so earlier requests to deactivate have no effect.
             let _ = vcpu.take_deactivations();
-            // Set before the PPIs that have to be active are read: a CPU that changes them later finds the vCPU on this CPU.
+            // This is set before `load` reads which PPIs have to be active. A CPU that changes them later sees that the vCPU is live
+            // on this CPU.
             vcpu.set_live(Some(cpu));
             self.load(&mut context);
         }
@@ -118,7 +120,7 @@ impl Schedulable for VcpuRun<'_> {
             tlb::invalidate_stage1_local();
         }
         if self.shares {
-            // Its timer may be overdue. Taken here, the interrupt does not cost an exit.
+            // The vCPU's timer may be due. If its interrupt is taken here, it does not cost an exit.
             irq::take_all(self.control.domains, cpu);
         }
     }
@@ -145,7 +147,8 @@ impl Schedulable for VcpuRun<'_> {
         let now = timer::now();
         let vmcr = if self.shares { context.ich.vmcr } else { sysreg::ICH_VMCR_EL2.get() };
         let timer = context.timer.level(now) || (self.shares && self.timer_is_due(&context, now));
-        // The domain's end counts as pending: the CPU that ended the domain may have found this vCPU running and outside the guest.
+        // The end of the domain counts as pending: the CPU that ended it may have found this vCPU running and not in the guest, and
+        // then has not kicked it.
         if timer || self.domain.is_ending() || self.domain.vgic().has_pending(self.vcpu.id, vmcr) {
             found = Found::Pending;
         }

@@ -40,7 +40,7 @@ pub(super) struct VcpuRun<'a> {
     pub(super) cpu: CpuId,
     /// The optional EL1 registers that this CPU has.
     pub(super) present: &'a Present,
-    /// HCR_EL2 on this CPU, without the bits that depend on the vCPU's state.
+    /// The value of HCR_EL2 on this CPU, without the bits that depend on the vCPU's state.
     pub(super) hcr: u64,
     /// Whether other vCPUs may run on this CPU: then this vCPU's state is saved when it is switched out.
     pub(super) shares: bool,
@@ -52,6 +52,7 @@ pub(super) struct VcpuRun<'a> {
 }
 
 impl VcpuRun<'_> {
+    /// Runs the vCPU until it gives up the CPU.
     pub(super) fn run(&mut self) {
         if let Some(start) = self.vcpu.take_start() {
             self.power_on(start);
@@ -81,8 +82,8 @@ impl VcpuRun<'_> {
         }
     }
 
-    /// Tells the scheduler if the switch to this vCPU took long. The causes (a VMOVP, a lock) are short on real hardware; where CPUs
-    /// are emulated they may take longer than a slice.
+    /// Restarts the slice if the switch to this vCPU took longer than [`LONG_SWITCH_US`]. The causes (a VMOVP, a lock) are short on
+    /// real hardware, but may take longer than a slice where CPUs are emulated.
     fn report_long_switch(&mut self) {
         let now = timer::now();
         if self.shares && self.late.is_some_and(|late| now > late) {
@@ -113,6 +114,7 @@ impl VcpuRun<'_> {
         context.timer = VTimer::default();
         context.serror = false;
         context.handler_faults = 0;
+        context.its_work = None;
         self.vcpu.set_live(None);
         self.domain.vgic().reset_vcpu(&self.domain.port(), self.vcpu.id);
     }
@@ -125,16 +127,16 @@ impl VcpuRun<'_> {
         }
         self.report_long_switch();
         if sched.should_resched(self.cpu, timer::now()) == Verdict::Switch {
-            // The next vCPU sets the time of the next decision. Setting it here would give a time that has passed, and a timer
-            // interrupt without a use.
+            // `cpu_loop` sets the time of the next decision with the next vCPU. Set here, it would be in the past and cause a useless
+            // timer interrupt.
             return true;
         }
         self.state.timer.set_resched(sched.next_resched_at(self.cpu));
         false
     }
 
-    /// Performs a step of the virtual ITSs' work that this vCPU has started. Physical interrupts are taken after it, so that the
-    /// scheduler's timer is noticed.
+    /// Performs a step of the virtual ITSs' work that this vCPU has started, and takes physical interrupts after it, so that the
+    /// scheduler's timer is handled.
     fn step_its_work(&mut self, context: &mut Context, work: ItsWork) -> Next {
         // The time of the work is not part of the switch: it is charged, and slices end during it.
         self.end_switch();
@@ -143,8 +145,8 @@ impl VcpuRun<'_> {
         if self.domain.is_ending() { Next::Off } else { Next::Resume }
     }
 
-    /// Whether an interrupt that is not a vLPI would wake it at once. Where blocking is cheap (the CPU is not shared) this is not
-    /// checked.
+    /// Whether an interrupt other than a vLPI is pending, so that blocking would end at once. If the CPU is not shared, blocking is
+    /// cheap and this is not checked.
     fn has_pending(&self, context: &Context) -> bool {
         if !self.shares {
             return false;
@@ -154,6 +156,7 @@ impl VcpuRun<'_> {
         context.timer.level(timer::now()) || self.domain.vgic().has_pending(self.vcpu.id, sysreg::ICH_VMCR_EL2.get())
     }
 
+    /// Takes the vCPU off this CPU. It stays runnable.
     fn preempt(&mut self) {
         let stopped = self.host.sched.stop(self.cpu, timer::now());
         let _ = self.switch_out(Why::Preempt);
@@ -163,6 +166,7 @@ impl VcpuRun<'_> {
         }
     }
 
+    /// Takes the vCPU off this CPU until an interrupt wakes it. If one is pending already, the vCPU stays runnable.
     fn block(&mut self) {
         let stopped = self.host.sched.stop(self.cpu, timer::now());
         let vcpu = self.vcpu;
@@ -177,6 +181,7 @@ impl VcpuRun<'_> {
         }
     }
 
+    /// Powers the vCPU off. Announces the domain to the teardown if this was its last vCPU.
     fn off(&mut self) {
         let _stopped = self.host.sched.stop(self.cpu, timer::now());
         let _ = self.switch_out(Why::Preempt);
@@ -195,8 +200,8 @@ impl VcpuRun<'_> {
     fn enter_once(&mut self, context: &mut ExclusiveGuard<'_, Context>) -> Next {
         let (vcpu, vgic) = (self.vcpu, self.domain.vgic());
         self.update_physical_timer(context);
-        // From here on, a CPU that makes an interrupt pending for this vCPU sends an SGI, which ends the stay in the guest at its
-        // first instruction.
+        // From here on, a CPU that makes an interrupt pending for this vCPU also sends an SGI. If it arrives before the ERET, the
+        // vCPU exits from the guest at the first instruction.
         vcpu.entering();
         if self.domain.is_ending() {
             vcpu.left();
@@ -275,7 +280,7 @@ impl VcpuRun<'_> {
         self.state.timer.set_guest(context.timer.deadline(now));
     }
 
-    /// Deactivates the physical PPIs that other vCPUs have deactivated for this one since it was last here.
+    /// Deactivates the physical PPIs that other vCPUs have requested to deactivate since the last entry.
     fn deactivate_ppis(&self) {
         let mut ppis = self.vcpu.take_deactivations();
         while ppis != 0 {
@@ -284,8 +289,8 @@ impl VcpuRun<'_> {
         }
     }
 
-    /// Makes the vPE resident, or ends its residency, as the guest has enabled LPIs (and group 1, on GICv4.0). Returns `false` if
-    /// the vCPU cannot be entered on this CPU now.
+    /// Makes the vPE resident if the guest has enabled LPIs (and group 1, on GICv4.0), and ends its residency if not. Returns
+    /// `false` if the vCPU cannot enter the guest on this CPU now.
     fn update_residency(&mut self, context: &mut Context) -> bool {
         let Some(v4) = self.host.gic.v4() else { return true };
         let Some(vpe) = self.vcpu.vpe else { return true };
@@ -321,7 +326,9 @@ impl VcpuRun<'_> {
             Err(error) => {
                 context.resident_on = before;
                 let (domain, vcpu) = (self.domain.id(), self.vcpu.id);
-                self.host.complain(format_args!("{domain} {vcpu}: {vpe} is not resident on {}: {error}", self.cpu));
+                let cpu = self.cpu;
+                self.host
+                    .warn_limited(format_args!("{domain} {vcpu}: {vpe}: cannot be made resident on {cpu}: {error}"));
                 debug_assert!(
                     !matches!(error, EnterError::Elsewhere(_) | EnterError::Occupied(_)),
                     "{vpe} on {}: {error}",

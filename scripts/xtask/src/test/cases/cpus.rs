@@ -48,7 +48,11 @@ fn drive(lab: &Lab, machine: &Machine, seconds: u64, steps: &[Step]) -> Result<T
                 next += 1;
                 press(session, steps, next)
             }
-            Some(_) if line.contains("stays: ") || line.contains("stays out: ") || line.contains("is of no use") => {
+            Some(_)
+                if line.contains("stays in service: ")
+                    || line.contains("stays out of service: ")
+                    || line.contains("bring-up failed") =>
+            {
                 Err(format!("step {next}: `{}`", line.trim()))
             }
             None if round => session.type_in("\r").map_err(|failure| failure.text),
@@ -71,16 +75,16 @@ fn under_load(lab: &Lab, hv: &str, cycles: usize) -> Verdict {
     // Whatever CPU is in has a vCPU that computes; while one is out, another vCPU waits for it.
     let machine = Machine { hv: format!("sched=credit dom0_max_vcpus=6 {hv}"), ..lab.linux("until", "4") };
     let key = |key, answer| [(Some(key), answer), TICK];
-    let cycle = [key('o', "CPU3 is out; moved to CPU2"), key('O', "CPU3 is back")].concat();
+    let cycle = [key('o', "CPU3: out of service; moved to CPU2"), key('O', "CPU3: back in service")].concat();
     let rest = [
-        key('o', "CPU3 is out; moved to CPU2"),
-        key('o', "CPU2 is out; moved to CPU1"),
-        key('o', "CPU1 is out; moved to CPU0"),
-        key('o', "CPU0 stays: the machine was started on it"),
-        key('O', "CPU1 is back"),
-        key('O', "CPU2 is back"),
-        key('O', "CPU3 is back"),
-        key('O', "no CPU is out"),
+        key('o', "CPU3: out of service; moved to CPU2"),
+        key('o', "CPU2: out of service; moved to CPU1"),
+        key('o', "CPU1: out of service; moved to CPU0"),
+        key('o', "CPU0: stays in service: it is the boot CPU"),
+        key('O', "CPU1: back in service"),
+        key('O', "CPU2: back in service"),
+        key('O', "CPU3: back in service"),
+        key('O', "no CPU is out of service"),
         key('s', "VMOVPs: "),
     ];
     let steps: Vec<Step> = [cycle.repeat(cycles), rest.concat()].concat();
@@ -106,10 +110,10 @@ fn under_load(lab: &Lab, hv: &str, cycles: usize) -> Verdict {
 fn bound(lab: &Lab) -> Verdict {
     let machine = Machine { hv: "dom0_max_vcpus=3".into(), ..lab.linux("until", "") };
     let steps = [
-        (Some('o'), "CPU3 is out; moved to CPU2"),
-        (Some('o'), "CPU2 stays: dom0 vCPU2 can run on no other CPU"),
-        (Some('O'), "CPU3 is back"),
-        (Some('O'), "no CPU is out"),
+        (Some('o'), "CPU3: out of service; moved to CPU2"),
+        (Some('o'), "CPU2: stays in service: dom0 vCPU2 can run on no other CPU"),
+        (Some('O'), "CPU3: back in service"),
+        (Some('O'), "no CPU is out of service"),
     ];
     drive(lab, &machine, 120, &steps).map(|_| ())
 }

@@ -97,7 +97,7 @@ fn linux(lab: &Lab) -> Verdict {
         _ => return Err(format!("keyboard moved: {moved}, the domain answered: {answered}, or it did not power off")),
     }
     match transcript.lines.iter().filter_map(|(_, line)| free(line)).next_back() {
-        Some(free) if free.contains(" 512 MiB for domains") => Ok(()),
+        Some(free) if free.contains(" 512 MiB for domUs") => Ok(()),
         other => Err(format!("at the end: {other:?}")),
     }
 }
@@ -122,7 +122,7 @@ fn resets(lab: &Lab, domu: DomU, hv: &str, smp: u32) -> Verdict {
     let (early, late) = counts.split_at(counts.len().min(5));
     println!("   {} restarts; free: {}", counts.len(), late.last().map_or("", |last| last));
     let lines = || transcript.lines.iter().map(|(_, line)| line.as_str());
-    let crashes = lines().filter(|line| line.contains(" dom1 crashed")).count();
+    let crashes = lines().filter(|line| line.contains(" dom1: crashed")).count();
     if hv.contains("on-crash=restart") {
         println!("   {crashes} of them after a crash");
         // Four of the guest's five ways to end are crashes.
