@@ -1,25 +1,32 @@
-//! Doorward: a type-1 hypervisor for AArch64 whose guests take device interrupts without it.
+//! Doorward: a type-1 hypervisor for AArch64. Device interrupts reach its guests directly, without an exit to EL2
+//! (GICv4).
 //!
-//! The map of the house. Imports point one way, from the top of this list to the bottom; a test checks it.
+//! Each module below is a *room*. A room imports only rooms further down in this list; `cargo xtask test` checks that.
 //!
-//! | room | what it is |
+//! | room | content |
 //! |---|---|
-//! | `main.rs` | the image: the order in which the machine comes up |
-//! | [`run`] | the vCPU run loop, exits, decoding of traps |
+//! | `main.rs` | the start-up of the machine, from a console and a heap to the run loop |
+//! | [`run`] | the vCPU run loop, exits, decoding of traps, dispatch of SMCCC calls |
 //! | [`control`] | teardown and restart of domains, CPU hotplug, debug keys |
-//! | [`build`] | how a domain is built: memory layout, boot modules, device trees and ACPI tables |
-//! | [`domain`] | a domain, its interrupts and its life cycle |
-//! | [`host`] | the machine that all domains share |
-//! | [`vcpu`], [`dev`] | a virtual CPU; emulated devices |
-//! | [`vits`] | the ITS that a guest sees |
-//! | [`sched`] | which vCPU runs where; knows vCPUs by its own trait |
-//! | [`smmu`] | SMMUs, put into bypass |
-//! | [`vgic`] | the GIC that a guest sees |
-//! | [`gic`] | the physical GIC: distributor, redistributors, ITSs, and the verbs of GICv4 |
-//! | [`console`], [`trace`], [`platform`], [`mm`] | the UART and log; counters; what machine this is; memory |
-//! | [`sync`], [`mmio`], [`util`] | locks; the seam between drivers and hardware; small tools |
-//! | [`arch`] | AArch64 EL2 |
-//! | [`ids`] | every number, as its own type |
+//! | [`build`] | building of domains: memory layout, boot modules, device trees and ACPI tables |
+//! | [`domain`] | a domain: emulated devices, MSIs, physical interrupts, lifecycle; the table of domains |
+//! | [`host`] | the machine that all domains share: state of each CPU, timers, owners of interrupts, command line |
+//! | [`vcpu`] | a virtual CPU: registers, state, list registers |
+//! | [`dev`] | emulated PL011, PSCI and physical timer |
+//! | [`vits`] | the emulated ITS |
+//! | [`sched`] | the schedulers; they access vCPUs through a trait |
+//! | [`smmu`] | SMMUs, which are set to bypass |
+//! | [`vgic`] | the emulated GIC: distributor, redistributors, list registers |
+//! | [`gic`] | the physical GIC: distributor, redistributors, ITSs, and the GICv4 functions |
+//! | [`console`] | the UART, the log, the debug keys' input |
+//! | [`trace`] | event counters for each CPU |
+//! | [`platform`] | the description of the machine, from a device tree or ACPI tables |
+//! | [`mm`] | memory: frames, heap, EL2's stage 1, guests' stage 2, guest RAM |
+//! | [`sync`] | locks and other synchronisation |
+//! | [`mmio`] | access to device registers, and the trait by which drivers run on an executable model |
+//! | [`util`] | bits, number allocation, ranges |
+//! | [`arch`] | AArch64 at EL2: system registers, exception vectors, PSCI, CPU features |
+//! | [`ids`] | identifying numbers, each as its own type |
 #![cfg_attr(target_os = "none", no_std)]
 
 extern crate alloc;

@@ -1,4 +1,4 @@
-//! The image: the order in which the machine comes up.
+//! The bare-metal image: brings the machine up, builds the domains, and enters the run loop.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
@@ -12,15 +12,15 @@ fn main() {
     eprintln!("doorward runs at EL2: build it with `cargo xtask build`");
 }
 
-/// How long a CPU may take from its first instruction until it takes interrupts, in microseconds.
+/// The time within which a CPU that was started must be online, in microseconds.
 #[cfg(target_os = "none")]
 const BRING_UP_LIMIT_US: u64 = 1_000_000;
 
-/// The machine with its domains, for CPUs that start after the boot CPU.
+/// What the boot CPU has set up, for the CPUs that start after it.
 #[cfg(target_os = "none")]
 static CONTROL: doorward::sync::Once<&doorward::control::Control> = doorward::sync::Once::new();
 
-/// Runs on the boot CPU, on its own stack, with stage 1 on, memory to allocate and a console.
+/// Continues the start-up on the boot CPU. Stack, stage 1, heap and console have been set up.
 #[cfg(target_os = "none")]
 fn start(own: boot::BootInfo) -> ! {
     use alloc::boxed::Box;
@@ -56,7 +56,7 @@ fn start(own: boot::BootInfo) -> ! {
     for smmu in &machine.smmus {
         let base = smmu.regs.base;
         if let Err(error) = smmu::bypass(&El2, base) {
-            fatal!("SMMU at {base}: cannot be put into bypass: {error}");
+            fatal!("SMMU at {base}: cannot be set to bypass: {error}");
         }
         log::info!("SMMU at {base}: in bypass");
     }
@@ -117,15 +117,16 @@ fn start(own: boot::BootInfo) -> ! {
 
     let fdt = Range::new(Pa(own.fdt.as_ptr() as u64), own.fdt.len() as u64);
     let domus = domu::reserve(host, &[own.image, own.pool, fdt]);
-    let ground = dom0::Ground { fdt: own.fdt, fdt_range: fdt, image: own.image, pool: own.pool, domus };
-    if let Err(error) = dom0::build(domains, &ground) {
+    let in_use = dom0::MemoryInUse { fdt: own.fdt, fdt_range: fdt, image: own.image, pool: own.pool, domus };
+    if let Err(error) = dom0::build(domains, &in_use) {
         fatal!("dom0: {error}");
     }
     domu::build_all(domains);
     cpu_loop(control, boot_cpu)
 }
 
-/// Runs on each other CPU once it has a stack and stage 1: at boot, and each time that it returns to service.
+/// Continues the start-up on every other CPU, at boot and each time it returns to service. Stack and stage 1 have been
+/// set up.
 #[cfg(target_os = "none")]
 extern "C" fn secondary(cpu: doorward::ids::CpuId) -> ! {
     let Some(control) = CONTROL.get() else { unreachable!("CPUs are started after CONTROL is set") };

@@ -1,6 +1,6 @@
-//! dom0: which memory and devices it gets, and how it is told about them.
+//! dom0: the memory and devices that it gets, and their description.
 //!
-//! dom0 gets all memory that is free and all devices that EL2 does not use itself, at their own addresses.
+//! dom0 gets all free memory and all devices that EL2 does not use itself, each mapped at its own address.
 
 use super::acpi::{self, Places};
 use super::fdt::edit::{Dom0FdtError, Dom0Plan, build_dom0_fdt, vgicr_region};
@@ -27,26 +27,26 @@ use alloc::vec::Vec;
 /// The EventID bits of a PCI function: MSI-X has at most 2048 vectors (PCI Express 6.0, 7.7.2).
 const MSIX_BITS: u8 = 11;
 
-/// Memory that is in use before dom0 exists.
-pub struct Ground<'a> {
+/// The memory that is in use before dom0 is built.
+pub struct MemoryInUse<'a> {
     /// The device tree that the boot loader passed.
     pub fdt: &'a [u8],
-    /// Where that is.
+    /// The addresses of that device tree.
     pub fdt_range: Range,
     /// EL2's image.
     pub image: Range,
-    /// EL2's pool of frames, heap and stacks.
+    /// EL2's pool, which holds frames, heap and stacks.
     pub pool: Range,
     /// RAM and boot modules of domUs.
     pub domus: Vec<Range>,
 }
 
-/// Builds dom0 and starts its first vCPU.
+/// Builds dom0 and powers its first vCPU on.
 ///
 /// # Errors
 ///
-/// [`BuildError`]: the machine cannot run without dom0.
-pub fn build(domains: &Domains, ground: &Ground<'_>) -> Result<(), BuildError> {
+/// [`BuildError`]; the machine cannot run without dom0.
+pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>) -> Result<(), BuildError> {
     let host = domains.host;
     let machine = host.machine;
     let kernel = module(machine, ModuleKind::Kernel)
@@ -54,15 +54,15 @@ pub fn build(domains: &Domains, ground: &Ground<'_>) -> Result<(), BuildError> {
     let ramdisk = module(machine, ModuleKind::Ramdisk);
 
     let (homes, affinities): (Vec<CpuId>, Vec<Mpidr>) = vcpu_places(host).into_iter().unzip();
-    let banks = banks(host, ground)?;
-    let place = placement(ground, kernel, ramdisk, &banks)?;
+    let banks = banks(host, in_use)?;
+    let place = placement(in_use, kernel, ramdisk, &banks)?;
     let total: u64 = banks.iter().map(|bank| bank.size).sum();
     log::info!("dom0: {} vCPUs, {} MiB, kernel at {}", affinities.len(), total >> 20, place.kernel.base);
     let ram = GuestRam::new(banks.iter().copied().map(Bank::direct).collect())
         .map_err(|error| BuildError::because("memory", error))?;
 
     let places =
-        places(machine, affinities.len(), ground).map_err(|error| BuildError::because("redistributors", error))?;
+        places(machine, affinities.len(), in_use).map_err(|error| BuildError::because("redistributors", error))?;
     let plan = Dom0Plan {
         vcpus: &affinities,
         memory: &banks,
@@ -70,9 +70,9 @@ pub fn build(domains: &Domains, ground: &Ground<'_>) -> Result<(), BuildError> {
         bootargs: &kernel.bootargs,
         initrd: place.initrd,
     };
-    let description = describe(host, ground, &plan, &places, place.dtb)?;
+    let description = describe(host, in_use, &plan, &places, place.dtb)?;
     let absent = absent(machine)?;
-    let mapped = mapped_devices(host, ground, &absent)?;
+    let mapped = mapped_devices(host, in_use, &absent)?;
     let devices = Devices {
         dist: machine.gic.dist,
         redists: places.gicr,
@@ -102,20 +102,21 @@ fn module(machine: &Machine, kind: ModuleKind) -> Option<&Module> {
     machine.modules.iter().find(|module| module.kind == kind)
 }
 
-/// The addresses of dom0's redistributors and console.
-fn places(machine: &Machine, vcpus: usize, ground: &Ground<'_>) -> Result<Places, Dom0FdtError> {
+/// Returns the addresses of dom0's redistributors and console.
+fn places(machine: &Machine, vcpus: usize, in_use: &MemoryInUse<'_>) -> Result<Places, Dom0FdtError> {
     if machine.rsdp.is_some() {
-        return acpi::places(machine, vcpus, ground.pool);
+        return acpi::places(machine, vcpus, in_use.pool);
     }
-    // They are where the host's device tree has them.
+    // The addresses are those of the host's device tree.
     let console = machine.uart.and_then(|uart| Some((uart.regs, uart.irq?)));
     Ok(Places { gicr: vgicr_region(machine, vcpus)?, console })
 }
 
-/// The device tree or the ACPI tables that describe the machine to dom0. `room` is the range that they are loaded to.
+/// Makes the device tree or the ACPI tables that describe the machine to dom0. `room` is the range that they are loaded
+/// to.
 fn describe(
     host: &Host,
-    ground: &Ground<'_>,
+    in_use: &MemoryInUse<'_>,
     plan: &Dom0Plan<'_>,
     places: &Places,
     room: Range,
@@ -123,7 +124,7 @@ fn describe(
     let machine = host.machine;
     match (machine.rsdp, host.options.dom0_acpi) {
         (None, _) => {
-            build_dom0_fdt(ground.fdt, machine, plan).map_err(|error| BuildError::because("device tree", error))
+            build_dom0_fdt(in_use.fdt, machine, plan).map_err(|error| BuildError::because("device tree", error))
         }
         (Some(_), Dom0Acpi::Off) => Ok(acpi::tree::build(machine, plan, places)),
         (Some(rsdp), Dom0Acpi::On) => Tables::open(rsdp, &FirmwareMemory(machine))
@@ -133,7 +134,8 @@ fn describe(
     }
 }
 
-/// The CPU that each vCPU runs on first, and its affinity: that of its CPU, or one that no CPU has. The first vCPU runs on the boot CPU.
+/// Returns the CPU on which each vCPU starts, and the vCPU's affinity: that of the CPU, or one that no CPU has. The
+/// first vCPU starts on the boot CPU.
 fn vcpu_places(host: &Host) -> Vec<(CpuId, Mpidr)> {
     let boot = crate::arch::percpu::cpu();
     let mut cpus: Vec<(CpuId, Mpidr)> = host
@@ -159,13 +161,13 @@ fn vcpu_places(host: &Host) -> Vec<(CpuId, Mpidr)> {
     homes.into_iter().cycle().zip(affinity::for_vcpus(&own, count)).collect()
 }
 
-/// SPIs of the devices that EL2 uses itself: its console and the SMMUs.
+/// The SPIs of the devices that EL2 uses itself: its console and the SMMUs.
 fn kept_spis(machine: &Machine) -> Vec<Intid> {
     let smmus = machine.smmus.iter().flat_map(|smmu| [smmu.event, smmu.gerror]);
     smmus.chain([machine.uart.and_then(|uart| uart.irq)]).flatten().collect()
 }
 
-/// Registers of the devices that EL2 uses itself or emulates. They are never mapped in a guest's stage 2.
+/// The registers of the devices that EL2 uses itself or emulates. They are never mapped in a guest's stage 2.
 fn kept_frames(machine: &Machine) -> Vec<Range> {
     let mut kept = alloc::vec![machine.gic.dist];
     kept.extend(machine.gic.redists.iter());
@@ -175,8 +177,8 @@ fn kept_frames(machine: &Machine) -> Vec<Range> {
     kept
 }
 
-/// ECAM pages of the PCI functions that dom0 does not see: those of `dom0_pci_hide=`, and EL2's console if it is a PCI function. Only
-/// on a machine with ACPI can it be one.
+/// Returns the ECAM pages of the PCI functions that dom0 does not see: those of `dom0_pci_hide=`, and EL2's console if
+/// it is a PCI function, which is possible only on a machine with ACPI.
 fn absent(machine: &Machine) -> Result<Vec<Range>, BuildError> {
     let mut pages = pci_hide::hidden_by_option(machine)
         .map_err(|text| BuildError(alloc::format!("dom0_pci_hide=: no PCI function `{text}` on this machine")))?;
@@ -186,15 +188,16 @@ fn absent(machine: &Machine) -> Result<Vec<Range>, BuildError> {
     for host in &machine.pci {
         el2_map::map_device(host.ecam).map_err(|error| BuildError::because("PCI configuration space", error))?;
         if let Some(page) = pci_hide::function_at(host, uart.regs.base, |at| El2.read32(at)) {
-            log::info!("console: it is a PCI function: hidden from dom0");
+            log::info!("console: hidden from dom0: it is a PCI function");
             pages.push(page);
         }
     }
     Ok(pages)
 }
 
-/// What dom0 may access besides its RAM: the PCI windows and every device that EL2 does not use itself.
-fn mapped_devices(host: &Host, ground: &Ground<'_>, absent: &[Range]) -> Result<Vec<(Range, Attr)>, BuildError> {
+/// Returns the ranges that dom0 may access besides its RAM: the PCI windows and every device that EL2 does not use
+/// itself.
+fn mapped_devices(host: &Host, in_use: &MemoryInUse<'_>, absent: &[Range]) -> Result<Vec<(Range, Attr)>, BuildError> {
     let machine = host.machine;
     let mut mapped = Vec::new();
     let mut hidden = kept_frames(machine);
@@ -203,10 +206,10 @@ fn mapped_devices(host: &Host, ground: &Ground<'_>, absent: &[Range]) -> Result<
     let mut windows: Vec<Range> =
         machine.pci.iter().flat_map(|bridge| bridge.windows.iter().map(|window| window.cpu)).collect();
     if machine.rsdp.is_some() && host.options.dom0_acpi == Dom0Acpi::On {
-        // Only AML knows which devices there are, so dom0 gets every address that is neither memory nor used by EL2. AML also reads
-        // memory that the firmware has reserved.
+        // The devices are listed only in AML, which EL2 does not interpret. So dom0 gets every address that is neither
+        // memory nor used by EL2. AML also reads memory that the firmware has reserved.
         let mut own = kept_frames(machine);
-        own.extend([ground.image, ground.pool]);
+        own.extend([in_use.image, in_use.pool]);
         mapped.extend(pages_without(&machine.reserved, &own).into_iter().map(|range| (range, Attr::Ram)));
         hidden.extend(own);
         hidden.extend(machine.reserved.iter());
@@ -215,7 +218,7 @@ fn mapped_devices(host: &Host, ground: &Ground<'_>, absent: &[Range]) -> Result<
     mapped.extend(pages_without(&windows, &hidden).into_iter().map(|range| (range, Attr::PciWindow)));
     let mut devices: Vec<Range> = machine.pci.iter().map(|bridge| bridge.ecam).collect();
     if machine.rsdp.is_none() {
-        fdt::for_each_device(ground.fdt, |device| devices.extend(device.regs))
+        fdt::for_each_device(in_use.fdt, |device| devices.extend(device.regs))
             .map_err(|error| BuildError::because("devices of the device tree", error))?;
     }
     hidden.extend(windows);
@@ -223,7 +226,7 @@ fn mapped_devices(host: &Host, ground: &Ground<'_>, absent: &[Range]) -> Result<
     Ok(mapped)
 }
 
-/// A virtual ITS for each of the host's, at the same address.
+/// Makes a virtual ITS for each of the host's ITSs, at the same address.
 fn virtual_itss(host: &Host) -> Result<Vec<(Range, Vits)>, BuildError> {
     let mut itss = Vec::new();
     for (index, its) in host.machine.gic.itss.iter().enumerate() {
@@ -245,10 +248,10 @@ fn virtual_itss(host: &Host) -> Result<Vec<(Range, Vits)>, BuildError> {
     Ok(itss)
 }
 
-/// dom0's RAM: `dom0_mem=`, or all memory that is free.
-fn banks(host: &Host, ground: &Ground<'_>) -> Result<Banks, BuildError> {
-    let mut keep_out = alloc::vec![ground.image, ground.pool, ground.fdt_range];
-    keep_out.extend(&ground.domus);
+/// Chooses dom0's RAM: as much as `dom0_mem=` says, or all free memory.
+fn banks(host: &Host, in_use: &MemoryInUse<'_>) -> Result<Banks, BuildError> {
+    let mut keep_out = alloc::vec![in_use.image, in_use.pool, in_use.fdt_range];
+    keep_out.extend(&in_use.domus);
     let want = host.options.dom0_mem.unwrap_or(u64::MAX);
     let banks = plan_dom0_memory(host.machine, &keep_out, want);
     let total: u64 = banks.iter().map(|bank| bank.size).sum();
@@ -261,14 +264,14 @@ fn banks(host: &Host, ground: &Ground<'_>) -> Result<Banks, BuildError> {
     Ok(banks)
 }
 
-/// Where kernel, RAM disk and device tree go.
+/// Chooses the addresses of kernel, RAM disk and device tree.
 fn placement(
-    ground: &Ground<'_>,
+    in_use: &MemoryInUse<'_>,
     kernel: &Module,
     ramdisk: Option<&Module>,
     banks: &Banks,
 ) -> Result<Placement, BuildError> {
     let image = kernel_header(kernel)?;
-    place(banks, &image, kernel.range, ramdisk.map(|module| module.range), &[ground.fdt_range])
+    place(banks, &image, kernel.range, ramdisk.map(|module| module.range), &[in_use.fdt_range])
         .map_err(|error| BuildError::because("images", error))
 }

@@ -1,7 +1,7 @@
-//! domUs: how each is built from its boot modules, on RAM of the pool.
+//! domUs: each is built from its boot modules, with RAM from the pool.
 //!
-//! The same function builds a domU at boot and after each of its resets. Its resources (RAM, VMID, vCPUs in the scheduler) are freed by
-//! `control::teardown`, or here if building fails half-way.
+//! The same function builds a domU at boot and after each reset. Its resources (RAM, VMID, vCPUs in the scheduler) are
+//! freed by `control::teardown`, or here if building fails.
 
 use super::fdt::make::{DomuTree, build_domu_fdt};
 use super::layout::domu::{
@@ -22,7 +22,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 
-/// Reserves RAM for the domUs that the machine's description lists. Returns the ranges that dom0 must not get.
+/// Reserves RAM for the domUs of the machine's description. Returns the ranges that dom0 must not get: that RAM, and
+/// the boot modules of domUs.
 pub fn reserve(host: &Host, keep_out: &[Range]) -> Vec<Range> {
     let machine = host.machine;
     let mut reserved = Vec::new();
@@ -32,14 +33,14 @@ pub fn reserve(host: &Host, keep_out: &[Range]) -> Vec<Range> {
                 host.guest_pool.lock().give(stretch);
                 reserved.push(stretch);
             }
-            Err(error) => log::error!("RAM for domUs: {error}"),
+            Err(error) => log::error!("RAM of domUs: not reserved: {error}"),
         }
     }
     reserved.extend(machine.domains.iter().flat_map(|config| config.modules.iter().map(|module| module.range)));
     reserved
 }
 
-/// Builds all domUs. A domU that cannot be built is logged, and the others run without it.
+/// Builds all domUs. If one cannot be built, the reason is logged and the others run without it.
 pub fn build_all(domains: &Domains) {
     let host = domains.host;
     if host.machine.domains.is_empty() {
@@ -105,7 +106,7 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig) -> Result<(), Buil
         images: Images { kernel, ramdisk, description, place },
         devices,
     };
-    let domain = assemble(host, spec).map_err(|failure| give_up(host, failure))?;
+    let domain = assemble(host, spec).map_err(|failure| reclaim_ram(host, failure))?;
     let cpus: Vec<String> = domain.vcpus().iter().map(|vcpu| vcpu.cpu().to_string()).collect();
     log::info!("{id} `{}`: {count} vCPUs ({}), {} MiB", config.name, cpus.join(", "), size >> 20);
     let domain = Arc::new(domain);
@@ -120,24 +121,24 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig) -> Result<(), Buil
 
 /// Takes `size` bytes of RAM from the pool. The guest sees them as one range.
 fn take_ram(host: &Host, size: u64) -> Result<GuestRam, BuildError> {
-    let stretches = host.guest_pool.lock().take(size);
-    let stretches = stretches.ok_or_else(|| BuildError(alloc::format!("{} MiB of RAM are not free", size >> 20)))?;
-    GuestRam::new(banks(&stretches)).map_err(|error| BuildError::because("memory", error))
+    let ranges = host.guest_pool.lock().take(size);
+    let ranges = ranges.ok_or_else(|| BuildError(alloc::format!("{} MiB of RAM are not free", size >> 20)))?;
+    GuestRam::new(banks(&ranges)).map_err(|error| BuildError::because("memory", error))
 }
 
-/// The stretches as the guest sees them, one after the other.
-fn banks(stretches: &GuestRanges) -> ArrayVec<Bank, BANKS> {
+/// Assigns consecutive guest addresses to the ranges.
+fn banks(ranges: &GuestRanges) -> ArrayVec<Bank, BANKS> {
     let mut ipa = RAM.0;
     let mut banks = ArrayVec::new();
-    for stretch in stretches {
+    for stretch in ranges {
         banks.push(Bank { ipa: Ipa(ipa), pa: stretch.base, size: stretch.size });
         ipa += stretch.size;
     }
     banks
 }
 
-/// Gives the RAM of a domU that cannot be built back to the pool. It may hold parts of the domU's images.
-fn give_up(host: &Host, failure: Failure) -> BuildError {
+/// Zeroes the RAM of a domU that cannot be built, because it may hold parts of its images, and returns it to the pool.
+fn reclaim_ram(host: &Host, failure: Failure) -> BuildError {
     let mut done = 0;
     while let Some(next) = failure.ram.wipe(done, u64::MAX) {
         done = next;

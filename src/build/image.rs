@@ -66,7 +66,7 @@ impl Image {
     ///
     /// # Errors
     ///
-    /// See [`ImageError`].
+    /// [`ImageError`].
     pub fn parse(file: &[u8]) -> Result<Image, ImageError> {
         if let Some((_, format)) = FORMATS.iter().find(|(magic, _)| file.starts_with(magic)) {
             return Err(ImageError::Format(format));

@@ -1,10 +1,11 @@
-//! Memory layout: which memory dom0 gets, and where images are placed in a domain's RAM. [`domu`] has the map of domUs.
+//! Memory layout: the memory that dom0 gets, and the addresses of images in a domain's RAM. [`domu`] has the memory map
+//! of domUs.
 //!
-//! dom0 is mapped one to one (IPA = PA), so its memory is what the machine has left: up to 8 banks in units of 2 MiB
-//! (a stage 2 block each) around EL2's own memory and the firmware's reservations, the largest first. Into those go
-//! the kernel, its device tree and its RAM disk by the rules of Linux' Documentation/arch/arm64/booting.rst.
+//! dom0 is mapped one to one (IPA = PA), so its memory is the machine's free memory, without EL2's own and the
+//! firmware's reserved memory: up to 8 banks in units of 2 MiB (one stage 2 block each), the largest ones first.
+//! Kernel, device tree and RAM disk are placed in them by the rules of Linux, Documentation/arch/arm64/booting.rst.
 //!
-//! All of it is arithmetic on ranges: nothing here touches memory.
+//! This file only computes ranges and does not access memory.
 
 pub mod domu;
 
@@ -15,25 +16,25 @@ use crate::util::range::Range;
 use arrayvec::ArrayVec;
 use core::fmt;
 
-/// The unit of dom0's memory, and of what the boot protocol aligns kernels to.
+/// The unit of dom0's memory in bytes. The boot protocol aligns kernels to the same unit.
 pub const UNIT: u64 = 2 << 20;
-/// Banks at most.
+/// The largest number of banks.
 pub const BANKS: usize = 8;
-/// The largest device tree that Linux takes.
+/// The largest device tree that Linux accepts, in bytes.
 pub const DTB_MAX: u64 = 2 << 20;
-/// RAM disk and kernel fit into one window of this size, aligned to 1 GiB.
+/// The size of the window, aligned to 1 GiB, that must hold both RAM disk and kernel, in bytes.
 const WINDOW: u64 = 32 << 30;
 const GIB: u64 = 1 << 30;
 
-/// dom0's banks, by address.
+/// dom0's banks, sorted by address.
 pub type Banks = ArrayVec<Range, BANKS>;
 
-/// Chooses up to `want` bytes of memory for dom0: whole units of free memory, the largest stretches first, in at most
-/// [`BANKS`] banks, which are returned by address. The last one is cut so that `want` (rounded up to a unit) is not
-/// exceeded; where there is less, the caller sees it from the sum.
+/// Chooses up to `want` bytes of memory for dom0, rounded up to a unit: whole units of free memory, the largest free
+/// ranges first, in at most [`BANKS`] banks, which are returned sorted by address. The last bank that is chosen is
+/// shortened if needed. If less memory is free, the sum of the banks is less than `want`.
 ///
-/// `keep_out` is what EL2 keeps, and must not be zeroed or given away: its image, heap and stacks. What dom0 may have
-/// once it has been copied, such as boot modules, is not in it; see [`place`].
+/// `keep_out` lists the memory that dom0 must not get: EL2's image, heap and stacks. Boot modules of dom0 are not in
+/// it, because dom0 may use their memory once they have been copied; see [`place`].
 #[must_use]
 pub fn plan_dom0_memory(machine: &Machine, keep_out: &[Range], want: u64) -> Banks {
     let mut banks = Banks::new();
@@ -48,11 +49,11 @@ pub fn plan_dom0_memory(machine: &Machine, keep_out: &[Range], want: u64) -> Ban
     banks
 }
 
-/// The largest stretch of whole units that is in RAM and in nobody's hands; of several, the lowest.
+/// Returns the largest free range of RAM in whole units; of several of that size, the one with the lowest address.
 fn largest_free(machine: &Machine, keep_out: &[Range], taken: &[Range]) -> Option<Range> {
     let blocked = || machine.reserved.iter().chain(keep_out).chain(taken).filter(|range| !range.is_empty());
     let mut best: Option<Range> = None;
-    // A free stretch starts where a bank starts or where something blocked ends.
+    // A free range starts at the start of a bank or at the end of a blocked range.
     for bank in &machine.memory {
         for start in blocked().map(|range| range.end()).chain([bank.base]) {
             if !bank.contains(start) || blocked().any(|range| range.contains(start)) {
@@ -68,7 +69,7 @@ fn largest_free(machine: &Machine, keep_out: &[Range], taken: &[Range]) -> Optio
     best
 }
 
-/// The whole units in a range.
+/// Returns the whole units in a range.
 fn units(range: Range) -> Range {
     match range.base.0.checked_next_multiple_of(UNIT) {
         Some(start) => Range::between(Pa(start), Pa(range.end().0 & !(UNIT - 1))),
@@ -76,28 +77,28 @@ fn units(range: Range) -> Range {
     }
 }
 
-/// Where the boot modules are copied to.
+/// The addresses that the boot modules are copied to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placement {
-    /// The kernel: copied to `base`, entered there, and owner of all of the range (BSS included).
+    /// The kernel. It is copied to `base` and entered there; the range includes its BSS.
     pub kernel: Range,
-    /// The RAM disk. Where this is the range it was found in, it stays there.
+    /// The RAM disk. If this is the range of the boot module, nothing is copied.
     pub initrd: Option<Range>,
-    /// The device tree's place: 2 MiB-aligned, [`DTB_MAX`] bytes.
+    /// The device tree: [`DTB_MAX`] bytes, aligned to 2 MiB.
     pub dtb: Range,
 }
 
-/// Why the modules have no place.
+/// The image for which there is no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PlaceError {
     /// The kernel.
     Kernel {
-        /// What it needs, in bytes.
+        /// The bytes that it needs.
         size: u64,
     },
-    /// The RAM disk, near enough to the kernel.
+    /// The RAM disk, within 32 GiB of the kernel.
     Initrd {
-        /// What it needs, in bytes.
+        /// The bytes that it needs.
         size: u64,
     },
     /// The device tree.
@@ -119,15 +120,15 @@ impl fmt::Display for PlaceError {
 
 impl core::error::Error for PlaceError {}
 
-/// Chooses places for kernel, device tree and RAM disk in `banks`.
+/// Chooses the addresses of kernel, device tree and RAM disk in `banks`.
 ///
-/// `kernel_file` and `ramdisk` are where the boot loader left them. No place overlaps either, nor any of `busy` (the
-/// host's device tree, other modules), so that they can be copied in any order. A RAM disk that lies in dom0's memory,
-/// near enough to the kernel, stays where it is.
+/// `kernel_file` and `ramdisk` are the ranges of the boot modules. The chosen ranges overlap neither them nor any of
+/// `busy` (the host's device tree, other modules), so that the images can be copied in any order. A RAM disk that
+/// already lies in `banks`, near enough to the kernel, stays where it is.
 ///
 /// # Errors
 ///
-/// [`PlaceError`] for what does not fit.
+/// [`PlaceError`] for the first image that does not fit.
 pub fn place(
     banks: &[Range],
     image: &Image,
@@ -159,18 +160,19 @@ pub fn place(
     Ok(Placement { kernel, initrd, dtb })
 }
 
-/// The lowest `size` bytes that start `offset` behind a unit's boundary, lie in one bank and are `good`.
-fn first_fit(banks: &[Range], offset: u64, size: u64, good: impl Fn(Range) -> bool) -> Option<Range> {
+/// Returns the lowest range of `size` bytes that starts `offset` bytes after a unit's boundary, lies in one bank and
+/// satisfies `free`.
+fn first_fit(banks: &[Range], offset: u64, size: u64, free: impl Fn(Range) -> bool) -> Option<Range> {
     banks.iter().find_map(|bank| {
         let whole = units(*bank);
         (0..whole.size / UNIT)
             .map(|unit| Range::new(Pa(whole.base.0 + unit * UNIT + offset), size))
             .take_while(|range| bank.covers(*range))
-            .find(|range| good(*range))
+            .find(|range| free(*range))
     })
 }
 
-/// Whether a window of 32 GiB that is aligned to 1 GiB holds both.
+/// Whether a window of 32 GiB, aligned to 1 GiB, holds both ranges.
 fn near(kernel: Range, initrd: Range) -> bool {
     let start = kernel.base.0.min(initrd.base.0) & !(GIB - 1);
     kernel.end().0.max(initrd.end().0) - start <= WINDOW
@@ -196,14 +198,14 @@ mod tests {
     }
 
     #[test]
-    fn banks_avoid_what_is_reserved_and_kept_and_are_in_whole_units() {
+    fn banks_are_whole_units_outside_of_reserved_and_kept_memory() {
         let machine = machine(&[r(G, 512 * M)], &[r(G + 100 * M + 4096, 4096), r(8 * G, M)]);
         let banks = plan_dom0_memory(&machine, &[r(G, M), r(G + 512 * M - 4096, 4096)], u64::MAX);
         assert_eq!(banks[..], [r(G + 2 * M, 98 * M), r(G + 102 * M, 408 * M)]);
     }
 
     #[test]
-    fn the_largest_come_first_and_the_last_is_cut() {
+    fn the_largest_free_ranges_are_chosen_first_and_the_last_one_is_shortened() {
         let machine = machine(&[r(4 * G, 300 * M), r(G, 100 * M), r(2 * G, 200 * M)], &[]);
         assert_eq!(plan_dom0_memory(&machine, &[], 299 * M)[..], [r(4 * G, 300 * M)]);
         assert_eq!(plan_dom0_memory(&machine, &[], 351 * M)[..], [r(2 * G, 52 * M), r(4 * G, 300 * M)]);
@@ -211,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn never_more_than_eight_banks() {
+    fn there_are_at_most_eight_banks() {
         let reserved: Vec<_> = (0..20).map(|hole| r(G + hole * 10 * M, 2 * M + hole * 4096)).collect();
         let banks = plan_dom0_memory(&machine(&[r(G, 200 * M)], &reserved), &[], u64::MAX);
         assert_eq!(banks.len(), BANKS);
@@ -223,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn overlapping_reservations_and_odd_banks_do_no_harm() {
+    fn overlapping_reservations_and_unaligned_banks_are_handled() {
         let machine = machine(
             &[r(G + 4096, 20 * M), r(u64::MAX - 4095, 4095)],
             &[r(G + 4 * M, 8 * M), r(G + 6 * M, 2 * M), r(G + 11 * M, 2 * M), r(0, 0)],
@@ -233,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn modules_are_placed_apart_from_each_other_and_from_their_files() {
+    fn images_overlap_neither_each_other_nor_the_boot_modules() {
         let banks = [r(G, 64 * M), r(4 * G, 512 * M)];
         let image = Image { text_offset: 0x8_0000, image_size: 40 * M };
         let file = r(G + 8 * M, 30 * M);
@@ -246,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ram_disk_in_dom0s_memory_stays_unless_it_is_too_far_away() {
+    fn a_ram_disk_in_dom0s_memory_stays_there_unless_it_is_too_far_from_the_kernel() {
         let banks = [r(G, 512 * M), r(40 * G, G)];
         let image = Image { text_offset: 0, image_size: 30 * M };
         let file = r(G, 20 * M);
@@ -262,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_named() {
+    fn the_error_names_the_image_that_does_not_fit() {
         let image = Image { text_offset: 0, image_size: 8 * M };
         let elsewhere = r(0, 6 * M);
         assert_eq!(place(&[r(G, 6 * M)], &image, elsewhere, None, &[]), Err(PlaceError::Kernel { size: 8 * M }));

@@ -1,9 +1,11 @@
 //! Building domains: a [`DomainSpec`] becomes a [`Domain`].
 //!
-//! dom0's specification comes from the machine's description ([`dom0`]), a domU's from a `xen,domain` node ([`domu`]). Both say what the
-//! domain consists of and where it is; [`assemble`] does what they have in common: it loads the images, makes the address space, the
-//! interrupt controller, vPEs and vCPUs. The rest of this room is about what a specification says: where things are placed in memory
-//! ([`layout`]), which affinities vCPUs get ([`affinity`]), and how the guest is told ([`fdt`], [`acpi`]).
+//! dom0's specification comes from the machine's description ([`dom0`]), a domU's from a `xen,domain` node ([`domu`]).
+//! Both list the parts of the domain and their addresses. [`assemble`] is common to both: it loads the images, and
+//! makes the address space, the interrupt controller, the vPEs and the vCPUs. The other modules make the parts of a
+//! specification: where images are placed in memory ([`layout`], [`image`]), the affinities of vCPUs ([`affinity`]),
+//! the PCI functions that dom0 does not see ([`pci_hide`]), and the device tree or ACPI tables for the guest ([`fdt`],
+//! [`acpi`]).
 
 pub mod acpi;
 pub mod affinity;
@@ -37,7 +39,8 @@ use core::fmt;
 use image::{HEADER_LEN, Image};
 use layout::Placement;
 
-/// The number of INTID bits of a guest: 8192 LPIs. The sizes of the vLPI configuration and pending tables follow from it.
+/// The number of INTID bits of a guest: 8192 LPIs. The sizes of the vLPI configuration and pending tables follow from
+/// it.
 const ID_BITS: u8 = 14;
 
 /// The priority bits of a guest's GIC: 32 priorities.
@@ -52,7 +55,7 @@ impl BuildError {
         BuildError(String::from(what))
     }
 
-    /// `what` failed because of `error`.
+    /// An error about `what`, caused by `error`.
     fn because(what: &str, error: impl fmt::Display) -> BuildError {
         BuildError(alloc::format!("{what}: {error}"))
     }
@@ -70,17 +73,21 @@ struct Images<'a> {
     ramdisk: Option<&'a Module>,
     /// The device tree, or the ACPI tables, that describe the domain.
     description: Vec<u8>,
-    /// Where each of them goes, as the guest sees it.
+    /// The guest addresses that they are loaded to.
     place: Placement,
 }
 
-/// The interrupt controller and the console of a domain, as the guest sees them.
+/// The devices of a domain. Addresses are the guest's.
 struct Devices {
+    /// The registers of the distributor.
     dist: Range,
+    /// The registers of all redistributors.
     redists: Range,
-    /// How many SPIs the distributor has.
+    /// The number of SPIs.
     spis: u32,
+    /// The virtual ITSs and their registers.
     itss: Vec<(Range, Vits)>,
+    /// The registers and the interrupt of the emulated console.
     console: Option<(Range, Intid)>,
     /// ECAM pages of PCI functions that the domain does not see.
     absent: Vec<Range>,
@@ -88,15 +95,15 @@ struct Devices {
     mapped: Vec<(Range, Attr)>,
 }
 
-/// Where a domain's vCPUs run first.
+/// The CPUs on which a domain's vCPUs start.
 enum Homes {
     /// One CPU for each vCPU, in their order.
     Fixed(Vec<CpuId>),
-    /// Any CPU that the scheduler accepts.
+    /// Any CPU that the scheduler accepts. `assemble` chooses it.
     Any,
 }
 
-/// What a domain is to be.
+/// The specification of a domain.
 struct DomainSpec<'a> {
     id: DomId,
     /// The affinity of each vCPU.
@@ -119,7 +126,7 @@ struct Failure {
 
 /// Builds a domain. Its vCPUs are off, and it is not in the table of domains yet.
 fn assemble(host: &'static Host, spec: DomainSpec<'_>) -> Result<Domain, Failure> {
-    match furnish(host, &spec) {
+    match make_parts(host, &spec) {
         Ok((stage2, vgic, paths, vcpus)) => {
             let Devices { dist, redists, itss, console, absent, .. } = spec.devices;
             let ram = spec.ram;
@@ -130,10 +137,12 @@ fn assemble(host: &'static Host, spec: DomainSpec<'_>) -> Result<Domain, Failure
     }
 }
 
-type Furniture = (Stage2<'static, El2, Tlbs>, Vgic, LpiPaths, Vec<Arc<Vcpu>>);
+/// The parts of a domain that are made from its specification.
+type MadeParts = (Stage2<'static, El2, Tlbs>, Vgic, LpiPaths, Vec<Arc<Vcpu>>);
 
-/// Loads the images and makes all parts of a domain. On failure nothing is left but what is in its RAM.
-fn furnish(host: &'static Host, spec: &DomainSpec<'_>) -> Result<Furniture, BuildError> {
+/// Loads the images and makes the parts of a domain. On failure everything is freed again, but the RAM may hold parts
+/// of the images.
+fn make_parts(host: &'static Host, spec: &DomainSpec<'_>) -> Result<MadeParts, BuildError> {
     load_images(&spec.ram, &spec.images)?;
     let vgic = Vgic::new(VgicConfig {
         vcpus: spec.affinities.clone(),
@@ -172,7 +181,7 @@ fn load_images(ram: &GuestRam, images: &Images<'_>) -> Result<(), BuildError> {
     }
     ram.write(Ipa(place.dtb.base.0), description)
         .map_err(|_| BuildError::new("its description does not fit its RAM"))?;
-    // The kernel starts with its caches off: what EL2 wrote has to be in memory.
+    // The kernel starts with its caches off, so the data that EL2 has written must be in memory.
     for range in [Some(place.kernel), place.initrd, Some(place.dtb)].into_iter().flatten() {
         ram.for_each_piece(Ipa(range.base.0), range.size, |piece, _| cache::clean(piece.base, piece.size))
             .map_err(|_| BuildError::new("its images are not in its RAM"))?;
@@ -213,14 +222,15 @@ fn address_space(
     }
 }
 
-/// Frees the stage 2 of a domain that is not built in the end. No CPU has loaded it.
+/// Frees the stage 2 of a domain whose building failed. No CPU has loaded it.
 fn free_address_space(host: &Host, stage2: Stage2<'static, El2, Tlbs>) {
     let vmid = stage2.vmid();
     stage2.destroy();
     host.vmids.give_back(vmid);
 }
 
-/// Creates the VM and a vPE for each vCPU in the GIC, as far as there are vPEs. A vCPU without a vPE takes its LPIs by list register.
+/// Creates the VM and, as long as there are free ones, a vPE for each vCPU. The LPIs of a vCPU without a vPE are
+/// injected by software.
 fn lpi_paths(host: &Host, spec: &DomainSpec<'_>) -> LpiPaths {
     let homes: Vec<CpuId> = match &spec.homes {
         Homes::Fixed(homes) => homes.clone(),
@@ -236,18 +246,18 @@ fn lpi_paths(host: &Host, spec: &DomainSpec<'_>) -> LpiPaths {
         Ok(vm) => with(Some(vm), &|cpu| {
             v4.add_vpe(vm, cpu)
                 .inspect_err(|error| {
-                    log::warn!("{}: no vPE for the vCPU on {cpu}: {error}: its LPIs are injected by software", spec.id);
+                    log::warn!("{}: no vPE for the vCPU on {cpu}: {error}; its LPIs are injected by software", spec.id);
                 })
                 .ok()
         }),
         Err(error) => {
-            log::warn!("{}: no vLPI tables: {error}: LPIs are injected by software", spec.id);
+            log::warn!("{}: no vLPI tables: {error}; LPIs are injected by software", spec.id);
             with(None, &|_| None)
         }
     }
 }
 
-/// Removes the vPEs of a domain that is not built in the end. None of them has been resident.
+/// Removes the vPEs of a domain whose building failed. None of them has been resident.
 fn free_vpes(host: &Host, paths: &LpiPaths) {
     let (Some(v4), Some(vm)) = (host.gic.v4(), paths.vm) else { return };
     for vpe in paths.vcpus.iter().filter_map(|&(_, vpe)| vpe) {
@@ -260,7 +270,7 @@ fn free_vpes(host: &Host, paths: &LpiPaths) {
     }
 }
 
-/// Makes the vCPUs and adds each to the scheduler. On failure none is left there.
+/// Makes the vCPUs and adds them to the scheduler. On failure they are removed from it again.
 fn place_vcpus(host: &Host, spec: &DomainSpec<'_>, paths: &LpiPaths) -> Result<Vec<Arc<Vcpu>>, BuildError> {
     let mut vcpus: Vec<Arc<Vcpu>> = Vec::new();
     for (id, &affinity) in (0..).map(VcpuId).zip(&spec.affinities) {
@@ -289,12 +299,13 @@ fn place_vcpus(host: &Host, spec: &DomainSpec<'_>, paths: &LpiPaths) -> Result<V
     Ok(vcpus)
 }
 
+/// Adds a vCPU to the scheduler on `cpu`. Returns `None` if the scheduler does not accept it there.
 fn try_place(host: &Host, vcpu: Arc<Vcpu>, cpu: CpuId) -> Option<Arc<Vcpu>> {
     host.add_vcpu(&vcpu, cpu).is_ok().then_some(vcpu)
 }
 
-/// Places a vCPU on the first CPU that takes it. The boot CPU is tried last, because it takes the console's interrupts. Where vCPUs share
-/// CPUs, every CPU takes one, and the vCPUs are distributed in turn.
+/// Places a vCPU on the first CPU that accepts it. The boot CPU is tried last, because it takes the console's
+/// interrupts. If vCPUs share CPUs, each CPU accepts any number of vCPUs, and they are distributed in turn.
 fn place_anywhere(host: &Host, make: impl Fn(CpuId) -> Arc<Vcpu>) -> Option<Arc<Vcpu>> {
     let count = host.cpus.ids().len();
     let turn = if host.sched.shares_cpus() { host.vcpus() % count } else { 0 };
@@ -302,7 +313,7 @@ fn place_anywhere(host: &Host, make: impl Fn(CpuId) -> Arc<Vcpu>) -> Option<Arc<
     all.filter(|&cpu| host.cpu(cpu).is_online()).find_map(|cpu| try_place(host, make(cpu), cpu))
 }
 
-/// Powers the first vCPU on, as the boot protocol wants it (Linux, Documentation/arch/arm64/booting.rst).
+/// Powers the first vCPU on as the boot protocol requires (Linux, Documentation/arch/arm64/booting.rst).
 fn start(domain: &Domain, place: &Placement) -> Result<(), BuildError> {
     let start = Start { entry: Ipa(place.kernel.base.0), context: place.dtb.base.0 };
     match domain.vcpus().first().filter(|vcpu| domain.power_on(vcpu, start)) {

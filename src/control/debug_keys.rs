@@ -1,7 +1,7 @@
 //! The debug keys that show the state of domains and interrupts, and change it.
 //!
-//! A handler runs on the CPU that took the UART's interrupt, with no lock held, and prints the state of other CPUs as it is at that
-//! moment. Only `K`, `o`, `O` and `R` change anything. To add a key, add a line to [`register`].
+//! A handler runs on the CPU that took the UART's interrupt, with no lock held, and prints the state of other CPUs as
+//! it is at that moment. Only `K`, `o`, `O` and `R` change anything. To add a key, add a line to [`register`].
 
 use super::hotplug;
 use crate::arch::{power, timer};
@@ -143,8 +143,8 @@ fn show_scheduler(domains: &Domains) {
         total(Event::IrqDoorbell),
         total(Event::DoorbellSpurious)
     ));
-    // The run loop counts the moves, the ITS driver the commands. They are equal, except for vPEs that were moved because their CPU
-    // was taken out of service.
+    // The run loop counts the moves, the ITS driver the commands. They are equal, except for vPEs that were moved
+    // because their CPU was taken out of service.
     line(format_args!("  vPE moves: {}, VMOVPs: {}", total(Event::VpeMove), counters.commands(Kind::Vmovp)));
 }
 

@@ -1,16 +1,18 @@
 //! CPU hotplug: takes a CPU out of service and back in while guests run.
 //!
-//! Two debug keys request it. The CPU that handles the key chooses the CPU to take out and tells the scheduler to give it no more
-//! vCPUs. The leaving CPU does the rest, in its run loop, when no vCPU is on it:
+//! Two debug keys request it. The CPU that handles the key chooses the CPU to take out and tells the scheduler to give
+//! it no more vCPUs. The leaving CPU does the rest, in its run loop, when no vCPU is on it:
 //!
-//! 1. vCPUs that wait there move to other CPUs' run queues. vCPUs that are blocked with a timer on that CPU are woken, and block again
-//!    elsewhere.
-//! 2. SPIs, events, vPEs and doorbells move to another CPU ([`crate::gic::Gic::take_out`]). If that fails, the CPU stays in service.
-//! 3. Interrupts that arrived meanwhile are handled, and masked LPIs are unmasked. Then the GIC CPU interface is disabled.
+//! 1. vCPUs that wait there move to other CPUs' run queues. vCPUs that are blocked with a timer on that CPU are woken,
+//!    and block again elsewhere.
+//! 2. SPIs, events, vPEs and doorbells move to another CPU ([`crate::gic::Gic::take_out`]). If that fails, the CPU
+//!    stays in service.
+//! 3. Interrupts that arrived meanwhile are handled, and masked LPIs are unmasked. Then the GIC CPU interface is
+//!    disabled.
 //! 4. PSCI CPU_OFF. Where the firmware does not implement it, the CPU waits at EL2 until it is requested again.
 //!
-//! A CPU returns by the same path as at boot, with the same stack and the same per-CPU block. It holds no state from before: no vCPU's
-//! registers, and its TLB entries are invalidated.
+//! A CPU returns by the same path as at boot, with the same stack and the same per-CPU block. It holds no state from
+//! before: no vCPU's registers, and its TLB entries are invalidated.
 //!
 //! The boot CPU cannot be taken out: the firmware has no entry point for it, and it takes the console's interrupts.
 
@@ -85,16 +87,16 @@ fn request_out(host: &Host) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Takes this CPU, `cpu`, out of service, as was requested. No vCPU is on it. Returns when the CPU is in service: because it could not
-/// leave, or because it was requested again without having been off.
+/// Takes this CPU, `cpu`, out of service, as was requested. No vCPU is on it. Returns when the CPU is in service:
+/// because it could not leave, or because it was requested again without having been off.
 pub fn leave(domains: &Domains, cpu: CpuId) {
     let host = domains.host;
     let state = host.cpu(cpu);
     let next = host.sched.next(cpu, timer::now());
     debug_assert!(next.is_none(), "{cpu}: a vCPU was placed on a CPU that leaves");
     state.set_online(false);
-    // Orders the write of the flag before the reads of SPI routes in `take_out`: an SPI that another CPU routes here is found below, or
-    // that CPU sees the flag (`Host::route_spi`).
+    // Orders the write of the flag before the reads of SPI routes in `take_out`: an SPI that another CPU routes here is
+    // found below, or that CPU sees the flag (`Host::route_spi`).
     barrier::dsb_sy();
     let Some(to) = host.cpus.last_online() else { unreachable!("the boot CPU stays online") };
     let moved = match host.gic.take_out(cpu, to) {
@@ -147,8 +149,8 @@ fn request_back(host: &Host) -> Result<(), Refusal> {
     let state = host.cpu(cpu);
     let place = state.place().ok_or(Refusal::NoneIsOut)?;
     state.set_hotplug(Hotplug::Returning);
-    // A CPU that waits at EL2 sees the new state, and a CPU that is off is started. A CPU that is just calling CPU_OFF either sees the
-    // new state, or can be started within the time limit.
+    // A CPU that waits at EL2 sees the new state, and a CPU that is off is started. A CPU that is just calling CPU_OFF
+    // either sees the new state, or can be started within the time limit.
     barrier::dsb_ishst();
     barrier::sev();
     let mut answer = Ok(());

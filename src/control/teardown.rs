@@ -1,11 +1,11 @@
 //! Teardown: removes a domU that has ended and frees its resources.
 //!
-//! The run loop announces a domain when its last vCPU has gone off. From then on, CPUs that have nothing else to run perform the work,
-//! one short step at a time ([`Background`](crate::host::background::Background)):
+//! The run loop announces a domain when its last vCPU has gone off. From then on, CPUs that have nothing else to run
+//! perform the work, one short step at a time ([`Background`](crate::host::background::Background)):
 //!
 //! 1. The domain is taken out of the table of domains, the scheduler and the console.
-//! 2. It is removed from the hardware: events of its devices are unmapped, its vPEs and their tables are removed, and interrupts that are
-//!    active for it are deactivated.
+//! 2. It is removed from the hardware: events of its devices are unmapped, its vPEs and their tables are removed, and
+//!    interrupts that are active for it are deactivated.
 //! 3. When no reference to it is left and no CPU has its stage 2 loaded, its stage 2 tables are freed.
 //! 4. Its RAM is zeroed, piece by piece, and given back to the pool.
 //!
@@ -121,8 +121,8 @@ impl Teardown {
     }
 }
 
-/// Starts a teardown: takes the domain out of all tables, so that it can no longer be looked up. Returns `None` if it is not in the
-/// table of domains.
+/// Starts a teardown: takes the domain out of all tables, so that it can no longer be looked up. Returns `None` if it
+/// is not in the table of domains.
 fn start(domains: &Domains, id: DomId) -> Option<Work> {
     let domain = domains.take(id)?;
     console::detach(id);

@@ -1,9 +1,9 @@
 //! Physical interrupts: which domain, or which part of EL2, handles each of them.
 //!
-//! EL2 runs with interrupts masked and acknowledges them here, by reading ICC_IAR1_EL1: after an exit that an interrupt caused, in
-//! the idle loop, and between steps of long work. With EOImode = 1, ICC_EOIR1_EL1 only drops the running priority, so that further
-//! interrupts can be acknowledged. EL2's own interrupts are deactivated by EL2 after they are handled. A guest's are deactivated by
-//! the guest, through a list register with the HW bit (IHI 0069, 4.1.1 and 4.7).
+//! EL2 runs with interrupts masked and acknowledges them here, by reading ICC_IAR1_EL1: after an exit that an interrupt
+//! caused, in the idle loop, and between steps of long work. With EOImode = 1, ICC_EOIR1_EL1 only drops the running
+//! priority, so that further interrupts can be acknowledged. EL2's own interrupts are deactivated by EL2 after they are
+//! handled. A guest's are deactivated by the guest, through a list register with the HW bit (IHI 0069, 4.1.1 and 4.7).
 
 use super::table::Domains;
 use crate::arch::sysreg::{CNTV_CTL_EL0, ReadWriteable, Readable};
@@ -170,8 +170,8 @@ fn take_lpi(domains: &Domains, cpu: CpuId, lpi: Lpi) {
     }
 }
 
-/// Charges a vCPU for an LPI or a doorbell, and masks the LPI if the vCPU is above its rate. On the interrupt path, only this function
-/// and [`move_if_misplaced`] issue ITS commands.
+/// Charges a vCPU for an LPI or a doorbell, and masks the LPI if the vCPU is above its rate. On the interrupt path,
+/// only this function and [`move_if_misplaced`] issue ITS commands.
 fn charge(host: &Host, cpu: CpuId, lpi: Lpi, meter: &Meter) {
     if let Some(at) = host.rate_limits.charge(&host.gic, &host.routes, lpi, meter, timer::now()) {
         count(cpu, Event::RateLimitMask);
@@ -179,7 +179,8 @@ fn charge(host: &Host, cpu: CpuId, lpi: Lpi, meter: &Meter) {
     }
 }
 
-/// Unmasks the LPIs and doorbells whose vCPUs have credit again, and sets the timer of `cpu` for those that remain masked.
+/// Unmasks the LPIs and doorbells whose vCPUs have credit again, and sets the timer of `cpu` for those that remain
+/// masked.
 pub fn unmask_due(domains: &Domains, cpu: CpuId) {
     if let Some(at) = unmask_as_of(domains, cpu, timer::now()) {
         domains.host.cpu(cpu).timer.unmask_at(at);
@@ -191,7 +192,8 @@ pub fn unmask_all(domains: &Domains, cpu: CpuId) {
     let _ = unmask_as_of(domains, cpu, u64::MAX);
 }
 
-/// Unmasks the LPIs and doorbells that may be unmasked at `now`. Returns the time of the next call; `None` if none is masked.
+/// Unmasks the LPIs and doorbells that may be unmasked at `now`. Returns the time of the next call; `None` if none is
+/// masked.
 fn unmask_as_of(domains: &Domains, cpu: CpuId, now: u64) -> Option<u64> {
     let host = domains.host;
     let rate = &host.rate_limits.rate;

@@ -1,9 +1,10 @@
 //! Work of a domain's virtual ITSs, in steps.
 //!
-//! One store of a guest may stand for thousands of commands at the host: GITS_CWRITER with a full queue, MAPC for a collection with
-//! thousands of events, GICR_CTLR.EnableLPIs with a full pending table. The vCPU that made the store performs the work, in steps of
-//! bounded length, and enters the guest again when it is done ([`ItsWork`]). Between two steps the run loop takes physical interrupts
-//! and asks the scheduler, so the work costs the time of the domain that started it, and delays other domains by one step at most.
+//! One store of a guest may stand for thousands of commands at the host: GITS_CWRITER with a full queue, MAPC for a
+//! collection with thousands of events, GICR_CTLR.EnableLPIs with a full pending table. The vCPU that made the store
+//! performs the work, in steps of bounded length, and enters the guest again when it is done ([`ItsWork`]). Between two
+//! steps the run loop takes physical interrupts and asks the scheduler, so the work costs the time of the domain that
+//! started it, and delays other domains by one step at most.
 
 use super::Domain;
 use super::msi::LpiBackend;
@@ -34,8 +35,8 @@ impl Domain {
         }
     }
 
-    /// Starts the work that follows when GICR_CTLR.EnableLPIs of a vCPU is set: the configuration bytes of its events are read
-    /// again, and the pending bits of directly injected LPIs are passed to the hardware.
+    /// Starts the work that follows when GICR_CTLR.EnableLPIs of a vCPU is set: the configuration bytes of its events
+    /// are read again, and the pending bits of directly injected LPIs are passed to the hardware.
     pub(super) fn lpis_enabled(&self, vcpu: VcpuId) -> Option<ItsWork> {
         for vits in self.itss() {
             let _ = vits.lpis_enabled(vcpu);
@@ -74,8 +75,8 @@ impl Domain {
         Progress::Done
     }
 
-    /// Passes up to [`PENDING`] directly injected LPIs that were set in a vCPU's pending table to the hardware. Returns `false` if
-    /// there were none.
+    /// Passes up to [`PENDING`] directly injected LPIs that were set in a vCPU's pending table to the hardware. Returns
+    /// `false` if there were none.
     fn pass_pending_lpis(&self, vcpu: VcpuId) -> bool {
         let next = || self.vgic.take_direct_pending(vcpu);
         let mut pending: ArrayVec<VIntid, PENDING> = core::iter::from_fn(next).take(PENDING).collect();

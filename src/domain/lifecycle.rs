@@ -1,8 +1,8 @@
 //! The lifecycle of a domain: why it ends, and when its last vCPU is off.
 //!
-//! The vCPUs that are on are counted. A scan of their states would race with PSCI CPU_ON: vCPU 1 reads as off, vCPU 2 then
-//! powers vCPU 1 on and goes off, and the scan finds all vCPUs off while vCPU 1 runs. With the counter, a vCPU that is on
-//! counts another one before it powers it on. So the counter reaches 0 once, and stays there.
+//! The vCPUs that are on are counted. A scan of their states would race with PSCI CPU_ON: vCPU 1 reads as off, vCPU 2
+//! then powers vCPU 1 on and goes off, and the scan finds all vCPUs off while vCPU 1 runs. With the counter, a vCPU
+//! that is on counts another one before it powers it on. So the counter reaches 0 once, and stays there.
 
 use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
@@ -59,8 +59,8 @@ impl Lifecycle {
         self.on.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Takes back one [`count_power_on`](Self::count_power_on): the vCPU has gone off, or it was on already. Returns `true`
-    /// for the last one: all vCPUs are off and remain so.
+    /// Takes back one [`count_power_on`](Self::count_power_on): the vCPU has gone off, or it was on already. Returns
+    /// `true` for the last one: all vCPUs are off and remain so.
     #[must_use]
     pub fn count_power_off(&self) -> bool {
         self.on.fetch_sub(1, Ordering::SeqCst) == 1

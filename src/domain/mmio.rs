@@ -72,8 +72,8 @@ impl Domain {
         }
     }
 
-    /// Performs a store of `bytes` bytes to an emulated device. Returns the work of the virtual ITSs that the store has started: the
-    /// vCPU may not enter the guest before [`step_its_work`](Domain::step_its_work) has finished it.
+    /// Performs a store of `bytes` bytes to an emulated device. Returns the work of the virtual ITSs that the store has
+    /// started: the vCPU may not enter the guest before [`step_its_work`](Domain::step_its_work) has finished it.
     #[must_use]
     pub fn mmio_write(&self, from: VcpuId, device: Emulated, bytes: u8, value: u64) -> Option<ItsWork> {
         let port = self.port();

@@ -174,8 +174,8 @@ impl Domain {
         self.host.is_stage2_loaded(self.vttbr)
     }
 
-    /// Records that `vcpu` runs on `cpu` now. Returns `true` if another vCPU of the domain ran there before: the caller then
-    /// has to invalidate the domain's stage 1 TLB entries on that CPU.
+    /// Records that `vcpu` runs on `cpu` now. Returns `true` if another vCPU of the domain ran there before: the caller
+    /// then has to invalidate the domain's stage 1 TLB entries on that CPU.
     #[must_use]
     pub fn ran_another_vcpu(&self, cpu: CpuId, vcpu: VcpuId) -> bool {
         self.last_ran.changes(cpu, vcpu)
@@ -204,8 +204,8 @@ impl Domain {
         self.lifecycle.end()
     }
 
-    /// Ends a domU; if it has ended already, does nothing. Each vCPU goes off when its CPU notices the end. The CPU of the
-    /// last one announces the domain to `control::teardown`.
+    /// Ends a domU; if it has ended already, does nothing. Each vCPU goes off when its CPU notices the end. The CPU of
+    /// the last one announces the domain to `control::teardown`.
     pub fn terminate(&self, end: End) {
         if self.lifecycle.record_end(end) {
             match end {
@@ -217,8 +217,8 @@ impl Domain {
         }
     }
 
-    /// Powers a vCPU on and makes it runnable. Returns `false` if it was on already. The caller runs on a vCPU that is on, or
-    /// builds the domain.
+    /// Powers a vCPU on and makes it runnable. Returns `false` if it was on already. The caller runs on a vCPU that is
+    /// on, or builds the domain.
     #[must_use]
     pub fn power_on(&self, vcpu: &Vcpu, start: Start) -> bool {
         self.lifecycle.count_power_on();
@@ -232,8 +232,8 @@ impl Domain {
         changed
     }
 
-    /// Counts a vCPU that has gone off. Returns `true` if it was the last one of a domU: no vCPU is left that could power
-    /// another on, so the domain has ended, and the caller has to announce it to `control::teardown`.
+    /// Counts a vCPU that has gone off. Returns `true` if it was the last one of a domU: no vCPU is left that could
+    /// power another on, so the domain has ended, and the caller has to announce it to `control::teardown`.
     #[must_use]
     pub fn count_power_off(&self) -> bool {
         let last = self.lifecycle.count_power_off() && !self.is_dom0();
@@ -243,13 +243,14 @@ impl Domain {
         last
     }
 
-    /// Makes a vCPU evaluate its pending interrupts: wakes it if it is blocked, and makes it exit if it is in the guest.
+    /// Makes a vCPU evaluate its pending interrupts: wakes it if it is blocked, and makes it exit if it is in the
+    /// guest.
     pub fn kick(&self, vcpu: &Vcpu) {
         let _ = self.host.wake(vcpu);
     }
 
-    /// Removes the domain's vPEs and their tables from the GIC. Returns `false` if a vPE is still resident: the caller then
-    /// has to call it again later.
+    /// Removes the domain's vPEs and their tables from the GIC. Returns `false` if a vPE is still resident: the caller
+    /// then has to call it again later.
     #[must_use]
     pub fn remove_vpes(&self) -> bool {
         let (Some(v4), Some(vm)) = (self.host.gic.v4(), self.paths.vm) else { return true };
@@ -267,8 +268,8 @@ impl Domain {
         true
     }
 
-    /// Releases the interrupts of a domain that has ended: deactivates the physical interrupts that are active for it, and
-    /// leaves its SPIs without an owner.
+    /// Releases the interrupts of a domain that has ended: deactivates the physical interrupts that are active for it,
+    /// and leaves its SPIs without an owner.
     pub fn release_interrupts(&self) {
         self.vgic.release(&self.port());
         self.host.spis.take_back(self.id, |spi| {
@@ -298,8 +299,8 @@ impl Domain {
 
 /// The vCPU of a domain that each CPU ran last.
 ///
-/// Two vCPUs of a domain share its VMID but may map one virtual address differently. A vCPU must not hit TLB entries of another one
-/// that ran on the same CPU before.
+/// Two vCPUs of a domain share its VMID but may map one virtual address differently. A vCPU must not hit TLB entries of
+/// another one that ran on the same CPU before.
 struct LastRan(Vec<AtomicU16>);
 
 impl LastRan {

@@ -1,12 +1,12 @@
 //! A domain's MSIs: whether an event is injected directly or by software, and how it switches between the two.
 //!
-//! The virtual ITS knows which LPI of which vCPU an event of a device is. This file decides how the event gets there. The
-//! events of a vCPU that has a vPE are mapped to vLPIs, which the redistributor delivers without EL2. The events of a vCPU
-//! that has none are mapped to physical LPIs: EL2 acknowledges each, looks its [`Route`] up and injects it through a list
-//! register. The guest sees no difference.
+//! The virtual ITS knows which LPI of which vCPU an event of a device is. This file decides how the event gets there.
+//! The events of a vCPU that has a vPE are mapped to vLPIs, which the redistributor delivers without EL2. The events of
+//! a vCPU that has none are mapped to physical LPIs: EL2 acknowledges each, looks its [`Route`] up and injects it
+//! through a list register. The guest sees no difference.
 //!
-//! Apart from the routes of physical LPIs, this file has no state. `gic` has the mappings of the host's ITSs, `vgic` the
-//! guest's LPI configuration, and `vits` the guest's mappings.
+//! Apart from the routes of physical LPIs, this file has no state. `gic` has the mappings of the host's ITSs, `vgic`
+//! the guest's LPI configuration, and `vits` the guest's mappings.
 
 use crate::gic::v4::{V4, VmHandle};
 use crate::gic::{Event, Gic, ItsError};
@@ -32,8 +32,8 @@ impl LpiPaths {
         self.vcpus.get(vcpu.index())?.1
     }
 
-    /// The CPU that the physical LPIs of a vCPU are sent to: the one on which the vCPU starts, or another one while that is
-    /// out of service.
+    /// The CPU that the physical LPIs of a vCPU are sent to: the one on which the vCPU starts, or another one while
+    /// that is out of service.
     fn cpu<H: Hw + Clone>(&self, vcpu: VcpuId, gic: &Gic<H>) -> Option<CpuId> {
         gic.taker(self.vcpus.get(vcpu.index())?.0)
     }
@@ -72,7 +72,8 @@ impl<H: Hw + Clone> LpiBackend<'_, H> {
         Route { domain: self.domain, vcpu, vintid, its, device, event }
     }
 
-    /// Allocates a physical LPI for an event, enables it and sets its route. Returns it with the CPU that it is to be sent to.
+    /// Allocates a physical LPI for an event, enables it and sets its route. Returns it with the CPU that it is to be
+    /// sent to.
     fn alloc_lpi(
         &self,
         from: (ItsId, DeviceId, EventId),
@@ -91,8 +92,8 @@ impl<H: Hw + Clone> LpiBackend<'_, H> {
         self.gic.free_lpi(lpi);
     }
 
-    /// Cleans up after mapping an event to `lpi` failed with `error`. If the command timed out, the event may be mapped all
-    /// the same; then it is unmapped. The LPI is freed once.
+    /// Cleans up after mapping an event to `lpi` failed with `error`. If the command timed out, the event may be mapped
+    /// all the same; then it is unmapped. The LPI is freed once.
     fn undo_map(&self, its: ItsId, device: DeviceId, event: EventId, lpi: Lpi, error: ItsError) -> BackendError {
         let mapped = matches!(self.gic.event(its, device, event), Ok(Event::Physical { lpi: now, .. }) if now == lpi);
         if mapped {
@@ -104,8 +105,8 @@ impl<H: Hw + Clone> LpiBackend<'_, H> {
     }
 
     /// Unmaps an event at the host's ITS, whether it is physical or virtual there. If the hardware does not confirm the
-    /// command, the physical LPI loses its route but is not freed: it may still arrive, and must not be in use for another
-    /// event then.
+    /// command, the physical LPI loses its route but is not freed: it may still arrive, and must not be in use for
+    /// another event then.
     fn unmap_at_host(&self, its: ItsId, device: DeviceId, event: EventId) -> Result<(), BackendError> {
         let known = self.gic.event(its, device, event).map_err(failed)?;
         let done = self.gic.unmap_event(its, device, event).map_err(failed);
@@ -121,12 +122,14 @@ impl<H: Hw + Clone> LpiBackend<'_, H> {
     /// Makes the hardware the owner of a vLPI. If the LPI was pending in software, it is made pending in the hardware.
     fn give_to_hardware(&self, its: ItsId, device: DeviceId, event: EventId, vcpu: VcpuId, vintid: VIntid) {
         if self.vgic.set_lpi_owner(self.port, vcpu, vintid, Owner::Direct) {
-            // If the INT command fails, this one edge is lost and the GIC counts the failure. Later MSIs are not affected.
+            // If the INT command fails, this one edge is lost and the GIC counts the failure. Later MSIs are not
+            // affected.
             let _ = self.gic.set_pending(its, device, event);
         }
     }
 
-    /// Moves an event from one vCPU to another; each of them has a vPE or not. On failure the event may be in any state.
+    /// Moves an event from one vCPU to another; each of them has a vPE or not. On failure the event may be in any
+    /// state.
     fn try_move(
         &self,
         its: ItsId,
@@ -244,7 +247,8 @@ impl<H: Hw + Clone> Backend for LpiBackend<'_, H> {
         vintid: VIntid,
         vcpu: VcpuId,
     ) -> Result<(), BackendError> {
-        // The owner of the vINTID does not change: another event may be mapped to it, and the next mapping sets the owner.
+        // The owner of the vINTID does not change: another event may be mapped to it, and the next mapping sets the
+        // owner.
         let done = self.unmap_at_host(its, device, event);
         self.vgic.clear_lpi(self.port, vcpu, vintid);
         done
@@ -260,8 +264,8 @@ impl<H: Hw + Clone> Backend for LpiBackend<'_, H> {
     ) -> Result<(), BackendError> {
         let done = self.unmap_at_host(its, device, event);
         let _ = self.vgic.set_lpi_owner(self.port, vcpu, vintid, Owner::Soft);
-        // DISCARD has cleared the pending state, and GICv4.0 cannot tell whether the event was pending. Injecting one edge makes
-        // sure that none is lost.
+        // DISCARD has cleared the pending state, and GICv4.0 cannot tell whether the event was pending. Injecting one
+        // edge makes sure that none is lost.
         self.vgic.inject_lpi(self.port, vcpu, vintid);
         done
     }

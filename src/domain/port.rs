@@ -37,8 +37,8 @@ impl DomainPort<'_> {
         Some(self.domain.vcpu(vcpu)?.cpu())
     }
 
-    /// Makes the vCPUs that `which` selects, except the one on this CPU, exit from the guest, and waits until they have. Each
-    /// evaluates its state again before it re-enters the guest.
+    /// Makes the vCPUs that `which` selects, except the one on this CPU, exit from the guest, and waits until they
+    /// have. Each evaluates its state again before it re-enters the guest.
     fn make_exit(&self, which: impl Fn(&Vcpu) -> bool) {
         for vcpu in self.domain.vcpus().iter().filter(|vcpu| which(vcpu) && !is_here(vcpu.cpu())) {
             self.domain.kick(vcpu);
@@ -96,13 +96,14 @@ impl Port for DomainPort<'_> {
             Some(cpu) if is_here(cpu) || !self.host.sched.shares_cpus() => {
                 self.host.gic.ppi_set_active(cpu, intid, false);
             }
-            // Another vCPU may run there before a write from here takes effect, so the vCPU's own CPU deactivates the PPI.
+            // Another vCPU may run there before a write from here takes effect, so the vCPU's own CPU deactivates the
+            // PPI.
             Some(cpu) => {
                 vcpu.ask_to_deactivate(intid);
                 self.domain.kick(vcpu);
                 if vcpu.live_on() != Some(cpu) {
-                    // The vCPU may have left before it saw the request. Without this write the PPI could stay active; one level
-                    // interrupt more on that CPU is harmless.
+                    // The vCPU may have left before it saw the request. Without this write the PPI could stay active;
+                    // one level interrupt more on that CPU is harmless.
                     self.host.gic.ppi_set_active(cpu, intid, false);
                 }
             }
@@ -112,8 +113,8 @@ impl Port for DomainPort<'_> {
     }
 
     fn group1_enabled(&self, _: bool) {
-        // On GICv4.0 residency depends on this bit. Each vCPU reads it before it enters; the vCPU on this CPU does so when this
-        // trap returns.
+        // On GICv4.0 residency depends on this bit. Each vCPU reads it before it enters; the vCPU on this CPU does so
+        // when this trap returns.
         self.make_exit(|_| true);
     }
 

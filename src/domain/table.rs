@@ -1,7 +1,7 @@
 //! The table of all domains.
 //!
-//! dom0 is built once and exists for ever, so a lookup returns a plain reference. A domU is reference-counted, because it may be torn
-//! down while another CPU handles an interrupt for it.
+//! dom0 is built once and exists for ever, so a lookup returns a plain reference. A domU is reference-counted, because
+//! it may be torn down while another CPU handles an interrupt for it.
 
 use super::Domain;
 use crate::host::Host;
@@ -94,7 +94,8 @@ impl Domains {
         }
     }
 
-    /// Takes a domU out of the table, so that it can no longer be looked up. References to it that exist are short-lived.
+    /// Takes a domU out of the table, so that it can no longer be looked up. References to it that exist are
+    /// short-lived.
     #[must_use]
     pub fn take(&self, id: DomId) -> Option<Arc<Domain>> {
         self.domus.get(usize::from(id.0).checked_sub(1)?)?.take()

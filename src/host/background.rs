@@ -1,8 +1,9 @@
 //! Background work: the teardown of domains that have ended, in short steps, on CPUs that have nothing else to run.
 //!
-//! One CPU at a time performs the work. An idle CPU performs one step after the other, and sleeps only if there is no work or
-//! another CPU is performing it. A CPU that stops because it gets a vCPU to run, and a CPU that announces work, kicks an idle CPU
-//! if no CPU is performing the work. If no CPU is idle, each CPU that exits from a guest because of an interrupt performs one step.
+//! One CPU at a time performs the work. An idle CPU performs one step after the other, and sleeps only if there is no
+//! work or another CPU is performing it. A CPU that stops because it gets a vCPU to run, and a CPU that announces work,
+//! kicks an idle CPU if no CPU is performing the work. If no CPU is idle, each CPU that exits from a guest because of
+//! an interrupt performs one step.
 
 use crate::ids::{CpuId, DomId};
 use crate::sync::Exclusive;
@@ -53,8 +54,8 @@ impl<W> Background<W> {
         self.todo.load(Ordering::Relaxed) == 0
     }
 
-    /// Performs one step. `begin` starts the work for an announced domain and returns `None` if there is no such domain. `advance`
-    /// performs a step of work that has been started and returns whether it is finished.
+    /// Performs one step. `begin` starts the work for an announced domain and returns `None` if there is no such
+    /// domain. `advance` performs a step of work that has been started and returns whether it is finished.
     pub fn step(&self, begin: impl FnOnce(DomId) -> Option<W>, advance: impl FnOnce(&mut W) -> Progress) -> Step<W> {
         if self.is_empty() {
             return Step::Nothing;
@@ -62,8 +63,8 @@ impl<W> Background<W> {
         let Some(mut work) = self.work.take() else { return Step::Nothing };
         if work.is_none() {
             let Some(id) = self.next() else {
-                // A CPU that announces work now may have seen that this CPU holds `work`, and has then kicked no CPU. So this CPU
-                // looks again after it has released `work`.
+                // A CPU that announces work now may have seen that this CPU holds `work`, and has then kicked no CPU.
+                // So this CPU looks again after it has released `work`.
                 drop(work);
                 fence(Ordering::SeqCst);
                 return if self.is_empty() { Step::Nothing } else { Step::More };
@@ -92,8 +93,8 @@ impl<W> Background<W> {
     /// Marks `cpu` as idle. The caller then looks for work once more, and sleeps if it finds none.
     pub fn mark_idle(&self, cpu: CpuId) {
         self.set_idle(cpu, true);
-        // Orders the flag before the access to `work`: either this CPU finds `work` free, or the CPU that releases it finds this
-        // one idle.
+        // Orders the flag before the access to `work`: either this CPU finds `work` free, or the CPU that releases it
+        // finds this one idle.
         fence(Ordering::SeqCst);
     }
 
@@ -108,8 +109,8 @@ impl<W> Background<W> {
         }
     }
 
-    /// Returns an idle CPU if there is work that no CPU is performing. The caller has announced work, or performs no further step,
-    /// and has to kick the CPU that is returned.
+    /// Returns an idle CPU if there is work that no CPU is performing. The caller has announced work, or performs no
+    /// further step, and has to kick the CPU that is returned.
     #[must_use]
     pub fn idle_cpu_to_kick(&self) -> Option<CpuId> {
         if self.is_empty() {
@@ -272,7 +273,8 @@ mod interleavings {
         });
     }
 
-    /// The CPU that finds no work holds `work` while it looks. Work that is announced at that moment must not be missed.
+    /// The CPU that finds no work holds `work` while it looks. Work that is announced at that moment must not be
+    /// missed.
     #[test]
     fn no_cpu_sleeps_when_work_is_announced_while_it_finds_none() {
         let mut model = all();

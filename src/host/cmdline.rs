@@ -1,8 +1,9 @@
 //! The hypervisor's command line.
 //!
-//! Options are separated by blanks; their names are Xen's where Xen has one. Unknown options are logged and ignored, so that a boot
-//! entry written for a later version still boots. An invalid value aborts the boot with an error message: a machine that silently
-//! runs with a setting other than the requested one is worse than one that does not start. docs/cmdline.md lists all options.
+//! Options are separated by blanks; their names are Xen's where Xen has one. Unknown options are logged and ignored, so
+//! that a boot entry written for a later version still boots. An invalid value aborts the boot with an error message: a
+//! machine that silently runs with a setting other than the requested one is worse than one that does not start.
+//! docs/cmdline.md lists all options.
 
 use core::fmt;
 
@@ -257,7 +258,8 @@ mod tests {
     #[test]
     fn each_option_is_parsed() {
         let o = read(
-            "on-crash=restart direct=off vwfi=trap onpanic=off dom0_mem=1536M dom0_max_vcpus=3 loglvl=debug sched=null dom0_acpi=off pci_windows=x",
+            "on-crash=restart direct=off vwfi=trap onpanic=off dom0_mem=1536M dom0_max_vcpus=3 loglvl=debug \
+             sched=null dom0_acpi=off pci_windows=x",
         );
         assert_eq!(o.on_crash, OnCrash::Restart);
         assert_eq!((o.direct, o.vwfi, o.on_panic), (Direct::Off, Vwfi::Trap, OnPanic::Off));

@@ -1,9 +1,9 @@
 //! The CPU features that guests see on a machine whose CPUs differ.
 //!
-//! A vCPU may run on any CPU, so guests see the features that all CPUs have. Each CPU reports its ID registers when it comes up, and
-//! removes the features that it lacks. When the first domain is built the set is settled, because guests have read it. A CPU that
-//! comes up later and lacks one of these features stays out of service. Values that are not in ID registers (cache geometry, MIDR,
-//! errata) remain those of each CPU.
+//! A vCPU may run on any CPU, so guests see only the features that all CPUs have. Each CPU that comes up removes the
+//! features that its ID registers lack from the set. Before the first domain is built the set is settled: it does not
+//! change afterwards, because guests have read it. A CPU that comes up later and lacks one of these features stays out
+//! of service. Values that are not in ID registers (cache geometry, MIDR, errata) remain those of each CPU.
 
 use crate::arch::features::{Features, IdRegs};
 use crate::sync::{Lock, Once, Rank};
@@ -77,7 +77,7 @@ mod tests {
         assert_eq!(features.join(&cpu(5, 1)), Ok(false));
         assert_eq!(features.join(&cpu(4, 1)), Ok(true));
         assert_eq!(features.join(&cpu(5, 0)), Ok(true));
-        assert_eq!(features.join(&cpu(6, 2)), Ok(false), "its further features stay hidden");
+        assert_eq!(features.join(&cpu(6, 2)), Ok(false), "features that earlier CPUs lack stay hidden");
         assert!(features.settled().is_none());
         features.settle();
         let settled = features.settled().unwrap();

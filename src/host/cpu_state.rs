@@ -1,7 +1,7 @@
-//! The state that EL2 keeps for each physical CPU, in one struct for each CPU.
+//! The state of each physical CPU, in one struct for each CPU.
 //!
-//! Any CPU may read it. A CPU writes its own entry, except for [`Hotplug`], which moves by compare-and-swap between the CPU that
-//! takes a debug key and the CPU that leaves or returns (`control::hotplug`).
+//! Any CPU may read it. A CPU writes only its own entry, with two exceptions: [`Hotplug`], which is also written by the
+//! CPU that handles a debug key (`control::hotplug`), and `place`, which the boot CPU sets.
 
 use super::timer::SoftTimer;
 use crate::arch::smp::Secondary;
@@ -11,7 +11,7 @@ use crate::vcpu::Vcpu;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
-/// Where a CPU is between in service and off.
+/// The hotplug state of a CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Hotplug {
@@ -19,9 +19,9 @@ pub enum Hotplug {
     InService,
     /// It has been asked to leave.
     Leaving,
-    /// Off, or a few instructions before CPU_OFF.
+    /// Off, or about to call CPU_OFF.
     Off,
-    /// It waits at EL2 because the firmware has no CPU_OFF.
+    /// It waits at EL2 because CPU_OFF failed.
     Parked,
     /// It has been asked to return.
     Returning,
@@ -34,12 +34,12 @@ impl Hotplug {
         [Hotplug::InService, Hotplug::Leaving, Hotplug::Off, Hotplug::Parked, Hotplug::Returning, Hotplug::Failed];
 }
 
-/// One CPU's state. Aligned so that two CPUs do not share a cache line.
+/// The state of one CPU, aligned so that two CPUs do not share a cache line.
 #[repr(align(64))]
 pub struct CpuState {
     online: AtomicBool,
     hotplug: AtomicU8,
-    /// VTTBR_EL2 as loaded; 0 for the empty stage 2.
+    /// The VTTBR_EL2 that the CPU has loaded; 0 for the empty stage 2.
     stage2: AtomicU64,
     /// The vCPU whose registers the CPU holds, see [`tag`]; 0 for none.
     registers_of: AtomicU64,
@@ -71,14 +71,14 @@ impl CpuState {
         self.online.store(now, Ordering::SeqCst);
     }
 
-    /// Whether the CPU has been brought up, and not been taken out since.
+    /// Whether the CPU has been brought up and has not been taken out of service since.
     #[must_use]
     pub fn is_online(&self) -> bool {
         self.online.load(Ordering::SeqCst)
     }
 
-    /// Records the VTTBR_EL2 that the CPU has loaded. The store releases: when another CPU sees it, the previous value is no
-    /// longer in use.
+    /// Records the VTTBR_EL2 that the CPU has loaded. The store is a release: when another CPU sees the new value, the
+    /// previous stage 2 is no longer in use.
     pub fn set_stage2(&self, vttbr: u64) {
         self.stage2.store(vttbr, Ordering::Release);
     }
@@ -106,32 +106,32 @@ impl CpuState {
         self.place.call_once(|| place);
     }
 
-    /// Where the firmware starts the CPU; `None` for the boot CPU.
+    /// What is needed to start the CPU again; `None` for the boot CPU.
     #[must_use]
     pub fn place(&self) -> Option<&Secondary> {
         self.place.get()
     }
 
-    /// Where the CPU is between in service and off.
+    /// The hotplug state of the CPU.
     #[must_use]
     pub fn hotplug(&self) -> Hotplug {
         let raw = self.hotplug.load(Ordering::SeqCst);
         Hotplug::ALL.into_iter().find(|state| *state as u8 == raw).unwrap_or(Hotplug::Failed)
     }
 
-    /// Whether the CPU has been asked to leave. It is read in each turn of the run loop.
+    /// Whether the CPU has been asked to leave. The run loop reads this each time it chooses a vCPU.
     #[inline]
     #[must_use]
     pub fn is_leaving(&self) -> bool {
         self.hotplug.load(Ordering::Acquire) == Hotplug::Leaving as u8
     }
 
-    /// Moves the CPU to another hotplug state.
+    /// Sets the hotplug state.
     pub fn set_hotplug(&self, state: Hotplug) {
         self.hotplug.store(state as u8, Ordering::SeqCst);
     }
 
-    /// Moves the CPU from one hotplug state to another. Returns `false` if it was not in `from`.
+    /// Changes the hotplug state from `from` to `to`. Returns `false` if it was not `from`.
     pub fn change_hotplug(&self, from: Hotplug, to: Hotplug) -> bool {
         self.hotplug.compare_exchange(from as u8, to as u8, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
@@ -167,7 +167,7 @@ impl Cpus {
         &self.cpus[cpu.index()]
     }
 
-    /// The number of every CPU of the machine, online or not.
+    /// The numbers of all CPUs of the machine, online or not.
     pub fn ids(&self) -> impl DoubleEndedIterator<Item = CpuId> + ExactSizeIterator + Clone {
         (0..self.cpus.len() as u16).map(CpuId)
     }
@@ -189,7 +189,7 @@ impl Cpus {
         self.ids().rfind(|&cpu| self.get(cpu).is_online())
     }
 
-    /// How many CPUs are online.
+    /// The number of CPUs that are online.
     #[must_use]
     pub fn online(&self) -> usize {
         self.iter().filter(|cpu| cpu.is_online()).count()
@@ -206,7 +206,7 @@ impl Cpus {
         self.returned.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many CPUs were taken out, how many returned, and how many vPEs moved for it.
+    /// Returns how many CPUs were taken out, how many returned, and how many vPEs moved because of it.
     #[must_use]
     pub fn hotplug_counts(&self) -> (u64, u64, u64) {
         let [out, back, vpes] =

@@ -237,7 +237,8 @@ impl Host {
         self.cpu(cpu).set_stage2(vttbr);
     }
 
-    /// Loads the empty stage 2 on this CPU, if another one is loaded. An idle CPU must not walk tables that may be freed.
+    /// Loads the empty stage 2 on this CPU, if another one is loaded. An idle CPU must not walk tables that may be
+    /// freed.
     pub fn unload_stage2(&self, cpu: CpuId) {
         let state = self.cpu(cpu);
         if state.stage2() != 0 {
@@ -290,8 +291,8 @@ impl Host {
         }
     }
 
-    /// Makes a vCPU evaluate its pending interrupts: wakes it if it is blocked, and makes it exit if it is in the guest on
-    /// another CPU. The caller has made the interrupt visible to other CPUs before the call.
+    /// Makes a vCPU evaluate its pending interrupts: wakes it if it is blocked, and makes it exit if it is in the guest
+    /// on another CPU. The caller has made the interrupt visible to other CPUs before the call.
     pub fn wake(&self, vcpu: &Vcpu) -> Woken {
         let woken = vcpu.run.wake();
         if woken == Woken::WasBlocked {
@@ -314,9 +315,9 @@ impl Host {
             if let Some(mpidr) = self.mpidr(to) {
                 self.gic.spi_route(spi, mpidr);
             }
-            // A CPU that leaves service clears its online flag and then searches for SPIs that are routed to it. The barrier
-            // orders this CPU's write of the route before its read of the flag. So either this CPU sees the flag cleared, or
-            // the other one finds the SPI.
+            // A CPU that leaves service clears its online flag and then searches for SPIs that are routed to it. The
+            // barrier orders this CPU's write of the route before its read of the flag. So either this CPU sees the
+            // flag cleared, or the other one finds the SPI.
             barrier::dsb_sy();
             if self.cpu(to).is_online() {
                 return;
@@ -325,7 +326,8 @@ impl Host {
         }
     }
 
-    /// Logs a warning that a guest or broken hardware could cause without end: only the first [`LIMITED_WARNINGS`] are logged.
+    /// Logs a warning that a guest or broken hardware could cause without end: only the first [`LIMITED_WARNINGS`] are
+    /// logged.
     pub fn warn_limited(&self, text: fmt::Arguments<'_>) {
         if self.limited_warnings.fetch_add(1, Ordering::Relaxed) < LIMITED_WARNINGS {
             log::warn!("{text}");

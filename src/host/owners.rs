@@ -1,6 +1,7 @@
-//! Owners of interrupts: which domain owns each SPI, which vCPU owns each vPE, and which VMIDs are free.
+//! Owners: the domain that owns each SPI, the vCPU that owns each vPE, and the VMIDs that are in use.
 //!
-//! The tables are read on each interrupt and written when a domain is built or taken down. They are read without a lock.
+//! The tables of SPIs and vPEs are read, without a lock, each time such an interrupt arrives. They are written when a
+//! domain is built or torn down.
 
 use crate::ids::{DomId, Intid, VmId, VpeId};
 use crate::sync::Slot;
@@ -9,7 +10,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU16, Ordering};
 
-/// "No owner" in a table of domain numbers.
+/// "No owner", in atomics that hold a domain number.
 const NO_DOMAIN: u16 = u16::MAX;
 
 /// The first SPI (IHI 0069, 2.2.1).
@@ -45,7 +46,7 @@ impl SpiOwners {
         }
     }
 
-    /// Takes back all SPIs of `domain`, each after `quiet` has disabled the interrupt.
+    /// Leaves all SPIs of `domain` without an owner, each after `quiet` has disabled it.
     pub fn take_back(&self, domain: DomId, mut quiet: impl FnMut(Intid)) {
         for (slot, spi) in self.0.iter().zip(SPI_FIRST..) {
             if slot.load(Ordering::Acquire) == domain.0 {
@@ -56,7 +57,7 @@ impl SpiOwners {
     }
 }
 
-/// The vCPU that owns each vPE: a doorbell leads from the vPE to the vCPU in one step.
+/// The vCPU that owns each vPE. A doorbell finds the vCPU to wake in one lookup.
 pub struct VpeOwners<V>(Vec<Slot<V>>);
 
 impl<V> VpeOwners<V> {
@@ -72,7 +73,7 @@ impl<V> VpeOwners<V> {
         self.0.get(vpe.index())?.get()
     }
 
-    /// Makes `vcpu` the owner of a vPE. The previous owner, if any, keeps it.
+    /// Makes `vcpu` the owner of a vPE that has none. A vPE that has an owner keeps it.
     pub fn give(&self, vpe: VpeId, vcpu: Arc<V>) {
         if let Some(slot) = self.0.get(vpe.index()) {
             let _ = slot.put(vcpu);
@@ -91,7 +92,7 @@ impl<V> VpeOwners<V> {
 pub struct VmIds(IdAllocator);
 
 impl VmIds {
-    /// All but 0 are free.
+    /// All VMIDs except 0 are free.
     #[must_use]
     pub fn new() -> VmIds {
         let ids = IdAllocator::new(256);
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vpe_leads_to_its_vcpu_until_the_vcpu_is_taken_back() {
+    fn a_vpe_has_its_vcpu_as_owner_until_it_is_taken_back() {
         let owners = VpeOwners::new(8);
         let vcpu = Arc::new(5);
         owners.give(VpeId(7), vcpu.clone());

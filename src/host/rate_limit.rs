@@ -1,21 +1,21 @@
 //! Rate limit: how much of EL2's time the device interrupts of one vCPU may take.
 //!
-//! Two kinds of device interrupt interrupt EL2 on the CPU that they arrive on, whichever domain runs there: LPIs that are
-//! injected by software, and doorbells of vPEs that are not resident. A device that sends too many would take that CPU's time
-//! from other domains. Each of these interrupts is therefore charged to its vCPU ([`Meter`]). Above the rate the LPI is masked
-//! by its configuration byte: later arrivals stay pending in the redistributor, merged into one, and no edge is lost. Once the
-//! meter has credit again, EL2's timer unmasks the LPI.
+//! Two kinds of device interrupt interrupt EL2 on the CPU that they arrive on, whichever domain runs there: LPIs that
+//! are injected by software, and doorbells of vPEs that are not resident. A device that sends too many would take that
+//! CPU's time from other domains. Each of these interrupts is therefore charged to its vCPU ([`Meter`]). Above the rate
+//! the LPI is masked by its configuration byte: later arrivals stay pending in the redistributor, merged into one, and
+//! no edge is lost. Once the meter has credit again, EL2's timer unmasks the LPI.
 //!
-//! With a rate of R per second, a burst of B, and E LPIs and doorbells that lead to the vCPU, EL2 takes at most B + R·t + E
-//! interrupts in t seconds, whatever the devices do: each interrupt is charged, and an LPI that is taken above the rate is
-//! masked until the earlier ones are paid for.
+//! With a rate of R per second, a burst of B, and E LPIs and doorbells that lead to the vCPU, EL2 takes at most B + R·t
+//! + E interrupts in t seconds, whatever the devices do: each interrupt is charged, and an LPI that is taken above the
+//! rate is masked until the earlier ones are paid for.
 //!
 //! Other sources of work for EL2 need a running guest:
 //!
 //! * vLPIs of a resident vPE do not reach EL2, and on GICv4.1 a doorbell rings once for each time the vCPU blocks;
 //! * an SPI stays active until the guest deactivates it, and does not arrive again before;
-//! * a vCPU's exits take its own time. An SGI to a vCPU that is not in the guest causes no interrupt; one to a vCPU in the guest
-//!   takes the time of the same domain.
+//! * a vCPU's exits take its own time. An SGI to a vCPU that is not in the guest causes no interrupt; one to a vCPU in
+//!   the guest takes the time of the same domain.
 
 use super::routes::{PRIORITY, Routes};
 use crate::gic::v4::V4Error;
@@ -46,8 +46,8 @@ impl RateLimits {
         Some((self.masked.get((index / 64) as usize)?, 1 << (index % 64)))
     }
 
-    /// Charges `meter`, the meter of a vCPU, for one arrival of `lpi`. Above the rate it masks the LPI and returns the time at
-    /// which [`unmask_due`](Self::unmask_due) has to be called.
+    /// Charges `meter`, the meter of a vCPU, for one arrival of `lpi`. Above the rate it masks the LPI and returns the
+    /// time at which [`unmask_due`](Self::unmask_due) has to be called.
     #[must_use]
     pub fn charge<H: Hw + Clone>(
         &self,
@@ -61,8 +61,8 @@ impl RateLimits {
             return None;
         }
         let (word, bit) = self.word(lpi)?;
-        // The bit is set after the LPI has been masked, so that the CPU that finds the bit unmasks it. If the LPI has been given
-        // to another event meanwhile, it is unmasked for that event.
+        // The bit is set after the LPI has been masked, so that the CPU that finds the bit unmasks it. If the LPI has
+        // been given to another event meanwhile, it is unmasked for that event.
         if set_enabled(gic, routes, lpi, false) == Change::Needless {
             return None;
         }
@@ -70,9 +70,9 @@ impl RateLimits {
         Some(meter.unmask_at(&self.rate))
     }
 
-    /// Unmasks each masked LPI whose time has come. `unmask_at` returns the time at which the meter of the LPI's vCPU has credit
-    /// again, or `None` for an LPI that no longer has a vCPU. Returns the time of the next call, and how many LPIs were
-    /// unmasked.
+    /// Unmasks each masked LPI whose time has come. `unmask_at` returns the time at which the meter of the LPI's vCPU
+    /// has credit again, or `None` for an LPI that no longer has a vCPU. Returns the time of the next call, and how
+    /// many LPIs were unmasked.
     pub fn unmask_due<H: Hw + Clone>(
         &self,
         gic: &Gic<H>,

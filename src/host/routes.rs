@@ -1,7 +1,7 @@
 //! Routes of physical LPIs: into which vCPU EL2 injects each of them, and as which LPI.
 //!
-//! The table is read without a lock each time such an LPI arrives. `domain::msi` writes it when a guest maps, moves or unmaps an
-//! event that is injected by software.
+//! The table is read without a lock each time such an LPI arrives. `domain::msi` writes it when a guest maps, moves or
+//! unmaps an event that is injected by software.
 
 use crate::gic::Gic;
 use crate::ids::{CpuId, DeviceId, DomId, EventId, ItsId, Lpi, VIntid, VcpuId};
@@ -37,8 +37,8 @@ pub struct Routes {
     misplaced: Vec<AtomicU8>,
 }
 
-/// The number of consecutive misplaced arrivals after which an LPI is moved to the CPU of its vCPU. A misplaced arrival costs an
-/// exit on that CPU and another one on the vCPU's; moving the LPI costs as much as a few of them.
+/// The number of consecutive misplaced arrivals after which an LPI is moved to the CPU of its vCPU. A misplaced arrival
+/// costs an exit on that CPU and another one on the vCPU's; moving the LPI costs as much as a few of them.
 pub const MOVE_AFTER: u8 = 8;
 
 /// Bit of the first word: the LPI has a route.
@@ -77,13 +77,14 @@ impl Routes {
         })
     }
 
-    /// Counts an arrival of `lpi`; `misplaced` is true if its vCPU does not run on the CPU that took it. Returns `true` if
-    /// the LPI is to be moved now.
+    /// Counts an arrival of `lpi`; `misplaced` is true if its vCPU does not run on the CPU that took it. Returns `true`
+    /// if the LPI is to be moved now.
     fn count_arrival(&self, lpi: Lpi, misplaced: bool) -> bool {
         let Some(count) = lpi.0.checked_sub(Lpi::FIRST).and_then(|n| self.misplaced.get(n as usize)) else {
             return false;
         };
-        // Load and store are enough: while an LPI moves, two CPUs may take it, and then a count that is off by one does no harm.
+        // Load and store are enough: while an LPI moves, two CPUs may take it, and then a count that is off by one does
+        // no harm.
         let so_far = if misplaced { count.load(Ordering::Relaxed).saturating_add(1) } else { 0 };
         let moves = so_far >= MOVE_AFTER;
         count.store(if moves { 0 } else { so_far }, Ordering::Relaxed);
@@ -109,8 +110,9 @@ impl Routes {
     }
 }
 
-/// Counts an arrival of `lpi` on `cpu`, for a vCPU that runs, or ran last, on `runs_on`. After [`MOVE_AFTER`] misplaced arrivals
-/// in a row it moves the LPI to `runs_on` and returns `true`. An LPI does not move for a vCPU that is itself moved all the time.
+/// Counts an arrival of `lpi` on `cpu`, for a vCPU that runs, or ran last, on `runs_on`. After [`MOVE_AFTER`] misplaced
+/// arrivals in a row it moves the LPI to `runs_on` and returns `true`. An LPI does not move for a vCPU that is itself
+/// moved all the time.
 ///
 /// If `lpi` has been given to another event meanwhile, that event is moved. This is harmless: any CPU can take it.
 pub fn move_if_misplaced<H: Hw + Clone>(gic: &Gic<H>, routes: &Routes, lpi: Lpi, cpu: CpuId, runs_on: CpuId) -> bool {

@@ -1,7 +1,8 @@
 //! vCPUs that are blocked until a deadline, unless something else wakes them earlier.
 //!
-//! While a vCPU is blocked its timers are not in a CPU and cannot interrupt. The CPU that it blocked on wakes it with its own
-//! timer instead. Each CPU has one list of such vCPUs, linked by `Entity::sleep_link`, so that blocking does not allocate.
+//! While a vCPU is blocked its timers are not in a CPU and cannot interrupt. The CPU that it blocked on wakes it with
+//! its own timer instead. Each CPU has one list of such vCPUs, linked by `Entity::sleep_link`, so that blocking does
+//! not allocate.
 
 use crate::sched::Scheduled;
 use alloc::sync::Arc;
@@ -24,8 +25,8 @@ impl<V: Scheduled> Sleepers<V> {
     ///
     /// # Panics
     ///
-    /// If `vcpu` is in a list of sleepers. This cannot happen: a vCPU blocks on the CPU that runs it, and the switch to it on
-    /// that CPU has removed it from the list that it was in.
+    /// If `vcpu` is in a list of sleepers. This cannot happen: a vCPU blocks on the CPU that runs it, and the switch to
+    /// it on that CPU has removed it from the list that it was in.
     pub fn add(&mut self, at: u64, vcpu: Arc<V>) {
         vcpu.entity().set_wakes_at(at);
         // The search starts at the back, because the vCPU that blocks last is usually among the last to wake.

@@ -1,12 +1,12 @@
 //! The deadlines of one CPU's EL2 timer.
 //!
-//! Each CPU has one EL2 timer (CNTHP), which is armed for the earliest of four deadlines: the emulated CNTP of the current
-//! vCPU, the scheduler's next decision, the wake-up of a vCPU that is blocked with a timer, and the unmasking of interrupts
-//! that are above their rate.
+//! Each CPU has one EL2 timer (CNTHP), which is armed for the earliest of four deadlines: the emulated CNTP of the
+//! current vCPU, the scheduler's next decision, the wake-up of a vCPU that is blocked with a timer, and the unmasking
+//! of interrupts that are above their rate.
 //!
-//! Only this CPU accesses the deadlines. The list of sleepers has a lock: a vCPU is added by the CPU that it blocks on, and
-//! removed by the CPU that it runs on next, which may be another. That CPU does not re-arm the timer, so the timer may fire
-//! once without a vCPU to wake.
+//! Only this CPU accesses the deadlines. The list of sleepers has a lock: a vCPU is added by the CPU that it blocks on,
+//! and removed by the CPU that it runs on next, which may be another. That CPU does not re-arm the timer, so the timer
+//! may fire once without a vCPU to wake.
 
 use crate::arch::timer;
 use crate::host::sleepers::Sleepers;
@@ -117,8 +117,8 @@ impl SoftTimer {
         self.program();
     }
 
-    /// Handles the interrupt of this CPU's timer: calls `wake` for each sleeper whose deadline has passed, and returns what else
-    /// is due.
+    /// Handles the interrupt of this CPU's timer: calls `wake` for each sleeper whose deadline has passed, and returns
+    /// what else is due.
     pub fn fired(&self, wake: &mut dyn FnMut(&Arc<Vcpu>)) -> Fired {
         let now = timer::now();
         timer::disarm();

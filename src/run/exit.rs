@@ -1,18 +1,19 @@
 //! Synchronous exits.
 //!
-//! A synchronous exit is handled in one of three ways: EL2 emulates the instruction, injects an exception that a real machine could
-//! have raised, or stops the vCPU. None ends in a panic.
+//! A synchronous exit is handled in one of three ways: EL2 emulates the instruction, injects an exception that a real
+//! machine could have raised, or stops the vCPU. None ends in a panic.
 //!
 //! A domU has *crashed* when EL2 can see that it cannot continue:
 //!
 //! * its exception vectors are not in its memory, so that it cannot fetch the handler of an exception;
-//! * it faults again and again at one instruction of its own exception handler (for example, on a stack that is not mapped). EL2 sees
-//!   this if it answers the fault: an access to an unmapped address, or an instruction that the guest does not have;
+//! * it faults again and again at one instruction of its own exception handler (for example, on a stack that is not
+//!   mapped). EL2 sees this if it answers the fault: an access to an unmapped address, or an instruction that the guest
+//!   does not have;
 //! * all its vCPUs have switched themselves off;
 //! * it reports a crash by SYSTEM_RESET2 with a vendor-specific reset_type.
 //!
-//! EL2 does not see what stays within EL1: a kernel that panics and spins, stage 1 faults without end, a loop with interrupts masked.
-//! Such a domain hangs, in its own time, until it is ended with the debug key `K`.
+//! EL2 does not see what stays within EL1: a kernel that panics and spins, stage 1 faults without end, a loop with
+//! interrupts masked. Such a domain hangs, in its own time, until it is ended with the debug key `K`.
 
 use super::decode::{inject, mmio, sysreg as trapped};
 use super::next::Next;
@@ -131,8 +132,8 @@ impl Exit<'_> {
         Next::Off
     }
 
-    /// Whether the instruction that could not be fetched is the first one of an EL1 exception vector. Then the guest could not fetch
-    /// the handler of the abort either.
+    /// Whether the instruction that could not be fetched is the first one of an EL1 exception vector. Then the guest
+    /// could not fetch the handler of the abort either.
     fn has_no_vectors(&self) -> bool {
         const VECTORS: u64 = 0x800;
         let pc = self.context.regs.pc;
@@ -346,8 +347,8 @@ impl trapped::SysRegPort for SysRegs<'_, '_> {
     }
 
     fn set_way(&mut self) {
-        // Set/way operations affect only this CPU's caches, so a guest that may move between CPUs cannot rely on them. EL2 never
-        // runs a guest's memory with caches off, so there are no stale lines to clean.
+        // Set/way operations affect only this CPU's caches, so a guest that may move between CPUs cannot rely on them.
+        // EL2 never runs a guest's memory with caches off, so there are no stale lines to clean.
         barrier::dsb_sy();
     }
 }

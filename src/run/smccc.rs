@@ -1,7 +1,7 @@
 //! Dispatch of a guest's HVC and SMC calls by the SMC Calling Convention (Arm DEN 0028).
 //!
-//! A function identifier names its owner in bits [29:24]. [`SERVICES`] maps owners to handlers; a call to an owner that is not in the
-//! table is answered NOT_SUPPORTED. To add a service, add a row.
+//! A function identifier names its owner in bits [29:24]. [`SERVICES`] maps owners to handlers; a call to an owner that
+//! is not in the table is answered NOT_SUPPORTED. To add a service, add a row.
 
 use super::next::Next;
 use crate::arch::power;
@@ -39,8 +39,8 @@ impl Answer {
 /// A handler takes X0 to X3.
 type Handler = fn(&Caller<'_>, [u64; 4]) -> Answer;
 
-/// Owners of function identifiers (DEN 0028, table 6-1) and their handlers. PSCI is a Standard Secure Service; the Arm Architecture
-/// calls SMCCC_VERSION and SMCCC_ARCH_FEATURES are answered by the same handler.
+/// Owners of function identifiers (DEN 0028, table 6-1) and their handlers. PSCI is a Standard Secure Service; the Arm
+/// Architecture calls SMCCC_VERSION and SMCCC_ARCH_FEATURES are answered by the same handler.
 const SERVICES: [(u64, Handler); 2] = [(OWNER_ARCH, psci), (OWNER_STANDARD, psci)];
 
 const OWNER_ARCH: u64 = 0;
@@ -74,7 +74,8 @@ fn psci(caller: &Caller<'_>, x: [u64; 4]) -> Answer {
         PsciAction::CpuOn { target, entry, context } => Answer::value(cpu_on(domain, target, Start { entry, context })),
         PsciAction::AffinityInfo { target, level } => Answer::value(affinity_info(domain, target, level)),
         PsciAction::CpuOff => Answer::stop(Next::Off),
-        // CPU_SUSPEND is handled as WFI: a request for a power-down state may be answered with a standby state (DEN 0022, 5.4.2).
+        // CPU_SUSPEND is handled as WFI: a request for a power-down state may be answered with a standby state (DEN
+        // 0022, 5.4.2).
         PsciAction::Suspend => Answer { x0: Some(status::SUCCESS), next: Next::Block },
         PsciAction::SystemOff if !domain.is_dom0() => end(domain, End::Off),
         PsciAction::SystemReset if !domain.is_dom0() => end(domain, End::Reset),

@@ -1,7 +1,7 @@
 //! The scheduler hook: what is done when a vCPU gets a CPU and when it gives it up.
 //!
-//! With `sched=null` a vCPU's system registers stay in its CPU; only its vPE's residency, and with it the doorbell, changes. Where
-//! vCPUs share CPUs, all state that a guest can see is switched:
+//! With `sched=null` a vCPU's system registers stay in its CPU; only its vPE's residency, and with it the doorbell,
+//! changes. Where vCPUs share CPUs, all state that a guest can see is switched:
 //!
 //! | state | switch-out | switch-in |
 //! |---|---|---|
@@ -15,8 +15,8 @@
 //! | residency | ended; the doorbell is armed if the vCPU blocks | begun before the first entry |
 //! | TLB, instruction cache | | stage 1 entries invalidated if another vCPU of the domain ran here since |
 //!
-//! FP registers are switched eagerly. The 528 bytes take 42 of about 1,600 instructions in each direction, less than the trap that lazy
-//! switching costs a guest that uses FP; Linux does in each of its own context switches.
+//! FP registers are switched eagerly. The 528 bytes take 42 of about 1,600 instructions in each direction, less than
+//! the trap that lazy switching costs a guest that uses FP; Linux does in each of its own context switches.
 
 use super::vcpu_run::VcpuRun;
 use crate::arch::sysreg::{self, Readable, Writeable};
@@ -50,8 +50,8 @@ impl VcpuRun<'_> {
             count(self.cpu, Event::Move);
         }
         context.ich.restore();
-        // A level-sensitive PPI that the guest has not deactivated yet is made active before the timer is restored. Otherwise EL2
-        // would take the interrupt a second time.
+        // A level-sensitive PPI that the guest has not deactivated yet is made active before the timer is restored.
+        // Otherwise EL2 would take the interrupt a second time.
         for ppi in each(self.domain.vgic().held_ppis(self.vcpu.id)) {
             self.host.gic.ppi_set_active(self.cpu, ppi, true);
             debug_assert!(self.host.gic.ppi_is_active(self.cpu, ppi));
@@ -108,8 +108,8 @@ impl Schedulable for VcpuRun<'_> {
             debug_assert_eq!(vcpu.live_on(), None, "{} {}: its registers are in another CPU", domain.id(), vcpu.id);
             // No PPI is active for a vCPU whose state is in memory, so earlier requests to deactivate have no effect.
             let _ = vcpu.take_deactivations();
-            // This is set before `load` reads which PPIs have to be active. A CPU that changes them later sees that the vCPU is live
-            // on this CPU.
+            // This is set before `load` reads which PPIs have to be active. A CPU that changes them later sees that the
+            // vCPU is live on this CPU.
             vcpu.set_live(Some(cpu));
             self.load(&mut context);
         }
@@ -147,8 +147,8 @@ impl Schedulable for VcpuRun<'_> {
         let now = timer::now();
         let vmcr = if self.shares { context.ich.vmcr } else { sysreg::ICH_VMCR_EL2.get() };
         let timer = context.timer.level(now) || (self.shares && self.timer_is_due(&context, now));
-        // The end of the domain counts as pending: the CPU that ended it may have found this vCPU running and not in the guest, and
-        // then has not kicked it.
+        // The end of the domain counts as pending: the CPU that ended it may have found this vCPU running and not in
+        // the guest, and then has not kicked it.
         if timer || self.domain.is_ending() || self.domain.vgic().has_pending(self.vcpu.id, vmcr) {
             found = Found::Pending;
         }

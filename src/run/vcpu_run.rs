@@ -82,8 +82,8 @@ impl VcpuRun<'_> {
         }
     }
 
-    /// Restarts the slice if the switch to this vCPU took longer than [`LONG_SWITCH_US`]. The causes (a VMOVP, a lock) are short on
-    /// real hardware, but may take longer than a slice where CPUs are emulated.
+    /// Restarts the slice if the switch to this vCPU took longer than [`LONG_SWITCH_US`]. The causes (a VMOVP, a lock)
+    /// are short on real hardware, but may take longer than a slice where CPUs are emulated.
     fn report_long_switch(&mut self) {
         let now = timer::now();
         if self.shares && self.late.is_some_and(|late| now > late) {
@@ -127,16 +127,16 @@ impl VcpuRun<'_> {
         }
         self.report_long_switch();
         if sched.should_resched(self.cpu, timer::now()) == Verdict::Switch {
-            // `cpu_loop` sets the time of the next decision with the next vCPU. Set here, it would be in the past and cause a useless
-            // timer interrupt.
+            // `cpu_loop` sets the time of the next decision with the next vCPU. Set here, it would be in the past and
+            // cause a useless timer interrupt.
             return true;
         }
         self.state.timer.set_resched(sched.next_resched_at(self.cpu));
         false
     }
 
-    /// Performs a step of the virtual ITSs' work that this vCPU has started, and takes physical interrupts after it, so that the
-    /// scheduler's timer is handled.
+    /// Performs a step of the virtual ITSs' work that this vCPU has started, and takes physical interrupts after it, so
+    /// that the scheduler's timer is handled.
     fn step_its_work(&mut self, context: &mut Context, work: ItsWork) -> Next {
         // The time of the work is not part of the switch: it is charged, and slices end during it.
         self.end_switch();
@@ -145,8 +145,8 @@ impl VcpuRun<'_> {
         if self.domain.is_ending() { Next::Off } else { Next::Resume }
     }
 
-    /// Whether an interrupt other than a vLPI is pending, so that blocking would end at once. If the CPU is not shared, blocking is
-    /// cheap and this is not checked.
+    /// Whether an interrupt other than a vLPI is pending, so that blocking would end at once. If the CPU is not shared,
+    /// blocking is cheap and this is not checked.
     fn has_pending(&self, context: &Context) -> bool {
         if !self.shares {
             return false;
@@ -200,8 +200,8 @@ impl VcpuRun<'_> {
     fn enter_once(&mut self, context: &mut ExclusiveGuard<'_, Context>) -> Next {
         let (vcpu, vgic) = (self.vcpu, self.domain.vgic());
         self.update_physical_timer(context);
-        // From here on, a CPU that makes an interrupt pending for this vCPU also sends an SGI. If it arrives before the ERET, the
-        // vCPU exits from the guest at the first instruction.
+        // From here on, a CPU that makes an interrupt pending for this vCPU also sends an SGI. If it arrives before the
+        // ERET, the vCPU exits from the guest at the first instruction.
         vcpu.entering();
         if self.domain.is_ending() {
             vcpu.left();
@@ -289,8 +289,8 @@ impl VcpuRun<'_> {
         }
     }
 
-    /// Makes the vPE resident if the guest has enabled LPIs (and group 1, on GICv4.0), and ends its residency if not. Returns
-    /// `false` if the vCPU cannot enter the guest on this CPU now.
+    /// Makes the vPE resident if the guest has enabled LPIs (and group 1, on GICv4.0), and ends its residency if not.
+    /// Returns `false` if the vCPU cannot enter the guest on this CPU now.
     fn update_residency(&mut self, context: &mut Context) -> bool {
         let Some(v4) = self.host.gic.v4() else { return true };
         let Some(vpe) = self.vcpu.vpe else { return true };

@@ -1,4 +1,4 @@
-//! Transfers the list registers between the image that `vgic` computes and the virtual CPU interface.
+//! Copies list registers between the image that `vgic` computes and the virtual CPU interface.
 
 use crate::arch::sysreg::{self, Readable, Writeable};
 use crate::arch::{barrier, ich};
@@ -20,8 +20,9 @@ pub fn load(image: &LrImage) {
 
 /// Reads the image back after the guest has exited.
 ///
-/// ICH_HCR_EL2 is cleared only if the maintenance interrupt could have been raised: it is level-sensitive and has to drop. In
-/// the common case no list register is in use, and the interface stays on, because a virtual interrupt does not affect EL2.
+/// ICH_HCR_EL2 is cleared only if the maintenance interrupt could have been raised: the interrupt is level-sensitive
+/// and has to be deasserted. In the common case no list register is in use, and the interface stays on, because a
+/// virtual interrupt does not affect EL2.
 pub fn store(image: &mut LrImage) {
     for (index, value) in image.lr.iter_mut().enumerate().take(usize::from(image.used)) {
         *value = ich::read_lr(index);
@@ -35,7 +36,8 @@ pub fn store(image: &mut LrImage) {
     }
 }
 
-/// Clears the list registers that the vCPU has used: it leaves this CPU, and the next vCPU expects them to be zero.
+/// Clears the list registers that the vCPU has used. The vCPU leaves this CPU, and the next one expects them to be
+/// zero.
 pub fn clear_used(image: &mut LrImage) {
     ich::clear_lrs(image.give_up());
 }

@@ -1,7 +1,7 @@
 //! A virtual CPU: the state that any CPU may access, and the state that only the CPU that runs it may access.
 //!
-//! [`Vcpu`]'s own fields are atomics or immutable; any CPU may use them at any time. [`Context`] holds the registers. It is
-//! owned by the CPU that runs the vCPU, from switch-in to switch-out ([`Vcpu::own`]).
+//! The fields of [`Vcpu`] itself are atomic or immutable, so any CPU may use them at any time. [`Context`] holds the
+//! registers. It is owned by the CPU that runs the vCPU, from switch-in to switch-out ([`Vcpu::own`]).
 
 pub mod list_regs;
 pub mod meter;
@@ -33,19 +33,19 @@ const NO_CPU: u16 = u16::MAX;
 
 /// A virtual CPU.
 pub struct Vcpu {
-    /// The domain it belongs to.
+    /// The domain that the vCPU belongs to.
     pub domain: DomId,
-    /// Its number in the domain.
+    /// The number of the vCPU in the domain.
     pub id: VcpuId,
     /// The value that the guest reads from MPIDR_EL1.
     pub affinity: Mpidr,
-    /// Its vPE, if its LPIs are injected directly.
+    /// The vPE; `None` if the vCPU's LPIs are injected by software.
     pub vpe: Option<VpeId>,
     /// Whether it is off, runnable, running or blocked.
     pub run: RunState,
-    /// Its weight, cap and affinity for the scheduler.
+    /// The scheduler's data: weight, cap, affinity, run time.
     pub entity: Entity,
-    /// How many device interrupts EL2 has taken for it.
+    /// The cost of the device interrupts that EL2 has taken for the vCPU.
     pub meter: Meter,
     /// True from before pending interrupts are put into list registers until the vCPU has left the guest. A change
     /// made while it is true takes effect only after an SGI has made the vCPU exit.
@@ -74,9 +74,9 @@ pub struct Context {
     pub vtimer: VirtualTimer,
     /// The virtual CPU interface without list registers, while it is not in a CPU.
     pub ich: ich::State,
-    /// The CPU that EL1 and FP registers were saved from. It still holds them unless another vCPU ran there since.
+    /// The CPU that EL1 and FP registers were saved from. It still holds them unless another vCPU has run there since.
     pub saved_from: Option<CpuId>,
-    /// The CPU on which its vPE was resident last; before the first residency, the vPE's initial home.
+    /// The CPU on which the vPE was resident last; before the first residency, the vPE's initial home.
     pub resident_on: Option<CpuId>,
     /// The image of its list registers.
     pub lrs: LrImage,
@@ -84,7 +84,7 @@ pub struct Context {
     pub timer: VTimer,
     /// A virtual SError is pending (HCR_EL2.VSE).
     pub serror: bool,
-    /// Consecutive faults taken at one instruction of its own exception handler.
+    /// The number of consecutive faults at one instruction of the guest's own exception handler.
     pub handler_faults: u32,
     /// Work of the domain's virtual ITSs that this vCPU started. It does not enter the guest before the work is done.
     pub its_work: Option<ItsWork>,
@@ -95,7 +95,8 @@ pub struct Context {
 pub enum ItsWork {
     /// Commands in a queue, or a change of GITS_CTLR.
     Commands,
-    /// GICR_CTLR.EnableLPIs of this vCPU was set: configuration and pending bits of its LPIs are read from guest memory.
+    /// GICR_CTLR.EnableLPIs of this vCPU was set: configuration and pending bits of its LPIs are passed to the
+    /// hardware.
     LpisEnabled(VcpuId),
 }
 
@@ -141,7 +142,7 @@ impl Vcpu {
         }
     }
 
-    /// Powers it on. Returns `false` if it was on already.
+    /// Powers the vCPU on. Returns `false` if it was on already.
     #[must_use]
     pub fn power_on(&self, start: Start) -> bool {
         let mut slot = self.start.lock();
@@ -167,17 +168,17 @@ impl Vcpu {
         slot.take()
     }
 
-    /// Whether it was powered on and has not run since.
+    /// Whether the vCPU was powered on and has not run since.
     #[must_use]
     pub fn is_starting(&self) -> bool {
         self.start.lock().is_some()
     }
 
-    /// Its registers, for the CPU that runs it.
+    /// Takes the registers, for the CPU that runs the vCPU. They are released when the guard is dropped.
     ///
     /// # Panics
     ///
-    /// If another CPU owns them: a vCPU runs on one CPU at a time.
+    /// If they are taken already: a vCPU runs on one CPU at a time.
     #[must_use]
     pub fn own(&self) -> ExclusiveGuard<'_, Context> {
         match self.context.take() {
@@ -186,29 +187,29 @@ impl Vcpu {
         }
     }
 
-    /// The CPU that it runs on, or ran on last.
+    /// The CPU that the vCPU runs on, or ran on last.
     #[must_use]
     pub fn cpu(&self) -> CpuId {
         self.entity.cpu()
     }
 
-    /// The CPU that holds its system registers; `None` while they are saved in memory.
+    /// The CPU that holds the system registers; `None` while they are saved in memory.
     #[must_use]
     pub fn live_on(&self) -> Option<CpuId> {
         Some(self.live.load(Ordering::SeqCst)).filter(|&cpu| cpu != NO_CPU).map(CpuId)
     }
 
-    /// Records which CPU holds its system registers; `None` if they are saved in memory.
+    /// Records the CPU that holds the system registers; `None` if they are saved in memory.
     pub fn set_live(&self, cpu: Option<CpuId>) {
         self.live.store(cpu.map_or(NO_CPU, |cpu| cpu.0), Ordering::SeqCst);
     }
 
-    /// Records that the EL2 timer of `cpu` is to wake it.
+    /// Records that the EL2 timer of `cpu` is to wake the vCPU.
     pub fn set_timer_cpu(&self, cpu: CpuId) {
         self.timer_cpu.store(cpu.0, Ordering::SeqCst);
     }
 
-    /// Takes the CPU whose EL2 timer was to wake it.
+    /// Returns and clears the CPU whose EL2 timer was to wake the vCPU.
     pub fn take_timer_cpu(&self) -> Option<CpuId> {
         if self.timer_cpu.load(Ordering::SeqCst) == NO_CPU {
             return None;
@@ -216,12 +217,12 @@ impl Vcpu {
         Some(self.timer_cpu.swap(NO_CPU, Ordering::SeqCst)).filter(|&cpu| cpu != NO_CPU).map(CpuId)
     }
 
-    /// Asks its CPU to deactivate a physical PPI before the next entry.
+    /// Requests that the vCPU's CPU deactivates a physical PPI before the next entry.
     pub fn ask_to_deactivate(&self, ppi: Intid) {
         self.deactivate.fetch_or(1u32.wrapping_shl(ppi.0), Ordering::SeqCst);
     }
 
-    /// Takes the physical PPIs that have to be deactivated, one bit each.
+    /// Returns and clears the physical PPIs that have to be deactivated, one bit each.
     #[must_use]
     pub fn take_deactivations(&self) -> u32 {
         match self.deactivate.load(Ordering::SeqCst) {
@@ -230,17 +231,18 @@ impl Vcpu {
         }
     }
 
-    /// Its CPU is about to look for pending interrupts and to enter the guest.
+    /// Marks the vCPU as in the guest. Its CPU calls this before it looks for pending interrupts and enters the guest.
     pub fn entering(&self) {
         self.in_guest.store(true, Ordering::SeqCst);
     }
 
-    /// Its CPU has left the guest.
+    /// Marks the vCPU as out of the guest. Its CPU calls this after an exit, or if it does not enter the guest.
     pub fn left(&self) {
         self.in_guest.store(false, Ordering::SeqCst);
     }
 
-    /// Whether a change reaches it only after an SGI has made it exit.
+    /// Whether the vCPU is in the guest or about to enter it, so that it sees a change only after an SGI has made it
+    /// exit.
     #[must_use]
     pub fn is_in_guest(&self) -> bool {
         self.in_guest.load(Ordering::SeqCst)

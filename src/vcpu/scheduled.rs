@@ -1,4 +1,4 @@
-//! A vCPU as the scheduler knows it, and how the scheduler's intrusive lists find the links in it.
+//! Implements the scheduler's trait for [`Vcpu`], with the adapters for the scheduler's intrusive lists.
 #![allow(missing_docs, reason = "the macro writes the items")]
 
 use super::Vcpu;
@@ -6,7 +6,7 @@ use crate::sched::{Entity, QueueLink, RunState, Scheduled, SleepLink};
 use alloc::sync::Arc;
 use intrusive_collections::intrusive_adapter;
 
-// The adapters of the run queues' and the sleepers' lists.
+// The adapters for run queues and for lists of sleepers.
 intrusive_adapter!(pub QueueAdapter = Arc<Vcpu>: Vcpu { entity.queue_link => QueueLink });
 intrusive_adapter!(pub SleepAdapter = Arc<Vcpu>: Vcpu { entity.sleep_link => SleepLink });
 

@@ -3,7 +3,7 @@
 //! | table | in dom0 |
 //! |---|---|
 //! | FADT | the host's: PSCI by HVC, no reset register, no FACS, the DSDT's copy |
-//! | MADT | new: a GICC for each vCPU with the UID of the CPU in AML, a GICv3, one redistributor region, the host's ITSs |
+//! | MADT | new: a GICC for each vCPU, with the UID of the CPU in AML; a GICv3, one redistributor region, the ITSs |
 //! | GTDT, MCFG, DSDT, SSDTs | copies |
 //! | IORT | without SMMUs (`iort`) |
 //! | SPCR | dom0's PL011; on a machine with a 16550 the host's table, with a STAO that hides that device |

@@ -9,7 +9,7 @@
 //! | GIC | distributor, one redistributor region, the ITSs; no maintenance interrupt, stride or message-based SPIs |
 //! | `/cpus` | a node for each vCPU; no `cpu-map`, caches or idle states |
 //! | memory | dom0's banks; no `/memreserve/` and fixed reservations, whose memory is not dom0's; dynamic ones stay |
-//! | `/chosen` | dom0's command line and RAM disk, the host's `stdout-path` and seeds; nothing of modules, EFI or kdump |
+//! | `/chosen` | dom0's command line and RAM disk, the host's `stdout-path` and seeds; not modules, EFI or kdump |
 //! | PSCI | 1.0 by `hvc`, without the function numbers of 0.1 |
 //! | timer | without the EL2 timers |
 //! | SMMUs, PMU, SPE, TRBE, trace units, OP-TEE, NUMA | removed, with `iommus` and `iommu-map` |
@@ -115,7 +115,7 @@ pub fn vgicr_region(machine: &Machine, vcpus: usize) -> Result<Range, Dom0FdtErr
 ///
 /// # Errors
 ///
-/// See [`Dom0FdtError`].
+/// [`Dom0FdtError`].
 pub fn build_dom0_fdt(host: &[u8], machine: &Machine, plan: &Dom0Plan<'_>) -> Result<Vec<u8>, Dom0FdtError> {
     let mut tree = DeviceTree::from_fdt(&fdt::parse(host)?);
     let mut removed = Removed::default();

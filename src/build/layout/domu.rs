@@ -1,7 +1,8 @@
 //! The memory map of a domU, and the memory of the machine that is reserved for domUs.
 //!
-//! The map follows QEMU's `virt` machine, which many kernels and test programs know. The guest sees its RAM as one range, even if
-//! several ranges of the machine make it up. Kernel, device tree and RAM disk are placed in it by the same rules as dom0's.
+//! The map is that of QEMU's `virt` machine, which many kernels and test programs support. The guest sees its RAM as
+//! one range, even if it consists of several ranges of the machine. Kernel, device tree and RAM disk are placed in it
+//! by the same rules as dom0's.
 
 use super::{PlaceError, Placement, place, plan_dom0_memory};
 use crate::build::image::Image;
@@ -51,12 +52,13 @@ pub fn ram_size(config: &DomainConfig) -> u64 {
 ///
 /// [`PlaceError`] for what does not fit.
 pub fn place_modules(ram: u64, image: &Image, kernel: u64, ramdisk: Option<u64>) -> Result<Placement, PlaceError> {
-    // The boot modules themselves lie elsewhere, so the places may be anywhere in this RAM.
+    // The boot modules lie outside of this RAM, so they restrict no address in it. Ranges at 0 stand for them.
     let file = |bytes| Range::new(Pa(0), bytes);
     place(&[Range::new(RAM, ram)], image, file(kernel), ramdisk.map(file), &[])
 }
 
-/// Chooses free RAM for all domUs of the machine's description, or as much as there is. It overlaps neither `keep_out` nor a boot module.
+/// Chooses free RAM for all domUs of the machine's description, or less if less is free. It overlaps neither `keep_out`
+/// nor a boot module.
 #[must_use]
 pub fn plan_pool(machine: &Machine, keep_out: &[Range]) -> Vec<Range> {
     let wanted = machine.domains.iter().map(ram_size).fold(0, u64::saturating_add);
@@ -81,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_overlaps_in_the_map() {
+    fn no_ranges_of_the_map_overlap() {
         let all = [DIST, redists(MAX_VCPUS), UART, Range::new(RAM, 1 << 40)];
         for (index, a) in all.iter().enumerate() {
             assert!(all[..index].iter().all(|b| !a.overlaps(*b)), "{a}");
@@ -91,13 +93,13 @@ mod tests {
     }
 
     #[test]
-    fn affinities_are_sixteen_to_a_cluster() {
+    fn there_are_sixteen_affinities_in_a_cluster() {
         let all = affinities(18);
         assert_eq!([all[0], all[15], all[16], all[17]], [Mpidr(0), Mpidr(15), Mpidr(0x100), Mpidr(0x101)]);
     }
 
     #[test]
-    fn the_pool_has_room_for_all_domains_and_keeps_clear_of_their_modules() {
+    fn the_pool_has_the_ram_of_all_domus_and_does_not_overlap_their_modules() {
         let mut machine = Machine::new();
         machine.memory.push(Range::new(Pa(1024 * M), 512 * M));
         let kernel = Range::new(Pa(1100 * M), 10 * M + 5);
@@ -111,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn modules_are_placed_as_the_guest_sees_them() {
+    fn modules_are_placed_at_guest_addresses() {
         let image = Image { text_offset: 0, image_size: 30 * M };
         let placed = place_modules(128 * M, &image, 20 * M, Some(8 * M)).unwrap();
         let r = |base, size| Range::new(Pa(base), size);

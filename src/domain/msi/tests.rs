@@ -1,5 +1,5 @@
-//! The same guest on three executable GICs: with a vPE for each vCPU, with no vPE, and with a vPE for every other vCPU. The
-//! guest must see the same interrupts in all three.
+//! The same guest on three executable GICs: with a vPE for each vCPU, with no vPE, and with a vPE for every other vCPU.
+//! The guest must see the same interrupts in all three.
 
 use super::*;
 use crate::gic::testing::{Bench, DEV, ITS0, ModelHw, vlpi};
@@ -83,7 +83,8 @@ impl World {
         }
     }
 
-    /// Runs each vCPU until no interrupt is pending for it. Returns the vCPU and the event of each interrupt that was taken.
+    /// Runs each vCPU until no interrupt is pending for it. Returns the vCPU and the event of each interrupt that was
+    /// taken.
     fn run(&self) -> BTreeSet<(u16, u32)> {
         let mut taken = BTreeSet::new();
         self.take_interrupts();
@@ -240,8 +241,8 @@ fn a_parked_event_adds_at_most_one_edge_and_loses_none() {
     }
 }
 
-/// If a command times out or the ITS stalls, the guest's event is unmapped. Its LPI is freed, or has no route and is never
-/// used again.
+/// If a command times out or the ITS stalls, the guest's event is unmapped. Its LPI is freed, or has no route and is
+/// never used again.
 #[test]
 fn a_failing_its_leaks_at_most_one_lpi_and_uses_none_twice() {
     for nth in 1..=6 {
@@ -270,7 +271,8 @@ fn a_failing_its_leaks_at_most_one_lpi_and_uses_none_twice() {
     }
 }
 
-/// The same random sequence of guest actions in all three worlds. Each MSI is taken by the vCPU that the event is mapped to.
+/// The same random sequence of guest actions in all three worlds. Each MSI is taken by the vCPU that the event is
+/// mapped to.
 #[test]
 fn the_guest_sees_the_same_interrupts_with_direct_and_software_injection() {
     for seed in 1..=12u64 {
@@ -301,7 +303,8 @@ fn the_guest_sees_the_same_interrupts_with_direct_and_software_injection() {
                     for world in &worlds {
                         let id = EventId(event);
                         world.backend().move_event(ITS0, DEV, id, vlpi(event), VcpuId(from), VcpuId(vcpu)).unwrap();
-                        // Switching between direct and software injection may add an edge, which is taken before the next step.
+                        // Switching between direct and software injection may add an edge, which is taken before the
+                        // next step.
                         assert!(world.run().is_subset(&BTreeSet::from([(vcpu, event)])));
                     }
                     *slot = Some(vcpu);

@@ -53,8 +53,8 @@ impl<'a> El2<'a> {
         }
     }
 
-    /// Asserts that the number of interrupts taken since `since` is at most the bound that the module documentation states, and at
-    /// least nine tenths of the rate. `sources` is the number of LPIs and doorbells.
+    /// Asserts that the number of interrupts taken since `since` is at most the bound that the module documentation
+    /// states, and at least nine tenths of the rate. `sources` is the number of LPIs and doorbells.
     fn assert_rate(&self, since: u64, sources: u64) {
         let paid = (self.machine.now_us() - since) * u64::from(RATE) / SECOND;
         let most = self.limits.rate.burst() + paid + sources;
@@ -108,7 +108,8 @@ fn el2_takes_software_injected_lpis_of_a_flooding_device_at_the_rate_and_loses_n
         }
         assert!(sent > 9 * RATE, "{sent} MSIs are too few");
         el2.assert_rate(start, EVENTS.into());
-        // LPIs that were masked at the end arrive after they are unmasked. After that, a single MSI arrives without delay.
+        // LPIs that were masked at the end arrive after they are unmasked. After that, a single MSI arrives without
+        // delay.
         while let Some(at) = el2.unmask_at {
             machine.advance_us(at.saturating_sub(machine.now_us()) + 1);
             take(&mut el2, &mut pending);

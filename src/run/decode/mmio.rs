@@ -128,7 +128,7 @@ const ADDRESS: u64 = 0x00ff_ffff_ffff_ffff;
 ///
 /// # Errors
 ///
-/// See [`Refused`].
+/// [`Refused`].
 pub fn decode(
     abort: &DataAbort,
     far: u64,
