@@ -94,7 +94,8 @@ impl Teardown {
         self.background.mark_busy(cpu);
     }
 
-    /// Performs a step if no CPU is idle. Called by a CPU that has exited from a guest because of an interrupt.
+    /// Performs a step if no CPU is idle. Called by a CPU that runs a vCPU: after an exit because
+    /// of an interrupt, and between steps of a virtual ITS's work.
     pub fn assist(&self, cpu: CpuId) {
         if self.background.is_empty() {
             return;

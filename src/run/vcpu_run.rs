@@ -136,12 +136,14 @@ impl VcpuRun<'_> {
     }
 
     /// Performs a step of the virtual ITSs' work that this vCPU has started, and takes physical interrupts after it, so
-    /// that the scheduler's timer is handled.
+    /// that the scheduler's timer is handled. Like an exit because of an interrupt, a step also advances the teardown of
+    /// other domains.
     fn step_its_work(&mut self, context: &mut Context, work: ItsWork) -> Next {
         // The time of the work is not part of the switch: it is charged, and slices end during it.
         self.end_switch();
         context.its_work = self.domain.step_its_work(work);
         irq::take_all(self.control.domains, self.cpu);
+        self.control.teardown.assist(self.cpu);
         if self.domain.is_ending() { Next::Off } else { Next::Resume }
     }
 
