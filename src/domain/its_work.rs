@@ -84,17 +84,24 @@ impl Domain {
             return false;
         }
         pending.sort_unstable();
-        for (its, vits) in (0..).map(ItsId).zip(self.itss()) {
-            vits.for_each_event(&mut |device, event, vintid, _, target| {
-                // An INT for one event makes the vINTID pending, even if several events are mapped to it.
-                if target == Some(vcpu)
-                    && let Ok(index) = pending.binary_search(&vintid)
-                {
-                    pending.remove(index);
-                    // The GIC counts failures.
-                    let _ = self.host.gic.set_pending(its, device, event);
-                }
-            });
+        // Events of another vCPU come second: MOVI may have moved an event there after the pending table was read, and its
+        // pending state moves with it.
+        for of_other in [false, true] {
+            if pending.is_empty() {
+                break;
+            }
+            for (its, vits) in (0..).map(ItsId).zip(self.itss()) {
+                vits.for_each_event(&mut |device, event, vintid, _, target| {
+                    // An INT for one event makes the vINTID pending, even if several events are mapped to it.
+                    if target.is_some_and(|target| of_other || target == vcpu)
+                        && let Ok(index) = pending.binary_search(&vintid)
+                    {
+                        pending.remove(index);
+                        // The GIC counts failures.
+                        let _ = self.host.gic.set_pending(its, device, event);
+                    }
+                });
+            }
         }
         true
     }
