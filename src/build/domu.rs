@@ -106,7 +106,7 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig) -> Result<(), Buil
         images: Images { kernel, ramdisk, description, place },
         devices,
     };
-    let domain = assemble(host, spec).map_err(|failure| reclaim_ram(host, failure))?;
+    let domain = assemble(host, spec).map_err(|failure| reclaim_ram(host, *failure))?;
     let cpus: Vec<String> = domain.vcpus().iter().map(|vcpu| vcpu.cpu().to_string()).collect();
     log::info!("{id} `{}`: {count} vCPUs ({}), {} MiB", config.name, cpus.join(", "), size >> 20);
     let domain = Arc::new(domain);

@@ -1,7 +1,7 @@
-//! Building domains: a [`DomainSpec`] becomes a [`Domain`].
+//! Building domains: a `DomainSpec` becomes a [`Domain`].
 //!
 //! dom0's specification comes from the machine's description ([`dom0`]), a domU's from a `xen,domain` node ([`domu`]).
-//! Both list the parts of the domain and their addresses. [`assemble`] is common to both: it loads the images, and
+//! Both list the parts of the domain and their addresses. `assemble` is common to both: it loads the images, and
 //! makes the address space, the interrupt controller, the vPEs and the vCPUs. The other modules make the parts of a
 //! specification: where images are placed in memory ([`layout`], [`image`]), the affinities of vCPUs ([`affinity`]),
 //! the PCI functions that dom0 does not see ([`pci_hide`]), and the device tree or ACPI tables for the guest ([`fdt`],
@@ -32,6 +32,7 @@ use crate::util::range::Range;
 use crate::vcpu::{Start, Vcpu};
 use crate::vgic::{Vgic, VgicConfig};
 use crate::vits::Vits;
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -125,7 +126,7 @@ struct Failure {
 }
 
 /// Builds a domain. Its vCPUs are off, and it is not in the table of domains yet.
-fn assemble(host: &'static Host, spec: DomainSpec<'_>) -> Result<Domain, Failure> {
+fn assemble(host: &'static Host, spec: DomainSpec<'_>) -> Result<Domain, Box<Failure>> {
     match make_parts(host, &spec) {
         Ok((stage2, vgic, paths, vcpus)) => {
             let Devices { dist, redists, itss, console, absent, .. } = spec.devices;
@@ -133,7 +134,7 @@ fn assemble(host: &'static Host, spec: DomainSpec<'_>) -> Result<Domain, Failure
             let parts = Parts { id: spec.id, stage2, ram, vgic, dist, redists, itss, paths, console, absent, vcpus };
             Ok(Domain::new(host, parts))
         }
-        Err(error) => Err(Failure { error, ram: spec.ram }),
+        Err(error) => Err(Box::new(Failure { error, ram: spec.ram })),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Teardown: removes a domU that has ended and frees its resources.
 //!
 //! The run loop announces a domain when its last vCPU has gone off. From then on, CPUs that have nothing else to run
-//! perform the work, one short step at a time ([`Background`](crate::host::background::Background)):
+//! perform the work, one short step at a time ([`Background`]):
 //!
 //! 1. The domain is taken out of the table of domains, the scheduler and the console.
 //! 2. It is removed from the hardware: events of its devices are unmapped, its vPEs and their tables are removed, and

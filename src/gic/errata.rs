@@ -148,7 +148,7 @@ pub const TABLE: &[Erratum] = &[
 /// What machine this is, beside its GIC.
 #[derive(Clone, Copy)]
 pub struct Who<'a> {
-    /// The SoC by SMCCC: JEP-106 code in [30:16], the maker's number in [15:0].
+    /// The SoC by SMCCC: JEP-106 code in bits 30:16, the maker's number in bits 15:0.
     pub soc: Option<u32>,
     /// The maker by ACPI.
     pub oem: Option<Oem>,

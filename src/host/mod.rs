@@ -326,7 +326,7 @@ impl Host {
         }
     }
 
-    /// Logs a warning that a guest or broken hardware could cause without end: only the first [`LIMITED_WARNINGS`] are
+    /// Logs a warning that a guest or broken hardware could cause without end: only the first `LIMITED_WARNINGS` are
     /// logged.
     pub fn warn_limited(&self, text: fmt::Arguments<'_>) {
         if self.limited_warnings.fetch_add(1, Ordering::Relaxed) < LIMITED_WARNINGS {

@@ -6,9 +6,9 @@
 //! the LPI is masked by its configuration byte: later arrivals stay pending in the redistributor, merged into one, and
 //! no edge is lost. Once the meter has credit again, EL2's timer unmasks the LPI.
 //!
-//! With a rate of R per second, a burst of B, and E LPIs and doorbells that lead to the vCPU, EL2 takes at most B + R·t
-//! + E interrupts in t seconds, whatever the devices do: each interrupt is charged, and an LPI that is taken above the
-//! rate is masked until the earlier ones are paid for.
+//! With a rate of R per second, a burst of B, and E LPIs and doorbells that lead to the vCPU, EL2 takes at most
+//! B + R·t + E interrupts in t seconds, whatever the devices do: each interrupt is charged, and an LPI that is taken
+//! above the rate is masked until the earlier ones are paid for.
 //!
 //! Other sources of work for EL2 need a running guest:
 //!

@@ -61,7 +61,7 @@ impl<H: Hw + Clone> V4<'_, H> {
         Ok(())
     }
 
-    /// Writes the configuration byte of a vLPI: priority in [7:2], enable in bit 0. The hardware reads it at the next
+    /// Writes the configuration byte of a vLPI: priority in bits 7:2, enable in bit 0. The hardware reads it at the next
     /// `invalidate` of its event, or [`invalidate_all`](Self::invalidate_all) of its vPE.
     pub fn configure(self, vm: VmHandle, vintid: VIntid, byte: u8) -> Result<(), V4Error> {
         let vms = self.state.vms.lock();
