@@ -123,6 +123,31 @@ impl VpeId {
     }
 }
 
+/// An event of a device on an ITS: what one MSI names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EventKey {
+    /// The ITS that translates the MSI.
+    pub its: ItsId,
+    /// The device that writes it.
+    pub device: DeviceId,
+    /// The data that it writes.
+    pub event: EventId,
+}
+
+impl EventKey {
+    /// The event `event` of `device` on `its`.
+    #[must_use]
+    pub const fn new(its: ItsId, device: DeviceId, event: EventId) -> EventKey {
+        EventKey { its, device, event }
+    }
+}
+
+impl fmt::Display for EventKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}: {}", self.its, self.device, self.event)
+    }
+}
+
 impl Lpi {
     /// The lowest LPI (IHI 0069, 2.2.1).
     pub const FIRST: u32 = 8192;
@@ -187,6 +212,12 @@ mod tests {
         assert_eq!(m.packed(), 0x0104_0203);
         assert_eq!(Mpidr::from_packed(m.packed()), m);
         assert_eq!([m.aff(0), m.aff(1), m.aff(2), m.aff(3)], [3, 2, 4, 1]);
+    }
+
+    #[test]
+    fn an_event_key_names_its_parts() {
+        let key = EventKey::new(ItsId(1), DeviceId(0x10), EventId(3));
+        assert_eq!(std::string::ToString::to_string(&key), "ITS1: device 0x10: event 3");
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod hw;
 
 use doorward::gic::v4::{PendingLast, Resident, Why};
 use doorward::gic::{Gic, V4};
-use doorward::ids::{CpuId, DeviceId, EventId, ItsId, Lpi, VIntid, VpeId};
+use doorward::ids::{CpuId, DeviceId, EventId, EventKey, ItsId, Lpi, VIntid, VpeId};
 use gungraun::prelude::*;
 use hw::{Generation, Instant};
 use std::hint::black_box;
@@ -61,13 +61,13 @@ fn machine(generation: Generation, vpes: u32) -> &'static Machine {
         gic.map_device(ITS, device, VECTOR_BITS + 1).expect("a device");
         for m in 0..VCPUS.min(vpes - n * VCPUS) {
             let vpe = v4.add_vpe(vm, HOME).expect("a vPE");
-            v4.map_event(ITS, device, EventId(m), vpe, vlpi(m)).expect("an event");
+            v4.map_event(EventKey::new(ITS, device, EventId(m)), vpe, vlpi(m)).expect("an event");
             last = Some(vpe);
         }
     }
     let vpe = last.expect("a vPE");
     // Once round the command ring: a page that is stored to for the first time costs the machine, not the driver.
-    (0..RING / 2).for_each(|_| gic.set_pending(ITS, device, EventId(0)).expect("INT and VSYNC"));
+    (0..RING / 2).for_each(|_| gic.set_pending(EventKey::new(ITS, device, EventId(0))).expect("INT and VSYNC"));
     let doorbell = (Lpi::FIRST..).map(Lpi).take(1 << 16).find(|l| gic.doorbell(*l) == Some(vpe)).expect("its doorbell");
     Box::leak(Box::new(Machine { gic, vpe, device, free: EventId(VCPUS), doorbell }))
 }
@@ -110,7 +110,7 @@ fn vmovp(m: &'static Machine) -> Resident {
 #[benches::v40(args = [(Generation::V40, 1), (Generation::V40, 64), (Generation::V40, 16384)], setup = machine)]
 #[benches::v41(args = [(Generation::V41, 1), (Generation::V41, 64), (Generation::V41, 16384)], setup = machine)]
 fn vmapti(m: &'static Machine) {
-    m.v4().map_event(ITS, black_box(m.device), m.free, m.vpe, vlpi(m.free.0)).expect("mapped");
+    m.v4().map_event(EventKey::new(ITS, black_box(m.device), m.free), m.vpe, vlpi(m.free.0)).expect("mapped");
 }
 
 #[library_benchmark]

@@ -8,7 +8,7 @@
 //! `cargo +nightly fuzz run vits -- -max_total_time=60 -max_len=4096`
 #![no_main]
 
-use doorward::ids::{DeviceId, DomId, EventId, Ipa, ItsId, VIntid, VcpuId};
+use doorward::ids::{DeviceId, DomId, EventKey, Ipa, ItsId, VIntid, VcpuId};
 use doorward::vits::{Backend, BackendError, OnError, Progress, Quota, Vits, VitsConfig};
 use libfuzzer_sys::fuzz_target;
 use std::collections::BTreeMap;

@@ -7,7 +7,7 @@ use doorward::console::uart::Uart;
 use doorward::console::{self, onpanic};
 use doorward::ids::Pa;
 use doorward::mm::stage1::{Kind, Map, MapError, Tables};
-use doorward::util::range::PAGE;
+use doorward::util::PAGE;
 
 /// The number of tables. The image and the device tree may each cross a few 2 MiB boundaries, and be 512 GiB apart.
 const TABLES: usize = 24;

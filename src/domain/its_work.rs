@@ -9,7 +9,7 @@
 use super::Domain;
 use super::msi::LpiBackend;
 use super::port::DomainPort;
-use crate::ids::{ItsId, VIntid, VcpuId};
+use crate::ids::{EventKey, ItsId, VIntid, VcpuId};
 use crate::mm::hw::El2;
 use crate::vcpu::ItsWork;
 use crate::vits::Progress;
@@ -98,7 +98,7 @@ impl Domain {
                     {
                         pending.remove(index);
                         // The GIC counts failures.
-                        let _ = self.host.gic.set_pending(its, device, event);
+                        let _ = self.host.gic.set_pending(EventKey { its, device, event });
                     }
                 });
             }

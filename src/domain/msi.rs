@@ -11,7 +11,7 @@
 use crate::gic::v4::{V4, VmHandle};
 use crate::gic::{Event, Gic, ItsError};
 use crate::host::routes::{PRIORITY, Route, Routes};
-use crate::ids::{CpuId, DeviceId, DomId, EventId, Ipa, ItsId, Lpi, VIntid, VcpuId, VpeId};
+use crate::ids::{CpuId, DeviceId, DomId, EventKey, Ipa, ItsId, Lpi, VIntid, VcpuId, VpeId};
 use crate::mmio::Hw;
 use crate::vgic::{Owner, Port, Vgic};
 use crate::vits::{Backend, BackendError};
@@ -68,22 +68,17 @@ impl<H: Hw + Clone> LpiBackend<'_, H> {
         Some((self.gic.v4()?, self.paths.vm?, self.paths.vpe(vcpu)?))
     }
 
-    fn route(&self, (its, device, event): (ItsId, DeviceId, EventId), vcpu: VcpuId, vintid: VIntid) -> Route {
-        Route { domain: self.domain, vcpu, vintid, its, device, event }
+    fn route(&self, key: EventKey, vcpu: VcpuId, vintid: VIntid) -> Route {
+        Route { domain: self.domain, vcpu, vintid, event: key }
     }
 
     /// Allocates a physical LPI for an event, enables it and sets its route. Returns it with the CPU that it is to be
     /// sent to.
-    fn alloc_lpi(
-        &self,
-        from: (ItsId, DeviceId, EventId),
-        vcpu: VcpuId,
-        vintid: VIntid,
-    ) -> Result<(Lpi, CpuId), BackendError> {
+    fn alloc_lpi(&self, key: EventKey, vcpu: VcpuId, vintid: VIntid) -> Result<(Lpi, CpuId), BackendError> {
         let cpu = self.paths.cpu(vcpu, self.gic).ok_or(BackendError::NotMapped)?;
         let lpi = self.gic.alloc_lpi().ok_or(BackendError::NoLpi)?;
         self.gic.configure_lpi(lpi, PRIORITY, true);
-        self.routes.set(lpi, self.route(from, vcpu, vintid));
+        self.routes.set(lpi, self.route(key, vcpu, vintid));
         Ok((lpi, cpu))
     }
 
@@ -94,10 +89,10 @@ impl<H: Hw + Clone> LpiBackend<'_, H> {
 
     /// Cleans up after mapping an event to `lpi` failed with `error`. If the command timed out, the event may be mapped
     /// all the same; then it is unmapped. The LPI is freed once.
-    fn undo_map(&self, its: ItsId, device: DeviceId, event: EventId, lpi: Lpi, error: ItsError) -> BackendError {
-        let mapped = matches!(self.gic.event(its, device, event), Ok(Event::Physical { lpi: now, .. }) if now == lpi);
+    fn undo_map(&self, key: EventKey, lpi: Lpi, error: ItsError) -> BackendError {
+        let mapped = matches!(self.gic.event(key), Ok(Event::Physical { lpi: now, .. }) if now == lpi);
         if mapped {
-            let _ = self.unmap_at_host(its, device, event);
+            let _ = self.unmap_at_host(key);
         } else {
             self.free_lpi(lpi);
         }
@@ -107,9 +102,9 @@ impl<H: Hw + Clone> LpiBackend<'_, H> {
     /// Unmaps an event at the host's ITS, whether it is physical or virtual there. If the hardware does not confirm the
     /// command, the physical LPI loses its route but is not freed: it may still arrive, and must not be in use for
     /// another event then.
-    fn unmap_at_host(&self, its: ItsId, device: DeviceId, event: EventId) -> Result<(), BackendError> {
-        let known = self.gic.event(its, device, event).map_err(failed)?;
-        let done = self.gic.unmap_event(its, device, event).map_err(failed);
+    fn unmap_at_host(&self, key: EventKey) -> Result<(), BackendError> {
+        let known = self.gic.event(key).map_err(failed)?;
+        let done = self.gic.unmap_event(key).map_err(failed);
         if let Event::Physical { lpi, .. } = known {
             match done {
                 Ok(_) => self.free_lpi(lpi),
@@ -120,48 +115,39 @@ impl<H: Hw + Clone> LpiBackend<'_, H> {
     }
 
     /// Makes the hardware the owner of a vLPI. If the LPI was pending in software, it is made pending in the hardware.
-    fn give_to_hardware(&self, its: ItsId, device: DeviceId, event: EventId, vcpu: VcpuId, vintid: VIntid) {
+    fn give_to_hardware(&self, key: EventKey, vcpu: VcpuId, vintid: VIntid) {
         if self.vgic.set_lpi_owner(self.port, vcpu, vintid, Owner::Direct) {
             // If the INT command fails, this one edge is lost and the GIC counts the failure. Later MSIs are not
             // affected.
-            let _ = self.gic.set_pending(its, device, event);
+            let _ = self.gic.set_pending(key);
         }
     }
 
     /// Moves an event from one vCPU to another; each of them has a vPE or not. On failure the event may be in any
     /// state.
-    fn try_move(
-        &self,
-        its: ItsId,
-        device: DeviceId,
-        event: EventId,
-        v: VIntid,
-        from: VcpuId,
-        to: VcpuId,
-    ) -> Result<(), BackendError> {
-        let known = self.gic.event(its, device, event).map_err(failed)?;
+    fn try_move(&self, key: EventKey, v: VIntid, from: VcpuId, to: VcpuId) -> Result<(), BackendError> {
+        let known = self.gic.event(key).map_err(failed)?;
         match (known, self.direct(to)) {
-            (Event::Virtual { .. }, Some((v4, _, vpe))) => v4.move_event(its, device, event, vpe).map_err(failed),
+            (Event::Virtual { .. }, Some((v4, _, vpe))) => v4.move_event(key, vpe).map_err(failed),
             (Event::Physical { lpi, .. }, Some((v4, vm, vpe))) => {
                 v4.configure(vm, v, self.vgic.lpi_config(v)).map_err(|_| BackendError::Hardware)?;
                 self.vgic.move_lpi(self.port, from, to, v);
-                v4.map_event(its, device, event, vpe, v).map_err(failed)?;
+                v4.map_event(key, vpe, v).map_err(failed)?;
                 self.free_lpi(lpi);
-                self.give_to_hardware(its, device, event, to, v);
+                self.give_to_hardware(key, to, v);
                 Ok(())
             }
             (Event::Virtual { .. }, None) => {
                 let v4 = self.gic.v4().ok_or(BackendError::Hardware)?;
-                let (lpi, cpu) = self.alloc_lpi((its, device, event), to, v)?;
+                let (lpi, cpu) = self.alloc_lpi(key, to, v)?;
                 let _ = self.vgic.set_lpi_owner(self.port, to, v, Owner::Soft);
-                v4.to_software(its, device, event, lpi, cpu)
-                    .map_err(|error| self.undo_map(its, device, event, lpi, error))
+                v4.to_software(key, lpi, cpu).map_err(|error| self.undo_map(key, lpi, error))
             }
             (Event::Physical { lpi, .. }, None) => {
                 let cpu = self.paths.cpu(to, self.gic).ok_or(BackendError::NotMapped)?;
                 // The route changes first: from here on, an arrival on either CPU is injected into the new vCPU.
-                self.routes.set(lpi, self.route((its, device, event), to, v));
-                self.gic.move_physical(its, device, event, cpu).map_err(failed)?;
+                self.routes.set(lpi, self.route(key, to, v));
+                self.gic.move_physical(key, cpu).map_err(failed)?;
                 self.vgic.move_lpi(self.port, from, to, v);
                 Ok(())
             }
@@ -201,68 +187,37 @@ impl<H: Hw + Clone> Backend for LpiBackend<'_, H> {
         self.gic.unmap_device(its, device).map_err(failed)
     }
 
-    fn map_event(
-        &self,
-        its: ItsId,
-        device: DeviceId,
-        event: EventId,
-        vcpu: VcpuId,
-        vintid: VIntid,
-    ) -> Result<(), BackendError> {
+    fn map_event(&self, key: EventKey, vcpu: VcpuId, vintid: VIntid) -> Result<(), BackendError> {
         if let Some((v4, vm, vpe)) = self.direct(vcpu) {
             v4.configure(vm, vintid, self.vgic.lpi_config(vintid)).map_err(|_| BackendError::Hardware)?;
-            v4.map_event(its, device, event, vpe, vintid).map_err(failed)?;
-            self.give_to_hardware(its, device, event, vcpu, vintid);
+            v4.map_event(key, vpe, vintid).map_err(failed)?;
+            self.give_to_hardware(key, vcpu, vintid);
             return Ok(());
         }
-        let (lpi, cpu) = self.alloc_lpi((its, device, event), vcpu, vintid)?;
+        let (lpi, cpu) = self.alloc_lpi(key, vcpu, vintid)?;
         let _ = self.vgic.set_lpi_owner(self.port, vcpu, vintid, Owner::Soft);
-        self.gic
-            .map_physical(its, device, event, lpi, cpu)
-            .map_err(|error| self.undo_map(its, device, event, lpi, error))
+        self.gic.map_physical(key, lpi, cpu).map_err(|error| self.undo_map(key, lpi, error))
     }
 
-    fn move_event(
-        &self,
-        its: ItsId,
-        device: DeviceId,
-        event: EventId,
-        vintid: VIntid,
-        from: VcpuId,
-        to: VcpuId,
-    ) -> Result<(), BackendError> {
-        let moved = self.try_move(its, device, event, vintid, from, to);
+    fn move_event(&self, key: EventKey, vintid: VIntid, from: VcpuId, to: VcpuId) -> Result<(), BackendError> {
+        let moved = self.try_move(key, vintid, from, to);
         if moved.is_err() {
             // The event must not reach two vCPUs, so an event that cannot be moved is unmapped.
-            let _ = self.unmap_at_host(its, device, event);
+            let _ = self.unmap_at_host(key);
         }
         moved
     }
 
-    fn unmap_event(
-        &self,
-        its: ItsId,
-        device: DeviceId,
-        event: EventId,
-        vintid: VIntid,
-        vcpu: VcpuId,
-    ) -> Result<(), BackendError> {
+    fn unmap_event(&self, key: EventKey, vintid: VIntid, vcpu: VcpuId) -> Result<(), BackendError> {
         // The owner of the vINTID does not change: another event may be mapped to it, and the next mapping sets the
         // owner.
-        let done = self.unmap_at_host(its, device, event);
+        let done = self.unmap_at_host(key);
         self.vgic.clear_lpi(self.port, vcpu, vintid);
         done
     }
 
-    fn park_event(
-        &self,
-        its: ItsId,
-        device: DeviceId,
-        event: EventId,
-        vintid: VIntid,
-        vcpu: VcpuId,
-    ) -> Result<(), BackendError> {
-        let done = self.unmap_at_host(its, device, event);
+    fn park_event(&self, key: EventKey, vintid: VIntid, vcpu: VcpuId) -> Result<(), BackendError> {
+        let done = self.unmap_at_host(key);
         let _ = self.vgic.set_lpi_owner(self.port, vcpu, vintid, Owner::Soft);
         // DISCARD has cleared the pending state, and GICv4.0 cannot tell whether the event was pending. Injecting one
         // edge makes sure that none is lost.
@@ -270,22 +225,22 @@ impl<H: Hw + Clone> Backend for LpiBackend<'_, H> {
         done
     }
 
-    fn set_pending(&self, its: ItsId, device: DeviceId, event: EventId, _: VIntid, _: VcpuId) {
+    fn set_pending(&self, key: EventKey, _: VIntid, _: VcpuId) {
         // An INT command works for a physical and for a virtual event. The GIC counts a failure.
-        let _ = self.gic.set_pending(its, device, event);
+        let _ = self.gic.set_pending(key);
     }
 
-    fn clear_pending(&self, its: ItsId, device: DeviceId, event: EventId, vintid: VIntid, vcpu: VcpuId) {
-        let _ = self.gic.clear_pending(its, device, event);
+    fn clear_pending(&self, key: EventKey, vintid: VIntid, vcpu: VcpuId) {
+        let _ = self.gic.clear_pending(key);
         if self.direct(vcpu).is_none() {
             self.vgic.clear_lpi(self.port, vcpu, vintid);
         }
     }
 
-    fn reload_config(&self, its: ItsId, device: DeviceId, event: EventId, vintid: VIntid, vcpu: VcpuId) {
+    fn reload_config(&self, key: EventKey, vintid: VIntid, vcpu: VcpuId) {
         self.reload_config_byte_only(vintid, vcpu);
         if self.direct(vcpu).is_some() {
-            let _ = self.gic.invalidate(its, device, event);
+            let _ = self.gic.invalidate(key);
         }
     }
 

@@ -4,7 +4,8 @@
 use super::testing::{DEV, Guest, ITS0, ModelHw, vlpi};
 use super::v4::Why::{Block, Preempt};
 use super::{Gic, ItsLayout, Layout};
-use crate::ids::{CpuId, EventId, Mpidr, Pa};
+use crate::gic::testing::key;
+use crate::ids::{CpuId, Mpidr, Pa};
 use crate::platform::acpi::testing::{Memory, graviton3};
 use gic_model::Config;
 use std::vec::Vec;
@@ -80,7 +81,7 @@ fn a_vpe_moves_from_one_half_to_the_other_with_what_is_pending() {
     assert_eq!(g.guest(40), [7]);
     g.leave(resident, Preempt);
     assert_eq!(g.v4().home(g.vpes[0]), Some(CpuId(40)));
-    g.gic.unmap_event(ITS0, DEV, EventId(7)).unwrap();
+    g.gic.unmap_event(key(ITS0, 7)).unwrap();
     assert_eq!(vlpi(7).0, 8199);
     g.take_down();
     g.machine.assert_clean();

@@ -217,6 +217,7 @@ mod tests {
     use super::*;
     use crate::gic::Gic;
     use crate::gic::testing::{Described, ModelHw};
+    use crate::ids::EventKey;
     use crate::ids::{CpuId, DeviceId, EventId, ItsId, Pa};
     use gic_model::{Config, Machine};
     use std::vec::Vec;
@@ -255,7 +256,7 @@ mod tests {
         gic.map_device(its, device, 4).unwrap();
         let lpi = gic.alloc_lpi().unwrap();
         gic.configure_lpi(lpi, 0xa0, true);
-        gic.map_physical(its, device, event, lpi, CpuId(1)).unwrap();
+        gic.map_physical(EventKey::new(its, device, event), lpi, CpuId(1)).unwrap();
         machine.msi_at(0, 7, 1);
         assert_eq!(machine.host_ack(1), Some(lpi.0));
         machine.assert_clean();

@@ -20,7 +20,7 @@ use super::driver::Gic;
 use super::error::ItsError;
 use super::its::{COMMAND_LIMIT_US, Command, Event, Its, State, Synced, Ticket, collection};
 use super::v4::V4;
-use crate::ids::{CpuId, DeviceId, EventId, ItsId, Lpi, VIntid, VpeId};
+use crate::ids::{CpuId, DeviceId, EventId, EventKey, ItsId, Lpi, VIntid, VpeId};
 use crate::mmio::Hw;
 use crate::sync::Guard;
 use arrayvec::ArrayVec;
@@ -400,67 +400,67 @@ impl<H: Hw + Clone> Gic<H> {
     }
 
     /// What an event is mapped to.
-    pub fn event(&self, its: ItsId, dev: DeviceId, ev: EventId) -> Result<Event, ItsError> {
-        self.its(its)?.state.lock().event(dev, ev)
+    pub fn event(&self, event: EventKey) -> Result<Event, ItsError> {
+        self.its(event.its)?.state.lock().event(event.device, event.event)
     }
 
     /// [`Batch::map_physical`] by itself.
-    pub fn map_physical(&self, its: ItsId, dev: DeviceId, ev: EventId, lpi: Lpi, cpu: CpuId) -> Result<(), ItsError> {
-        self.one(its, |b| b.map_physical(dev, ev, lpi, cpu))
+    pub fn map_physical(&self, event: EventKey, lpi: Lpi, cpu: CpuId) -> Result<(), ItsError> {
+        self.one(event.its, |b| b.map_physical(event.device, event.event, lpi, cpu))
     }
 
     /// [`Batch::move_physical`] by itself.
-    pub fn move_physical(&self, its: ItsId, dev: DeviceId, ev: EventId, cpu: CpuId) -> Result<(), ItsError> {
-        self.one(its, |b| b.move_physical(dev, ev, cpu))
+    pub fn move_physical(&self, event: EventKey, cpu: CpuId) -> Result<(), ItsError> {
+        self.one(event.its, |b| b.move_physical(event.device, event.event, cpu))
     }
 
     /// [`Batch::unmap_event`] by itself.
-    pub fn unmap_event(&self, its: ItsId, dev: DeviceId, ev: EventId) -> Result<Event, ItsError> {
-        self.one(its, |b| b.unmap_event(dev, ev))
+    pub fn unmap_event(&self, event: EventKey) -> Result<Event, ItsError> {
+        self.one(event.its, |b| b.unmap_event(event.device, event.event))
     }
 
     /// [`Batch::set_pending`] by itself.
-    pub fn set_pending(&self, its: ItsId, dev: DeviceId, ev: EventId) -> Result<(), ItsError> {
-        self.one(its, |b| b.set_pending(dev, ev))
+    pub fn set_pending(&self, event: EventKey) -> Result<(), ItsError> {
+        self.one(event.its, |b| b.set_pending(event.device, event.event))
     }
 
     /// [`Batch::clear_pending`] by itself.
-    pub fn clear_pending(&self, its: ItsId, dev: DeviceId, ev: EventId) -> Result<(), ItsError> {
-        self.one(its, |b| b.clear_pending(dev, ev))
+    pub fn clear_pending(&self, event: EventKey) -> Result<(), ItsError> {
+        self.one(event.its, |b| b.clear_pending(event.device, event.event))
     }
 
     /// Has an event's configuration byte read anew: by INV, or on GICv4.1, for a virtual one, by the redistributor.
-    pub fn invalidate(&self, its: ItsId, dev: DeviceId, ev: EventId) -> Result<(), ItsError> {
-        if let Event::Virtual { vpe, vintid } = self.event(its, dev, ev)?
+    pub fn invalidate(&self, event: EventKey) -> Result<(), ItsError> {
+        if let Event::Virtual { vpe, vintid } = self.event(event)?
             && let Some(v4) = self.v4()
             && v4.invalidate_directly(vpe, vintid)
         {
             return Ok(());
         }
-        self.one(its, |b| b.invalidate(dev, ev))
+        self.one(event.its, |b| b.invalidate(event.device, event.event))
     }
 }
 
 impl<H: Hw + Clone> V4<'_, H> {
     /// Maps an event to a vLPI. If it was physical, its LPI stays allocated to the caller, and one INT makes up for what
     /// was pending or arrives meanwhile.
-    pub fn map_event(self, its: ItsId, dev: DeviceId, ev: EventId, vpe: VpeId, vintid: VIntid) -> Result<(), ItsError> {
-        let mut batch = self.gic.batch(its)?;
-        batch.map_virtual(dev, ev, vpe, vintid)?;
+    pub fn map_event(self, event: EventKey, vpe: VpeId, vintid: VIntid) -> Result<(), ItsError> {
+        let mut batch = self.gic.batch(event.its)?;
+        batch.map_virtual(event.device, event.event, vpe, vintid)?;
         batch.finish()
     }
 
     /// Moves a virtual event, with its pending state, to another vPE of the same VM.
-    pub fn move_event(self, its: ItsId, dev: DeviceId, ev: EventId, vpe: VpeId) -> Result<(), ItsError> {
-        let mut batch = self.gic.batch(its)?;
-        batch.move_virtual(dev, ev, vpe)?;
+    pub fn move_event(self, event: EventKey, vpe: VpeId) -> Result<(), ItsError> {
+        let mut batch = self.gic.batch(event.its)?;
+        batch.move_virtual(event.device, event.event, vpe)?;
         batch.finish()
     }
 
     /// Maps a virtual event to a physical LPI, which is made pending once.
-    pub fn to_software(self, its: ItsId, dev: DeviceId, ev: EventId, lpi: Lpi, cpu: CpuId) -> Result<(), ItsError> {
-        let mut batch = self.gic.batch(its)?;
-        batch.to_software(dev, ev, lpi, cpu)?;
+    pub fn to_software(self, event: EventKey, lpi: Lpi, cpu: CpuId) -> Result<(), ItsError> {
+        let mut batch = self.gic.batch(event.its)?;
+        batch.to_software(event.device, event.event, lpi, cpu)?;
         batch.finish()
     }
 }

@@ -2,9 +2,11 @@
 
 use super::*;
 use crate::gic::its::{COMMAND_LIMIT_US, Command, Kind, RING_SIZE};
+use crate::gic::testing::key;
 use crate::gic::testing::{Bench, DEV, Guest, ITS0, vlpi};
 use crate::gic::v4::V4Error;
 use crate::gic::v4::Why::Preempt;
+use crate::ids::EventKey;
 use crate::ids::{CpuId, DeviceId, EventId, ItsId, Lpi};
 use gic_model::{CommandFault, Config, Fault, Machine};
 use std::vec::Vec;
@@ -144,7 +146,7 @@ fn operations_that_need_one_sync_and_two_may_come_in_any_order() {
 fn a_flush_that_is_full_has_room_for_its_ends() {
     let g = guest();
     let lpis = lpis(&g);
-    (0..8).for_each(|n| g.gic.map_physical(ITS0, DEV, EventId(n), lpis[n as usize], cpu_of(n)).unwrap());
+    (0..8).for_each(|n| g.gic.map_physical(key(ITS0, n), lpis[n as usize], cpu_of(n)).unwrap());
     (8..14).for_each(|n| g.map(ITS0, n, n as usize - 8));
     let start = g.machine.commands(0).len();
     let mut batch = g.gic.batch(ITS0).unwrap();
@@ -230,20 +232,23 @@ fn what_could_not_be_posted_has_not_happened() {
     let room = RING_SIZE / Command::SIZE - 1;
     (0..room).for_each(|_| assert!(its.queue.post(g.gic.counters(), &[harmless]).is_ok()));
     let refused = Err(ItsError::Timeout);
-    assert_eq!(g.v4().move_event(ITS0, DEV, EventId(1), g.vpes[1]), refused);
-    assert_eq!(g.v4().map_event(ITS0, DEV, EventId(2), g.vpes[0], vlpi(2)), refused);
-    assert_eq!(g.gic.map_physical(ITS0, DEV, EventId(3), lpi, CpuId(0)), refused);
+    assert_eq!(g.v4().move_event(key(ITS0, 1), g.vpes[1]), refused);
+    assert_eq!(g.v4().map_event(key(ITS0, 2), g.vpes[0], vlpi(2)), refused);
+    assert_eq!(g.gic.map_physical(key(ITS0, 3), lpi, CpuId(0)), refused);
     assert_eq!(g.gic.map_device(ITS0, DeviceId(0x77), 5), refused);
     g.machine.heal();
     g.gic.drain(ITS0).unwrap();
-    let event = |ev| g.gic.event(ITS0, DEV, EventId(ev)).unwrap();
+    let event = |ev| g.gic.event(key(ITS0, ev)).unwrap();
     assert_eq!(event(1), Event::Virtual { vpe: g.vpes[0], vintid: vlpi(1) });
     assert_eq!((event(2), event(3)), (Event::Unmapped, Event::Unmapped));
-    assert_eq!(g.gic.event(ITS0, DeviceId(0x77), EventId(0)), Err(ItsError::NoSuchDevice(DeviceId(0x77))));
+    assert_eq!(
+        g.gic.event(EventKey::new(ITS0, DeviceId(0x77), EventId(0))),
+        Err(ItsError::NoSuchDevice(DeviceId(0x77)))
+    );
     // Neither vPE is held by what did not happen.
     assert_eq!(g.v4().remove_vpe(g.vpes[1]), Ok(()));
     assert_eq!(g.v4().remove_vpe(g.vpes[0]), Err(V4Error::HasEvents));
-    g.gic.unmap_event(ITS0, DEV, EventId(1)).unwrap();
+    g.gic.unmap_event(key(ITS0, 1)).unwrap();
     assert_eq!(g.v4().remove_vpe(g.vpes[0]), Ok(()));
     g.machine.assert_clean();
 }
@@ -257,15 +262,18 @@ fn the_last_device_and_the_last_event_are_as_good_as_any() {
     assert_eq!(gic.map_device(ITS0, DeviceId(0x400), 6), Err(ItsError::DeviceRange(DeviceId(0x400))));
     assert_eq!(gic.map_device(ITS0, last, 7), Err(ItsError::EventBits(7)));
     assert_eq!(gic.map_device(ITS0, last, 6), Ok(()));
-    assert_eq!(gic.map_physical(ITS0, last, EventId(64), lpi, CpuId(1)), Err(ItsError::EventRange(EventId(64))));
-    gic.map_physical(ITS0, last, EventId(63), lpi, CpuId(1)).unwrap();
+    assert_eq!(
+        gic.map_physical(EventKey::new(ITS0, last, EventId(64)), lpi, CpuId(1)),
+        Err(ItsError::EventRange(EventId(64)))
+    );
+    gic.map_physical(EventKey::new(ITS0, last, EventId(63)), lpi, CpuId(1)).unwrap();
     machine.msi(last.0, 63);
     machine.advance_us(100);
     assert_eq!(machine.host_ack(1), Some(lpi.0));
     // The smallest table: two events.
     gic.map_device(ITS0, DeviceId(0), 1).unwrap();
-    assert_eq!(gic.event(ITS0, DeviceId(0), EventId(1)), Ok(Event::Unmapped));
-    assert_eq!(gic.event(ITS0, DeviceId(0), EventId(2)), Err(ItsError::EventRange(EventId(2))));
+    assert_eq!(gic.event(EventKey::new(ITS0, DeviceId(0), EventId(1))), Ok(Event::Unmapped));
+    assert_eq!(gic.event(EventKey::new(ITS0, DeviceId(0), EventId(2))), Err(ItsError::EventRange(EventId(2))));
     machine.assert_clean();
 }
 
@@ -275,7 +283,7 @@ fn a_caller_waits_one_deadline_and_no_longer() {
     g.map(ITS0, 1, 0);
     g.machine.inject(Fault::Hung { its: 0 });
     let start = g.machine.now_us();
-    assert_eq!(g.gic.set_pending(ITS0, DEV, EventId(1)), Err(ItsError::Timeout));
+    assert_eq!(g.gic.set_pending(key(ITS0, 1)), Err(ItsError::Timeout));
     let took = g.machine.now_us() - start;
     assert!((COMMAND_LIMIT_US..COMMAND_LIMIT_US * 3 / 2).contains(&took), "{took} us");
 }
@@ -284,7 +292,7 @@ fn a_caller_waits_one_deadline_and_no_longer() {
 fn the_configuration_of_all_lpis_of_a_cpu_is_read_anew_by_any_its_that_lives() {
     let g = Guest::new(Config::its_list(4, 2), 0);
     let (second, ev, lpi) = (ItsId(1), EventId(1), g.gic.alloc_lpi().unwrap());
-    g.gic.map_physical(second, DEV, ev, lpi, CpuId(2)).unwrap();
+    g.gic.map_physical(EventKey::new(second, DEV, ev), lpi, CpuId(2)).unwrap();
     let taken = || {
         g.machine.msi_at(1, DEV.0, ev.0);
         g.machine.advance_us(100);
@@ -309,11 +317,11 @@ fn the_configuration_of_all_lpis_of_a_cpu_is_read_anew_by_any_its_that_lives() {
 fn moving_an_event_to_where_it_is_costs_no_command() {
     let g = guest();
     let lpi = lpis(&g)[0];
-    g.gic.map_physical(ITS0, DEV, EventId(0), lpi, CpuId(3)).unwrap();
+    g.gic.map_physical(key(ITS0, 0), lpi, CpuId(3)).unwrap();
     g.map(ITS0, 1, 0);
     let before = g.machine.commands(0).len();
-    g.gic.move_physical(ITS0, DEV, EventId(0), CpuId(3)).unwrap();
-    g.v4().move_event(ITS0, DEV, EventId(1), g.vpes[0]).unwrap();
+    g.gic.move_physical(key(ITS0, 0), CpuId(3)).unwrap();
+    g.v4().move_event(key(ITS0, 1), g.vpes[0]).unwrap();
     assert_eq!(g.machine.commands(0).len(), before);
 }
 
@@ -323,9 +331,9 @@ fn every_event_of_every_device_is_made_pending_after_its_its_was_stopped() {
     let other = DeviceId(0x200);
     g.gic.map_device(ITS0, other, 2).unwrap();
     let lpis = lpis(&g);
-    (0..20).for_each(|n| g.gic.map_physical(ITS0, DEV, EventId(n), lpis[n as usize], cpu_of(n)).unwrap());
-    g.gic.map_physical(ITS0, other, EventId(3), lpis[31], CpuId(11)).unwrap();
-    g.v4().map_event(ITS0, other, EventId(0), g.vpes[4], vlpi(9)).unwrap();
+    (0..20).for_each(|n| g.gic.map_physical(key(ITS0, n), lpis[n as usize], cpu_of(n)).unwrap());
+    g.gic.map_physical(EventKey::new(ITS0, other, EventId(3)), lpis[31], CpuId(11)).unwrap();
+    g.v4().map_event(EventKey::new(ITS0, other, EventId(0)), g.vpes[4], vlpi(9)).unwrap();
     let mut batch = g.gic.batch(ITS0).unwrap();
     batch.set_all_pending().unwrap();
     batch.finish().unwrap();

@@ -150,9 +150,10 @@ impl<H: Hw + Clone> Gic<H> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gic::testing::key;
     use crate::gic::testing::{Bench, DEV, Guest, ITS0};
     use crate::gic::v4::{V4Error, Why};
-    use crate::ids::{EventId, Intid, Lpi};
+    use crate::ids::{Intid, Lpi};
     use gic_model::{CommandFault, Config, Fault, Staleness};
     use std::vec::Vec;
 
@@ -190,10 +191,10 @@ mod tests {
             gic.map_device(ITS0, DEV, 3).unwrap();
             let lpi = gic.alloc_lpi().unwrap();
             gic.configure_lpi(lpi, 0x80, true);
-            gic.map_physical(ITS0, DEV, EventId(1), lpi, GOES).unwrap();
+            gic.map_physical(key(ITS0, 1), lpi, GOES).unwrap();
             let other = gic.alloc_lpi().unwrap();
             gic.configure_lpi(other, 0x80, true);
-            gic.map_physical(ITS0, DEV, EventId(2), other, CpuId(3)).unwrap();
+            gic.map_physical(key(ITS0, 2), other, CpuId(3)).unwrap();
             gic.spi_route(SPI, affinity(&config, GOES));
             gic.spi_route(Intid(41), affinity(&config, CpuId(3)));
             machine.msi(DEV.0, 1);
@@ -294,12 +295,12 @@ mod tests {
         let g = Guest::new(Config::v4_0(CPUS), 2);
         let offline = Err(ItsError::CpuOffline(GOES));
         let lpi = g.gic.alloc_lpi().unwrap();
-        g.gic.map_physical(ITS0, DEV, EventId(2), lpi, STAYS).unwrap();
+        g.gic.map_physical(key(ITS0, 2), lpi, STAYS).unwrap();
         assert_eq!(g.gic.taker(GOES), Some(GOES));
         let _ = g.gic.take_out(GOES, STAYS).unwrap();
         assert_eq!((g.gic.taker(GOES), g.gic.taker(CpuId(3))), (Some(STAYS), Some(CpuId(3))));
-        assert_eq!(g.gic.map_physical(ITS0, DEV, EventId(3), Lpi(lpi.0 + 1), GOES), offline);
-        assert_eq!(g.gic.move_physical(ITS0, DEV, EventId(2), GOES), offline);
+        assert_eq!(g.gic.map_physical(key(ITS0, 3), Lpi(lpi.0 + 1), GOES), offline);
+        assert_eq!(g.gic.move_physical(key(ITS0, 2), GOES), offline);
         assert_eq!(g.v4().add_vpe(g.vm, GOES), Err(V4Error::CpuOffline(GOES)));
         assert_eq!(g.v4().enter(g.vpes[1], GOES).unwrap_err(), EnterError::CpuOffline(GOES));
         assert_eq!(g.gic.take_out(GOES, STAYS), Err(TakeOutError::NotIn(GOES)));
@@ -316,13 +317,13 @@ mod tests {
             g.map(ITS0, 1, 1);
             let lpi = g.gic.alloc_lpi().unwrap();
             g.gic.configure_lpi(lpi, 0x80, true);
-            g.gic.map_physical(ITS0, DEV, EventId(2), lpi, GOES).unwrap();
+            g.gic.map_physical(key(ITS0, 2), lpi, GOES).unwrap();
             g.machine.inject(Fault::Command { its: 0, nth, fault: CommandFault::Late { us: 150_000 } });
             assert!(g.gic.take_out(GOES, STAYS).is_err(), "{nth}");
             g.machine.advance_us(200_000);
             g.gic.drain(ITS0).unwrap();
             // It takes what it is given, as before.
-            g.gic.map_physical(ITS0, DEV, EventId(3), Lpi(lpi.0 + 1), GOES).unwrap();
+            g.gic.map_physical(key(ITS0, 3), Lpi(lpi.0 + 1), GOES).unwrap();
             let r = g.enter(1, GOES.0);
             assert!(!g.leave(r, Why::Block));
             g.machine.advance_us(100);

@@ -14,7 +14,8 @@ use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 /// INTID bits we use at most: 57344 LPIs, and a 64 KiB configuration table.
 pub const MAX_ID_BITS: u8 = 16;
 const NO_VPE: u16 = u16::MAX;
-const TABLE_ALIGN: usize = 0x1_0000;
+/// The alignment of configuration and pending tables: registers and commands hold PA[51:16] of most of them.
+pub const TABLE_ALIGN: usize = 0x1_0000;
 
 /// All physical LPIs.
 pub struct Lpis<H> {
@@ -112,7 +113,7 @@ impl<H: Hw> Lpis<H> {
 
     #[inline]
     pub fn doorbell(&self, lpi: Lpi) -> Option<VpeId> {
-        let vpe = self.index(lpi).and_then(|i| self.doorbells.get(i))?.load(Ordering::Acquire);
+        let vpe = self.doorbells.get(lpi.0.checked_sub(Lpi::FIRST)? as usize)?.load(Ordering::Acquire);
         (vpe != NO_VPE).then_some(VpeId(vpe))
     }
 

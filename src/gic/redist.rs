@@ -7,13 +7,13 @@
 use super::dist::{Bank, RWP_LIMIT_US};
 use super::error::GicError;
 use super::layout::Layout;
-use super::lpi::{Lpis, pending_bytes};
+use super::lpi::{Lpis, TABLE_ALIGN, pending_bytes};
 use super::regs::{
     GICR_CTLR, GICR_INVLPIR, GICR_PENDBASER, GICR_PROPBASER, GICR_SYNCR, GICR_TYPER, GICR_VPENDBASER,
     GICR_VPENDBASER_4_1, GICR_VPROPBASER, GICR_VPROPBASER_4_1, GICR_VSGIPENDR, GICR_WAKER, PIDR2, PIDR2_FIELDS,
     attributes, gicr, pa_4k, pa_64k,
 };
-use super::table::{Table, TableError};
+use super::table::{Table, TableError, page_bytes};
 use crate::ids::{CpuId, Intid, Lpi, Mpidr, Pa, VpeId};
 use crate::mmio::{Coherence, Hw};
 use crate::sync::{Lock, Rank};
@@ -24,8 +24,6 @@ use tock_registers::fields::FieldValue;
 
 const TWO_FRAMES: u64 = 2 * gicr::FRAME;
 const FOUR_FRAMES: u64 = 4 * gicr::FRAME;
-/// A power of two that any pending table fits below; PENDBASER holds PA[51:16].
-const PENDING_ALIGN: usize = 0x1_0000;
 /// How long GICR_SYNCR.Busy may stay set.
 const SYNCR_LIMIT_US: u64 = 1_000;
 /// How long GICR_VPENDBASER.Dirty may stay set. Parsing a table takes 0.1 to 2 us where it was measured.
@@ -319,7 +317,7 @@ impl<H: Hw> Redist<H> {
     fn pending_table(&self, lpis: &Lpis<H>) -> Result<Pa, GicError> {
         let bytes = pending_bytes(lpis.id_bits());
         let pending = match self.pending.load(Ordering::Acquire) {
-            0 => self.hw.alloc(bytes, PENDING_ALIGN).ok_or(GicError::NoMemory)?,
+            0 => self.hw.alloc(bytes, TABLE_ALIGN).ok_or(GicError::NoMemory)?,
             // What it held went elsewhere before the CPU did.
             own => {
                 (0..bytes as u64).step_by(8).for_each(|at| self.hw.store64(Pa(own).add(at), 0));
@@ -406,6 +404,7 @@ impl<H: Hw> Redist<H> {
         idle && self.syncr()
     }
 
+    #[inline]
     fn syncr(&self) -> bool {
         let at = self.base.add(gicr::SYNCR);
         let busy = || LocalRegisterCopy::<u32, GICR_SYNCR::Register>::new(self.hw.read32(at)).is_set(GICR_SYNCR::BUSY);
@@ -453,7 +452,7 @@ impl<H: Hw> Redist<H> {
             write(GICR_VPROPBASER_4_1::PAGE_SIZE.val(code) + GICR_VPROPBASER_4_1::INDIRECT::SET)
                 .is_set(GICR_VPROPBASER_4_1::INDIRECT)
         };
-        Table::allocate(&self.hw, (vpes, entry), 0x1000 << (2 * code), VPE_TABLE_PAGES, can_be_indirect)
+        Table::allocate(&self.hw, (vpes, entry), page_bytes(code), VPE_TABLE_PAGES, can_be_indirect)
     }
 
     /// Frees a table from [`make_vpe_table`](Self::make_vpe_table) that nothing has been pointed at.

@@ -7,6 +7,7 @@
 use super::regs::LEVEL1;
 use crate::ids::Pa;
 use crate::mmio::{Coherence, Hw};
+use crate::util::PAGE;
 use core::fmt;
 use tock_registers::LocalRegisterCopy;
 
@@ -52,7 +53,7 @@ impl fmt::Display for TableError {
 
 /// Bytes of a page as GITS_BASER.Page_Size and GICR_VPROPBASER.Page_Size encode it: 4, 16 or 64 KiB.
 pub const fn page_bytes(code: u64) -> u64 {
-    0x1000 << (2 * code)
+    PAGE << (2 * code)
 }
 
 impl Table {

@@ -2,7 +2,7 @@
 
 use super::v4::{PendingLast, Resident, V4, VmHandle, Why};
 use super::{Gic, GicError, ItsLayout, Layout};
-use crate::ids::{CpuId, DeviceId, EventId, ItsId, Lpi, Mpidr, Pa, VIntid, VpeId};
+use crate::ids::{CpuId, DeviceId, EventId, EventKey, ItsId, Lpi, Mpidr, Pa, VIntid, VpeId};
 use crate::mmio::{Coherence, Hw};
 use gic_model::{Config, Machine};
 use std::cell::RefCell;
@@ -155,6 +155,11 @@ pub const DEV: DeviceId = DeviceId(0x10);
 /// The first ITS.
 pub const ITS0: ItsId = ItsId(0);
 
+/// Event `n` of [`DEV`] on an ITS.
+pub const fn key(its: ItsId, n: u32) -> EventKey {
+    EventKey::new(its, DEV, EventId(n))
+}
+
 /// The n-th vLPI.
 pub const fn vlpi(n: u32) -> VIntid {
     VIntid(Lpi::FIRST + n)
@@ -187,7 +192,7 @@ impl Guest {
     /// Event `ev` of [`DEV`] on an ITS becomes vLPI `ev` of the n-th vPE, enabled.
     pub fn map(&self, its: ItsId, ev: u32, vpe: usize) {
         self.v4().configure(self.vm, vlpi(ev), 0xa1).unwrap();
-        self.v4().map_event(its, DEV, EventId(ev), self.vpes[vpe], vlpi(ev)).unwrap();
+        self.v4().map_event(key(its, ev), self.vpes[vpe], vlpi(ev)).unwrap();
     }
 
     pub fn msi(&self, its: ItsId, ev: u32) {

@@ -2,6 +2,7 @@
 
 use super::testing::{Bench, Described, ModelHw};
 use super::*;
+use crate::ids::EventKey;
 use crate::ids::{CpuId, ItsId};
 use crate::ids::{DeviceId, EventId};
 use gic_model::{Config, Delivery, Machine};
@@ -26,12 +27,12 @@ fn an_msi_reaches_the_cpu_that_its_event_is_mapped_to() {
         gic.map_device(ITS, DEV, 5).unwrap();
         let lpi = gic.alloc_lpi().unwrap();
         gic.configure_lpi(lpi, 0x80, true);
-        gic.map_physical(ITS, DEV, EventId(3), lpi, CpuId(2)).unwrap();
+        gic.map_physical(EventKey::new(ITS, DEV, EventId(3)), lpi, CpuId(2)).unwrap();
         machine.msi(DEV.0, 3);
         machine.advance_us(100);
         assert_eq!(machine.host_ack(2), Some(lpi.0));
         assert_eq!(machine.take_deliveries(), [Delivery::Host { cpu: 2, intid: lpi.0 }]);
-        gic.move_physical(ITS, DEV, EventId(3), CpuId(1)).unwrap();
+        gic.move_physical(EventKey::new(ITS, DEV, EventId(3)), CpuId(1)).unwrap();
         machine.msi(DEV.0, 3);
         machine.advance_us(100);
         assert_eq!((machine.host_ack(2), machine.host_ack(1)), (None, Some(lpi.0)));

@@ -27,7 +27,7 @@ use crate::platform::Machine;
 use crate::sched::{AddError, Credit, Null, Scheduler, Settings, Slices, Woken};
 use crate::sync::{Lock, Rank};
 use crate::trace::{Event, count};
-use crate::util::range::PAGE;
+use crate::util::PAGE;
 use crate::vcpu::Vcpu;
 use crate::vcpu::meter::Rate;
 use alloc::boxed::Box;

@@ -128,7 +128,7 @@ enum Change {
 fn set_enabled<H: Hw + Clone>(gic: &Gic<H>, routes: &Routes, lpi: Lpi, enabled: bool) -> Change {
     let result = if let Some(route) = routes.get(lpi) {
         gic.configure_lpi(lpi, PRIORITY, enabled);
-        gic.invalidate(route.its, route.device, route.event)
+        gic.invalidate(route.event)
     } else {
         let Some((v4, vpe)) = gic.v4().zip(gic.whose_doorbell(lpi)) else { return Change::Needless };
         match v4.mask_doorbell(vpe, !enabled) {

@@ -4,7 +4,7 @@
 //! unmaps an event that is injected by software.
 
 use crate::gic::Gic;
-use crate::ids::{CpuId, DeviceId, DomId, EventId, ItsId, Lpi, VIntid, VcpuId};
+use crate::ids::{CpuId, DeviceId, DomId, EventId, EventKey, ItsId, Lpi, VIntid, VcpuId};
 use crate::mmio::Hw;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -21,12 +21,8 @@ pub struct Route {
     pub vcpu: VcpuId,
     /// The number of the LPI in the guest.
     pub vintid: VIntid,
-    /// The ITS that translates the event.
-    pub its: ItsId,
-    /// The device that sends the event.
-    pub device: DeviceId,
-    /// The number of the event among those of the device.
-    pub event: EventId,
+    /// The event that the LPI was allocated for.
+    pub event: EventKey,
 }
 
 /// The routes of all physical LPIs, two words for each.
@@ -71,9 +67,11 @@ impl Routes {
             domain: DomId((raw >> 48) as u16 & 0x7fff),
             vcpu: VcpuId((raw >> 32) as u16),
             vintid: VIntid(raw as u32),
-            its: ItsId((source >> 56) as u8),
-            device: DeviceId(source as u32),
-            event: EventId((source >> 32) as u32 & EVENT),
+            event: EventKey {
+                its: ItsId((source >> 56) as u8),
+                device: DeviceId(source as u32),
+                event: EventId((source >> 32) as u32 & EVENT),
+            },
         })
     }
 
@@ -94,8 +92,8 @@ impl Routes {
     /// Sets the route of `lpi`.
     pub fn set(&self, lpi: Lpi, route: Route) {
         if let Some([to, from]) = self.slot(lpi) {
-            let event = u64::from(route.event.0 & EVENT);
-            let source = u64::from(route.its.0) << 56 | event << 32 | u64::from(route.device.0);
+            let EventKey { its, device, event } = route.event;
+            let source = u64::from(its.0) << 56 | u64::from(event.0 & EVENT) << 32 | u64::from(device.0);
             from.store(source, Ordering::Relaxed);
             let raw = VALID | u64::from(route.domain.0) << 48 | u64::from(route.vcpu.0) << 32;
             to.store(raw | u64::from(route.vintid.0), Ordering::Release);
@@ -119,7 +117,7 @@ pub fn move_if_misplaced<H: Hw + Clone>(gic: &Gic<H>, routes: &Routes, lpi: Lpi,
     if !routes.count_arrival(lpi, cpu != runs_on) {
         return false;
     }
-    let Some(Route { its, device, event, .. }) = routes.get(lpi) else { return false };
+    let Some(Route { event, .. }) = routes.get(lpi) else { return false };
     // If the move fails, the LPI still arrives on this CPU.
-    gic.move_physical(its, device, event, runs_on).is_ok()
+    gic.move_physical(event, runs_on).is_ok()
 }

@@ -6,7 +6,8 @@ use crate::arch::barrier;
 use crate::ids::Pa;
 use crate::platform::Machine;
 use crate::sync::{Lock, Rank};
-use crate::util::range::{PAGE, Range, gaps, pages_around, whole_pages_in};
+use crate::util::PAGE;
+use crate::util::range::{Range, gaps, pages_around, whole_pages_in};
 use arrayvec::ArrayVec;
 
 /// Tables from the frame allocator, which are never freed.

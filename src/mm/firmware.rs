@@ -7,7 +7,8 @@ use super::el2_map;
 use crate::ids::Pa;
 use crate::platform::Machine;
 use crate::platform::acpi::PhysicalMemory;
-use crate::util::range::{PAGE, Range};
+use crate::util::PAGE;
+use crate::util::range::Range;
 
 /// The memory of a machine according to the firmware.
 pub struct FirmwareMemory(pub &'static Machine);

@@ -3,10 +3,10 @@
 use super::bitmap::Bitmap;
 use crate::ids::Pa;
 use crate::sync::{Lock, Rank};
-use crate::util::range;
+use crate::util;
 use core::slice;
 
-const PAGE: usize = range::PAGE as usize;
+const PAGE: usize = util::PAGE as usize;
 
 struct Pool {
     base: u64,

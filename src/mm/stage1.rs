@@ -10,7 +10,7 @@
 
 use crate::arch::barrier;
 use crate::ids::Pa;
-use crate::util::range::PAGE;
+use crate::util::PAGE;
 use core::fmt;
 
 /// The kind of a mapping, which determines its attributes.

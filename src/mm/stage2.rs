@@ -20,7 +20,7 @@
 use crate::arch::sysreg::{VTCR_EL2, VTTBR_EL2};
 use crate::ids::{Ipa, Pa, VmId};
 use crate::mmio::{Coherence, Hw};
-use crate::util::range::PAGE;
+use crate::util::PAGE;
 use core::fmt;
 
 const TABLE_ENTRIES: u64 = 512;

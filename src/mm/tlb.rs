@@ -4,7 +4,7 @@ use super::frames;
 use super::stage2::Tlb;
 use crate::arch::tlb;
 use crate::ids::{Ipa, Pa, VmId};
-use crate::util::range::PAGE;
+use crate::util::PAGE;
 
 /// The TLBs of all CPUs, and an empty root table.
 #[derive(Debug)]

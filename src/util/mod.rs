@@ -2,3 +2,6 @@
 
 pub mod bits;
 pub mod range;
+
+/// Bytes of a page: the translation granule of both stages, and the unit of many GIC registers.
+pub const PAGE: u64 = 4096;

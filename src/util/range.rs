@@ -1,11 +1,9 @@
 //! Ranges of physical addresses: comparison, rounding to pages, and difference.
 
+use super::PAGE;
 use crate::ids::Pa;
 use alloc::vec::Vec;
 use core::fmt;
-
-/// The size of a page in bytes: the translation granule of stage 1 and stage 2.
-pub const PAGE: u64 = 4096;
 
 /// A range of physical addresses.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

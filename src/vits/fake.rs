@@ -5,7 +5,7 @@
 #![allow(dead_code, reason = "the fuzz target and the tests use different parts")]
 
 use super::{
-    Backend, BackendError, DeviceId, DomId, EventId, Ipa, ItsId, OnError, Progress, Quota, VIntid, VcpuId, Vits,
+    Backend, BackendError, DeviceId, DomId, EventKey, Ipa, ItsId, OnError, Progress, Quota, VIntid, VcpuId, Vits,
     VitsConfig,
 };
 use std::cell::{Cell, RefCell};
@@ -115,10 +115,10 @@ impl Host {
     }
 
     /// Checks that an event is mapped as the caller says.
-    fn mapped(&self, its: ItsId, device: DeviceId, event: EventId, vintid: VIntid, vcpu: VcpuId) {
-        self.check(its, vintid, vcpu);
-        let found = self.events.borrow().get(&(device.0, event.0)).copied();
-        assert_eq!(found, Some((vintid.0, vcpu.0)), "{device} {event}");
+    fn mapped(&self, key: EventKey, vintid: VIntid, vcpu: VcpuId) {
+        self.check(key.its, vintid, vcpu);
+        let found = self.events.borrow().get(&(key.device.0, key.event.0)).copied();
+        assert_eq!(found, Some((vintid.0, vcpu.0)), "{key}");
     }
 
     fn apply(&self, vintid: VIntid) {
@@ -166,90 +166,61 @@ impl Backend for Host {
         self.fails()
     }
 
-    fn map_event(
-        &self,
-        its: ItsId,
-        device: DeviceId,
-        event: EventId,
-        vcpu: VcpuId,
-        vintid: VIntid,
-    ) -> Result<(), BackendError> {
-        self.check(its, vintid, vcpu);
-        let bits = self.devices.borrow().get(&device.0).copied().expect("the device is mapped");
-        assert!(event.0 < 1 << bits, "{event}");
+    fn map_event(&self, key: EventKey, vcpu: VcpuId, vintid: VIntid) -> Result<(), BackendError> {
+        self.check(key.its, vintid, vcpu);
+        let bits = self.devices.borrow().get(&key.device.0).copied().expect("the device is mapped");
+        assert!(key.event.0 < 1 << bits, "{key}");
         assert_eq!(self.calls.borrow().last(), Some(&Call::Byte(vintid.0, vcpu.0)));
-        self.call(Call::Map(device.0, event.0, vcpu.0, vintid.0));
+        self.call(Call::Map(key.device.0, key.event.0, vcpu.0, vintid.0));
         self.fails()?;
-        let old = self.events.borrow_mut().insert((device.0, event.0), (vintid.0, vcpu.0));
-        assert_eq!(old, None, "{device} {event} is mapped");
+        let old = self.events.borrow_mut().insert((key.device.0, key.event.0), (vintid.0, vcpu.0));
+        assert_eq!(old, None, "{key} is mapped");
         Ok(())
     }
 
-    fn move_event(
-        &self,
-        its: ItsId,
-        device: DeviceId,
-        event: EventId,
-        vintid: VIntid,
-        from: VcpuId,
-        to: VcpuId,
-    ) -> Result<(), BackendError> {
-        self.mapped(its, device, event, vintid, from);
+    fn move_event(&self, key: EventKey, vintid: VIntid, from: VcpuId, to: VcpuId) -> Result<(), BackendError> {
+        self.mapped(key, vintid, from);
         assert!(to.0 < self.vcpus && to != from);
-        self.call(Call::Move(device.0, event.0, from.0, to.0));
-        self.events.borrow_mut().remove(&(device.0, event.0));
+        self.call(Call::Move(key.device.0, key.event.0, from.0, to.0));
+        self.events.borrow_mut().remove(&(key.device.0, key.event.0));
         self.fails()?;
-        self.events.borrow_mut().insert((device.0, event.0), (vintid.0, to.0));
+        self.events.borrow_mut().insert((key.device.0, key.event.0), (vintid.0, to.0));
         if self.pending.borrow_mut().remove(&(from.0, vintid.0)) {
             self.pending.borrow_mut().insert((to.0, vintid.0));
         }
         Ok(())
     }
 
-    fn unmap_event(
-        &self,
-        its: ItsId,
-        device: DeviceId,
-        event: EventId,
-        vintid: VIntid,
-        vcpu: VcpuId,
-    ) -> Result<(), BackendError> {
-        self.mapped(its, device, event, vintid, vcpu);
-        self.call(Call::Unmap(device.0, event.0, vcpu.0));
-        self.events.borrow_mut().remove(&(device.0, event.0));
+    fn unmap_event(&self, key: EventKey, vintid: VIntid, vcpu: VcpuId) -> Result<(), BackendError> {
+        self.mapped(key, vintid, vcpu);
+        self.call(Call::Unmap(key.device.0, key.event.0, vcpu.0));
+        self.events.borrow_mut().remove(&(key.device.0, key.event.0));
         self.pending.borrow_mut().remove(&(vcpu.0, vintid.0));
         self.fails()
     }
 
-    fn park_event(
-        &self,
-        its: ItsId,
-        device: DeviceId,
-        event: EventId,
-        vintid: VIntid,
-        vcpu: VcpuId,
-    ) -> Result<(), BackendError> {
-        self.mapped(its, device, event, vintid, vcpu);
-        self.call(Call::Park(device.0, event.0, vcpu.0));
-        self.events.borrow_mut().remove(&(device.0, event.0));
+    fn park_event(&self, key: EventKey, vintid: VIntid, vcpu: VcpuId) -> Result<(), BackendError> {
+        self.mapped(key, vintid, vcpu);
+        self.call(Call::Park(key.device.0, key.event.0, vcpu.0));
+        self.events.borrow_mut().remove(&(key.device.0, key.event.0));
         self.fails()
     }
 
-    fn set_pending(&self, its: ItsId, device: DeviceId, event: EventId, vintid: VIntid, vcpu: VcpuId) {
-        self.mapped(its, device, event, vintid, vcpu);
-        self.call(Call::SetPending(device.0, event.0, vintid.0, vcpu.0));
+    fn set_pending(&self, key: EventKey, vintid: VIntid, vcpu: VcpuId) {
+        self.mapped(key, vintid, vcpu);
+        self.call(Call::SetPending(key.device.0, key.event.0, vintid.0, vcpu.0));
         self.pending.borrow_mut().insert((vcpu.0, vintid.0));
     }
 
-    fn clear_pending(&self, its: ItsId, device: DeviceId, event: EventId, vintid: VIntid, vcpu: VcpuId) {
-        self.mapped(its, device, event, vintid, vcpu);
-        self.call(Call::ClearPending(device.0, event.0, vintid.0, vcpu.0));
+    fn clear_pending(&self, key: EventKey, vintid: VIntid, vcpu: VcpuId) {
+        self.mapped(key, vintid, vcpu);
+        self.call(Call::ClearPending(key.device.0, key.event.0, vintid.0, vcpu.0));
         self.pending.borrow_mut().remove(&(vcpu.0, vintid.0));
     }
 
-    fn reload_config(&self, its: ItsId, device: DeviceId, event: EventId, vintid: VIntid, vcpu: VcpuId) {
-        self.mapped(its, device, event, vintid, vcpu);
-        self.call(Call::Reload(device.0, event.0, vintid.0, vcpu.0));
+    fn reload_config(&self, key: EventKey, vintid: VIntid, vcpu: VcpuId) {
+        self.mapped(key, vintid, vcpu);
+        self.call(Call::Reload(key.device.0, key.event.0, vintid.0, vcpu.0));
         self.apply(vintid);
     }
 

@@ -13,7 +13,7 @@ use super::refusal::{Counters, Refusal};
 use super::regs::{self, Effect, Registers};
 use super::shadow::{Collections, Cursor, Device, Event, Shadow, Step};
 use super::{Backend, BackendError};
-use crate::ids::{CollectionId, DeviceId, EventId, ItsId, Lpi, VIntid, VcpuId};
+use crate::ids::{CollectionId, DeviceId, EventId, EventKey, Lpi, VIntid, VcpuId};
 
 /// How much work may still be done before the interpreter returns.
 pub(super) struct Budget(usize);
@@ -87,14 +87,6 @@ pub(super) struct State {
     counters: Counters,
 }
 
-/// An event on the host.
-#[derive(Clone, Copy)]
-struct Name {
-    its: ItsId,
-    device: DeviceId,
-    event: EventId,
-}
-
 /// The vCPU that the host must have an event mapped to, by the rule of `mod.rs`.
 fn wanted(enabled: bool, device: &Device, event: &Event, collections: &Collections) -> Option<VcpuId> {
     if enabled && device.at_host { collections.target(event.collection) } else { None }
@@ -103,22 +95,19 @@ fn wanted(enabled: bool, device: &Device, event: &Event, collections: &Collectio
 /// Maps, moves or unmaps an event on the host so that it is mapped to `wanted`. `None` if it is already.
 fn reconcile(
     backend: &dyn Backend,
-    name: Name,
+    name: EventKey,
     event: &mut Event,
     wanted: Option<VcpuId>,
 ) -> Option<Result<(), (Refusal, BackendError)>> {
-    let Name { its, device, event: id } = name;
     let result = match (event.at, wanted) {
         (None, None) => return None,
         (Some(at), Some(to)) if at == to => return None,
         (None, Some(to)) => {
             backend.reload_config_byte_only(event.vintid, to);
-            backend.map_event(its, device, id, to, event.vintid).map_err(|e| (Refusal::HostMap, e))
+            backend.map_event(name, to, event.vintid).map_err(|e| (Refusal::HostMap, e))
         }
-        (Some(from), Some(to)) => {
-            backend.move_event(its, device, id, event.vintid, from, to).map_err(|e| (Refusal::HostMap, e))
-        }
-        (Some(at), None) => backend.park_event(its, device, id, event.vintid, at).map_err(|e| (Refusal::HostUnmap, e)),
+        (Some(from), Some(to)) => backend.move_event(name, event.vintid, from, to).map_err(|e| (Refusal::HostMap, e)),
+        (Some(at), None) => backend.park_event(name, event.vintid, at).map_err(|e| (Refusal::HostUnmap, e)),
     };
     event.at = if result.is_ok() { wanted } else { None };
     Some(result)
@@ -218,9 +207,9 @@ impl State {
         }
     }
 
-    fn host_failed(&mut self, name: Name, why: Refusal, error: BackendError) {
+    fn host_failed(&mut self, name: EventKey, why: Refusal, error: BackendError) {
         if self.counters.count(why) {
-            let (domain, its, device, event) = (self.config.domain, name.its, name.device, name.event);
+            let (domain, EventKey { its, device, event }) = (self.config.domain, name);
             log::warn!(
                 "vits: {domain} {its}: {device} {event}: {}: {error:?}; further failures are only counted",
                 why.text()
@@ -229,8 +218,8 @@ impl State {
     }
 
     /// An event as the host identifies it.
-    fn name(&self, device: DeviceId, event: EventId) -> Name {
-        Name { its: self.config.its, device, event }
+    fn name(&self, device: DeviceId, event: EventId) -> EventKey {
+        EventKey { its: self.config.its, device, event }
     }
 
     pub fn run(&mut self, backend: &dyn Backend, budget: &mut Budget) -> Progress {
@@ -333,17 +322,17 @@ impl State {
             }
             Command::Int { device, event } => {
                 if let Some((name, vintid, vcpu)) = self.delivered_event(device, event, budget)? {
-                    backend.set_pending(name.its, name.device, name.event, vintid, vcpu);
+                    backend.set_pending(name, vintid, vcpu);
                 }
             }
             Command::Clear { device, event } => {
                 if let Some((name, vintid, vcpu)) = self.delivered_event(device, event, budget)? {
-                    backend.clear_pending(name.its, name.device, name.event, vintid, vcpu);
+                    backend.clear_pending(name, vintid, vcpu);
                 }
             }
             Command::Inv { device, event } => {
                 if let Some((name, vintid, vcpu)) = self.delivered_event(device, event, budget)? {
-                    backend.reload_config(name.its, name.device, name.event, vintid, vcpu);
+                    backend.reload_config(name, vintid, vcpu);
                 }
             }
             Command::Sync => {}
@@ -378,7 +367,7 @@ impl State {
         device: DeviceId,
         id: EventId,
         budget: &mut Budget,
-    ) -> Result<Option<(Name, VIntid, VcpuId)>, Refusal> {
+    ) -> Result<Option<(EventKey, VIntid, VcpuId)>, Refusal> {
         let (_, event) = self.mapped_event(device, id)?;
         self.shadow.collections.target(event.collection).ok_or(Refusal::CollectionUnmapped)?;
         budget.operation();
@@ -491,7 +480,7 @@ impl State {
         let Some(vcpu) = event.at else { return };
         budget.operation();
         let name = self.name(device.id, id);
-        if let Err(error) = backend.unmap_event(name.its, name.device, name.event, event.vintid, vcpu) {
+        if let Err(error) = backend.unmap_event(name, event.vintid, vcpu) {
             self.host_failed(name, Refusal::HostUnmap, error);
         }
     }
@@ -509,7 +498,7 @@ impl State {
                     if only.is_some_and(|only| only != event.collection) {
                         continue;
                     }
-                    let name = Name { its, device: device.id, event: id };
+                    let name = EventKey { its, device: device.id, event: id };
                     let wanted = wanted(enabled, &device, event, collections);
                     if let Some(result) = reconcile(backend, name, event, wanted) {
                         budget.operation();

@@ -70,9 +70,9 @@ pub use config::{ConfigError, OnError, Progress, Quota, VitsConfig};
 pub use its::Vits;
 pub use refusal::{Counters, Refusal};
 
+use crate::ids::{DeviceId, EventKey, Ipa, ItsId, VIntid, VcpuId};
 #[cfg(test)]
-use crate::ids::DomId;
-use crate::ids::{DeviceId, EventId, Ipa, ItsId, VIntid, VcpuId};
+use crate::ids::{DomId, EventId};
 
 /// Why the host could not carry out an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,52 +109,23 @@ pub trait Backend {
 
     /// Maps an event that is not mapped. [`reload_config_byte_only`](Backend::reload_config_byte_only) was called for
     /// it just before. After an error the event is not mapped.
-    fn map_event(
-        &self,
-        its: ItsId,
-        device: DeviceId,
-        event: EventId,
-        vcpu: VcpuId,
-        vintid: VIntid,
-    ) -> Result<(), BackendError>;
+    fn map_event(&self, key: EventKey, vcpu: VcpuId, vintid: VIntid) -> Result<(), BackendError>;
     /// Moves a mapped event with its pending state. After an error the event is not mapped.
-    fn move_event(
-        &self,
-        its: ItsId,
-        device: DeviceId,
-        event: EventId,
-        vintid: VIntid,
-        from: VcpuId,
-        to: VcpuId,
-    ) -> Result<(), BackendError>;
+    fn move_event(&self, key: EventKey, vintid: VIntid, from: VcpuId, to: VcpuId) -> Result<(), BackendError>;
     /// Unmaps a mapped event and clears its pending state (DISCARD, MAPD, MAPTI of a mapped event). It counts as
     /// unmapped after an error, too.
-    fn unmap_event(
-        &self,
-        its: ItsId,
-        device: DeviceId,
-        event: EventId,
-        vintid: VIntid,
-        vcpu: VcpuId,
-    ) -> Result<(), BackendError>;
+    fn unmap_event(&self, key: EventKey, vintid: VIntid, vcpu: VcpuId) -> Result<(), BackendError>;
     /// Unmaps a mapped event, but an interrupt that is pending should stay pending: MAPC with V = 0 and
     /// GITS_CTLR.Enabled = 0 end the translation and do not affect a redistributor. One additional edge is allowed.
-    fn park_event(
-        &self,
-        its: ItsId,
-        device: DeviceId,
-        event: EventId,
-        vintid: VIntid,
-        vcpu: VcpuId,
-    ) -> Result<(), BackendError>;
+    fn park_event(&self, key: EventKey, vintid: VIntid, vcpu: VcpuId) -> Result<(), BackendError>;
 
     /// Makes a mapped event pending (INT).
-    fn set_pending(&self, its: ItsId, device: DeviceId, event: EventId, vintid: VIntid, vcpu: VcpuId);
+    fn set_pending(&self, key: EventKey, vintid: VIntid, vcpu: VcpuId);
     /// Clears the pending state of a mapped event (CLEAR).
-    fn clear_pending(&self, its: ItsId, device: DeviceId, event: EventId, vintid: VIntid, vcpu: VcpuId);
+    fn clear_pending(&self, key: EventKey, vintid: VIntid, vcpu: VcpuId);
 
     /// Reads the guest's configuration byte of a mapped event, applies it and invalidates cached copies (INV).
-    fn reload_config(&self, its: ItsId, device: DeviceId, event: EventId, vintid: VIntid, vcpu: VcpuId);
+    fn reload_config(&self, key: EventKey, vintid: VIntid, vcpu: VcpuId);
     /// Reads the guest's configuration byte and applies it. The caller has cached copies invalidated afterwards.
     fn reload_config_byte_only(&self, vintid: VIntid, vcpu: VcpuId);
     /// Invalidates all configuration that is cached for a vCPU, after its bytes were reloaded.

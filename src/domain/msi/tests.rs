@@ -2,6 +2,7 @@
 //! The guest must see the same interrupts in all three.
 
 use super::*;
+use crate::gic::testing::key;
 use crate::gic::testing::{Bench, DEV, ITS0, ModelHw, vlpi};
 use crate::gic::v4::Why;
 use crate::host::routes::{MOVE_AFTER, move_if_misplaced};
@@ -66,7 +67,7 @@ impl World {
     fn map(&self, event: u32, vcpu: u16) -> Result<(), BackendError> {
         let backend = self.backend();
         backend.reload_config_byte_only(vlpi(event), VcpuId(vcpu));
-        backend.map_event(ITS0, DEV, EventId(event), VcpuId(vcpu), vlpi(event))
+        backend.map_event(key(ITS0, event), VcpuId(vcpu), vlpi(event))
     }
 
     /// What EL2 does on each CPU: takes pending interrupts and injects them.
@@ -153,7 +154,7 @@ fn software_injection_frees_each_lpi_that_it_has_allocated() {
         (0..EVENTS).for_each(|event| world.map(event, 1).unwrap());
         assert_eq!(world.count_free_lpis(), world.free_lpis - EVENTS as usize);
         for event in 0..EVENTS {
-            world.backend().unmap_event(ITS0, DEV, EventId(event), vlpi(event), VcpuId(1)).unwrap();
+            world.backend().unmap_event(key(ITS0, event), vlpi(event), VcpuId(1)).unwrap();
         }
         world.backend().unmap_device(ITS0, DEV).unwrap();
         assert_eq!(world.count_free_lpis(), world.free_lpis);
@@ -173,13 +174,13 @@ fn a_move_between_a_vcpu_with_a_vpe_and_one_without_loses_no_interrupt() {
         if to % 2 == 1 {
             world.take_interrupts();
         }
-        world.backend().move_event(ITS0, DEV, EventId(0), vlpi(0), VcpuId(from), VcpuId(to)).unwrap();
+        world.backend().move_event(key(ITS0, 0), vlpi(0), VcpuId(from), VcpuId(to)).unwrap();
         let taken = world.run();
         assert!(taken.contains(&(to, 0)) || taken.contains(&(from, 0)), "{from} to {to}: {taken:?}");
         world.machine.msi(DEV.0, 0);
         assert_eq!(world.run(), BTreeSet::from([(to, 0)]), "{from} to {to}");
     }
-    world.backend().unmap_event(ITS0, DEV, EventId(0), vlpi(0), VcpuId(0)).unwrap();
+    world.backend().unmap_event(key(ITS0, 0), vlpi(0), VcpuId(0)).unwrap();
     world.backend().unmap_device(ITS0, DEV).unwrap();
     assert_eq!(world.count_free_lpis(), world.free_lpis);
     world.tear_down();
@@ -199,7 +200,7 @@ fn a_disabled_lpi_is_taken_after_it_is_enabled_and_an_inv() {
         for vcpu in 0..2 {
             let event = u32::from(vcpu);
             world.set_byte(event, ENABLED);
-            world.backend().reload_config(ITS0, DEV, EventId(event), vlpi(event), VcpuId(vcpu));
+            world.backend().reload_config(key(ITS0, event), vlpi(event), VcpuId(vcpu));
         }
         assert_eq!(world.run(), BTreeSet::from([(0, 0), (1, 1)]));
     }
@@ -215,7 +216,7 @@ fn an_event_that_is_discarded_while_pending_is_not_taken() {
             world.map(event, vcpu).unwrap();
             world.machine.msi(DEV.0, event);
             world.take_interrupts();
-            world.backend().unmap_event(ITS0, DEV, EventId(event), vlpi(event), VcpuId(vcpu)).unwrap();
+            world.backend().unmap_event(key(ITS0, event), vlpi(event), VcpuId(vcpu)).unwrap();
         }
         assert!(world.run().is_empty());
     }
@@ -230,7 +231,7 @@ fn a_parked_event_adds_at_most_one_edge_and_loses_none() {
             world.set_byte(event, ENABLED);
             world.map(event, vcpu).unwrap();
             world.machine.msi(DEV.0, event);
-            world.backend().park_event(ITS0, DEV, EventId(event), vlpi(event), VcpuId(vcpu)).unwrap();
+            world.backend().park_event(key(ITS0, event), vlpi(event), VcpuId(vcpu)).unwrap();
         }
         let expected = BTreeSet::from([(0, 0), (1, 1)]);
         assert_eq!(world.run(), expected);
@@ -251,8 +252,8 @@ fn a_failing_its_leaks_at_most_one_lpi_and_uses_none_twice() {
             world.backend().map_device(ITS0, DEV, 3).unwrap();
             world.map(0, 0).unwrap();
             world.machine.inject(Fault::Command { its: 0, nth, fault });
-            let moved = world.backend().move_event(ITS0, DEV, EventId(0), vlpi(0), VcpuId(0), VcpuId(1));
-            let state = world.gic.event(ITS0, DEV, EventId(0));
+            let moved = world.backend().move_event(key(ITS0, 0), vlpi(0), VcpuId(0), VcpuId(1));
+            let state = world.gic.event(key(ITS0, 0));
             let held = world.free_lpis - world.count_free_lpis();
             let routed =
                 (0..world.gic.facts().lpis).filter(|n| world.routes.get(Lpi(Lpi::FIRST + n)).is_some()).count();
@@ -301,8 +302,8 @@ fn the_guest_sees_the_same_interrupts_with_direct_and_software_injection() {
                 }
                 (Some(from), 0) => {
                     for world in &worlds {
-                        let id = EventId(event);
-                        world.backend().move_event(ITS0, DEV, id, vlpi(event), VcpuId(from), VcpuId(vcpu)).unwrap();
+                        let id = key(ITS0, event);
+                        world.backend().move_event(id, vlpi(event), VcpuId(from), VcpuId(vcpu)).unwrap();
                         // Switching between direct and software injection may add an edge, which is taken before the
                         // next step.
                         assert!(world.run().is_subset(&BTreeSet::from([(vcpu, event)])));
@@ -312,15 +313,13 @@ fn the_guest_sees_the_same_interrupts_with_direct_and_software_injection() {
                 }
                 (Some(from), 1) => {
                     for world in &worlds {
-                        world.backend().unmap_event(ITS0, DEV, EventId(event), vlpi(event), VcpuId(from)).unwrap();
+                        world.backend().unmap_event(key(ITS0, event), vlpi(event), VcpuId(from)).unwrap();
                     }
                     *slot = None;
                     None
                 }
                 (Some(at), 2) => {
-                    worlds
-                        .iter()
-                        .for_each(|w| w.backend().set_pending(ITS0, DEV, EventId(event), vlpi(event), VcpuId(at)));
+                    worlds.iter().for_each(|w| w.backend().set_pending(key(ITS0, event), vlpi(event), VcpuId(at)));
                     Some((at, event))
                 }
                 (Some(at), _) => {
@@ -342,9 +341,7 @@ fn a_physical_lpi_moves_to_the_cpu_of_its_vcpu_after_enough_misplaced_arrivals()
     let world = World::new(|_| false);
     world.backend().map_device(ITS0, DEV, 3).unwrap();
     world.map(1, 0).unwrap();
-    let Ok(Event::Physical { lpi, cpu: CpuId(0) }) = world.gic.event(ITS0, DEV, EventId(1)) else {
-        panic!("not on CPU 0")
-    };
+    let Ok(Event::Physical { lpi, cpu: CpuId(0) }) = world.gic.event(key(ITS0, 1)) else { panic!("not on CPU 0") };
     let taken = |runs_on| {
         world.machine.msi(DEV.0, 1);
         let on = (0..usize::from(VCPUS)).find(|&cpu| world.machine.host_ack(cpu) == Some(lpi.0)).expect("it arrives");

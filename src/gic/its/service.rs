@@ -18,6 +18,7 @@ use crate::gic::table::Table;
 use crate::ids::{CollectionId, CpuId, DeviceId, ItsId, Pa, VpeId};
 use crate::mmio::{Coherence, Hw};
 use crate::sync::{Lock, Rank};
+use crate::util::PAGE;
 use alloc::vec::Vec;
 use tock_registers::LocalRegisterCopy;
 
@@ -197,7 +198,7 @@ fn start_ring<H: Hw>(hw: &H, base: Pa, coherent: bool) -> Result<(Pa, Coherence)
         };
         GITS_CBASER::VALID::SET
             + GITS_CBASER::PA_4K.val(pa_4k(ring))
-            + GITS_CBASER::SIZE.val(RING_SIZE / 0x1000 - 1)
+            + GITS_CBASER::SIZE.val(RING_SIZE / PAGE - 1)
             + GITS_CBASER::SHAREABILITY.val(share)
             + GITS_CBASER::INNER_CACHE.val(inner)
             + GITS_CBASER::OUTER_CACHE.val(attributes::SAME_AS_INNER)

@@ -3,6 +3,7 @@
 use crate::gic::Gic;
 use crate::gic::ItsError;
 use crate::gic::table::TableError;
+use crate::gic::testing::key;
 use crate::gic::testing::{Bench, DEV, Described, ITS0, ModelHw};
 use crate::ids::{CpuId, DeviceId, EventId, ItsId, Lpi, Pa, VIntid, VpeId};
 use crate::mmio::Hw;
@@ -175,7 +176,7 @@ fn collections_that_an_its_holds_itself_need_no_table() {
     let (gic, lpi) = (&bench.gic, bench.gic.alloc_lpi().unwrap());
     gic.configure_lpi(lpi, 0x80, true);
     gic.map_device(ITS0, DEV, 5).unwrap();
-    gic.map_physical(ITS0, DEV, EventId(1), lpi, CpuId(3)).unwrap();
+    gic.map_physical(key(ITS0, 1), lpi, CpuId(3)).unwrap();
     bench.machine.msi(DEV.0, 1);
     bench.machine.advance_us(100);
     assert_eq!(bench.machine.host_ack(3), Some(lpi.0));

@@ -4,8 +4,10 @@ use super::*;
 use crate::gic::ItsError;
 use crate::gic::TakeOutError;
 use crate::gic::its::{DEAD_AFTER_US, Event};
+use crate::gic::testing::key;
 use crate::gic::testing::{DEV, Guest, ITS0, vlpi};
 use crate::gic::v4::Why::{Block, Preempt};
+use crate::ids::EventKey;
 use crate::ids::{CpuId, EventId, ItsId};
 use gic_model::{CommandFault, Config, Fault};
 
@@ -96,7 +98,7 @@ fn a_vpe_runs_elsewhere_only_when_the_its_that_lost_its_last_event_has_forgotten
     g.map(ITS0, 1, 0);
     // DISCARD and VSYNC are done; VMAPP V=0, which nobody waits for, is late.
     g.machine.inject(on_next(3, CommandFault::Late { us: 60_000 }));
-    g.gic.unmap_event(ITS0, DEV, EventId(1)).unwrap();
+    g.gic.unmap_event(key(ITS0, 1)).unwrap();
     assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
     g.machine.advance_us(60_000);
     let r = g.enter(0, 2);
@@ -134,20 +136,20 @@ fn an_its_that_stops_is_given_up_in_bounded_time_and_keeps_its_memory() {
     let start = g.machine.now_us();
     let ev = EventId(2);
     g.v4().configure(g.vm, vlpi(2), 0xa1).unwrap();
-    assert_eq!(g.v4().map_event(ITS0, DEV, ev, g.vpes[0], vlpi(2)), Err(ItsError::Timeout));
+    assert_eq!(g.v4().map_event(EventKey::new(ITS0, DEV, ev), g.vpes[0], vlpi(2)), Err(ItsError::Timeout));
     // It was posted, and would take effect: that is what is kept.
-    assert_eq!(g.gic.event(ITS0, DEV, ev), Ok(Event::Virtual { vpe: g.vpes[0], vintid: vlpi(2) }));
-    while g.gic.set_pending(ITS0, DEV, ev) == Err(ItsError::Timeout) {
+    assert_eq!(g.gic.event(EventKey::new(ITS0, DEV, ev)), Ok(Event::Virtual { vpe: g.vpes[0], vintid: vlpi(2) }));
+    while g.gic.set_pending(EventKey::new(ITS0, DEV, ev)) == Err(ItsError::Timeout) {
         assert!(g.machine.now_us() - start < 3 * DEAD_AFTER_US);
     }
-    assert_eq!(g.gic.set_pending(ITS0, DEV, ev), Err(ItsError::Dead));
+    assert_eq!(g.gic.set_pending(EventKey::new(ITS0, DEV, ev)), Err(ItsError::Dead));
     assert_eq!(g.gic.counters().dead_itss.get(), 1);
     // What has died is refused at once.
     let now = g.machine.now_us();
     assert_eq!(g.gic.unmap_device(ITS0, DEV), Err(ItsError::Dead));
     assert_eq!(g.v4().remove_vpe(g.vpes[0]), Err(V4Error::Its(ItsError::Dead)));
     assert!(g.machine.now_us() - now < 10_000);
-    assert_eq!(g.gic.event(ITS0, DEV, ev), Err(ItsError::NoSuchDevice(DEV)));
+    assert_eq!(g.gic.event(EventKey::new(ITS0, DEV, ev)), Err(ItsError::NoSuchDevice(DEV)));
     assert_eq!(g.v4().home(g.vpes[0]), None);
     g.v4().remove_vpe(g.vpes[1]).unwrap_err();
     g.v4().destroy_vm(g.vm).unwrap();
@@ -206,7 +208,7 @@ fn when_one_its_of_a_list_goes_deaf_in_a_vmovp_the_others_finish_it_and_lose_not
     g.msi(ITS0, 1);
     assert_eq!(g.guest(3), [1]);
     let _ = g.leave(r, Preempt);
-    assert_eq!(g.gic.set_pending(ItsId(1), DEV, EventId(2)), Err(ItsError::Dead));
+    assert_eq!(g.gic.set_pending(key(ItsId(1), 2)), Err(ItsError::Dead));
     g.machine.assert_clean();
 }
 
@@ -246,9 +248,9 @@ fn a_full_ring_that_never_drains_is_an_error_and_nothing_is_claimed_complete() {
     let g = guest();
     g.map(ITS0, 1, 0);
     g.machine.inject(Fault::QueueLooksFull { its: 0 });
-    assert_eq!(g.gic.set_pending(ITS0, DEV, EventId(1)), Err(ItsError::Timeout));
+    assert_eq!(g.gic.set_pending(key(ITS0, 1)), Err(ItsError::Timeout));
     g.machine.heal();
-    g.gic.set_pending(ITS0, DEV, EventId(1)).unwrap();
+    g.gic.set_pending(key(ITS0, 1)).unwrap();
     let r = g.enter(0, 0);
     assert_eq!(g.guest(0), [1]);
     let _ = g.leave(r, Preempt);
@@ -262,7 +264,7 @@ fn the_ring_wraps_many_times() {
     g.map(ITS0, 1, 0);
     let r = g.enter(0, 0);
     for _ in 0..3_000 {
-        g.gic.set_pending(ITS0, DEV, EventId(1)).unwrap();
+        g.gic.set_pending(key(ITS0, 1)).unwrap();
         assert_eq!(g.guest(0), [1]);
     }
     let _ = g.leave(r, Preempt);

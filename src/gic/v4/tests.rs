@@ -3,8 +3,10 @@
 use super::*;
 use crate::gic::ItsError;
 use crate::gic::its::{Event, Kind};
+use crate::gic::testing::key;
 use crate::gic::testing::{DEV, Guest, ITS0, vlpi};
 use crate::gic::v4::Why::{Block, Preempt};
+use crate::ids::EventKey;
 use crate::ids::{CpuId, DeviceId, EventId, ItsId, Lpi, VIntid, VpeId};
 use gic_model::{Config, Delivery, Staleness};
 use std::vec::Vec;
@@ -142,16 +144,16 @@ fn an_event_swaps_between_guest_and_el2_and_loses_nothing() {
     everywhere(|g| {
         let (ev, lpi) = (EventId(2), g.gic.alloc_lpi().unwrap());
         g.gic.configure_lpi(lpi, 0x80, true);
-        g.gic.map_physical(ITS0, DEV, ev, lpi, CpuId(2)).unwrap();
+        g.gic.map_physical(EventKey::new(ITS0, DEV, ev), lpi, CpuId(2)).unwrap();
         g.msi(ITS0, 2);
         // It was pending: at EL2 or in the guest, but not nowhere.
         g.map(ITS0, 2, 0);
         let r = g.enter(0, 0);
         assert_eq!(g.guest(0), [2]);
         g.msi(ITS0, 2);
-        g.v4().to_software(ITS0, DEV, ev, lpi, CpuId(2)).unwrap();
+        g.v4().to_software(EventKey::new(ITS0, DEV, ev), lpi, CpuId(2)).unwrap();
         assert_eq!(g.machine.host_ack(2), Some(lpi.0));
-        assert_eq!(g.gic.event(ITS0, DEV, ev), Ok(Event::Physical { lpi, cpu: CpuId(2) }));
+        assert_eq!(g.gic.event(EventKey::new(ITS0, DEV, ev)), Ok(Event::Physical { lpi, cpu: CpuId(2) }));
         g.msi(ITS0, 2);
         assert_eq!((g.machine.host_ack(2), g.guest(0)), (Some(lpi.0), Vec::new()));
         let _ = g.leave(r, Preempt);
@@ -164,7 +166,7 @@ fn a_moved_event_is_pending_for_its_new_vpe() {
     everywhere(|g| {
         g.map(ITS0, 1, 0);
         g.msi(ITS0, 1);
-        g.v4().move_event(ITS0, DEV, EventId(1), g.vpes[1]).unwrap();
+        g.v4().move_event(key(ITS0, 1), g.vpes[1]).unwrap();
         let r = g.enter(0, 0);
         assert!(g.guest(0).is_empty());
         let _ = g.leave(r, Preempt);
@@ -184,7 +186,7 @@ fn a_configuration_byte_counts_from_the_invalidate_on() {
         g.map(ITS0, 1, 0);
         g.map(ITS0, 2, 0);
         g.v4().configure(g.vm, vlpi(1), 0xa0).unwrap();
-        g.gic.invalidate(ITS0, DEV, EventId(1)).unwrap();
+        g.gic.invalidate(key(ITS0, 1)).unwrap();
         let r = g.enter(0, 0);
         g.msi(ITS0, 1);
         g.msi(ITS0, 2);
@@ -194,7 +196,7 @@ fn a_configuration_byte_counts_from_the_invalidate_on() {
         assert_eq!(g.guest(0), [1]);
         // The more urgent first.
         g.v4().configure(g.vm, vlpi(2), 0x41).unwrap();
-        g.gic.invalidate(ITS0, DEV, EventId(2)).unwrap();
+        g.gic.invalidate(key(ITS0, 2)).unwrap();
         g.msi(ITS0, 1);
         g.msi(ITS0, 2);
         assert_eq!(g.guest(0), [2, 1]);
@@ -210,9 +212,9 @@ fn a_vlpi_that_is_mapped_again_is_configured_as_its_byte_says_now() {
         let r = g.enter(0, 0);
         g.msi(ITS0, 1);
         assert_eq!(g.guest(0), [1]);
-        g.gic.unmap_event(ITS0, DEV, EventId(1)).unwrap();
+        g.gic.unmap_event(key(ITS0, 1)).unwrap();
         g.v4().configure(g.vm, vlpi(1), 0xa0).unwrap();
-        g.v4().map_event(ITS0, DEV, EventId(1), g.vpes[0], vlpi(1)).unwrap();
+        g.v4().map_event(key(ITS0, 1), g.vpes[0], vlpi(1)).unwrap();
         g.msi(ITS0, 1);
         assert!(g.guest(0).is_empty(), "disabled meanwhile");
         let _ = g.leave(r, Preempt);
@@ -227,23 +229,23 @@ fn an_interrupt_that_comes_back_to_a_place_is_configured_as_its_byte_says_now() 
         g.map(ITS0, 1, 0);
         let set = |byte| {
             g.v4().configure(g.vm, vlpi(1), byte).unwrap();
-            g.gic.invalidate(ITS0, DEV, EventId(1)).unwrap();
+            g.gic.invalidate(key(ITS0, 1)).unwrap();
         };
         set(0xa0);
-        g.v4().move_event(ITS0, DEV, EventId(1), g.vpes[1]).unwrap();
+        g.v4().move_event(key(ITS0, 1), g.vpes[1]).unwrap();
         set(0xa1);
-        g.v4().move_event(ITS0, DEV, EventId(1), g.vpes[0]).unwrap();
+        g.v4().move_event(key(ITS0, 1), g.vpes[0]).unwrap();
         let r = g.enter(0, 0);
         g.msi(ITS0, 1);
         assert_eq!(g.guest(0), [1]);
         let _ = g.leave(r, Preempt);
         // An LPI likewise.
         let (ev, lpi) = (EventId(2), g.gic.alloc_lpi().unwrap());
-        g.gic.map_physical(ITS0, DEV, ev, lpi, CpuId(2)).unwrap();
-        g.gic.move_physical(ITS0, DEV, ev, CpuId(3)).unwrap();
+        g.gic.map_physical(EventKey::new(ITS0, DEV, ev), lpi, CpuId(2)).unwrap();
+        g.gic.move_physical(EventKey::new(ITS0, DEV, ev), CpuId(3)).unwrap();
         g.gic.configure_lpi(lpi, 0x80, true);
-        g.gic.invalidate(ITS0, DEV, ev).unwrap();
-        g.gic.move_physical(ITS0, DEV, ev, CpuId(2)).unwrap();
+        g.gic.invalidate(EventKey::new(ITS0, DEV, ev)).unwrap();
+        g.gic.move_physical(EventKey::new(ITS0, DEV, ev), CpuId(2)).unwrap();
         g.msi(ITS0, 2);
         g.machine.advance_us(20);
         assert_eq!(g.machine.host_ack(2), Some(lpi.0));
@@ -256,14 +258,14 @@ fn an_lpi_that_is_given_out_again_is_configured_as_its_byte_says_now() {
     everywhere(|g| {
         let (ev, lpi) = (EventId(1), g.gic.alloc_lpi().unwrap());
         g.gic.configure_lpi(lpi, 0x80, true);
-        g.gic.map_physical(ITS0, DEV, ev, lpi, CpuId(0)).unwrap();
+        g.gic.map_physical(EventKey::new(ITS0, DEV, ev), lpi, CpuId(0)).unwrap();
         g.msi(ITS0, 1);
         g.machine.advance_us(20);
         assert_eq!(g.machine.host_ack(0), Some(lpi.0));
-        g.gic.unmap_event(ITS0, DEV, ev).unwrap();
+        g.gic.unmap_event(EventKey::new(ITS0, DEV, ev)).unwrap();
         g.gic.free_lpi(lpi);
         let again = core::iter::from_fn(|| g.gic.alloc_lpi()).find(|l| *l == lpi).unwrap();
-        g.gic.map_physical(ITS0, DEV, ev, again, CpuId(0)).unwrap();
+        g.gic.map_physical(EventKey::new(ITS0, DEV, ev), again, CpuId(0)).unwrap();
         g.msi(ITS0, 1);
         g.machine.advance_us(20);
         assert_eq!(g.machine.host_ack(0), None, "disabled again");
@@ -275,11 +277,11 @@ fn an_lpi_that_is_given_out_again_is_configured_as_its_byte_says_now() {
 fn software_sets_and_clears_the_pending_state_of_a_virtual_event() {
     everywhere(|g| {
         g.map(ITS0, 1, 0);
-        g.gic.set_pending(ITS0, DEV, EventId(1)).unwrap();
-        g.gic.clear_pending(ITS0, DEV, EventId(1)).unwrap();
+        g.gic.set_pending(key(ITS0, 1)).unwrap();
+        g.gic.clear_pending(key(ITS0, 1)).unwrap();
         let r = g.enter(0, 0);
         assert!(g.guest(0).is_empty());
-        g.gic.set_pending(ITS0, DEV, EventId(1)).unwrap();
+        g.gic.set_pending(key(ITS0, 1)).unwrap();
         assert_eq!(g.guest(0), [1]);
         let _ = g.leave(r, Preempt);
         g.machine.assert_clean();
@@ -298,13 +300,13 @@ fn what_was_taken_down_leaves_no_memory_and_no_number_behind() {
         let vm = v4.create_vm(14).unwrap();
         let vpe = v4.add_vpe(vm, CpuId(1)).unwrap();
         g.gic.map_device(ITS0, DEV, 5).unwrap();
-        v4.map_event(ITS0, DEV, EventId(0), vpe, vlpi(0)).unwrap();
+        v4.map_event(key(ITS0, 0), vpe, vlpi(0)).unwrap();
         assert_eq!(v4.remove_vpe(vpe), Err(V4Error::HasEvents));
         assert_eq!(v4.destroy_vm(vm), Err(V4Error::HasVpes));
         let r = v4.enter(vpe, CpuId(2)).unwrap();
         assert_eq!(v4.remove_vpe(vpe), Err(V4Error::Resident(CpuId(2))));
         let _ = v4.leave(r, Preempt);
-        g.gic.unmap_event(ITS0, DEV, EventId(0)).unwrap();
+        g.gic.unmap_event(key(ITS0, 0)).unwrap();
         v4.remove_vpe(vpe).unwrap();
         v4.destroy_vm(vm).unwrap();
         g.gic.unmap_device(ITS0, DEV).unwrap();
@@ -336,31 +338,37 @@ fn no_command_is_built_that_the_state_of_an_event_says_is_an_error() {
     let g = Guest::new(Config::v4_0(CPUS), 2);
     let (v4, ev, lpi) = (g.v4(), EventId(1), g.gic.alloc_lpi().unwrap());
     let before = g.machine.commands(0).len();
-    assert_eq!(v4.map_event(ITS0, DEV, EventId(32), g.vpes[0], vlpi(1)), Err(ItsError::EventRange(EventId(32))));
-    assert_eq!(v4.map_event(ITS0, DeviceId(9), ev, g.vpes[0], vlpi(1)), Err(ItsError::NoSuchDevice(DeviceId(9))));
+    assert_eq!(v4.map_event(key(ITS0, 32), g.vpes[0], vlpi(1)), Err(ItsError::EventRange(EventId(32))));
+    assert_eq!(
+        v4.map_event(EventKey::new(ITS0, DeviceId(9), ev), g.vpes[0], vlpi(1)),
+        Err(ItsError::NoSuchDevice(DeviceId(9)))
+    );
     for wrong in [VIntid(8191), VIntid(1 << 14), VIntid(0)] {
-        assert_eq!(v4.map_event(ITS0, DEV, ev, g.vpes[0], wrong), Err(ItsError::VIntidRange(wrong)));
+        assert_eq!(v4.map_event(EventKey::new(ITS0, DEV, ev), g.vpes[0], wrong), Err(ItsError::VIntidRange(wrong)));
     }
-    assert_eq!(v4.map_event(ITS0, DEV, ev, VpeId(50), vlpi(1)), Err(ItsError::NoSuchVpe(VpeId(50))));
-    assert_eq!(v4.move_event(ITS0, DEV, ev, g.vpes[0]), Err(ItsError::EventState(ev)));
-    assert_eq!(v4.to_software(ITS0, DEV, ev, lpi, CpuId(0)), Err(ItsError::EventState(ev)));
-    assert_eq!(g.gic.set_pending(ITS0, DEV, ev), Err(ItsError::EventState(ev)));
-    assert_eq!(g.gic.move_physical(ITS0, DEV, ev, CpuId(0)), Err(ItsError::EventState(ev)));
-    assert_eq!(g.gic.map_physical(ITS0, DEV, ev, Lpi(8191), CpuId(0)), Err(ItsError::LpiRange(Lpi(8191))));
-    assert_eq!(g.gic.map_physical(ITS0, DEV, ev, lpi, CpuId(9)), Err(ItsError::CpuOffline(CpuId(9))));
+    assert_eq!(v4.map_event(EventKey::new(ITS0, DEV, ev), VpeId(50), vlpi(1)), Err(ItsError::NoSuchVpe(VpeId(50))));
+    assert_eq!(v4.move_event(EventKey::new(ITS0, DEV, ev), g.vpes[0]), Err(ItsError::EventState(ev)));
+    assert_eq!(v4.to_software(EventKey::new(ITS0, DEV, ev), lpi, CpuId(0)), Err(ItsError::EventState(ev)));
+    assert_eq!(g.gic.set_pending(EventKey::new(ITS0, DEV, ev)), Err(ItsError::EventState(ev)));
+    assert_eq!(g.gic.move_physical(EventKey::new(ITS0, DEV, ev), CpuId(0)), Err(ItsError::EventState(ev)));
+    assert_eq!(
+        g.gic.map_physical(EventKey::new(ITS0, DEV, ev), Lpi(8191), CpuId(0)),
+        Err(ItsError::LpiRange(Lpi(8191)))
+    );
+    assert_eq!(g.gic.map_physical(EventKey::new(ITS0, DEV, ev), lpi, CpuId(9)), Err(ItsError::CpuOffline(CpuId(9))));
     assert_eq!(g.gic.map_device(ITS0, DEV, 5), Err(ItsError::DeviceMapped(DEV)));
     assert_eq!(g.gic.map_device(ITS0, DeviceId(u32::MAX), 5), Err(ItsError::DeviceRange(DeviceId(u32::MAX))));
     assert_eq!(g.gic.map_device(ITS0, DeviceId(9), 0), Err(ItsError::EventBits(0)));
     assert_eq!(g.gic.map_device(ItsId(5), DeviceId(9), 5), Err(ItsError::NoSuchIts(ItsId(5))));
-    assert_eq!(g.gic.unmap_event(ITS0, DEV, ev), Ok(Event::Unmapped));
+    assert_eq!(g.gic.unmap_event(EventKey::new(ITS0, DEV, ev)), Ok(Event::Unmapped));
     assert_eq!(g.machine.commands(0).len(), before, "nothing was sent");
 
     g.map(ITS0, 1, 0);
-    assert_eq!(v4.map_event(ITS0, DEV, ev, g.vpes[0], vlpi(2)), Err(ItsError::EventMapped(ev)));
-    assert_eq!(g.gic.map_physical(ITS0, DEV, ev, lpi, CpuId(0)), Err(ItsError::EventMapped(ev)));
+    assert_eq!(v4.map_event(EventKey::new(ITS0, DEV, ev), g.vpes[0], vlpi(2)), Err(ItsError::EventMapped(ev)));
+    assert_eq!(g.gic.map_physical(EventKey::new(ITS0, DEV, ev), lpi, CpuId(0)), Err(ItsError::EventMapped(ev)));
     let other = v4.create_vm(14).unwrap();
     let stranger = v4.add_vpe(other, CpuId(0)).unwrap();
-    assert_eq!(v4.move_event(ITS0, DEV, ev, stranger), Err(ItsError::OtherVm(stranger)));
+    assert_eq!(v4.move_event(EventKey::new(ITS0, DEV, ev), stranger), Err(ItsError::OtherVm(stranger)));
     g.machine.assert_clean();
 }
 
@@ -371,7 +379,7 @@ fn the_proxy_device_is_not_for_callers() {
     assert_eq!((its, dev), (ITS0, DeviceId(0xffff)));
     assert_eq!(g.gic.map_device(its, dev, 5), Err(ItsError::DeviceMapped(dev)));
     assert_eq!(g.gic.unmap_device(its, dev), Err(ItsError::DeviceRange(dev)));
-    assert_eq!(g.gic.unmap_event(its, dev, EventId(0)), Err(ItsError::EventRange(EventId(0))));
+    assert_eq!(g.gic.unmap_event(EventKey::new(its, dev, EventId(0))), Err(ItsError::EventRange(EventId(0))));
 }
 
 #[test]
@@ -411,7 +419,7 @@ fn in_itslist_mode_a_vpe_is_mapped_only_where_it_has_events_and_moved_on_exactly
     got.sort_unstable();
     assert_eq!(got, [1, 2]);
     let _ = g.leave(r, Preempt);
-    g.gic.unmap_event(ITS0, DEV, EventId(1)).unwrap();
+    g.gic.unmap_event(key(ITS0, 1)).unwrap();
     g.machine.advance_us(100);
     assert_eq!([0, 1, 2].map(|its| count("Vmapp", its)), [2, 0, 1], "unmapped with its last event");
     let r = g.enter(0, 1);

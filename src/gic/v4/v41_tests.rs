@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::gic::ItsError;
-use crate::gic::testing::{DEV, Guest, ITS0, vlpi};
+use crate::gic::testing::key;
+use crate::gic::testing::{Guest, ITS0, vlpi};
 use crate::gic::v4::Why::{Block, Preempt};
-use crate::ids::{CpuId, EventId, ItsId, VpeId};
+use crate::ids::{CpuId, ItsId, VpeId};
 use gic_model::{Command, Config, Delivery, Fault};
 use std::vec::Vec;
 
@@ -76,13 +77,13 @@ fn a_doorbell_rings_though_its_number_was_that_of_an_lpi_that_was_off() {
     let g = guest(1);
     let (v4, home, lpi) = (g.v4(), CpuId(3), g.gic.alloc_lpi().unwrap());
     // The redistributor has read that it is.
-    g.gic.map_physical(ITS0, DEV, EventId(9), lpi, home).unwrap();
-    g.gic.unmap_event(ITS0, DEV, EventId(9)).unwrap();
+    g.gic.map_physical(key(ITS0, 9), lpi, home).unwrap();
+    g.gic.unmap_event(key(ITS0, 9)).unwrap();
     g.gic.free_lpi(lpi);
     let vpe = v4.add_vpe(g.vm, home).unwrap();
     assert_eq!(g.gic.doorbell(lpi), Some(vpe));
     v4.configure(g.vm, vlpi(1), 0xa1).unwrap();
-    v4.map_event(ITS0, DEV, EventId(1), vpe, vlpi(1)).unwrap();
+    v4.map_event(key(ITS0, 1), vpe, vlpi(1)).unwrap();
     let r = v4.enter(vpe, home).unwrap();
     v4.before_eret(&r);
     assert!(!g.leave(r, Block));
@@ -95,7 +96,7 @@ fn a_doorbell_rings_though_its_number_was_that_of_an_lpi_that_was_off() {
 fn events_carry_no_doorbell_of_their_own() {
     let g = guest(1);
     g.map(ITS0, 1, 0);
-    g.v4().move_event(ITS0, DEV, EventId(1), g.vpes[1]).unwrap();
+    g.v4().move_event(key(ITS0, 1), g.vpes[1]).unwrap();
     for command in g.machine.commands(0) {
         match command {
             Command::Vmapti { doorbell, .. } => assert_eq!(doorbell, 1023),
@@ -117,7 +118,7 @@ fn a_vpe_is_moved_with_its_doorbell_on_every_change_of_cpu_even_within_an_affini
         assert!(!g.leave(r, Block));
         g.msi(ITS0, 1);
         assert_eq!(g.doorbells(usize::from(cpu)), [g.vpes[0]]);
-        g.gic.clear_pending(ITS0, DEV, EventId(1)).unwrap();
+        g.gic.clear_pending(key(ITS0, 1)).unwrap();
     }
     let doorbells: Vec<_> = (g.machine.commands(0).iter())
         .filter_map(|c| if let Command::Vmovp { doorbell, .. } = c { Some(doorbell.is_some()) } else { None })
@@ -134,7 +135,7 @@ fn a_vlpi_is_invalidated_by_its_redistributor_without_a_command() {
     let r = g.enter(0, 2);
     let before = g.machine.commands(0).len();
     g.v4().configure(g.vm, vlpi(1), 0xa0).unwrap();
-    g.gic.invalidate(ITS0, DEV, EventId(1)).unwrap();
+    g.gic.invalidate(key(ITS0, 1)).unwrap();
     g.msi(ITS0, 1);
     assert!(g.guest(2).is_empty(), "disabled");
     g.v4().configure(g.vm, vlpi(1), 0xa1).unwrap();
@@ -152,7 +153,7 @@ fn a_redistributor_that_stays_busy_is_replaced_by_the_its() {
     g.machine.inject(Fault::BusyStuck { cpu: 0 });
     g.v4().configure(g.vm, vlpi(1), 0xa0).unwrap();
     let start = g.machine.now_us();
-    g.gic.invalidate(ITS0, DEV, EventId(1)).unwrap();
+    g.gic.invalidate(key(ITS0, 1)).unwrap();
     assert!(g.machine.now_us() - start < 10_000);
     let r = g.enter(0, 1);
     g.msi(ITS0, 1);

@@ -8,14 +8,12 @@ use super::view::{V4, bit};
 use super::vpe::{BackendState, ITSS, InterruptGroups, Vm, VmHandle, Vpe};
 use crate::gic::error::ItsError;
 use crate::gic::its::{COMMAND_LIMIT_US, Synced};
-use crate::gic::lpi::{config_bytes, config_offset, pending_bytes};
+use crate::gic::lpi::{TABLE_ALIGN, config_bytes, config_offset, pending_bytes};
 use crate::gic::redist::Redist;
 use crate::gic::regs::config;
 use crate::ids::{CpuId, VIntid, VpeId};
 use crate::mmio::Hw;
 
-/// VCONF_addr and VPT_addr are PA[51:16].
-const TABLE_ALIGN: usize = 0x1_0000;
 /// The fewest INTID bits that a VM can have: LPIs start at 2^13.
 const MIN_ID_BITS: u8 = 14;
 

@@ -3,8 +3,10 @@
 use super::*;
 use crate::gic::ItsError;
 use crate::gic::its::{COMMAND_LIMIT_US, Event};
+use crate::gic::testing::key;
 use crate::gic::testing::{Bench, DEV, Guest, ITS0, vlpi};
 use crate::gic::v4::Why::{Block, Preempt};
+use crate::ids::EventKey;
 use crate::ids::{CpuId, DeviceId, EventId, ItsId, VIntid, VpeId};
 use gic_model::{Command, CommandFault, Config, Fault, TableKind};
 use std::collections::BTreeSet;
@@ -74,7 +76,7 @@ fn each_of_many_vpes_has_its_own_interrupts() {
     g.gic.map_device(ITS0, DeviceId(0x20), 8).unwrap();
     for (n, vpe) in (0..).zip(&vpes) {
         v4.configure(g.vm, vlpi(n), 0xa1).unwrap();
-        v4.map_event(ITS0, DeviceId(0x20), EventId(n), *vpe, vlpi(n)).unwrap();
+        v4.map_event(EventKey::new(ITS0, DeviceId(0x20), EventId(n)), *vpe, vlpi(n)).unwrap();
         g.machine.msi(0x20, n);
     }
     for (n, vpe) in (0..).zip(&vpes) {
@@ -124,7 +126,7 @@ fn a_vm_has_as_many_vlpis_as_its_intid_bits_say_and_they_start_disabled() {
         let added = g.machine.allocations();
         let vpt = added.iter().find(|a| !before.contains(a) && a.align == 0x1_0000).unwrap();
         assert_eq!(vpt.size, (1 << bits) / 8, "a bit for each INTID");
-        v4.map_event(ITS0, DEV, EventId(1), vpe, last).unwrap();
+        v4.map_event(key(ITS0, 1), vpe, last).unwrap();
         g.machine.msi(DEV.0, 1);
         let resident = v4.enter(vpe, CpuId(0)).unwrap();
         v4.before_eret(&resident);
@@ -223,7 +225,7 @@ fn vpes_are_mapped_on_the_itss_that_live() {
         let vpe = g.v4().add_vpe(g.vm, CpuId(0)).unwrap();
         let alive = ItsId(1 - dead);
         g.v4().configure(g.vm, vlpi(3), 0xa1).unwrap();
-        g.v4().map_event(alive, DEV, EventId(3), vpe, vlpi(3)).unwrap();
+        g.v4().map_event(key(alive, 3), vpe, vlpi(3)).unwrap();
         // It moves by the ITS that is left.
         let resident = g.v4().enter(vpe, CpuId(2)).unwrap();
         g.v4().before_eret(&resident);
@@ -231,7 +233,7 @@ fn vpes_are_mapped_on_the_itss_that_live() {
         assert_eq!(g.guest(2), [3]);
         let _ = g.v4().leave(resident, Preempt);
         assert_eq!(g.v4().invalidate_all(vpe), Ok(()));
-        g.gic.unmap_event(alive, DEV, EventId(3)).unwrap();
+        g.gic.unmap_event(key(alive, 3)).unwrap();
         g.v4().remove_vpe(vpe).unwrap();
         give_up(&g, alive.0);
         assert_eq!(g.v4().add_vpe(g.vm, CpuId(0)), Err(V4Error::Its(ItsError::Dead)));
@@ -260,11 +262,11 @@ fn in_itslist_mode_a_vpe_stays_mapped_until_the_last_of_its_events_goes() {
     (1..=3).for_each(|ev| g.map(ITS0, ev, 0));
     assert_eq!(count(&g, 0, "Vmapp"), 1);
     for ev in [2, 1] {
-        g.gic.unmap_event(ITS0, DEV, EventId(ev)).unwrap();
+        g.gic.unmap_event(key(ITS0, ev)).unwrap();
         assert_eq!(count(&g, 0, "Vmapp"), 1);
     }
     assert_eq!(g.v4().remove_vpe(g.vpes[0]), Err(V4Error::HasEvents));
-    g.gic.unmap_event(ITS0, DEV, EventId(3)).unwrap();
+    g.gic.unmap_event(key(ITS0, 3)).unwrap();
     g.gic.drain(ITS0).unwrap();
     assert_eq!(count(&g, 0, "Vmapp"), 2);
     assert!(matches!(g.machine.commands(0).last(), Some(Command::Vsync { .. })));
@@ -298,7 +300,7 @@ fn doorbells_that_the_proxy_has_no_events_for_ring_all_the_same() {
     assert_eq!(g.machine.commands(0).iter().filter(lent).count(), 32);
     let (v4, last) = (g.v4(), vpes[33]);
     v4.configure(g.vm, vlpi(1), 0xa1).unwrap();
-    v4.map_event(ITS0, DEV, EventId(1), last, vlpi(1)).unwrap();
+    v4.map_event(key(ITS0, 1), last, vlpi(1)).unwrap();
     g.msi(ITS0, 1);
     assert_eq!(g.doorbells(0), [last]);
     for cpu in [2, 1] {
@@ -311,11 +313,11 @@ fn doorbells_that_the_proxy_has_no_events_for_ring_all_the_same() {
         assert_eq!(g.all_doorbells(), [last]);
     }
     assert_eq!(g.gic.counters().batch_errors.get(), 0);
-    g.gic.unmap_event(ITS0, DEV, EventId(1)).unwrap();
+    g.gic.unmap_event(key(ITS0, 1)).unwrap();
     vpes.iter().for_each(|vpe| v4.remove_vpe(*vpe).unwrap());
     // Their events are free again: as many vPEs are made, and ring.
     let vpes: Vec<VpeId> = (0..32).map(|_| v4.add_vpe(g.vm, CpuId(1)).unwrap()).collect();
-    v4.map_event(ITS0, DEV, EventId(1), vpes[31], vlpi(1)).unwrap();
+    v4.map_event(key(ITS0, 1), vpes[31], vlpi(1)).unwrap();
     g.msi(ITS0, 1);
     assert_eq!(g.doorbells(1), [vpes[31]]);
     g.machine.assert_clean();
@@ -380,9 +382,9 @@ fn an_event_of_an_its_without_virtual_lpis_cannot_be_virtual() {
     let mut config = two_itss();
     config.its[1].virtual_lpis = false;
     let g = Guest::new(config, 1);
-    let refused = g.v4().map_event(ItsId(1), DEV, EventId(1), g.vpes[0], vlpi(1));
+    let refused = g.v4().map_event(key(ItsId(1), 1), g.vpes[0], vlpi(1));
     assert_eq!(refused, Err(ItsError::NotVirtual));
-    assert_eq!(g.gic.event(ItsId(1), DEV, EventId(1)), Ok(Event::Unmapped));
+    assert_eq!(g.gic.event(key(ItsId(1), 1)), Ok(Event::Unmapped));
     g.map(ITS0, 1, 0);
     g.machine.assert_clean();
 }
@@ -397,7 +399,7 @@ fn a_doorbell_that_is_kept_quiet_rings_once_it_may_again() {
         (0..others).for_each(|_| _ = g.v4().add_vpe(g.vm, CpuId(0)).unwrap());
         let vpe = g.v4().add_vpe(g.vm, CpuId(1)).unwrap();
         g.v4().configure(g.vm, vlpi(1), 0xa1).unwrap();
-        g.v4().map_event(ITS0, DEV, EventId(1), vpe, vlpi(1)).unwrap();
+        g.v4().map_event(key(ITS0, 1), vpe, vlpi(1)).unwrap();
         assert_eq!(g.v4().mask_doorbell(vpe, true), Ok(true));
         g.msi(ITS0, 1);
         assert!(g.all_doorbells().is_empty(), "it is to be quiet");

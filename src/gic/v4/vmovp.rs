@@ -54,13 +54,13 @@ impl<H: Hw + Clone> V4<'_, H> {
         let to = self.gic.open(cpu).map_err(|_| EnterError::CpuOffline(cpu))?;
         let alive =
             self.itss().filter(|its| v.mapped & bit(its) != 0 && !its.queue.is_dead()).fold(0, |a, its| a | bit(its));
-        let mut moving = Moving::new(cpu);
         let mut with_doorbell = false;
         if alive == 0 {
             if v.mapped != 0 {
                 return Err(stays);
             }
             // Mapped on no ITS: the first VMAPP will name the new home.
+            v.moving = Some(Moving::new(cpu));
         } else if self.gic.facts.single_vmovp {
             let its = self.itss().find(|its| bit(its) & alive != 0).ok_or(stays)?;
             let mut commands: ArrayVec<Command, 6> =
@@ -69,16 +69,18 @@ impl<H: Hw + Clone> V4<'_, H> {
                 commands.extend(doorbell);
                 with_doorbell = true;
             }
-            moving.add(its.id, its.queue.post(&self.gic.counters, &commands).map_err(|_| stays)?);
+            let ticket = its.queue.post(&self.gic.counters, &commands).map_err(|_| stays)?;
+            v.moving.insert(Moving::new(cpu)).add(its.id, ticket);
         } else {
             let doorbell = backend::vmovp_doorbell(self, v);
+            let mut moving = Moving::new(cpu);
             self.broadcast(vpe, doorbell, to, alive, &mut moving).map_err(|_| stays)?;
+            v.moving = Some(moving);
         }
         self.gic.counters.vmovp.bump();
         if !with_doorbell {
-            backend::move_doorbell(self, v, to, ringing, &mut moving);
+            backend::move_doorbell(self, v, to, ringing);
         }
-        v.moving = Some(moving);
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use crate::gic::TakeOutError;
 use crate::gic::its::Command;
 use crate::gic::testing::{Guest, ITS0};
 use crate::gic::v4::Why::Preempt;
+use crate::ids::EventKey;
 use crate::ids::{CpuId, EventId, ItsId};
 use gic_model::{Command as Seen, CommandFault, Config, Fault};
 use std::vec::Vec;
@@ -178,7 +179,7 @@ fn whoever_waits_for_an_its_gets_the_one_going_that_it_stands_before_a_vmovp_for
     assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
     // The second stalls there, and nobody waits for it.
     next(CommandFault::Stall);
-    assert_eq!(g.gic.set_pending(ITS0, crate::gic::testing::DEV, EventId(1)), Ok(()));
+    assert_eq!(g.gic.set_pending(EventKey::new(ITS0, crate::gic::testing::DEV, EventId(1))), Ok(()));
     assert_eq!(g.gic.counters().stalls.get(), 1);
     let resident = g.enter(0, 2);
     assert_eq!(g.guest(2), [1]);

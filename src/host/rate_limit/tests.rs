@@ -4,6 +4,7 @@ use super::*;
 use crate::gic::testing::{Bench, DEV, Guest, ITS0, ModelHw};
 use crate::gic::v4::Why;
 use crate::host::routes::Route;
+use crate::ids::EventKey;
 use crate::ids::{CpuId, DomId, EventId, VIntid, VcpuId};
 use gic_model::{CommandFault, Config, Fault, Machine, Staleness};
 
@@ -85,8 +86,8 @@ fn el2_takes_software_injected_lpis_of_a_flooding_device_at_the_rate_and_loses_n
             gic.configure_lpi(lpi, PRIORITY, true);
             let (vcpu, vintid) = (VcpuId(0), VIntid(Lpi::FIRST + event));
             let (device, event) = (DEV, EventId(event));
-            el2.routes.set(lpi, Route { domain: DomId(1), vcpu, vintid, its: ITS0, device, event });
-            gic.map_physical(ITS0, device, event, lpi, CPU).unwrap();
+            el2.routes.set(lpi, Route { domain: DomId(1), vcpu, vintid, event: EventKey::new(ITS0, device, event) });
+            gic.map_physical(EventKey::new(ITS0, device, event), lpi, CPU).unwrap();
         }
         let start = machine.now_us();
         let mut pending = [false; EVENTS as usize];
@@ -94,7 +95,7 @@ fn el2_takes_software_injected_lpis_of_a_flooding_device_at_the_rate_and_loses_n
             let mut got = Vec::new();
             el2.take(|lpi| got.push(lpi));
             for lpi in got {
-                pending[el2.routes.get(lpi).unwrap().event.0 as usize] = false;
+                pending[el2.routes.get(lpi).unwrap().event.event.0 as usize] = false;
             }
         };
         let mut sent = 0u32;
@@ -185,7 +186,7 @@ fn a_masked_lpi_that_no_longer_has_a_vcpu_is_forgotten() {
     let over = (0..100).filter_map(|_| limits.charge(&gic, &routes, lpi, &meter, 0)).count();
     assert_eq!(over, 0, "an LPI without a route is not masked");
     let route =
-        Route { domain: DomId(1), vcpu: VcpuId(0), vintid: VIntid(8192), its: ITS0, device: DEV, event: EventId(0) };
+        Route { domain: DomId(1), vcpu: VcpuId(0), vintid: VIntid(8192), event: EventKey::new(ITS0, DEV, EventId(0)) };
     routes.set(lpi, route);
     assert_eq!(routes.get(lpi), Some(route));
     assert!(limits.charge(&gic, &routes, lpi, &meter, 0).is_some());
@@ -200,9 +201,9 @@ fn unmasking_is_tried_again_if_the_hardware_has_not_confirmed_it() {
     let mut el2 = El2::new(&machine, &gic);
     let lpi = gic.alloc_lpi().unwrap();
     gic.configure_lpi(lpi, PRIORITY, true);
-    let (vcpu, vintid, event) = (VcpuId(0), VIntid(8192), EventId(0));
-    el2.routes.set(lpi, Route { domain: DomId(1), vcpu, vintid, its: ITS0, device: DEV, event });
-    gic.map_physical(ITS0, DEV, event, lpi, CPU).unwrap();
+    let (vcpu, vintid, event) = (VcpuId(0), VIntid(8192), EventKey::new(ITS0, DEV, EventId(0)));
+    el2.routes.set(lpi, Route { domain: DomId(1), vcpu, vintid, event });
+    gic.map_physical(event, lpi, CPU).unwrap();
     while el2.unmask_at.is_none() {
         machine.msi(DEV.0, 0);
         machine.advance_us(5);

@@ -6,7 +6,8 @@
 
 use crate::ids::Pa;
 use crate::platform::{Machine, MachineError, Part};
-use crate::util::range::{PAGE, Range};
+use crate::util::PAGE;
+use crate::util::range::Range;
 use arrayvec::ArrayVec;
 use core::fmt;
 use r_efi::efi;

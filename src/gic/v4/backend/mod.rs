@@ -12,7 +12,7 @@ pub use common::DOORBELL_PRIORITY;
 use super::error::V4Error;
 use super::state::Generation;
 use super::view::V4;
-use super::vpe::{Left, Moving, Ringing, Vpe, Why};
+use super::vpe::{Left, Ringing, Vpe, Why};
 use super::vpe_tables::{Sharing, VpeTables};
 use crate::gic::error::GicError;
 use crate::gic::its::{Command, Its};
@@ -40,7 +40,7 @@ pub fn vpe_tables<H: Hw + Clone>(
 macro_rules! backends {
     ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)?;)*) => {$(
         $(#[$doc])*
-        #[inline]
+        #[inline(always)]
         pub fn $name<H: Hw + Clone>(v4: V4<'_, H>, $($arg: $type),*) $(-> $ret)? {
             match v4.state.generation {
                 Generation::V40 => v40::$name(v4, $($arg),*),
@@ -95,8 +95,8 @@ backends! {
     /// together with the VMOVP, because posting takes the queue's lock and writes a register of the ITS.
     fn doorbell_commands(its: &Its<H>, v: &Vpe, to: &Redist<H>) -> Option<[Command; 4]>;
 
-    /// Moves the doorbell along with its vPE if [`doorbell_commands`] did not.
-    fn move_doorbell(v: &mut Vpe, to: &Redist<H>, ringing: Ringing, moving: &mut Moving);
+    /// Moves the doorbell along with its vPE, which is `moving`, if [`doorbell_commands`] did not.
+    fn move_doorbell(v: &mut Vpe, to: &Redist<H>, ringing: Ringing);
 
     /// Whether a doorbell can ring again before its vPE has run, so that masking it is of use.
     fn doorbell_repeats() -> bool;

@@ -7,7 +7,7 @@
 
 use super::super::error::V4Error;
 use super::super::view::V4;
-use super::super::vpe::{BackendState, Control, Left, Moving, Ringing, Vpe, Why};
+use super::super::vpe::{BackendState, Control, Left, Ringing, Vpe, Why};
 use super::super::vpe_tables::{Sharing, VpeTables};
 use super::common::{self, DOORBELL_PRIORITY};
 use crate::gic::error::GicError;
@@ -38,13 +38,13 @@ pub fn init_redist<H: Hw + Clone>(_v4: V4<'_, H>, _redist: &Redist<H>, _coherent
 
 // ---- residency ----------------------------------------------------------------------------------------------
 
-#[inline]
+#[inline(always)]
 pub fn enter<H: Hw + Clone>(_v4: V4<'_, H>, _vpe: VpeId, v: &Vpe, redist: &Redist<H>) {
     redist.set_vpropbaser(v.backend.vpropbaser);
     redist.write_vpend(GICR_VPENDBASER::VALID::SET.value | v.backend.carry | v.backend.vpendbaser);
 }
 
-#[inline]
+#[inline(always)]
 pub fn leave<H: Hw + Clone>(_v4: V4<'_, H>, redist: &Redist<H>, _why: Why) -> Left {
     let mut value = redist.vpend();
     value.modify(GICR_VPENDBASER::VALID::CLEAR);
@@ -171,7 +171,7 @@ pub fn doorbell_commands<H: Hw + Clone>(v4: V4<'_, H>, its: &Its<H>, v: &Vpe, to
     (proxy.its == its.id).then(|| proxy.move_commands(its, ev, from, to))
 }
 
-pub fn move_doorbell<H: Hw + Clone>(v4: V4<'_, H>, v: &mut Vpe, to: &Redist<H>, ringing: Ringing, moving: &mut Moving) {
+pub fn move_doorbell<H: Hw + Clone>(v4: V4<'_, H>, v: &mut Vpe, to: &Redist<H>, ringing: Ringing) {
     let gic = v4.gic;
     let Ok(from) = gic.online(v.home) else { return };
     match v.backend.control {
@@ -188,7 +188,11 @@ pub fn move_doorbell<H: Hw + Clone>(v4: V4<'_, H>, v: &mut Vpe, to: &Redist<H>, 
                 .its(proxy.its)
                 .and_then(|its| its.queue.post(&gic.counters, &proxy.move_commands(its, ev, from, to)));
             match posted {
-                Ok(ticket) => moving.add(proxy.its, ticket),
+                Ok(ticket) => {
+                    if let Some(moving) = &mut v.moving {
+                        moving.add(proxy.its, ticket);
+                    }
+                }
                 Err(_) => v.backend.control = Control::Coarse,
             }
         }

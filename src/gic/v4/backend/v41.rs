@@ -5,7 +5,7 @@
 
 use super::super::error::V4Error;
 use super::super::view::V4;
-use super::super::vpe::{Left, Moving, Ringing, Vpe, Why};
+use super::super::vpe::{Left, Ringing, Vpe, Why};
 use super::super::vpe_tables::{Sharing, VpeTables};
 use super::common::{self, DOORBELL_PRIORITY};
 use crate::gic::error::{GicError, ItsError};
@@ -32,7 +32,7 @@ pub fn init_redist<H: Hw + Clone>(v4: V4<'_, H>, redist: &Redist<H>, coherent: b
 
 // ---- residency ----------------------------------------------------------------------------------------------
 
-#[inline]
+#[inline(always)]
 pub fn enter<H: Hw + Clone>(_v4: V4<'_, H>, vpe: VpeId, v: &Vpe, redist: &Redist<H>) {
     let value = GICR_VPENDBASER_4_1::VALID::SET
         + GICR_VPENDBASER_4_1::VGRP0EN.val(u64::from(v.groups.group0))
@@ -41,7 +41,7 @@ pub fn enter<H: Hw + Clone>(_v4: V4<'_, H>, vpe: VpeId, v: &Vpe, redist: &Redist
     redist.write_vpend(value.value);
 }
 
-#[inline]
+#[inline(always)]
 pub fn leave<H: Hw + Clone>(_v4: V4<'_, H>, redist: &Redist<H>, why: Why) -> Left {
     match why {
         Why::Block => {
@@ -130,14 +130,7 @@ pub fn doorbell_commands<H: Hw + Clone>(
     None
 }
 
-pub fn move_doorbell<H: Hw + Clone>(
-    _v4: V4<'_, H>,
-    _v: &mut Vpe,
-    _to: &Redist<H>,
-    _ringing: Ringing,
-    _moving: &mut Moving,
-) {
-}
+pub fn move_doorbell<H: Hw + Clone>(_v4: V4<'_, H>, _v: &mut Vpe, _to: &Redist<H>, _ringing: Ringing) {}
 
 pub fn doorbell_repeats<H: Hw + Clone>(_v4: V4<'_, H>) -> bool {
     false

@@ -9,6 +9,7 @@ use crate::gic::testing::{Bench, DEV, ModelHw, vlpi};
 use crate::gic::v4::Why::{Block, Preempt};
 use crate::gic::v4::{EnterError, PendingLast, Resident, V4, V4Error, VmHandle};
 use crate::gic::{Gic, GicError, ItsError, TakeOutError};
+use crate::ids::EventKey;
 use crate::ids::{CpuId, EventId, ItsId, Lpi, VIntid, VpeId};
 use gic_model::{CommandFault, Config, Fault, Machine};
 use std::collections::BTreeMap;
@@ -209,7 +210,7 @@ impl World {
     /// What an operation did to an event, if it did it. `Timeout` says that it was posted: the driver knows.
     fn settle(&mut self, key: Key, result: Result<(), ItsError>, may: bool) {
         assert!(matches!(result, Ok(()) | Err(ItsError::Timeout)), "{key:?}: {result:?}");
-        let now = self.gic.event(ItsId(key.0), DEV, EventId(key.1.into())).unwrap();
+        let now = self.gic.event(EventKey::new(ItsId(key.0), DEV, EventId(key.1.into()))).unwrap();
         let entry = self.events.get_mut(&key).unwrap();
         entry.0 = now;
         entry.1.may |= may;
@@ -241,7 +242,7 @@ impl World {
                     Event::Physical { lpi, .. } => Some(lpi),
                     Event::Unmapped => None,
                 };
-                let result = self.v4().map_event(its(k), dev, ev(k), vpe, Self::vintid(k));
+                let result = self.v4().map_event(EventKey::new(its(k), dev, ev(k)), vpe, Self::vintid(k));
                 self.became_virtual(k, v.into(), lpi, result);
             }
             Op::AllDirect(v) => self.all_direct(v.into()),
@@ -249,14 +250,14 @@ impl World {
                 let k = key(i, e);
                 if self.events[&k].0 == Event::Unmapped {
                     let lpi = self.lpi(k);
-                    let result = self.gic.map_physical(its(k), dev, ev(k), lpi, CpuId(c.into()));
+                    let result = self.gic.map_physical(EventKey::new(its(k), dev, ev(k)), lpi, CpuId(c.into()));
                     self.became_physical(k, lpi, c, result, false);
                 }
             }
             Op::MoveVirtual(i, e, v) => {
                 let (k, Some(to)) = (key(i, e), self.vpes[v as usize]) else { return };
                 if let Event::Virtual { vpe, .. } = self.events[&k].0 {
-                    let result = self.v4().move_event(its(k), dev, ev(k), to);
+                    let result = self.v4().move_event(EventKey::new(its(k), dev, ev(k)), to);
                     if self.index(vpe) / 2 != v as usize / 2 {
                         assert_eq!(result, Err(ItsError::OtherVm(to)));
                         return;
@@ -271,7 +272,7 @@ impl World {
             Op::MovePhysical(i, e, c) => {
                 let k = key(i, e);
                 if let Event::Physical { .. } = self.events[&k].0 {
-                    let result = self.gic.move_physical(its(k), dev, ev(k), CpuId(c.into()));
+                    let result = self.gic.move_physical(EventKey::new(its(k), dev, ev(k)), CpuId(c.into()));
                     if self.out[c as usize] {
                         assert_eq!(result, Err(ItsError::CpuOffline(CpuId(c.into()))));
                         return;
@@ -283,7 +284,7 @@ impl World {
                 let k = key(i, e);
                 if let Event::Virtual { .. } = self.events[&k].0 {
                     let lpi = self.lpi(k);
-                    let result = self.v4().to_software(its(k), dev, ev(k), lpi, CpuId(c.into()));
+                    let result = self.v4().to_software(EventKey::new(its(k), dev, ev(k)), lpi, CpuId(c.into()));
                     self.became_physical(k, lpi, c, result, true);
                 }
             }
@@ -291,7 +292,7 @@ impl World {
             Op::Unmap(i, e) => {
                 let k = key(i, e);
                 let old = self.events[&k].0;
-                let result = self.gic.unmap_event(its(k), dev, ev(k)).map(|_| ());
+                let result = self.gic.unmap_event(EventKey::new(its(k), dev, ev(k))).map(|_| ());
                 self.settle(k, result, false);
                 if let Event::Physical { lpi, .. } = old {
                     self.give_back(k, lpi);
@@ -300,7 +301,7 @@ impl World {
             Op::Int(i, e) => {
                 let k = key(i, e);
                 if self.events[&k].0 != Event::Unmapped {
-                    let result = self.gic.set_pending(its(k), dev, ev(k));
+                    let result = self.gic.set_pending(EventKey::new(its(k), dev, ev(k)));
                     self.settle(k, result, false);
                     self.sent(k);
                 }
@@ -308,7 +309,7 @@ impl World {
             Op::Clear(i, e) => {
                 let k = key(i, e);
                 if self.events[&k].0 != Event::Unmapped {
-                    let result = self.gic.clear_pending(its(k), dev, ev(k));
+                    let result = self.gic.clear_pending(EventKey::new(its(k), dev, ev(k)));
                     self.settle(k, result, false);
                     let owed = &mut self.events.get_mut(&k).unwrap().1;
                     (owed.owed, owed.may) = (false, false);
@@ -482,7 +483,7 @@ impl World {
             self.gic.configure_lpi(lpi, owed.priority, true);
         }
         if event != Event::Unmapped {
-            let result = self.gic.invalidate(ItsId(k.0), DEV, EventId(k.1.into()));
+            let result = self.gic.invalidate(EventKey::new(ItsId(k.0), DEV, EventId(k.1.into())));
             self.settle(k, result, false);
         }
         if let Event::Virtual { vpe, .. } = event
@@ -512,7 +513,7 @@ impl World {
                 }
                 (*event, owed.owed, owed.may) = (Event::Unmapped, false, false);
                 if unmap {
-                    self.gic.unmap_event(ItsId(k.0), DEV, EventId(k.1.into())).unwrap();
+                    self.gic.unmap_event(EventKey::new(ItsId(k.0), DEV, EventId(k.1.into()))).unwrap();
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! CPUs go out of service, and come back with what they had.
 
 use super::*;
+use crate::ids::EventKey;
 
 /// Offsets of GICR_CTLR and GICR_WAKER, and ProcessorSleep of the latter.
 const CTLR: u64 = 0x0;
@@ -21,7 +22,8 @@ impl World {
         }
         // Some may have moved, if it is out or not.
         for k in self.keys() {
-            self.events.get_mut(&k).unwrap().0 = self.gic.event(ItsId(k.0), DEV, EventId(k.1.into())).unwrap();
+            self.events.get_mut(&k).unwrap().0 =
+                self.gic.event(EventKey::new(ItsId(k.0), DEV, EventId(k.1.into()))).unwrap();
         }
         match result {
             Ok(_) => {
