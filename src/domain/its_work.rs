@@ -84,8 +84,8 @@ impl Domain {
             return false;
         }
         pending.sort_unstable();
-        // Events of another vCPU come second: MOVI may have moved an event there after the pending table was read, and its
-        // pending state moves with it.
+        // Events of another vCPU come second: MOVI may have moved an event there after the pending table was read, and
+        // its pending state moves with it.
         for of_other in [false, true] {
             if pending.is_empty() {
                 break;

@@ -146,7 +146,7 @@ mod tests {
         }
         assert!(work.is_empty());
         work.announce(DomId(1));
-        assert_eq!(work.step(|_| None, |_| Progress::More), Step::More, "the domain is gone already");
+        assert_eq!(work.step(|_| None, |_| Progress::More), Step::More, "the domain no longer exists");
         assert!(work.is_empty());
     }
 

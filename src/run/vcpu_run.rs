@@ -136,8 +136,8 @@ impl VcpuRun<'_> {
     }
 
     /// Performs a step of the virtual ITSs' work that this vCPU has started, and takes physical interrupts after it, so
-    /// that the scheduler's timer is handled. Like an exit because of an interrupt, a step also advances the teardown of
-    /// other domains.
+    /// that the scheduler's timer is handled. Like an exit because of an interrupt, a step also advances the teardown
+    /// of other domains.
     fn step_its_work(&mut self, context: &mut Context, work: ItsWork) -> Next {
         // The time of the work is not part of the switch: it is charged, and slices end during it.
         self.end_switch();

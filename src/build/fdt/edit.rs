@@ -69,7 +69,7 @@ pub enum Dom0FdtError {
     Cells(Range),
     /// The tree is larger than a kernel accepts.
     TooLarge {
-        /// Its size in bytes.
+        /// The size of the tree in bytes.
         size: usize,
     },
 }
