@@ -1,16 +1,15 @@
-//! `mutants`: do the tests of the ITS and GICv4 code notice when it is wrong?
+//! `mutants`: checks whether the tests of the ITS and GICv4 code notice errors in it.
 //!
-//! cargo-mutants changes that code in one place after another, and runs the GIC driver's own tests for each change: one
-//! that they let pass is a test that is missing, or a line that nobody needs. It does so in a copy of the checkout, in which
-//! the library has only the rooms that the driver stands on; so a change is built in a second.
+//! cargo-mutants changes that code in one place at a time and runs the GIC driver's tests for each change. A change that all tests
+//! pass shows a missing test or superfluous code. This is done in a copy of the checkout whose library has only the rooms that
+//! the driver needs, so that a change is built in a second.
 //!
-//! Cargo starts the test binary through this program ([`run_tests`]): quick tests first, no further than the first failure,
-//! with a bound on processor time and memory instead of one on the clock. So a change that loops for ever is noticed, and
-//! a busy machine makes nothing look noticed that is not.
+//! Cargo runs the test binary by this program ([`run_tests`]): quick tests first, until the first failure, with a bound on
+//! processor time and memory instead of on time. So an endless loop is noticed, and a busy host does not change the outcome.
 //!
-//! What came of each mutant is kept in `target/mutants/outcomes`, with the commit it was seen at. A run without flags starts
-//! from nothing; `--missed`, `--rest` and `--file` measure a part again. The score is over all mutants that there are now.
-//! They are tried in a random order, so that those of a run that is interrupted (`--rest` goes on) are a fair sample.
+//! The outcome of each mutant is kept in `target/mutants/outcomes` with the commit. A run without flags starts anew; `--missed`,
+//! `--rest` and `--file` repeat a part. The score covers all current mutants. They are tried in random order, so that those of
+//! an interrupted run, which `--rest` continues, are a fair sample.
 
 mod outcomes;
 mod tree;
@@ -24,24 +23,24 @@ use crate::setup::tools;
 use crate::{paths, sh};
 use outcomes::{Outcomes, Reasons, Seen};
 
-/// cargo-mutants; another version makes other mutants.
+/// The version of cargo-mutants. Other versions make other mutants.
 const VERSION: &str = "27.1.0";
-/// What is changed.
+/// The files that are changed.
 const FILES: [&str; 2] = ["src/gic/its/**", "src/gic/v4/**"];
-/// How much of it has to be noticed, in percent.
+/// The share of mutants that must be noticed, in percent.
 const WANTED: f64 = 90.0;
-/// Where each mutant that is not noticed has its reason.
+/// The file with a reason for each mutant that is not noticed.
 const SURVIVORS: &str = "tests/mutants.md";
 
-/// Names of tests to run, in stages; what a later stage names, an earlier one leaves out.
+/// Names of the tests to run, in stages. A stage leaves out the tests of later stages.
 const STAGES: [&str; 3] = ["gic::", "gic::v4::fault_tests", "gic::v4::property_tests"];
-/// Seconds of processor time for a stage; the longest takes three.
+/// Seconds of processor time for a stage. The longest stage takes three.
 const CPU_SECONDS: u32 = 10;
 /// KiB of address space.
 const MEMORY: u32 = 4 << 20;
-/// Random steps of each property test: it takes two thousand in all even if less is asked for.
+/// Random steps of each property test, which takes at least two thousand in all.
 const STEPS: &str = "1000";
-/// On the clock, so that a run that waits for ever ends; no test does.
+/// A bound on time, in case a run waits for ever. No test does.
 const SECONDS: &str = "600";
 
 /// Measure whether the tests of src/gic/its and src/gic/v4 notice changes of that code
@@ -72,12 +71,12 @@ pub fn verb(options: &Options) -> Outcome {
     }
     let (missed, rest, file) = (options.missed, options.rest, &options.file);
     let program = tools::cargo("cargo-mutants", VERSION)?;
-    let bench = Bench { program, tree: tree::prepare()? };
-    let all = bench.list()?;
+    let workspace = Workspace { program, tree: tree::prepare()? };
+    let all = workspace.list()?;
     let commit = commit()?;
 
     let part = missed || rest || file.is_some();
-    let mut outcomes = if part { Outcomes::read(&bench.output())? } else { Outcomes::default() };
+    let mut outcomes = if part { Outcomes::read(&workspace.output())? } else { Outcomes::default() };
     let chosen: Vec<&String> = (all.iter())
         .filter(|name| !missed || outcomes.get(name) == Some(Seen::Missed))
         .filter(|name| !rest || outcomes.get(name).is_none())
@@ -88,8 +87,8 @@ pub fn verb(options: &Options) -> Outcome {
         let names = (chosen.len() < all.len()).then_some(&chosen[..]);
         outcomes.write()?;
         outcomes::begin(&commit)?;
-        let ran = bench.run(names);
-        outcomes = Outcomes::read(&bench.output())?;
+        let ran = workspace.run(names);
+        outcomes = Outcomes::read(&workspace.output())?;
         ran?;
     }
     outcomes.keep(&all);
@@ -97,13 +96,13 @@ pub fn verb(options: &Options) -> Outcome {
     judge(&outcomes, all.len())
 }
 
-/// The last line is the score.
+/// Prints the score as the last line, and fails if it is too low.
 fn judge(outcomes: &Outcomes, all: usize) -> Outcome {
     let reasons = Reasons::of(&std::fs::read_to_string(paths::root().join(SURVIVORS)).doing(SURVIVORS)?);
     let survivors: Vec<&str> = outcomes.names(Seen::Missed).collect();
     let unexplained: Vec<&&str> = survivors.iter().filter(|name| !reasons.has(name)).collect();
     for name in &unexplained {
-        println!("not noticed, and without a reason in {SURVIVORS}: {name}");
+        println!("not noticed, and no reason in {SURVIVORS}: {name}");
     }
     let open = all - outcomes.len();
     let (caught, ended) = (outcomes.names(Seen::Caught).count(), outcomes.names(Seen::Timeout).count());
@@ -111,21 +110,21 @@ fn judge(outcomes: &Outcomes, all: usize) -> Outcome {
     let score = 100.0 * (caught + ended) as f64 / viable.max(1) as f64;
     let (commits, unviable) = (outcomes.commits().join(", "), outcomes.names(Seen::Unviable).count());
     println!(
-        "score: {score:.1} % of {viable} mutants noticed, {ended} of them by the clock ({} not; {unviable} do not build; \
-         {open} not tried); seen at {commits}",
+        "score: {score:.1} % of {viable} mutants noticed, {ended} of them by time-out ({} missed; {unviable} do not build; \
+         {open} not tried); at {commits}",
         survivors.len()
     );
     let good = score >= WANTED && open == 0 && unexplained.is_empty();
     if good { Ok(()) } else { Err(Failure::silent(1)) }
 }
 
-/// cargo-mutants and the copy that it works in.
-struct Bench {
+/// cargo-mutants and the copy of the checkout that it changes.
+struct Workspace {
     program: PathBuf,
     tree: PathBuf,
 }
 
-impl Bench {
+impl Workspace {
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("mutants").args(FILES.iter().flat_map(|file| ["--file", file])).current_dir(&self.tree);
@@ -138,7 +137,7 @@ impl Bench {
         Ok(said.lines().map(str::to_owned).collect())
     }
 
-    /// Where cargo-mutants writes what it saw.
+    /// The folder where cargo-mutants writes its results.
     fn output(&self) -> PathBuf {
         tree::folder().join("mutants.out")
     }
@@ -152,13 +151,13 @@ impl Bench {
             command.arg(format!("--re=^{}$", escaped(name)));
         }
         command.args(["--", "--lib"]);
-        // What the debugger would read is half of the build.
+        // Debug information would take half of the time to build.
         command.env("CARGO_PROFILE_DEV_DEBUG", "0").env("CARGO_PROFILE_TEST_DEBUG", "0").env("CARGO_INCREMENTAL", "1");
         command.env("CARGO_TARGET_DIR", tree::folder().join("build")).env("DOORWARD_STEPS", STEPS);
         command.env("DOORWARD_FORGET_SEEDS", "1");
         command.env_remove("RUSTC").env_remove("CARGO");
         let status = command.status().doing(sh::shown(&command))?;
-        // 2: some were missed; 3: some ended by the clock.
+        // 2: some mutants were missed; 3: some timed out.
         match status.code() {
             Some(0 | 2 | 3) => Ok(()),
             _ => Err(Failure::new(format!("cargo-mutants: {status}; its log is in {}", self.output().display()))),
@@ -166,20 +165,20 @@ impl Bench {
     }
 }
 
-/// A name as a regular expression that matches it alone.
+/// A regular expression that matches exactly this name.
 fn escaped(name: &str) -> String {
     let special = |c: char| r"\.+*?()|[]{}^$#&-~".contains(c);
     name.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect()
 }
 
-/// The commit that the checkout is at.
+/// The commit of the checkout.
 fn commit() -> Outcome<String> {
     let mut git = Command::new("git");
     git.args(["describe", "--always", "--abbrev=9", "--dirty=+changes", "--exclude=*"]).current_dir(paths::root());
     Ok(sh::quiet(&mut git)?.trim().to_owned())
 }
 
-/// Runs a test binary for cargo, in stages, until a test fails.
+/// Runs a test binary in stages, until a test fails.
 fn run_tests(binary: &str) -> Outcome {
     for (n, stage) in STAGES.iter().enumerate() {
         let limits = format!("ulimit -t {CPU_SECONDS} -v {MEMORY} && exec \"$0\" \"$@\"");
@@ -193,7 +192,7 @@ fn run_tests(binary: &str) -> Outcome {
             println!("{line}");
             if line.starts_with("test ") && line.ends_with("FAILED") {
                 failed = true;
-                // The others would only take time.
+                // One failure is enough.
                 tests.kill().doing(binary)?;
                 break;
             }
@@ -211,13 +210,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_taken_literally() {
+    fn a_name_is_matched_literally() {
         let name = "src/a.rs:1:2: replace | with ^ in A<H>::b -> Result<(), [u8; 4]>";
         assert_eq!(escaped(name), r"src/a\.rs:1:2: replace \| with \^ in A<H>::b \-> Result<\(\), \[u8; 4\]>");
     }
 
     #[test]
-    fn stages_leave_out_what_comes_later() {
+    fn every_stage_is_a_part_of_the_first() {
         assert!(STAGES[1..].iter().all(|later| later.starts_with(STAGES[0])));
     }
 }

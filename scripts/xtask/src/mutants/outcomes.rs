@@ -1,4 +1,4 @@
-//! What came of each mutant, kept from run to run.
+//! The outcome of each mutant, kept from run to run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use super::tree;
 use crate::fail::{Doing, Outcome};
 
-/// What a test run said of a mutant.
+/// The outcome of a mutant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// A test failed, or took more processor time than all of them should.
+    /// A test failed or used up its processor time.
     Caught,
-    /// The tests did not end in time.
+    /// The tests timed out.
     Timeout,
     /// All tests passed.
     Missed,
@@ -22,7 +22,7 @@ pub enum Seen {
 const ALL: [(Seen, &str); 4] =
     [(Seen::Caught, "caught"), (Seen::Timeout, "timeout"), (Seen::Missed, "missed"), (Seen::Unviable, "unviable")];
 
-/// By name: what was seen, and at which commit.
+/// By name: the outcome and the commit.
 #[derive(Default)]
 pub struct Outcomes(BTreeMap<String, (Seen, String)>);
 
@@ -31,7 +31,7 @@ impl Outcomes {
         tree::folder().join("outcomes")
     }
 
-    /// Those of earlier runs; what the last one wrote to `output` is among them, even if it was interrupted.
+    /// Reads the outcomes of earlier runs, with those that the last run wrote to `output`, even if it was interrupted.
     pub fn read(output: &Path) -> Outcome<Outcomes> {
         let kept = |file: &Path| {
             if file.exists() { std::fs::read_to_string(file).doing(file.display()) } else { Ok(String::new()) }
@@ -46,39 +46,39 @@ impl Outcomes {
         Ok(all)
     }
 
-    /// Keeps them for later runs.
+    /// Writes the outcomes for later runs.
     pub fn write(&self) -> Outcome {
         let word = |seen| ALL.iter().find(|(s, _)| *s == seen).map_or("", |(_, word)| word);
         let lines = self.0.iter().map(|(name, (seen, commit))| format!("{} {commit} {name}\n", word(*seen)));
         std::fs::write(Self::file(), lines.collect::<String>()).doing(Self::file().display())
     }
 
-    /// Adds what cargo-mutants wrote down.
+    /// Adds the outcomes that cargo-mutants wrote.
     fn add(&mut self, output: &Path, commit: &str) -> Outcome {
         for (seen, word) in ALL {
-            // There is none before the first mutant has been tried.
+            // The file is missing until a mutant has had this outcome.
             let text = std::fs::read_to_string(output.join(format!("{word}.txt"))).unwrap_or_default();
             self.0.extend(text.lines().map(|name| (name.to_owned(), (seen, commit.to_owned()))));
         }
         Ok(())
     }
 
-    /// Forgets what is no longer a mutant.
+    /// Drops the outcomes of mutants that no longer exist.
     pub fn keep(&mut self, names: &[String]) {
         self.0.retain(|name, _| names.contains(name));
     }
 
-    /// What was seen of a mutant.
+    /// The outcome of a mutant, if it was tried.
     pub fn get(&self, name: &str) -> Option<Seen> {
         self.0.get(name).map(|(seen, _)| *seen)
     }
 
-    /// The mutants of which that was seen.
+    /// The mutants with this outcome.
     pub fn names(&self, seen: Seen) -> impl Iterator<Item = &str> {
         self.0.iter().filter(move |(_, (s, _))| *s == seen).map(|(name, _)| name.as_str())
     }
 
-    /// How many mutants were tried.
+    /// The number of mutants that were tried.
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -90,14 +90,14 @@ impl Outcomes {
     }
 }
 
-/// Exists while a run's outcomes have not been added; the commit that it tries.
+/// The file that exists until the outcomes of a run have been added. It contains the commit.
 fn running() -> PathBuf {
     tree::folder().join("running")
 }
 
-/// A run begins.
+/// Records that a run begins.
 pub fn begin(commit: &str) -> Outcome {
-    // What an earlier one wrote there is not this one's.
+    // Remove the results of an earlier run.
     let _ = std::fs::remove_dir_all(tree::folder().join("mutants.out"));
     std::fs::write(running(), commit).doing(running().display())
 }
@@ -109,8 +109,8 @@ fn line(line: &str) -> Option<(String, (Seen, String))> {
     Some((name.to_owned(), (*seen, commit.to_owned())))
 }
 
-/// The mutants that a list in Markdown gives reasons for: a heading for each file, `- `mutant`: reason` below. Lines move, so
-/// none is named; one that ends in `::*` stands for all that go on so.
+/// The mutants that a Markdown list gives reasons for: a heading for each file, with lines `- `mutant`: reason` below. Mutants
+/// are listed without line numbers, which change. A name that ends in `::*` stands for all names with that beginning.
 pub struct Reasons(Vec<(String, String)>);
 
 impl Reasons {
@@ -128,7 +128,7 @@ impl Reasons {
         Reasons(all)
     }
 
-    /// Whether it has one for a mutant.
+    /// Whether there is a reason for a mutant.
     pub fn has(&self, name: &str) -> bool {
         let (at, what) = name.split_once(": ").unwrap_or(("", name));
         let file = at.split(':').next().unwrap_or_default();
@@ -145,14 +145,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kept_line_is_read_as_it_was_written() {
+    fn a_line_is_read_as_it_was_written() {
         let read = line("missed 0123abcde src/a.rs:1:2: replace + with - in f");
         assert_eq!(read, Some(("src/a.rs:1:2: replace + with - in f".into(), (Seen::Missed, "0123abcde".into()))));
         assert_eq!(line("nonsense"), None);
     }
 
     #[test]
-    fn a_reason_is_found_wherever_the_line_has_moved() {
+    fn a_reason_is_found_whatever_the_line_number() {
         let reasons = Reasons::of(
             "# Survivors\n\n## src/a.rs\n\n- `replace + with * in f`: because.\n- `delete ! in A::*`: too.\n",
         );

@@ -1,4 +1,4 @@
-//! The copy of the checkout that is changed: files that differ are written anew, so that cargo builds no more than it must.
+//! The copy of the checkout that is changed. Only files that differ are written, so that cargo rebuilds as little as possible.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,12 +10,12 @@ use crate::{paths, sh};
 /// The rooms of the library that the GIC driver's tests need on the host.
 const ROOMS: [&str; 6] = ["gic", "ids", "mmio", "platform", "sync", "util"];
 
-/// Where everything about mutants is kept.
+/// The folder for everything about mutants.
 pub fn folder() -> PathBuf {
     paths::target().join("mutants")
 }
 
-/// Makes the copy what the checkout is.
+/// Updates the copy from the checkout.
 pub fn prepare() -> Outcome<PathBuf> {
     let tree = folder().join("tree");
     let mut git = Command::new("git");
@@ -23,7 +23,7 @@ pub fn prepare() -> Outcome<PathBuf> {
     let said = sh::quiet(&mut git)?;
     let mut kept = BTreeSet::new();
     for name in said.split_terminator('\0') {
-        // One that was deleted is listed until that is committed.
+        // A deleted file is listed until its deletion is committed.
         let Ok(mut content) = std::fs::read(paths::root().join(name)) else { continue };
         match name {
             "src/lib.rs" => content = library(&String::from_utf8_lossy(&content)).into_bytes(),
@@ -42,14 +42,14 @@ pub fn prepare() -> Outcome<PathBuf> {
     Ok(tree)
 }
 
-/// The library's root with some rooms only.
+/// The library's root with only the rooms that the driver needs.
 fn library(root: &str) -> String {
     let room = |line: &str| line.strip_prefix("pub mod ")?.strip_suffix(';').map(str::to_owned);
     let kept = |line: &&str| room(line).is_none_or(|room| ROOMS.contains(&room.as_str()));
     root.lines().filter(kept).map(|line| format!("{line}\n")).collect()
 }
 
-/// Cargo runs tests through us, and builds what the tests spend their time in for speed.
+/// Cargo's configuration in the copy: it runs tests by this program, and builds dependencies with optimisation.
 fn configuration() -> Outcome<String> {
     let us = std::env::current_exe().doing("finding this program")?;
     Ok(format!(
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_library_keeps_the_rooms_that_the_driver_stands_on() {
+    fn the_copy_of_the_library_has_only_the_rooms_that_the_driver_needs() {
         let root = "//! Text.\nextern crate std;\npub mod gic;\npub mod vm;\npub mod ids;\n";
         assert_eq!(library(root), "//! Text.\nextern crate std;\npub mod gic;\npub mod ids;\n");
     }

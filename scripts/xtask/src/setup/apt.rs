@@ -1,8 +1,8 @@
-//! apt, twice: the host's own, for programs that run here, and a private one that believes it is an arm64 machine.
+//! Two uses of apt: the host's, for programs that run on the host, and one with a state of its own, for arm64 packages.
 //!
-//! The private apt has its own lists, its own (empty) package status and its own one-line source; it can download and verify
-//! but never install, so neither root nor `dpkg --add-architecture` is needed. Metadata is checked against Debian's archive
-//! keyring. The mirror is the one that the host itself uses, or `DOORWARD_DEBIAN_MIRROR`.
+//! The latter has its own package lists, an empty package status and one source. It downloads and verifies packages but never
+//! installs them, so neither root nor `dpkg --add-architecture` is needed. Metadata is checked against Debian's archive keyring.
+//! The mirror is the one that the host uses, or `DOORWARD_DEBIAN_MIRROR`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,16 +10,16 @@ use std::process::Command;
 use crate::fail::{Doing, Failure, Outcome};
 use crate::{paths, sh};
 
-/// The release whose kernel and programs run in the guest; peers were measured on the same.
+/// The Debian release whose kernel and programs run in the guest.
 const GUEST_RELEASE: &str = "bookworm";
 
-/// Debian's archive keys, as the package `debian-archive-keyring` installs them.
+/// Debian's archive keys, installed by the package `debian-archive-keyring`.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// In an unpacked package: the name of the file it came from.
+/// A file in an unpacked package with the name of the .deb file.
 pub const ORIGIN: &str = ".deb";
 
-/// `program` with the rights to install: itself as root, under sudo otherwise.
+/// A command that runs `program` as root, by sudo if necessary.
 pub fn as_root(program: &str) -> Outcome<Command> {
     let id = sh::quiet(Command::new("id").arg("-u"))?;
     if id.trim() == "0" {
@@ -33,7 +33,7 @@ pub fn as_root(program: &str) -> Outcome<Command> {
     Ok(command)
 }
 
-/// Runs the host's `apt-get` with `words`, retried; waits for others who use it now.
+/// Runs the host's `apt-get` with `words`, with retries. Waits while another process holds apt's lock.
 pub fn host_get(what: &str, words: &[&str]) -> Outcome {
     as_root("apt-get")?;
     sh::retried(what, || {
@@ -45,7 +45,7 @@ pub fn host_get(what: &str, words: &[&str]) -> Outcome {
     Ok(())
 }
 
-/// Writes a file that only root may write.
+/// Writes a file as root.
 pub fn write_as_root(path: &str, text: &str) -> Outcome {
     let source = paths::cache().join("root-file.tmp");
     std::fs::write(&source, text).doing(format_args!("writing {}", source.display()))?;
@@ -84,13 +84,13 @@ pub struct Package {
     pub depends: Vec<String>,
 }
 
-/// An apt of our own for arm64.
+/// The apt state for arm64.
 pub struct Foreign {
     dir: PathBuf,
 }
 
 impl Foreign {
-    /// Opens it, reading the lists anew.
+    /// Sets it up and updates the package lists.
     pub fn open() -> Outcome<Self> {
         if !Path::new(KEYRING).is_file() {
             sh::say("installing debian-archive-keyring");
@@ -135,7 +135,7 @@ impl Foreign {
         command
     }
 
-    /// What the lists say of `name`.
+    /// The entry of the package `name`.
     pub fn show(&self, name: &str) -> Outcome<Package> {
         let text = sh::quiet(&mut self.command("apt-cache", &["show", "--no-all-versions", name]))?;
         Ok(parse_stanza(&text))
@@ -166,7 +166,7 @@ impl Foreign {
     }
 }
 
-/// Unpacks a package beside its place, then moves it there: a folder that exists is complete.
+/// Unpacks a package into a temporary folder and renames that, so that a folder that exists is complete.
 fn unpack(deb: &Path, folder: &Path) -> Outcome {
     let partial = folder.with_extension("partial");
     let _ = std::fs::remove_dir_all(&partial);

@@ -1,5 +1,5 @@
-//! The NVMe disk of known content: every 8 bytes follow from the block's number, so a block read from the wrong place, an old
-//! block or a torn one all read back wrong. The guest checks 16 MiB pieces with sha256sum against [`manifest`].
+//! The NVMe disk of known content. The content of each block follows from its number, so a misplaced, stale or torn block is
+//! noticed. The guest compares pieces of 16 MiB with the checksums in [`manifest`].
 
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
@@ -10,19 +10,19 @@ use super::{Stamp, hex};
 use crate::fail::{Doing, Outcome};
 use crate::{paths, sh};
 
-/// Changes with the content.
+/// Has to be changed with the content.
 const RECIPE: &[u8] = b"256 MiB of splitmix64, seeded by block number";
 
 const BLOCK: usize = 4096;
 const PIECE: usize = 16 << 20;
 const PIECES: usize = 16;
 
-/// Where the checksums are: one line `MiB-offset sha256` for each piece.
+/// The file with the checksums: a line `MiB-offset sha256` for each piece.
 pub fn manifest() -> PathBuf {
     paths::cache().join("nvme.sha256")
 }
 
-/// Makes disk and manifest where they are missing.
+/// Makes the disk and its checksums if they are missing.
 pub fn ensure() -> Outcome {
     let disk = paths::disk();
     let stamp = Stamp::new(&disk, &[RECIPE]);
@@ -61,7 +61,7 @@ fn content(block: u64) -> [u8; BLOCK] {
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         word.copy_from_slice(&(mixed ^ (mixed >> 31)).to_le_bytes());
     }
-    // The block says its own number, for whoever looks at a hex dump.
+    // The block's number, to find it in a hex dump.
     bytes[..8].copy_from_slice(&block.to_le_bytes());
     bytes
 }

@@ -1,7 +1,7 @@
-//! The initramfs: busybox, fio with its libraries, our own small tools and the test scripts, as an uncompressed newc archive.
+//! The initramfs: busybox, fio with its libraries, small tools and the test scripts, as an uncompressed newc archive.
 //!
-//! The same inputs give the same bytes: entries are sorted, times, owners and inode numbers are fixed. It lies in `target/`
-//! because it depends on this checkout's `tests/linux`.
+//! The same inputs give the same bytes: entries are sorted; times, owners and inode numbers are fixed. The file is in `target/`,
+//! as it depends on this checkout's `tests/linux`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,13 +11,13 @@ use super::{Stamp, disk, packages};
 use crate::fail::{Doing, Outcome};
 use crate::{paths, sh};
 
-/// Changes when this file arranges things differently.
+/// Has to be changed when this file makes a different archive.
 const RECIPE: &[u8] = b"1";
 
 const LIBRARIES: &str = "lib/aarch64-linux-gnu";
 const LOADER: &str = "ld-linux-aarch64.so.1";
 
-/// Makes it where an input changed.
+/// Makes the initramfs if an input has changed.
 pub fn ensure() -> Outcome {
     let archive = paths::initramfs();
     let sources = sources()?;
@@ -70,7 +70,7 @@ pub fn ensure() -> Outcome {
     stamp.set()
 }
 
-/// Everything under `tests/linux`, by path.
+/// All files under `tests/linux`, by path.
 fn sources() -> Outcome<BTreeMap<String, Vec<u8>>> {
     let root = paths::root().join("tests/linux");
     let mut found = BTreeMap::new();
@@ -88,7 +88,7 @@ fn sources() -> Outcome<BTreeMap<String, Vec<u8>>> {
     Ok(found)
 }
 
-/// One small static program for Linux in the guest.
+/// Compiles a small static program for the guest's Linux.
 fn compile(source: &Path, folder: &Path, name: &str) -> Outcome<Vec<u8>> {
     let output = folder.join(name);
     let mut command = Command::new("rustc");
@@ -112,13 +112,13 @@ fn read(path: &Path) -> Outcome<Vec<u8>> {
     std::fs::read(path).doing(format_args!("reading {}", path.display()))
 }
 
-/// A file tree on its way into an archive.
+/// The files of an archive.
 #[derive(Default)]
 struct Tree {
     entries: BTreeMap<PathBuf, Entry>,
 }
 
-/// One entry: its mode with type, device numbers for a character device, content.
+/// A file: its mode with type, device numbers of a character device, content.
 struct Entry {
     mode: u32,
     device: (u32, u32),
@@ -151,7 +151,7 @@ impl Tree {
         self.add(name, Entry { mode: 0o020_600, device: (major, minor), bytes: Vec::new() });
     }
 
-    /// The archive: `newc`, as the kernel's Documentation/driver-api/early-userspace/buffer-format.rst describes it.
+    /// The archive in the format `newc` (the kernel's Documentation/driver-api/early-userspace/buffer-format.rst).
     fn pack(&self) -> Vec<u8> {
         let mut out = Vec::new();
         for (inode, (name, entry)) in (1..).zip(&self.entries) {
@@ -179,7 +179,7 @@ fn pack_entry(out: &mut Vec<u8>, inode: u32, name: &str, entry: &Entry) {
     pad(out);
 }
 
-/// Headers and contents start at multiples of 4.
+/// Aligns to 4 bytes, as headers and contents are.
 fn pad(out: &mut Vec<u8>) {
     out.resize(out.len().next_multiple_of(4), 0);
 }
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_archive_entry_has_the_fields_of_newc_in_their_order() {
+    fn an_archive_entry_has_the_fields_of_newc_in_order() {
         let mut tree = Tree::default();
         tree.file("a", b"hi".to_vec());
         let bytes = tree.pack();
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_come_before_what_they_hold() {
+    fn folders_come_before_their_files() {
         let mut tree = Tree::default();
         tree.program("usr/bin/x", Vec::new());
         let names: Vec<_> = tree.entries.keys().map(|name| name.to_str().unwrap()).collect();

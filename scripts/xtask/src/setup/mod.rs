@@ -1,9 +1,9 @@
-//! `setup`: what is missing on this machine, and nothing else.
+//! `setup`: installs what is missing on this machine.
 //!
-//! Rust targets come by rustup and QEMU by apt, as a person would install them. Everything that runs inside QEMU (a kernel,
-//! busybox, fio with its libraries) is Debian's arm64, fetched with an apt state of our own, so that the host never learns a
-//! foreign architecture. From these the initramfs and a disk of known content are made here, byte for byte the same each time.
-//! A complete set-up is recognised in well under a second.
+//! Rust targets are installed by rustup and QEMU by apt. Everything that runs inside QEMU (a kernel, busybox, fio with its
+//! libraries) is Debian's arm64, downloaded with an apt state in the cache, so that the host's apt needs no foreign architecture.
+//! From these, the initramfs and a disk of known content are made, with the same bytes each time. A complete set-up is recognised
+//! in well under a second.
 
 mod apt;
 mod disk;
@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 use crate::fail::{Doing, Outcome};
 use crate::{paths, sh};
 
-/// What `rustup` must have beside the host: the hypervisor's target, and static tools for the guest.
+/// Rust targets beside the host: that of the hypervisor, and that of the static tools for the guest.
 const TARGETS: [&str; 2] = ["aarch64-unknown-none-softfloat", "aarch64-unknown-linux-musl"];
 
 /// Install what is missing: Rust targets, QEMU, a Linux to run, a disk
@@ -40,7 +40,7 @@ pub fn verb(_: &Options) -> Outcome {
     Ok(())
 }
 
-/// What `run` and `test` call first: the same steps, silent when all is there.
+/// Does all steps, as every verb that needs them does first. Prints nothing if nothing is missing.
 pub fn ensure() -> Outcome {
     let cache = paths::cache();
     std::fs::create_dir_all(&cache).doing(format_args!("creating {}", cache.display()))?;
@@ -55,7 +55,7 @@ pub fn ensure() -> Outcome {
     initramfs::ensure()
 }
 
-/// Rust's target libraries. Without rustup they are the distribution's business, and the build will name what is missing.
+/// Installs Rust's libraries for the targets. Without rustup the distribution has to provide them; a build reports what is missing.
 pub fn rust_targets() -> Outcome {
     if !sh::has("rustup") {
         return Ok(());
@@ -73,7 +73,7 @@ pub fn rust_targets() -> Outcome {
     Ok(())
 }
 
-/// A stamp file says which inputs a product was made from.
+/// A file beside a product with a hash of the inputs that it was made from.
 struct Stamp {
     path: std::path::PathBuf,
     want: String,
@@ -91,12 +91,12 @@ impl Stamp {
         Self { path: product.with_file_name(name), want: hex(&hash.finalize()) }
     }
 
-    /// Was the product made from these inputs?
+    /// Whether the product was made from these inputs.
     fn fresh(&self) -> bool {
         std::fs::read_to_string(&self.path).is_ok_and(|have| have.trim() == self.want)
     }
 
-    /// Says that it now is.
+    /// Records that it now is.
     fn set(&self) -> Outcome {
         std::fs::write(&self.path, &self.want).doing(format_args!("writing {}", self.path.display()))
     }

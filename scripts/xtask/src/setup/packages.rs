@@ -1,9 +1,9 @@
-//! What runs inside QEMU, from Debian's arm64 archive: the cloud kernel, a static busybox, fio with the libraries it needs, and
-//! UEFI firmware.
+//! The programs that run inside QEMU, from Debian's arm64 archive: the cloud kernel, a static busybox, fio with its libraries,
+//! and UEFI firmware.
 //!
-//! fio is linked with every storage library that Debian has. The closure is found from the ELF files (each NEEDED name must be
-//! in some package), and follows a package's dependencies only while a name is missing: half of what the package lists would
-//! bring (python, perl, a whole base system) never comes in.
+//! fio is linked with many storage libraries. The libraries to download are found from the ELF files: each NEEDED name must be in
+//! some package. Dependencies of packages are followed only while a name is missing, so that most of them (python, perl, a base
+//! system) are not downloaded.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -16,18 +16,18 @@ use super::{Stamp, apt};
 use crate::fail::{Doing, Failure, Outcome};
 use crate::{paths, sh};
 
-/// Changes when this file fetches something else.
+/// Has to be changed when this file downloads something else.
 const RECIPE: &[u8] = b"2";
 
 const FIRMWARE: &str = "qemu-efi-aarch64";
 
 const KERNEL: &str = "linux-image-cloud-arm64";
 
-/// One file that a program inside the guest needs.
+/// A shared library that fio needs.
 pub struct Library {
-    /// The name that the loader looks for.
+    /// The name that the dynamic loader searches for.
     pub soname: String,
-    /// Where it lies unpacked.
+    /// The unpacked file.
     pub file: PathBuf,
 }
 
@@ -36,7 +36,7 @@ fn folder() -> PathBuf {
     paths::cache().join("debian")
 }
 
-/// Fetches what is missing.
+/// Downloads what is missing.
 pub fn ensure() -> Outcome {
     let folder = folder();
     let stamp = Stamp::new(&folder, &[RECIPE]);
@@ -58,7 +58,7 @@ pub fn ensure() -> Outcome {
     stamp.set()
 }
 
-/// The kernel as QEMU loads it.
+/// Copies the kernel to where `run` expects it.
 fn place_kernel(package: &Path) -> Outcome {
     let boot = package.join("boot");
     let mut names = std::fs::read_dir(&boot).doing(format_args!("listing {}", boot.display()))?.flatten();
@@ -73,7 +73,7 @@ fn place_kernel(package: &Path) -> Outcome {
     std::fs::write(&place, bytes).doing(format_args!("writing {}", place.display()))
 }
 
-/// Fetches packages until every library that fio needs is there.
+/// Downloads packages until every library that fio needs is there.
 fn close_over(foreign: &apt::Foreign, folder: &Path) -> Outcome {
     let mut listed: VecDeque<String> = VecDeque::from(["fio".to_owned()]);
     let mut seen: BTreeSet<String> = BTreeSet::from(["fio".to_owned()]);
@@ -98,14 +98,14 @@ fn close_over(foreign: &apt::Foreign, folder: &Path) -> Outcome {
         }
         if wave.is_empty() {
             let names: Vec<_> = missing.into_iter().collect();
-            return Err(Failure::new(format!("no package that fio depends on has {}", names.join(", "))));
+            return Err(Failure::new(format!("fio's packages lack {}", names.join(", "))));
         }
         foreign.fetch(&wave, folder)?;
         listed.extend(wave);
     }
 }
 
-/// Which packages lie unpacked, with their versions.
+/// The unpacked packages with their versions.
 pub fn versions() -> Outcome<String> {
     let folder = folder();
     let entries = std::fs::read_dir(&folder).doing(format_args!("listing {}", folder.display()))?;
@@ -115,7 +115,7 @@ pub fn versions() -> Outcome<String> {
     Ok(versions.join("\n"))
 }
 
-/// The program itself, from the unpacked packages.
+/// A program in an unpacked package.
 pub fn program(package: &str, path: &str) -> Outcome<PathBuf> {
     let file = folder().join(package).join(path);
     if file.is_file() {
@@ -125,7 +125,7 @@ pub fn program(package: &str, path: &str) -> Outcome<PathBuf> {
     }
 }
 
-/// fio's libraries, the loader included.
+/// fio's libraries, with the dynamic loader.
 pub fn libraries() -> Outcome<Vec<Library>> {
     let (found, missing) = resolve(&folder())?;
     match missing.first() {
@@ -134,7 +134,7 @@ pub fn libraries() -> Outcome<Vec<Library>> {
     }
 }
 
-/// Follows NEEDED names from fio through all unpacked packages: what was found, and what was not.
+/// Follows NEEDED names from fio through all unpacked packages; returns the libraries found and the names missing.
 fn resolve(folder: &Path) -> Outcome<(BTreeMap<String, PathBuf>, BTreeSet<String>)> {
     let mut index = BTreeMap::new();
     index_libraries(folder, &mut index);
@@ -158,7 +158,7 @@ fn resolve(folder: &Path) -> Outcome<(BTreeMap<String, PathBuf>, BTreeSet<String
     Ok((found, missing))
 }
 
-/// Every shared library below `folder`, by file name; links are followed, so a soname link counts.
+/// Adds every shared library below `folder` by file name, symbolic links included.
 fn index_libraries(folder: &Path, index: &mut BTreeMap<String, PathBuf>) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     for entry in entries.flatten() {

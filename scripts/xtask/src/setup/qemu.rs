@@ -11,20 +11,20 @@ const PACKAGE: &str = "qemu-system-arm";
 const OLDEST: (u32, u32) = (10, 0);
 const BACKPORTS: &str = "/etc/apt/sources.list.d/doorward-backports.sources";
 
-/// Installs it where it is missing or too old.
+/// Installs QEMU if it is missing or too old.
 pub fn ensure() -> Outcome {
     let found = installed();
     if found.is_some_and(|version| version >= OLDEST) {
         return Ok(());
     }
     match found {
-        Some((major, minor)) => sh::say(format_args!("QEMU {major}.{minor} is too old, 10.0 is the least")),
-        None => sh::say("no QEMU for AArch64 here"),
+        Some((major, minor)) => sh::say(format_args!("QEMU {major}.{minor} is too old; 10.0 or later is needed")),
+        None => sh::say("QEMU for AArch64 is not installed"),
     }
     if !sh::has("apt-get") {
         return Err(Failure::new(format!(
-            "this system has no apt: install QEMU 10.0 or later with {PROGRAM} by its own means, then run setup again \
-             (a kernel, busybox and fio for arm64 come from Debian, too, so apt and dpkg-deb are needed for those)"
+            "this system has no apt: install QEMU 10.0 or later with {PROGRAM} by its package manager, then run setup \
+             again (apt and dpkg-deb are needed, too, as a kernel, busybox and fio for arm64 come from Debian)"
         )));
     }
     let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
@@ -41,7 +41,7 @@ pub fn ensure() -> Outcome {
         let candidate = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate:")).unwrap_or("none").trim();
         if parse(candidate.rsplit(':').next().unwrap_or_default()).is_none_or(|version| version < OLDEST) {
             return Err(Failure::new(format!(
-                "this release offers {PACKAGE} {candidate}, and 10.0 is the least: install a newer {PROGRAM}, then run setup again"
+                "this release has {PACKAGE} {candidate}, but 10.0 or later is needed: install a newer {PROGRAM}, then run setup again"
             )));
         }
         sh::say(format_args!("installing {PACKAGE} {candidate}"));
@@ -49,11 +49,11 @@ pub fn ensure() -> Outcome {
     }
     match installed() {
         Some(version) if version >= OLDEST => Ok(()),
-        _ => Err(Failure::new(format!("{PACKAGE} was installed, yet {PROGRAM} on the PATH is not 10.0 or later"))),
+        _ => Err(Failure::new(format!("{PACKAGE} was installed, but {PROGRAM} on the PATH is older than 10.0"))),
     }
 }
 
-/// Makes sure that the host's apt knows bookworm-backports.
+/// Adds bookworm-backports to the host's apt if it is missing.
 fn backports() -> Outcome {
     let policy = sh::quiet(Command::new("apt-cache").arg("policy"))?;
     if policy.contains("bookworm-backports") {
@@ -69,7 +69,7 @@ fn backports() -> Outcome {
     apt::host_get("apt-get update", &["update"])
 }
 
-/// The version on the PATH.
+/// The version of the program on the PATH.
 fn installed() -> Option<(u32, u32)> {
     let output = Command::new(PROGRAM).arg("--version").output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_read_from_what_qemu_and_apt_say() {
+    fn versions_of_qemu_and_apt_are_parsed() {
         assert_eq!(parse("10.0.2 (Debian 1:10.0.2+ds-2)"), Some((10, 0)));
         assert_eq!(parse("7.2+dfsg-7+deb12u18"), Some((7, 2)));
         assert_eq!(parse("(none)"), None);

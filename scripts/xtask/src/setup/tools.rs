@@ -1,6 +1,6 @@
-//! Programs that a single verb needs: installed when that verb is asked for, never by `setup`.
+//! Programs that a single verb needs. That verb installs them, not `setup`.
 //!
-//! Those that cargo builds go into the cache, at the version that is named here, and leave the user's own alone.
+//! Programs built by cargo go into the cache in a fixed version, independent of those that the user has installed.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -10,26 +10,26 @@ use super::apt;
 use crate::fail::{Failure, Outcome};
 use crate::{paths, sh};
 
-/// Valgrind, from the distribution: what it counts does not depend on its version.
+/// Installs valgrind from the distribution. Its counts do not depend on its version.
 pub fn valgrind() -> Outcome {
     if sh::has("valgrind") {
         return Ok(());
     }
     if !sh::has("apt-get") {
-        return Err(Failure::new("this system has no apt: install valgrind by its own means"));
+        return Err(Failure::new("this system has no apt: install valgrind by its package manager"));
     }
     sh::say("installing valgrind");
     apt::host_get("apt-get update", &["update"])?;
-    // Of what it recommends, the C library's symbols, which some of its tools cannot do without; not a debugger.
+    // Of the recommended packages only the C library's symbols, which some of its tools need.
     apt::host_get("installing valgrind", &["install", "--no-install-recommends", "valgrind", "libc6-dbg"])
 }
 
-/// A program of `package`, built by cargo at exactly this version. Where it is.
+/// Installs the program of `package` by cargo in exactly this version, and returns its path.
 pub fn cargo(package: &str, version: &str) -> Outcome<PathBuf> {
     let program = bin().join(package);
     let installed = std::fs::read_to_string(folder().join(".crates.toml")).unwrap_or_default();
     if !program.is_file() || !installed.contains(&format!("\"{package} {version} ")) {
-        sh::say(format_args!("building {package} {version}, once; it takes some minutes"));
+        sh::say(format_args!("building {package} {version}, which takes some minutes"));
         sh::retried(&format!("installing {package}"), || {
             let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
             command.args(["install", "--locked", "--root"]).arg(folder());
@@ -40,7 +40,7 @@ pub fn cargo(package: &str, version: &str) -> Outcome<PathBuf> {
     Ok(program)
 }
 
-/// Rust's nightly toolchain, whichever there is.
+/// Installs Rust's nightly toolchain unless there is one.
 pub fn nightly() -> Outcome {
     if has_nightly() {
         return Ok(());
@@ -57,13 +57,13 @@ pub fn nightly() -> Outcome {
     .map(drop)
 }
 
-/// Is there a nightly toolchain?
+/// Whether there is a nightly toolchain.
 pub fn has_nightly() -> bool {
     let mut command = with_nightly();
     command.arg("--version").output().is_ok_and(|output| output.status.success())
 }
 
-/// `cargo +nightly`, which also finds what is installed in the cache.
+/// `cargo +nightly`, with the programs of the cache on the PATH.
 pub fn with_nightly() -> Command {
     let mut command = Command::new("cargo");
     let path = std::env::var_os("PATH").unwrap_or_default();
