@@ -1,4 +1,4 @@
-//! Booting the Linux of the initramfs for a case, and what must hold of every such run.
+//! Boots the Linux of the initramfs for a case, and checks what must hold of every such run.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use super::Lab;
 use crate::qemu::{Boot, Machine};
 use crate::session::{Echo, End, Event, Input, Session};
 
-/// The console of a run that is over.
+/// The console of a finished run.
 pub struct Transcript {
     /// Lines with the time since QEMU was started.
     pub lines: Vec<(Duration, String)>,
@@ -16,14 +16,14 @@ pub struct Transcript {
 }
 
 impl Transcript {
-    /// What the guest said to us: the lines that start with `DW-TEST: KIND`, without that.
+    /// The rest of each line that the guest's test printed as `DW-TEST: KIND …`.
     pub fn said<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a str> {
         self.lines.iter().filter_map(move |(_, line)| line.strip_prefix("DW-TEST: ")?.strip_prefix(kind)).map(str::trim)
     }
 
-    /// The number that follows `DW-TEST: KIND`.
+    /// The number in the first line `DW-TEST: KIND …`.
     pub fn number(&self, kind: &str) -> Result<u64, String> {
-        let text = self.said(kind).next().ok_or_else(|| format!("the guest said nothing about `{kind}`"))?;
+        let text = self.said(kind).next().ok_or_else(|| format!("the guest printed no `{kind}`"))?;
         text.parse().map_err(|_| format!("`{kind}` is `{text}`, not a number"))
     }
 
@@ -42,7 +42,7 @@ const PATIENCE: u32 = 5;
 const STALLS: &str = " rcupdate.rcu_cpu_stall_timeout=120 watchdog_thresh=60";
 
 impl Lab {
-    /// The machine of this case with the guest's test `name`.
+    /// A machine that runs the guest's test `name`.
     pub fn linux(&self, name: &str, arg: &str) -> Machine {
         let mut machine =
             Machine { boot: self.boot.clone(), log: Some(self.dir.join("guest.log")), ..Machine::default() };
@@ -87,15 +87,15 @@ impl Lab {
         }
     }
 
-    /// Runs a Linux case to its end and judges what holds of all: it powers off by itself, its test succeeds, its kernel saw
-    /// no lost interrupt or I/O error, and QEMU saw no access to the GIC, the ITS or the SMMU that it finds wrong.
+    /// Runs a Linux case to its end and checks what holds of all: it powers off by itself, its test succeeds, its kernel reports
+    /// no lost interrupt or I/O error, and QEMU reports no wrong access to the GIC, the ITS or the SMMU.
     pub fn linux_run(&self, machine: &Machine, seconds: u64) -> Result<Transcript, String> {
         let transcript = self.watch(machine, seconds, |_, _| Ok(()))?;
         self.judge(&transcript)?;
         Ok(transcript)
     }
 
-    /// The judgement of [`Lab::linux_run`].
+    /// The checks of [`Lab::linux_run`].
     pub fn judge(&self, transcript: &Transcript) -> Result<(), String> {
         let console = self.dir.join("console.log");
         let last = transcript
@@ -104,7 +104,7 @@ impl Lab {
             .rev()
             .map(|(_, line)| line.trim())
             .find(|line| !line.is_empty())
-            .unwrap_or("(silence)");
+            .unwrap_or("(nothing)");
         match &transcript.end {
             End::Off => {}
             End::TimedOut => return Err(format!("time-out; the last line was `{last}` ({})", console.display())),
@@ -112,11 +112,11 @@ impl Lab {
             End::Broken(why) => return Err(format!("{why}; the last line was `{last}`")),
         }
         if let Some(why) = transcript.said("fail").next() {
-            return Err(format!("the guest says: {why} ({})", console.display()));
+            return Err(format!("the guest failed: {why} ({})", console.display()));
         }
         match transcript.said("exit").next() {
             Some("0") => {}
-            Some(code) => return Err(format!("the guest's test ended with {code} ({})", console.display())),
+            Some(code) => return Err(format!("the guest's test ended with exit code {code} ({})", console.display())),
             None => {
                 return Err(format!(
                     "the guest's test did not end; the last line was `{last}` ({})",
@@ -125,15 +125,15 @@ impl Lab {
             }
         }
         if let Some(line) = transcript.said("dmesg").next() {
-            return Err(format!("the guest's kernel says: {line} ({})", console.display()));
+            return Err(format!("the guest's kernel reports: {line} ({})", console.display()));
         }
         if transcript.said("done").next().is_none() {
-            return Err(format!("the guest did not come to its end ({})", console.display()));
+            return Err(format!("the guest did not finish ({})", console.display()));
         }
         self.complaints()
     }
 
-    /// QEMU's own log: no line about an interrupt controller or an SMMU. Linux alone is not held to it.
+    /// Checks that QEMU's log has no complaint about an interrupt controller or an SMMU. A run without the hypervisor is not checked.
     pub fn complaints(&self) -> Result<(), String> {
         let log: PathBuf = self.dir.join("guest.log");
         if matches!(self.boot, Boot::Bare) {
@@ -142,19 +142,19 @@ impl Lab {
         let text = std::fs::read(&log).map_err(|error| format!("{}: {error}", log.display()))?;
         let text = String::from_utf8_lossy(&text).into_owned();
         match text.lines().find(|line| is_complaint(line)) {
-            Some(line) => Err(format!("QEMU finds fault: `{line}` ({})", log.display())),
+            Some(line) => Err(format!("QEMU complains: `{line}` ({})", log.display())),
             None => Ok(()),
         }
     }
 }
 
-/// Is this line of QEMU's log about the GIC, the ITS or the SMMU? Exceptions and trace events (a counted run has them in the
-/// same file) are not complaints.
+/// Whether this line of QEMU's log is a complaint about the GIC, the ITS or the SMMU. Exceptions and trace events, which a counted
+/// run has in the same file, are not.
 fn is_complaint(line: &str) -> bool {
     const EVENTS: [&str; 5] = ["gicv3_icc_", "gicv3_icv_", "gicv3_ich_", "gicv3_its_translation_write ", "pci_nvme_"];
     let traced = EVENTS.iter().any(|event| line.starts_with(event));
     let lower = line.to_ascii_lowercase();
-    // The ITS's own functions name themselves after the command: `process_vmapti: …`, `vmovp_callback: …`.
+    // Messages of QEMU's ITS start with a function's name: `process_vmapti: …`, `vmovp_callback: …`.
     let ours = ["gic", "its_", "its:", "smmu", "process_", "_callback:", "cmd processing", "vpeid", "vte"];
     !traced && ours.iter().any(|word| lower.contains(word))
 }
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn complaints_are_told_from_the_rest_of_qemus_log() {
+    fn complaints_are_distinguished_from_other_lines_of_qemus_log() {
         assert!(is_complaint("gicv3_dist_read: invalid guest read at offset 000000000000000c size 4"));
         assert!(is_complaint("process_vmapti: Doorbell 50 not 1023 and not a valid LPI"));
         assert!(is_complaint("smmuv3: something"));

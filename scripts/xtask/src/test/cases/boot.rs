@@ -1,4 +1,4 @@
-//! Reaching user space: CPU counts, memory sizes, load addresses.
+//! Booting to user space with different numbers of CPUs and sizes of memory.
 
 use crate::qemu::Machine;
 use crate::test::{Case, Lab, Verdict};
@@ -18,7 +18,7 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// dom0 sees as many CPUs as the machine has, and most of its memory.
+/// Checks that dom0 has all CPUs of the machine and most of its memory.
 fn boots(lab: &Lab, smp: u32, mem: &str) -> Verdict {
     let machine = Machine { smp, mem: mem.into(), ..lab.linux("boot", "") };
     let transcript = lab.linux_run(&machine, 150)?;
@@ -30,12 +30,12 @@ fn boots(lab: &Lab, smp: u32, mem: &str) -> Verdict {
         (number, "G") => number.parse::<u64>().unwrap_or(0) << 20,
         (number, _) => number.parse::<u64>().unwrap_or(0) << 10,
     };
-    // Linux keeps some for itself, and counts the initramfs as used; EL2 needs little.
+    // Linux reserves some, and counts the initramfs as used; EL2 needs little.
     let (has, wants) = (transcript.number("memory")?, whole * 8 / 10);
     if has < wants { Err(format!("dom0 has {has} KiB of {whole} KiB, less than four fifths")) } else { Ok(()) }
 }
 
-/// The disk's function reads as nothing; the host bridge is still there.
+/// Checks that dom0 sees no function in the disk's slot, but the host bridge.
 fn hidden(lab: &Lab) -> Verdict {
     let machine = Machine { hv: "dom0_pci_hide=0000:00:01.0".into(), ..lab.linux("devices", "") };
     let transcript = lab.linux_run(&machine, 90)?;
@@ -43,12 +43,12 @@ fn hidden(lab: &Lab) -> Verdict {
     if functions == ["0000:00:00.0"] { Ok(()) } else { Err(format!("dom0 sees {functions:?}")) }
 }
 
-/// Types at a shell of dom0, at the debug keys, and at the shell again.
+/// Types to a shell of dom0, to the debug keys, and to the shell again.
 fn keys(lab: &Lab) -> Verdict {
     let mut machine = lab.linux("", "");
     machine.append = machine.append.replace(" dw.test=", "");
     let transcript = lab.watch(&machine, 90, |session, line| {
-        // The sum shows that a shell read it; the pasted comment is longer than any FIFO on the way.
+        // The sum shows that a shell has read the line; the pasted comment is longer than every FIFO on the way.
         let paste = format!("echo sum-$((40+2)) # {}\n", "x".repeat(300));
         let typed = match line {
             line if line.starts_with("A shell of the test initramfs") => paste.as_str(),
@@ -59,12 +59,12 @@ fn keys(lab: &Lab) -> Verdict {
         session.type_in(typed).map_err(|failure| failure.text)
     })?;
     if !matches!(transcript.end, crate::session::End::Off) {
-        return Err("the shell did not get as far as powering off".into());
+        return Err("the shell did not power off".into());
     }
     let shown = |what: &str| transcript.lines.iter().any(|(_, line)| line.contains(what));
     for what in ["  x  exits by reason", "dom0: 4 vCPUs", "ITS0 device", "vPE 0, home", "exit sysreg:"] {
         if !shown(what) {
-            return Err(format!("no debug key showed `{what}`"));
+            return Err(format!("no debug key printed `{what}`"));
         }
     }
     Ok(())

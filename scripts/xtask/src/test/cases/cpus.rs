@@ -1,20 +1,20 @@
-//! Physical CPUs taken out and back in by the debug keys, while dom0 does verified I/O on its disk.
+//! Physical CPUs that debug keys take offline and back online, while dom0 does verified I/O on its disk.
 //!
-//! Each key is typed when the answer to the one before has been seen, however long that takes.
+//! Each key is typed when the answer to the previous one has been printed.
 
 use crate::qemu::Machine;
 use crate::session::{NEXT, Session};
 use crate::test::linux::Transcript;
 use crate::test::{Case, Lab, Verdict};
 
-/// Times that a CPU goes and comes back, with interrupts that go to the guest and with those that EL2 injects.
+/// Times that a CPU goes offline and comes back, with direct and with software injection.
 const CYCLES: usize = 100;
 const CYCLES_SOFTWARE: usize = 20;
 
-/// A key, and what the hypervisor says to it. No key: time goes on in dom0.
+/// A key and the hypervisor's answer; without a key, a line of dom0.
 type Step = (Option<char>, &'static str);
 
-/// dom0 has had time to use the CPU that came, or to miss the one that went.
+/// dom0 has run for a while since the last change.
 const TICK: Step = (None, "DW-TEST: tick");
 
 /// The cases of this topic.
@@ -23,17 +23,17 @@ pub fn cases() -> Vec<Case> {
     vec![
         case(
             "cpus-out-and-back",
-            "a CPU goes and comes back 100 times under fio with verify; then all but one go",
+            "a CPU goes offline and comes back 100 times under verified I/O; then all but one go",
             |lab| under_load(lab, "direct=on", CYCLES),
         ),
         case("cpus-out-and-back-software", "the same 20 times with direct=off", |lab| {
             under_load(lab, "direct=off", CYCLES_SOFTWARE)
         }),
-        case("cpus-bound", "sched=null: a CPU goes only if it has no vCPU", bound),
+        case("cpus-bound", "sched=null: a CPU goes offline only if it has no vCPU", bound),
     ]
 }
 
-/// Types the steps one by one, from dom0's first round of I/O on; then has dom0 stop.
+/// Does the steps one by one, from dom0's first round of I/O on; then makes dom0 stop.
 fn drive(lab: &Lab, machine: &Machine, seconds: u64, steps: &[Step]) -> Result<Transcript, String> {
     let mut next = 0;
     let mut started = false;
@@ -72,7 +72,7 @@ fn press(session: &mut Session, steps: &[Step], next: usize) -> Verdict {
 }
 
 fn under_load(lab: &Lab, hv: &str, cycles: usize) -> Verdict {
-    // Whatever CPU is in has a vCPU that computes; while one is out, another vCPU waits for it.
+    // Every online CPU has a vCPU that computes.
     let machine = Machine { hv: format!("sched=credit dom0_max_vcpus=6 {hv}"), ..lab.linux("until", "4") };
     let key = |key, answer| [(Some(key), answer), TICK];
     let cycle = [key('o', "CPU3: out of service; moved to CPU2"), key('O', "CPU3: back in service")].concat();
@@ -100,7 +100,7 @@ fn under_load(lab: &Lab, hv: &str, cycles: usize) -> Verdict {
     if !line.starts_with(&format!("4 CPUs; taken out: {outs}, back: {outs}, ")) {
         return Err(format!("after {outs} cycles: `{line}`"));
     }
-    // A vPE lives where its vCPU ran last.
+    // The home of a vPE is the CPU that its vCPU ran on last.
     if hv.contains("direct=on") && line.ends_with(": 0") {
         return Err(format!("no vPE was moved: `{line}`"));
     }

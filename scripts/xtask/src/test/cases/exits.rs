@@ -1,4 +1,4 @@
-//! What reaches EL2 for each I/O, counted from outside, next to what a Linux without a hypervisor takes on the same machine.
+//! Exceptions to EL2 for each I/O, counted from outside, compared with a Linux without the hypervisor on the same machine.
 
 use crate::exit_count::{self, Clock, Counts, Source};
 use crate::qemu::{Boot, Disk, Machine, Tables, Uefi};
@@ -16,26 +16,23 @@ pub fn cases() -> Vec<Case> {
         case("counts-direct-16k-qd1", "the same, 16k", |lab| direct(lab, 1)),
         case("counts-direct-4k-qd4", "the same, four in flight", |lab| direct(lab, 2)),
         case("counts-direct-4k-jobs", "the same, four jobs on four queues", |lab| direct(lab, 3)),
-        case("counts-uefi", "no exit for an NVMe interrupt on ACPI under UEFI", uefi),
-        case("counts-adaptive-wfi", "vwfi=auto: no WFI traps, but where another vCPU could use the CPU", adaptive),
-        case("counts-software", "direct=off costs one exit more for each I/O", software),
-        case("counts-shared", "4 vCPUs of dom0 and 4 busy ones of another domain on 4 CPUs", |lab| {
-            shared(lab, "", 1.2)
-        }),
+        case("counts-uefi", "no exit for an NVMe interrupt with UEFI and ACPI", uefi),
+        case("counts-adaptive-wfi", "vwfi=auto: WFI traps only where another vCPU could use the CPU", adaptive),
+        case("counts-software", "direct=off: one more exit for each I/O", software),
+        case("counts-shared", "4 vCPUs of dom0 and 4 busy ones of a domU on 4 CPUs", |lab| shared(lab, "", 1.2)),
         case("counts-shared-software", "the same with direct=off", |lab| shared(lab, "direct=off", 2.5)),
         case("counts-doorbells", "vwfi=trap: at least 0.5 doorbells for each I/O", doorbells),
     ]
 }
 
-/// How often a count is tried. Only the host's own business makes a difference between two runs: while it keeps QEMU's main
-/// loop from the CPU, the guest idles, its clock jumps to the next timer, and timer interrupts are added. So each figure is
-/// the smallest of the runs so far.
+/// Attempts of a count. Only the host's load makes runs differ: while QEMU's main loop does not run, the guest is idle, its clock
+/// jumps to the next timer, and timer interrupts are added. So each figure is the smallest of the runs so far.
 const ATTEMPTS: usize = 6;
 
-/// Exits per I/O that neither a timer nor an SGI explains; and what the comparison with bare Linux leaves over.
+/// Exits per I/O that may be neither of a timer nor of an SGI, and by which bare Linux may be exceeded.
 const SLACK: f64 = 0.01;
 
-/// One counted run, in a folder of its own.
+/// A counted run, with a folder of its own.
 pub struct Run<'a> {
     what: &'a str,
     boot: Boot,
@@ -43,17 +40,17 @@ pub struct Run<'a> {
     arg: &'a str,
     disk: Disk,
     clock: Clock,
-    /// Whether another domain keeps every CPU busy meanwhile.
+    /// Whether a domU keeps every CPU busy meanwhile.
     busy: bool,
 }
 
 impl<'a> Run<'a> {
-    /// Under the hypervisor, on the instructions' clock, from a disk that completes at once.
+    /// A run under the hypervisor on the clock of instructions, with a disk that completes at once.
     pub fn counted(what: &'a str, hv: &'a str, arg: &'a str) -> Self {
         Run { what, boot: Boot::Doorward, hv, arg, disk: Disk::Null, clock: Clock::Instructions, busy: false }
     }
 
-    /// The counts, and how many interrupts the guest's /proc/interrupts adds up to.
+    /// Runs it; returns the counts and the number of interrupts in the guest's /proc/interrupts.
     pub fn go(self, lab: &Lab) -> Result<(Counts, u64), String> {
         let inner = Lab { dir: lab.dir.join(self.what), boot: self.boot, long: lab.long };
         std::fs::create_dir_all(&inner.dir).map_err(|error| error.to_string())?;
@@ -65,7 +62,7 @@ impl<'a> Run<'a> {
         exit_count::prepare(&mut machine, &table, self.clock);
         machine.make_disk_image().map_err(|failure| failure.text)?;
         let mut window = exit_count::Window::new(&machine, self.clock);
-        // dom0 waits for the window to be opened until the other domain is busy.
+        // The window is opened, which dom0 waits for, when the domU is busy.
         let (mut busy, mut waits) = (!self.busy, None);
         let transcript = inner.watch(&machine, 300, |session, line| {
             busy |= line.contains(BUSY);
@@ -79,7 +76,7 @@ impl<'a> Run<'a> {
                 None => Ok(()),
             }
         })?;
-        // A counted run logs to one file: the complaints are looked for there.
+        // A counted run has one log, which `judge` searches for complaints.
         let log = inner.dir.join("guest.log");
         std::fs::rename(machine.log.unwrap_or_default(), &log).map_err(|error| error.to_string())?;
         inner.judge(&transcript)?;
@@ -92,7 +89,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// What bare Linux takes: its timer interrupts, and its SGIs twice (one trap to send, one to kick).
+/// The exits expected from bare Linux: its timer interrupts, and its SGIs twice (one exit to send, one to receive).
 fn native(lab: &Lab, arg: &str) -> Result<f64, String> {
     let run = Run {
         what: "native",
@@ -107,7 +104,7 @@ fn native(lab: &Lab, arg: &str) -> Result<f64, String> {
     Ok((counts.of(Source::Timer) + 2 * counts.of(Source::Sgi)) as f64 / counts.ios as f64)
 }
 
-/// By firmware that describes the machine by ACPI tables, and with a second NVMe disk, the one it booted from.
+/// Counts with firmware that describes the machine by ACPI tables, and with a second NVMe disk, to boot from.
 fn uefi(lab: &Lab) -> Verdict {
     let disk = lab.dir.join("boot.raw");
     let boot = Boot::Uefi(Uefi { disk: disk.clone(), tables: Tables::Acpi });
@@ -119,12 +116,12 @@ fn uefi(lab: &Lab) -> Verdict {
     match (counts.of(Source::Lpi), counts.listed, counts.direct) {
         (0, 0, 1..) => Ok(()),
         (lpis, listed, direct) => {
-            Err(format!("{lpis} LPIs at EL2, {listed} by list register, {direct} directly: only the last may be"))
+            Err(format!("{lpis} LPIs at EL2, {listed} by list register, {direct} directly: all must be direct"))
         }
     }
 }
 
-/// Runs both sides until `enough` likes the figures: exits per I/O without a device's and with it. `check` judges each run.
+/// Runs bare Linux and the hypervisor until `enough` accepts the figures, which are exits per I/O. `check` checks each run.
 fn compare(
     lab: &Lab,
     cell: usize,
@@ -157,11 +154,11 @@ fn direct(lab: &Lab, cell: usize) -> Verdict {
         if listed != 0 {
             return Err(format!("{listed} LPIs came through a list register"));
         }
-        // Those in flight at the last read are not in the window, and the kernel counts them.
+        // The kernel also counts those in flight at the last read, which are not in the window.
         if direct > irqs || irqs - direct > 5 {
             return Err(format!("{direct} LPIs acknowledged directly, {irqs} in /proc/interrupts"));
         }
-        // An SGI is a trap where it is sent and an interrupt where it arrives.
+        // An SGI is a trap on the sending CPU and an interrupt on the receiving CPU.
         let explained = counts.of(Source::Timer) + 2 * counts.of(Source::Sgi);
         let rest = counts.total().saturating_sub(explained) as f64 / counts.ios as f64;
         if rest > SLACK {
@@ -183,14 +180,13 @@ fn software(lab: &Lab) -> Verdict {
         0 => Ok(()),
         direct => Err(format!("{direct} LPIs came without a list register although direct=off")),
     };
-    // One exit for each LPI, but for those that EL2 takes while it is there for something else, and the I/O at either end of
-    // the window that has none.
+    // One exit for each LPI, except those that come while EL2 runs for another reason, and the I/O at the ends of the window.
     let enough = |bare: f64, ours: f64| (0.95..=1.1).contains(&(ours - bare));
     let (bare, ours) = compare(lab, 0, "direct=off", check, enough)?;
     if enough(bare, ours) { Ok(()) } else { Err(format!("{:.3} exits per I/O above bare Linux, not one", ours - bare)) }
 }
 
-/// More vCPUs than CPUs, and none of them idle: what dom0's I/O costs in exits of both domains.
+/// Counts the exits of both domains for dom0's I/O, with more vCPUs than CPUs and no idle CPU.
 fn shared(lab: &Lab, direct: &str, limit: f64) -> Verdict {
     let what = if direct.is_empty() { "direct" } else { "software" };
     let hv = format!("sched=credit {direct}");
@@ -210,7 +206,7 @@ fn shared(lab: &Lab, direct: &str, limit: f64) -> Verdict {
     Err(format!("{best:.3} exits per I/O, fewer than {limit} expected"))
 }
 
-/// A WFI costs an exit only where it gives the CPU to somebody.
+/// Checks that WFI traps only where another vCPU can use the CPU.
 fn adaptive(lab: &Lab) -> Verdict {
     let waits = |what, hv, busy| {
         let (counts, _) = Run { busy, ..Run::counted(what, hv, CELLS[0].1) }.go(lab)?;
@@ -222,11 +218,11 @@ fn adaptive(lab: &Lab) -> Verdict {
     println!("   WFIs that trapped: {alone} alone, {trapped} alone with vwfi=trap, {shared} beside a busy domain");
     match (alone, trapped, shared) {
         (0, 1.., 1..) => Ok(()),
-        _ => Err(format!("{alone}, {trapped} and {shared} WFIs trapped: none, some and some were expected")),
+        _ => Err(format!("{alone}, {trapped} and {shared} WFIs trapped; none, some and some were expected")),
     }
 }
 
-/// The best of some runs: on a busy host a vCPU is often not yet asleep when its I/O is complete, however slow the disk.
+/// Takes the best of several runs: on a busy host a vCPU may not yet sleep when its I/O is complete.
 fn doorbells(lab: &Lab) -> Verdict {
     let mut best = 0.0_f64;
     for _ in 0..ATTEMPTS {

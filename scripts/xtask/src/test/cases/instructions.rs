@@ -1,20 +1,20 @@
-//! What a wake, a switch and a move of a vPE cost in instructions, and that it does not grow with the number of vCPUs.
+//! The numbers of instructions for a wake, a switch and a move of a vPE have limits and do not grow with the number of vCPUs.
 //!
-//! The limits are a little above what was measured when they were set: whoever makes a path longer is to notice.
+//! The limits are a little above what was measured when they were set, so that a path that gets longer is noticed.
 
 use crate::instruction_count::{self, Purpose};
 use crate::test::{Case, Lab, Verdict};
 
-/// The most that the median of each may be.
+/// The largest median allowed for each.
 const LIMITS: [(Purpose, u64); 4] =
     [(Purpose::Wake, 1600), (Purpose::Switch, 1900), (Purpose::Sleep, 1350), (Purpose::Move, 900)];
 
-/// Instructions by which 64 vCPUs may cost more than four: who has run goes in near the end of a longer queue, which is searched
-/// in halves and of which the shorter part is moved. Of four vCPUs it mostly goes to the end.
+/// Instructions that 64 vCPUs may take more than four: a vCPU that has run is inserted near the end of a longer run queue, by binary
+/// search and a move of the shorter part. With four vCPUs it mostly goes to the end.
 const GROWTH: u64 = 220;
 
-/// Stays of a kind, for its median to mean something, in one of the runs. How often a sleeper's home is the CPU that idles, and
-/// not that of who wakes it, is chance: another run may hardly have any.
+/// Stays that a median needs, in at least one of the runs. How often the home of a sleeping vCPU is the idle CPU, and not that of the
+/// vCPU that wakes it, differs between runs.
 const LEAST: usize = 10;
 
 /// The cases of this topic.
@@ -35,7 +35,7 @@ fn judge(lab: &Lab) -> Verdict {
         Ok::<_, String>(costs)
     };
     let (few, many) = (run(4, "")?, run(64, "")?);
-    // Who is moved all the time causes VMOVPs.
+    // vCPUs that are moved each millisecond cause VMOVPs.
     let moved = run(16, "sched-torture=1ms")?;
     for (purpose, limit) in LIMITS {
         let runs: &[_] = if purpose == Purpose::Move { &[&moved] } else { &[&few, &many] };

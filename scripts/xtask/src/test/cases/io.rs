@@ -35,13 +35,13 @@ fn fio(lab: &Lab, cpu: &str, hv: &str) -> Verdict {
     if jobs == 5 { Ok(()) } else { Err(format!("{jobs} jobs ended, not 5")) }
 }
 
-/// How often the latency case is tried.
+/// Attempts of the latency case.
 const LATENCY_ATTEMPTS: usize = 4;
-/// No completion takes longer, in microseconds.
+/// The longest time that a completion may take, in microseconds.
 const LONGEST: u64 = 50_000;
 
-/// A wake-up that is lost shows in every attempt; a host that was busy elsewhere for 50 ms does not, and holds up a Linux
-/// without a hypervisor as well.
+/// A lost wake-up shows in every attempt. A host that was busy with something else for 50 ms does not, and also delays a Linux
+/// without the hypervisor.
 fn latency(lab: &Lab) -> Verdict {
     let ours = quickest(lab, Machine { hv: "vwfi=trap".into(), ..lab.linux("latency", "2000") })?;
     if ours <= LONGEST {
@@ -51,7 +51,7 @@ fn latency(lab: &Lab) -> Verdict {
     std::fs::create_dir_all(&inner.dir).map_err(|error| error.to_string())?;
     let bare = quickest(&inner, inner.linux("latency", "2000"))?;
     if bare > LONGEST && ours <= 2 * bare {
-        println!("   this host holds up bare Linux for {bare} us: the limit says nothing here");
+        println!("   bare Linux is delayed by {bare} us on this host, so the limit does not apply");
         return Ok(());
     }
     Err(format!(
@@ -59,14 +59,14 @@ fn latency(lab: &Lab) -> Verdict {
     ))
 }
 
-/// The longest completion, of the attempt in which it was shortest.
+/// The longest completion of the best attempt, in microseconds.
 fn quickest(lab: &Lab, machine: Machine) -> Result<u64, String> {
     let mut best = u64::MAX;
     for _ in 0..LATENCY_ATTEMPTS {
         let transcript = lab.linux_run(&machine, 200)?;
         let job = transcript.said("job").next().ok_or("no job ended")?;
         println!("   {job}");
-        best = best.min(Transcript::field::<u64>(job, "max_us").ok_or("fio names no longest completion")?);
+        best = best.min(Transcript::field::<u64>(job, "max_us").ok_or("fio printed no longest completion")?);
         if best <= LONGEST {
             break;
         }

@@ -18,7 +18,7 @@ mod uefi;
 
 use super::Case;
 
-/// All of them, in the order they run: the quick ones that say most come first.
+/// All cases in the order in which they run: quick ones that cover much come first.
 pub fn all() -> Vec<Case> {
     let mut cases = Vec::new();
     cases.extend(refuse::cases());

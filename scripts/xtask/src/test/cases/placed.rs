@@ -1,7 +1,7 @@
-//! Machines put together by hand: our image at an address of the test's choice, with a device tree of the test's making.
+//! Machines whose image is at an address that the test chooses, with a device tree that the test edits.
 //!
-//! QEMU's own way of booting an Image has one load address. Here its generic loader lays everything into memory, and six
-//! instructions do what a boot loader does last: x0 = device tree, x1 to x3 = 0, jump.
+//! QEMU boots an Image at one load address. Here its generic loader loads everything, and six instructions do the last steps of a
+//! boot loader: x0 = device tree, x1 to x3 = 0, jump.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::session::End;
 use crate::sh;
 use crate::test::{Case, Lab, Verdict};
 
-/// Where the six instructions lie: in RAM's first 4 MiB, which nothing else here uses.
+/// The address of the six instructions, in the first 4 MiB of RAM, which nothing else uses.
 const TRAMPOLINE: u64 = 0x4030_0000;
 
 /// The cases of this topic.
@@ -29,7 +29,7 @@ pub fn cases() -> Vec<Case> {
             })?;
             refuse::refused(lab, machine, &["memory"])
         }),
-        case("boot-placed-odd", "image, device tree and modules at odd places", |lab| {
+        case("boot-placed-odd", "image, device tree and modules at unaligned addresses", |lab| {
             boots_at(lab, 0x4a5a_7000, 0x6103_1000, 0x5ff0_1008)
         }),
         case("boot-placed-high", "image at the end of RAM, modules below it", |lab| {
@@ -51,8 +51,8 @@ fn boots_at(lab: &Lab, image: u64, modules: u64, fdt: u64) -> Verdict {
     }
 }
 
-/// `machine` with the image at `image` and the modules from `modules` on; `edit` changes the device tree and says where it
-/// lies, or nothing for x0 = 0.
+/// `machine` with the image at `image` and the modules from `modules` on. `edit` changes the device tree and returns its address,
+/// or `None` for x0 = 0.
 fn placed(
     lab: &Lab,
     machine: Machine,
@@ -81,7 +81,7 @@ fn placed(
     Ok(placed)
 }
 
-/// The tree that QEMU would hand over for this machine.
+/// The device tree that QEMU would pass to this machine.
 fn device_tree(lab: &Lab, machine: &Machine, modules: u64) -> Result<Vec<u8>, String> {
     let file = lab.dir.join("qemu.dtb");
     let mut dump = Machine { boot: Boot::Loader, disk: Disk::None, log: None, ..machine.clone() };
@@ -106,7 +106,7 @@ fn trampoline(fdt: u64, image: u64) -> Vec<u8> {
     code.chain(fdt.to_le_bytes()).chain(image.to_le_bytes()).collect()
 }
 
-/// Overwrites each node whose name starts with `prefix` by NOP tokens (Devicetree Specification 0.4, 5.4); how many there were.
+/// Overwrites each node whose name starts with `prefix` with NOP tokens (Devicetree Specification 0.4, 5.4); returns how many.
 fn remove_nodes(fdt: &mut [u8], prefix: &str) -> usize {
     const BEGIN: u32 = 1;
     const END: u32 = 2;
@@ -115,7 +115,7 @@ fn remove_nodes(fdt: &mut [u8], prefix: &str) -> usize {
     let word = |fdt: &[u8], at: usize| u32::from_be_bytes(fdt[at..at + 4].try_into().expect("four bytes"));
     let mut at = word(fdt, 8) as usize;
     let mut removed = 0;
-    // Depth within a node that goes; 0 outside of one.
+    // Depth within a node that is removed; 0 outside of one.
     let mut depth = 0;
     loop {
         let start = at;
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_removed_node_takes_what_is_in_it_along() {
+    fn a_node_is_removed_with_everything_in_it() {
         let words = |words: &[u32]| words.iter().flat_map(|word| word.to_be_bytes()).collect::<Vec<u8>>();
         let mut fdt = words(&[0xd00d_feed, 0, 12]);
         fdt.extend(words(&[1, 0]));

@@ -1,4 +1,4 @@
-//! Machines that the hypervisor must refuse: one sentence on the console, then it parks, or switches off with `onpanic=off`.
+//! Machines that the hypervisor must refuse: it prints one error message, then parks, or powers off with `onpanic=off`.
 
 use crate::qemu::Machine;
 use crate::session::Event;
@@ -21,37 +21,37 @@ pub fn cases() -> Vec<Case> {
         case("refuse-no-kernel", "no kernel module", |lab| {
             refused(lab, Machine { kernel: None, initrd: None, ..Machine::default() }, &["kernel"])
         }),
-        case("refuse-off", "with onpanic=off the machine is switched off", |lab| {
+        case("refuse-off", "with onpanic=off the machine is powered off", |lab| {
             let machine = Machine { kernel: None, initrd: None, hv: "onpanic=off".into(), ..Machine::default() };
             switched_off(lab, machine)
         }),
     ]
 }
 
-/// The sentence comes, once, and holds each of `words`.
+/// Checks that the error message is printed once and contains each of `words`.
 pub fn refused(lab: &Lab, machine: Machine, words: &[&str]) -> Verdict {
     let transcript = lab.watch(&machine, 20, |_, _| Ok(()))?;
-    let sentences: Vec<&str> =
+    let messages: Vec<&str> =
         transcript.lines.iter().filter_map(|(_, line)| line.trim().strip_prefix("doorward: fatal: ")).collect();
-    match sentences[..] {
-        [sentence] => {
-            println!("   {sentence}");
-            match words.iter().find(|word| !sentence.contains(**word)) {
+    match messages[..] {
+        [message] => {
+            println!("   {message}");
+            match words.iter().find(|word| !message.contains(**word)) {
                 None => Ok(()),
-                Some(word) => Err(format!("`{sentence}` does not say `{word}`")),
+                Some(word) => Err(format!("`{message}` does not contain `{word}`")),
             }
         }
-        [] => Err(format!("no sentence; see {}", lab.dir.join("console.log").display())),
-        _ => Err(format!("{} sentences: {}", sentences.len(), sentences.join(" | "))),
+        [] => Err(format!("no error message; see {}", lab.dir.join("console.log").display())),
+        _ => Err(format!("{} error messages: {}", messages.len(), messages.join(" | "))),
     }
 }
 
-/// QEMU ends by itself, soon after the sentence.
+/// Checks that QEMU ends by itself.
 fn switched_off(lab: &Lab, machine: Machine) -> Verdict {
     let mut session = lab.start(&machine, 20)?;
     while let Event::Line(_) = session.next() {}
     match session.exit_code() {
         Some(0) => Ok(()),
-        _ => Err("the machine was still on".into()),
+        _ => Err("the machine did not power off".into()),
     }
 }

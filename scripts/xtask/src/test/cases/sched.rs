@@ -1,4 +1,4 @@
-//! More vCPUs than CPUs: the I/O jobs under the credit scheduler, with and without vCPUs that are moved all the time.
+//! More vCPUs than CPUs: I/O jobs under the credit scheduler, with and without vCPUs that are moved each millisecond.
 
 use crate::domu::DomU;
 use crate::image::{self, Profile};
@@ -18,7 +18,7 @@ pub fn cases() -> Vec<Case> {
         case("sched-native-wfi", "the same with vwfi=native", |lab| fio(lab, "vwfi=native", 240)),
         case("sched-crowded", "8 vCPUs of dom0 and 8 busy ones of two domains on 4 CPUs", crowded),
         case("sched-torture", "verified writes while vCPUs are moved each millisecond, for a minute", torture),
-        case("sched-torture-debug", "the same, shorter, by a build that asserts its invariants", torture_debug),
+        case("sched-torture-debug", "the same, shorter, by a debug build, which asserts its invariants", torture_debug),
         case("sched-torture-software", "five fio jobs, vCPUs moved, direct=off", |lab| {
             fio(lab, "sched-torture=1ms direct=off", 400)
         }),
@@ -27,22 +27,22 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// What a busy domain says once it is.
+/// A part of the line that a busy domain prints once it is busy.
 pub const BUSY: &str = ") DW-TEST: busy ";
 
-/// A Linux beside dom0 that keeps all of its vCPUs busy.
+/// A domU with Linux that keeps all its vCPUs busy.
 pub fn busy(cpus: u32) -> DomU {
     let append = "console=ttyAMA0 dw.test=busy".into();
     DomU { initrd: Some(paths::initramfs()), cpus, mem: 384, append, ..DomU::default() }
 }
 
-/// The machine with `sched=credit` and these words.
+/// A machine with `sched=credit` and the options `hv`.
 fn machine(lab: &Lab, test: &str, arg: &str, hv: &str) -> Machine {
     Machine { hv: format!("sched=credit {hv}"), ..lab.linux(test, arg) }
 }
 
-/// Runs `machine` to its end. The guest's test waits at its end; then EL2 is asked for the scheduler's state and the exits.
-/// It has the keyboard behind all domains.
+/// Runs `machine` to its end. The guest's test waits at its end for a line; meanwhile debug keys print the scheduler's state and
+/// the exits. The debug keys get the keyboard after all domains.
 fn asked(lab: &Lab, mut machine: Machine, seconds: u64) -> Result<Transcript, String> {
     machine.append += " dw.wait";
     let question = format!("{}sx{NEXT}", NEXT.repeat(1 + machine.domus.len()));
@@ -79,7 +79,7 @@ fn jobs(lab: &Lab, machine: Machine, seconds: u64, jobs: usize) -> Result<Transc
     }
 }
 
-/// Sixteen vCPUs on four CPUs; half of them always want to run.
+/// Runs sixteen vCPUs on four CPUs; half of them are always runnable.
 fn crowded(lab: &Lab) -> Verdict {
     let machine = machine(lab, "fio", "100", "dom0_max_vcpus=8 dom0_mem=1G");
     let machine = Machine { domus: vec![busy(4), busy(4)], ..machine };
@@ -99,7 +99,7 @@ fn torture(lab: &Lab) -> Verdict {
     moves(&jobs(lab, machine, seconds * 2 + 240, 1)?)
 }
 
-/// A vPE that is resident twice, or where it does not live, or moved while resident: the debug build stops at each.
+/// The debug build panics if a vPE is resident twice or on another CPU than its home, or is moved while resident.
 fn torture_debug(lab: &Lab) -> Verdict {
     let image = lab.dir.join("doorward.img");
     image::pack("doorward", Profile::Debug, &image, None).map_err(|failure| failure.text)?;
@@ -107,15 +107,16 @@ fn torture_debug(lab: &Lab) -> Verdict {
     moves(&jobs(lab, machine, if lab.long { 1200 } else { 400 }, 1)?)
 }
 
-/// A vPE is moved when its vCPU runs elsewhere, and then only. The two are counted apart, on CPUs that go on meanwhile.
+/// Checks that there was a VMOVP for each move of a vPE. The two are counted separately while CPUs go on, so they may differ a bit.
 fn moves(transcript: &Transcript) -> Verdict {
     let line = transcript.lines.iter().find_map(|(_, line)| Some(line.split_once("vPE moves: ")?.1));
-    let (moves, commands) = line.and_then(|line| line.trim().split_once(", VMOVPs: ")).ok_or("no count of moves")?;
+    let (moves, commands) =
+        line.and_then(|line| line.trim().split_once(", VMOVPs: ")).ok_or("the moves were not printed")?;
     println!("   vPE moves {moves}, VMOVPs {commands}");
     if let Some((_, counts)) = transcript.lines.iter().find_map(|(_, line)| line.split_once("residency: ")) {
         println!("   residency: {}", counts.trim());
     }
-    let number = |text: &str| text.parse::<u64>().map_err(|_| format!("`{text}` is no number"));
+    let number = |text: &str| text.parse::<u64>().map_err(|_| format!("`{text}` is not a number"));
     let (moves, commands) = (number(moves)?, number(commands)?);
     if moves == 0 || commands.abs_diff(moves) > 4 {
         return Err(format!("{commands} VMOVPs for {moves} moves"));

@@ -1,7 +1,7 @@
-//! What the credit scheduler gives to domains that would all like everything: by weight, and no more than the cap.
+//! The shares of CPU time that the credit scheduler gives to busy domains: by weight, and no more than the cap.
 //!
-//! The guests measure for how much of the same 60 seconds of the machine's time they had a CPU. That time is the instructions'
-//! (`-icount`), so the host's load does not matter. The hypervisor has no say in it: its own account is not looked at.
+//! The guests measure their CPU time during the same 60 seconds of the machine's time, which QEMU's clock of instructions
+//! (`-icount`) makes independent of the host's load. The hypervisor's own accounting is not used.
 
 use crate::domu::DomU;
 use crate::image;
@@ -9,40 +9,39 @@ use crate::qemu::{Disk, Machine};
 use crate::test::linux::Transcript;
 use crate::test::{Case, Lab, Verdict};
 
-/// CPUs, with 13 vCPUs on them.
+/// Number of CPUs, for 13 vCPUs.
 const CPUS: u32 = 4;
 
-/// How long they measure, in milliseconds.
+/// Duration of the measurement, in milliseconds.
 const WINDOW: f64 = 60_000.0;
 
-/// How far a share may be from what its weight or its cap says, as a part of it.
+/// The largest relative error of a share.
 const TOLERANCE: f64 = 0.05;
 
-/// The least and the most that all guests may have had together, as a part of all CPUs. The hypervisor needs some, and two
-/// vCPUs never have the same CPU at once: with more than all, the guests would have measured badly.
+/// The share of all CPUs that all guests must have together. The hypervisor needs some time; more than 1 would be an error of the
+/// measurement.
 const IN_ALL: std::ops::RangeInclusive<f64> = 0.97..=1.01;
 
-/// 32 ns for an instruction: four CPUs of 8 MIPS, whose minute is over soon. QEMU runs one after another until its next timer
-/// is due, and they come out unequal if that is far off; a filter of a network that nobody uses has a timer each
-/// millisecond.
+/// 32 ns for each instruction: four CPUs of 8 MIPS, for a short run. QEMU runs each CPU in turn until QEMU's next timer expires, so
+/// the CPUs get unequal time if that is far off. The filter of an unused network has a timer each millisecond.
 const FLAGS: [&str; 6] = [
     "-icount",
     "shift=5,sleep=off",
     "-netdev",
-    "hubport,id=nobody,hubid=0",
+    "hubport,id=unused,hubid=0",
     "-object",
-    "filter-buffer,id=pace,netdev=nobody,interval=1000",
+    "filter-buffer,id=pace,netdev=unused,interval=1000",
 ];
 
-/// What a domain asks for.
+/// The configuration of a domain.
 struct Claim {
     vcpus: u32,
     weight: u32,
-    /// In percent of a CPU, for each vCPU; by its weight it would get more.
+    /// In percent of a CPU, for each vCPU. By weight the domain would get more.
     cap: Option<u32>,
 }
 
-/// dom0 first.
+/// The domains, dom0 first.
 const CLAIMS: [Claim; 4] = [
     Claim { vcpus: 4, weight: 256, cap: None },
     Claim { vcpus: 4, weight: 512, cap: None },
@@ -54,13 +53,13 @@ const CLAIMS: [Claim; 4] = [
 pub fn cases() -> Vec<Case> {
     vec![Case {
         name: "sched-shares",
-        shows: "shares of 60 s follow weights, and a cap is kept, within 5 %",
+        shows: "shares of CPU time follow weights, and a cap is kept, within 5 %",
         bare: false,
         run: shares,
     }]
 }
 
-/// The part of all CPUs that each is to have.
+/// The expected share of all CPUs of each domain.
 fn expected() -> Vec<f64> {
     let capped = |claim: &Claim| claim.cap.map(|cap| f64::from(cap * claim.vcpus) / 100.0 / f64::from(CPUS));
     let rest = 1.0 - CLAIMS.iter().filter_map(capped).sum::<f64>();
@@ -69,9 +68,9 @@ fn expected() -> Vec<f64> {
     CLAIMS.iter().map(|claim| capped(claim).unwrap_or(rest * weight(claim) / weights)).collect()
 }
 
-/// Which domain says in `line` for how many milliseconds its vCPUs had a CPU, and that number.
+/// The domain and the CPU time in milliseconds that a line reports.
 fn said(line: &str) -> Option<(usize, f64)> {
-    // Another domain may have spoken into it.
+    // Another line may have been printed into it.
     let (before, rest) = line.trim_end().strip_suffix(" end")?.split_once("GUEST SHARE ")?;
     let domain = before.trim().strip_prefix("(d").and_then(|rest| rest.strip_suffix(')')?.parse().ok()).unwrap_or(0);
     Some((domain, Transcript::field(rest, "ms")?))
@@ -93,8 +92,8 @@ fn shares(lab: &Lab) -> Verdict {
         initrd: None,
         disk: Disk::None,
         smp: CPUS,
-        // A share is one of all the CPUs' time, and some of that is the hypervisor's. With long slices that is little, also on
-        // CPUs that are as slow as these; and the guests can tell time without a CPU from a turn of QEMU's other CPUs.
+        // With long time slices the hypervisor needs little time, even on CPUs as slow as these, and the guests can distinguish
+        // time without a CPU from the time in which QEMU runs its other CPUs.
         hv: format!("sched=credit sched_credit_tslice_ms=40 dom0_max_vcpus={}", CLAIMS[0].vcpus),
         domus: CLAIMS[1..].iter().map(domu).collect(),
         log: Some(lab.dir.join("guest.log")),
@@ -118,16 +117,16 @@ fn shares(lab: &Lab) -> Verdict {
     })?;
     let had: Vec<f64> = had.into_iter().flatten().collect();
     if had.len() != CLAIMS.len() {
-        return Err(format!("{} of {} domains said what they had: {:?}", had.len(), CLAIMS.len(), transcript.end));
+        return Err(format!("{} of {} domains reported their CPU time: {:?}", had.len(), CLAIMS.len(), transcript.end));
     }
     let all = had.iter().sum::<f64>();
     let mut wrong = Vec::new();
     for (domain, (ms, expected)) in had.iter().zip(expected()).enumerate() {
-        // What the hypervisor needs goes off all alike.
+        // The hypervisor's time reduces all shares alike.
         let share = ms / all;
         let off = share / expected - 1.0;
         let (share, expected) = (100.0 * share, 100.0 * expected);
-        println!("   dom{domain}: {share:.2} % of what all had, {expected:.2} % expected ({:+.1} %)", 100.0 * off);
+        println!("   dom{domain}: {share:.2} % of the guests' time, {expected:.2} % expected ({:+.1} %)", 100.0 * off);
         if off.abs() > TOLERANCE {
             wrong.push(format!("dom{domain} has {share:.2} %, not {expected:.2} %"));
         }
@@ -135,7 +134,7 @@ fn shares(lab: &Lab) -> Verdict {
     let all = all / WINDOW / f64::from(CPUS);
     println!("   all: {:.2} % of the CPUs' time", 100.0 * all);
     if !IN_ALL.contains(&all) {
-        wrong.push(format!("all together had {:.2} % of the CPUs", 100.0 * all));
+        wrong.push(format!("all guests together had {:.2} % of the CPUs", 100.0 * all));
     }
     if wrong.is_empty() { lab.complaints() } else { Err(wrong.join("; ")) }
 }
@@ -145,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_add_up_and_a_line_names_its_domain() {
+    fn expected_shares_add_up_and_reports_are_parsed() {
         let expected = expected();
         assert!((expected.iter().sum::<f64>() - 1.0).abs() < 1e-9);
         assert!((expected[3] - 0.0625).abs() < 1e-9);

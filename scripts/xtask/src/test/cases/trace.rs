@@ -1,4 +1,4 @@
-//! The order of ITS commands and residency, from QEMU's trace of runs that map, move and unmap.
+//! The order of ITS commands and residency in QEMU's trace of runs that map, move and unmap.
 
 use std::io::{BufRead, BufReader};
 
@@ -10,19 +10,19 @@ use crate::trace_checker::{Checker, EVENTS};
 pub fn cases() -> Vec<Case> {
     let case = |name, shows, run| Case { name, shows, bare: false, run };
     vec![
-        case("order-rebind", "commands and residency in the architecture's order: driver unbound and bound", |lab| {
+        case("order-rebind", "the order of ITS commands and residency, with the driver unbound and bound", |lab| {
             ordered(lab, "rebind", "3", &["vmapp", "vmapti", "vsync", "vinvall", "discard", "inv", "resident"])
         }),
-        case("order-hotplug", "the same: CPUs off and on under load", |lab| {
+        case("order-hotplug", "the same with CPU_OFF and CPU_ON under load", |lab| {
             ordered(lab, "hotplug", "6", &["vmapp", "vmapti", "vsync", "resident"])
         }),
     ]
 }
 
-/// The trace of a run holds each of `kinds` and nothing wrong.
+/// Checks that the trace of a run has each of `kinds` and no error.
 fn ordered(lab: &Lab, test: &str, arg: &str, kinds: &[&str]) -> Verdict {
     let mut machine = Machine { hv: "vwfi=trap".into(), ..lab.linux(test, arg) };
-    // Guest errors are checked elsewhere: this log holds the trace alone.
+    // Other cases check guest errors; this log has only the trace.
     let log = lab.dir.join("trace.log");
     machine.log = None;
     machine.extra.extend(["-D".into(), log.display().to_string()]);
@@ -41,7 +41,7 @@ fn ordered(lab: &Lab, test: &str, arg: &str, kinds: &[&str]) -> Verdict {
     let seen: Vec<String> = checker.seen.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
     println!("   {}", seen.join(", "));
     if let Some(kind) = kinds.iter().find(|kind| !checker.seen.contains_key(**kind)) {
-        return Err(format!("the trace holds no {kind} ({})", log.display()));
+        return Err(format!("the trace has no {kind} ({})", log.display()));
     }
     if checker.wrong.is_empty() { Ok(()) } else { Err(format!("{} ({})", checker.wrong.join("; "), log.display())) }
 }
