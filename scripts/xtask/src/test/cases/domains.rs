@@ -1,5 +1,5 @@
-//! Domains beside dom0: a Linux with a console of its own, some that are started 200 times, some that end in every way there
-//! is, one that writes nonsense. dom0 does verified I/O all the while.
+//! DomUs: a Linux with a console of its own, domains that are restarted 200 times, domains that end in every possible way, and one
+//! that makes random accesses. Meanwhile dom0 does verified I/O.
 
 use crate::domu::DomU;
 use crate::image;
@@ -9,44 +9,48 @@ use crate::session::{NEXT, Session};
 use crate::test::linux::Transcript;
 use crate::test::{Case, Lab, Verdict};
 
-/// What the hypervisor keeps for dom0 here; the other two CPUs are for the others.
+/// dom0 has two of the four CPUs; the domUs have the others.
 const HV: &str = "dom0_max_vcpus=2";
 
-/// Times that a small guest is started again.
+/// Restarts of a small domain.
 const RESETS: usize = 200;
 
-/// What the guest that writes nonsense does, on all its vCPUs together.
+/// Random accesses of all vCPUs of the chaos guest together.
 const ACTS: u64 = 1_000_000;
-/// With `--long`, which is ten times as long.
+/// The same with `--long`.
 const ACTS_LONG: u64 = 10_000_000;
 
 /// The cases of this topic.
 pub fn cases() -> Vec<Case> {
     let case = |name, shows, run| Case { name, shows, bare: false, run };
     vec![
-        case("domain-linux", "a second Linux with two vCPUs, typed to, switched off and gone", linux),
-        case("domain-resets", "200 resets of a small domain leave as much free as there was", |lab| {
+        case("domain-linux", "a second Linux with two vCPUs runs a typed command, powers off and is torn down", linux),
+        case("domain-resets", "200 resets of a small domain leak no memory and no ids", |lab| {
             resets(lab, guest(lab, "guest-again")?, HV, 4)
         }),
-        case("domain-resets-credit", "the same with sched=credit, on the two CPUs that dom0 has, too", |lab| {
+        case("domain-resets-credit", "the same with sched=credit, on the two CPUs that dom0 uses, too", |lab| {
             resets(lab, guest(lab, "guest-again")?, "sched=credit", 2)
         }),
         case(
             "domain-crashes",
-            "on-crash=restart: 200 restarts after crashes and resets by turns leave as much free",
+            "on-crash=restart: 200 restarts after crashes and resets leak no memory and no ids",
             |lab| resets(lab, guest(lab, "guest-ends")?, "sched=credit on-crash=restart", 2),
         ),
-        case("domain-ends", "one that crashes, hangs or powers off is taken down, by hand if need be", ends),
-        case("domain-chaos", "a domain that writes nonsense everywhere harms nobody", chaos),
+        case(
+            "domain-ends",
+            "domains that crash, hang or power off are torn down, those that hang by a debug key",
+            ends,
+        ),
+        case("domain-chaos", "a domain that makes random accesses everywhere harms no other domain", chaos),
     ]
 }
 
-/// dom0 with verified I/O until a line is typed, and `domu` beside it.
+/// A machine with `domu`, and a dom0 that does verified I/O until a line is typed.
 fn machine(lab: &Lab, domu: DomU) -> Machine {
     Machine { hv: HV.into(), domus: vec![domu], ..lab.linux("until", "") }
 }
 
-/// Types dom0's line once it is time, when dom0 shows that it would read it.
+/// Types the line that ends dom0's test if it is `time`, when dom0 prints a line and has the keyboard.
 fn stop(session: &mut Session, line: &str, time: bool) -> Verdict {
     if time && line.starts_with("DW-TEST: round ") {
         session.type_in("\r").map_err(|failure| failure.text)?;
@@ -61,14 +65,14 @@ fn guest(lab: &Lab, name: &str) -> Result<DomU, String> {
     Ok(DomU { kernel, cpus: 2, mem: 16, ..DomU::default() })
 }
 
-/// The same with a number of its own, which the guest reads.
+/// A domU with the guest `name` and a seed.
 pub(super) fn seeded(lab: &Lab, name: &str, seed: u64) -> Result<DomU, String> {
     let kernel = lab.dir.join(format!("kernel-{seed}"));
     image::build_seeded_guest(name, seed, &kernel).map_err(|failure| failure.text)?;
     Ok(DomU { kernel, cpus: 2, mem: 16, ..DomU::default() })
 }
 
-/// The hypervisor's line about what is free, without its time.
+/// The hypervisor's report of free resources, without its time stamp.
 fn free(line: &str) -> Option<&str> {
     line.split_once(" info host: free memory: ").map(|(_, rest)| rest)
 }
@@ -85,7 +89,7 @@ fn linux(lab: &Lab) -> Verdict {
             moved = true;
             session.type_in("echo answer $(nproc) $((6 * 7)); poweroff -f\r").map_err(say)?;
         } else if line.trim() == "answer 2 42" {
-            // Its output has no mark while it has the keyboard.
+            // Its output has no mark, as it has the keyboard.
             answered = true;
         }
         gone |= line.starts_with("(dom0 has the keyboard)");
@@ -110,7 +114,7 @@ fn resets(lab: &Lab, domu: DomU, hv: &str, smp: u32) -> Verdict {
         if line.contains("GUEST FAIL") {
             return Err(line.to_owned());
         }
-        // dom0's own devices take frames while it starts.
+        // While dom0 starts, its devices take frames.
         settled |= line.starts_with("DW-TEST: ");
         if let Some(free) = free(line).filter(|_| settled) {
             counts.push(free.to_owned());
@@ -118,7 +122,7 @@ fn resets(lab: &Lab, domu: DomU, hv: &str, smp: u32) -> Verdict {
         stop(session, line, counts.len() >= RESETS)
     })?;
     lab.judge(&transcript)?;
-    // dom0's disk may have taken its last frames in the first rounds.
+    // dom0's disk may take its last frames in the first rounds.
     let (early, late) = counts.split_at(counts.len().min(5));
     println!("   {} restarts; free: {}", counts.len(), late.last().map_or("", |last| last));
     let lines = || transcript.lines.iter().map(|(_, line)| line.as_str());
@@ -127,7 +131,7 @@ fn resets(lab: &Lab, domu: DomU, hv: &str, smp: u32) -> Verdict {
         println!("   {crashes} of them after a crash");
         // Four of the guest's five ways to end are crashes.
         if let Some(way) = ENDS[..4].iter().find(|(way, _)| !lines().any(|line| line.contains(way))) {
-            return Err(format!("it never ended {}", way.0));
+            return Err(format!("it never ended `{}`", way.0));
         }
     }
     match late.iter().position(|free| Some(free) != late.first()) {
@@ -137,7 +141,7 @@ fn resets(lab: &Lab, domu: DomU, hv: &str, smp: u32) -> Verdict {
     }
 }
 
-/// How the guest `ends` ends with seed 1, 2 and so on, and what the hypervisor says of it.
+/// The ways in which the guest `ends` ends with seed 1, 2 and so on, and what the hypervisor reports.
 const ENDS: [(&str, &str); 8] = [
     ("without vectors", "crashed"),
     ("without a stack", "crashed"),
@@ -149,7 +153,7 @@ const ENDS: [(&str, &str); 8] = [
     ("never, in its own vectors", "crashed"),
 ];
 
-/// What a reset leads to is another case.
+/// The index of the reset, which another case tests.
 const RESET: usize = 4;
 
 fn ends(lab: &Lab) -> Verdict {
@@ -159,7 +163,7 @@ fn ends(lab: &Lab) -> Verdict {
     }
     let pool = 16 * domus.len();
     let (ways, domus): (Vec<_>, Vec<_>) = domus.into_iter().unzip();
-    // The last two hang: there is nothing to be seen of that but their last words.
+    // The last two hang after their message.
     let hang = ways.len() - 1..=ways.len();
     let hv = "sched=credit".to_owned();
     let machine = Machine { hv, domus, ..lab.linux("until", "") };
@@ -170,10 +174,10 @@ fn ends(lab: &Lab) -> Verdict {
         }
         if let Some(free) = free(line) {
             free_at_end = Some(free.to_owned());
-            // The first line is from before any domain was built.
+            // The first report comes before any domain is built.
             ended += 1;
         }
-        // dom0 shows that it goes on; those that hang have had time to show that they would not.
+        // Tear down by debug keys the domains that have not ended by themselves.
         if ended == ways.len() - 1 && !typed && line.starts_with("DW-TEST: round ") {
             typed = true;
             session.type_in(&format!("{}nKnK{NEXT}", NEXT.repeat(3))).map_err(|failure| failure.text)?;
@@ -185,10 +189,10 @@ fn ends(lab: &Lab) -> Verdict {
     for (id, way) in (1..).zip(&ways) {
         let end = ENDS.iter().find(|(known, _)| known == way).map_or("", |(_, end)| end);
         if !said(&format!("(d{id}) GUEST ENDS {way}")) || !said(&format!(" dom{id}: {end}")) {
-            return Err(format!("dom{id} was to end {way}, and the hypervisor to say: {end}"));
+            return Err(format!("dom{id} did not end `{way}`, or the hypervisor did not report `{end}`"));
         }
         if said(&format!("dom{id}: ended by hand")) != hang.contains(&id) {
-            return Err(format!("dom{id}, which ends {way}, ended by hand or not"));
+            return Err(format!("dom{id}, which ends `{way}`, was torn down by hand, or should have been"));
         }
     }
     println!("   dom0: {} rounds of verified writes meanwhile", transcript.number("rounds")?);
@@ -213,7 +217,7 @@ fn chaos(lab: &Lab) -> Verdict {
         stop(session, line, gone)
     })?;
     lab.judge(&transcript)?;
-    let acts = passed.ok_or("the guest did not come through")?;
+    let acts = passed.ok_or("the guest did not finish")?;
     println!("   {acts} acts; dom0: {} rounds of verified writes meanwhile", transcript.number("rounds")?);
     if acts == wanted { Ok(()) } else { Err(format!("{acts} acts, not {wanted}")) }
 }

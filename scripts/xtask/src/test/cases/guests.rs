@@ -1,5 +1,5 @@
-//! Small EL1 guests in Linux's place: one that proves which features it has, one that writes nonsense wherever it can, one
-//! whose vCPUs share a CPU and disagree about an address, one that sleeps until an LPI wakes it.
+//! Small EL1 guests as dom0: one that checks its features, one that makes random accesses, one whose vCPUs share a CPU and map an
+//! address to different pages, one that sleeps until an LPI wakes it.
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,10 @@ use crate::session::{End, Event, Session};
 use crate::test::linux::Transcript;
 use crate::test::{Case, Lab, Verdict};
 
-/// Where a store is an MSI on QEMU's `virt`.
+/// GITS_TRANSLATER on QEMU's `virt`: a store to it is an MSI.
 pub(super) const TRANSLATER: u64 = 0x0809_0040;
 
-/// How many MSIs a guest gets that may lose none.
+/// The number of MSIs that are sent and of which none may be lost.
 const MESSAGES: u64 = 10_000;
 
 /// An MSI that has not been taken after this long is lost, on a busy host, too.
@@ -24,16 +24,16 @@ pub fn cases() -> Vec<Case> {
     let case = |name, shows, run| Case { name, shows, bare: false, run };
     let anywhere = |name, shows, run| Case { name, shows, bare: true, run };
     vec![
-        case("guest-features-max", "hidden means UNDEF, exposed means no trap, -cpu max", |lab| features(lab, "max")),
+        case("guest-features-max", "hidden features are UNDEFINED, exposed ones work, -cpu max", |lab| {
+            features(lab, "max")
+        }),
         case("guest-features-v1", "the same, -cpu neoverse-v1", |lab| features(lab, "neoverse-v1")),
         case("guest-features-a57", "the same, -cpu cortex-a57", |lab| features(lab, "cortex-a57")),
-        case(
-            "chaos-1",
-            "nonsense in every register, command and call ends nobody but the one who asks for it",
-            |lab| chaos(lab, 1, ""),
-        ),
+        case("chaos-1", "random accesses to registers, commands and calls harm neither EL2 nor the guest", |lab| {
+            chaos(lab, 1, "")
+        }),
         case("chaos-2", "the same from two vCPUs at once, direct=off", |lab| chaos(lab, 2, "vwfi=trap direct=off")),
-        case("twins", "two vCPUs on one CPU, one address and two pages: neither sees the other's", twins),
+        case("twins", "two vCPUs on one CPU map one address to two pages, and each sees its own", twins),
         anywhere("wake-1", "10,000 MSIs at random moments, one sleeping vCPU, none lost", |lab| {
             wake(lab, 1, "vwfi=trap")
         }),
@@ -110,7 +110,7 @@ fn twins(lab: &Lab) -> Verdict {
 
 fn wake(lab: &Lab, smp: u32, hv: &str) -> Verdict {
     let mut machine = Machine { smp, hv: hv.into(), ..machine(lab, "guest-wake")? };
-    // A socket's path must be short, and the case's folder may not be.
+    // The path of a socket must be short, so it is not in the case's folder.
     let socket = std::env::temp_dir().join(format!("doorward-qtest-{}", std::process::id()));
     machine.extra.extend(Qtest::flags(&socket));
     let mut session = lab.start(&machine, 240)?;
@@ -121,7 +121,7 @@ fn wake(lab: &Lab, smp: u32, hv: &str) -> Verdict {
     lab.complaints()
 }
 
-/// Waits until the guest `wake` is ready: where it counts, and whether `also` was true of a line before.
+/// Waits until the guest `wake` is ready; returns its counters, and whether `also` was true for a line before that.
 pub(super) fn ready(session: &mut Session, also: impl Fn(&str) -> bool) -> Result<(Table, bool), String> {
     let (mut table, mut seen) = (None, false);
     loop {
@@ -129,9 +129,9 @@ pub(super) fn ready(session: &mut Session, also: impl Fn(&str) -> bool) -> Resul
             Event::Line(line) => {
                 seen |= also(&line);
                 if let Some(rest) = line.trim().strip_prefix("GUEST COUNTERS ") {
-                    table = Some(Table::parse(rest).ok_or_else(|| format!("the guest says `{line}`"))?);
+                    table = Some(Table::parse(rest).ok_or_else(|| format!("the guest printed `{line}`"))?);
                 } else if line.trim().starts_with("GUEST READY") {
-                    return Ok((table.ok_or("the guest named no counters")?, seen));
+                    return Ok((table.ok_or("the guest printed no address of its counters")?, seen));
                 } else if line.trim().starts_with("GUEST FAIL") {
                     return Err(line);
                 }
@@ -141,25 +141,25 @@ pub(super) fn ready(session: &mut Session, also: impl Fn(&str) -> bool) -> Resul
     }
 }
 
-/// Waits until it ends, having been told to.
+/// Waits until the guest has ended successfully.
 pub(super) fn passed(session: &mut Session) -> Verdict {
     let mut passed = false;
     loop {
         match session.next() {
-            // Without the keyboard its lines have a mark.
+            // Its lines have a mark when it does not have the keyboard.
             Event::Line(line) => passed |= line.trim().ends_with("GUEST PASS wake"),
             Event::Ended(End::Off) if passed => return Ok(()),
-            Event::Ended(end) => return Err(format!("the guest did not end well: {end:?}")),
+            Event::Ended(end) => return Err(format!("the guest failed: {end:?}")),
         }
     }
 }
 
-/// Waits until the guest is ready, sends it messages, and has it end.
+/// Waits until the guest is ready, sends messages, and makes it end.
 fn play(session: &mut Session, socket: &std::path::Path) -> Verdict {
     let (table, _) = ready(session, |_| false)?;
     let mut qtest = Qtest::connect(socket).map_err(|failure| failure.text)?;
     let start = Instant::now();
-    bombard(&mut qtest, table)?;
+    send_messages(&mut qtest, table)?;
     let took = start.elapsed().as_secs_f64();
     println!("   {MESSAGES} messages to {} events on {} vCPUs in {took:.1} s, none lost", table.events, table.cpus);
     table.stop(&mut qtest).map_err(|failure| failure.text)?;
@@ -174,11 +174,11 @@ pub(super) struct Table {
     cpus: usize,
 }
 
-/// The word that counts interrupts nobody sent.
-const STRANGERS: u64 = 508;
-/// The word that says all vCPUs sleep.
+/// The word that counts unexpected interrupts.
+const UNEXPECTED: u64 = 508;
+/// The word that is 1 once all vCPUs sleep.
 const READY: u64 = 510;
-/// The word that tells the guest to end.
+/// The word that makes the guest end.
 const STOP: u64 = 511;
 
 impl Table {
@@ -201,14 +201,14 @@ impl Table {
     }
 }
 
-/// Sends messages at random moments, from one to three different ones at a time, and waits for each before the same is sent
-/// again: two of one event may legally become one.
-fn bombard(qtest: &mut Qtest, table: Table) -> Verdict {
+/// Sends messages of one to three events at a time, at random times. An event is sent again only after its last message was taken,
+/// as two messages of one event may legally become one interrupt.
+fn send_messages(qtest: &mut Qtest, table: Table) -> Verdict {
     let say = |failure: crate::fail::Failure| failure.text;
     let ready = Instant::now() + PATIENCE;
     while qtest.read64(table.word(READY)).map_err(say)? != 1 {
         if Instant::now() > ready {
-            return Err("the vCPUs do not go to sleep".into());
+            return Err("the vCPUs did not go to sleep".into());
         }
     }
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
@@ -238,16 +238,16 @@ fn bombard(qtest: &mut Qtest, table: Table) -> Verdict {
                 return Err(format!("after {total} messages, number {} of event {event} was not taken", sent[event]));
             }
         }
-        // The vCPU that took it is on its way back to sleep: the moment that matters.
+        // The vCPU is about to sleep again, which is the critical time.
         pause(random.below(150));
     }
-    match qtest.read64(table.word(STRANGERS)).map_err(say)? {
+    match qtest.read64(table.word(UNEXPECTED)).map_err(say)? {
         0 => Ok(()),
-        strangers => Err(format!("{strangers} interrupts came that nobody sent")),
+        unexpected => Err(format!("{unexpected} unexpected interrupts")),
     }
 }
 
-/// Busy for some microseconds: a sleep would take far longer.
+/// Spins for some microseconds: a sleep would take far longer.
 fn pause(microseconds: u64) {
     let until = Instant::now() + Duration::from_micros(microseconds);
     while Instant::now() < until {
@@ -255,7 +255,7 @@ fn pause(microseconds: u64) {
     }
 }
 
-/// xorshift64*: the same moments are tried each time, as far as the host lets them be the same.
+/// The xorshift64* generator, with the same seed in each run.
 struct Random(u64);
 
 impl Random {
@@ -272,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_guests_line_about_its_counters_is_read() {
+    fn the_address_of_the_counters_is_parsed() {
         let table = Table::parse("0x40a31000 events=16 cpus=4").unwrap();
         assert_eq!(table, Table { address: 0x40a3_1000, events: 16, cpus: 4 });
         assert_eq!(table.word(STOP), 0x40a3_1ff8);

@@ -1,10 +1,9 @@
-//! A device that floods: what it costs EL2 is counted, another domain on the same CPU keeps its share, and no edge is lost.
-//! A guest that floods: the others keep their shares, and dom0's I/O is verified.
+//! Interrupt storms. A device that sends MSIs without end: EL2 takes a limited number, another domain on the same CPU keeps its
+//! share, and no message is lost. A guest that sends SGIs without end: the others keep their shares, and dom0's I/O is verified.
 //!
-//! The device is qtest, which stores to GITS_TRANSLATER as fast as QEMU lets it; the domain that it belongs to is dom0: a
-//! small guest that sleeps in between, or Linux, whose disk then shares a vCPU and its rate with the flood. Verdicts are
-//! counts against the hypervisor's own clock: a slow host makes the storm smaller, and what is allowed grows with the time
-//! that it takes.
+//! The device is qtest, which stores to GITS_TRANSLATER as fast as QEMU takes it. It belongs to dom0: a small guest that sleeps
+//! in between, or Linux, whose disk then shares a vCPU and its rate with the flood. Counts are compared with what the rate allows
+//! in the time that has passed by the hypervisor's clock, so the speed of the host does not matter.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -27,7 +26,7 @@ const RATE: u64 = 100;
 /// its clock with it, so the flood stays above the rate.
 const CLOCK: [&str; 2] = ["-icount", "shift=2,sleep=off"];
 
-/// What may come at once (`host::rate_limit`).
+/// The number that EL2 accepts at once (`host::rate_limit`).
 const BURST: u64 = 32;
 
 /// How long a storm lasts at least, by the hypervisor's clock, in milliseconds.
@@ -37,62 +36,62 @@ const MESSAGES: u64 = 10_000;
 /// After each of these the hypervisor is asked for its clock.
 const ROUND: Duration = Duration::from_secs(2);
 
-/// So many at once, then QEMU gets to run its CPU.
-const SQUALL: u32 = 16;
-/// For so long.
+/// Messages sent at once.
+const BATCH: u32 = 16;
+/// The pause after them, in which QEMU runs its CPU.
 const PAUSE: Duration = Duration::from_micros(200);
 
-/// A storm must be so many times what is allowed.
-const TIMES: u64 = 5;
+/// The number of messages must be at least so many times the number allowed.
+const EXCESS: u64 = 5;
 
 /// The cases of this topic.
 pub fn cases() -> Vec<Case> {
     let case = |name, shows, run| Case { name, shows, bare: false, run };
     vec![
-        case("storm-doorbells", "MSIs without end: doorbells at their rate, another domain keeps its share", |lab| {
+        case("storm-doorbells", "a flood of MSIs: doorbells keep to the rate, another domain keeps its share", |lab| {
             storm(lab, "direct=on", "irq doorbell: ")
         }),
-        case("storm-software", "the same with direct=off: LPIs at their rate", |lab| {
+        case("storm-software", "the same with direct=off: LPIs keep to the rate", |lab| {
             storm(lab, "direct=off", "irq lpi: ")
         }),
         case(
             "storm-io",
-            "dom0's verified I/O goes on beside a flood to the same vCPU, and another domain has its share",
+            "dom0's verified I/O continues during a flood to the same vCPU, and another domain keeps its share",
             |lab| verified(lab, "direct=on", "irq doorbell: "),
         ),
         case("storm-io-software", "the same with direct=off", |lab| verified(lab, "direct=off", "irq lpi: ")),
-        case("storm-exits", "a guest that sends SGIs without end, on the one CPU that all share", exits),
+        case("storm-exits", "a guest that sends SGIs without end, on the one CPU that all vCPUs share", exits),
     ]
 }
 
-/// Before the milliseconds that a vCPU has run.
+/// What precedes the CPU time of a vCPU in milliseconds.
 const RAN: &str = "has run ";
 
-/// The number behind `label`.
+/// The number after `label`.
 fn after(line: &str, label: &str) -> Option<u64> {
     line.split_once(label)?.1.split_whitespace().next()?.parse().ok()
 }
 
-/// The hypervisor's clock, where that is what a line says.
+/// The hypervisor's clock in milliseconds, if the line reports it.
 fn clock(line: &str) -> Option<u64> {
     after(line, "in ").filter(|_| line.trim_end().ends_with(" ms:"))
 }
 
-/// What the hypervisor says of itself.
+/// The hypervisor's counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Account {
-    /// Its clock.
+    /// Its clock, in milliseconds.
     ms: u64,
-    /// Interrupts of the device that it took.
+    /// Interrupts of the device that EL2 took.
     taken: u64,
-    /// How often it masked one.
+    /// How often EL2 masked one.
     masked: u64,
-    /// What the other domain has run.
+    /// CPU time of the other domain, in milliseconds.
     other_ms: u64,
 }
 
 impl Account {
-    /// Takes what a line of the debug keys `x` and `s` has to say. `true` with the last one.
+    /// Reads a line of the debug keys `x` and `s`. Returns `true` for the last one.
     fn read(&mut self, line: &str, label: &str) -> bool {
         let other = line.contains("dom1 ").then(|| after(line, RAN)).flatten();
         for (value, field) in [
@@ -107,7 +106,7 @@ impl Account {
     }
 }
 
-/// Asks for it. The debug keys have the keyboard.
+/// Reads the counters by debug keys, which have the keyboard.
 fn ask(session: &mut Session, label: &str) -> Result<Account, String> {
     session.type_in("xs").map_err(|failure| failure.text)?;
     let mut account = Account::default();
@@ -115,14 +114,14 @@ fn ask(session: &mut Session, label: &str) -> Result<Account, String> {
         match session.next() {
             Event::Line(line) if account.read(&line, label) => return Ok(account),
             Event::Line(_) => {}
-            Event::Ended(end) => return Err(format!("{end:?} where the hypervisor was asked for its counters")),
+            Event::Ended(end) => return Err(format!("{end:?} while the hypervisor printed its counters")),
         }
     }
 }
 
-/// `machine` on one CPU, which dom0's vCPU shares with a busy domain's; with the socket that the flood comes through.
+/// `machine` with one CPU, which dom0's vCPU shares with that of a busy domain, and the socket for the flood.
 fn flooded(lab: &Lab, hv: &str, machine: Machine) -> Result<(Machine, PathBuf), String> {
-    // It ends never: a busy domain.
+    // The seed of a guest that is busy for ever.
     let busy = DomU { cpus: 1, ..seeded(lab, "guest-ends", 7)? };
     let hv = format!("sched=credit dom0_max_vcpus=1 irq-rate={RATE} {hv}");
     let mut machine = Machine { smp: 1, hv, domus: vec![busy], ..machine };
@@ -149,18 +148,18 @@ fn play(session: &mut Session, socket: &Path, label: &str) -> Verdict {
         wait_for(session, "(d1) GUEST ENDS never")?;
     }
     let mut qtest = Qtest::connect(socket).map_err(say)?;
-    // From dom0 over the other domain to the debug keys.
+    // Move the keyboard past the other domain to the debug keys.
     session.type_in(&NEXT.repeat(2)).map_err(say)?;
     let before = ask(session, label)?;
 
     let events = table.events as u32;
-    let squall: Vec<u32> = (0..SQUALL).map(|n| n % events).collect();
+    let batch: Vec<u32> = (0..BATCH).map(|n| n % events).collect();
     let mut sent = 0;
     loop {
         let start = Instant::now();
         while start.elapsed() < ROUND {
-            qtest.flood(TRANSLATER, &squall).map_err(say)?;
-            sent += u64::from(SQUALL);
+            qtest.flood(TRANSLATER, &batch).map_err(say)?;
+            sent += u64::from(BATCH);
             std::thread::sleep(PAUSE);
         }
         let so_far = ask(session, label)?;
@@ -189,18 +188,18 @@ fn play(session: &mut Session, socket: &Path, label: &str) -> Verdict {
     guests::passed(session)
 }
 
-/// Whether that was a storm of `sent` messages, what EL2 took of it was bounded, and the other domain had its share. So many
-/// `events` lead to the vCPU.
+/// Checks that `sent` messages were a storm, that EL2 took no more than the rate allows, and that the other domain had its share.
+/// `events` is the number of events that lead to the vCPU.
 fn kept(before: &Account, after: &Account, sent: u64, events: u64) -> Verdict {
     let (ms, taken) = (after.ms - before.ms, after.taken - before.taken);
     let (masked, other) = (after.masked - before.masked, after.other_ms - before.other_ms);
-    // Each event, the doorbell, and what was under way at either end.
+    // One for each event and the doorbell, and two at the ends of the measurement.
     let allowed = BURST + RATE * (ms + 1) / 1000 + events + 1 + 2;
     println!(
         "   {sent} messages in {ms} ms: {taken} taken, {allowed} allowed, {masked} masks; the other ran {other} ms"
     );
-    if sent < TIMES * allowed {
-        return Err(format!("{sent} messages in {ms} ms are no storm"));
+    if sent < EXCESS * allowed {
+        return Err(format!("only {sent} messages in {ms} ms"));
     }
     if taken > allowed || masked == 0 {
         return Err(format!("{taken} interrupts taken in {ms} ms, {allowed} allowed, {masked} masks"));
@@ -212,26 +211,26 @@ fn kept(before: &Account, after: &Account, sent: u64, events: u64) -> Verdict {
     Ok(())
 }
 
-/// A PCIe port of dom0's, on bus 0: its driver is there, waits for interrupts, and does nothing when there was no reason.
+/// A PCIe port of dom0, on bus 0. Its driver takes interrupts and ignores those without a reason.
 const PORT: u16 = 0x1e;
 
 /// Its interrupt, the disk's two, and one to spare.
 const LINUX_EVENTS: u64 = 4;
 
-/// Rounds of verified I/O that begin and end beside the storm.
+/// Rounds of verified I/O during the storm.
 const ROUNDS: u32 = 2;
 
-/// Linux with verified I/O on the vCPU that the flood goes to.
+/// Runs Linux with verified I/O on the vCPU that the flood goes to.
 fn verified(lab: &Lab, hv: &str, label: &str) -> Verdict {
     let (mut machine, socket) = flooded(lab, hv, lab.linux("until", ""))?;
     machine.device0 = Some(PORT << 3);
     let port = format!("pcie-root-port,bus=pcie.0,addr={PORT:#x},chassis=1,hotplug=off");
     machine.extra.extend(["-device".to_owned(), port]);
-    // Linux gives up an interrupt that comes for no reason 100,000 times.
+    // Linux disables an interrupt that comes 100,000 times without a reason.
     machine.append += " noirqdebug";
 
     let flood = Flood::default();
-    // When the second account was asked for, and what had been sent by then.
+    // `sent` is set when the second account is requested.
     let (mut accounts, mut account, mut sent) = (Vec::new(), Account::default(), None);
     let (mut busy, mut rounds) = (false, 0);
     let watched = std::thread::scope(|scope| {
@@ -246,7 +245,7 @@ fn verified(lab: &Lab, hv: &str, label: &str) -> Verdict {
             if !line.starts_with("DW-TEST: round ") || !busy {
                 return Ok(());
             }
-            // Past the other's console to the debug keys and back; or the line that ends dom0's test.
+            // The debug keys, past the other domain's console, and back; or the line that ends dom0's test.
             let ask = format!("{}xs{NEXT}", NEXT.repeat(2));
             let keys = match accounts.len() {
                 0 => &ask,
@@ -278,10 +277,10 @@ fn verified(lab: &Lab, hv: &str, label: &str) -> Verdict {
     let (rounds, port) = (transcript.number("rounds")?, transcript.number("port")?);
     println!("   dom0: {rounds} rounds of verified I/O, and {port} interrupts of the device that floods");
     kept(&before, &after, sent, LINUX_EVENTS)?;
-    if port == 0 { Err("none of the flood came to dom0's driver".into()) } else { Ok(()) }
+    if port == 0 { Err("dom0's driver took no interrupt of the flood".into()) } else { Ok(()) }
 }
 
-/// Messages without end, beside whoever looks at the console.
+/// A flood from a thread of its own.
 #[derive(Default)]
 struct Flood {
     sent: AtomicU64,
@@ -294,14 +293,14 @@ impl Flood {
         let flood = || -> Outcome {
             let mut qtest = Qtest::connect(socket)?;
             while !self.over.load(Ordering::Relaxed) {
-                qtest.flood(TRANSLATER, &[0; SQUALL as usize])?;
-                self.sent.fetch_add(SQUALL.into(), Ordering::Relaxed);
+                qtest.flood(TRANSLATER, &[0; BATCH as usize])?;
+                self.sent.fetch_add(BATCH.into(), Ordering::Relaxed);
                 std::thread::sleep(PAUSE);
             }
             Ok(())
         };
         if let Err(failure) = flood() {
-            // The first is the one that matters.
+            // Keep the first failure.
             let _ = self.failure.set(failure.text);
         }
     }
@@ -319,10 +318,10 @@ impl Flood {
     }
 }
 
-/// How long shares are looked at, by the hypervisor's clock.
-const LOOK_MS: u64 = 5_000;
+/// Duration of the measurement of shares by the hypervisor's clock, in milliseconds.
+const SHARES_MS: u64 = 5_000;
 
-/// What two vCPUs have run when, in milliseconds.
+/// The CPU time of two vCPUs and the hypervisor's clock, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Shares {
     ms: u64,
@@ -343,7 +342,7 @@ impl Shares {
     }
 }
 
-/// Everything on one CPU: dom0's I/O, a vCPU that floods, one that each SGI wakes, and one that is busy.
+/// Runs four vCPUs on one CPU: dom0 with I/O, one that sends SGIs, one that each SGI wakes, and one that is busy.
 fn exits(lab: &Lab) -> Verdict {
     let mut domus = Vec::new();
     for (seed, cpus) in [(9, 2), (7, 1)] {
@@ -358,16 +357,18 @@ fn exits(lab: &Lab) -> Verdict {
         if line.contains("vPE moves: ") {
             shares.push(now);
         }
-        let looked = shares.first().is_some_and(|first| now.ms >= first.ms + LOOK_MS);
+        let looked = shares.first().is_some_and(|first| now.ms >= first.ms + SHARES_MS);
         if started == 2 && line.starts_with("DW-TEST: round ") {
-            // Past both consoles to the debug keys and back, until it was long enough.
+            // The debug keys, past both consoles, and back; at the end the line that ends dom0's test.
             let keys = if looked { "\r" } else { &format!("{}xs{NEXT}", NEXT.repeat(3)) };
             session.type_in(keys).map_err(|failure| failure.text)?;
         }
         Ok(())
     })?;
     lab.judge(&transcript)?;
-    let (Some(first), Some(last)) = (shares.first(), shares.last()) else { return Err("nobody was asked".into()) };
+    let (Some(first), Some(last)) = (shares.first(), shares.last()) else {
+        return Err("the shares were not printed".into());
+    };
     let (ms, flooding, busy) = (last.ms - first.ms, last.flooding - first.flooding, last.busy - first.busy);
     let rounds = transcript.number("rounds")?;
     println!(
@@ -395,7 +396,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_hypervisors_account_is_read() {
+    fn the_hypervisors_counters_are_parsed() {
         let mut account = Account::default();
         let lines = [
             "in 12345 ms:",

@@ -1,5 +1,5 @@
-//! The image as an EFI application, on EDK2: the ways it is started, the ways its machine is described, and what sends it
-//! back to the firmware.
+//! The image as an EFI application on EDK2: ways to start it, ways to describe its machine, and errors that return to the
+//! firmware.
 
 use crate::disk_image;
 use crate::qemu::{Boot, Machine, Tables, Uefi};
@@ -13,11 +13,11 @@ pub fn cases() -> Vec<Case> {
     vec![
         case(
             "uefi-one-file",
-            "one file as a raw Image, as BOOTAA64.EFI of a disk, and by -kernel with firmware",
+            "the same file as a raw Image, as BOOTAA64.EFI of a disk, and by -kernel with firmware",
             one_file,
         ),
-        case("uefi-shell", "started from the UEFI shell, another section by name, words behind --", from_shell),
-        case("uefi-fio-fdt", "boot from NVMe, fio on a second one; a device tree", |lab| {
+        case("uefi-shell", "started from the UEFI shell with the name of a section, and options after --", from_shell),
+        case("uefi-fio-fdt", "boot from an NVMe disk by device tree, fio on a second disk", |lab| {
             fio(lab, from_disk(lab, "fio", Tables::Fdt), 4)
         }),
         case("uefi-fio-acpi", "the same with ACPI tables, GICv4, 4 CPUs; dom0 has ACPI", |lab| {
@@ -29,7 +29,11 @@ pub fn cases() -> Vec<Case> {
         case("uefi-fio-acpi-off", "ACPI tables, GICv4; dom0 has a device tree made from them", |lab| {
             fio(lab, acpi(lab, 4, &format!("dom0_acpi=off pci_windows={WINDOWS}")), 4)
         }),
-        case("uefi-acpi-same", "dom0 by ACPI and by dom0_acpi=off has the same functions and interrupts", same_devices),
+        case(
+            "uefi-acpi-same",
+            "dom0 has the same functions and interrupts with ACPI and with dom0_acpi=off",
+            same_devices,
+        ),
         case("uefi-refuse-el1", "firmware at EL1", |lab| {
             let machine = Machine { properties: "gic-version=3".into(), ..from_disk(lab, "boot", Tables::Fdt) };
             refused(lab, &machine, |_| (), &["EL1"])
@@ -52,7 +56,7 @@ pub fn cases() -> Vec<Case> {
             let mistype = |text: &mut String| *text = text.replace("ramdisk=", "ramdsik=");
             refused(lab, &from_disk(lab, "boot", Tables::Fdt), mistype, &["doorward.cfg", "line ", "ramdsik="])
         }),
-        case("uefi-refuse-gicv2", "a machine that cannot be used is named before the firmware is left", |lab| {
+        case("uefi-refuse-gicv2", "an unusable machine is reported before the firmware is left", |lab| {
             let properties = "virtualization=on,gic-version=2".into();
             refused(lab, &Machine { properties, ..from_disk(lab, "boot", Tables::Fdt) }, |_| (), &["GICv2"])
         }),
@@ -65,13 +69,13 @@ fn from_disk(lab: &Lab, test: &str, tables: Tables) -> Machine {
     Machine { boot: Boot::Uefi(Uefi { disk, tables }), cpu: "neoverse-v1".into(), ..lab.linux(test, "") }
 }
 
-/// QEMU's PCI windows, which only AML has (see boards/qemu-uefi).
+/// QEMU's PCI windows, which only AML describes (see boards/qemu-uefi).
 const WINDOWS: &str = "0:io:0x3eff0000+0x10000,0:mem32:0x10000000+0x2eff0000,0:mem64:0x8000000000+0x8000000000";
 
 /// A machine that firmware describes by ACPI tables.
 fn acpi(lab: &Lab, smp: u32, hv: &str) -> Machine {
     let mut machine = Machine { smp, hv: hv.into(), ..from_disk(lab, "fio", Tables::Acpi) };
-    // Without it, a Linux with ACPI says nothing before it has found its console's driver.
+    // Without it, a Linux with ACPI prints nothing until the console's driver is loaded.
     machine.append += " earlycon=pl011,0x9000000";
     machine
 }
@@ -80,8 +84,8 @@ fn gicv3(machine: Machine) -> Machine {
     Machine { properties: machine.properties.replace("gic-version=4", "gic-version=3"), ..machine }
 }
 
-/// dom0 looks at PCI and its interrupts, once with ACPI and once with a device tree; controller and event of each
-/// interrupt, hence the DeviceIDs, are the same.
+/// Compares PCI functions and interrupts of a dom0 with ACPI and one with a device tree. Controller and event of each interrupt,
+/// and so the DeviceIDs, must be the same.
 fn same_devices(lab: &Lab) -> Verdict {
     let mut seen = Vec::new();
     for hv in [String::new(), format!("dom0_acpi=off pci_windows={WINDOWS}")] {
@@ -95,7 +99,7 @@ fn same_devices(lab: &Lab) -> Verdict {
         if disks != 2 || transcript.said("irq").count() != 10 {
             return Err(format!("{disks} disks with 5 MSIs, not 2: {said:?}"));
         }
-        // Two disks are found at the same time: which asks for its interrupts first is up to chance.
+        // The disks are probed at the same time, in any order.
         said.sort();
         seen.push(said);
     }
@@ -103,7 +107,7 @@ fn same_devices(lab: &Lab) -> Verdict {
     if seen[0] == seen[1] { Ok(()) } else { Err(format!("by ACPI {:?}, by a device tree {:?}", seen[0], seen[1])) }
 }
 
-/// Five jobs end well on the second disk, on `cpus` CPUs.
+/// Checks that five jobs succeed on the second disk, with `cpus` CPUs.
 fn fio(lab: &Lab, machine: Machine, cpus: usize) -> Verdict {
     let transcript = run(lab, &machine, 240)?;
     let jobs = transcript.said("job").count();
@@ -114,7 +118,7 @@ fn fio(lab: &Lab, machine: Machine, cpus: usize) -> Verdict {
     says(&transcript, &format!("dom0: {cpus} vCPUs"))
 }
 
-/// Makes the disk, runs the machine and judges what it says; the disk is not kept.
+/// Makes the disk, runs the machine, checks the run and removes the disk.
 fn run(lab: &Lab, machine: &Machine, seconds: u64) -> Result<Transcript, String> {
     machine.make_disk_image().map_err(|failure| failure.text)?;
     let transcript = lab.linux_run(machine, seconds);
@@ -122,14 +126,14 @@ fn run(lab: &Lab, machine: &Machine, seconds: u64) -> Result<Transcript, String>
     transcript
 }
 
-/// Disks are large, and made again in a second.
+/// Removes the disk, which is large and quickly made again.
 fn forget(machine: &Machine) {
     if let Boot::Uefi(uefi) = &machine.boot {
         let _ = std::fs::remove_file(&uefi.disk);
     }
 }
 
-/// The three ways to start the image that was built: one file, byte for byte.
+/// Starts the same image file in three ways.
 fn one_file(lab: &Lab) -> Verdict {
     let raw = lab.linux("boot", "");
     let disk = from_disk(lab, "boot", Tables::Fdt);
@@ -152,21 +156,21 @@ fn four_cpus(transcript: &Transcript) -> Verdict {
     }
 }
 
-/// A line of the console, whatever stands before it.
+/// Checks that a line of the console contains `words`.
 fn says(transcript: &Transcript, words: &str) -> Verdict {
     if transcript.lines.iter().any(|(_, line)| line.contains(words)) {
         Ok(())
     } else {
-        Err(format!("the console does not say `{words}`"))
+        Err(format!("the console has no `{words}`"))
     }
 }
 
-/// QEMU gives the very file that it would start as a raw Image to the firmware, which starts it as an application. The
-/// configuration is on the disk, the RAM disk comes with `-initrd`.
+/// QEMU passes the file that it would start as a raw Image to the firmware, which starts it as an application. The configuration
+/// is on the disk, and the RAM disk comes with `-initrd`.
 fn by_kernel(lab: &Lab) -> Verdict {
     let mut machine = from_disk(lab, "boot", Tables::Fdt);
     let initrd = machine.initrd.take().ok_or("no initramfs")?;
-    // The disk has no application of its own: what starts is what QEMU brings.
+    // The disk has no valid application, so that the one from QEMU is started.
     let application = machine.image.clone();
     machine.image = lab.dir.join("nothing");
     std::fs::write(&machine.image, "not this one").map_err(|error| error.to_string())?;
@@ -178,7 +182,8 @@ fn by_kernel(lab: &Lab) -> Verdict {
     four_cpus(&transcript)
 }
 
-/// The disk has a `startup.nsh` and no application where firmware looks for one, so the shell starts, and then us.
+/// The disk has a `startup.nsh` and no application where firmware searches for one, so the firmware starts its shell, which starts the
+/// image.
 fn from_shell(lab: &Lab) -> Verdict {
     let machine = from_disk(lab, "boot", Tables::Fdt);
     let Boot::Uefi(uefi) = &machine.boot else { return Err("not by UEFI".into()) };
@@ -202,7 +207,7 @@ fn from_shell(lab: &Lab) -> Verdict {
     four_cpus(&transcript)
 }
 
-/// The application says why in one line that holds each of `words`, and the firmware has the machine back.
+/// Checks that the application prints one error message that contains each of `words`, and returns to the firmware.
 fn refused(lab: &Lab, machine: &Machine, edit: impl Fn(&mut String), words: &[&str]) -> Verdict {
     let Boot::Uefi(uefi) = &machine.boot else { return Err("not by UEFI".into()) };
     disk_image::write_with(&uefi.disk, &machine.contents(), |files| {
@@ -213,11 +218,11 @@ fn refused(lab: &Lab, machine: &Machine, edit: impl Fn(&mut String), words: &[&s
         }
     })
     .map_err(|failure| failure.text)?;
-    let mut sentence = None;
+    let mut message = None;
     let mut last = String::new();
     let transcript = lab.watch(machine, 60, |session, line| {
         if line.contains("doorward: nothing was started; back to the firmware") {
-            sentence = Some(last.clone());
+            message = Some(last.clone());
             session.kill();
         }
         last = line.trim().to_owned();
@@ -225,13 +230,13 @@ fn refused(lab: &Lab, machine: &Machine, edit: impl Fn(&mut String), words: &[&s
     });
     forget(machine);
     let end = transcript?.end;
-    let Some(sentence) = sentence else {
+    let Some(message) = message else {
         let how = if end == End::TimedOut { "time-out".into() } else { format!("{end:?}") };
-        return Err(format!("{how}, and no refusal; see {}", lab.dir.join("console.log").display()));
+        return Err(format!("{how} without an error message; see {}", lab.dir.join("console.log").display()));
     };
-    println!("   {sentence}");
-    match words.iter().find(|word| !sentence.contains(**word)) {
+    println!("   {message}");
+    match words.iter().find(|word| !message.contains(**word)) {
         None => Ok(()),
-        Some(word) => Err(format!("`{sentence}` does not say `{word}`")),
+        Some(word) => Err(format!("`{message}` does not contain `{word}`")),
     }
 }
