@@ -45,7 +45,7 @@ const TABLE: u64 = 0xf_ffff_ffff_0000;
 const LPI: u64 = 8192;
 
 /// The function that moves a vPE: it posts VMOVP and waits for it.
-const MOVE: &str = "::bring";
+const MOVE: &str = "::migrate_vpe";
 /// The function that stops a vCPU: the first that a switch calls after the decision.
 const STOP: &str = "Credit<V> as doorward::sched::policy::Scheduler<V>>::stop";
 
