@@ -8,7 +8,7 @@ use crate::fail::{Doing, Outcome};
 use crate::{paths, sh};
 
 /// The rooms of the library that the GIC driver's tests need on the host.
-const ROOMS: [&str; 6] = ["gic", "ids", "mmio", "platform", "sync", "util"];
+const ROOMS: [&str; 7] = ["arch", "gic", "ids", "mmio", "platform", "sync", "util"];
 
 /// The folder for everything about mutants.
 pub fn folder() -> PathBuf {
