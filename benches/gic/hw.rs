@@ -1,5 +1,5 @@
-//! A GIC that has done what it is told before it is asked: registers and memory that keep what is written, but for the few
-//! bits that a driver waits for. It delivers nothing; `tests/gic-model` is the one that does.
+//! A GIC that completes everything at once: registers and memory keep what is written, except for the few bits that a driver
+//! waits for. It delivers no interrupts, unlike `tests/gic-model`.
 
 use doorward::gic::{Gic, ItsLayout, Layout};
 use doorward::ids::{CpuId, Mpidr, Pa};
@@ -7,7 +7,7 @@ use doorward::mmio::{Coherence, Hw};
 use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
 
-/// As many as a Graviton3 has.
+/// The number of CPUs: that of a Graviton3.
 pub const CPUS: u16 = 64;
 
 const DIST: Pa = Pa(0x1000_0000);
@@ -20,7 +20,7 @@ const END: Pa = Pa(0x2_0000_0000);
 const PAGE: u64 = 0x1000;
 type Words = [Cell<u64>; 512];
 
-/// Offsets (IHI 0069, 12.8 to 12.19) and what stands there at reset.
+/// Offsets (IHI 0069, 12.8 to 12.19) and reset values.
 const PIDR2: u64 = 0xffe8;
 const ARCH_REV_4: u32 = 0x40;
 const GICD_TYPER: u64 = 0x4;
@@ -37,7 +37,7 @@ const DIST_TYPER: u32 = 15 << 19 | 1 << 17 | 1;
 /// Devices, collections and vPEs, eight bytes an entry.
 const BASERS: [u64; 3] = [0x0107 << 48, 0x0407 << 48, 0x0207 << 48];
 
-/// Which GIC it is.
+/// The version of the GIC.
 #[derive(Clone, Copy, Debug)]
 pub enum Generation {
     /// GICv4.0 with DirectLPI; one ITS, as QEMU's.
@@ -65,11 +65,11 @@ impl Generation {
     }
 }
 
-/// The whole of it; clones are the same machine.
+/// The machine. Clones are handles to the same machine.
 #[derive(Clone)]
 pub struct Instant(Rc<Space>);
 
-/// All addresses, with memory behind those that were written to.
+/// The address space. Pages are allocated when they are first accessed.
 struct Space {
     pages: Box<[OnceCell<Box<Words>>]>,
     next: Cell<u64>,
@@ -129,7 +129,7 @@ impl Hw for Instant {
         (end <= END.0).then_some(Pa(start))
     }
 
-    /// Nothing is given out twice: it would have to be zeroed.
+    /// Memory is not reused, as it would have to be zeroed.
     fn free(&self, _: Pa, _: usize, _: usize) {}
 
     fn load8(&self, at: Pa) -> u8 {
@@ -159,7 +159,7 @@ impl Hw for Instant {
     fn relax(&self) {}
 }
 
-/// The driver on such a machine, all CPUs up.
+/// Sets up the driver on such a machine, with all CPUs initialised.
 pub fn discover(generation: Generation) -> Gic<Instant> {
     let cpus: Vec<Mpidr> = (0..u32::from(CPUS)).map(Mpidr::from_packed).collect();
     let layout = Layout {

@@ -1,10 +1,10 @@
-//! What the verbs of GICv4 cost, in instructions, and whether that depends on how many vPEs there are.
+//! Counts the instructions of the GICv4 verbs, with different numbers of vPEs.
 //!
-//! Each is run once under valgrind on a machine with 1, 64 and 16384 vPEs, always for the last vPE that was added. The
-//! machine ([`hw`]) answers at once and costs a few instructions an access, so what is counted is the driver.
-//! `cargo xtask bench gic` runs this and judges it.
+//! Each verb runs once under valgrind on a machine with 1, 64 and 16384 vPEs, for the vPE that was added last. The machine
+//! ([`hw`]) completes everything at once and takes a few instructions for each access, so nearly all instructions counted are
+//! the driver's. `cargo xtask bench gic` runs this and checks that the counts do not grow.
 
-#![allow(missing_docs, reason = "gungraun makes functions and constants of its own")]
+#![allow(missing_docs, reason = "gungraun generates functions and constants")]
 
 mod hw;
 
@@ -15,7 +15,7 @@ use gungraun::prelude::*;
 use hw::{Generation, Instant};
 use std::hint::black_box;
 
-/// Where the measured vPE lives, and where it is moved to.
+/// The home of the measured vPE, and the CPU that it is moved to.
 const HOME: CpuId = CpuId(3);
 const AWAY: CpuId = CpuId(hw::CPUS - 1);
 const ITS: ItsId = ItsId(0);
@@ -23,11 +23,11 @@ const ITS: ItsId = ItsId(0);
 /// vPEs of one VM. Each VM has a device, each vPE one event of it.
 const VCPUS: u32 = 64;
 const ID_BITS: u8 = 14;
-/// The device that is mapped while being measured, and its 64 vectors.
+/// The device that is mapped by the measured verb, with 64 events.
 const NEW_DEVICE: DeviceId = DeviceId(0x7fff);
 const VECTOR_BITS: u8 = 6;
 
-/// Commands that fit the driver's ring, at least.
+/// The number of commands that the driver's queue holds at least.
 const RING: u32 = 2048;
 
 /// A GIC in use, and the vPE that is measured.
@@ -50,7 +50,7 @@ const fn vlpi(n: u32) -> VIntid {
     VIntid(Lpi::FIRST + n)
 }
 
-/// A machine with so many vPEs, kept for good: taking it down is not measured.
+/// A machine with so many vPEs. It is leaked, so that its teardown is not measured.
 fn machine(generation: Generation, vpes: u32) -> &'static Machine {
     let gic = hw::discover(generation);
     let v4 = gic.v4().expect("virtual LPIs");
@@ -66,7 +66,7 @@ fn machine(generation: Generation, vpes: u32) -> &'static Machine {
         }
     }
     let vpe = last.expect("a vPE");
-    // Once round the command ring: a page that is stored to for the first time costs the machine, not the driver.
+    // Write the whole command queue once: the machine takes more instructions for the first store to a page.
     (0..RING / 2).for_each(|_| gic.set_pending(EventKey::new(ITS, device, EventId(0))).expect("INT and VSYNC"));
     let doorbell = (Lpi::FIRST..).map(Lpi).take(1 << 16).find(|l| gic.doorbell(*l) == Some(vpe)).expect("its doorbell");
     Box::leak(Box::new(Machine { gic, vpe, device, free: EventId(VCPUS), doorbell }))
@@ -98,7 +98,7 @@ fn doorbell(m: &'static Machine) -> Option<VpeId> {
     m.gic.doorbell(black_box(m.doorbell))
 }
 
-// `enter` on another CPU than the last time.
+// `enter` on another CPU than before, which takes a VMOVP.
 #[library_benchmark]
 #[benches::v40(args = [(Generation::V40, 1), (Generation::V40, 64), (Generation::V40, 16384)], setup = machine)]
 #[benches::v41(args = [(Generation::V41, 1), (Generation::V41, 64), (Generation::V41, 16384)], setup = machine)]
