@@ -4,8 +4,8 @@
 //! QEMU's `virt` board (PL011 at 0x0900_0000, GICv3, ITS) and needs no device tree, so it also runs without a hypervisor and
 //! then shows how the machine itself behaves.
 //!
-//! A guest defines `extern "C" fn guest_main() -> !`. It prints lines with [`say!`], such as `GUEST PASS name` and
-//! `GUEST FAIL name: why`, and powers off with [`off`].
+//! A guest defines `extern "C" fn guest_main() -> !`. It prints lines with `say!`, such as `GUEST PASS name` and
+//! `GUEST FAIL name: why`, and powers off with `off`.
 #![cfg_attr(target_os = "none", no_std)]
 #![allow(unsafe_code, reason = "a small kernel: registers, vectors and page tables")]
 
