@@ -46,8 +46,8 @@ pub(super) struct VcpuRun<'a> {
     pub(super) shares: bool,
     /// The proof that the vPE is resident on this CPU. It is bound to the CPU and cannot leave this stack.
     pub(super) resident: Option<v4::Resident>,
-    /// The time from which on the switch to this vCPU counts as long; `None` once the vCPU has been in the guest or has worked for
-    /// its virtual ITSs.
+    /// The time from which on the switch to this vCPU counts as long; `None` once the vCPU has been in the guest or has
+    /// worked for its virtual ITSs.
     pub(super) late: Option<u64>,
 }
 

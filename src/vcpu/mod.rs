@@ -12,7 +12,7 @@ use crate::arch::fp::FpContext;
 use crate::arch::ich;
 use crate::arch::vcpu::GuestRegs;
 use crate::dev::vtimer::VTimer;
-use crate::ids::{CpuId, DomId, Intid, Ipa, Mpidr, VcpuId, VpeId};
+use crate::ids::{CpuId, DomId, EventKey, Intid, Ipa, Mpidr, VcpuId, VpeId};
 use crate::sched::{Entity, RunState, State};
 use crate::sync::{Exclusive, ExclusiveGuard, Lock, Rank};
 use crate::vgic::LrImage;
@@ -95,9 +95,15 @@ pub struct Context {
 pub enum ItsWork {
     /// Commands in a queue, or a change of GITS_CTLR.
     Commands,
-    /// GICR_CTLR.EnableLPIs of this vCPU was set: configuration and pending bits of its LPIs are passed to the
-    /// hardware.
-    LpisEnabled(VcpuId),
+    /// GICR_CTLR.EnableLPIs of `vcpu` was set: configuration and pending bits of its LPIs are passed to the hardware.
+    LpisEnabled {
+        /// The vCPU.
+        vcpu: VcpuId,
+        /// Whether the events of all vCPUs are searched for pending LPIs, not only those of `vcpu`.
+        of_all: bool,
+        /// The event that is searched next.
+        next: EventKey,
+    },
 }
 
 impl Vcpu {

@@ -19,7 +19,7 @@ use super::private::Fate;
 use super::state::Vgic;
 use super::vcpu::{Vcpu, Work};
 use super::vcpu_set::VcpuSet;
-use crate::ids::{Lpi, VIntid, VcpuId};
+use crate::ids::{VIntid, VcpuId};
 use core::sync::atomic::Ordering;
 
 /// Number of words of 64 LPIs that one call of a resumable operation handles.
@@ -29,7 +29,7 @@ impl Vgic {
     /// The first INTID above the domain's LPIs.
     #[cfg(test)]
     pub fn lpi_limit(&self) -> u32 {
-        Lpi::FIRST.saturating_add(self.lpis.count())
+        crate::ids::Lpi::FIRST.saturating_add(self.lpis.count())
     }
 
     /// GICR_PROPBASER of the domain: that of the redistributor that enabled LPIs last.
@@ -70,20 +70,33 @@ impl Vgic {
         self.recall(port, &set);
     }
 
-    /// Removes one LPI from a vCPU's pending set that is delivered by the hardware, and returns it. The caller makes it
-    /// pending in hardware.
+    /// Removes an LPI that is delivered by the hardware from a vCPU's pending set. Returns whether it was there; the
+    /// caller then makes it pending in hardware.
     #[must_use]
-    pub fn take_direct_pending(&self, vcpu: VcpuId) -> Option<VIntid> {
-        let cpu = self.vcpu(vcpu)?;
+    pub fn take_direct_pending(&self, vcpu: VcpuId, vintid: VIntid) -> bool {
+        let (Some(cpu), Some(index)) = (self.vcpu(vcpu), self.lpis.index(vintid)) else { return false };
+        if !self.lpis.is_direct(index) || !cpu.lpis.contains(index) {
+            return false;
+        }
         let _state = cpu.state.lock();
-        let mut found = None;
-        cpu.lpis.for_each(|index| {
-            if self.lpis.is_direct(index) && cpu.lpis.remove(index) {
-                found = Some(VIntid(index.saturating_add(Lpi::FIRST)));
-            }
-            found.is_none()
-        });
-        found
+        cpu.lpis.remove(index)
+    }
+
+    /// Whether a vCPU's pending set has an LPI that is delivered by the hardware.
+    #[must_use]
+    pub fn has_direct_pending(&self, vcpu: VcpuId) -> bool {
+        let Some(cpu) = self.vcpu(vcpu) else { return false };
+        let mut words = (0..).zip(&self.lpis.direct);
+        words.any(|(word, direct)| cpu.lpis.word(word) & direct.load(Ordering::SeqCst) != 0)
+    }
+
+    /// Removes all LPIs that are delivered by the hardware from a vCPU's pending set.
+    pub fn drop_direct_pending(&self, vcpu: VcpuId) {
+        let Some(cpu) = self.vcpu(vcpu) else { return };
+        let _state = cpu.state.lock();
+        for (word, direct) in (0..).zip(&self.lpis.direct) {
+            cpu.lpis.remove_from_word(word, direct.load(Ordering::SeqCst));
+        }
     }
 
     /// Who delivers this LPI.

@@ -53,6 +53,18 @@ impl LpiSet {
             .is_some_and(|word| word.fetch_and(!mask(index), Ordering::SeqCst) & mask(index) != 0)
     }
 
+    /// The LPIs of one word.
+    pub fn word(&self, leaf: u32) -> u64 {
+        self.leaves.get(leaf as usize).map_or(0, |word| word.load(Ordering::SeqCst))
+    }
+
+    /// Removes the LPIs in `some` from one word.
+    pub fn remove_from_word(&self, leaf: u32, some: u64) {
+        if let Some(word) = self.leaves.get(leaf as usize) {
+            word.fetch_and(!some, Ordering::SeqCst);
+        }
+    }
+
     /// Whether an LPI is in the set.
     pub fn contains(&self, index: u32) -> bool {
         self.leaves.get((index / 64) as usize).is_some_and(|word| word.load(Ordering::SeqCst) & mask(index) != 0)

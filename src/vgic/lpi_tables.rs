@@ -287,18 +287,22 @@ mod tests {
     }
 
     #[test]
-    fn lpis_in_the_pending_table_that_the_hardware_delivers_are_returned_one_by_one() {
+    fn lpis_in_the_pending_table_that_the_hardware_delivers_are_taken_once_each_or_dropped() {
         let machine = Machine::new(1);
         machine.poke(CONFIG, &[0xa1; 64]);
-        machine.poke(PENDING + 1024, &[0b111]);
-        for vintid in [8192, 8194] {
+        machine.poke(PENDING + 1024, &[0b10111]);
+        for vintid in [8192, 8194, 8196] {
             let _ = machine.vgic.set_lpi_owner(&machine, BOOT, VIntid(vintid), Owner::Direct);
         }
         enable_lpis_with_table(&machine, BOOT);
         assert_eq!(machine.enter(BOOT), [(8193, 1, 0xa0)]);
         let _ = machine.exit(BOOT);
-        assert_eq!(machine.vgic.take_direct_pending(BOOT), Some(VIntid(8192)));
-        assert_eq!(machine.vgic.take_direct_pending(BOOT), Some(VIntid(8194)));
-        assert_eq!(machine.vgic.take_direct_pending(BOOT), None);
+        let take = |vintid| machine.vgic.take_direct_pending(BOOT, VIntid(vintid));
+        assert_eq!([8191, 8192, 8193, 8194, 8195].map(take), [false, true, false, true, false]);
+        assert!(!take(8192) && !take(8194), "each is taken once");
+        assert!(machine.vgic.has_direct_pending(BOOT));
+        machine.vgic.drop_direct_pending(BOOT);
+        assert!(!machine.vgic.has_direct_pending(BOOT) && !take(8196));
+        assert_eq!(machine.vgic.pending_lpis(BOOT), 1, "8193 stays");
     }
 }

@@ -459,6 +459,28 @@ fn events_are_visited_in_order_of_device_and_event() {
 }
 
 #[test]
+fn a_visit_in_steps_continues_where_it_stopped_while_devices_come_and_go() {
+    let mut g = mapped();
+    g.commands(&[mapd(1, 2), mapti(0x10, 3, 8195, 1), mapti(1, 1, 8192, 1), mapti(1, 2, 8193, 1)]);
+    let visit = |g: &Guest, from: (u32, u32), looks, all: bool| {
+        let mut seen = vec![];
+        let next = g.vits.visit_events((DeviceId(from.0), EventId(from.1)), looks, &mut |d, e, v, at| {
+            seen.push((d.0, e.0, v.0, at));
+            all
+        });
+        (seen, next.map(|(device, event)| (device.0, event.0)))
+    };
+    let at = Some(VcpuId(1));
+    assert_eq!(visit(&g, (0, 0), 2, true), (vec![(1, 1, 8192, at)], Some((1, 2))));
+    assert_eq!(visit(&g, (0, 0), 99, false), (vec![(1, 1, 8192, at)], Some((1, 2))));
+    assert_eq!(visit(&g, (1, 2), 2, true), (vec![(1, 2, 8193, at)], Some((1, 4))));
+    let rest = (vec![(0x10, 3, 8195, at)], None);
+    assert_eq!(visit(&g, (1, 4), 99, true), rest);
+    g.commands(&[unmapd(1)]);
+    assert_eq!(visit(&g, (1, 2), 99, true), rest);
+}
+
+#[test]
 fn each_parameter_out_of_range_is_refused() {
     let good = config();
     let quota = Quota { device_event_bits: 0, ..good.quota };

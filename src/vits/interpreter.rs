@@ -190,6 +190,24 @@ impl State {
         self.shadow.event(&device, event).map(|e| (e.vintid, e.at))
     }
 
+    pub fn visit_events(
+        &mut self,
+        from: (DeviceId, EventId),
+        entries: usize,
+        visit: &mut dyn FnMut(DeviceId, EventId, VIntid, Option<VcpuId>) -> bool,
+    ) -> Option<(DeviceId, EventId)> {
+        let mut cursor = self.shadow.cursor(from);
+        for _ in 0..entries {
+            let stop = self.shadow.walk(&mut cursor)?;
+            if let Some(event) = stop.event
+                && !visit(stop.device.id, stop.id, event.vintid, event.at)
+            {
+                break;
+            }
+        }
+        self.shadow.place_of(cursor)
+    }
+
     pub fn for_each_event(&mut self, visit: &mut dyn FnMut(DeviceId, EventId, VIntid, CollectionId, Option<VcpuId>)) {
         let mut cursor = Cursor::default();
         while let Some(stop) = self.shadow.walk(&mut cursor) {

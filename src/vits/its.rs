@@ -86,6 +86,18 @@ impl Vits {
         self.state.lock().lookup(device, event)
     }
 
+    /// Visits mapped events from `from` on, by DeviceID, then EventID, until `visit` returns `false` or `entries` entries,
+    /// mapped or not, have been read. Returns where to continue, or `None` if there is no further entry. Devices may be
+    /// mapped and unmapped between two calls. The lock is held during a call.
+    pub fn visit_events(
+        &self,
+        from: (DeviceId, EventId),
+        entries: usize,
+        visit: &mut dyn FnMut(DeviceId, EventId, VIntid, Option<VcpuId>) -> bool,
+    ) -> Option<(DeviceId, EventId)> {
+        self.state.lock().visit_events(from, entries, visit)
+    }
+
     /// Visits each mapped event, by DeviceID, then EventID, with its vINTID, its collection and the vCPU that the host
     /// has it mapped to. The lock is held meanwhile.
     pub fn for_each_event(&self, visit: &mut dyn FnMut(DeviceId, EventId, VIntid, CollectionId, Option<VcpuId>)) {

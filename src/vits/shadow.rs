@@ -247,6 +247,19 @@ impl Shadow {
         Some(event)
     }
 
+    /// A cursor at an entry, or at the first one after it if its device is not mapped.
+    pub fn cursor(&self, (device, event): (DeviceId, EventId)) -> Cursor {
+        match self.place(device) {
+            Ok(device) => Cursor { device, event: event.0 },
+            Err(device) => Cursor { device, event: 0 },
+        }
+    }
+
+    /// The entry at a cursor; `None` behind the last device.
+    pub fn place_of(&self, cursor: Cursor) -> Option<(DeviceId, EventId)> {
+        self.devices.get(cursor.device).map(|device| (device.id, EventId(cursor.event)))
+    }
+
     /// Returns the step at `cursor` and advances the cursor. `None` when the walk is over.
     ///
     /// During a walk, events may be mapped and unmapped, but devices may not.
