@@ -381,8 +381,13 @@ impl<H: Hw + Clone> Gic<H> {
         if device.reserved {
             return Err(ItsError::DeviceRange(dev));
         }
-        let count = device.events.len() as u32;
-        let discarded = (0..count).try_for_each(|n| batch.unmap_event(dev, EventId(n)).map(|_| ()));
+        // Usually few events are mapped, if any.
+        let mut discarded = Ok(());
+        let mut next = batch.state.next_mapped(dev, EventId(0));
+        while let (Ok(()), Some(event)) = (discarded, next) {
+            discarded = batch.unmap_event(dev, event).map(|_| ());
+            next = batch.state.next_mapped(dev, event);
+        }
         let gone = discarded.and_then(|()| batch.flush()).and_then(|()| {
             let ticket = its.queue.post(&self.counters, &[Command::mapd_unmap(dev)])?;
             its.queue.wait(&self.counters, ticket, COMMAND_LIMIT_US)

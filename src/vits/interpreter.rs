@@ -34,7 +34,12 @@ impl Budget {
 
     /// Charges one entry of the shadow.
     fn entry(&mut self) {
-        self.0 = self.0.saturating_sub(1);
+        self.entries(1);
+    }
+
+    /// Charges entries of the shadow.
+    fn entries(&mut self, count: u32) {
+        self.0 = self.0.saturating_sub(count as usize);
     }
 
     fn spent(&self) -> bool {
@@ -311,7 +316,7 @@ impl State {
         budget: &mut Budget,
     ) -> Result<Option<Work>, Refusal> {
         match command {
-            Command::Mapd { device, event_bits } => return self.mapd(backend, device, event_bits),
+            Command::Mapd { device, event_bits } => return self.mapd(backend, device, event_bits, budget),
             Command::Mapc { collection, target } => {
                 let target = match target {
                     Some(rdbase) => Some(backend.vcpu_by_target(rdbase).ok_or(Refusal::UnknownTarget)?),
@@ -401,6 +406,7 @@ impl State {
         backend: &dyn Backend,
         device: DeviceId,
         event_bits: Option<u8>,
+        budget: &mut Budget,
     ) -> Result<Option<Work>, Refusal> {
         self.check_device(device)?;
         if let Some(bits) = event_bits {
@@ -415,14 +421,22 @@ impl State {
             return Ok(Some(Work::UnmapDevice { device, next: 0, remap: event_bits }));
         }
         match event_bits {
-            Some(bits) => self.map_device(backend, device, bits).map(|()| None),
+            Some(bits) => self.map_device(backend, device, bits, budget).map(|()| None),
             // Unmapping a device that is not mapped is no error: drivers do so before they map it.
             None => Ok(None),
         }
     }
 
-    fn map_device(&mut self, backend: &dyn Backend, id: DeviceId, event_bits: u8) -> Result<(), Refusal> {
+    fn map_device(
+        &mut self,
+        backend: &dyn Backend,
+        id: DeviceId,
+        event_bits: u8,
+        budget: &mut Budget,
+    ) -> Result<(), Refusal> {
         let device = self.shadow.add_device(id, event_bits)?;
+        // The host clears as many entries.
+        budget.entries(device.entries());
         match backend.map_device(self.config.its, id, device.bits) {
             Ok(()) => self.shadow.set_at_host(id, true),
             Err(error) => self.host_failed(self.name(id, EventId(0)), Refusal::HostMap, error),
@@ -584,7 +598,7 @@ impl State {
         }
         self.shadow.remove_device(id);
         if let Some(bits) = remap
-            && let Err(why) = self.map_device(backend, id, bits)
+            && let Err(why) = self.map_device(backend, id, bits, budget)
         {
             // The device stays unmapped. The command is complete, because unmapping cannot be undone.
             self.refuse(why);

@@ -63,6 +63,14 @@ impl State {
         device.events.get(ev.0 as usize).copied().ok_or(ItsError::EventRange(ev))
     }
 
+    /// The device's first event from `from` on that is mapped.
+    pub fn next_mapped(&self, dev: DeviceId, from: EventId) -> Option<EventId> {
+        let events = &self.devices.get(dev)?.events;
+        let mut mapped =
+            events.iter().zip(0u32..).skip(from.0 as usize).filter(|(event, _)| **event != Event::Unmapped);
+        mapped.next().map(|(_, number)| EventId(number))
+    }
+
     /// Where an event's state is kept.
     pub fn slot(&mut self, dev: DeviceId, ev: EventId) -> Option<&mut Event> {
         self.devices.get_mut(dev)?.events.get_mut(ev.0 as usize)
