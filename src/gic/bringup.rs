@@ -150,13 +150,12 @@ fn common_facts<H: Hw + Clone>(dist: &Dist<H>, redists: &[Redist<H>], layout: &L
         log::warn!("GIC: some redistributors are GICv4.1 and some are not: no virtual LPIs");
         virtual_lpis = false;
     }
-    let (mut vpe_bits, mut nassgicap) = (16, false);
+    let mut vpe_bits = 16;
     if v41 {
         let typer2 = dist.typer2();
         if typer2.is_set(GICD_TYPER2::VIL) {
             vpe_bits = typer2.read(GICD_TYPER2::VID) as u8 + 1;
         }
-        nassgicap = typer2.is_set(GICD_TYPER2::NASSGICAP);
     }
     Facts {
         spis: dist.spis(),
@@ -170,7 +169,6 @@ fn common_facts<H: Hw + Clone>(dist: &Dist<H>, redists: &[Redist<H>], layout: &L
         dirty: all(Redist::has_dirty),
         single_vmovp: false,
         vsgi: all(Redist::has_vsgi),
-        nassgicap,
         vpe_bits: vpe_bits.min(16),
         vpes: 0,
         proxy: None,

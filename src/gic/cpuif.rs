@@ -5,8 +5,8 @@
 
 use crate::arch::barrier;
 use crate::arch::sysreg::{
-    ICC_BPR1_EL1, ICC_CTLR_EL1, ICC_DIR_EL1, ICC_EOIR1_EL1, ICC_IAR1_EL1, ICC_IGRPEN1_EL1, ICC_PMR_EL1, ICC_RPR_EL1,
-    ICC_SGI1R_EL1, ICC_SRE_EL2, ReadWriteable, Readable, Writeable,
+    ICC_BPR1_EL1, ICC_CTLR_EL1, ICC_DIR_EL1, ICC_EOIR1_EL1, ICC_IAR1_EL1, ICC_IGRPEN1_EL1, ICC_PMR_EL1, ICC_SGI1R_EL1,
+    ICC_SRE_EL2, ReadWriteable, Readable, Writeable,
 };
 use crate::ids::{Intid, Mpidr};
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -113,11 +113,4 @@ pub fn stop_others() {
     if UP.load(Ordering::Relaxed) {
         send_sgi_others(STOP_SGI);
     }
-}
-
-/// The running priority; 0xff when no interrupt is being handled.
-#[must_use]
-#[allow(clippy::cast_possible_truncation, reason = "priorities have 8 bits")]
-pub fn running_priority() -> u8 {
-    ICC_RPR_EL1.get() as u8
 }

@@ -30,7 +30,7 @@ pub enum Trigger {
 pub struct Bank<H> {
     hw: H,
     base: Pa,
-    /// IPRIORITYR and ICFGR words are shared between interrupts, and Hw has no byte stores.
+    /// A word of ICFGR is shared by sixteen interrupts: held while one is read, modified and written.
     words: Lock<()>,
 }
 
@@ -61,16 +61,8 @@ impl<H: Hw> Bank<H> {
         self.write_bit(gicd::ICENABLER, i);
     }
 
-    pub fn is_enabled(&self, i: Intid) -> bool {
-        self.read_bit(gicd::ISENABLER, i)
-    }
-
     pub fn set_pending(&self, i: Intid, pending: bool) {
         self.write_bit(if pending { gicd::ISPENDR } else { gicd::ICPENDR }, i);
-    }
-
-    pub fn is_pending(&self, i: Intid) -> bool {
-        self.read_bit(gicd::ISPENDR, i)
     }
 
     pub fn set_active(&self, i: Intid, active: bool) {
@@ -79,11 +71,6 @@ impl<H: Hw> Bank<H> {
 
     pub fn is_active(&self, i: Intid) -> bool {
         self.read_bit(gicd::ISACTIVER, i)
-    }
-
-    pub fn set_priority(&self, i: Intid, priority: u8) {
-        let at = self.base.add(gicd::IPRIORITYR + u64::from(i.0 & !3));
-        self.modify(at, 0xff << (8 * (i.0 % 4)), u32::from(priority) << (8 * (i.0 % 4)));
     }
 
     pub fn set_trigger(&self, i: Intid, trigger: Trigger) {

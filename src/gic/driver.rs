@@ -4,7 +4,7 @@ use super::counters::Counters;
 use super::dist::Dist;
 use super::error::ItsError;
 use super::facts::Facts;
-use super::its::{COMMAND_LIMIT_US, Command, Its, Synced, Ticket, collection};
+use super::its::{Command, Its, Synced, Ticket, collection};
 use super::lpi::Lpis;
 use super::redist::Redist;
 use super::v4::State;
@@ -82,6 +82,7 @@ impl<H: Hw + Clone> Gic<H> {
     }
 
     /// How many LPI numbers are given out, doorbells included.
+    #[cfg(test)]
     pub fn lpis_in_use(&self) -> u32 {
         self.lpis.as_ref().map_or(0, Lpis::in_use)
     }
@@ -101,9 +102,10 @@ impl<H: Hw + Clone> Gic<H> {
 
     /// Waits for everything that has been posted on an ITS so far, by anybody: what to do after a `Timeout`. If the
     /// queue has stalled meanwhile, it is told to go on.
+    #[cfg(test)]
     pub fn drain(&self, its: ItsId) -> Result<(), ItsError> {
         let its = self.its(its)?;
-        self.wait(its, its.queue.latest(), COMMAND_LIMIT_US).map(|_| ())
+        self.wait(its, its.queue.latest(), super::its::COMMAND_LIMIT_US).map(|_| ())
     }
 
     /// Waits for commands. In ITSList mode an ITS may stand before a VMOVP because of another one, which nobody waits

@@ -75,8 +75,6 @@ pub struct Facts {
     pub single_vmovp: bool,
     /// Virtual SGIs can be used.
     pub vsgi: bool,
-    /// The distributor offers SGIs without active state (GICD_TYPER2.nASSGIcap).
-    pub nassgicap: bool,
     /// Bits of a vPEID.
     pub vpe_bits: u8,
     /// How many vPEs can exist.

@@ -18,16 +18,6 @@ impl<H: Hw + Clone> Gic<H> {
         self.dist.disable(i);
     }
 
-    /// Whether an SPI is enabled.
-    pub fn spi_is_enabled(&self, i: Intid) -> bool {
-        self.dist.spi(i).is_some_and(|b| b.is_enabled(i))
-    }
-
-    /// Sets an SPI's priority (lower is more urgent).
-    pub fn spi_set_priority(&self, i: Intid, priority: u8) {
-        self.spi(i, |b| b.set_priority(i, priority));
-    }
-
     /// Sets how an SPI is sampled. It is disabled meanwhile (by the caller).
     pub fn spi_set_trigger(&self, i: Intid, trigger: Trigger) {
         self.spi(i, |b| b.set_trigger(i, trigger));
@@ -43,19 +33,9 @@ impl<H: Hw + Clone> Gic<H> {
         self.spi(i, |b| b.set_pending(i, pending));
     }
 
-    /// Whether an SPI is pending.
-    pub fn spi_is_pending(&self, i: Intid) -> bool {
-        self.dist.spi(i).is_some_and(|b| b.is_pending(i))
-    }
-
     /// Makes an SPI active, or not.
     pub fn spi_set_active(&self, i: Intid, active: bool) {
         self.spi(i, |b| b.set_active(i, active));
-    }
-
-    /// Whether an SPI is active.
-    pub fn spi_is_active(&self, i: Intid) -> bool {
-        self.dist.spi(i).is_some_and(|b| b.is_active(i))
     }
 
     fn spi(&self, i: Intid, act: impl FnOnce(&Bank<H>)) {
@@ -76,31 +56,6 @@ impl<H: Hw + Clone> Gic<H> {
         if let Some(redist) = self.redists.get(cpu.index()) {
             redist.disable(i);
         }
-    }
-
-    /// Whether a CPU's SGI or PPI is enabled.
-    pub fn ppi_is_enabled(&self, cpu: CpuId, i: Intid) -> bool {
-        self.bank(cpu, i).is_some_and(|b| b.is_enabled(i))
-    }
-
-    /// Sets the priority of a CPU's SGI or PPI.
-    pub fn ppi_set_priority(&self, cpu: CpuId, i: Intid, priority: u8) {
-        self.ppi(cpu, i, |b| b.set_priority(i, priority));
-    }
-
-    /// Sets how a CPU's PPI is sampled.
-    pub fn ppi_set_trigger(&self, cpu: CpuId, i: Intid, trigger: Trigger) {
-        self.ppi(cpu, i, |b| b.set_trigger(i, trigger));
-    }
-
-    /// Makes a CPU's SGI or PPI pending, or not.
-    pub fn ppi_set_pending(&self, cpu: CpuId, i: Intid, pending: bool) {
-        self.ppi(cpu, i, |b| b.set_pending(i, pending));
-    }
-
-    /// Whether a CPU's SGI or PPI is pending.
-    pub fn ppi_is_pending(&self, cpu: CpuId, i: Intid) -> bool {
-        self.bank(cpu, i).is_some_and(|b| b.is_pending(i))
     }
 
     /// Makes a CPU's SGI or PPI active, or not.

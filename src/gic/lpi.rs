@@ -118,6 +118,7 @@ impl<H: Hw> Lpis<H> {
     }
 
     /// How many numbers are given out.
+    #[cfg(test)]
     pub fn in_use(&self) -> u32 {
         self.numbers.in_use()
     }

@@ -1,7 +1,6 @@
 //! The registers of the distributor and the redistributors (IHI 0069, 12.9 to 12.12).
 //!
 //! Offsets and fields only. Nothing above this file holds a mask, a shift or an offset.
-#![allow(dead_code, reason = "layouts are kept whole")]
 
 use crate::ids::Pa;
 use crate::mmio::layout::{fits, layout};
@@ -55,7 +54,6 @@ register_bitfields! [u32,
     pub GICD_CTLR [
         ENABLE_GRP1 OFFSET(1) NUMBITS(1) [],
         ARE OFFSET(4) NUMBITS(1) [],
-        DS OFFSET(6) NUMBITS(1) [],
         RWP OFFSET(31) NUMBITS(1) []
     ],
     pub GICD_TYPER [
@@ -66,15 +64,13 @@ register_bitfields! [u32,
     ],
     pub GICD_TYPER2 [
         VID OFFSET(0) NUMBITS(5) [],
-        VIL OFFSET(7) NUMBITS(1) [],
-        NASSGICAP OFFSET(8) NUMBITS(1) []
+        VIL OFFSET(7) NUMBITS(1) []
     ],
     pub PIDR2_FIELDS [
         ARCH_REV OFFSET(4) NUMBITS(4) []
     ],
     pub GICR_CTLR [
         ENABLE_LPIS OFFSET(0) NUMBITS(1) [],
-        CES OFFSET(1) NUMBITS(1) [],
         IR OFFSET(2) NUMBITS(1) [],
         RWP OFFSET(3) NUMBITS(1) []
     ],
@@ -174,11 +170,11 @@ register_bitfields! [u64,
 ];
 
 layout! { 32:
-    GICD_CTLR { RWP [31:31] DS [6:6] ARE [4:4] ENABLE_GRP1 [1:1] }
+    GICD_CTLR { RWP [31:31] ARE [4:4] ENABLE_GRP1 [1:1] }
     GICD_TYPER { ID_BITS [23:19] LPIS [17:17] NUM_LPIS [15:11] IT_LINES [4:0] }
-    GICD_TYPER2 { NASSGICAP [8:8] VIL [7:7] VID [4:0] }
+    GICD_TYPER2 { VIL [7:7] VID [4:0] }
     PIDR2_FIELDS { ARCH_REV [7:4] }
-    GICR_CTLR { RWP [3:3] IR [2:2] CES [1:1] ENABLE_LPIS [0:0] }
+    GICR_CTLR { RWP [3:3] IR [2:2] ENABLE_LPIS [0:0] }
     GICR_WAKER { CHILDREN_ASLEEP [2:2] PROCESSOR_SLEEP [1:1] }
     GICR_SYNCR { BUSY [0:0] }
     GICR_VSGIPENDR { BUSY [31:31] PENDING [15:0] }

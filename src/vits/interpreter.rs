@@ -226,7 +226,7 @@ impl State {
     fn refuse(&mut self, why: Refusal) {
         if self.counters.count(why) {
             let (domain, its) = (self.config.domain, self.config.its);
-            log::warn!("vits: {domain} {its}: request refused: {}; further ones are only counted", why.text());
+            log::warn!("{domain} {its}: request refused: {}; further ones are only counted", why.text());
         }
     }
 
@@ -234,7 +234,7 @@ impl State {
         if self.counters.count(why) {
             let (domain, EventKey { its, device, event }) = (self.config.domain, name);
             log::warn!(
-                "vits: {domain} {its}: {device} {event}: {}: {error:?}; further failures are only counted",
+                "{domain} {its}: {device} {event}: {}: {error:?}; further failures are only counted",
                 why.text()
             );
         }

@@ -1,5 +1,4 @@
 //! The registers of an ITS (IHI 0069, 12.18 and 12.19).
-#![allow(dead_code, reason = "layouts are kept whole")]
 
 use crate::ids::Pa;
 use crate::mmio::layout::{fits, layout};
@@ -14,7 +13,6 @@ pub mod gits {
     pub const CBASER: u64 = 0x0080;
     pub const CWRITER: u64 = 0x0088;
     pub const CREADR: u64 = 0x0090;
-    pub const TRANSLATER: u64 = 0x1_0040;
     /// GICv4.1.
     pub const SGIR: u64 = 0x2_0020;
 
@@ -52,8 +50,7 @@ register_bitfields! [u64,
         VMOVP OFFSET(37) NUMBITS(1) [],
         VSGI OFFSET(39) NUMBITS(1) [],
         VMAPP OFFSET(40) NUMBITS(1) [],
-        SVPET OFFSET(41) NUMBITS(2) [],
-        INV OFFSET(46) NUMBITS(1) []
+        SVPET OFFSET(41) NUMBITS(2) []
     ],
     pub GITS_CBASER [
         SIZE OFFSET(0) NUMBITS(8) [],
@@ -106,7 +103,7 @@ layout! { 32:
 
 layout! { 64:
     GITS_TYPER {
-        INV [46:46] SVPET [42:41] VMAPP [40:40] VSGI [39:39] VMOVP [37:37] CIL [36:36] CID_BITS [35:32] HCC [31:24]
+        SVPET [42:41] VMAPP [40:40] VSGI [39:39] VMOVP [37:37] CIL [36:36] CID_BITS [35:32] HCC [31:24]
         PTA [19:19] DEV_BITS [17:13] ID_BITS [12:8] ITT_ENTRY_SIZE [7:4] VIRTUAL [1:1] PHYSICAL [0:0]
     }
     GITS_CBASER {
@@ -131,7 +128,6 @@ const _: () = assert!(fits(
         (gits::CWRITER, 8),
         (gits::CREADR, 8),
         (gits::baser(0), 8 * gits::BASERS),
-        (gits::TRANSLATER, 4),
         (gits::SGIR, 8),
     ],
     0x3_0000
