@@ -29,7 +29,7 @@ fn start(own: boot::BootInfo) -> ! {
     use doorward::build::{dom0, domu};
     use doorward::control::{Control, debug_keys};
     use doorward::domain::table::Domains;
-    use doorward::gic::errata::{self, Who};
+    use doorward::gic::errata::{self, Identity};
     use doorward::gic::{Gic, ItsLayout, Layout};
     use doorward::host::Host;
     use doorward::host::cmdline::{self, Direct};
@@ -75,7 +75,7 @@ fn start(own: boot::BootInfo) -> ! {
     };
     let memory = FirmwareMemory(machine);
     let oem = machine.rsdp.and_then(|rsdp| Some(Tables::open(rsdp, &memory).ok()?.xsdt().oem()));
-    let who = Who { soc: psci::soc_id(), oem, is_compatible: &|word| fdt::is_compatible(own.fdt, word) };
+    let who = Identity { soc: psci::soc_id(), oem, is_compatible: &|word| fdt::is_compatible(own.fdt, word) };
     errata::apply(&El2, &mut layout, &mut itss, who, |its, erratum| match its {
         Some(its) => log::info!("ITS{its}: {erratum}"),
         None => log::info!("GIC: {erratum}"),

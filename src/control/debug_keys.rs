@@ -90,7 +90,7 @@ fn show_vpes(domains: &Domains) {
             None => line(format_args!("  {} {}: no vPE", vcpu.domain, vcpu.id)),
             Some(vpe) => {
                 let home = v4.home(vpe);
-                let resident = v4.is_resident(vpe);
+                let resident = v4.resident_on(vpe);
                 line(format_args!("  {} {}: {vpe}, home {home:?}, resident on {resident:?}", vcpu.domain, vcpu.id));
             }
         }

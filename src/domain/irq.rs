@@ -199,7 +199,7 @@ fn unmask_as_of(domains: &Domains, cpu: CpuId, now: u64) -> Option<u64> {
     let rate = &host.rate_limits.rate;
     let unmask_at = |lpi: Lpi| match host.routes.get(lpi) {
         Some(route) => Some(domains.get(route.domain)?.vcpu(route.vcpu)?.meter.unmask_at(rate)),
-        None => Some(host.vpes.get(host.gic.whose_doorbell(lpi)?)?.meter.unmask_at(rate)),
+        None => Some(host.vpes.get(host.gic.peek_doorbell(lpi)?)?.meter.unmask_at(rate)),
     };
     let (again, unmasked) = host.rate_limits.unmask_due(&host.gic, &host.routes, now, unmask_at);
     (0..unmasked).for_each(|_| count(cpu, Event::RateLimitUnmask));

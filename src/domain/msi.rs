@@ -35,7 +35,7 @@ impl LpiPaths {
     /// The CPU that the physical LPIs of a vCPU are sent to: the one on which the vCPU starts, or another one while
     /// that is out of service.
     fn cpu<H: Hw + Clone>(&self, vcpu: VcpuId, gic: &Gic<H>) -> Option<CpuId> {
-        gic.taker(self.vcpus.get(vcpu.index())?.0)
+        gic.nearest_in_service(self.vcpus.get(vcpu.index())?.0)
     }
 }
 

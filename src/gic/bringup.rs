@@ -1,8 +1,8 @@
-//! Bring-up: of what all CPUs share, and of each CPU's part.
+//! Bring-up of what all CPUs share, and of each CPU's part.
 //!
-//! It has an order. Every ITS that an earlier owner left running is stopped before anything that it may access is
-//! touched; stale residency is cleared on every redistributor before its memory is reused; the capabilities used are
-//! those that *all* redistributors have; only then are tables made. Each CPU then enables its own part.
+//! The order matters. Every ITS that an earlier owner of the machine left enabled is disabled before any memory that it may
+//! access is reused, and so is stale residency on every redistributor. The capabilities that are used are those that *all*
+//! redistributors have, so they are read before the tables are made. Each CPU then enables its own part.
 
 use super::counters::Counters;
 use super::dist::Dist;
@@ -21,15 +21,15 @@ use alloc::vec::Vec;
 use tock_registers::LocalRegisterCopy;
 
 impl<H: Hw + Clone> Gic<H> {
-    /// Finds out what there is, on the boot CPU, and brings up what all CPUs share: the distributor, the ITSs, the
-    /// tables. An ITS that cannot be brought up is left out with a line in the log. No CPU takes an interrupt before
-    /// its [`init_cpu`](Self::init_cpu).
+    /// Reads what the hardware supports and brings up what all CPUs share: the distributor, the ITSs and the tables. Called
+    /// on the boot CPU. An ITS that cannot be brought up is logged and not used. No CPU takes an interrupt before its
+    /// [`init_cpu`](Self::init_cpu).
     pub fn discover(hw: H, layout: &Layout<'_>) -> Result<Gic<H>, GicError> {
         let pidr2 = LocalRegisterCopy::<u32, PIDR2_FIELDS::Register>::new(hw.read32(layout.dist.add(PIDR2)));
         if !matches!(pidr2.read(PIDR2_FIELDS::ARCH_REV), 3 | 4) {
             return Err(GicError::NotGicV3(pidr2.read(PIDR2_FIELDS::ARCH_REV)));
         }
-        // All ITSs, before anything that they may still be using is touched.
+        // All ITSs are disabled before any memory that they may still use is touched.
         let quiet: Vec<bool> = layout.itss.iter().map(|its| its::quiesce(&hw, its.base).is_ok()).collect();
         let dist = Dist::new(hw.clone(), layout.dist);
         if !dist.init() {
@@ -37,8 +37,8 @@ impl<H: Hw + Clone> Gic<H> {
         }
         let redists = redist::find(&hw, layout)?;
         for redist in &redists {
-            if !redist.evict_stranger() {
-                log::warn!("{}: an earlier owner's vPE is still being written back", redist.cpu);
+            if !redist.clear_stale_residency() {
+                log::warn!("gic: {}: an earlier owner's vPE is still being written back", redist.cpu);
             }
         }
 
@@ -63,13 +63,13 @@ impl<H: Hw + Clone> Gic<H> {
             itss.push(match (&lpis, quiet) {
                 (None, _) => None,
                 (_, false) => {
-                    log::error!("{id}: left out: {}", ItsError::NotQuiescent);
+                    log::error!("gic: {id}: not used: {}", ItsError::NotQuiescent);
                     None
                 }
                 _ => match Its::bring_up(hw.clone(), id, its, plan, sharing.of_its(n, &itss), &mut numbers) {
                     Ok(its) => Some(its),
                     Err(e) => {
-                        log::error!("{id}: left out: {e}");
+                        log::error!("gic: {id}: not used: {e}");
                         None
                     }
                 },
@@ -97,7 +97,7 @@ impl<H: Hw + Clone> Gic<H> {
         Ok(gic)
     }
 
-    /// The device through whose events doorbells are controlled, where redistributors cannot do it.
+    /// Maps the proxy device, through whose events doorbells are controlled where redistributors cannot do it.
     fn proxy(&self) -> Option<v4::Proxy> {
         if self.facts.can_invlpi {
             return None;
@@ -106,15 +106,15 @@ impl<H: Hw + Clone> Gic<H> {
         match v4::Proxy::set_up(its, &self.counters) {
             Ok(proxy) => Some(proxy),
             Err(e) => {
-                log::warn!("{}: no proxy device for doorbells ({e}): they are controlled by INVALL", its.id);
+                log::warn!("gic: {}: no proxy device: {e}; doorbells are controlled by INVALL", its.id);
                 None
             }
         }
     }
 
-    /// Brings up one CPU's part, on that CPU or (before it is started) for it: redistributor awake, SGIs enabled,
-    /// PPIs disabled, LPIs on, its collection mapped on every ITS. Also for a CPU that was
-    /// [taken out](Self::take_out) and comes back: what its redistributor kept is used again.
+    /// Brings up one CPU's part: wakes its redistributor, enables SGIs and LPIs, disables PPIs, and maps its collection on
+    /// every ITS. Called on that CPU, or on another one before it is started. If the CPU was
+    /// [taken out of service](Self::take_out) before, its redistributor keeps its tables.
     pub fn init_cpu(&self, cpu: CpuId) -> Result<(), GicError> {
         let redist = self.redists.get(cpu.index()).ok_or(GicError::NoSuchCpu(cpu))?;
         redist.wake()?;
@@ -126,12 +126,12 @@ impl<H: Hw + Clone> Gic<H> {
         for its in self.itss.iter().flatten().filter(|its| !its.queue.is_dead()) {
             its.map_collection(&self.counters, redist).map_err(|e| GicError::Collection(its.id, e))?;
         }
-        redist.open();
+        redist.enter_service();
         Ok(())
     }
 }
 
-/// What the distributor and all redistributors have. What depends on the ITSs is settled later.
+/// What the distributor and all redistributors support. [`settle_facts`] adds what depends on the ITSs.
 fn common_facts<H: Hw + Clone>(dist: &Dist<H>, redists: &[Redist<H>], layout: &Layout<'_>) -> Facts {
     let typer = dist.typer();
     let all = |has: fn(&Redist<H>) -> bool| !redists.is_empty() && redists.iter().all(has);
@@ -147,7 +147,7 @@ fn common_facts<H: Hw + Clone>(dist: &Dist<H>, redists: &[Redist<H>], layout: &L
     let v41 = all(Redist::has_rvpeid);
     let mut virtual_lpis = layout.virtual_lpis_wanted && lpi_bits != 0 && all(Redist::has_vlpis);
     if virtual_lpis && redists.iter().any(Redist::has_rvpeid) != v41 {
-        log::warn!("GIC: some redistributors are GICv4.1 and some are not: no virtual LPIs");
+        log::warn!("gic: only some redistributors support GICv4.1: no virtual LPIs");
         virtual_lpis = false;
     }
     let mut vpe_bits = 16;
@@ -193,14 +193,14 @@ fn vpe_tables<H: Hw + Clone>(
             tables
         }
         Err(e) => {
-            log::warn!("GIC: no vPE table for a redistributor ({e:?}): no virtual LPIs");
+            log::warn!("gic: no vPE table for a redistributor: {e}: no virtual LPIs");
             (facts.virtual_lpis, facts.v41, facts.vsgi) = (false, false, false);
             VpeTables::default()
         }
     }
 }
 
-/// What the ITSs add. Virtual LPIs are used if at least one of them has them.
+/// Adds what depends on the ITSs. Virtual LPIs are used if at least one of them supports them.
 fn settle_facts<H>(facts: &mut Facts, itss: &[Option<Its<H>>]) {
     facts.itss = itss.iter().map(|its| its.as_ref().map(|its| its.facts)).collect();
     let able = || itss.iter().flatten().filter(|its| its.facts.virtual_lpis);
@@ -209,7 +209,7 @@ fn settle_facts<H>(facts: &mut Facts, itss: &[Option<Its<H>>]) {
     facts.single_vmovp = facts.virtual_lpis && able().all(|its| its.facts.single_vmovp);
     facts.vsgi &= facts.v41 && able().all(|its| its.facts.vsgi);
     if facts.virtual_lpis {
-        // The last 16-bit number stands for "none" in the doorbell table.
+        // In the table of doorbells the vPEID 0xffff stands for none.
         let tables = able().filter_map(|its| its.vpe_table.as_ref()).map(|t| t.capacity()).min().unwrap_or(0);
         facts.vpes = tables.min(1 << facts.vpe_bits).min(u64::from(u16::MAX)) as u32;
     }

@@ -1,50 +1,50 @@
-//! What the GIC driver counted: for debug keys, benchmarks and tests.
+//! Event counters of the GIC driver, for debug keys, benchmarks and tests.
 
 use super::command_kind::Kind;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// A number that only grows. Relaxed: it orders nothing.
+/// A counter. Its accesses are relaxed: it orders no other access.
 #[derive(Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// One more.
+    /// Adds 1.
     #[inline]
     pub fn bump(&self) {
         self.add(1);
     }
 
-    /// `n` more.
+    /// Adds `n`.
     #[inline]
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
-    /// So far.
+    /// The count.
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// Opcodes are below this.
+/// All opcodes are below this.
 const OPCODES: usize = 0x30;
 
 /// All counters of one GIC.
 pub struct Counters {
     commands: [Counter; OPCODES],
-    /// vPEs moved between redistributors.
+    /// Moves of vPEs between redistributors.
     pub vmovp: Counter,
-    /// vPEs made resident.
+    /// Times that a vPE was made resident.
     pub enters: Counter,
-    /// vPEs taken off, because of preemption.
+    /// Times that a vPE left because its vCPU was preempted.
     pub leaves_preempt: Counter,
-    /// vPEs taken off, because their vCPU blocks.
+    /// Times that a vPE left because its vCPU blocked.
     pub leaves_block: Counter,
-    /// ... of both, with PendingLast set.
+    /// Times that a vPE left, for either reason, with PendingLast set.
     pub pending_last: Counter,
-    /// Doorbells asked for by number.
+    /// Doorbells taken.
     pub doorbells: Counter,
     /// Waits for an ITS that missed their deadline.
     pub timeouts: Counter,
@@ -52,13 +52,13 @@ pub struct Counters {
     pub redist_timeouts: Counter,
     /// Command queues found stalled.
     pub stalls: Counter,
-    /// Times that ITSs which waited for one another were parted.
-    pub mends: Counter,
-    /// ITSs given up.
+    /// Times that ITSs which waited for one another at a VMOVP were recovered.
+    pub vmovp_recoveries: Counter,
+    /// ITSs declared dead.
     pub dead_itss: Counter,
-    /// Bytes of memory that the hardware may still use and that are therefore never given back.
+    /// Bytes of memory that are never freed because the hardware may still use them.
     pub quarantined_bytes: Counter,
-    /// Batches dropped unfinished whose completion was not seen.
+    /// Operations whose failure could not be reported to a caller, such as a batch that was dropped.
     pub batch_errors: Counter,
 }
 
@@ -75,14 +75,14 @@ impl Counters {
             timeouts: Counter::default(),
             redist_timeouts: Counter::default(),
             stalls: Counter::default(),
-            mends: Counter::default(),
+            vmovp_recoveries: Counter::default(),
             dead_itss: Counter::default(),
             quarantined_bytes: Counter::default(),
             batch_errors: Counter::default(),
         }
     }
 
-    /// How many commands of this kind were posted.
+    /// How many ITS commands of this kind were posted.
     #[must_use]
     pub fn commands(&self, kind: Kind) -> u64 {
         self.commands.get(kind as usize).map_or(0, Counter::get)

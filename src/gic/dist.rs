@@ -1,6 +1,7 @@
-//! The distributor, and the interrupt bank that it shares with each redistributor's SGI frame (IHI 0069, 12.9, 12.11).
+//! The distributor, and the registers per interrupt that it has in common with each redistributor's SGI frame (IHI 0069,
+//! 12.9 and 12.11).
 //!
-//! Extended SPIs and PPIs (GICv3.1) are left as reset: disabled.
+//! Extended SPIs and PPIs (GICv3.1) are not used: they stay disabled, as after reset.
 
 use super::regs::{GICD_CTLR, GICD_TYPER, gicd};
 use crate::ids::{Intid, Mpidr, Pa};
@@ -8,25 +9,26 @@ use crate::mmio::Hw;
 use crate::sync::{Lock, Rank};
 use tock_registers::LocalRegisterCopy;
 
-/// SGIs are 0 to 15, PPIs 16 to 31, SPIs from here.
+/// The first SPI. SGIs are 0 to 15, PPIs 16 to 31.
 pub const FIRST_SPI: u32 = 32;
-/// One above the last SPI that the architecture has.
+/// One above the last SPI of the architecture.
 const SPI_END: u32 = 1020;
-/// What every interrupt starts with; the same as an LPI's default.
+/// The priority of every interrupt after bring-up, in each byte; LPIs have the same.
 const DEFAULT_PRIORITY: u32 = 0xa0a0_a0a0;
-/// How long the hardware may take to act on a register write.
+/// How long the hardware may take to complete a register write.
 pub const RWP_LIMIT_US: u64 = 100_000;
 
-/// How an interrupt line is sampled.
+/// How an interrupt line is interpreted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trigger {
     /// Pending while the line is high.
     Level,
-    /// Pending from a rising edge until acknowledged.
+    /// Pending from a rising edge until it is acknowledged.
     Edge,
 }
 
-/// Registers with one bit, byte or two bits an interrupt, from some frame's base.
+/// The registers with a bit, two bits or a byte for each interrupt, in the frame of the distributor or the SGI frame of a
+/// redistributor.
 pub struct Bank<H> {
     hw: H,
     base: Pa,
@@ -84,7 +86,8 @@ impl<H: Hw> Bank<H> {
         self.hw.write32(at, self.hw.read32(at) & !clear | set);
     }
 
-    /// Interrupts `first..end` (multiples of 32): disabled, inactive, not pending, non-secure group 1, default priority.
+    /// Resets interrupts `first..end` (multiples of 32): disabled, inactive, not pending, non-secure group 1, default
+    /// priority.
     pub fn reset(&self, first: u32, end: u32) {
         for n in first / 32..end / 32 {
             let at = |register: u64| self.base.add(register + 4 * u64::from(n));
@@ -104,7 +107,7 @@ pub struct Dist<H> {
     hw: H,
     base: Pa,
     bank: Bank<H>,
-    /// One above the last INTID it has.
+    /// One above the last INTID that it implements.
     end: u32,
 }
 
@@ -125,14 +128,15 @@ impl<H: Hw + Clone> Dist<H> {
         Self::typer_at(&self.hw, self.base)
     }
 
-    /// How many SPIs there are.
+    /// The number of SPIs.
     pub fn spis(&self) -> u32 {
         self.end.saturating_sub(FIRST_SPI)
     }
 
-    /// Off; every SPI reset; affinity routing on; non-secure group 1 on. `false` on a missed deadline.
+    /// Resets every SPI, and enables affinity routing and non-secure group 1. `false` if the distributor missed a deadline
+    /// or does not support affinity routing.
     ///
-    /// Affinity routing may only change while all groups are off (IHI 0069, 12.9.4).
+    /// Affinity routing may change only while all groups are disabled (IHI 0069, 12.9.4).
     pub fn init(&self) -> bool {
         let ctlr = self.base.add(gicd::CTLR);
         self.hw.write32(ctlr, 0);
@@ -148,11 +152,12 @@ impl<H: Hw + Clone> Dist<H> {
         self.hw.wait(RWP_LIMIT_US, || !Ctlr::new(self.hw.read32(self.base.add(gicd::CTLR))).is_set(GICD_CTLR::RWP))
     }
 
-    /// The bank, if this is an SPI that exists.
+    /// The registers of an SPI; `None` if there is no such SPI.
     pub fn spi(&self, i: Intid) -> Option<&Bank<H>> {
         (FIRST_SPI..self.end).contains(&i.0).then_some(&self.bank)
     }
 
+    /// Disables an SPI and waits for completion.
     pub fn disable(&self, i: Intid) {
         if let Some(bank) = self.spi(i) {
             bank.disable(i);
@@ -166,8 +171,8 @@ impl<H: Hw + Clone> Dist<H> {
         }
     }
 
-    /// Sends all SPIs that went to one CPU to another; how many. A pending one goes along, an active one stays active
-    /// and can be deactivated from any CPU.
+    /// Routes all SPIs of one CPU to another, and returns how many. A pending SPI becomes pending there; an active one
+    /// stays active and can be deactivated on any CPU.
     pub fn reroute(&self, from: Mpidr, to: Mpidr) -> u32 {
         let at = |i: u32| self.base.add(gicd::IROUTER + 8 * u64::from(i));
         let routed = |i: &u32| self.hw.read64(at(*i)) == from.0;
@@ -175,7 +180,7 @@ impl<H: Hw + Clone> Dist<H> {
         moved.count() as u32
     }
 
-    /// GICD_TYPER2. Some distributors abort the access, QEMU logs it: only for GICv4.1.
+    /// GICD_TYPER2. It is read only on GICv4.1: some other distributors abort the access, and QEMU logs it.
     pub fn typer2(&self) -> LocalRegisterCopy<u32, super::regs::GICD_TYPER2::Register> {
         LocalRegisterCopy::new(self.hw.read32(self.base.add(gicd::TYPER2)))
     }

@@ -26,13 +26,13 @@ pub struct Gic<H: Hw + Clone> {
 }
 
 impl<H: Hw + Clone> Gic<H> {
-    /// What this machine has.
+    /// What this machine's GIC supports.
     #[must_use]
     pub fn facts(&self) -> &Facts {
         &self.facts
     }
 
-    /// What happened so far.
+    /// The event counters.
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.counters
@@ -43,31 +43,31 @@ impl<H: Hw + Clone> Gic<H> {
         self.itss.get(id.index()).and_then(Option::as_ref).ok_or(ItsError::NoSuchIts(id))
     }
 
-    /// A CPU's redistributor, if its LPIs are on.
+    /// A CPU's redistributor, if its LPIs are enabled.
     #[inline]
     pub(super) fn online(&self, cpu: CpuId) -> Result<&Redist<H>, ItsError> {
         self.redists.get(cpu.index()).filter(|r| r.has_lpis()).ok_or(ItsError::CpuOffline(cpu))
     }
 
-    /// The same, if LPIs and vPEs may be sent there: the CPU is not being taken out.
+    /// The same, if LPIs and vPEs may be sent there. They may not if the CPU is being taken out of service.
     #[inline]
-    pub(super) fn open(&self, cpu: CpuId) -> Result<&Redist<H>, ItsError> {
-        self.redists.get(cpu.index()).filter(|r| r.takes_lpis()).ok_or(ItsError::CpuOffline(cpu))
+    pub(super) fn in_service(&self, cpu: CpuId) -> Result<&Redist<H>, ItsError> {
+        self.redists.get(cpu.index()).filter(|r| r.is_in_service()).ok_or(ItsError::CpuOffline(cpu))
     }
 
-    /// A CPU that takes LPIs: this one if it does, or the next that does.
+    /// A CPU in service, to which LPIs may be sent: this one if it is, or the next one that is.
     #[must_use]
-    pub fn taker(&self, cpu: CpuId) -> Option<CpuId> {
+    pub fn nearest_in_service(&self, cpu: CpuId) -> Option<CpuId> {
         let (before, from) = self.redists.split_at_checked(cpu.index())?;
-        from.iter().chain(before).find(|redist| redist.takes_lpis()).map(|redist| redist.cpu)
+        from.iter().chain(before).find(|redist| redist.is_in_service()).map(|redist| redist.cpu)
     }
 
-    /// Takes an LPI number: disabled, mapped to nothing.
+    /// Allocates an LPI. It is disabled and no event is mapped to it.
     pub fn alloc_lpi(&self) -> Option<Lpi> {
         self.lpis.as_ref()?.alloc()
     }
 
-    /// Gives an LPI number back. Its event has been unmapped.
+    /// Frees an LPI whose event has been unmapped.
     pub fn free_lpi(&self, lpi: Lpi) {
         if let Some(lpis) = &self.lpis {
             lpis.free(lpi);
@@ -81,13 +81,13 @@ impl<H: Hw + Clone> Gic<H> {
         }
     }
 
-    /// How many LPI numbers are given out, doorbells included.
+    /// How many LPIs are allocated, including doorbells.
     #[cfg(test)]
     pub fn lpis_in_use(&self) -> u32 {
         self.lpis.as_ref().map_or(0, Lpis::in_use)
     }
 
-    /// Whose doorbell an LPI is. Takes no lock; any CPU may get any doorbell.
+    /// The vPE whose doorbell an LPI is. Counts a doorbell. It takes no lock, and any CPU may take any doorbell.
     #[inline]
     pub fn doorbell(&self, lpi: Lpi) -> Option<VpeId> {
         let vpe = self.lpis.as_ref()?.doorbell(lpi)?;
@@ -95,32 +95,31 @@ impl<H: Hw + Clone> Gic<H> {
         Some(vpe)
     }
 
-    /// The same, without taking it for a ring.
-    pub fn whose_doorbell(&self, lpi: Lpi) -> Option<VpeId> {
+    /// The same, without counting a doorbell.
+    pub fn peek_doorbell(&self, lpi: Lpi) -> Option<VpeId> {
         self.lpis.as_ref()?.doorbell(lpi)
     }
 
-    /// Waits for everything that has been posted on an ITS so far, by anybody: what to do after a `Timeout`. If the
-    /// queue has stalled meanwhile, it is told to go on.
+    /// Waits for all commands that any CPU has posted on an ITS so far. If the queue has stalled, it is retried.
     #[cfg(test)]
     pub fn drain(&self, its: ItsId) -> Result<(), ItsError> {
         let its = self.its(its)?;
         self.wait(its, its.queue.latest(), super::its::COMMAND_LIMIT_US).map(|_| ())
     }
 
-    /// Waits for commands. In ITSList mode an ITS may stand before a VMOVP because of another one, which nobody waits
-    /// for: so after a missed deadline any that has stalled is told to go on.
+    /// Waits for commands. In ITSList mode an ITS may be held up at a VMOVP by another ITS that has stalled and that no CPU
+    /// waits for. So after a missed deadline every ITS that has stalled is retried.
     pub(super) fn wait(&self, its: &Its<H>, ticket: Ticket, limit_us: u64) -> Result<Synced, ItsError> {
         let result = its.queue.wait(&self.counters, ticket, limit_us);
-        let prodded = |other: &Its<H>| other.id != its.id && other.queue.prod(&self.counters);
-        // All of them, not just the first.
-        if result == Err(ItsError::Timeout) && self.itss.iter().flatten().filter(|i| prodded(i)).count() > 0 {
+        let retried = |other: &Its<H>| other.id != its.id && other.queue.retry_stalled(&self.counters);
+        // `count` and not `any`: all of them are retried, not just the first.
+        if result == Err(ItsError::Timeout) && self.itss.iter().flatten().filter(|i| retried(i)).count() > 0 {
             return its.queue.wait(&self.counters, ticket, limit_us);
         }
         result
     }
 
-    /// Has the configuration of all physical LPIs of a CPU read anew.
+    /// Makes a CPU's redistributor reload the configuration of all its physical LPIs.
     pub fn invalidate_cpu(&self, cpu: CpuId) -> Result<(), ItsError> {
         let redist = self.online(cpu)?;
         let its = self.itss.iter().flatten().find(|i| !i.queue.is_dead()).ok_or(ItsError::Dead)?;
@@ -129,7 +128,7 @@ impl<H: Hw + Clone> Gic<H> {
     }
 }
 
-/// The driver is shared by all CPUs.
+// The driver is shared by all CPUs.
 #[cfg(target_os = "none")]
 const _: fn() = || {
     fn shared<T: Send + Sync>() {}

@@ -147,7 +147,7 @@ pub const TABLE: &[Erratum] = &[
 
 /// What machine this is, beside its GIC.
 #[derive(Clone, Copy)]
-pub struct Who<'a> {
+pub struct Identity<'a> {
     /// The SoC by SMCCC: JEP-106 code in bits 30:16, the maker's number in bits 15:0.
     pub soc: Option<u32>,
     /// The maker by ACPI.
@@ -160,7 +160,7 @@ pub struct Who<'a> {
 pub fn of<'a>(
     part: Part,
     iidr: u32,
-    who: Who<'a>,
+    who: Identity<'a>,
     redists: &'a [(crate::ids::Pa, u64)],
 ) -> impl Iterator<Item = &'static Erratum> + 'a {
     TABLE.iter().filter(move |line| {
@@ -188,7 +188,7 @@ pub fn apply(
     hw: &impl Hw,
     layout: &mut Layout<'_>,
     itss: &mut [ItsLayout],
-    who: Who<'_>,
+    who: Identity<'_>,
     mut each: impl FnMut(Option<usize>, &'static Erratum),
 ) {
     let redists = layout.redists;
@@ -226,9 +226,9 @@ mod tests {
         false
     }
 
-    const NOBODY: Who<'static> = Who { soc: None, oem: None, is_compatible: &nobody };
+    const UNKNOWN: Identity<'static> = Identity { soc: None, oem: None, is_compatible: &nobody };
 
-    fn names(part: Part, iidr: u32, who: Who<'_>, redists: &[(Pa, u64)]) -> Vec<&'static str> {
+    fn names(part: Part, iidr: u32, who: Identity<'_>, redists: &[(Pa, u64)]) -> Vec<&'static str> {
         of(part, iidr, who, redists).map(|line| line.name).collect()
     }
 
@@ -236,7 +236,7 @@ mod tests {
     type Known = Vec<(Option<usize>, &'static str)>;
 
     /// The driver on a model of `config`, with what is known about it; and what is.
-    fn discovered(config: Config, who: Who<'_>) -> (Machine, Gic<ModelHw>, Known) {
+    fn discovered(config: Config, who: Identity<'_>) -> (Machine, Gic<ModelHw>, Known) {
         let described = Described::new(&config);
         let cpus = config.cpus.len();
         let machine = Machine::new(config);
@@ -265,23 +265,23 @@ mod tests {
     #[test]
     fn ordinary_gics_have_no_errata() {
         for iidr in [0x0300_043b, 0x0201_743b, 0x0403_043b, 0] {
-            assert!(names(Part::Distributor, iidr, NOBODY, &[]).is_empty(), "{iidr:#x}");
+            assert!(names(Part::Distributor, iidr, UNKNOWN, &[]).is_empty(), "{iidr:#x}");
         }
-        assert!(names(Part::Its, 0x0201_743b, NOBODY, &[]).is_empty());
+        assert!(names(Part::Its, 0x0201_743b, UNKNOWN, &[]).is_empty());
         // A distributor's number is no ITS's.
-        assert!(names(Part::Distributor, 4, NOBODY, &[]).is_empty());
-        let (_, gic, known) = discovered(Config::v4_1(2, 1), NOBODY);
+        assert!(names(Part::Distributor, 4, UNKNOWN, &[]).is_empty());
+        let (_, gic, known) = discovered(Config::v4_1(2, 1), UNKNOWN);
         assert!(known.is_empty() && gic.facts().v41);
     }
 
     #[test]
     fn gic700_is_known_by_revision() {
         for iidr in [0x0400_043b, 0x0401_043b, 0x0400_143b, 0x0402_043b, 0x0402_343b] {
-            assert_eq!(names(Part::Distributor, iidr, NOBODY, &[]).len(), 1, "{iidr:#x}");
+            assert_eq!(names(Part::Distributor, iidr, UNKNOWN, &[]).len(), 1, "{iidr:#x}");
         }
         let mut config = Config::graviton3(4);
         config.iidr = 0x0401_043b;
-        let (_, gic, known) = discovered(config, NOBODY);
+        let (_, gic, known) = discovered(config, UNKNOWN);
         assert_eq!(known, [(None, "ARM GIC-700 2941627 (r0, r1)")]);
         // Direct injection is no part of it.
         assert!(gic.facts().virtual_lpis);
@@ -289,12 +289,12 @@ mod tests {
 
     #[test]
     fn t241_is_without_direct_injection_from_three_chips_on() {
-        let who = Who { soc: Some(0x036b_0241), ..NOBODY };
+        let who = Identity { soc: Some(0x036b_0241), ..UNKNOWN };
         let chips = |count: u64| (0..count).map(|chip| (Pa(chip << 44 | 0x2200_0000), 0x10_0000)).collect::<Vec<_>>();
         let has =
             |who, count| names(Part::Distributor, 0x0402_043b, who, &chips(count)).contains(&"NVIDIA T241-FABRIC-4");
         assert!(has(who, 3) && has(who, 4));
-        assert!(!has(who, 2) && !has(NOBODY, 4));
+        assert!(!has(who, 2) && !has(UNKNOWN, 4));
         assert!(!names(Part::Distributor, 0x0402_143b, who, &chips(4)).contains(&"NVIDIA T241-FABRIC-4"));
 
         let mut config = Config::v4_1(4, 1).each_cpu(|n, cpu| cpu.gicr = (n as u64) << 44 | 0x2200_0000);
@@ -311,7 +311,7 @@ mod tests {
             (Config::v4_0(2), 0x0000_0004, "HiSilicon 161600802 (Hip07)"),
             (Config::v4_1(2, 1), 0x0005_1736, "HiSilicon 162100801 (Hip09)"),
         ] {
-            let (machine, gic, known) = discovered(config.each_its(|_, its| its.iidr = iidr), NOBODY);
+            let (machine, gic, known) = discovered(config.each_its(|_, its| its.iidr = iidr), UNKNOWN);
             assert_eq!(known, [(Some(0), name)]);
             assert!(gic.v4().is_none());
             takes_physical_lpis(&machine, &gic);
@@ -323,10 +323,10 @@ mod tests {
         let mut config = Config::gicv3(2).each_its(|_, its| its.iidr = 0x0201_743b);
         config.iidr = 0x0201_743b;
         let rk3588 = |word: &str| word == "rockchip,rk3588";
-        let by_tree = Who { is_compatible: &rk3588, ..NOBODY };
-        let by_acpi = Who { oem: Some(Oem { id: *b"RKCP  ", table: *b"RK3588  " }), ..NOBODY };
-        let another = Who { oem: Some(Oem { id: *b"RKCP  ", table: *b"RK356X  " }), ..NOBODY };
-        for (who, coherent) in [(NOBODY, true), (another, true), (by_tree, false), (by_acpi, false)] {
+        let by_tree = Identity { is_compatible: &rk3588, ..UNKNOWN };
+        let by_acpi = Identity { oem: Some(Oem { id: *b"RKCP  ", table: *b"RK3588  " }), ..UNKNOWN };
+        let another = Identity { oem: Some(Oem { id: *b"RKCP  ", table: *b"RK356X  " }), ..UNKNOWN };
+        for (who, coherent) in [(UNKNOWN, true), (another, true), (by_tree, false), (by_acpi, false)] {
             // The model refuses attributes that do not hold, and sees every line that is not cleaned.
             let config = if coherent { config.clone() } else { config.clone().noncoherent() };
             let (machine, gic, known) = discovered(config, who);
@@ -390,7 +390,7 @@ mod tests {
             }
         }
         for iidr in [0xa000_034c, 0xa100_034c, 0xa200_f34c] {
-            assert_eq!(names(Part::Distributor, iidr, NOBODY, &[]), ["Cavium 38539"], "{iidr:#x}");
+            assert_eq!(names(Part::Distributor, iidr, UNKNOWN, &[]), ["Cavium 38539"], "{iidr:#x}");
         }
         let mut config = Config::gicv3(2);
         config.iidr = 0xa100_034c;

@@ -95,13 +95,13 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
         if !self.gic.lpis.as_ref().is_some_and(|l| l.contains(lpi)) {
             return Err(ItsError::LpiRange(lpi));
         }
-        self.gic.open(cpu).map(|_| ())
+        self.gic.in_service(cpu).map(|_| ())
     }
 
     /// Moves a physical event to another CPU, its pending state too.
     pub fn move_physical(&mut self, dev: DeviceId, ev: EventId, cpu: CpuId) -> Result<(), ItsError> {
         let Event::Physical { lpi, cpu: old } = self.event(dev, ev)? else { return Err(ItsError::EventState(ev)) };
-        self.gic.open(cpu)?;
+        self.gic.in_service(cpu)?;
         if old == cpu {
             return Ok(());
         }

@@ -304,11 +304,11 @@ fn the_configuration_of_all_lpis_of_a_cpu_is_read_anew_by_any_its_that_lives() {
     g.machine.advance_us(100);
     assert_eq!(g.machine.host_ack(2), Some(lpi.0));
     assert_eq!(taken(), Some(lpi.0));
-    g.gic.its(ITS0).unwrap().queue.give_up(g.gic.counters());
+    g.gic.its(ITS0).unwrap().queue.mark_dead(g.gic.counters());
     g.gic.configure_lpi(lpi, 0x80, false);
     g.gic.invalidate_cpu(CpuId(2)).unwrap();
     assert_eq!(taken(), None);
-    g.gic.its(second).unwrap().queue.give_up(g.gic.counters());
+    g.gic.its(second).unwrap().queue.mark_dead(g.gic.counters());
     assert_eq!(g.gic.invalidate_cpu(CpuId(2)), Err(ItsError::Dead));
     assert_eq!(g.gic.invalidate_cpu(CpuId(4)), Err(ItsError::CpuOffline(CpuId(4))));
 }

@@ -1,40 +1,40 @@
-//! What this machine's GIC can do, established once at boot.
+//! What this machine's GIC supports, read once at boot.
 //!
-//! The capabilities of redistributors are those that all of them have: a vCPU may run anywhere.
+//! A capability of redistributors counts only if all of them have it, because a vCPU may run on any CPU.
 
 use crate::ids::{DeviceId, ItsId};
 use alloc::vec::Vec;
 use core::fmt;
 
-/// What one ITS can do.
+/// What one ITS supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ItsFacts {
-    /// Which.
+    /// The ITS.
     pub id: ItsId,
-    /// EventID bits.
+    /// Number of EventID bits.
     pub event_bits: u8,
-    /// DeviceID bits that its device table has room for.
+    /// Number of DeviceID bits that its device table has room for.
     pub device_bits: u8,
-    /// It maps events to vLPIs, and we use that.
+    /// It supports virtual LPIs, and they are used.
     pub virtual_lpis: bool,
-    /// One VMOVP on any ITS is enough (GITS_TYPER.VMOVP).
+    /// One VMOVP on any ITS moves a vPE for all of them (GITS_TYPER.VMOVP).
     pub single_vmovp: bool,
-    /// It speaks GICv4.1.
+    /// It implements GICv4.1.
     pub v41: bool,
-    /// It generates virtual SGIs (GICv4.1).
+    /// It supports virtual SGIs (GICv4.1).
     pub vsgi: bool,
-    /// How widely it shares its vPE table with redistributors (GITS_TYPER.SVPET).
+    /// How many affinity levels name the redistributors that share its vPE table (GITS_TYPER.SVPET).
     pub svpet: u8,
     /// Its affinity, packed as in GICR_TYPER (GICv4.1).
     pub affinity: u32,
-    /// Its name in ITSList mode.
+    /// Its number in an ITSList.
     pub number: u8,
-    /// It walks tables through the caches.
+    /// It snoops the CPUs' caches when it accesses tables.
     pub coherent: bool,
 }
 
 impl ItsFacts {
-    /// Whether it has its vPE table in common with a redistributor of this affinity.
+    /// Whether it shares its vPE table with a redistributor of this affinity.
     pub(super) fn shares_vpes_with(&self, affinity: u32) -> bool {
         self.v41
             && self.svpet != 0
@@ -42,7 +42,7 @@ impl ItsFacts {
     }
 }
 
-/// The affinity levels that SVPET or CommonLPIAff names, from Aff3 down; 0 names none.
+/// An affinity without the levels below the uppermost `levels`: what GITS_TYPER.SVPET and GICR_TYPER.CommonLPIAff compare.
 pub(super) const fn common_affinity(affinity: u32, levels: u8) -> u32 {
     match 32u32.saturating_sub(8 * levels as u32) {
         32 => 0,
@@ -50,48 +50,48 @@ pub(super) const fn common_affinity(affinity: u32, levels: u8) -> u32 {
     }
 }
 
-/// What the GIC can do as a whole.
+/// What the GIC supports as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
-    /// How many SPIs there are (without extended ones).
+    /// Number of SPIs, without extended ones.
     pub spis: u32,
-    /// INTID bits for LPIs; 0 without LPIs.
+    /// Number of INTID bits for LPIs; 0 if LPIs are not supported.
     pub lpi_bits: u8,
-    /// How many LPIs can be given out.
+    /// Number of LPIs.
     pub lpis: u32,
-    /// How many CPUs it serves.
+    /// Number of CPUs.
     pub cpus: u16,
-    /// Virtual LPIs can be used: every redistributor and at least one ITS has them, and they are wanted.
+    /// Virtual LPIs are used: every redistributor and at least one ITS supports them, and the platform wants them.
     pub virtual_lpis: bool,
-    /// ... in the ways of GICv4.1.
+    /// Virtual LPIs are those of GICv4.1.
     pub v41: bool,
-    /// Every redistributor has INVLPIR and SYNCR.
+    /// Every redistributor implements GICR_INVLPIR and GICR_SYNCR.
     pub can_invlpi: bool,
-    /// Every redistributor has SETLPIR and CLRLPIR.
+    /// Every redistributor implements GICR_SETLPIR and GICR_CLRLPIR.
     pub can_setclr: bool,
-    /// GICR_VPENDBASER.Dirty tells on every redistributor when a table has been parsed.
+    /// On every redistributor GICR_VPENDBASER.Dirty says whether a pending table is still being read.
     pub dirty: bool,
-    /// One VMOVP reaches all ITSs; else each is told (ITSList mode).
+    /// One VMOVP moves a vPE for all ITSs. Otherwise each ITS gets one (ITSList mode).
     pub single_vmovp: bool,
     /// Virtual SGIs can be used.
     pub vsgi: bool,
-    /// Bits of a vPEID.
+    /// Number of bits of a vPEID.
     pub vpe_bits: u8,
-    /// How many vPEs can exist.
+    /// The largest number of vPEs.
     pub vpes: u32,
-    /// The device through whose events doorbells are controlled, where redistributors cannot do it.
+    /// The proxy device, through whose events doorbells are controlled where redistributors cannot do it.
     pub proxy: Option<(ItsId, DeviceId)>,
     pub(super) itss: Vec<Option<ItsFacts>>,
 }
 
 impl Facts {
-    /// One ITS; `None` if there is none of that number or it could not be brought up.
+    /// What one ITS supports; `None` if there is no such ITS or it could not be brought up.
     #[must_use]
     pub fn its(&self, id: ItsId) -> Option<&ItsFacts> {
         self.itss.get(id.index())?.as_ref()
     }
 
-    /// The ITSs that work.
+    /// What each ITS that was brought up supports.
     pub fn itss(&self) -> impl Iterator<Item = &ItsFacts> {
         self.itss.iter().flatten()
     }

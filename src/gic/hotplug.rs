@@ -52,7 +52,7 @@ impl fmt::Display for Moved {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TakeOutError {
     /// It is not in service, or is being taken out already.
-    NotIn(CpuId),
+    NotInService(CpuId),
     /// Where its interrupts were to go is not in service, or the same.
     NoTarget(CpuId),
     /// An ITS did not move its events.
@@ -64,7 +64,7 @@ pub enum TakeOutError {
 impl fmt::Display for TakeOutError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            TakeOutError::NotIn(cpu) => write!(f, "{cpu} takes no interrupts"),
+            TakeOutError::NotInService(cpu) => write!(f, "{cpu} takes no interrupts"),
             TakeOutError::NoTarget(cpu) => write!(f, "its interrupts cannot go to {cpu}"),
             TakeOutError::Its(its, e) => write!(f, "{its} does not move its events: {e}"),
             TakeOutError::Vpe(vpe, e) => write!(f, "{vpe} cannot be moved: {e}"),
@@ -76,24 +76,24 @@ impl<H: Hw + Clone> Gic<H> {
     /// Takes a CPU out of service: everything that it has goes to `to`, nothing pending is lost. No vPE is resident
     /// there. One CPU at a time; may be called on any. What was pending for the CPU itself (SGIs, PPIs) stays with it.
     pub fn take_out(&self, cpu: CpuId, to: CpuId) -> Result<Moved, TakeOutError> {
-        let from = self.redists.get(cpu.index()).ok_or(TakeOutError::NotIn(cpu))?;
+        let from = self.redists.get(cpu.index()).ok_or(TakeOutError::NotInService(cpu))?;
         let to = self.redists.get(to.index()).filter(|r| r.cpu != cpu).ok_or(TakeOutError::NoTarget(to))?;
         if self.lpis.is_none() {
             return Ok(Moved { spis: self.reroute(from, to), ..Moved::default() });
         }
-        if !to.takes_lpis() {
+        if !to.is_in_service() {
             return Err(TakeOutError::NoTarget(to.cpu));
         }
-        if !from.begin_leaving() {
-            return Err(TakeOutError::NotIn(cpu));
+        if !from.begin_take_out() {
+            return Err(TakeOutError::NotInService(cpu));
         }
-        match self.empty(from, to) {
+        match self.move_everything(from, to) {
             Ok(moved) => {
-                from.left();
+                from.leave_service();
                 Ok(moved)
             }
             Err(e) => {
-                from.open();
+                from.enter_service();
                 Err(e)
             }
         }
@@ -103,7 +103,7 @@ impl<H: Hw + Clone> Gic<H> {
         self.dist.reroute(Mpidr::from_packed(from.affinity()), Mpidr::from_packed(to.affinity()))
     }
 
-    fn empty(&self, from: &Redist<H>, to: &Redist<H>) -> Result<Moved, TakeOutError> {
+    fn move_everything(&self, from: &Redist<H>, to: &Redist<H>) -> Result<Moved, TakeOutError> {
         let mut moved = Moved::default();
         for its in self.itss.iter().flatten().filter(|its| !its.queue.is_dead()) {
             let events = self.batch(its.id).and_then(|mut batch| {
@@ -296,17 +296,17 @@ mod tests {
         let offline = Err(ItsError::CpuOffline(GOES));
         let lpi = g.gic.alloc_lpi().unwrap();
         g.gic.map_physical(key(ITS0, 2), lpi, STAYS).unwrap();
-        assert_eq!(g.gic.taker(GOES), Some(GOES));
+        assert_eq!(g.gic.nearest_in_service(GOES), Some(GOES));
         let _ = g.gic.take_out(GOES, STAYS).unwrap();
-        assert_eq!((g.gic.taker(GOES), g.gic.taker(CpuId(3))), (Some(STAYS), Some(CpuId(3))));
+        assert_eq!((g.gic.nearest_in_service(GOES), g.gic.nearest_in_service(CpuId(3))), (Some(STAYS), Some(CpuId(3))));
         assert_eq!(g.gic.map_physical(key(ITS0, 3), Lpi(lpi.0 + 1), GOES), offline);
         assert_eq!(g.gic.move_physical(key(ITS0, 2), GOES), offline);
         assert_eq!(g.v4().add_vpe(g.vm, GOES), Err(V4Error::CpuOffline(GOES)));
         assert_eq!(g.v4().enter(g.vpes[1], GOES).unwrap_err(), EnterError::CpuOffline(GOES));
-        assert_eq!(g.gic.take_out(GOES, STAYS), Err(TakeOutError::NotIn(GOES)));
+        assert_eq!(g.gic.take_out(GOES, STAYS), Err(TakeOutError::NotInService(GOES)));
         assert_eq!(g.gic.take_out(STAYS, GOES), Err(TakeOutError::NoTarget(GOES)));
         assert_eq!(g.gic.take_out(STAYS, STAYS), Err(TakeOutError::NoTarget(STAYS)));
-        assert_eq!(g.gic.take_out(CpuId(9), STAYS), Err(TakeOutError::NotIn(CpuId(9))));
+        assert_eq!(g.gic.take_out(CpuId(9), STAYS), Err(TakeOutError::NotInService(CpuId(9))));
         g.machine.assert_clean();
     }
 

@@ -6,34 +6,34 @@ use crate::ids::{CpuId, Intid, Mpidr};
 use crate::mmio::Hw;
 
 impl<H: Hw + Clone> Gic<H> {
-    // ---- SPIs: INTIDs from 32. Numbers that do not exist are ignored, and are neither pending nor active. -----
+    // ---- SPIs: INTIDs from 32. Numbers that do not exist are ignored. ----------------------------------------
 
     /// Enables an SPI.
     pub fn spi_enable(&self, i: Intid) {
         self.spi(i, |b| b.enable(i));
     }
 
-    /// Disables an SPI, and waits until that has taken effect.
+    /// Disables an SPI and waits for completion.
     pub fn spi_disable(&self, i: Intid) {
         self.dist.disable(i);
     }
 
-    /// Sets how an SPI is sampled. It is disabled meanwhile (by the caller).
+    /// Makes an SPI level-sensitive or edge-triggered. The caller has disabled it.
     pub fn spi_set_trigger(&self, i: Intid, trigger: Trigger) {
         self.spi(i, |b| b.set_trigger(i, trigger));
     }
 
-    /// Sends an SPI to one CPU.
+    /// Routes an SPI to one CPU.
     pub fn spi_route(&self, i: Intid, to: Mpidr) {
         self.dist.route(i, to);
     }
 
-    /// Makes an SPI pending, or not.
+    /// Sets or clears the pending state of an SPI.
     pub fn spi_set_pending(&self, i: Intid, pending: bool) {
         self.spi(i, |b| b.set_pending(i, pending));
     }
 
-    /// Makes an SPI active, or not.
+    /// Sets or clears the active state of an SPI.
     pub fn spi_set_active(&self, i: Intid, active: bool) {
         self.spi(i, |b| b.set_active(i, active));
     }
@@ -51,14 +51,14 @@ impl<H: Hw + Clone> Gic<H> {
         self.ppi(cpu, i, |b| b.enable(i));
     }
 
-    /// Disables a CPU's SGI or PPI, and waits until that has taken effect.
+    /// Disables a CPU's SGI or PPI and waits for completion.
     pub fn ppi_disable(&self, cpu: CpuId, i: Intid) {
         if let Some(redist) = self.redists.get(cpu.index()) {
             redist.disable(i);
         }
     }
 
-    /// Makes a CPU's SGI or PPI active, or not.
+    /// Sets or clears the active state of a CPU's SGI or PPI.
     pub fn ppi_set_active(&self, cpu: CpuId, i: Intid, active: bool) {
         self.ppi(cpu, i, |b| b.set_active(i, active));
     }

@@ -1,7 +1,8 @@
-//! LPIs: who has which number, and the configuration table that all redistributors read (IHI 0069, 5.1).
+//! LPIs: their allocation, and the configuration table that all redistributors read (IHI 0069, 5.1).
 //!
-//! Lock-free, because doorbells are looked up and numbers given back with locks of any rank held: a number's
-//! owner is an atomic bit, its doorbell an atomic word, its configuration a byte that one owner writes.
+//! Nothing here takes a lock, because doorbells are looked up and LPIs freed with locks of any rank held. Whether an LPI is
+//! allocated is an atomic bit, the vPE whose doorbell it is an atomic word, and its configuration a byte that only its
+//! owner writes.
 
 use super::error::GicError;
 use super::regs::config;
@@ -11,7 +12,7 @@ use crate::util::bits::IdAllocator;
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
-/// INTID bits we use at most: 57344 LPIs, and a 64 KiB configuration table.
+/// The most INTID bits that are used: 57344 LPIs.
 pub const MAX_ID_BITS: u8 = 16;
 const NO_VPE: u16 = u16::MAX;
 /// The alignment of configuration and pending tables: registers and commands hold PA[51:16] of most of them.
@@ -23,13 +24,15 @@ pub struct Lpis<H> {
     table: Pa,
     id_bits: u8,
     count: u32,
-    shared: AtomicBool,
+    /// Every redistributor so far snoops the caches.
+    coherent: AtomicBool,
     numbers: IdAllocator,
+    /// The vPE whose doorbell each LPI is.
     doorbells: Box<[AtomicU16]>,
 }
 
 impl<H: Hw> Lpis<H> {
-    /// A table of `id_bits` INTID bits, all LPIs disabled; numbers from 8192 for `count` LPIs are given out.
+    /// Makes a configuration table for `id_bits` INTID bits. All LPIs are disabled; the first `count` can be allocated.
     pub fn new(hw: H, id_bits: u8, count: u32, coherent: bool) -> Result<Self, GicError> {
         let bytes = config_bytes(id_bits);
         let table = hw.alloc(bytes, TABLE_ALIGN).ok_or(GicError::NoMemory)?;
@@ -44,7 +47,7 @@ impl<H: Hw> Lpis<H> {
             table,
             id_bits,
             count,
-            shared: AtomicBool::new(coherent),
+            coherent: AtomicBool::new(coherent),
             numbers: IdAllocator::new(count),
             doorbells,
         })
@@ -58,16 +61,16 @@ impl<H: Hw> Lpis<H> {
         self.id_bits
     }
 
-    /// A redistributor refused to read the table through the caches: from now on it is cleaned.
-    pub fn not_shared(&self) {
-        if self.shared.swap(false, Ordering::AcqRel) {
+    /// Notes that a redistributor does not snoop the caches: from now on the table is cleaned to memory.
+    pub fn set_noncoherent(&self) {
+        if self.coherent.swap(false, Ordering::AcqRel) {
             self.hw.publish(self.table, config_bytes(self.id_bits), Coherence::NonCoherent);
         }
     }
 
-    /// Whether every redistributor so far looks into the caches.
+    /// Whether every redistributor so far snoops the caches.
     pub fn coherence(&self) -> Coherence {
-        if self.shared.load(Ordering::Relaxed) { Coherence::Coherent } else { Coherence::NonCoherent }
+        if self.coherent.load(Ordering::Relaxed) { Coherence::Coherent } else { Coherence::NonCoherent }
     }
 
     pub fn contains(&self, lpi: Lpi) -> bool {
@@ -78,12 +81,12 @@ impl<H: Hw> Lpis<H> {
         lpi.0.checked_sub(Lpi::FIRST).filter(|i| *i < self.count).map(|i| i as usize)
     }
 
-    /// A number of one's own; disabled at default priority.
+    /// Allocates an LPI, which is disabled and has the default priority.
     pub fn alloc(&self) -> Option<Lpi> {
         self.numbers.alloc().map(|n| Lpi(Lpi::FIRST + n))
     }
 
-    /// Gives a number back. Its byte becomes the default; who gets the number next has it read anew.
+    /// Frees an LPI and resets its configuration byte. Its next owner makes the hardware reload the byte.
     pub fn free(&self, lpi: Lpi) {
         let Some(i) = self.index(lpi) else { return };
         self.write(lpi, config::DEFAULT);
@@ -117,7 +120,7 @@ impl<H: Hw> Lpis<H> {
         (vpe != NO_VPE).then_some(VpeId(vpe))
     }
 
-    /// How many numbers are given out.
+    /// How many LPIs are allocated.
     #[cfg(test)]
     pub fn in_use(&self) -> u32 {
         self.numbers.in_use()

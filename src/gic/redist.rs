@@ -1,8 +1,9 @@
-//! Redistributors: finding each CPU's own, waking it, giving it its LPI tables (IHI 0069, 12.10 to 12.12).
+//! Redistributors: discovery, wake-up, LPI tables, and the registers that the backends of `v4` use (IHI 0069, 12.10 to
+//! 12.12).
 //!
-//! A redistributor is found by its affinity. How far it is to the next is what its own GICR_TYPER.VLPIS says
-//! (four frames or two) unless the platform states a stride. GICR_TYPER.Last alone is not trusted: on some
-//! machines it is not set at the end of a region, on others it is set before it.
+//! A CPU's redistributor is found by its affinity. The distance to the next one follows from its own GICR_TYPER.VLPIS (four
+//! frames or two), unless the platform states a stride. GICR_TYPER.Last is not relied upon: on some machines it is clear
+//! at the end of a region, on others it is set before the end.
 
 use super::dist::{Bank, RWP_LIMIT_US};
 use super::error::GicError;
@@ -28,11 +29,11 @@ const FOUR_FRAMES: u64 = 4 * gicr::FRAME;
 const SYNCR_LIMIT_US: u64 = 1_000;
 /// How long GICR_VPENDBASER.Dirty may stay set. Parsing a table takes 0.1 to 2 us where it was measured.
 pub const DIRTY_LIMIT_US: u64 = 500;
-/// The same where GICR_TYPER.Dirty does not promise that the bit means anything while Valid is 1.
+/// The same where GICR_TYPER.Dirty is 0, so that the bit may be UNKNOWN while Valid is 1.
 const DIRTY_HINT_LIMIT_US: u64 = 20;
 /// GICR_VPROPBASER.Size counts pages in seven bits (GICv4.1).
 const VPE_TABLE_PAGES: u64 = 128;
-/// INTIDs 0 to 31.
+/// INTIDs 0 to 31 are SGIs and PPIs.
 const PRIVATE: u32 = 32;
 const SGIS: u32 = 16;
 
@@ -41,7 +42,8 @@ type Ctlr = LocalRegisterCopy<u32, GICR_CTLR::Register>;
 type Vprop = LocalRegisterCopy<u64, GICR_VPROPBASER_4_1::Register>;
 pub type Vpend = LocalRegisterCopy<u64, GICR_VPENDBASER::Register>;
 
-/// How far a redistributor has been brought up. One that is LEAVING still has LPIs, and gets no more of them.
+/// States of a redistributor. LEAVING: its CPU is being taken out of service; LPIs are enabled, and no more of them are sent
+/// there.
 const OFFLINE: u8 = 0;
 const AWAKE: u8 = 1;
 const LEAVING: u8 = 2;
@@ -55,22 +57,22 @@ pub struct Redist<H> {
     pub typer: Typer,
     pub ir: bool,
     bank: Bank<H>,
-    /// INVLPIR, INVALLR and VSGIR: nothing is written to them while they are busy.
+    /// Held while INVLPIR, INVALLR, CLRLPIR or VSGIR is written: none of them is written while it is busy.
     invalidate: Lock<()>,
     state: AtomicU8,
-    /// Its pending table, once it has one: it is its own for ever, as EnableLPIs may be a one-way switch. 0: none yet.
+    /// The address of its pending table, or 0. Once allocated it is never freed: EnableLPIs may be impossible to clear.
     pending: AtomicU64,
-    /// Which vPE is resident, plus one.
+    /// The resident vPE plus one, or 0.
     resident: AtomicU32,
-    /// What GICR_VPROPBASER holds (GICv4.0), so that it is only written when it changes.
+    /// What GICR_VPROPBASER holds (GICv4.0), so that it is written only when it changes.
     pub vprop: AtomicU64,
-    /// Dirty was seen to mean nothing while Valid is 1.
+    /// Dirty was found to be meaningless while Valid is 1.
     dirty_is_noise: AtomicBool,
-    /// A wait for Dirty was missed: it is waited for again before anything else is written.
+    /// A wait for Dirty missed its deadline: it is repeated before anything else is written.
     pub dirty_missed: AtomicBool,
 }
 
-/// Whether a GICv3 or v4 frame answers here.
+/// Whether there is a GICv3 or GICv4 frame at this address.
 fn is_gic<H: Hw>(hw: &H, frame: Pa) -> bool {
     let pidr2 = LocalRegisterCopy::<u32, PIDR2_FIELDS::Register>::new(hw.read32(frame.add(PIDR2)));
     matches!(pidr2.read(PIDR2_FIELDS::ARCH_REV), 3 | 4)
@@ -80,10 +82,10 @@ fn typer_at<H: Hw>(hw: &H, base: Pa) -> Typer {
     Typer::new(hw.read64(base.add(gicr::TYPER)))
 }
 
-/// Finds the redistributor of each CPU in `layout`, in their order.
+/// Finds the redistributor of each CPU in `layout`, in the same order.
 pub fn find<H: Hw + Clone>(hw: &H, layout: &Layout<'_>) -> Result<Vec<Redist<H>>, GicError> {
     let mut found: Vec<Option<(Pa, Typer)>> = layout.cpus.iter().map(|_| None).collect();
-    // GICR_TYPER.Last ends a region, unless CPUs are still missing when all regions have been seen.
+    // GICR_TYPER.Last ends a region in the first pass. If CPUs are still missing, a second pass ignores it.
     for past_last in [false, true] {
         for &(start, size) in layout.redists {
             if found.iter().any(Option::is_none) {
@@ -105,7 +107,7 @@ fn walk<H: Hw>(hw: &H, layout: &Layout<'_>, region: (Pa, u64), past_last: bool, 
     while offset + TWO_FRAMES <= size {
         let base = start.add(offset);
         if !is_gic(hw, base) {
-            // A hole: what would tell its size is not there, so the smaller step.
+            // A hole. Its size is unknown, so the step is the smaller one.
             offset += layout.stride.unwrap_or(TWO_FRAMES);
             continue;
         }
@@ -164,17 +166,17 @@ impl<H: Hw> Redist<H> {
         self.typer.read(GICR_TYPER::PROCESSOR_NUMBER) as u16
     }
 
-    /// INVLPIR and SYNCR work for LPIs.
+    /// Whether GICR_INVLPIR and GICR_SYNCR are implemented.
     pub fn can_invlpi(&self) -> bool {
         self.can_setclr() || self.ir || self.has_rvpeid()
     }
 
-    /// SETLPIR and CLRLPIR work.
+    /// Whether GICR_SETLPIR and GICR_CLRLPIR are implemented.
     pub fn can_setclr(&self) -> bool {
         self.typer.is_set(GICR_TYPER::DIRECT_LPI)
     }
 
-    /// The bank, if this is an SGI or a PPI.
+    /// The registers of an SGI or a PPI; `None` for another interrupt.
     pub fn private(&self, i: Intid) -> Option<&Bank<H>> {
         (i.0 < PRIVATE).then_some(&self.bank)
     }
@@ -183,23 +185,23 @@ impl<H: Hw> Redist<H> {
         self.state.load(Ordering::Acquire) >= LEAVING
     }
 
-    /// Whether LPIs and vPEs may be sent here.
-    pub fn takes_lpis(&self) -> bool {
+    /// Whether LPIs and vPEs may be sent to this redistributor.
+    pub fn is_in_service(&self) -> bool {
         self.state.load(Ordering::Acquire) == LPIS
     }
 
-    /// From now on nothing is sent here any more. `false`: it is not in service, or is leaving already.
-    pub fn begin_leaving(&self) -> bool {
+    /// Begins to take the CPU out of service: from now on no LPI or vPE is sent here. `false`: it is not in service.
+    pub fn begin_take_out(&self) -> bool {
         self.state.compare_exchange(LPIS, LEAVING, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// LPIs and vPEs may be sent here: everything is ready, or it stays after all.
-    pub fn open(&self) {
+    /// Takes the CPU into service, or back if it could not be taken out: LPIs and vPEs may be sent here.
+    pub fn enter_service(&self) {
         self.state.store(LPIS, Ordering::Release);
     }
 
-    /// Nothing is here any more.
-    pub fn left(&self) {
+    /// Completes taking the CPU out of service: all LPIs and vPEs have been moved away.
+    pub fn leave_service(&self) {
         self.state.store(OFFLINE, Ordering::Release);
     }
 
@@ -211,6 +213,7 @@ impl<H: Hw> Redist<H> {
         self.hw.wait(RWP_LIMIT_US, || !self.ctlr().is_set(GICR_CTLR::RWP))
     }
 
+    /// Disables an SGI or PPI and waits for completion.
     pub fn disable(&self, i: Intid) {
         if let Some(bank) = self.private(i) {
             bank.disable(i);
@@ -218,8 +221,9 @@ impl<H: Hw> Redist<H> {
         }
     }
 
-    /// Clears what an earlier owner of the machine left resident. The memory it points at is no longer theirs.
-    pub fn evict_stranger(&self) -> bool {
+    /// Ends a residency that an earlier owner of the machine left behind, because the memory that it uses is ours now. `false`:
+    /// the write-back was not seen to complete.
+    pub fn clear_stale_residency(&self) -> bool {
         if !self.has_vlpis() {
             return true;
         }
@@ -249,7 +253,7 @@ impl<H: Hw> Redist<H> {
         clean
     }
 
-    /// Wakes the redistributor and gives SGIs and PPIs their defaults; SGIs are enabled.
+    /// Wakes the redistributor, resets SGIs and PPIs, and enables SGIs.
     pub fn wake(&self) -> Result<(), GicError> {
         let at = self.base.add(gicr::WAKER);
         let waker = || LocalRegisterCopy::<u32, GICR_WAKER::Register>::new(self.hw.read32(at));
@@ -270,18 +274,18 @@ impl<H: Hw> Redist<H> {
         Ok(())
     }
 
-    /// Points the redistributor at the configuration table and at a pending table of its own, and turns LPIs on.
+    /// Points the redistributor at the configuration table and at a pending table of its own, and enables LPIs.
     ///
-    /// EnableLPIs may be a one-way switch. Where it is set already and points at our tables (the CPU was out and is
-    /// back) they are used as they are. When an earlier owner set it and it cannot be cleared, the tables in use are
-    /// unknown memory: that CPU gets no LPIs.
+    /// EnableLPIs may be impossible to clear. If it is set already and the registers point at our tables, because the CPU was
+    /// out of service before, they are used as they are. If an earlier owner set it and it cannot be cleared, the tables in
+    /// use are unknown memory, and the CPU gets no LPIs.
     pub fn enable_lpis(&self, lpis: &Lpis<H>, coherent: bool) -> Result<(), GicError> {
         if self.has_lpis() {
             return Ok(());
         }
         let vlpis_v40 = self.has_vlpis() && !self.has_rvpeid();
         if vlpis_v40 {
-            // Whoever had the CPU meanwhile may have written it.
+            // The firmware may have written it while the CPU was out of service.
             self.vprop.store(self.hw.read64(self.base.add(gicr::VPROPBASER)), Ordering::Relaxed);
         }
         if self.ctlr().is_set(GICR_CTLR::ENABLE_LPIS) {
@@ -297,7 +301,7 @@ impl<H: Hw> Redist<H> {
         }
         let pending = self.pending_table(lpis)?;
         if !self.set_propbaser(lpis, coherent) {
-            lpis.not_shared();
+            lpis.set_noncoherent();
         }
         self.set_pendbaser(pending, coherent);
         let mut on = self.ctlr();
@@ -307,18 +311,18 @@ impl<H: Hw> Redist<H> {
             return Err(GicError::RegisterWrite(self.cpu));
         }
         if vlpis_v40 {
-            // Before the first residency the redistributor drops vLPIs beyond IDbits.
+            // Before the first residency IDbits already limits which vLPIs the redistributor accepts.
             self.set_vpropbaser(GICR_VPROPBASER::ID_BITS.val(u64::from(lpis.id_bits() - 1)).value);
         }
         Ok(())
     }
 
-    /// An empty pending table: this redistributor's own, emptied, or a new one.
+    /// This redistributor's pending table, zeroed: the one that it had before, or a new one.
     fn pending_table(&self, lpis: &Lpis<H>) -> Result<Pa, GicError> {
         let bytes = pending_bytes(lpis.id_bits());
         let pending = match self.pending.load(Ordering::Acquire) {
             0 => self.hw.alloc(bytes, TABLE_ALIGN).ok_or(GicError::NoMemory)?,
-            // What it held went elsewhere before the CPU did.
+            // What was pending in it was moved when the CPU was taken out of service.
             own => {
                 (0..bytes as u64).step_by(8).for_each(|at| self.hw.store64(Pa(own).add(at), 0));
                 Pa(own)
@@ -329,7 +333,7 @@ impl<H: Hw> Redist<H> {
         Ok(pending)
     }
 
-    /// Whether the tables that the redistributor uses are those that we gave it.
+    /// Whether the redistributor uses the tables that this driver made.
     fn has_our_tables(&self, lpis: &Lpis<H>) -> bool {
         let prop =
             LocalRegisterCopy::<u64, GICR_PROPBASER::Register>::new(self.hw.read64(self.base.add(gicr::PROPBASER)));
@@ -342,7 +346,7 @@ impl<H: Hw> Redist<H> {
             && prop.read(GICR_PROPBASER::ID_BITS) == u64::from(lpis.id_bits() - 1)
     }
 
-    /// `false`: it does not look into caches.
+    /// Writes GICR_PROPBASER. `false`: the redistributor does not snoop the caches.
     fn set_propbaser(&self, lpis: &Lpis<H>, coherent: bool) -> bool {
         let at = self.base.add(gicr::PROPBASER);
         let place =
@@ -377,12 +381,13 @@ impl<H: Hw> Redist<H> {
         self.hw.write64(at, (place + GICR_PENDBASER::INNER_CACHE.val(attributes::NON_CACHEABLE)).value);
     }
 
-    /// Has the configuration of a physical LPI read anew here. Only with [`can_invlpi`](Self::can_invlpi).
+    /// Reloads the configuration of a physical LPI. Requires [`can_invlpi`](Self::can_invlpi). `false` if it missed its
+    /// deadline, as for the functions below.
     pub fn invalidate_lpi(&self, lpi: Lpi) -> bool {
         self.invalidate(gicr::INVLPIR, GICR_INVLPIR::INTID.val(u64::from(lpi.0)).value)
     }
 
-    /// Has the configuration of a vLPI read anew here (GICv4.1: V and vPEID are RES0 before).
+    /// Reloads the configuration of a vLPI (GICv4.1; before, V and vPEID are RES0).
     pub fn invalidate_vlpi(&self, vpe: VpeId, vintid: u32) -> bool {
         let v = GICR_INVLPIR::INTID.val(u64::from(vintid))
             + GICR_INVLPIR::VPEID.val(u64::from(vpe.0))
@@ -390,7 +395,7 @@ impl<H: Hw> Redist<H> {
         self.invalidate(gicr::INVLPIR, v.value)
     }
 
-    /// Has the configuration of all vLPIs of a vPE read anew here (GICv4.1).
+    /// Reloads the configuration of all vLPIs of a vPE (GICv4.1).
     pub fn invalidate_vpe(&self, vpe: VpeId) -> bool {
         self.invalidate(gicr::INVALLR, (GICR_INVLPIR::VPEID.val(u64::from(vpe.0)) + GICR_INVLPIR::V::SET).value)
     }
@@ -411,7 +416,7 @@ impl<H: Hw> Redist<H> {
         self.hw.wait(SYNCR_LIMIT_US, || !busy())
     }
 
-    /// Takes away a physical LPI's pending state here. Only with [`can_setclr`](Self::can_setclr).
+    /// Clears the pending state of a physical LPI. Requires [`can_setclr`](Self::can_setclr).
     pub fn clear_lpi(&self, lpi: Lpi) -> bool {
         let _busy = self.invalidate.lock();
         let idle = self.syncr();
@@ -421,17 +426,17 @@ impl<H: Hw> Redist<H> {
         idle && self.syncr()
     }
 
-    /// Its affinity, and how many levels of it (from Aff3 down) name those that it has tables in common with.
+    /// Its affinity, and how many levels of it (from Aff3 down) name the redistributors that share its tables.
     pub fn group(&self) -> (u32, u8) {
         (self.affinity(), self.typer.read(GICR_TYPER::COMMON_LPI_AFF) as u8)
     }
 
-    /// As GICR_TYPER has it.
+    /// Its affinity, packed as in GICR_TYPER.
     pub fn affinity(&self) -> u32 {
         self.typer.read(GICR_TYPER::AFFINITY) as u32
     }
 
-    /// Makes a vPE table of a size and shape that this redistributor takes (GICv4.1). Nothing points at it yet.
+    /// Makes a vPE table that this redistributor supports (GICv4.1). No register points at it yet.
     pub fn make_vpe_table(&self, vpes: u64) -> Result<Table, TableError> {
         let at = self.base.add(gicr::VPROPBASER);
         let write = |v: FieldValue<u64, GICR_VPROPBASER_4_1::Register>| {
@@ -455,9 +460,9 @@ impl<H: Hw> Redist<H> {
         Table::allocate(&self.hw, (vpes, entry), page_bytes(code), VPE_TABLE_PAGES, can_be_indirect)
     }
 
-    /// Frees a table from [`make_vpe_table`](Self::make_vpe_table) that nothing has been pointed at.
+    /// Frees a table from [`make_vpe_table`](Self::make_vpe_table) that no register has pointed at.
     pub fn free_vpe_table(&self, table: &Table) {
-        table.give_back(&self.hw);
+        table.free(&self.hw);
     }
 
     /// Whether this redistributor uses this vPE table (GICv4.1).
@@ -467,7 +472,7 @@ impl<H: Hw> Redist<H> {
         got.is_set(GICR_VPROPBASER_4_1::VALID) && got.read(GICR_VPROPBASER_4_1::PA_4K) == pa_4k(base)
     }
 
-    /// Points this redistributor at its group's vPE table (GICv4.1), once. `zeroed`: nobody has used it before.
+    /// Points this redistributor at its group's vPE table (GICv4.1). `zeroed`: no redistributor or ITS has used it before.
     pub fn set_vpe_table(&self, table: &Table, zeroed: bool, coherent: bool) -> bool {
         let (base, pages, page, indirect) = table.shape();
         let at = self.base.add(gicr::VPROPBASER);
@@ -493,7 +498,7 @@ impl<H: Hw> Redist<H> {
             && got.read(GICR_VPROPBASER_4_1::PAGE_SIZE) == code
     }
 
-    /// Which virtual SGIs of a vPE are pending (GICv4.1). `None`: it did not say in time.
+    /// The pending virtual SGIs of a vPE, one bit each (GICv4.1); `None` if a deadline was missed.
     pub fn pending_vsgis(&self, vpe: VpeId) -> Option<u16> {
         let _busy = self.invalidate.lock();
         let at = self.base.add(gicr::VSGIPENDR);
@@ -510,7 +515,7 @@ impl<H: Hw> Redist<H> {
         self.typer.is_set(GICR_TYPER::VSGI)
     }
 
-    // ---- residency: what v4/residency.rs is made of -------------------------------------------------------
+    // ---- residency: used by v4/residency and the backends ---------------------------------------------------
 
     #[inline]
     pub fn vpend(&self) -> Vpend {
@@ -522,7 +527,7 @@ impl<H: Hw> Redist<H> {
         self.hw.write64(self.base.add(gicr::VPENDBASER), value);
     }
 
-    /// Writes GICR_VPROPBASER (GICv4.0) if it holds something else. Nothing is resident.
+    /// Writes GICR_VPROPBASER (GICv4.0) if it holds another value. No vPE is resident.
     #[inline]
     pub fn set_vpropbaser(&self, value: u64) {
         if self.vprop.load(Ordering::Relaxed) != value {
@@ -531,14 +536,14 @@ impl<H: Hw> Redist<H> {
         }
     }
 
-    /// Waits for Dirty to clear where the bit is always meaningful: after Valid was cleared.
+    /// Waits for GICR_VPENDBASER.Dirty to clear. Valid is 0, or the bit is meaningful in any case.
     #[inline]
     pub fn clean(&self) -> bool {
         self.hw.wait(DIRTY_LIMIT_US, || !self.vpend().is_set(GICR_VPENDBASER::DIRTY))
     }
 
-    /// Waits for Dirty to clear while Valid is 1. Without GICR_TYPER.Dirty the bit is UNKNOWN then: it is given a
-    /// short while, once, and not looked at again when it turns out to be stuck.
+    /// Waits for Dirty to clear while Valid is 1. Without GICR_TYPER.Dirty the bit is UNKNOWN then: it is waited for briefly,
+    /// and ignored from then on if it stays set.
     #[inline]
     pub fn clean_before_change(&self) -> bool {
         if self.has_dirty() {
@@ -552,7 +557,7 @@ impl<H: Hw> Redist<H> {
         true
     }
 
-    /// Claims this redistributor for a vPE; `Err` names the one that has it.
+    /// Claims this redistributor for a vPE; `Err` names the vPE that has claimed it already.
     #[inline]
     pub fn claim(&self, vpe: VpeId) -> Result<(), VpeId> {
         match self.resident.compare_exchange(0, u32::from(vpe.0) + 1, Ordering::AcqRel, Ordering::Acquire) {
@@ -566,7 +571,7 @@ impl<H: Hw> Redist<H> {
         self.resident.store(0, Ordering::Release);
     }
 
-    /// Which vPE is resident here.
+    /// The vPE that has claimed this redistributor.
     pub fn resident(&self) -> Option<VpeId> {
         self.resident.load(Ordering::Acquire).checked_sub(1).map(|v| VpeId(v as u16))
     }

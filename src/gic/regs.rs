@@ -1,15 +1,15 @@
 //! The registers of the distributor and the redistributors (IHI 0069, 12.9 to 12.12).
 //!
-//! Offsets and fields only. Nothing above this file holds a mask, a shift or an offset.
+//! Offsets and fields only. No other file contains a mask, a shift or an offset.
 
 use crate::ids::Pa;
 use crate::mmio::layout::{fits, layout};
 use tock_registers::register_bitfields;
 
-/// Identification register 2, at the same place in the last page of every GIC frame.
+/// Peripheral ID register 2, at the same offset in every GIC frame.
 pub const PIDR2: u64 = 0xffe8;
 
-/// Distributor offsets. The interrupt bank ones are also those of a redistributor's SGI frame.
+/// Distributor offsets. Those of the registers per interrupt are the same in a redistributor's SGI frame.
 pub mod gicd {
     pub const CTLR: u64 = 0x0000;
     pub const TYPER: u64 = 0x0004;
@@ -39,7 +39,7 @@ pub mod gicr {
     pub const INVALLR: u64 = 0x00b0;
     pub const SYNCR: u64 = 0x00c0;
 
-    /// One frame; a redistributor has two of them, or four with virtual LPIs.
+    /// Bytes of a frame. A redistributor has two of them, or four with virtual LPIs.
     pub const FRAME: u64 = 0x1_0000;
     pub const SGI_BASE: u64 = FRAME;
     pub const VLPI_BASE: u64 = 2 * FRAME;
@@ -203,7 +203,7 @@ layout! { 64:
     LEVEL1 { VALID [63:63] PA [51:12] }
 }
 
-/// Bytes of a register block with one bit, a byte, two bits, or eight bytes for each of 1024 INTIDs.
+/// Bytes of a block of registers with one bit, a byte, two bits, or eight bytes for each of 1024 INTIDs.
 const BITS: u64 = 1024 / 8;
 const BYTES: u64 = 1024;
 const PAIRS: u64 = 1024 / 4;
@@ -257,24 +257,24 @@ pub mod config {
     const RES1: u8 = 1 << 1;
     const PRIORITY: u8 = 0xfc;
 
-    /// Disabled at priority 0xa0: what every LPI starts as.
+    /// Disabled, at priority 0xa0: the initial value of every LPI.
     pub const DEFAULT: u8 = 0xa0 | RES1;
 
-    /// The byte for a priority (of which bits [1:0] do not exist) and an enable.
+    /// The byte for a priority (bits [1:0] are ignored) and an enable bit.
     #[must_use]
     pub const fn byte(priority: u8, enabled: bool) -> u8 {
         (priority & PRIORITY) | RES1 | if enabled { ENABLE } else { 0 }
     }
 
-    /// A guest's byte with the bit that must be 1.
+    /// A guest's byte with the RES1 bit set.
     #[must_use]
     pub const fn sanitised(byte: u8) -> u8 {
         byte | RES1
     }
 }
 
-/// How tables are mapped by the hardware that walks them. The two codes are fixed by the field layouts that
-/// PROPBASER, PENDBASER, VPROPBASER, VPENDBASER, BASER and CBASER share (IHI 0069, 12.11).
+/// Memory attributes of tables. PROPBASER, PENDBASER, VPROPBASER, VPENDBASER, BASER and CBASER encode them in the same way
+/// (IHI 0069, 12.11).
 pub mod attributes {
     /// Inner-shareable.
     pub const INNER_SHAREABLE: u64 = 1;
@@ -284,17 +284,17 @@ pub mod attributes {
     pub const READ_ALLOCATE: u64 = 3;
     /// Read- and write-allocate, write-back.
     pub const WRITE_ALLOCATE: u64 = 7;
-    /// OuterCache: as the inner field says.
+    /// OuterCache: the same as InnerCache.
     pub const SAME_AS_INNER: u64 = 0;
 }
 
-/// A 64 KiB-aligned address as the PA field of a register or command holds it.
+/// A 64 KiB-aligned address as the PA field of a register encodes it.
 #[must_use]
 pub const fn pa_64k(pa: Pa) -> u64 {
     pa.0 >> 16
 }
 
-/// A 4 KiB-aligned address as the PA field of a register holds it.
+/// A 4 KiB-aligned address as the PA field of a register encodes it.
 #[must_use]
 pub const fn pa_4k(pa: Pa) -> u64 {
     pa.0 >> 12
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn redistributor_type_of_the_second_cpu_of_qemu_reads_as_documented() {
+    fn gicr_typer_of_qemus_second_cpu_decodes_as_documented() {
         let t = LocalRegisterCopy::<u64, GICR_TYPER::Register>::new(0x0000_0001_0100_0113);
         assert!(t.is_set(GICR_TYPER::PLPIS) && t.is_set(GICR_TYPER::VLPIS) && t.is_set(GICR_TYPER::LAST));
         assert!(!t.is_set(GICR_TYPER::DIRTY) && !t.is_set(GICR_TYPER::DIRECT_LPI) && !t.is_set(GICR_TYPER::RVPEID));
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn each_field_stands_where_the_manual_puts_it() {
+    fn each_field_has_the_position_that_the_manual_gives() {
         assert_eq!(GICR_VPENDBASER::VALID::SET.value, 1 << 63);
         assert_eq!(GICR_VPENDBASER::IDAI::SET.value, 1 << 62);
         assert_eq!(GICR_VPENDBASER::PENDING_LAST::SET.value, 1 << 61);
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn distributor_type_of_qemu_reads_as_documented() {
+    fn gicd_typer_of_qemu_decodes_as_documented() {
         let t = LocalRegisterCopy::<u32, GICD_TYPER::Register>::new(0x037e_0208 & !(1 << 9));
         assert_eq!((t.read(GICD_TYPER::IT_LINES) + 1) * 32, 288);
         assert_eq!(t.read(GICD_TYPER::ID_BITS) + 1, 16);

@@ -78,7 +78,7 @@ impl Table {
     }
 
     /// Frees the memory of a table that no register has pointed at with Valid set.
-    pub fn give_back<H: Hw>(&self, hw: &H) {
+    pub fn free<H: Hw>(&self, hw: &H) {
         hw.free(self.base, (self.pages * self.page) as usize, self.page as usize);
     }
 

@@ -130,7 +130,7 @@ fn set_enabled<H: Hw + Clone>(gic: &Gic<H>, routes: &Routes, lpi: Lpi, enabled: 
         gic.configure_lpi(lpi, PRIORITY, enabled);
         gic.invalidate(route.event)
     } else {
-        let Some((v4, vpe)) = gic.v4().zip(gic.whose_doorbell(lpi)) else { return Change::Needless };
+        let Some((v4, vpe)) = gic.v4().zip(gic.peek_doorbell(lpi)) else { return Change::Needless };
         match v4.mask_doorbell(vpe, !enabled) {
             Ok(true) => Ok(()),
             Ok(false) | Err(V4Error::NoSuchVpe(_)) => return Change::Needless,

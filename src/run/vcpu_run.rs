@@ -318,7 +318,7 @@ impl VcpuRun<'_> {
         match v4.enter(vpe, self.cpu) {
             Ok(resident) => {
                 self.resident = Some(resident);
-                debug_assert_eq!((v4.is_resident(vpe), v4.home(vpe)), (Some(self.cpu), Some(self.cpu)), "{vpe}");
+                debug_assert_eq!((v4.resident_on(vpe), v4.home(vpe)), (Some(self.cpu), Some(self.cpu)), "{vpe}");
                 if moves {
                     count(self.cpu, Event::VpeMove);
                     self.host.sched.record_move_cost(timer::now() - started);

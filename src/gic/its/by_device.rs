@@ -1,12 +1,13 @@
-//! Something for each of a few devices, found in the same few steps however many there are.
+//! A map from DeviceID to a value, with the same number of steps for each look-up.
 //!
-//! A DeviceID has up to 32 bits and is mostly a PCI requester: segment or root, bus, device and function. So devices
-//! come in clusters, and three levels of arrays waste little: one level for each, made when first needed and kept.
+//! A DeviceID has up to 32 bits and is mostly a PCI requester ID below a segment number. So DeviceIDs come in clusters, and
+//! three levels of arrays waste little memory. The arrays of the lower two levels are allocated when they are first
+//! needed, and kept.
 
 use crate::ids::DeviceId;
 use alloc::boxed::Box;
 
-/// A PCI bus.
+/// The requester IDs of a PCI bus.
 const LEAF_BITS: u32 = 8;
 const MIDDLE_BITS: u32 = 10;
 
@@ -18,7 +19,7 @@ pub struct ByDevice<T> {
     top: Box<[Option<Middle<T>>]>,
 }
 
-/// A number's index on each level.
+/// The index of a DeviceID on each level.
 const fn path(dev: DeviceId) -> (usize, usize, usize) {
     let id = dev.0 as usize;
     (id >> (LEAF_BITS + MIDDLE_BITS), id >> LEAF_BITS & ((1 << MIDDLE_BITS) - 1), id & ((1 << LEAF_BITS) - 1))
@@ -29,7 +30,7 @@ fn empty<T>(bits: u32) -> Box<[Option<T>]> {
 }
 
 impl<T> ByDevice<T> {
-    /// Nothing, with room for DeviceIDs of so many bits.
+    /// An empty map for DeviceIDs of so many bits.
     pub fn new(device_bits: u8) -> Self {
         ByDevice { top: empty(u32::from(device_bits).min(u32::BITS).saturating_sub(LEAF_BITS + MIDDLE_BITS)) }
     }
@@ -48,7 +49,7 @@ impl<T> ByDevice<T> {
         self.get(dev).is_some()
     }
 
-    /// Hands back what was there before, or what there is no room for.
+    /// Inserts a value and returns the previous one, or `value` itself if the DeviceID is beyond the map.
     pub fn insert(&mut self, dev: DeviceId, value: T) -> Option<T> {
         let (top, middle, leaf) = path(dev);
         let Some(middles) = self.top.get_mut(top) else { return Some(value) };
@@ -64,7 +65,7 @@ impl<T> ByDevice<T> {
         self.top.get_mut(top)?.as_mut()?.get_mut(middle)?.as_mut()?.get_mut(leaf)?.take().map(|value| *value)
     }
 
-    /// The next behind one, or the first: for a walk on whose way values change.
+    /// The entry after `last`, or the first. Unlike an iterator it allows the map to change between the steps.
     pub fn after(&self, last: Option<DeviceId>) -> Option<(DeviceId, &T)> {
         let mut next = last.map_or(0, |last| u64::from(last.0) + 1);
         while let Ok(id) = u32::try_from(next) {
@@ -94,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_in_is_found_in_order_and_taken_out() {
+    fn values_are_found_in_the_order_of_device_ids_and_removed() {
         let ids = [0, 1, 0xff, 0x100, 0x3_ffff, 0x4_0000, 0x1234_5678, u32::MAX];
         let mut devices = ByDevice::new(32);
         assert!(walk(&devices).is_empty());
@@ -116,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_beyond_the_room_is_handed_back() {
+    fn a_value_for_a_device_id_beyond_the_map_is_returned() {
         for (bits, last) in [(1, 0x3_ffff), (16, 0x3_ffff), (18, 0x3_ffff), (20, 0xf_ffff)] {
             let mut devices = ByDevice::new(bits);
             assert_eq!(devices.insert(DeviceId(last), 1), None);

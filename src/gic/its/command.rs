@@ -272,7 +272,7 @@ impl Command {
 
     /// The ITSs that have to come to this VMOVP together, if it is one for several.
     #[must_use]
-    pub const fn meets(self) -> Option<u16> {
+    pub const fn vmovp_list(self) -> Option<u16> {
         let list = self.0[1] as u16;
         match self.kind() {
             Some(Kind::Vmovp) if list.count_ones() > 1 => Some(list),
@@ -282,7 +282,7 @@ impl Command {
 
     /// This VMOVP for one ITS alone.
     #[must_use]
-    pub const fn met_by_one(self, its_number: u8) -> Command {
+    pub const fn for_one_its(self, its_number: u8) -> Command {
         let [dw0, dw1, dw2, dw3] = self.0;
         Command([dw0, dw1 & !0xffff | 1 << its_number, dw2, dw3])
     }

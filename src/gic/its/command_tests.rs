@@ -168,11 +168,11 @@ fn no_command_of_the_manual_is_without_a_golden_encoding() {
 #[test]
 fn a_listed_vmovp_can_be_made_one_for_a_single_its() {
     let listed = Command::vmovp_listed(VPE, Target::number(1), 7, 0x8003);
-    assert_eq!(listed.meets(), Some(0x8003));
-    let single = listed.met_by_one(15);
+    assert_eq!(listed.vmovp_list(), Some(0x8003));
+    let single = listed.for_one_its(15);
     golden(single, Kind::Vmovp, [0x0000_0007_0000_0022, 0x0000_beef_0000_8000, 0x0001_0000, 0]);
-    assert_eq!((single.meets(), Command::vmovp(VPE, Target::number(1)).meets()), (None, None));
-    assert_eq!(Command::vmapti(DEV, EventId(3), VPE, VIntid(8192), None).meets(), None);
+    assert_eq!((single.vmovp_list(), Command::vmovp(VPE, Target::number(1)).vmovp_list()), (None, None));
+    assert_eq!(Command::vmapti(DEV, EventId(3), VPE, VIntid(8192), None).vmovp_list(), None);
 }
 
 #[test]

@@ -69,7 +69,7 @@ pub struct Queue<H> {
     stuck_since: AtomicU64,
     /// It stands before a VMOVP that several ITSs have to come to, and has for too long. Which of them is to blame
     /// cannot be told from here.
-    waits_for_others: AtomicBool,
+    waits_for_other_itss: AtomicBool,
 }
 
 impl<H: Hw> Queue<H> {
@@ -85,7 +85,7 @@ impl<H: Hw> Queue<H> {
             dead: AtomicBool::new(false),
             stuck_at: AtomicU64::new(0),
             stuck_since: AtomicU64::new(0),
-            waits_for_others: AtomicBool::new(false),
+            waits_for_other_itss: AtomicBool::new(false),
         }
     }
 
@@ -105,7 +105,7 @@ impl<H: Hw> Queue<H> {
         if end - self.consumed.load(Ordering::Acquire) > ROOM {
             let mut room = || end - self.consumed() <= ROOM || self.is_dead() || self.stalled_for_good(counters, &ring);
             if !self.hw.wait(COMMAND_LIMIT_US, &mut room) {
-                self.miss(counters, ring.produced, &ring);
+                self.deadline_missed(counters, ring.produced, &ring);
                 return Err(if self.is_dead() { ItsError::Dead } else { ItsError::Timeout });
             }
             if self.is_dead() {
@@ -155,7 +155,7 @@ impl<H: Hw> Queue<H> {
                 continue;
             }
             if !self.is_dead() {
-                self.miss(counters, ticket.0, &ring);
+                self.deadline_missed(counters, ticket.0, &ring);
             }
             return match (self.is_done(ticket), self.is_dead()) {
                 (true, _) => Ok(Synced(())),
@@ -166,7 +166,7 @@ impl<H: Hw> Queue<H> {
     }
 
     /// Gets a stalled queue going again, if anything does. `true` if it was stalled.
-    pub fn prod(&self, counters: &Counters) -> bool {
+    pub fn retry_stalled(&self, counters: &Counters) -> bool {
         if self.is_dead() || !self.stalled() {
             return false;
         }
@@ -234,7 +234,7 @@ impl<H: Hw> Queue<H> {
     }
 
     /// A deadline was missed: says so, and gives the ITS up when it has stood still for too long.
-    fn miss(&self, counters: &Counters, wanted: u64, ring: &Ring) {
+    fn deadline_missed(&self, counters: &Counters, wanted: u64, ring: &Ring) {
         counters.timeouts.bump();
         let at = self.consumed();
         if at >= ring.produced {
@@ -250,8 +250,8 @@ impl<H: Hw> Queue<H> {
                 self.command_at(ring, at)
             );
         } else if now.saturating_sub(self.stuck_since.load(Ordering::Acquire)) > DEAD_AFTER_US {
-            if self.load(ring, at).meets().is_some() {
-                self.waits_for_others.store(true, Ordering::Release);
+            if self.load(ring, at).vmovp_list().is_some() {
+                self.waits_for_other_itss.store(true, Ordering::Release);
             } else {
                 self.declare_dead(counters, ring, "stuck");
             }
@@ -261,12 +261,12 @@ impl<H: Hw> Queue<H> {
     // ---- getting ITSs on that wait for one another (ITSList mode); see v4/mend.rs ---------------------------
 
     /// Whether it stands before a VMOVP for several ITSs, and has for too long.
-    pub fn waits_for_others(&self) -> bool {
-        self.waits_for_others.load(Ordering::Acquire) && !self.is_dead()
+    pub fn waits_for_other_itss(&self) -> bool {
+        self.waits_for_other_itss.load(Ordering::Acquire) && !self.is_dead()
     }
 
     /// Gives the ITS up.
-    pub fn give_up(&self, counters: &Counters) {
+    pub fn mark_dead(&self, counters: &Counters) {
         let ring = self.ring.lock();
         self.declare_dead(counters, &ring, "alone with a VMOVP and does not get on");
     }
@@ -279,7 +279,7 @@ impl<H: Hw> Queue<H> {
     }
 
     /// Stops the ITS. `false`: it does not become quiescent.
-    pub fn pause(&self) -> bool {
+    pub fn disable(&self) -> bool {
         self.set_enabled(false);
         let at = self.its.add(gits::CTLR);
         let ctlr = || LocalRegisterCopy::<u32, GITS_CTLR::Register>::new(self.hw.read32(at));
@@ -287,21 +287,21 @@ impl<H: Hw> Queue<H> {
     }
 
     /// While the ITS is stopped: each VMOVP that it has still to consume becomes one for itself alone.
-    pub fn part_moves(&self, its_number: u8) {
+    pub fn unlist_vmovps(&self, its_number: u8) {
         let ring = self.ring.lock();
         for position in self.consumed()..ring.produced {
             let command = self.load(&ring, position);
-            if command.meets().is_some() {
-                self.store(&ring, position, command.met_by_one(its_number));
+            if command.vmovp_list().is_some() {
+                self.store(&ring, position, command.for_one_its(its_number));
                 self.publish(&ring, position % SLOTS, 1);
             }
         }
     }
 
     /// Starts the ITS again where it stood.
-    pub fn resume(&self) {
+    pub fn enable(&self) {
         let ring = self.ring.lock();
-        self.waits_for_others.store(false, Ordering::Release);
+        self.waits_for_other_itss.store(false, Ordering::Release);
         self.set_enabled(true);
         self.hw.write64(self.its.add(gits::CWRITER), GITS_CWRITER::SLOT.val(ring.produced % SLOTS).value);
     }

@@ -139,7 +139,7 @@ fn an_its_that_stands_still_for_a_second_is_given_up_and_none_that_moves_is() {
     let now = machine.now_us();
     assert_eq!((post(&gic), wait(&gic, ticket)), (Err(ItsError::Dead), Err(ItsError::Dead)));
     assert!(machine.now_us() - now < MS);
-    assert!(!queue(&gic).prod(gic.counters()));
+    assert!(!queue(&gic).retry_stalled(gic.counters()));
     machine.assert_clean();
 }
 
@@ -188,15 +188,15 @@ fn a_full_ring_that_has_stalled_gets_on() {
 #[test]
 fn whoever_finds_a_queue_stalled_gets_it_going() {
     let Bench { machine, gic } = bench(Config::v4_0(2));
-    assert!(!queue(&gic).prod(gic.counters()), "it does not stand still");
+    assert!(!queue(&gic).retry_stalled(gic.counters()), "it does not stand still");
     machine.inject(Fault::Command { its: 0, nth: 2, fault: CommandFault::Stall });
     let (first, second) = (post(&gic).unwrap(), post(&gic).unwrap());
     machine.advance_us(MS);
     assert_eq!((queue(&gic).is_done(first), queue(&gic).is_done(second)), (true, false));
-    assert!(queue(&gic).prod(gic.counters()));
+    assert!(queue(&gic).retry_stalled(gic.counters()));
     machine.advance_us(MS);
     assert!(queue(&gic).is_done(second));
-    assert!(!queue(&gic).prod(gic.counters()));
+    assert!(!queue(&gic).retry_stalled(gic.counters()));
     assert_eq!(faults(&gic), [0, 1, 0]);
     machine.assert_clean();
 }
@@ -206,7 +206,7 @@ fn a_queue_that_is_only_busy_is_left_alone() {
     let Bench { machine, gic } = bench(Config::v4_0(2));
     let tickets: Vec<_> = (0..200).map(|_| post(&gic).unwrap()).collect();
     while !queue(&gic).is_done(tickets[199]) {
-        assert!(!queue(&gic).prod(gic.counters()));
+        assert!(!queue(&gic).retry_stalled(gic.counters()));
     }
     assert_eq!(faults(&gic), [0, 0, 0]);
     machine.assert_clean();
@@ -246,14 +246,14 @@ fn progress_counts_and_not_a_stalled_bit_that_stays_set() {
     stalled.set(NEVER);
     assert_eq!(wait(&gic, ticket), Ok(()));
     stalled.set(ALWAYS);
-    assert!(!queue(&gic).prod(gic.counters()), "nothing is left to do");
+    assert!(!queue(&gic).retry_stalled(gic.counters()), "nothing is left to do");
     assert!(!queue(&gic).is_dead());
     machine.assert_clean();
 }
 
 #[test]
 fn a_stall_that_a_retry_does_not_end_is_the_end_of_the_its() {
-    for prodded in [false, true] {
+    for retried in [false, true] {
         let (machine, gic, stalled) = seems_stalled();
         let ticket = post(&gic).unwrap();
         wait(&gic, ticket).unwrap();
@@ -261,14 +261,14 @@ fn a_stall_that_a_retry_does_not_end_is_the_end_of_the_its() {
         stalled.set(ALWAYS);
         let ticket = post(&gic).unwrap();
         let start = machine.now_us();
-        if prodded {
-            assert!(queue(&gic).prod(gic.counters()), "it got off: by its end");
+        if retried {
+            assert!(queue(&gic).retry_stalled(gic.counters()), "it got off: by its end");
         }
         assert_eq!(wait(&gic, ticket), Err(ItsError::Dead));
         assert!(machine.now_us() - start < 10 * MS, "at once");
         assert_eq!(faults(&gic), [0, 1, 1]);
         assert_eq!(machine.read32(machine.config().its[0].base) & 1, 0);
-        assert!(!queue(&gic).prod(gic.counters()), "nothing gets it going any more");
+        assert!(!queue(&gic).retry_stalled(gic.counters()), "nothing gets it going any more");
     }
 }
 
@@ -280,16 +280,16 @@ fn a_stall_that_is_over_when_the_ring_is_free_has_not_been_ended_here() {
     machine.inject(Fault::Hung { its: 0 });
     let _ = post(&gic).unwrap();
     stalled.set(1);
-    assert!(!queue(&gic).prod(gic.counters()));
+    assert!(!queue(&gic).retry_stalled(gic.counters()));
     assert_eq!(faults(&gic), [0, 0, 0]);
 }
 
 #[test]
 fn an_its_is_given_up_once() {
     let Bench { machine, gic } = bench(Config::v4_0(2));
-    assert!(!queue(&gic).is_dead() && !queue(&gic).waits_for_others());
-    queue(&gic).give_up(gic.counters());
-    queue(&gic).give_up(gic.counters());
+    assert!(!queue(&gic).is_dead() && !queue(&gic).waits_for_other_itss());
+    queue(&gic).mark_dead(gic.counters());
+    queue(&gic).mark_dead(gic.counters());
     assert!(queue(&gic).is_dead());
     assert_eq!(gic.counters().dead_itss.get(), 1);
     machine.assert_clean();
@@ -300,17 +300,17 @@ fn an_its_that_is_paused_consumes_nothing_and_goes_on_where_it_stood() {
     let Bench { machine, gic } = bench(Config::v4_0(2));
     let control = || machine.read32(machine.config().its[0].base);
     let virtual_on = control() & 2;
-    assert!(queue(&gic).pause());
+    assert!(queue(&gic).disable());
     assert_eq!(control() & 3, virtual_on, "off, and nothing else is changed");
     let ticket = post(&gic).unwrap();
     machine.advance_us(10 * MS);
     assert!(!queue(&gic).is_done(ticket));
-    queue(&gic).resume();
+    queue(&gic).enable();
     assert_eq!(control() & 1, 1);
     assert_eq!(wait(&gic, ticket), Ok(()));
     machine.inject(Fault::NeverQuiescent { its: 0 });
     let start = machine.now_us();
-    assert!(!queue(&gic).pause());
+    assert!(!queue(&gic).disable());
     assert!(machine.now_us() - start < 10 * MS);
     assert_eq!(faults(&gic), [0, 0, 0]);
     machine.assert_clean();
@@ -321,14 +321,14 @@ fn a_stopped_its_makes_the_moves_it_has_still_to_make_its_own_and_leaves_all_els
     let Bench { machine, gic } = bench(Config::its_list(2, 2));
     let target = gic.its(ITS0).unwrap().target(&gic.redists[1]);
     let moved = |n| Command::vmovp_listed(VpeId(n), target, 7, 0b11);
-    assert!(queue(&gic).pause());
+    assert!(queue(&gic).disable());
     let base = {
         let at = machine.config().its[0].base;
         (machine.read64(at + 0x80) & 0x000f_ffff_ffff_f000, (machine.read64(at + 0x88) >> 5) as usize)
     };
     let posted = [moved(1), harmless(&gic), Command::vmovp(VpeId(2), target), moved(3), Command::vsync(VpeId(3))];
     queue(&gic).post(gic.counters(), &posted).unwrap();
-    queue(&gic).part_moves(1);
+    queue(&gic).unlist_vmovps(1);
     let ring = ModelHw::new(machine.clone());
     let word = |slot: usize, n: u64| ring.load64(Pa(base.0 + slot as u64 * Command::SIZE + 8 * n));
     let found: Vec<_> = (0..5).map(|n| Command::from_words([0, 1, 2, 3].map(|w| word(base.1 + n, w)))).collect();

@@ -17,7 +17,7 @@ pub mod gits {
     pub const SGIR: u64 = 0x2_0020;
 
     const BASER: u64 = 0x0100;
-    /// How many GITS_BASER registers there are.
+    /// Number of GITS_BASER registers.
     pub const BASERS: u64 = 8;
 
     /// GITS_BASER`n`.
@@ -133,7 +133,7 @@ const _: () = assert!(fits(
     0x3_0000
 ));
 
-/// A table's address as GITS_BASER.PA holds it: with 64 KiB pages the four bits that would be zero carry PA[51:48].
+/// A table's address as GITS_BASER.PA encodes it: with 64 KiB pages PA[51:48] are in the four bits that would be zero.
 #[must_use]
 pub const fn baser_pa(pa: Pa, page: u64) -> u64 {
     if page == 0x1_0000 { ((pa.0 & 0xffff_ffff_0000) | (pa.0 >> 48 & 0xf) << 12) >> 12 } else { pa.0 >> 12 }
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn the_its_of_qemu_reads_as_documented() {
+    fn gits_typer_of_qemu_decodes_as_documented() {
         let t = typer(0x3f_0001_efb3);
         assert!(t.is_set(GITS_TYPER::PHYSICAL) && t.is_set(GITS_TYPER::VIRTUAL) && t.is_set(GITS_TYPER::VMOVP));
         assert!(!t.is_set(GITS_TYPER::PTA) && !t.is_set(GITS_TYPER::VMAPP) && !t.is_set(GITS_TYPER::VSGI));
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn the_its_of_graviton3_reads_as_documented() {
+    fn gits_typer_of_a_graviton3_decodes_as_documented() {
         let t = typer(0x0bf7_0002_2f33);
         assert!(t.is_set(GITS_TYPER::VMOVP) && t.is_set(GITS_TYPER::VMAPP) && t.is_set(GITS_TYPER::VSGI));
         assert_eq!(t.read(GITS_TYPER::SVPET), 1);
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_64k_page_table_above_48_bits_keeps_its_upper_address_in_the_low_field_bits() {
+    fn with_64k_pages_the_low_field_bits_hold_address_bits_51_to_48() {
         let pa = Pa(0x000a_1234_5678_0000);
         let field = baser_pa(pa, 0x1_0000);
         assert_eq!(field << 12, 0x1234_5678_a000);
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn each_field_stands_where_the_manual_puts_it() {
+    fn each_field_has_the_position_that_the_manual_gives() {
         assert_eq!(GITS_CBASER::VALID::SET.value, 1 << 63);
         assert_eq!(GITS_CBASER::INNER_CACHE.val(7).value, 7 << 59);
         assert_eq!(GITS_CBASER::OUTER_CACHE.val(7).value, 7 << 53);
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn the_vpe_table_register_of_qemu_reads_as_documented() {
+    fn gits_baser_of_qemus_vpe_table_decodes_as_documented() {
         let b = LocalRegisterCopy::<u64, GITS_BASER::Register>::new(0x0207_0000_0000_0200);
         assert_eq!(b.read(GITS_BASER::TYPE), GITS_BASER::TYPE::Vpes.value >> 56);
         assert_eq!(b.read(GITS_BASER::ENTRY_SIZE) + 1, 8);

@@ -36,7 +36,7 @@ pub struct Its<H> {
     coherence: Coherence,
     pub queue: Queue<H>,
     pub state: Lock<State>,
-    /// Grown only under the VM-map lock.
+    /// Extended only under the VM-map lock.
     pub vpe_table: Option<Table>,
 }
 
@@ -46,7 +46,8 @@ fn typer_at<H: Hw>(hw: &H, base: Pa) -> Typer {
     Typer::new(hw.read64(base.add(gits::TYPER)))
 }
 
-/// Stops an ITS that an earlier owner of the machine may have left running, and forgets its tables.
+/// Disables an ITS that an earlier owner of the machine may have left enabled, waits until it is quiescent, and clears its
+/// table registers.
 pub fn quiesce<H: Hw>(hw: &H, base: Pa) -> Result<(), ItsError> {
     let at = base.add(gits::CTLR);
     let ctlr = || LocalRegisterCopy::<u32, GITS_CTLR::Register>::new(hw.read32(at));
@@ -71,31 +72,31 @@ pub fn quiesce<H: Hw>(hw: &H, base: Pa) -> Result<(), ItsError> {
     Ok(())
 }
 
-/// With whom an ITS has its vPE table in common (GICv4.1): affinity and GITS_TYPER.SVPET; `None` with nobody. The field is
-/// RES0 where there is no GICv4.1.
+/// Which redistributors and ITSs share the vPE table of an ITS (GICv4.1): its affinity and GITS_TYPER.SVPET; `None` if it
+/// shares with none. The field is RES0 without GICv4.1.
 pub fn shares_vpe_table<H: Hw>(hw: &H, base: Pa) -> Option<(u32, u8)> {
     let typer = typer_at(hw, base);
     let svpet = typer.read(GITS_TYPER::SVPET) as u8;
     (svpet != 0).then(|| (hw.read32(base.add(gits::MPIDR)), svpet))
 }
 
-/// What bring-up is told about the whole machine.
+/// What the bring-up of an ITS has to know about the machine.
 #[derive(Clone, Copy)]
 pub struct Plan {
     pub cpus: u64,
-    /// Virtual LPIs are wanted, and every redistributor has them.
+    /// Virtual LPIs are wanted, and every redistributor supports them.
     pub virtual_lpis: bool,
-    /// Every redistributor has GICv4.1.
+    /// Every redistributor implements GICv4.1.
     pub v41: bool,
     pub vpe_bits: u8,
 }
 
-/// The highest ITS number of ITSList mode, plus one.
+/// ITS numbers in ITSList mode are below this.
 const ITS_NUMBERS: u8 = 16;
 
 impl<H: Hw + Clone> Its<H> {
-    /// Brings up a quiet ITS. `shared` is the vPE table that it has in common with an earlier one; `taken` holds the ITS
-    /// numbers in use, a bit each.
+    /// Brings up an ITS that is quiescent. `shared` is the vPE table that it shares with an ITS brought up before; `taken` is
+    /// the set of ITS numbers in use, one bit each.
     pub fn bring_up(
         hw: H,
         id: ItsId,
@@ -139,7 +140,7 @@ impl<H: Hw + Clone> Its<H> {
                 {
                     Ok(table) => vpe_table = Some(table),
                     Err(e) => {
-                        log::warn!("{id}: no vPE table ({e:?}): no virtual LPIs");
+                        log::warn!("gic: {id}: no vPE table: {e}: no virtual LPIs");
                         facts.virtual_lpis = false;
                     }
                 },
@@ -150,7 +151,7 @@ impl<H: Hw + Clone> Its<H> {
             facts.device_bits = facts.device_bits.min(table.capacity().ilog2() as u8);
         }
         facts.virtual_lpis &= vpe_table.is_some();
-        // With virtual LPIs off, too: no two ITSs that could meet at a VMOVP have the same number.
+        // Even if virtual LPIs are not used: no two ITSs may have the same number.
         if typer.is_set(GITS_TYPER::VIRTUAL) && !facts.single_vmovp {
             match number(&hw, base, *taken) {
                 Some(n) => {
@@ -158,7 +159,7 @@ impl<H: Hw + Clone> Its<H> {
                     facts.number = n;
                 }
                 None if facts.virtual_lpis => {
-                    log::warn!("{id}: no ITS number of its own: no virtual LPIs");
+                    log::warn!("gic: {id}: no ITS number of its own: no virtual LPIs");
                     facts.virtual_lpis = false;
                 }
                 None => {}
@@ -185,7 +186,7 @@ impl<H: Hw + Clone> Its<H> {
     }
 }
 
-/// Allocates the ring and points GITS_CBASER at it.
+/// Allocates the command queue and points GITS_CBASER at it.
 fn start_ring<H: Hw>(hw: &H, base: Pa, coherent: bool) -> Result<(Pa, Coherence), ItsError> {
     let ring = hw.alloc(RING_SIZE as usize, RING_SIZE as usize).ok_or(ItsError::NoMemory)?;
     hw.publish(ring, RING_SIZE as usize, Coherence::NonCoherent);
@@ -220,7 +221,7 @@ fn start_ring<H: Hw>(hw: &H, base: Pa, coherent: bool) -> Result<(Pa, Coherence)
     Ok((ring, coherence))
 }
 
-/// ITSList mode: takes a number of its own, or the one that is wired in if nobody else has it.
+/// Gives an ITS a number for ITSList mode: a free one, or the fixed one that the ITS has if it is not taken.
 fn number<H: Hw>(hw: &H, base: Pa, taken: u16) -> Option<u8> {
     let at = base.add(gits::CTLR);
     let ctlr = || LocalRegisterCopy::<u32, GITS_CTLR::Register>::new(hw.read32(at));
@@ -247,7 +248,7 @@ fn enable<H: Hw>(hw: &H, base: Pa, v4: bool) -> Result<(), ItsError> {
 }
 
 impl<H: Hw> Its<H> {
-    /// How this ITS names a redistributor.
+    /// How commands of this ITS name a redistributor.
     pub fn target(&self, redist: &Redist<H>) -> Target {
         if self.physical_targets { Target::address(redist.base) } else { Target::number(redist.processor()) }
     }
@@ -263,7 +264,7 @@ impl<H: Hw> Its<H> {
         self.queue.wait(counters, ticket, COMMAND_LIMIT_US)
     }
 
-    /// Maps a CPU's collection and has its LPIs' configuration read.
+    /// Maps a CPU's collection to its redistributor, which reloads the configuration of its LPIs.
     pub fn map_collection(&self, counters: &Counters, redist: &Redist<H>) -> Result<(), ItsError> {
         let collection = collection(redist.cpu);
         {
@@ -286,7 +287,8 @@ impl<H: Hw> Its<H> {
         .map(|_| ())
     }
 
-    /// Maps a device with room for 2^`event_bits` events, none of them mapped. A `reserved` one is not for callers.
+    /// Maps a device with room for 2^`event_bits` events, none of them mapped. A `reserved` device is the driver's own, and
+    /// its events are not recorded.
     pub fn map_device(
         &self,
         counters: &Counters,
@@ -324,7 +326,7 @@ impl<H: Hw> Its<H> {
                 self.queue.wait(counters, ticket, COMMAND_LIMIT_US).map(|_| ())
             }
             Err(e) => {
-                // The ITS was never told of it.
+                // The ITS never got the command.
                 self.hw.free(itt, bytes, ITT_ALIGN);
                 Err(e)
             }
@@ -342,16 +344,16 @@ impl<H: Hw> Its<H> {
         self.hw.write64(self.base.add(gits::SGIR), value.value);
     }
 
-    /// The last DeviceID that has room.
+    /// The last DeviceID that the device table has room for.
     pub fn last_device(&self) -> DeviceId {
         DeviceId(u32::MAX.checked_shr(32 - u32::from(self.facts.device_bits)).unwrap_or(0))
     }
 }
 
-/// Each CPU has the collection of its own number.
+/// The collection of a CPU has the CPU's number.
 pub const fn collection(cpu: CpuId) -> CollectionId {
     CollectionId(cpu.0)
 }
 
-/// The alignment of a translation table, which is also the least one takes.
+/// The alignment and the smallest size of a translation table.
 const ITT_ALIGN: usize = 256;

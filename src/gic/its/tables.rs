@@ -1,8 +1,6 @@
-//! The tables that GITS_BASER registers point at (IHI 0069, 5.2.1 and 12.19.4).
+//! GITS_BASER registers, and setting up the tables that they point at (IHI 0069, 5.2.1 and 12.19.4).
 //!
-//! Each register is asked by itself which page sizes it takes, whether it can be indirect, and which
-//! shareability it accepts; none of that can be concluded from another register. An indirect table's second
-//! level is allocated when an id is first used, and stays.
+//! Page sizes, indirection and shareability are probed for each register: what one supports says nothing about another.
 
 use super::regs::{GITS_BASER, baser_pa, gits};
 use crate::gic::regs::attributes;
@@ -28,7 +26,7 @@ pub enum Content {
 }
 
 impl Content {
-    /// What GITS_BASER.Type says; `None` for a register that is not implemented or of a reserved type.
+    /// Decodes GITS_BASER.Type; `None` for a register that is not implemented or of a reserved type.
     pub fn of(register: u64) -> Option<Content> {
         match Baser::new(register).read_as_enum(GITS_BASER::TYPE) {
             Some(GITS_BASER::TYPE::Value::Devices) => Some(Content::Devices),
@@ -39,7 +37,7 @@ impl Content {
     }
 }
 
-/// Finds the largest page size that GITS_BASER`n` keeps.
+/// Finds the largest page size that the register at `at` supports.
 fn probe_page<H: Hw>(hw: &H, at: Pa, found: Baser) -> Option<u64> {
     for code in [2u64, 1, 0] {
         let mut wish = found;
@@ -53,7 +51,8 @@ fn probe_page<H: Hw>(hw: &H, at: Pa, found: Baser) -> Option<u64> {
 }
 
 impl Table {
-    /// Sets up GITS_BASER`n` for `wanted` entries, or as many as it can describe. The ITS is disabled.
+    /// Makes a table of `wanted` entries, or as many as the register can describe, and points GITS_BASER`n` at it. The ITS is
+    /// disabled.
     pub fn set_up<H: Hw>(hw: &H, its: Pa, n: u64, wanted: u64, coherent: bool) -> Result<Table, TableError> {
         let at = its.add(gits::baser(n));
         let found = Baser::new(hw.read64(at));
@@ -62,14 +61,15 @@ impl Table {
         let can_be_indirect = || Self::can_be_indirect(hw, at, found, page);
         let table = Self::allocate(hw, (wanted, entry), page, MAX_PAGES, can_be_indirect)?;
         if let Err(e) = table.point(hw, at, found, coherent) {
-            // Never valid, so never walked.
-            table.give_back(hw);
+            // Valid was never set, so the ITS has not accessed it.
+            table.free(hw);
             return Err(e);
         }
         Ok(table)
     }
 
-    /// Points GITS_BASER`n` at a table that exists: ITSs of one affinity group share their vPE table (GICv4.1).
+    /// Points GITS_BASER`n` at this table, which another ITS uses already: ITSs of one affinity group share their vPE table
+    /// (GICv4.1).
     pub fn adopt<H: Hw>(&self, hw: &H, its: Pa, n: u64, coherent: bool) -> Result<Table, TableError> {
         let at = its.add(gits::baser(n));
         let found = Baser::new(hw.read64(at));
@@ -87,7 +87,8 @@ impl Table {
         Baser::new(hw.read64(at)).is_set(GITS_BASER::INDIRECT)
     }
 
-    /// Writes the register and reads it back. Whether the ITS looks into caches does not matter: tables are cleaned.
+    /// Points a register at the table, as non-cacheable if shareable is not accepted. Tables are cleaned to memory in any case,
+    /// so the outcome is not kept.
     fn point<H: Hw>(&self, hw: &H, at: Pa, found: Baser, coherent: bool) -> Result<(), TableError> {
         let value = |shared: bool| {
             let mut v = found;
@@ -120,7 +121,7 @@ impl Table {
         let same = |f: tock_registers::fields::Field<u64, GITS_BASER::Register>| got.read(f) == wish.read(f);
         let kept = [GITS_BASER::VALID, GITS_BASER::INDIRECT, GITS_BASER::PA, GITS_BASER::SIZE, GITS_BASER::PAGE_SIZE];
         if !kept.into_iter().all(same) {
-            // Leave nothing half-way.
+            // Do not leave the register valid with values that differ from the table.
             let mut off = got;
             off.modify(GITS_BASER::VALID::CLEAR);
             hw.write64(at, off.get());
@@ -146,7 +147,7 @@ mod tests {
 
     const VALID: u64 = 1 << 63;
 
-    /// A machine of which the device table's register (GITS_BASER0) is as told.
+    /// A machine whose GITS_BASER0, for the device table, supports what is given.
     fn machine(pages: &[u32], indirect: bool, entry_size: u32) -> (ModelHw, Pa) {
         let change = |_, its: &mut Its| {
             let baser = its.basers[0].as_mut().unwrap();
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn page_codes_are_4k_16k_64k() {
+    fn page_sizes_are_encoded_as_4k_16k_64k() {
         assert_eq!([0, 1, 2].map(page_bytes), [0x1000, 0x4000, 0x1_0000]);
         for code in 0..3u64 {
             assert_eq!(page_code(page_bytes(code)).value, code << 8);
@@ -171,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn only_implemented_types_have_content() {
+    fn a_register_that_is_not_implemented_has_no_content() {
         assert_eq!(Content::of(0x0107_0000_0000_0200), Some(Content::Devices));
         assert_eq!(Content::of(0x0207_0000_0000_0200), Some(Content::Vpes));
         assert_eq!(Content::of(0x0407_0000_0000_0200), Some(Content::Collections));
@@ -179,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_page_that_a_register_keeps_is_taken() {
+    fn the_largest_page_size_that_a_register_supports_is_used() {
         for (pages, page) in
             [(&[4u32][..], 0x1000), (&[16], 0x4000), (&[64], 0x1_0000), (&[4, 16], 0x4000), (&[4, 16, 64], 0x1_0000)]
         {
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_that_fits_one_page_is_flat_and_a_larger_one_has_two_levels_where_it_can() {
+    fn a_table_that_fits_one_page_is_flat_and_a_larger_one_has_two_levels_if_supported() {
         let shape = |indirect, wanted| {
             let (hw, its, table) = set_up(&[64], indirect, 8, wanted);
             let register = hw.read64(its.add(0x100));
@@ -203,14 +204,14 @@ mod tests {
         assert_eq!(shape(true, 8192), (false, 1, 8192));
         assert_eq!(shape(true, 8193), (true, 1, 8192 * 8192));
         assert_eq!(shape(false, 8193), (false, 2, 16384));
-        // The register counts 256 pages at most: fewer entries than wanted, and it is known how many.
+        // The register describes 256 pages at most: the table has fewer entries than wanted, and its capacity says so.
         assert_eq!(shape(false, 1 << 32), (false, 256, 256 * 8192));
-        // So many entries that the first level takes more than one page.
+        // The first level takes more than one page.
         assert_eq!(shape(true, 8192 * 8192 + 1), (true, 2, 2 * 8192 * 8192));
     }
 
     #[test]
-    fn a_second_level_is_made_once_and_for_the_ids_that_share_it() {
+    fn a_second_level_is_allocated_once_for_the_ids_that_share_it() {
         let (hw, _, table) = set_up(&[4], true, 32, 1 << 12);
         let made = || hw.0.allocations().len();
         let entry = |n: u64| hw.load64(table.base.add(8 * n));
@@ -222,11 +223,11 @@ mod tests {
         table.ensure(&hw, 128).unwrap();
         assert_eq!((made(), entry(1) & VALID, entry(2)), (before + 2, VALID, 0));
         let page = hw.0.allocations().iter().any(|a| a.address == entry(1) & !VALID && a.size == 0x1000);
-        assert!(page, "{:#x} is a page of its own", entry(1));
+        assert!(page, "{:#x} is the address of an allocated page", entry(1));
     }
 
     #[test]
-    fn a_flat_table_needs_nothing_more_and_no_table_reaches_beyond_its_end() {
+    fn a_flat_table_allocates_nothing_more_and_ids_beyond_a_table_are_refused() {
         let (hw, _, flat) = set_up(&[64], false, 8, 16384);
         let before = hw.0.allocations().len();
         assert_eq!((flat.ensure(&hw, 0), flat.ensure(&hw, 16383)), (Ok(()), Ok(())));
@@ -240,11 +241,11 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_shared_only_by_registers_with_entries_of_its_size() {
+    fn a_table_is_shared_only_between_registers_with_the_same_entry_size() {
         let (hw, its, table) = set_up(&[64], true, 8, 1 << 20);
-        // The model's collection table has entries of eight bytes, too, and no second level.
-        assert_eq!(table.adopt(&hw, its, 1, true).err(), Some(TableError::ReadBack), "Indirect does not stick");
-        assert_eq!(hw.read64(its.add(0x108)) & VALID, 0, "and nothing is left half-way");
+        // The model's collection table has entries of the same size, but no second level.
+        assert_eq!(table.adopt(&hw, its, 1, true).err(), Some(TableError::ReadBack), "Indirect is not kept");
+        assert_eq!(hw.read64(its.add(0x108)) & VALID, 0, "Valid is cleared again");
         let adopted = table.adopt(&hw, its, 2, true).unwrap();
         assert_eq!(adopted.shape(), table.shape());
         let address = |n: u64| hw.read64(its.add(0x100 + 8 * n)) & 0xffff_ffff_f000;
@@ -255,13 +256,13 @@ mod tests {
     }
 
     #[test]
-    fn the_memory_of_a_table_is_as_large_as_its_register_says_and_goes_back_whole() {
+    fn the_memory_of_a_table_has_the_size_in_its_register_and_is_freed_whole() {
         let (hw, _) = machine(&[64], true, 8);
         let before = hw.0.allocations().len();
         let table = Table::allocate(&hw, (8192 * 3 + 1, 8), 0x1_0000, MAX_PAGES, || false).unwrap();
         assert_eq!(table.shape(), (table.base, 4, 0x1_0000, false));
         assert!(hw.0.allocations().iter().any(|a| a.address == table.base.0 && a.size == 0x4_0000));
-        table.give_back(&hw);
+        table.free(&hw);
         assert_eq!(hw.0.allocations().len(), before);
         hw.0.assert_clean();
     }

@@ -2,7 +2,7 @@
 
 use super::error::EnterError;
 use super::view::V4;
-use super::vpe::{Ringing, Vpe};
+use super::vpe::{PendingDoorbell, Vpe};
 use crate::ids::{CpuId, VpeId};
 use crate::mmio::Hw;
 
@@ -16,7 +16,7 @@ impl<H: Hw + Clone> V4<'_, H> {
         for (vpe, slot) in self.state.slots() {
             let mut guard = slot.vpe.lock();
             let Some(v) = guard.as_mut() else { continue };
-            match self.evict(vpe, v, from, to) {
+            match self.evacuate_vpe(vpe, v, from, to) {
                 Ok(one) => moved += u32::from(one),
                 Err(e) => {
                     drop(guard);
@@ -28,9 +28,9 @@ impl<H: Hw + Clone> V4<'_, H> {
         Ok(moved)
     }
 
-    fn evict(self, vpe: VpeId, v: &mut Vpe, from: CpuId, to: CpuId) -> Result<bool, EnterError> {
+    fn evacuate_vpe(self, vpe: VpeId, v: &mut Vpe, from: CpuId, to: CpuId) -> Result<bool, EnterError> {
         if v.unclean_on == Some(from) {
-            self.settle(v)?;
+            self.finish_write_back(v)?;
         }
         if v.resident == Some(from) {
             return Err(EnterError::Elsewhere(from));
@@ -41,7 +41,7 @@ impl<H: Hw + Clone> V4<'_, H> {
         if v.home != from {
             return Ok(false);
         }
-        self.migrate_vpe(vpe, v, to, Ringing::Keep)?;
+        self.migrate_vpe(vpe, v, to, PendingDoorbell::Keep)?;
         Ok(true)
     }
 }

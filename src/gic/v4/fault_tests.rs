@@ -18,7 +18,7 @@ fn guest() -> Guest {
 }
 
 /// For tests that wait out whole deadlines: who polls does so every 20 us.
-fn patient(mut config: Config) -> Config {
+fn with_slow_polling(mut config: Config) -> Config {
     config.timing.relax = 20_000;
     config
 }
@@ -129,7 +129,7 @@ fn an_its_that_waits_for_a_stalled_one_before_a_vmovp_gets_on() {
 
 #[test]
 fn an_its_that_stops_is_given_up_in_bounded_time_and_keeps_its_memory() {
-    let g = Guest::new(patient(Config::v4_0(CPUS)), 2);
+    let g = Guest::new(with_slow_polling(Config::v4_0(CPUS)), 2);
     g.map(ITS0, 1, 0);
     let memory = g.machine.allocations().len();
     g.machine.inject(Fault::Hung { its: 0 });
@@ -160,7 +160,7 @@ fn an_its_that_stops_is_given_up_in_bounded_time_and_keeps_its_memory() {
 
 #[test]
 fn a_move_that_its_its_never_makes_leaves_the_vpe_where_it_was() {
-    let g = Guest::new(patient(Config::v4_0(CPUS)), 2);
+    let g = Guest::new(with_slow_polling(Config::v4_0(CPUS)), 2);
     g.map(ITS0, 1, 0);
     g.machine.inject(Fault::HangsAtVmovp { its: 0 });
     let start = g.machine.now_us();
@@ -178,7 +178,7 @@ fn a_move_that_its_its_never_makes_leaves_the_vpe_where_it_was() {
 
 #[test]
 fn when_one_its_of_a_list_goes_deaf_in_a_vmovp_the_others_finish_it_and_lose_nothing() {
-    let g = Guest::new(patient(Config::its_list(CPUS, 3)), 2);
+    let g = Guest::new(with_slow_polling(Config::its_list(CPUS, 3)), 2);
     for its in 0..3u8 {
         g.map(ItsId(its), u32::from(its) + 1, 0);
     }
@@ -195,7 +195,7 @@ fn when_one_its_of_a_list_goes_deaf_in_a_vmovp_the_others_finish_it_and_lose_not
     };
     g.v4().before_eret(&resident);
     assert_eq!(g.v4().home(g.vpes[0]), Some(CpuId(2)));
-    assert_eq!((g.gic.counters().dead_itss.get(), g.gic.counters().mends.get()), (1, 1));
+    assert_eq!((g.gic.counters().dead_itss.get(), g.gic.counters().vmovp_recoveries.get()), (1, 1));
     let mut got = g.guest(2);
     got.sort_unstable();
     assert_eq!(got, [1, 3], "one edge for each event of the ITSs that were stopped");
@@ -214,12 +214,12 @@ fn when_one_its_of_a_list_goes_deaf_in_a_vmovp_the_others_finish_it_and_lose_not
 
 #[test]
 fn an_its_that_stops_when_it_is_told_to_and_yet_never_makes_its_move_is_given_up() {
-    let g = Guest::new(patient(Config::its_list(CPUS, 2)), 1);
+    let g = Guest::new(with_slow_polling(Config::its_list(CPUS, 2)), 1);
     g.map(ITS0, 1, 0);
     g.map(ItsId(1), 2, 0);
     g.machine.inject(on_next(1, CommandFault::Hang));
     let start = g.machine.now_us();
-    while g.gic.counters().mends.get() == 0 {
+    while g.gic.counters().vmovp_recoveries.get() == 0 {
         assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
         assert!(g.machine.now_us() - start < 3 * DEAD_AFTER_US);
     }
@@ -306,7 +306,7 @@ fn valid_is_not_cleared_while_dirty_even_if_dirty_stays() {
     g.v4().before_eret(&r);
     assert!(g.leave(r, Block));
     g.machine.assert_clean();
-    assert_eq!(g.v4().is_resident(g.vpes[0]), Some(CpuId(0)), "it could not be taken off");
+    assert_eq!(g.v4().resident_on(g.vpes[0]), Some(CpuId(0)), "it could not be taken off");
     assert_eq!(g.v4().enter(g.vpes[1], CpuId(0)).err(), Some(EnterError::Busy));
     assert_eq!(g.v4().enter(g.vpes[0], CpuId(3)).err(), Some(EnterError::Busy));
     g.machine.heal();
@@ -328,7 +328,7 @@ fn a_cpu_goes_only_when_the_vpe_that_did_not_come_off_it_has() {
         let r = g.enter(0, 0);
         g.machine.inject(Fault::DirtyStuck { cpu: 0 });
         assert!(g.leave(r, Block));
-        assert_eq!(g.v4().is_resident(g.vpes[0]), says_dirty.then_some(CpuId(0)));
+        assert_eq!(g.v4().resident_on(g.vpes[0]), says_dirty.then_some(CpuId(0)));
         let take_out = || g.gic.take_out(CpuId(0), CpuId(2));
         assert_eq!(take_out(), Err(TakeOutError::Vpe(g.vpes[0], EnterError::Busy)));
         g.machine.heal();

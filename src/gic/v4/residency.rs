@@ -15,7 +15,7 @@
 use super::backend;
 use super::error::EnterError;
 use super::view::V4;
-use super::vpe::{InterruptGroups, Left, Off, Ringing, Vpe, Why};
+use super::vpe::{InterruptGroups, Left, PendingDoorbell, Vpe, Why, WriteBack};
 use crate::gic::redist::Redist;
 use crate::gic::regs::GICR_VPENDBASER;
 use crate::ids::{CpuId, VpeId};
@@ -64,14 +64,14 @@ impl<H: Hw + Clone> V4<'_, H> {
     /// Makes a vPE resident on this CPU, after moving it here if it lives elsewhere.
     pub fn enter(self, vpe: VpeId, cpu: CpuId) -> Result<Resident, EnterError> {
         let slot = self.state.slot(vpe).ok_or(EnterError::NoSuchVpe(vpe))?;
-        let redist = self.gic.open(cpu).map_err(|_| EnterError::CpuOffline(cpu))?;
+        let redist = self.gic.in_service(cpu).map_err(|_| EnterError::CpuOffline(cpu))?;
         if redist.dirty_missed.load(Ordering::Relaxed) {
-            self.recover(redist)?;
+            self.recover_redist(redist)?;
         }
         let mut guard = slot.vpe.lock();
         let v = guard.as_mut().ok_or(EnterError::NoSuchVpe(vpe))?;
         if v.unclean_on.is_some() {
-            self.settle(v)?;
+            self.finish_write_back(v)?;
         }
         if let Some(there) = v.resident {
             return Err(EnterError::Elsewhere(there));
@@ -79,7 +79,7 @@ impl<H: Hw + Clone> V4<'_, H> {
         // Claimed before the vPE is moved: if it cannot run here, its doorbell stays where it was.
         redist.claim(vpe).map_err(EnterError::Occupied)?;
         if (v.home != cpu || v.moving.is_some())
-            && let Err(e) = self.migrate_vpe(vpe, v, cpu, Ringing::Drop)
+            && let Err(e) = self.migrate_vpe(vpe, v, cpu, PendingDoorbell::Drop)
         {
             redist.release();
             drop(guard);
@@ -130,19 +130,19 @@ impl<H: Hw + Clone> V4<'_, H> {
         );
         let Left { pending, carry, state } =
             if redist.clean_before_change() { backend::leave(self, redist, why) } else { Left::STUCK };
-        if state != Off::Clean {
+        if state != WriteBack::Clean {
             counters.redist_timeouts.bump();
             redist.dirty_missed.store(true, Ordering::Relaxed);
             log_dirty(vpe, cpu);
         }
         if let Some(v) = guard.as_mut() {
             v.backend.carry = carry;
-            v.unclean_on = if state == Off::Clean { None } else { Some(cpu) };
-            if state != Off::Stuck {
+            v.unclean_on = if state == WriteBack::Clean { None } else { Some(cpu) };
+            if state != WriteBack::Stuck {
                 v.resident = None;
             }
         }
-        if state == Off::Clean {
+        if state == WriteBack::Clean {
             redist.release();
         }
         if pending {
@@ -154,11 +154,11 @@ impl<H: Hw + Clone> V4<'_, H> {
     /// Handles a redistributor that missed its deadline earlier: waits once more, and takes the vPE off if that was not
     /// possible then.
     #[cold]
-    fn recover(self, redist: &Redist<H>) -> Result<(), EnterError> {
+    fn recover_redist(self, redist: &Redist<H>) -> Result<(), EnterError> {
         if let Some(slot) = redist.resident().and_then(|vpe| self.state.slot(vpe))
             && let Some(v) = slot.vpe.lock().as_mut()
         {
-            self.settle(v)?;
+            self.finish_write_back(v)?;
         }
         redist.dirty_missed.store(false, Ordering::Relaxed);
         Ok(())
@@ -167,7 +167,7 @@ impl<H: Hw + Clone> V4<'_, H> {
     /// Completes the write-back of a vPE, if one was not seen to complete. Until then the redistributor stays claimed: its
     /// register alone says with which IDAI the vPE left.
     #[cold]
-    pub(super) fn settle(self, v: &mut Vpe) -> Result<(), EnterError> {
+    pub(super) fn finish_write_back(self, v: &mut Vpe) -> Result<(), EnterError> {
         let Some(redist) = v.unclean_on.and_then(|cpu| self.gic.redists.get(cpu.index())) else { return Ok(()) };
         if v.resident.is_some() {
             if !redist.clean_before_change() {
@@ -176,7 +176,7 @@ impl<H: Hw + Clone> V4<'_, H> {
             let left = backend::leave(self, redist, Why::Preempt);
             v.resident = None;
             v.backend.carry = left.carry;
-            if left.state != Off::Clean {
+            if left.state != WriteBack::Clean {
                 return Err(EnterError::Busy);
             }
         } else {

@@ -325,9 +325,9 @@ fn a_vpe_is_resident_once_and_a_cpu_has_one_vpe() {
     assert_eq!(v4.enter(g.vpes[1], CpuId(0)).err(), Some(EnterError::Occupied(g.vpes[0])));
     assert_eq!(v4.enter(VpeId(77), CpuId(0)).err(), Some(EnterError::NoSuchVpe(VpeId(77))));
     assert_eq!(v4.enter(g.vpes[1], CpuId(99)).err(), Some(EnterError::CpuOffline(CpuId(99))));
-    assert_eq!(v4.is_resident(g.vpes[0]), Some(CpuId(0)));
+    assert_eq!(v4.resident_on(g.vpes[0]), Some(CpuId(0)));
     let _ = g.leave(r, Preempt);
-    assert_eq!(v4.is_resident(g.vpes[0]), None);
+    assert_eq!(v4.resident_on(g.vpes[0]), None);
     let r = g.enter(0, 1);
     let _ = g.leave(r, Preempt);
     g.machine.assert_clean();

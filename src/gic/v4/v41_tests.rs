@@ -269,7 +269,7 @@ fn what_an_earlier_owner_left_resident_is_taken_off_before_anything_else() {
 fn virtual_sgis_go_by_any_its_that_lives() {
     let g = guest(2);
     let (v4, vpe) = (g.v4(), g.vpes[0]);
-    let dead = |its: u8| g.gic.its(ItsId(its)).unwrap().queue.give_up(g.gic.counters());
+    let dead = |its: u8| g.gic.its(ItsId(its)).unwrap().queue.mark_dead(g.gic.counters());
     let sgir = |its: usize| crate::ids::Pa(g.machine.config().its[its].base + 0x2_0020);
     v4.configure_sgi(vpe, 15, ON).unwrap();
     v4.send_sgi(vpe, 15).unwrap();

@@ -57,7 +57,7 @@ impl<'a, H: Hw + Clone> V4<'a, H> {
     }
 
     /// The CPU that a vPE is resident on.
-    pub fn is_resident(self, vpe: VpeId) -> Option<CpuId> {
+    pub fn resident_on(self, vpe: VpeId) -> Option<CpuId> {
         self.state.slot(vpe)?.vpe.lock().as_ref().and_then(|v| v.resident)
     }
 }

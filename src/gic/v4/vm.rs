@@ -73,7 +73,7 @@ impl<H: Hw + Clone> V4<'_, H> {
     /// Adds a vPE to a VM; it lives at `home` at first. After `NoVpeId`, `NoLpi` and `NoMemory` the interrupts of the vCPU
     /// have to be injected by software.
     pub fn add_vpe(self, vm: VmHandle, home: CpuId) -> Result<VpeId, V4Error> {
-        let redist = self.gic.open(home).map_err(|_| V4Error::CpuOffline(home))?;
+        let redist = self.gic.in_service(home).map_err(|_| V4Error::CpuOffline(home))?;
         let id_bits = self.id_bits_of(vm)?;
         let vpe = VpeId(self.state.ids.alloc().ok_or(V4Error::NoVpeId)? as u16);
         let result = self.build(vm, id_bits, vpe, redist);
@@ -109,7 +109,7 @@ impl<H: Hw + Clone> V4<'_, H> {
         let mut vms = self.state.vms.lock();
         // Checked again under this lock, which is also taken before a CPU that is taken out is searched for vPEs.
         let room = if self.state.make_room(vpe) { Ok(()) } else { Err(V4Error::NoVpeId) };
-        let mut ready = gic.open(home.cpu).map_err(|_| V4Error::CpuOffline(home.cpu)).and(room);
+        let mut ready = gic.in_service(home.cpu).map_err(|_| V4Error::CpuOffline(home.cpu)).and(room);
         // Second levels in all tables, before any ITS is told the vPEID.
         for its in self.itss() {
             let table = its.vpe_table.as_ref().ok_or(ItsError::NotVirtual);
@@ -171,7 +171,7 @@ impl<H: Hw + Clone> V4<'_, H> {
         let mut guard = slot.vpe.lock();
         let v = guard.as_mut().ok_or(V4Error::NoSuchVpe(vpe))?;
         if let Some(cpu) = v.unclean_on
-            && self.settle(v).is_err()
+            && self.finish_write_back(v).is_err()
         {
             return Err(V4Error::Resident(cpu));
         }

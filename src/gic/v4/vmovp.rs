@@ -19,7 +19,7 @@ use super::backend;
 use super::error::EnterError;
 use super::state::Broadcast;
 use super::view::{V4, bit};
-use super::vpe::{Moving, Ringing, Vpe};
+use super::vpe::{Moving, PendingDoorbell, Vpe};
 use crate::gic::error::ItsError;
 use crate::gic::its::{Command, Its, Ticket};
 use crate::gic::redist::Redist;
@@ -33,25 +33,31 @@ const MOVE_LIMIT_US: u64 = 10_000;
 impl<H: Hw + Clone> V4<'_, H> {
     /// Moves a vPE that is resident nowhere to a CPU, and waits for completion.
     #[cold]
-    pub(super) fn migrate_vpe(self, vpe: VpeId, v: &mut Vpe, cpu: CpuId, ringing: Ringing) -> Result<(), EnterError> {
+    pub(super) fn migrate_vpe(
+        self,
+        vpe: VpeId,
+        v: &mut Vpe,
+        cpu: CpuId,
+        pending: PendingDoorbell,
+    ) -> Result<(), EnterError> {
         if v.moving.is_some() {
             self.finish_move(vpe, v)?;
         }
         if v.home == cpu {
             return Ok(());
         }
-        self.start_move(vpe, v, cpu, ringing)?;
+        self.start_move(vpe, v, cpu, pending)?;
         self.finish_move(vpe, v)
     }
 
     /// Posts a move. After an error nothing was posted.
-    fn start_move(self, vpe: VpeId, v: &mut Vpe, cpu: CpuId, ringing: Ringing) -> Result<(), EnterError> {
+    fn start_move(self, vpe: VpeId, v: &mut Vpe, cpu: CpuId, pending: PendingDoorbell) -> Result<(), EnterError> {
         debug_assert!(
             v.resident.is_none() && v.moving.is_none(),
             "{vpe} is resident or being moved, and moves to {cpu}"
         );
         let stays = EnterError::NotMoved { home: v.home };
-        let to = self.gic.open(cpu).map_err(|_| EnterError::CpuOffline(cpu))?;
+        let to = self.gic.in_service(cpu).map_err(|_| EnterError::CpuOffline(cpu))?;
         let alive =
             self.itss().filter(|its| v.mapped & bit(its) != 0 && !its.queue.is_dead()).fold(0, |a, its| a | bit(its));
         let mut with_doorbell = false;
@@ -79,7 +85,7 @@ impl<H: Hw + Clone> V4<'_, H> {
         }
         self.gic.counters.vmovp.bump();
         if !with_doorbell {
-            backend::move_doorbell(self, v, to, ringing);
+            backend::move_doorbell(self, v, to, pending);
         }
         Ok(())
     }

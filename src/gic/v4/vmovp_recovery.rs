@@ -18,32 +18,32 @@ impl<H: Hw + Clone> V4<'_, H> {
     /// Frees ITSs that wait for one another, if there are any. The caller holds no lock.
     #[cold]
     pub(super) fn recover_vmovps(self) {
-        if !self.itss().any(|its| its.queue.waits_for_others()) {
+        if !self.itss().any(|its| its.queue.waits_for_other_itss()) {
             return;
         }
         let counters = &self.gic.counters;
         let alive = || self.itss().filter(|its| !its.queue.is_dead());
         // Held so that no VMOVP is posted meanwhile.
         let moves = self.state.moves.lock();
-        if !alive().any(|its| its.queue.waits_for_others()) {
+        if !alive().any(|its| its.queue.waits_for_other_itss()) {
             return;
         }
-        counters.mends.bump();
+        counters.vmovp_recoveries.bump();
         log::error!("ITSs wait for one another before a VMOVP: stopping all of them to find the one that is deaf");
         for its in alive() {
-            if !its.queue.pause() {
-                its.queue.give_up(counters);
+            if !its.queue.disable() {
+                its.queue.mark_dead(counters);
             }
         }
-        alive().for_each(|its| its.queue.part_moves(its.facts.number));
+        alive().for_each(|its| its.queue.unlist_vmovps(its.facts.number));
         for its in alive() {
-            its.queue.resume();
+            its.queue.enable();
             let done = its.queue.wait(counters, its.queue.latest(), COMMAND_LIMIT_US);
-            if done == Err(ItsError::Timeout) || !its.queue.pause() {
-                its.queue.give_up(counters);
+            if done == Err(ItsError::Timeout) || !its.queue.disable() {
+                its.queue.mark_dead(counters);
             }
         }
-        alive().for_each(|its| its.queue.resume());
+        alive().for_each(|its| its.queue.enable());
         drop(moves);
         for its in alive() {
             let replayed = self.gic.batch(its.id).and_then(|mut batch| {

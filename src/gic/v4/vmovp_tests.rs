@@ -15,7 +15,7 @@ const CPUS: usize = 4;
 const ROOM: usize = 0x1_0000 / 32 - 1;
 const SECOND: ItsId = ItsId(1);
 
-fn patient(mut config: Config) -> Config {
+fn with_slow_polling(mut config: Config) -> Config {
     config.timing.relax = 20_000;
     config
 }
@@ -23,7 +23,7 @@ fn patient(mut config: Config) -> Config {
 /// Two vPEs with an event on each of two ITSs, a third with one on the second ITS alone, the ring of which is full until
 /// `ms` have passed.
 fn held_up(ms: u64) -> Guest {
-    let g = Guest::new(patient(Config::its_list(CPUS, 2)), 3);
+    let g = Guest::new(with_slow_polling(Config::its_list(CPUS, 2)), 3);
     for (ev, its, vpe) in [(1, ITS0, 0), (2, SECOND, 0), (3, ITS0, 1), (4, SECOND, 1), (5, SECOND, 2)] {
         g.map(its, ev, vpe);
     }
@@ -102,7 +102,7 @@ fn a_move_that_another_vpe_posted_is_waited_for_on_every_its() {
 
 #[test]
 fn a_move_that_another_vpe_posted_on_two_rings_is_waited_for_on_both_and_nowhere_else() {
-    let g = Guest::new(patient(Config::its_list(CPUS, 4)), 2);
+    let g = Guest::new(with_slow_polling(Config::its_list(CPUS, 4)), 2);
     let elsewhere = g.machine.commands(3).len();
     for (ev, its, vpe) in [(1, 0, 0), (2, 1, 0), (3, 2, 0), (4, 0, 1)] {
         g.map(ItsId(its), ev, vpe);
@@ -134,7 +134,7 @@ fn a_move_that_another_vpe_posted_on_two_rings_is_waited_for_on_both_and_nowhere
 #[test]
 fn a_cpu_goes_only_when_the_moves_to_it_and_from_it_are_complete() {
     for (gone, home, moved) in [(2, CpuId(3), 1), (0, CpuId(2), 0)] {
-        let g = Guest::new(patient(Config::v4_0(CPUS)), 1);
+        let g = Guest::new(with_slow_polling(Config::v4_0(CPUS)), 1);
         g.map(ITS0, 1, 0);
         g.machine.inject(Fault::Command { its: 0, nth: 1, fault: CommandFault::Late { us: 60_000 } });
         assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
@@ -171,7 +171,7 @@ fn a_move_takes_the_doorbell_along_in_one_piece() {
 
 #[test]
 fn whoever_waits_for_an_its_gets_the_one_going_that_it_stands_before_a_vmovp_for() {
-    let g = Guest::new(patient(Config::its_list(CPUS, 2)), 1);
+    let g = Guest::new(with_slow_polling(Config::its_list(CPUS, 2)), 1);
     g.map(ITS0, 1, 0);
     g.map(SECOND, 2, 0);
     let next = |fault| g.machine.inject(Fault::Command { its: 1, nth: 1, fault });
@@ -190,8 +190,8 @@ fn whoever_waits_for_an_its_gets_the_one_going_that_it_stands_before_a_vmovp_for
 
 #[test]
 fn a_move_that_the_last_of_two_itss_never_made_leaves_the_vpe_where_it_was() {
-    let g = Guest::new(patient(Config::v4_1(CPUS, 2)), 1);
-    g.gic.its(ITS0).unwrap().queue.give_up(g.gic.counters());
+    let g = Guest::new(with_slow_polling(Config::v4_1(CPUS, 2)), 1);
+    g.gic.its(ITS0).unwrap().queue.mark_dead(g.gic.counters());
     g.machine.inject(Fault::HangsAtVmovp { its: 1 });
     let start = g.machine.now_us();
     let mut last = EnterError::Moving;
@@ -205,7 +205,7 @@ fn a_move_that_the_last_of_two_itss_never_made_leaves_the_vpe_where_it_was() {
 
 #[test]
 fn in_itslist_mode_a_move_is_over_when_the_only_its_that_had_it_has_died() {
-    let g = Guest::new(patient(Config::its_list(CPUS, 2)), 1);
+    let g = Guest::new(with_slow_polling(Config::its_list(CPUS, 2)), 1);
     g.map(ITS0, 1, 0);
     g.machine.inject(Fault::HangsAtVmovp { its: 0 });
     let start = g.machine.now_us();
@@ -246,7 +246,7 @@ fn a_ring_that_nobody_has_taken_does_not_stay_where_a_vpe_no_longer_lives() {
 fn a_move_that_is_missing_on_an_its_that_has_died_is_complete_without_it() {
     let g = held_up(600_000);
     assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
-    g.gic.its(SECOND).unwrap().queue.give_up(g.gic.counters());
+    g.gic.its(SECOND).unwrap().queue.mark_dead(g.gic.counters());
     let start = g.machine.now_us();
     let resident = loop {
         match g.v4().enter(g.vpes[0], CpuId(2)) {
@@ -268,7 +268,7 @@ fn a_vpe_whose_itss_have_all_died_runs_where_it_lives_and_nowhere_else() {
         let itss = config.its.len() as u8;
         let g = Guest::new(config, 1);
         g.map(ITS0, 1, 0);
-        (0..itss).for_each(|its| g.gic.its(ItsId(its)).unwrap().queue.give_up(g.gic.counters()));
+        (0..itss).for_each(|its| g.gic.its(ItsId(its)).unwrap().queue.mark_dead(g.gic.counters()));
         let stays = EnterError::NotMoved { home: CpuId(0) };
         assert_eq!(g.v4().enter(g.vpes[0], CpuId(1)).err(), Some(stays));
         let resident = g.v4().enter(g.vpes[0], CpuId(0)).unwrap();

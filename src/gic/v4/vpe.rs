@@ -95,7 +95,7 @@ pub enum Why {
 
 /// How far a vPE has left its redistributor.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Off {
+pub enum WriteBack {
     /// GICR_VPENDBASER.Valid and Dirty are both 0: all state is written back.
     Clean,
     /// Valid is 0; the write-back was not seen to complete.
@@ -111,22 +111,22 @@ pub struct Left {
     pub pending: bool,
     /// [`BackendState::carry`].
     pub carry: u64,
-    pub state: Off,
+    pub state: WriteBack,
 }
 
 impl Left {
     /// Valid could not be cleared: an interrupt may be pending.
-    pub const STUCK: Left = Left { pending: true, carry: 0, state: Off::Stuck };
+    pub const STUCK: Left = Left { pending: true, carry: 0, state: WriteBack::Stuck };
 
     /// Valid was cleared. Without a completed write-back (`clean`) an interrupt may be pending.
     pub fn new(pending: bool, carry: u64, clean: bool) -> Left {
-        Left { pending: pending || !clean, carry, state: if clean { Off::Clean } else { Off::Dirty } }
+        Left { pending: pending || !clean, carry, state: if clean { WriteBack::Clean } else { WriteBack::Dirty } }
     }
 }
 
 /// What happens to a pending doorbell when its vPE moves.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Ringing {
+pub enum PendingDoorbell {
     /// It may be dropped: the vPE is about to run.
     Drop,
     /// It stays pending, at the old home or the new one.

@@ -6,7 +6,7 @@
 //! the same level and affinity; then it is the table behind GITS_BASER2. Having in common is transitive: if two ITSs
 //! share with two redistributors that share with each other, all four have one table.
 //!
-//! Who shares is worked out before the first table is made, and all tables are made before the first CPU comes up;
+//! Identity shares is worked out before the first table is made, and all tables are made before the first CPU comes up;
 //! each redistributor is pointed at its own exactly once. Second levels are made in all of them before a vPEID is used.
 
 use crate::gic::error::GicError;
@@ -26,7 +26,7 @@ fn reaches((own, levels): Reach, other: u32) -> bool {
     common_affinity(own, levels) == common_affinity(other, levels)
 }
 
-/// Who has a vPE table in common: equal labels do.
+/// Identity has a vPE table in common: equal labels do.
 pub struct Sharing {
     itss: Vec<usize>,
     redists: Vec<usize>,
@@ -122,7 +122,7 @@ impl VpeTables {
     }
 
     /// Points a redistributor at its group's table. One whose CPU was out for a while has it already, unless it lost it.
-    pub fn join<H: Hw>(&self, redist: &Redist<H>, coherent: bool) -> Result<(), GicError> {
+    pub fn attach<H: Hw>(&self, redist: &Redist<H>, coherent: bool) -> Result<(), GicError> {
         let group = self.of(redist.cpu).ok_or(GicError::RegisterWrite(redist.cpu))?;
         if redist.has_vpe_table(&group.table) {
             return Ok(());

@@ -12,7 +12,7 @@ pub use common::DOORBELL_PRIORITY;
 use super::error::V4Error;
 use super::state::Generation;
 use super::view::V4;
-use super::vpe::{Left, Ringing, Vpe, Why};
+use super::vpe::{Left, PendingDoorbell, Vpe, Why};
 use super::vpe_tables::{Sharing, VpeTables};
 use crate::gic::error::GicError;
 use crate::gic::its::{Command, Its};
@@ -96,7 +96,7 @@ backends! {
     fn doorbell_commands(its: &Its<H>, v: &Vpe, to: &Redist<H>) -> Option<[Command; 4]>;
 
     /// Moves the doorbell along with its vPE, which is `moving`, if [`doorbell_commands`] did not.
-    fn move_doorbell(v: &mut Vpe, to: &Redist<H>, ringing: Ringing);
+    fn move_doorbell(v: &mut Vpe, to: &Redist<H>, pending: PendingDoorbell);
 
     /// Whether a doorbell can ring again before its vPE has run, so that masking it is of use.
     fn doorbell_repeats() -> bool;

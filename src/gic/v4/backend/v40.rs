@@ -7,7 +7,7 @@
 
 use super::super::error::V4Error;
 use super::super::view::V4;
-use super::super::vpe::{BackendState, Control, Left, Ringing, Vpe, Why};
+use super::super::vpe::{BackendState, Control, Left, PendingDoorbell, Vpe, Why};
 use super::super::vpe_tables::{Sharing, VpeTables};
 use super::common::{self, DOORBELL_PRIORITY};
 use crate::gic::error::GicError;
@@ -171,12 +171,12 @@ pub fn doorbell_commands<H: Hw + Clone>(v4: V4<'_, H>, its: &Its<H>, v: &Vpe, to
     (proxy.its == its.id).then(|| proxy.move_commands(its, ev, from, to))
 }
 
-pub fn move_doorbell<H: Hw + Clone>(v4: V4<'_, H>, v: &mut Vpe, to: &Redist<H>, ringing: Ringing) {
+pub fn move_doorbell<H: Hw + Clone>(v4: V4<'_, H>, v: &mut Vpe, to: &Redist<H>, pending: PendingDoorbell) {
     let gic = v4.gic;
     let Ok(from) = gic.online(v.home) else { return };
     match v.backend.control {
         Control::Direct => {
-            let keep = ringing == Ringing::Keep || !gic.facts.can_setclr;
+            let keep = pending == PendingDoorbell::Keep || !gic.facts.can_setclr;
             let cleared = keep || from.clear_lpi(v.doorbell);
             if !(to.invalidate_lpi(v.doorbell) && cleared) {
                 gic.counters.redist_timeouts.bump();

@@ -5,7 +5,7 @@
 
 use super::super::error::V4Error;
 use super::super::view::V4;
-use super::super::vpe::{Left, Ringing, Vpe, Why};
+use super::super::vpe::{Left, PendingDoorbell, Vpe, Why};
 use super::super::vpe_tables::{Sharing, VpeTables};
 use super::common::{self, DOORBELL_PRIORITY};
 use crate::gic::error::{GicError, ItsError};
@@ -27,7 +27,7 @@ pub fn vpe_tables<H: Hw + Clone>(
 }
 
 pub fn init_redist<H: Hw + Clone>(v4: V4<'_, H>, redist: &Redist<H>, coherent: bool) -> Result<(), GicError> {
-    v4.state.tables.join(redist, coherent)
+    v4.state.tables.attach(redist, coherent)
 }
 
 // ---- residency ----------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ pub fn doorbell_commands<H: Hw + Clone>(
     None
 }
 
-pub fn move_doorbell<H: Hw + Clone>(_v4: V4<'_, H>, _v: &mut Vpe, _to: &Redist<H>, _ringing: Ringing) {}
+pub fn move_doorbell<H: Hw + Clone>(_v4: V4<'_, H>, _v: &mut Vpe, _to: &Redist<H>, _pending: PendingDoorbell) {}
 
 pub fn doorbell_repeats<H: Hw + Clone>(_v4: V4<'_, H>) -> bool {
     false

@@ -208,7 +208,7 @@ impl World {
     }
 
     /// What an operation did to an event, if it did it. `Timeout` says that it was posted: the driver knows.
-    fn settle(&mut self, key: Key, result: Result<(), ItsError>, may: bool) {
+    fn finish_write_back(&mut self, key: Key, result: Result<(), ItsError>, may: bool) {
         assert!(matches!(result, Ok(()) | Err(ItsError::Timeout)), "{key:?}: {result:?}");
         let now = self.gic.event(EventKey::new(ItsId(key.0), DEV, EventId(key.1.into()))).unwrap();
         let entry = self.events.get_mut(&key).unwrap();
@@ -262,7 +262,7 @@ impl World {
                         assert_eq!(result, Err(ItsError::OtherVm(to)));
                         return;
                     }
-                    self.settle(k, result, false);
+                    self.finish_write_back(k, result, false);
                     // Whoever moves a pending interrupt to one that sleeps wakes it.
                     if self.events[&k].1.owed || self.events[&k].1.may {
                         self.wake(v.into());
@@ -277,7 +277,7 @@ impl World {
                         assert_eq!(result, Err(ItsError::CpuOffline(CpuId(c.into()))));
                         return;
                     }
-                    self.settle(k, result, false);
+                    self.finish_write_back(k, result, false);
                 }
             }
             Op::ToSoftware(i, e, c) => {
@@ -293,7 +293,7 @@ impl World {
                 let k = key(i, e);
                 let old = self.events[&k].0;
                 let result = self.gic.unmap_event(EventKey::new(its(k), dev, ev(k))).map(|_| ());
-                self.settle(k, result, false);
+                self.finish_write_back(k, result, false);
                 if let Event::Physical { lpi, .. } = old {
                     self.give_back(k, lpi);
                 }
@@ -302,7 +302,7 @@ impl World {
                 let k = key(i, e);
                 if self.events[&k].0 != Event::Unmapped {
                     let result = self.gic.set_pending(EventKey::new(its(k), dev, ev(k)));
-                    self.settle(k, result, false);
+                    self.finish_write_back(k, result, false);
                     self.sent(k);
                 }
             }
@@ -310,7 +310,7 @@ impl World {
                 let k = key(i, e);
                 if self.events[&k].0 != Event::Unmapped {
                     let result = self.gic.clear_pending(EventKey::new(its(k), dev, ev(k)));
-                    self.settle(k, result, false);
+                    self.finish_write_back(k, result, false);
                     let owed = &mut self.events.get_mut(&k).unwrap().1;
                     (owed.owed, owed.may) = (false, false);
                 }
@@ -405,7 +405,7 @@ impl World {
         if self.out[cpu as usize] {
             assert_eq!(result, Err(ItsError::CpuOffline(CpuId(cpu.into()))));
         } else {
-            self.settle(k, result, may);
+            self.finish_write_back(k, result, may);
         }
         self.give_back(k, lpi);
     }
@@ -418,7 +418,7 @@ impl World {
     }
 
     fn became_virtual(&mut self, k: Key, v: usize, lpi: Option<Lpi>, result: Result<(), ItsError>) {
-        self.settle(k, result, lpi.is_some());
+        self.finish_write_back(k, result, lpi.is_some());
         // A vLPI that was disabled under its old VM is enabled as the table of this one says.
         self.apply(k);
         if let Some(lpi) = lpi {
@@ -443,7 +443,7 @@ impl World {
             }
             let result = batch.finish();
             for (k, lpi) in lpis {
-                self.settle(k, result, true);
+                self.finish_write_back(k, result, true);
                 self.give_back(k, lpi);
             }
         }
@@ -484,7 +484,7 @@ impl World {
         }
         if event != Event::Unmapped {
             let result = self.gic.invalidate(EventKey::new(ItsId(k.0), DEV, EventId(k.1.into())));
-            self.settle(k, result, false);
+            self.finish_write_back(k, result, false);
         }
         if let Event::Virtual { vpe, .. } = event
             && owed.enabled

@@ -17,7 +17,7 @@ impl World {
             return;
         }
         if self.out[c] {
-            assert_eq!(result, Err(TakeOutError::NotIn(cpu)));
+            assert_eq!(result, Err(TakeOutError::NotInService(cpu)));
             return;
         }
         // Some may have moved, if it is out or not.
