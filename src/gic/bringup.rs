@@ -38,7 +38,7 @@ impl<H: Hw + Clone> Gic<H> {
         let redists = redist::find(&hw, layout)?;
         for redist in &redists {
             if !redist.clear_stale_residency() {
-                log::warn!("gic: {}: an earlier owner's vPE is still being written back", redist.cpu);
+                log::warn!("{}: an earlier owner's vPE is still being written back", redist.cpu);
             }
         }
 
@@ -63,13 +63,13 @@ impl<H: Hw + Clone> Gic<H> {
             itss.push(match (&lpis, quiet) {
                 (None, _) => None,
                 (_, false) => {
-                    log::error!("gic: {id}: not used: {}", ItsError::NotQuiescent);
+                    log::error!("{id}: not used: {}", ItsError::NotQuiescent);
                     None
                 }
                 _ => match Its::bring_up(hw.clone(), id, its, plan, sharing.of_its(n, &itss), &mut numbers) {
                     Ok(its) => Some(its),
                     Err(e) => {
-                        log::error!("gic: {id}: not used: {e}");
+                        log::error!("{id}: not used: {e}");
                         None
                     }
                 },
@@ -106,7 +106,7 @@ impl<H: Hw + Clone> Gic<H> {
         match v4::Proxy::set_up(its, &self.counters) {
             Ok(proxy) => Some(proxy),
             Err(e) => {
-                log::warn!("gic: {}: no proxy device: {e}; doorbells are controlled by INVALL", its.id);
+                log::warn!("{}: no proxy device: {e}; doorbells are controlled by INVALL", its.id);
                 None
             }
         }
@@ -147,7 +147,7 @@ fn common_facts<H: Hw + Clone>(dist: &Dist<H>, redists: &[Redist<H>], layout: &L
     let v41 = all(Redist::has_rvpeid);
     let mut virtual_lpis = layout.virtual_lpis_wanted && lpi_bits != 0 && all(Redist::has_vlpis);
     if virtual_lpis && redists.iter().any(Redist::has_rvpeid) != v41 {
-        log::warn!("gic: only some redistributors support GICv4.1: no virtual LPIs");
+        log::warn!("GIC: only some redistributors support GICv4.1: no virtual LPIs");
         virtual_lpis = false;
     }
     let mut vpe_bits = 16;
@@ -193,7 +193,7 @@ fn vpe_tables<H: Hw + Clone>(
             tables
         }
         Err(e) => {
-            log::warn!("gic: no vPE table for a redistributor: {e}: no virtual LPIs");
+            log::warn!("GIC: no vPE table for a redistributor: {e}: no virtual LPIs");
             (facts.virtual_lpis, facts.v41, facts.vsgi) = (false, false, false);
             VpeTables::default()
         }

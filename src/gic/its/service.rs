@@ -140,7 +140,7 @@ impl<H: Hw + Clone> Its<H> {
                 {
                     Ok(table) => vpe_table = Some(table),
                     Err(e) => {
-                        log::warn!("gic: {id}: no vPE table: {e}: no virtual LPIs");
+                        log::warn!("{id}: no vPE table: {e}: no virtual LPIs");
                         facts.virtual_lpis = false;
                     }
                 },
@@ -159,7 +159,7 @@ impl<H: Hw + Clone> Its<H> {
                     facts.number = n;
                 }
                 None if facts.virtual_lpis => {
-                    log::warn!("gic: {id}: no ITS number of its own: no virtual LPIs");
+                    log::warn!("{id}: no ITS number of its own: no virtual LPIs");
                     facts.virtual_lpis = false;
                 }
                 None => {}
