@@ -297,7 +297,7 @@ impl VcpuRun<'_> {
         let Some(v4) = self.host.gic.v4() else { return true };
         let Some(vpe) = self.vcpu.vpe else { return true };
         let vgic = self.domain.vgic();
-        let wanted = vgic.lpis_on(self.vcpu.id) && (self.host.gic.facts().v41 || vgic.group1_on());
+        let wanted = vgic.lpis_on(self.vcpu.id) && (vgic.group1_on() || !v4.needs_group1());
         if wanted == self.resident.is_some() {
             return true;
         }

@@ -61,6 +61,13 @@ impl Drop for Resident {
 pub struct PendingLast(pub bool);
 
 impl<H: Hw + Clone> V4<'_, H> {
+    /// Whether a vPE may be resident only while the guest has enabled interrupt group 1.
+    #[inline]
+    #[must_use]
+    pub fn needs_group1(self) -> bool {
+        backend::needs_group1(self)
+    }
+
     /// Makes a vPE resident on this CPU, after moving it here if it lives elsewhere.
     pub fn enter(self, vpe: VpeId, cpu: CpuId) -> Result<Resident, EnterError> {
         let slot = self.state.slot(vpe).ok_or(EnterError::NoSuchVpe(vpe))?;

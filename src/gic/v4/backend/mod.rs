@@ -54,6 +54,9 @@ backends! {
     /// Prepares the redistributor of a CPU that comes into service: its LPIs are enabled, no vPE is resident.
     fn init_redist(redist: &Redist<H>, coherent: bool) -> Result<(), GicError>;
 
+    /// Whether a vPE may be resident only while the guest has enabled interrupt group 1.
+    fn needs_group1() -> bool;
+
     /// Makes a vPE resident that lives at this redistributor, on which no vPE is resident.
     fn enter(vpe: VpeId, v: &Vpe, redist: &Redist<H>);
 

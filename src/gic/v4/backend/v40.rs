@@ -103,6 +103,12 @@ pub fn set_up<H: Hw + Clone>(v4: V4<'_, H>, v: &mut Vpe, home: &Redist<H>) {
     };
 }
 
+/// GICR_VPENDBASER has no enable bits of groups: a resident vPE gets its vLPIs whether or not the guest has enabled
+/// group 1.
+pub fn needs_group1<H: Hw + Clone>(_v4: V4<'_, H>) -> bool {
+    true
+}
+
 pub fn maps_on_all_itss<H: Hw + Clone>(v4: V4<'_, H>) -> bool {
     v4.gic.facts.single_vmovp
 }

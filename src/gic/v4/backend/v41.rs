@@ -67,6 +67,11 @@ pub fn carry<H: Hw + Clone>(_v4: V4<'_, H>, _vpendbaser: u64) -> u64 {
 /// The doorbell becomes known with VMAPP.
 pub fn set_up<H: Hw + Clone>(_v4: V4<'_, H>, _v: &mut Vpe, _home: &Redist<H>) {}
 
+/// GICR_VPENDBASER.VGrp1En holds what the guest has enabled.
+pub fn needs_group1<H: Hw + Clone>(_v4: V4<'_, H>) -> bool {
+    false
+}
+
 pub fn maps_on_all_itss<H: Hw + Clone>(_v4: V4<'_, H>) -> bool {
     true
 }
