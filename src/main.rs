@@ -75,8 +75,8 @@ fn start(own: boot::BootInfo) -> ! {
     };
     let memory = FirmwareMemory(machine);
     let oem = machine.rsdp.and_then(|rsdp| Some(Tables::open(rsdp, &memory).ok()?.xsdt().oem()));
-    let who = Identity { soc: psci::soc_id(), oem, is_compatible: &|word| fdt::is_compatible(own.fdt, word) };
-    errata::apply(&El2, &mut layout, &mut itss, who, |its, erratum| match its {
+    let identity = Identity { soc: psci::soc_id(), oem, is_compatible: &|word| fdt::is_compatible(own.fdt, word) };
+    errata::apply(&El2, &mut layout, &mut itss, identity, |its, erratum| match its {
         Some(its) => log::info!("ITS{its}: {erratum}"),
         None => log::info!("GIC: {erratum}"),
     });

@@ -1,7 +1,7 @@
 //! The physical CPU interface, by system registers (IHI 0069, 4.6 and 12.2).
 //!
-//! EOImode is 1: the end of an interrupt drops its priority, and deactivation is separate. That is what lets a guest
-//! deactivate a physical interrupt by itself, through a list register that is linked to it.
+//! EOImode is 1: end of interrupt only drops the running priority, and deactivation is separate. So a guest can deactivate
+//! a physical interrupt by itself, through a list register that is linked to it.
 
 use crate::arch::barrier;
 use crate::arch::sysreg::{
@@ -11,17 +11,17 @@ use crate::arch::sysreg::{
 use crate::ids::{Intid, Mpidr};
 use core::sync::atomic::{AtomicBool, Ordering};
 
-/// The SGI with which a CPU that panics stops the others.
+/// The SGI by which a CPU that panics stops the others.
 pub const STOP_SGI: u8 = 15;
 
-/// Some CPU's interface is up, so SGIs can be sent.
+/// Set once a CPU interface is up, so that SGIs can be sent.
 static UP: AtomicBool = AtomicBool::new(false);
 
-/// This CPU's interface has no system registers.
+/// The error of a CPU whose interface has no system registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoSystemRegisters;
 
-/// Brings this CPU's interface up: every priority is signalled, group 1 is on.
+/// Brings up this CPU's interface: no priority is masked, and group 1 is enabled.
 pub fn init() -> Result<(), NoSystemRegisters> {
     ICC_SRE_EL2.write(ICC_SRE_EL2::SRE::SET + ICC_SRE_EL2::DFB::SET + ICC_SRE_EL2::DIB::SET + ICC_SRE_EL2::ENABLE::SET);
     barrier::isb();
@@ -37,20 +37,20 @@ pub fn init() -> Result<(), NoSystemRegisters> {
     Ok(())
 }
 
-/// This CPU's interface takes no more interrupts, and none wakes the CPU. [`init`] brings it up again.
+/// Disables this CPU's interface: no interrupt is signalled or wakes the CPU any more. [`init`] brings it up again.
 pub fn shut() {
     ICC_IGRPEN1_EL1.set(0);
     barrier::isb();
 }
 
-/// Acknowledges the most urgent pending interrupt; `None` when there is none (any more). A CPU that is told to stop by
-/// one that panics does not come back.
+/// Acknowledges the pending interrupt of the highest priority; `None` if none is pending any more. It does not return for
+/// [`STOP_SGI`].
 #[inline]
 #[must_use]
 #[allow(clippy::cast_possible_truncation, reason = "INTIDs have 24 bits")]
 pub fn ack() -> Option<Intid> {
     let intid = ICC_IAR1_EL1.get() as u32 & 0xff_ffff;
-    // What the device has done before it interrupted is seen by what follows (IHI 0069, 4.1.1).
+    // The accesses that follow observe what the device wrote before it raised the interrupt (IHI 0069, 4.1.1).
     barrier::dsb_sy();
     match intid {
         1020..=1023 => None,
@@ -59,24 +59,24 @@ pub fn ack() -> Option<Intid> {
     }
 }
 
-/// Drops the running priority: this CPU can take others again. The interrupt stays active.
+/// Drops the running priority, so that this CPU can take other interrupts. The interrupt stays active.
 #[inline]
 pub fn eoi(intid: Intid) {
-    // What was done for the interrupt is complete before it can come again.
+    // The accesses that handled the interrupt complete before it can be taken again.
     barrier::dsb_sy();
     ICC_EOIR1_EL1.set(intid.0.into());
     barrier::isb();
 }
 
-/// Deactivates an interrupt, so that it can become pending on any CPU again. Not for LPIs, which have no active state.
+/// Deactivates an interrupt, so that any CPU can take it again. LPIs have no active state and are not deactivated.
 #[inline]
 pub fn deactivate(intid: Intid) {
     ICC_DIR_EL1.set(intid.0.into());
     barrier::isb();
 }
 
-/// ICC_SGI1R_EL1 for SGI `sgi` to the CPU at `target`: its Aff0 is a bit of the target list within the range of
-/// sixteen that RS selects.
+/// The value of ICC_SGI1R_EL1 that sends SGI `sgi` to the CPU with affinity `target`. Aff0 is a bit of the target list,
+/// within the range of sixteen that RS selects.
 #[must_use]
 const fn sgi1r(sgi: u8, target: Mpidr) -> u64 {
     let aff0 = target.aff(0) as u64;
@@ -90,10 +90,10 @@ const fn sgi1r(sgi: u8, target: Mpidr) -> u64 {
 
 const _: () = assert!(sgi1r(5, Mpidr(0x04_0003_0221)) == 0x0004_2003_0502_0002);
 
-/// Sends SGI `sgi` (0 to 15) to one CPU. What was stored before it is seen by who takes it.
+/// Sends SGI `sgi` (0 to 15) to one CPU, which observes all earlier stores when it takes it.
 ///
-/// Affinities with Aff0 above 15 need the CPU interface's range selector (ICC_CTLR_EL1.RSS and GICD_TYPER.RSS), which
-/// is there on the machines that have them.
+/// Affinities with Aff0 above 15 need the range selector (ICC_CTLR_EL1.RSS and GICD_TYPER.RSS), which machines with such
+/// affinities implement.
 #[inline]
 pub fn send_sgi(sgi: u8, target: Mpidr) {
     barrier::dsb_ishst();
@@ -101,14 +101,14 @@ pub fn send_sgi(sgi: u8, target: Mpidr) {
     barrier::isb();
 }
 
-/// Sends SGI `sgi` (0 to 15) to all CPUs but this one.
+/// Sends SGI `sgi` (0 to 15) to all CPUs except this one.
 pub fn send_sgi_others(sgi: u8) {
     barrier::dsb_ishst();
     ICC_SGI1R_EL1.write(ICC_SGI1R_EL1::IRM::SET + ICC_SGI1R_EL1::INTID.val(sgi.into()));
     barrier::isb();
 }
 
-/// Asks all other CPUs to stop, if there is a way to. One that is in EL2 stops when it next looks for an interrupt.
+/// Asks all other CPUs to stop, if SGIs can be sent. A CPU that is in EL2 stops when it next acknowledges an interrupt.
 pub fn stop_others() {
     if UP.load(Ordering::Relaxed) {
         send_sgi_others(STOP_SGI);

@@ -1,12 +1,12 @@
-//! What is wrong with single GICs, and what is done about it.
+//! Errata of GICs, and their workarounds.
 //!
 //! A part is recognised by its identification register, GICD_IIDR or GITS_IIDR. That is not always enough: 0x0201743b
-//! is every GIC-600 of that revision, of which a few were built into machines in a wrong way. Such lines also ask for
-//! the machine: its SoC by SMCCC (DEN 0028, SMCCC_ARCH_SOC_ID), the maker in its ACPI tables, or a word in its device
-//! tree.
+//! is every GIC-600 of that revision, and only a few machines integrate it incorrectly. Such an erratum also names the
+//! machine: by its SoC (DEN 0028, SMCCC_ARCH_SOC_ID), by the vendor in its ACPI tables, or by its device tree's
+//! `compatible`.
 //!
-//! There are three answers, all of them safe: not to use direct injection, not to trust the caches' coherence, or
-//! nothing, where this hypervisor never does what goes wrong; the table then says why.
+//! There are three remedies: direct injection is not used, caches are not assumed to be coherent, or nothing is done,
+//! because this hypervisor never does what triggers the erratum; the table then says why.
 
 use super::its::IIDR as GITS_IIDR;
 use super::layout::{ItsLayout, Layout};
@@ -15,49 +15,49 @@ use crate::mmio::Hw;
 use crate::platform::acpi::Oem;
 use core::fmt;
 
-/// Which part a line is about.
+/// The part that an erratum concerns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// The distributor, by GICD_IIDR.
+    /// The distributor, identified by GICD_IIDR.
     Distributor,
-    /// An ITS, by GITS_IIDR.
+    /// An ITS, identified by GITS_IIDR.
     Its,
 }
 
-/// What else has to be true.
+/// What identifies the machine in addition to the register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Only {
-    /// Nothing: the register is enough.
+    /// The register is sufficient.
     Always,
-    /// The SoC by SMCCC, and redistributors on at least so many chips by address bits [45:44].
+    /// The SoC, and the least number of chips with redistributors.
     Soc(u32, u32),
-    /// A word in the `compatible` of the device tree's root, or a maker and his name for the machine in the ACPI tables.
+    /// A string in the `compatible` of the device tree's root, or the OEM ID and OEM table ID of the ACPI tables.
     Machine(&'static [&'static str], &'static [u8; 6], &'static [u8; 8]),
 }
 
-/// What is done.
+/// The workaround.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remedy {
-    /// No direct injection: interrupts come by way of EL2.
+    /// Virtual LPIs are not used: interrupts are injected by EL2.
     NoVirtualLpis,
-    /// Tables are cleaned to memory, and not shareable.
+    /// Tables are cleaned to memory and are not shareable.
     NonCoherent,
-    /// Nothing: see the text of the line.
+    /// Nothing: `why` says why none is needed.
     None,
 }
 
-/// A line of the table.
+/// An erratum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Erratum {
-    /// Its maker's name for it.
+    /// The vendor's name for it.
     pub name: &'static str,
     part: Part,
     iidr: u32,
     mask: u32,
     only: Only,
-    /// What is done about it.
+    /// The workaround.
     pub remedy: Remedy,
-    /// Why that is right.
+    /// What the erratum is, and why the workaround is sufficient.
     pub why: &'static str,
 }
 
@@ -69,7 +69,7 @@ impl fmt::Display for Erratum {
 
 const ROCKCHIP: &[&str] = &["rockchip,rk3588", "rockchip,rk3588s"];
 
-/// All that is known.
+/// All errata that are known.
 pub const TABLE: &[Erratum] = &[
     Erratum {
         name: "ARM GIC-700 2941627 (r0, r1)",
@@ -78,7 +78,7 @@ pub const TABLE: &[Erratum] = &[
         mask: 0xff0e_0fff,
         only: Only::Always,
         remedy: Remedy::None,
-        why: "a deactivation does not wake a sleeping redistributor, and none is ever put to sleep",
+        why: "a deactivation does not wake a sleeping redistributor; redistributors are never put to sleep",
     },
     Erratum {
         name: "ARM GIC-700 2941627 (r2)",
@@ -87,7 +87,7 @@ pub const TABLE: &[Erratum] = &[
         mask: 0xff0f_0fff,
         only: Only::Always,
         remedy: Remedy::None,
-        why: "a deactivation does not wake a sleeping redistributor, and none is ever put to sleep",
+        why: "a deactivation does not wake a sleeping redistributor; redistributors are never put to sleep",
     },
     Erratum {
         name: "NVIDIA T241-FABRIC-4",
@@ -105,7 +105,7 @@ pub const TABLE: &[Erratum] = &[
         mask: 0xe8f0_0fff,
         only: Only::Always,
         remedy: Remedy::None,
-        why: "GICD_TYPER2 cannot be read, and only a GICv4.1's is",
+        why: "GICD_TYPER2 cannot be read; it is read only on GICv4.1",
     },
     Erratum {
         name: "HiSilicon 161600802 (Hip07)",
@@ -114,7 +114,7 @@ pub const TABLE: &[Erratum] = &[
         mask: 0xffff_ffff,
         only: Only::Always,
         remedy: Remedy::NoVirtualLpis,
-        why: "commands for vPEs take another address than the redistributor's; direct injection stays off",
+        why: "vPE commands need another address than the redistributor's; direct injection stays off",
     },
     Erratum {
         name: "HiSilicon 162100801 (Hip09)",
@@ -132,7 +132,7 @@ pub const TABLE: &[Erratum] = &[
         mask: 0xffff_ffff,
         only: Only::Machine(ROCKCHIP, b"RKCP  ", b"RK3588  "),
         remedy: Remedy::NonCoherent,
-        why: "the redistributors claim coherence that they do not have",
+        why: "the redistributors claim to be cache-coherent and are not",
     },
     Erratum {
         name: "Rockchip 3588001",
@@ -141,26 +141,26 @@ pub const TABLE: &[Erratum] = &[
         mask: 0xffff_ffff,
         only: Only::Machine(ROCKCHIP, b"RKCP  ", b"RK3588  "),
         remedy: Remedy::NonCoherent,
-        why: "the ITS claims coherence that it does not have",
+        why: "the ITS claims to be cache-coherent and is not",
     },
 ];
 
-/// What machine this is, beside its GIC.
+/// What identifies the machine, apart from its GIC.
 #[derive(Clone, Copy)]
 pub struct Identity<'a> {
-    /// The SoC by SMCCC: JEP-106 code in bits 30:16, the maker's number in bits 15:0.
+    /// SMCCC_ARCH_SOC_ID, version: JEP-106 code in bits 30:16, the vendor's SoC number in bits 15:0.
     pub soc: Option<u32>,
-    /// The maker by ACPI.
+    /// The OEM in the ACPI tables.
     pub oem: Option<Oem>,
-    /// Whether the device tree's root says that it is compatible with something.
+    /// Whether the `compatible` of the device tree's root contains a string.
     pub is_compatible: &'a dyn Fn(&str) -> bool,
 }
 
-/// The lines that hold for a part.
+/// The errata of a part.
 pub fn of<'a>(
     part: Part,
     iidr: u32,
-    who: Identity<'a>,
+    identity: Identity<'a>,
     redists: &'a [(crate::ids::Pa, u64)],
 ) -> impl Iterator<Item = &'static Erratum> + 'a {
     TABLE.iter().filter(move |line| {
@@ -168,31 +168,31 @@ pub fn of<'a>(
             && iidr & line.mask == line.iidr
             && match line.only {
                 Only::Always => true,
-                Only::Soc(soc, least) => who.soc == Some(soc) && chips(redists) >= least,
+                Only::Soc(soc, least) => identity.soc == Some(soc) && chips(redists) >= least,
                 Only::Machine(words, id, table) => {
-                    words.iter().any(|word| (who.is_compatible)(word))
-                        || who.oem == Some(Oem { id: *id, table: *table })
+                    words.iter().any(|word| (identity.is_compatible)(word))
+                        || identity.oem == Some(Oem { id: *id, table: *table })
                 }
             }
     })
 }
 
-/// Chips by the address bits in which a T241 has their number.
+/// The number of chips of a T241, from the address bits that hold the chip number.
 fn chips(redists: &[(crate::ids::Pa, u64)]) -> u32 {
     redists.iter().fold(0u32, |seen, (base, _)| seen | 1 << (base.0 >> 44 & 0b11)).count_ones()
 }
 
-/// Reads who the parts are, tells `each` what is known about them (with the ITS's number where it is about one), and
-/// changes the layout accordingly. Nothing is touched that `Gic::discover` would not touch.
+/// Reads the identification registers, reports each erratum to `each` (with the ITS's index if it concerns an ITS), and
+/// changes the layout accordingly. It accesses only frames that `Gic::discover` accesses as well.
 pub fn apply(
     hw: &impl Hw,
     layout: &mut Layout<'_>,
     itss: &mut [ItsLayout],
-    who: Identity<'_>,
+    identity: Identity<'_>,
     mut each: impl FnMut(Option<usize>, &'static Erratum),
 ) {
     let redists = layout.redists;
-    for erratum in of(Part::Distributor, hw.read32(layout.dist.add(gicd::IIDR)), who, redists) {
+    for erratum in of(Part::Distributor, hw.read32(layout.dist.add(gicd::IIDR)), identity, redists) {
         each(None, erratum);
         match erratum.remedy {
             Remedy::NoVirtualLpis => layout.virtual_lpis_wanted = false,
@@ -201,7 +201,7 @@ pub fn apply(
         }
     }
     for (n, its) in itss.iter_mut().enumerate() {
-        for erratum in of(Part::Its, hw.read32(its.base.add(GITS_IIDR)), who, redists) {
+        for erratum in of(Part::Its, hw.read32(its.base.add(GITS_IIDR)), identity, redists) {
             each(Some(n), erratum);
             match erratum.remedy {
                 Remedy::NoVirtualLpis => layout.virtual_lpis_wanted = false,
@@ -222,21 +222,21 @@ mod tests {
     use gic_model::{Config, Machine};
     use std::vec::Vec;
 
-    fn nobody(_: &str) -> bool {
+    fn no_match(_: &str) -> bool {
         false
     }
 
-    const UNKNOWN: Identity<'static> = Identity { soc: None, oem: None, is_compatible: &nobody };
+    const UNKNOWN: Identity<'static> = Identity { soc: None, oem: None, is_compatible: &no_match };
 
-    fn names(part: Part, iidr: u32, who: Identity<'_>, redists: &[(Pa, u64)]) -> Vec<&'static str> {
-        of(part, iidr, who, redists).map(|line| line.name).collect()
+    fn names(part: Part, iidr: u32, identity: Identity<'_>, redists: &[(Pa, u64)]) -> Vec<&'static str> {
+        of(part, iidr, identity, redists).map(|line| line.name).collect()
     }
 
-    /// What was found, and in which ITS.
+    /// The errata that were reported, with the index of an ITS.
     type Known = Vec<(Option<usize>, &'static str)>;
 
-    /// The driver on a model of `config`, with what is known about it; and what is.
-    fn discovered(config: Config, who: Identity<'_>) -> (Machine, Gic<ModelHw>, Known) {
+    /// The driver on a model of `config` with the errata applied, and the errata.
+    fn discovered(config: Config, identity: Identity<'_>) -> (Machine, Gic<ModelHw>, Known) {
         let described = Described::new(&config);
         let cpus = config.cpus.len();
         let machine = Machine::new(config);
@@ -244,7 +244,7 @@ mod tests {
         let mut layout = described.layout();
         let mut itss = layout.itss.to_vec();
         let mut known = Known::new();
-        apply(&hw, &mut layout, &mut itss, who, |its, erratum| known.push((its, erratum.name)));
+        apply(&hw, &mut layout, &mut itss, identity, |its, erratum| known.push((its, erratum.name)));
         let gic = Gic::discover(hw, &Layout { itss: &itss, ..layout }).unwrap();
         (0..cpus).for_each(|cpu| gic.init_cpu(CpuId(cpu as u16)).unwrap());
         (machine, gic, known)
@@ -268,14 +268,14 @@ mod tests {
             assert!(names(Part::Distributor, iidr, UNKNOWN, &[]).is_empty(), "{iidr:#x}");
         }
         assert!(names(Part::Its, 0x0201_743b, UNKNOWN, &[]).is_empty());
-        // A distributor's number is no ITS's.
+        // The identification of an ITS means nothing for a distributor.
         assert!(names(Part::Distributor, 4, UNKNOWN, &[]).is_empty());
         let (_, gic, known) = discovered(Config::v4_1(2, 1), UNKNOWN);
         assert!(known.is_empty() && gic.facts().v41);
     }
 
     #[test]
-    fn gic700_is_known_by_revision() {
+    fn gic_700_is_recognised_by_its_revision() {
         for iidr in [0x0400_043b, 0x0401_043b, 0x0400_143b, 0x0402_043b, 0x0402_343b] {
             assert_eq!(names(Part::Distributor, iidr, UNKNOWN, &[]).len(), 1, "{iidr:#x}");
         }
@@ -283,30 +283,31 @@ mod tests {
         config.iidr = 0x0401_043b;
         let (_, gic, known) = discovered(config, UNKNOWN);
         assert_eq!(known, [(None, "ARM GIC-700 2941627 (r0, r1)")]);
-        // Direct injection is no part of it.
+        // Direct injection is not affected.
         assert!(gic.facts().virtual_lpis);
     }
 
     #[test]
-    fn t241_is_without_direct_injection_from_three_chips_on() {
-        let who = Identity { soc: Some(0x036b_0241), ..UNKNOWN };
+    fn a_t241_of_three_or_more_chips_does_not_use_direct_injection() {
+        let identity = Identity { soc: Some(0x036b_0241), ..UNKNOWN };
         let chips = |count: u64| (0..count).map(|chip| (Pa(chip << 44 | 0x2200_0000), 0x10_0000)).collect::<Vec<_>>();
-        let has =
-            |who, count| names(Part::Distributor, 0x0402_043b, who, &chips(count)).contains(&"NVIDIA T241-FABRIC-4");
-        assert!(has(who, 3) && has(who, 4));
-        assert!(!has(who, 2) && !has(UNKNOWN, 4));
-        assert!(!names(Part::Distributor, 0x0402_143b, who, &chips(4)).contains(&"NVIDIA T241-FABRIC-4"));
+        let has = |identity, count| {
+            names(Part::Distributor, 0x0402_043b, identity, &chips(count)).contains(&"NVIDIA T241-FABRIC-4")
+        };
+        assert!(has(identity, 3) && has(identity, 4));
+        assert!(!has(identity, 2) && !has(UNKNOWN, 4));
+        assert!(!names(Part::Distributor, 0x0402_143b, identity, &chips(4)).contains(&"NVIDIA T241-FABRIC-4"));
 
         let mut config = Config::v4_1(4, 1).each_cpu(|n, cpu| cpu.gicr = (n as u64) << 44 | 0x2200_0000);
         config.iidr = 0x0402_043b;
-        let (machine, gic, known) = discovered(config, who);
+        let (machine, gic, known) = discovered(config, identity);
         assert!(known.contains(&(None, "NVIDIA T241-FABRIC-4")));
         assert!(!gic.facts().virtual_lpis && gic.v4().is_none());
         takes_physical_lpis(&machine, &gic);
     }
 
     #[test]
-    fn hisilicons_itss_are_used_for_physical_lpis_only() {
+    fn itss_of_hip07_and_hip09_are_used_for_physical_lpis_only() {
         for (config, iidr, name) in [
             (Config::v4_0(2), 0x0000_0004, "HiSilicon 161600802 (Hip07)"),
             (Config::v4_1(2, 1), 0x0005_1736, "HiSilicon 162100801 (Hip09)"),
@@ -319,17 +320,17 @@ mod tests {
     }
 
     #[test]
-    fn only_a_rockchips_gic600_is_not_coherent() {
+    fn a_gic_600_is_not_coherent_only_on_rk3588() {
         let mut config = Config::gicv3(2).each_its(|_, its| its.iidr = 0x0201_743b);
         config.iidr = 0x0201_743b;
         let rk3588 = |word: &str| word == "rockchip,rk3588";
         let by_tree = Identity { is_compatible: &rk3588, ..UNKNOWN };
         let by_acpi = Identity { oem: Some(Oem { id: *b"RKCP  ", table: *b"RK3588  " }), ..UNKNOWN };
         let another = Identity { oem: Some(Oem { id: *b"RKCP  ", table: *b"RK356X  " }), ..UNKNOWN };
-        for (who, coherent) in [(UNKNOWN, true), (another, true), (by_tree, false), (by_acpi, false)] {
-            // The model refuses attributes that do not hold, and sees every line that is not cleaned.
+        for (identity, coherent) in [(UNKNOWN, true), (another, true), (by_tree, false), (by_acpi, false)] {
+            // The model rejects wrong attributes, and detects every cache line that is not cleaned.
             let config = if coherent { config.clone() } else { config.clone().noncoherent() };
-            let (machine, gic, known) = discovered(config, who);
+            let (machine, gic, known) = discovered(config, identity);
             assert_eq!(known.is_empty(), coherent);
             assert_eq!(gic.facts().its(ItsId(0)).unwrap().coherent, coherent);
             takes_physical_lpis(&machine, &gic);
@@ -337,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn thunderx_is_known_and_its_gicd_typer2_is_never_read() {
+    fn gicd_typer2_of_a_thunderx_is_never_read() {
         struct NoTyper2(ModelHw, Pa);
         impl Clone for NoTyper2 {
             fn clone(&self) -> Self {

@@ -1,20 +1,19 @@
-//! Devices and their events: what each is mapped to, and the verbs that change it.
+//! The verbs on devices and their events.
 //!
-//! EL2 knows the state of every event, and no command is built that this state says is an error: a VMAPTI over a
-//! valid entry is UNPREDICTABLE, and hardware need not report any error at all. Entries that are taken are never
-//! overwritten: a mapping is discarded first.
+//! EL2 records what every event is mapped to, and posts no command that would be an error for that state: a VMAPTI over a
+//! valid entry is UNPREDICTABLE, and hardware need not report errors at all. A mapping is never overwritten, but discarded
+//! first.
 //!
-//! Every change of place is followed by INV: the redistributor or vPE that an interrupt comes to may have its
-//! configuration byte cached from an earlier stay, and the INVs since then went elsewhere.
+//! Every move is followed by INV: the redistributor that an interrupt moves to may have its configuration byte cached from
+//! the last time that it was there, and later INVs went to other redistributors.
 //!
-//! The state kept here is the state after every command *posted*. The ring is executed in order, so a caller that
-//! could not wait for completion still finds the truth here; only memory and residency need proof of completion.
-//! When posting itself fails, the changes of that flush are undone.
+//! The recorded state is the one after every command that was *posted*. Commands are executed in order, so the record is
+//! right even if a caller gave up waiting for completion; only memory and residency need proof of completion. If posting
+//! itself fails, the changes of that flush are undone.
 //!
-//! A [`Batch`] gathers commands and ends them with one SYNC for each redistributor and one VSYNC for each vPE
-//! that they touch. DISCARD loses a pending bit, and an MSI that arrives between a DISCARD and the new mapping is
-//! dropped by the hardware; so a swap between physical and virtual ends with an INT on the new mapping
-//! (at most one extra edge).
+//! A [`Batch`] gathers commands and ends them with one SYNC for each redistributor and one VSYNC for each vPE that they
+//! concern. DISCARD clears the pending state, and the hardware drops an MSI that arrives between DISCARD and the new
+//! mapping. So a change between physical and virtual ends with an INT on the new mapping (at most one extra edge).
 
 use super::driver::Gic;
 use super::error::ItsError;
@@ -25,14 +24,17 @@ use crate::mmio::Hw;
 use crate::sync::Guard;
 use arrayvec::ArrayVec;
 
-/// Commands of one operation at most; of all operations of one flush; and of its ends.
+/// The most commands of one operation.
 const OPERATION: usize = 6;
+/// The most commands of all operations of one flush.
 const GATHERED: usize = 36;
+/// The most redistributors, and the most vPEs, that one flush synchronises.
 const TARGETS: usize = 8;
 const FLUSH: usize = GATHERED + 2 * TARGETS;
+/// The most events that one flush changes.
 const CHANGES: usize = 16;
 
-/// One event's change, to be settled when its commands are posted.
+/// The change of one event, undone if its commands cannot be posted.
 #[derive(Clone, Copy)]
 struct Change {
     dev: DeviceId,
@@ -41,9 +43,10 @@ struct Change {
     new: Event,
 }
 
-/// Event verbs that share their SYNCs. Nothing waits before [`finish`](Batch::finish).
+/// Operations on events of one ITS that share their SYNCs. None of them waits for completion before
+/// [`finish`](Batch::finish).
 ///
-/// It holds the ITS's event lock: finish it soon, and call no single verb on the same ITS meanwhile.
+/// It holds the ITS's event lock: finish it soon, and call no other verb on events of the same ITS meanwhile.
 #[must_use = "a batch takes effect when it is finished"]
 pub struct Batch<'a, H: Hw + Clone> {
     gic: &'a Gic<H>,
@@ -77,7 +80,7 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
         self.state.event(dev, ev)
     }
 
-    /// Maps an unmapped event to a physical LPI on a CPU. The LPI's configuration is read anew.
+    /// Maps an unmapped event to a physical LPI on a CPU. The redistributor reloads the LPI's configuration.
     pub fn map_physical(&mut self, dev: DeviceId, ev: EventId, lpi: Lpi, cpu: CpuId) -> Result<(), ItsError> {
         if self.event(dev, ev)? != Event::Unmapped {
             return Err(ItsError::EventMapped(ev));
@@ -98,7 +101,7 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
         self.gic.in_service(cpu).map(|_| ())
     }
 
-    /// Moves a physical event to another CPU, its pending state too.
+    /// Moves a physical event with its pending state to another CPU.
     pub fn move_physical(&mut self, dev: DeviceId, ev: EventId, cpu: CpuId) -> Result<(), ItsError> {
         let Event::Physical { lpi, cpu: old } = self.event(dev, ev)? else { return Err(ItsError::EventState(ev)) };
         self.gic.in_service(cpu)?;
@@ -114,7 +117,7 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
         Ok(())
     }
 
-    /// Unmaps an event, whatever it is, and says what it was. Its pending state is lost.
+    /// Unmaps an event, physical or virtual, and returns what it was mapped to. Its pending state is lost.
     pub fn unmap_event(&mut self, dev: DeviceId, ev: EventId) -> Result<Event, ItsError> {
         let old = self.event(dev, ev)?;
         if old == Event::Unmapped {
@@ -127,17 +130,17 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
         Ok(old)
     }
 
-    /// Makes an event pending, as its device would.
+    /// Makes an event pending, as an MSI of its device does.
     pub fn set_pending(&mut self, dev: DeviceId, ev: EventId) -> Result<(), ItsError> {
         self.on_event(dev, ev, Command::int(dev, ev))
     }
 
-    /// Takes an event's pending state away.
+    /// Clears an event's pending state.
     pub fn clear_pending(&mut self, dev: DeviceId, ev: EventId) -> Result<(), ItsError> {
         self.on_event(dev, ev, Command::clear(dev, ev))
     }
 
-    /// Has an event's configuration byte read anew.
+    /// Makes the hardware reload an event's configuration byte.
     pub fn invalidate(&mut self, dev: DeviceId, ev: EventId) -> Result<(), ItsError> {
         self.on_event(dev, ev, Command::inv(dev, ev))
     }
@@ -153,8 +156,8 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
         Ok(())
     }
 
-    /// Maps an event to a vLPI of a vPE. If it was physical, an interrupt that was pending or arrives meanwhile
-    /// is made up for by one INT; the LPI stays the caller's.
+    /// Maps an event to a vLPI of a vPE. If it was physical, one INT makes up for an interrupt that was pending or arrives
+    /// meanwhile; the LPI stays allocated to the caller.
     pub fn map_virtual(&mut self, dev: DeviceId, ev: EventId, vpe: VpeId, vintid: VIntid) -> Result<(), ItsError> {
         let old = self.event(dev, ev)?;
         if let Event::Virtual { .. } = old {
@@ -177,7 +180,7 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
         Ok(())
     }
 
-    /// Moves a virtual event to another vPE of the same VM, its pending state too.
+    /// Moves a virtual event with its pending state to another vPE of the same VM.
     pub fn move_virtual(&mut self, dev: DeviceId, ev: EventId, vpe: VpeId) -> Result<(), ItsError> {
         let Event::Virtual { vpe: old, vintid } = self.event(dev, ev)? else { return Err(ItsError::EventState(ev)) };
         if old == vpe {
@@ -197,7 +200,7 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
         Ok(())
     }
 
-    /// Maps a virtual event to a physical LPI; ends with one INT, since what was pending in the vPE cannot be read.
+    /// Maps a virtual event to a physical LPI. One INT follows, because the pending state in the vPE cannot be read.
     pub fn to_software(&mut self, dev: DeviceId, ev: EventId, lpi: Lpi, cpu: CpuId) -> Result<(), ItsError> {
         let Event::Virtual { vpe, .. } = self.event(dev, ev)? else { return Err(ItsError::EventState(ev)) };
         self.check_physical(lpi, cpu)?;
@@ -212,7 +215,7 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
         Ok(())
     }
 
-    /// Makes every event of every device pending: MSIs may have been lost while the ITS was stopped.
+    /// Makes every event of every device pending: MSIs may have been lost while the ITS was disabled.
     pub(super) fn set_all_pending(&mut self) -> Result<(), ItsError> {
         self.for_each(|batch, dev, ev, event| match event {
             Event::Unmapped => Ok(()),
@@ -220,7 +223,7 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
         })
     }
 
-    /// Moves every physical event of a CPU to another; how many.
+    /// Moves every physical event of a CPU to another, and returns how many.
     pub(super) fn move_all_physical(&mut self, from: CpuId, to: CpuId) -> Result<u32, ItsError> {
         let mut moved = 0;
         self.for_each(|batch, dev, ev, event| match event {
@@ -248,7 +251,7 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
         Ok(())
     }
 
-    /// Posts what is left and waits until all of the batch has taken effect.
+    /// Posts the remaining commands and waits until the whole batch has taken effect.
     pub fn finish(mut self) -> Result<(), ItsError> {
         self.complete().map(|_| ())
     }
@@ -262,7 +265,7 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
         }
     }
 
-    /// Makes room for one operation.
+    /// Flushes if there is no room for another operation.
     fn room(&mut self) -> Result<(), ItsError> {
         let full = self.commands.len() + OPERATION > GATHERED
             || self.changes.is_full()
@@ -302,7 +305,7 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
         }
     }
 
-    /// Posts what was gathered. A vPE that an event has left stays mapped until the VSYNC that ends its going is posted.
+    /// Posts the gathered commands. A vPE that an event was mapped to is unpinned only after the VSYNC has been posted.
     fn flush(&mut self) -> Result<(), ItsError> {
         if self.commands.is_empty() {
             return Ok(());
@@ -353,7 +356,7 @@ impl<H: Hw + Clone> Drop for Batch<'_, H> {
     }
 }
 
-/// Devices and events, by ITS, DeviceID and EventID. Each call waits for its effect; see [`Batch`] for many.
+/// Verbs on devices and events. Each call waits for completion; use a [`Batch`] for many.
 impl<H: Hw + Clone> Gic<H> {
     /// Starts a batch on one ITS.
     pub fn batch(&self, its: ItsId) -> Result<Batch<'_, H>, ItsError> {
@@ -367,13 +370,13 @@ impl<H: Hw + Clone> Gic<H> {
         Ok(answer)
     }
 
-    /// Maps a device; its translation table has room for 2^`event_bits` events, none of them mapped.
+    /// Maps a device with a translation table for 2^`event_bits` events, none of them mapped.
     pub fn map_device(&self, its: ItsId, dev: DeviceId, event_bits: u8) -> Result<(), ItsError> {
         self.its(its)?.map_device(&self.counters, dev, event_bits, false)
     }
 
-    /// Unmaps a device and its events. After an error the device is gone all the same, but its table's memory is
-    /// never used again.
+    /// Unmaps a device and its events. After an error the device is unmapped all the same, but the memory of its translation
+    /// table is never used again.
     pub fn unmap_device(&self, its: ItsId, dev: DeviceId) -> Result<(), ItsError> {
         let its = self.its(its)?;
         let mut batch = Batch::new(self, its);
@@ -409,32 +412,33 @@ impl<H: Hw + Clone> Gic<H> {
         self.its(event.its)?.state.lock().event(event.device, event.event)
     }
 
-    /// [`Batch::map_physical`] by itself.
+    /// [`Batch::map_physical`] as a batch of one.
     pub fn map_physical(&self, event: EventKey, lpi: Lpi, cpu: CpuId) -> Result<(), ItsError> {
         self.one(event.its, |b| b.map_physical(event.device, event.event, lpi, cpu))
     }
 
-    /// [`Batch::move_physical`] by itself.
+    /// [`Batch::move_physical`] as a batch of one.
     pub fn move_physical(&self, event: EventKey, cpu: CpuId) -> Result<(), ItsError> {
         self.one(event.its, |b| b.move_physical(event.device, event.event, cpu))
     }
 
-    /// [`Batch::unmap_event`] by itself.
+    /// [`Batch::unmap_event`] as a batch of one.
     pub fn unmap_event(&self, event: EventKey) -> Result<Event, ItsError> {
         self.one(event.its, |b| b.unmap_event(event.device, event.event))
     }
 
-    /// [`Batch::set_pending`] by itself.
+    /// [`Batch::set_pending`] as a batch of one.
     pub fn set_pending(&self, event: EventKey) -> Result<(), ItsError> {
         self.one(event.its, |b| b.set_pending(event.device, event.event))
     }
 
-    /// [`Batch::clear_pending`] by itself.
+    /// [`Batch::clear_pending`] as a batch of one.
     pub fn clear_pending(&self, event: EventKey) -> Result<(), ItsError> {
         self.one(event.its, |b| b.clear_pending(event.device, event.event))
     }
 
-    /// Has an event's configuration byte read anew: by INV, or on GICv4.1, for a virtual one, by the redistributor.
+    /// Makes the hardware reload an event's configuration byte: by INV, or for a virtual event on GICv4.1 by a register of
+    /// the redistributor.
     pub fn invalidate(&self, event: EventKey) -> Result<(), ItsError> {
         if let Event::Virtual { vpe, vintid } = self.event(event)?
             && let Some(v4) = self.v4()

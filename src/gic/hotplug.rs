@@ -1,26 +1,26 @@
 //! Taking a CPU out of service while the machine runs; [`Gic::init_cpu`] takes it back.
 //!
-//! What a CPU has is SPIs that are routed to it, events that its collection takes, and vPEs whose home it is, with their
-//! doorbells. First the door is closed: from then on nothing new can be sent there. Whoever looked before that looked
-//! under a lock which this file takes afterwards, so what slipped in is found. Then everything moves:
+//! SPIs are routed to a CPU, events are mapped to its collection, and vPEs with their doorbells live at its redistributor.
+//! First the redistributor is marked as leaving: from then on nothing new can be sent there. Code that found it in service
+//! before that did so under a lock which this file takes afterwards, so whatever it sent there is found. Then everything is
+//! moved:
 //!
-//! | what | how | what is pending |
+//! | what | how | pending state |
 //! |---|---|---|
 //! | SPIs | GICD_IROUTER | stays in the distributor |
-//! | events | MOVI, INV, SYNC at both ends | goes along |
+//! | events | MOVI, INV, SYNC at both redistributors | is moved |
 //! | vPEs | VMOVP, VSYNC | is in the VPT |
-//! | doorbells | with the vPE; the proxy's events by MOVI | goes along, or is left for the last step |
-//! | what is still pending | MOVALL, after all of the above has been synchronised | goes along |
+//! | doorbells | with the vPE; the events of the proxy device by MOVI | is moved, or is left for the last step |
+//! | LPIs that are still pending | MOVALL, after all of the above has been synchronised | is moved |
 //!
-//! The collection stays mapped, and nothing is mapped to it: changing one that events are mapped to is UNPREDICTABLE
-//! (IHI 0069, 5.3 MAPC). The redistributor keeps its tables. EnableLPIs may be a one-way switch, and on GICv4.1 others may have taken
-//! the vPE table from this redistributor; memory that it points at is never given back.
+//! The collection stays mapped without events: remapping a collection that events are mapped to is UNPREDICTABLE (IHI
+//! 0069, 5.3 MAPC). The redistributor keeps its tables, and their memory is never freed: EnableLPIs may be impossible to
+//! clear, and on GICv4.1 other redistributors may share its vPE table.
 //!
-//! A failure leaves the CPU in service. What has moved by then stays where it went, which is harmless: a vPE comes back
-//! when it next runs there.
+//! After a failure the CPU stays in service. What has been moved by then stays where it is, which is harmless: a vPE moves
+//! back when it next runs there.
 //!
-//! What follows is not this file's: putting redistributor and CPU to sleep is the firmware's (PSCI), under two Security
-//! states as under one.
+//! Putting the redistributor and the CPU to sleep is left to the firmware (PSCI), with two Security states or one.
 
 use super::driver::Gic;
 use super::error::ItsError;
@@ -31,14 +31,14 @@ use crate::ids::{CpuId, ItsId, Mpidr, VpeId};
 use crate::mmio::Hw;
 use core::fmt;
 
-/// What was moved.
+/// How much was moved away from a CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
-    /// SPIs.
+    /// The SPIs that were routed to it.
     pub spis: u32,
-    /// Events that EL2 takes.
+    /// The events that were mapped to its collection.
     pub events: u32,
-    /// vPEs, with their doorbells.
+    /// The vPEs that lived there, with their doorbells.
     pub vpes: u32,
 }
 
@@ -48,14 +48,14 @@ impl fmt::Display for Moved {
     }
 }
 
-/// Why a CPU could not be taken out. It is in service as before.
+/// Why a CPU could not be taken out of service. It stays in service if it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TakeOutError {
     /// It is not in service, or is being taken out already.
     NotInService(CpuId),
-    /// Where its interrupts were to go is not in service, or the same.
+    /// The CPU to which its interrupts were to be moved is not in service, or is the same.
     NoTarget(CpuId),
-    /// An ITS did not move its events.
+    /// An ITS did not move the CPU's events.
     Its(ItsId, ItsError),
     /// A vPE could not be moved.
     Vpe(VpeId, EnterError),
@@ -64,17 +64,17 @@ pub enum TakeOutError {
 impl fmt::Display for TakeOutError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            TakeOutError::NotInService(cpu) => write!(f, "{cpu} takes no interrupts"),
-            TakeOutError::NoTarget(cpu) => write!(f, "its interrupts cannot go to {cpu}"),
-            TakeOutError::Its(its, e) => write!(f, "{its} does not move its events: {e}"),
+            TakeOutError::NotInService(cpu) => write!(f, "{cpu} is not in service"),
+            TakeOutError::NoTarget(cpu) => write!(f, "its interrupts cannot be moved to {cpu}"),
+            TakeOutError::Its(its, e) => write!(f, "{its} did not move its events: {e}"),
             TakeOutError::Vpe(vpe, e) => write!(f, "{vpe} cannot be moved: {e}"),
         }
     }
 }
 
 impl<H: Hw + Clone> Gic<H> {
-    /// Takes a CPU out of service: everything that it has goes to `to`, nothing pending is lost. No vPE is resident
-    /// there. One CPU at a time; may be called on any. What was pending for the CPU itself (SGIs, PPIs) stays with it.
+    /// Takes a CPU out of service: moves its SPIs, events and vPEs to `to` without losing a pending interrupt. No vPE is
+    /// resident there. It may be called on any CPU, for one CPU at a time. Pending SGIs and PPIs stay with the CPU.
     pub fn take_out(&self, cpu: CpuId, to: CpuId) -> Result<Moved, TakeOutError> {
         let from = self.redists.get(cpu.index()).ok_or(TakeOutError::NotInService(cpu))?;
         let to = self.redists.get(to.index()).filter(|r| r.cpu != cpu).ok_or(TakeOutError::NoTarget(to))?;
@@ -113,7 +113,7 @@ impl<H: Hw + Clone> Gic<H> {
             });
             match events {
                 Ok(n) => moved.events += n,
-                // What it had is lost in any case.
+                // The interrupts of a dead ITS are lost in any case.
                 Err(ItsError::Dead) => {}
                 Err(e) => return Err(TakeOutError::Its(its.id, e)),
             }
@@ -126,14 +126,14 @@ impl<H: Hw + Clone> Gic<H> {
         Ok(moved)
     }
 
-    /// Takes along what is still pending: doorbells whose vPEs are elsewhere by now. Any ITS can say it for all.
+    /// Moves LPIs that are still pending: doorbells whose vPEs have been moved already. Any ITS can do it for all.
     fn move_pending(&self, from: &Redist<H>, to: &Redist<H>) -> Result<(), TakeOutError> {
         for its in self.itss.iter().flatten().filter(|its| !its.queue.is_dead()) {
             let (source, target) = (its.target(from), its.target(to));
             let commands = [
                 Command::movall(source, target),
                 Command::sync(source),
-                // Bytes that it has from earlier, of numbers that have had other owners since.
+                // The target may have cached the configuration of LPIs that have been reallocated since.
                 Command::invall(collection(to.cpu)),
                 Command::sync(target),
             ];
@@ -158,7 +158,9 @@ mod tests {
     use std::vec::Vec;
 
     const CPUS: usize = 4;
+    /// The CPU that is taken out of service.
     const GOES: CpuId = CpuId(1);
+    /// The CPU to which everything is moved.
     const STAYS: CpuId = CpuId(2);
     const SPI: Intid = Intid(40);
     const IROUTER: u64 = 0x6000;
@@ -185,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn spis_and_events_go_elsewhere_and_what_is_pending_goes_along() {
+    fn spis_and_events_are_moved_with_their_pending_state() {
         for config in v4_machines().into_iter().chain([Config::gicv3(CPUS), Config::gicv3(CPUS).noncoherent()]) {
             let Bench { machine, gic } = Bench::up(config.clone());
             gic.map_device(ITS0, DEV, 3).unwrap();
@@ -217,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_doorbell_that_nobody_has_taken_yet_rings_where_the_vpe_goes() {
+    fn a_pending_doorbell_is_moved_with_its_vpe() {
         for config in v4_machines() {
             let g = Guest::new(config, 2);
             g.map(ITS0, 1, 1);
@@ -230,7 +232,7 @@ mod tests {
             g.machine.advance_us(100);
             assert_eq!(g.doorbells(GOES.index()), []);
             assert_eq!(g.doorbells(STAYS.index()), [g.vpes[1]]);
-            // And it rings there from now on.
+            // Later doorbells are taken there, too.
             let r = g.enter(1, STAYS.0);
             assert_eq!(g.guest(STAYS.index()), [1]);
             assert!(!g.leave(r, Why::Block));
@@ -242,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cpu_comes_back_with_the_tables_that_it_had() {
+    fn a_cpu_that_comes_back_uses_the_tables_that_it_had() {
         for config in v4_machines().into_iter().map(sticky).chain(v4_machines()) {
             let (gicr, ces) = (config.cpus[GOES.index()].gicr, config.cpus[GOES.index()].ces);
             let g = Guest::new(config, 2);
@@ -251,7 +253,7 @@ mod tests {
             for _ in 0..2 {
                 let _ = g.gic.take_out(GOES, STAYS).unwrap();
                 if ces {
-                    // Firmware that turns LPIs off before it lets the redistributor sleep.
+                    // Like firmware that disables LPIs before it puts the redistributor to sleep.
                     g.machine.write32(gicr, 0);
                     g.machine.advance_us(10);
                 }
@@ -274,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cpu_stays_while_a_vpe_is_resident_there() {
+    fn a_cpu_on_which_a_vpe_is_resident_is_not_taken_out() {
         for config in v4_machines() {
             let g = Guest::new(config, 2);
             g.map(ITS0, 1, 1);
@@ -291,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_can_be_sent_to_a_cpu_that_is_out() {
+    fn no_lpi_or_vpe_can_be_sent_to_a_cpu_that_is_out_of_service() {
         let g = Guest::new(Config::v4_0(CPUS), 2);
         let offline = Err(ItsError::CpuOffline(GOES));
         let lpi = g.gic.alloc_lpi().unwrap();
@@ -311,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn an_its_that_is_late_leaves_the_cpu_in_service_until_it_is_asked_again() {
+    fn a_cpu_stays_in_service_if_an_its_is_late_and_can_be_taken_out_later() {
         for nth in 0..6 {
             let g = Guest::new(Config::v4_0(CPUS), 2);
             g.map(ITS0, 1, 1);
@@ -322,7 +324,7 @@ mod tests {
             assert!(g.gic.take_out(GOES, STAYS).is_err(), "{nth}");
             g.machine.advance_us(200_000);
             g.gic.drain(ITS0).unwrap();
-            // It takes what it is given, as before.
+            // It is in service as before.
             g.gic.map_physical(key(ITS0, 3), Lpi(lpi.0 + 1), GOES).unwrap();
             let r = g.enter(1, GOES.0);
             assert!(!g.leave(r, Why::Block));

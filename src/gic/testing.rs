@@ -1,4 +1,4 @@
-//! What the driver's tests stand on: the executable GIC behind [`Hw`].
+//! The executable GIC behind [`Hw`], for the driver's tests.
 
 use super::v4::{PendingLast, Resident, V4, VmHandle, Why};
 use super::{Gic, GicError, ItsLayout, Layout};
@@ -10,14 +10,14 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::vec::Vec;
 
-/// What is read of a 64-bit register, from its address and value.
+/// Computes what a read of a 64-bit register returns, from its address and the model's value.
 type Amendment = Rc<dyn Fn(Pa, u64) -> u64>;
 
-/// A model machine, the 64-bit registers that were written lately, and how some read other than the model has them.
+/// A model machine, the 64-bit registers that were written most recently, and a change to what reads return.
 #[derive(Clone)]
 pub struct ModelHw(pub Machine, Rc<RefCell<VecDeque<Pa>>>, Option<Amendment>);
 
-/// How many register writes are remembered.
+/// How many register writes are recorded.
 const REMEMBERED: usize = 64;
 
 impl ModelHw {
@@ -25,12 +25,12 @@ impl ModelHw {
         ModelHw(machine, Rc::default(), None)
     }
 
-    /// A machine whose 64-bit registers do not all read as the model has them.
+    /// A machine on which reads of 64-bit registers are changed.
     pub fn amended(machine: Machine, read64: impl Fn(Pa, u64) -> u64 + 'static) -> Self {
         ModelHw(machine, Rc::default(), Some(Rc::new(read64)))
     }
 
-    /// The 64-bit registers that were written lately, oldest first.
+    /// The 64-bit registers that were written most recently, oldest first.
     pub fn writes(&self) -> Vec<Pa> {
         self.1.borrow().iter().copied().collect()
     }
@@ -87,7 +87,7 @@ impl Hw for ModelHw {
     }
 }
 
-/// What a platform description would say of a model machine: one region for each redistributor.
+/// The platform description of a model machine, with a region for each redistributor.
 pub struct Described {
     redists: Vec<(Pa, u64)>,
     cpus: Vec<Mpidr>,
@@ -105,7 +105,7 @@ impl Described {
         }
     }
 
-    /// Whether the ITSs look into caches, as the platform has it.
+    /// Sets whether the platform describes the ITSs as coherent.
     pub fn say_coherent(&mut self, coherent: bool) {
         self.itss.iter_mut().for_each(|its| its.coherent = coherent);
     }
@@ -130,7 +130,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Discovered, no CPU up.
+    /// After discovery, before any CPU is brought up.
     pub fn discovered(config: Config) -> Result<Bench, GicError> {
         let described = Described::new(&config);
         let machine = Machine::new(config);
@@ -138,7 +138,7 @@ impl Bench {
         Ok(Bench { machine, gic })
     }
 
-    /// All CPUs up.
+    /// With all CPUs brought up.
     pub fn up(config: Config) -> Bench {
         let cpus = config.cpus.len();
         let bench = Bench::discovered(config).expect("discover");
@@ -165,7 +165,7 @@ pub const fn vlpi(n: u32) -> VIntid {
     VIntid(Lpi::FIRST + n)
 }
 
-/// A machine with all CPUs up, a VM, vPEs that live on CPUs 0, 1, ..., and [`DEV`] with 32 events on each ITS.
+/// A machine with all CPUs brought up, a VM whose vPEs live at CPUs 0, 1, ..., and [`DEV`] with 32 events on each ITS.
 pub struct Guest {
     pub machine: Machine,
     pub gic: Gic<ModelHw>,
@@ -189,7 +189,7 @@ impl Guest {
         self.gic.v4().unwrap()
     }
 
-    /// Event `ev` of [`DEV`] on an ITS becomes vLPI `ev` of the n-th vPE, enabled.
+    /// Maps event `ev` of [`DEV`] on an ITS to vLPI `ev` of the n-th vPE, and enables the vLPI.
     pub fn map(&self, its: ItsId, ev: u32, vpe: usize) {
         self.v4().configure(self.vm, vlpi(ev), 0xa1).unwrap();
         self.v4().map_event(key(its, ev), self.vpes[vpe], vlpi(ev)).unwrap();
@@ -203,7 +203,7 @@ impl Guest {
         let resident = self.v4().enter(self.vpes[vpe], CpuId(cpu)).unwrap();
         self.v4().before_eret(&resident);
         if !self.gic.facts().dirty {
-            // Nobody can tell when the table has been read: a guest may be faster, and is interrupted later.
+            // The driver cannot tell when the table has been read, so this waits until the model has read it.
             self.machine.advance_us(10);
         }
         resident
@@ -214,24 +214,24 @@ impl Guest {
         pending
     }
 
-    /// What the guest on a CPU takes, in order.
+    /// The vLPIs that the guest on a CPU acknowledges, in order, counted from 0.
     pub fn guest(&self, cpu: usize) -> Vec<u32> {
         core::iter::from_fn(|| self.machine.guest_ack(cpu)).map(|i| i - Lpi::FIRST).collect()
     }
 
-    /// What EL2 takes on a CPU: doorbells by vPE.
+    /// The vPEs whose doorbells EL2 acknowledges on a CPU.
     pub fn doorbells(&self, cpu: usize) -> Vec<VpeId> {
         core::iter::from_fn(|| self.machine.host_ack(cpu))
             .map(|i| self.gic.doorbell(Lpi(i)).expect("a doorbell"))
             .collect()
     }
 
-    /// All doorbells on all CPUs.
+    /// The same for all CPUs.
     pub fn all_doorbells(&self) -> Vec<VpeId> {
         (0..self.machine.config().cpus.len()).flat_map(|cpu| self.doorbells(cpu)).collect()
     }
 
-    /// Takes everything down; nothing is left over.
+    /// Removes the devices, the vPEs and the VM.
     pub fn take_down(&self) {
         (0..self.machine.config().its.len()).for_each(|its| self.gic.unmap_device(ItsId(its as u8), DEV).unwrap());
         self.vpes.iter().for_each(|vpe| self.v4().remove_vpe(*vpe).unwrap());

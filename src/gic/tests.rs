@@ -1,4 +1,4 @@
-//! The driver on the executable GIC: bring-up and physical interrupts.
+//! Bring-up and physical interrupts, on the executable GIC.
 
 use super::testing::{Bench, Described, ModelHw};
 use super::*;
@@ -43,7 +43,7 @@ fn an_msi_reaches_the_cpu_that_its_event_is_mapped_to() {
 }
 
 #[test]
-fn itss_of_a_list_have_numbers_of_their_own_even_with_virtual_lpis_off() {
+fn itss_of_a_list_get_different_numbers_even_if_virtual_lpis_are_not_used() {
     let config = Config::its_list(2, 3);
     let (described, machine) = (Described::new(&config), Machine::new(config));
     let layout = Layout { virtual_lpis_wanted: false, ..described.layout() };

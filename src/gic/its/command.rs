@@ -9,7 +9,7 @@ use crate::ids::{CollectionId, DeviceId, EventId, Lpi, Pa, VIntid, VpeId};
 /// The INTID that stands for "no doorbell" (IHI 0069, 5.3.10).
 const NO_DOORBELL: u64 = 1023;
 
-/// A redistributor as this ITS's commands name it: its address, or its processor number, by GITS_TYPER.PTA.
+/// A redistributor as commands name it: its address or its processor number, as GITS_TYPER.PTA says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target(u64);
 
@@ -32,46 +32,46 @@ const PA_64K_MASK: u64 = 0x000f_ffff_ffff_0000;
 const ITT_MASK: u64 = 0x000f_ffff_ffff_ff00;
 const VALID: u64 = 1 << 63;
 
-/// VMAPP (V=1) as GICv4.0 has it.
+/// The fields of VMAPP with V = 1 (GICv4.0).
 #[derive(Clone, Copy, Debug)]
 pub struct VmappV40 {
-    /// Whom.
+    /// The vPE to map.
     pub vpe: VpeId,
-    /// On which redistributor.
+    /// The redistributor that it lives at.
     pub target: Target,
     /// Its pending table, 64 KiB-aligned.
     pub vpt: Pa,
-    /// vINTID bits that the table has room for.
+    /// Number of vINTID bits that the table has room for.
     pub id_bits: u8,
 }
 
-/// VMAPP as GICv4.1 has it.
+/// The fields of VMAPP with V = 1 (GICv4.1).
 #[derive(Clone, Copy, Debug)]
 pub struct VmappV41 {
-    /// The fields that 4.0 has too.
+    /// The fields that GICv4.0 has as well.
     pub base: VmappV40,
     /// The VM's configuration table, 64 KiB-aligned.
     pub config: Pa,
     /// The default doorbell.
     pub doorbell: Lpi,
-    /// First map of this vPE over all ITSs.
+    /// No other ITS maps this vPE yet.
     pub alloc: bool,
     /// The pending table is all zero.
     pub pending_zero: bool,
 }
 
-/// What VSGI configures (GICv4.1).
+/// The configuration of a virtual SGI (GICv4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SgiConfig {
-    /// Delivered at all.
+    /// It is delivered.
     pub enabled: bool,
-    /// Group 1, not group 0.
+    /// It belongs to group 1 instead of group 0.
     pub group1: bool,
-    /// Of which the upper four bits exist.
+    /// Its priority, of which the upper four bits are implemented.
     pub priority: u8,
 }
 
-/// One command.
+/// An ITS command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Command([u64; 4]);
 
@@ -96,22 +96,22 @@ const fn doorbell_of(doorbell: Option<Lpi>) -> u64 {
 }
 
 impl Command {
-    /// How many bytes one takes in the ring.
+    /// Bytes of a command.
     pub const SIZE: u64 = 32;
 
-    /// The words, to be stored little-endian in this order.
+    /// The words, which are stored little-endian in this order.
     #[must_use]
     pub const fn words(self) -> [u64; 4] {
         self.0
     }
 
-    /// From the words found in a ring.
+    /// The command with these words.
     #[must_use]
     pub const fn from_words(words: [u64; 4]) -> Command {
         Command(words)
     }
 
-    /// What it does; `None` if it was never one of ours.
+    /// What the command does; `None` for an unknown opcode.
     #[must_use]
     pub const fn kind(self) -> Option<Kind> {
         Kind::from_opcode(self.0[0] as u8)
@@ -141,13 +141,13 @@ impl Command {
         Command([opcode(Kind::Mapti) | device_of(dev), ev.0 as u64 | (lpi.0 as u64) << 32, collection.0 as u64, 0])
     }
 
-    /// Maps an event to the physical LPI of its own number.
+    /// Maps an event to the physical LPI with the same number.
     #[cfg(test)]
     pub const fn mapi(dev: DeviceId, ev: EventId, collection: CollectionId) -> Command {
         Command([opcode(Kind::Mapi) | device_of(dev), ev.0 as u64, collection.0 as u64, 0])
     }
 
-    /// Moves an event to another collection, its pending state too.
+    /// Moves an event to another collection with its pending state.
     #[must_use]
     pub const fn movi(dev: DeviceId, ev: EventId, collection: CollectionId) -> Command {
         Command([opcode(Kind::Movi) | device_of(dev), ev.0 as u64, collection.0 as u64, 0])
@@ -163,25 +163,25 @@ impl Command {
         Self::on_event(Kind::Int, dev, ev)
     }
 
-    /// Takes an event's pending state away.
+    /// Clears an event's pending state.
     #[must_use]
     pub const fn clear(dev: DeviceId, ev: EventId) -> Command {
         Self::on_event(Kind::Clear, dev, ev)
     }
 
-    /// Has an event's configuration byte read anew.
+    /// Makes the redistributor reload an event's configuration byte.
     #[must_use]
     pub const fn inv(dev: DeviceId, ev: EventId) -> Command {
         Self::on_event(Kind::Inv, dev, ev)
     }
 
-    /// Unmaps an event, physical or virtual, its pending state too.
+    /// Unmaps an event, physical or virtual, and clears its pending state.
     #[must_use]
     pub const fn discard(dev: DeviceId, ev: EventId) -> Command {
         Self::on_event(Kind::Discard, dev, ev)
     }
 
-    /// Has the configuration of all LPIs of a collection read anew.
+    /// Makes the redistributor reload the configuration of all LPIs of a collection.
     #[must_use]
     pub const fn invall(collection: CollectionId) -> Command {
         Command([opcode(Kind::Invall), 0, collection.0 as u64, 0])
@@ -224,7 +224,7 @@ impl Command {
         Command([opcode(Kind::Vmapp), vpe_of(vpe), 0, 0])
     }
 
-    /// Unmaps a vPE (GICv4.1); `last` over all ITSs. Complete when consumed: no VSYNC may follow.
+    /// Unmaps a vPE (GICv4.1); `last`: no other ITS maps it. It is complete when it is consumed: no VSYNC may follow.
     #[must_use]
     pub const fn vmapp_unmap_v41(vpe: VpeId, last: bool) -> Command {
         Command([opcode(Kind::Vmapp) | (last as u64) << 8, vpe_of(vpe), 0, 0])
@@ -241,13 +241,13 @@ impl Command {
         ])
     }
 
-    /// Maps an event to the vLPI of its own number of a vPE. The doorbell is `None` on GICv4.1.
+    /// Maps an event to the vLPI of a vPE with the same number. The doorbell is `None` on GICv4.1.
     #[cfg(test)]
     pub const fn vmapi(dev: DeviceId, ev: EventId, vpe: VpeId, doorbell: Option<Lpi>) -> Command {
         Command([opcode(Kind::Vmapi) | device_of(dev), ev.0 as u64 | vpe_of(vpe), doorbell_of(doorbell), 0])
     }
 
-    /// Moves a virtual event to another vPE of its VM, its pending state too. `Some` sets a new doorbell (GICv4.0).
+    /// Moves a virtual event with its pending state to another vPE of the same VM. `Some` names a new doorbell (GICv4.0).
     #[must_use]
     pub const fn vmovi(dev: DeviceId, ev: EventId, vpe: VpeId, doorbell: Option<Lpi>) -> Command {
         let dw2 = match doorbell {
@@ -257,7 +257,7 @@ impl Command {
         Command([opcode(Kind::Vmovi) | device_of(dev), ev.0 as u64 | vpe_of(vpe), dw2, 0])
     }
 
-    /// Moves a vPE to another redistributor, where one ITS tells the others (GITS_TYPER.VMOVP = 1).
+    /// Moves a vPE to another redistributor, where one ITS informs the others (GITS_TYPER.VMOVP = 1).
     #[must_use]
     pub const fn vmovp(vpe: VpeId, target: Target) -> Command {
         Command([opcode(Kind::Vmovp), vpe_of(vpe), target.0, 0])
@@ -270,7 +270,7 @@ impl Command {
         Command([dw0 | (sequence as u64) << 32, dw1 | its_list as u64, dw2, dw3])
     }
 
-    /// The ITSs that have to come to this VMOVP together, if it is one for several.
+    /// The ITSList of a VMOVP that several ITSs execute together; `None` for any other command.
     #[must_use]
     pub const fn vmovp_list(self) -> Option<u16> {
         let list = self.0[1] as u16;
@@ -280,7 +280,7 @@ impl Command {
         }
     }
 
-    /// This VMOVP for one ITS alone.
+    /// This VMOVP with an ITSList of one ITS.
     #[must_use]
     pub const fn for_one_its(self, its_number: u8) -> Command {
         let [dw0, dw1, dw2, dw3] = self.0;
@@ -300,13 +300,13 @@ impl Command {
         Command([opcode(Kind::Vsync), vpe_of(vpe), 0, 0])
     }
 
-    /// Has the configuration of all vLPIs of a vPE read anew.
+    /// Makes the redistributor reload the configuration of all vLPIs of a vPE.
     #[must_use]
     pub const fn vinvall(vpe: VpeId) -> Command {
         Command([opcode(Kind::Vinvall), vpe_of(vpe), 0, 0])
     }
 
-    /// Has the configuration of a vPE's default doorbell read anew, everywhere (GICv4.1).
+    /// Makes all redistributors reload the configuration of a vPE's default doorbell (GICv4.1).
     #[must_use]
     pub const fn invdb(vpe: VpeId) -> Command {
         Command([opcode(Kind::Invdb), vpe_of(vpe), 0, 0])
@@ -320,7 +320,7 @@ impl Command {
         Command([opcode(Kind::Vsgi) | flags | priority | (sgi as u64 & 0xf) << 32, vpe_of(vpe), 0, 0])
     }
 
-    /// Takes a virtual SGI's pending state away (GICv4.1).
+    /// Clears a virtual SGI's pending state (GICv4.1).
     #[must_use]
     pub const fn vsgi_clear(vpe: VpeId, sgi: u8) -> Command {
         Command([opcode(Kind::Vsgi) | 1 << 9 | (sgi as u64 & 0xf) << 32, vpe_of(vpe), 0, 0])

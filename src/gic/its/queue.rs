@@ -1,15 +1,15 @@
-//! The command ring of one ITS (IHI 0069, 5.2.3 and 12.19.1 to 12.19.3).
+//! The command queue of one ITS (IHI 0069, 5.2.3 and 12.19.1 to 12.19.3).
 //!
-//! Positions are counted from the day the ring was started and never wrap: a position names one command for
-//! ever, and "has it been consumed" is a comparison. GITS_CREADR only gives a position modulo the ring's size.
-//! [`Queue::consumed`] unfolds it below what had been posted before the register was read, which yields a lower
-//! bound when other CPUs have run ahead meanwhile; a lower bound never claims a completion too early, and no
-//! value that the register may have claims one that was not asked for.
+//! Positions count all commands since the queue was started and never wrap, so a position names one command for ever, and
+//! whether it has been consumed is a comparison. GITS_CREADR gives a position modulo the size of the ring.
+//! [`Queue::consumed`] extends it to the largest position that is not above what had been posted before the register was
+//! read. If other CPUs post meanwhile, this is a lower bound, which never reports a completion too early. No value of the
+//! register reports the completion of a command that was not posted.
 //!
-//! The lock covers the ring's contents and GITS_CWRITER. Waiting for completion is done without it.
-//! Every wait has a deadline. A missed one is an error to the caller and not yet the end of the ITS; an ITS
-//! that has stalled and does not recover from one retry, or has made no progress for [`DEAD_AFTER_US`], is
-//! declared dead: it is disabled, its commands are refused from then on, one line is logged.
+//! The lock protects the contents of the ring and GITS_CWRITER. Waiting for completion does not take it. Every wait has a
+//! deadline. A missed deadline is an error for the caller, but the ITS stays in use. An ITS that has stalled and does not
+//! recover after one retry, or that has made no progress for [`DEAD_AFTER_US`], is declared dead: it is disabled, commands
+//! for it are refused from then on, and one line is logged.
 
 use super::command::Command;
 use super::regs::{GITS_CREADR, GITS_CTLR, GITS_CWRITER, gits};
@@ -22,58 +22,57 @@ use crate::sync::{Lock, Rank};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tock_registers::LocalRegisterCopy;
 
-/// Bytes of the ring; also its alignment, which CBASER wants.
+/// Size of the ring in bytes, and its alignment.
 pub const RING_SIZE: u64 = 0x1_0000;
 const SLOTS: u64 = RING_SIZE / Command::SIZE;
-/// One slot stays free, so that a full ring is not an empty one.
+/// One slot stays free, so that a full ring can be told from an empty one.
 const ROOM: u64 = SLOTS - 1;
 
-/// How long a caller waits for commands that change a mapping.
+/// How long a caller waits for the completion of commands, or for room in the queue.
 pub const COMMAND_LIMIT_US: u64 = 100_000;
-/// How long an ITS may stand still with work to do before it is given up.
+/// How long an ITS may make no progress with commands to consume before it is declared dead.
 pub const DEAD_AFTER_US: u64 = 1_000_000;
-/// How long a retry after a stall may take to show progress, and a dead ITS to become quiescent.
+/// How long an ITS may take to make progress after a retry, or to become quiescent when it is disabled.
 const RETRY_LIMIT_US: u64 = 1_000;
 
-/// That every command up to some position has been consumed and, where it ends in SYNC or VSYNC, taken effect.
+/// Proof that every command up to some position has been consumed, and has taken effect if the last one is SYNC or VSYNC.
 ///
-/// Only a wait makes one. What frees memory that a table pointed at asks for it.
+/// Only a wait makes one. A function that frees memory which an ITS table pointed at takes it as an argument.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Synced(());
 
-/// A position in a ring: just behind the commands that were posted.
+/// A position in a queue: just after the commands that were posted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket(u64);
 
-/// What the lock covers.
+/// What the lock protects.
 struct Ring {
     base: Pa,
     coherence: Coherence,
-    /// Position behind the last command written.
+    /// Position after the last command that was written.
     produced: u64,
 }
 
-/// The ring and what is known about its consumer.
+/// The command queue, and what is known about the ITS that consumes it.
 pub struct Queue<H> {
     hw: H,
     id: ItsId,
     its: Pa,
     ring: Lock<Ring>,
-    /// Position behind the last command that the ITS has been told of.
+    /// Position after the last command that GITS_CWRITER has published.
     posted: AtomicU64,
-    /// Position behind the last command known to be consumed.
+    /// Position after the last command known to be consumed.
     consumed: AtomicU64,
     dead: AtomicBool,
-    /// Where the ring last stood still at a deadline (plus one; 0: nowhere), and since when.
+    /// The position, plus one, at which the ITS was found at the last missed deadline (0: none), and since when.
     stuck_at: AtomicU64,
     stuck_since: AtomicU64,
-    /// It stands before a VMOVP that several ITSs have to come to, and has for too long. Which of them is to blame
-    /// cannot be told from here.
+    /// It has been waiting for too long at a VMOVP that several ITSs execute together. Which of them is at fault is not known.
     waits_for_other_itss: AtomicBool,
 }
 
 impl<H: Hw> Queue<H> {
-    /// A ring in zeroed memory that GITS_CBASER points at already; GITS_CREADR is 0.
+    /// A queue in zeroed memory that GITS_CBASER points at already. GITS_CREADR is 0.
     pub fn new(hw: H, id: ItsId, its: Pa, base: Pa, coherence: Coherence) -> Self {
         Queue {
             hw,
@@ -89,12 +88,12 @@ impl<H: Hw> Queue<H> {
         }
     }
 
-    /// Whether this ITS has been given up.
+    /// Whether this ITS has been declared dead.
     pub fn is_dead(&self) -> bool {
         self.dead.load(Ordering::Relaxed)
     }
 
-    /// Writes commands into the ring and lets the ITS see them. Waits, within bounds, while the ring is full.
+    /// Writes commands into the ring and publishes them with GITS_CWRITER. While the ring is full it waits, up to a deadline.
     pub fn post(&self, counters: &Counters, commands: &[Command]) -> Result<Ticket, ItsError> {
         debug_assert!(commands.len() as u64 <= ROOM, "more commands than the ring holds");
         let mut ring = self.ring.lock();
@@ -150,7 +149,7 @@ impl<H: Hw> Queue<H> {
                 return Err(ItsError::Dead);
             }
             let ring = self.ring.lock();
-            // A retry that gets no further is the end of the ITS, so this ends.
+            // This ends: a retry without progress declares the ITS dead.
             if stalled && in_time && !self.stalled_for_good(counters, &ring) {
                 continue;
             }
@@ -165,7 +164,7 @@ impl<H: Hw> Queue<H> {
         }
     }
 
-    /// Gets a stalled queue going again, if anything does. `true` if it was stalled.
+    /// Retries a queue that has stalled. `true` if it had, whether it makes progress now or has been declared dead.
     pub fn retry_stalled(&self, counters: &Counters) -> bool {
         if self.is_dead() || !self.stalled() {
             return false;
@@ -175,17 +174,17 @@ impl<H: Hw> Queue<H> {
         before < ring.produced && (self.stalled_for_good(counters, &ring) || self.consumed() > before)
     }
 
-    /// Behind everything that has been posted so far, by anybody.
+    /// The position after all commands that any CPU has posted so far.
     pub fn latest(&self) -> Ticket {
         Ticket(self.posted.load(Ordering::Acquire))
     }
 
-    /// Whether everything up to `ticket` has been consumed; does not wait.
+    /// Whether every command up to `ticket` has been consumed. It does not wait.
     pub fn is_done(&self, ticket: Ticket) -> bool {
         self.consumed.load(Ordering::Acquire) >= ticket.0 || self.consumed() >= ticket.0
     }
 
-    /// The position up to which the ITS has consumed, or an earlier one.
+    /// A lower bound of the position up to which the ITS has consumed commands.
     fn consumed(&self) -> u64 {
         let posted = self.posted.load(Ordering::Acquire);
         let slot = self.creadr().read(GITS_CREADR::SLOT);
@@ -202,9 +201,9 @@ impl<H: Hw> Queue<H> {
         self.creadr().is_set(GITS_CREADR::STALLED)
     }
 
-    /// Deals with a stall: one retry; when that does not help the ITS is dead. `true` when it is.
+    /// Handles a stall: retries once, and declares the ITS dead if it makes no progress. `true` if it is dead.
     ///
-    /// STALLED may stay set after a recovery (QEMU clears it only with CBASER), so progress decides, not the bit.
+    /// Progress decides, not the bit: STALLED may stay set after a recovery (QEMU clears it only when CBASER is written).
     fn stalled_for_good(&self, counters: &Counters, ring: &Ring) -> bool {
         if !self.stalled() {
             return false;
@@ -213,11 +212,11 @@ impl<H: Hw> Queue<H> {
         if at >= ring.produced {
             return false;
         }
-        // Another CPU may have tried while this one waited for the ring, and given the ITS up.
+        // While this CPU waited for the lock, another one may have retried and declared the ITS dead.
         if !self.is_dead() {
             counters.stalls.bump();
             log::error!(
-                "{}: stalled at command {} of {}: {}; retrying once",
+                "gic: {}: stalled at command {} of {}: {}; retrying once",
                 self.id,
                 at,
                 ring.produced,
@@ -233,7 +232,7 @@ impl<H: Hw> Queue<H> {
         true
     }
 
-    /// A deadline was missed: says so, and gives the ITS up when it has stood still for too long.
+    /// Logs that a deadline was missed, and declares the ITS dead if it has made no progress for too long.
     fn deadline_missed(&self, counters: &Counters, wanted: u64, ring: &Ring) {
         counters.timeouts.bump();
         let at = self.consumed();
@@ -244,7 +243,7 @@ impl<H: Hw> Queue<H> {
         if self.stuck_at.swap(at + 1, Ordering::AcqRel) != at + 1 {
             self.stuck_since.store(now, Ordering::Release);
             log::error!(
-                "{}: no completion in time: waited for command {wanted}, stands before {at} of {}: {}",
+                "gic: {}: timed out waiting for command {wanted}: stopped before command {at} of {}: {}",
                 self.id,
                 ring.produced,
                 self.command_at(ring, at)
@@ -258,17 +257,17 @@ impl<H: Hw> Queue<H> {
         }
     }
 
-    // ---- getting ITSs on that wait for one another (ITSList mode); see v4/mend.rs ---------------------------
+    // ---- recovery of ITSs that wait for one another (ITSList mode): used by v4/vmovp_recovery --------------
 
-    /// Whether it stands before a VMOVP for several ITSs, and has for too long.
+    /// Whether the ITS has been waiting for too long at a VMOVP that several ITSs execute together.
     pub fn waits_for_other_itss(&self) -> bool {
         self.waits_for_other_itss.load(Ordering::Acquire) && !self.is_dead()
     }
 
-    /// Gives the ITS up.
+    /// Declares the ITS dead.
     pub fn mark_dead(&self, counters: &Counters) {
         let ring = self.ring.lock();
-        self.declare_dead(counters, &ring, "alone with a VMOVP and does not get on");
+        self.declare_dead(counters, &ring, "no progress even without the other ITSs");
     }
 
     fn set_enabled(&self, enabled: bool) {
@@ -278,7 +277,7 @@ impl<H: Hw> Queue<H> {
         self.hw.write32(at, ctlr.get());
     }
 
-    /// Stops the ITS. `false`: it does not become quiescent.
+    /// Disables the ITS. `false`: it does not become quiescent.
     pub fn disable(&self) -> bool {
         self.set_enabled(false);
         let at = self.its.add(gits::CTLR);
@@ -286,7 +285,7 @@ impl<H: Hw> Queue<H> {
         self.hw.wait(RETRY_LIMIT_US, || ctlr().is_set(GITS_CTLR::QUIESCENT))
     }
 
-    /// While the ITS is stopped: each VMOVP that it has still to consume becomes one for itself alone.
+    /// Rewrites each VMOVP that is still to be consumed so that it names this ITS alone. The ITS is disabled.
     pub fn unlist_vmovps(&self, its_number: u8) {
         let ring = self.ring.lock();
         for position in self.consumed()..ring.produced {
@@ -298,7 +297,7 @@ impl<H: Hw> Queue<H> {
         }
     }
 
-    /// Starts the ITS again where it stood.
+    /// Enables the ITS again. It continues where it was disabled.
     pub fn enable(&self) {
         let ring = self.ring.lock();
         self.waits_for_other_itss.store(false, Ordering::Release);
@@ -306,7 +305,7 @@ impl<H: Hw> Queue<H> {
         self.hw.write64(self.its.add(gits::CWRITER), GITS_CWRITER::SLOT.val(ring.produced % SLOTS).value);
     }
 
-    /// Gives the ITS up. It is disabled, so that what it has not consumed by now it never will.
+    /// Declares the ITS dead and disables it, so that it consumes no more commands.
     fn declare_dead(&self, counters: &Counters, ring: &Ring, how: &str) {
         if self.dead.swap(true, Ordering::AcqRel) {
             return;
@@ -322,11 +321,11 @@ impl<H: Hw> Queue<H> {
         });
         let at = self.consumed();
         log::error!(
-            "{}: dead ({how}) before command {at} of {}: {}; its interrupts are lost, its memory stays with it{}",
+            "gic: {}: dead ({how}) before command {at} of {}: {}; its interrupts are lost and its memory is not reused{}",
             self.id,
             ring.produced,
             if at < ring.produced { self.command_at(ring, at) } else { "none" },
-            if quiet { "" } else { "; it does not even become quiescent" },
+            if quiet { "" } else { "; it does not become quiescent" },
         );
     }
 

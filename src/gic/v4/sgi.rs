@@ -1,7 +1,8 @@
-//! Virtual SGIs (GICv4.1; IHI 0069, 6.5): a guest's IPI without the hypervisor on the receiving side.
+//! Virtual SGIs (GICv4.1; IHI 0069, 6.5): a guest's IPIs without an exit on the receiving side.
 //!
-//! A vPE has sixteen of them, without active state. One is configured and cleared by ITS commands, made pending by a
-//! store to an ITS (the nearest: crossing a socket costs as much as the rest), and read back at the vPE's redistributor.
+//! A vPE has sixteen of them, without active state. They are configured and cleared by ITS commands, made pending by a
+//! store to an ITS (the nearest one: a store to another socket doubles the cost), and read back at the vPE's
+//! redistributor.
 
 use super::error::{EnterError, V4Error};
 use super::view::{V4, bit};
@@ -25,23 +26,23 @@ impl<H: Hw + Clone> V4<'_, H> {
         Ok(())
     }
 
-    /// Enables, groups and prioritises a virtual SGI. Its pending state stays.
+    /// Sets the enable bit, the group and the priority of a virtual SGI. Its pending state does not change.
     pub fn configure_sgi(self, vpe: VpeId, sgi: u8, config: SgiConfig) -> Result<(), V4Error> {
         self.sgi_commands(vpe, sgi, Command::vsgi(vpe, sgi, config))
     }
 
-    /// Takes a virtual SGI's pending state away.
+    /// Clears the pending state of a virtual SGI.
     pub fn clear_sgi(self, vpe: VpeId, sgi: u8) -> Result<(), V4Error> {
         self.sgi_commands(vpe, sgi, Command::vsgi_clear(vpe, sgi))
     }
 
-    /// Makes a virtual SGI pending: one store, no command.
+    /// Makes a virtual SGI pending by one store, without a command.
     pub fn send_sgi(self, vpe: VpeId, sgi: u8) -> Result<(), V4Error> {
         if sgi >= SGIS || !self.gic.facts.vsgi {
             return Err(V4Error::NoSuchSgi(sgi));
         }
         let slot = self.state.slot(vpe).ok_or(V4Error::NoSuchVpe(vpe))?;
-        // The lock keeps the vPE mapped.
+        // The vPE's lock keeps it mapped.
         let guard = slot.vpe.lock();
         let v = guard.as_ref().ok_or(V4Error::NoSuchVpe(vpe))?;
         let home = self.gic.redists.get(v.home.index()).map_or(0, |r| r.affinity());
@@ -52,7 +53,7 @@ impl<H: Hw + Clone> V4<'_, H> {
         Ok(())
     }
 
-    /// Which virtual SGIs are pending, a bit each.
+    /// The pending virtual SGIs of a vPE, one bit each.
     pub fn pending_sgis(self, vpe: VpeId) -> Result<u16, V4Error> {
         if !self.gic.facts.vsgi {
             return Err(V4Error::NoSuchSgi(0));

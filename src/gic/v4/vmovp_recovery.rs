@@ -29,7 +29,9 @@ impl<H: Hw + Clone> V4<'_, H> {
             return;
         }
         counters.vmovp_recoveries.bump();
-        log::error!("ITSs wait for one another before a VMOVP: stopping all of them to find the one that is deaf");
+        log::error!(
+            "gic: ITSs wait for one another at a VMOVP: disabling all of them to find the one that is at fault"
+        );
         for its in alive() {
             if !its.queue.disable() {
                 its.queue.mark_dead(counters);

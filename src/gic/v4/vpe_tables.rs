@@ -1,13 +1,13 @@
-//! GICv4.1: the vPE tables of redistributors and ITSs, and who has which in common (IHI 0069, 12.11 GICR_VPROPBASER,
+//! GICv4.1: the vPE tables of redistributors and ITSs, and which of them share a table (IHI 0069, 12.11 GICR_VPROPBASER,
 //! 12.19 GITS_TYPER.SVPET).
 //!
-//! Redistributors with the same affinity down to the level that GICR_TYPER.CommonLPIAff names have one vPE table in
-//! common. So have an ITS and the redistributors of its affinity, down to the level of GITS_TYPER.SVPET, and ITSs with
-//! the same level and affinity; then it is the table behind GITS_BASER2. Having in common is transitive: if two ITSs
-//! share with two redistributors that share with each other, all four have one table.
+//! Redistributors with the same affinity down to the level that GICR_TYPER.CommonLPIAff names share one vPE table. So do an
+//! ITS and the redistributors of its affinity, down to the level of GITS_TYPER.SVPET, and ITSs with the same level and
+//! affinity; then it is the table that GITS_BASER2 points at. Sharing is transitive: if two ITSs share with two
+//! redistributors that share with each other, all four share one table.
 //!
-//! Identity shares is worked out before the first table is made, and all tables are made before the first CPU comes up;
-//! each redistributor is pointed at its own exactly once. Second levels are made in all of them before a vPEID is used.
+//! Sharing is computed before the first table is made, and all tables are made before the first CPU is brought up. Each
+//! redistributor is pointed at its table once. Second levels are allocated in all tables before a vPEID is used.
 
 use crate::gic::error::GicError;
 use crate::gic::facts::common_affinity;
@@ -19,21 +19,21 @@ use crate::mmio::Hw;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-/// Affinity, and how many levels of it (from Aff3 down) name those that share.
+/// An affinity, and how many levels of it (from Aff3 down) name the redistributors and ITSs that share.
 type Reach = (u32, u8);
 
 fn reaches((own, levels): Reach, other: u32) -> bool {
     common_affinity(own, levels) == common_affinity(other, levels)
 }
 
-/// Identity has a vPE table in common: equal labels do.
+/// Which ITSs and redistributors share a vPE table: those with equal labels.
 pub struct Sharing {
     itss: Vec<usize>,
     redists: Vec<usize>,
 }
 
 impl Sharing {
-    /// Works it out from the reach of each ITS (`None`: shares with nobody) and of each redistributor.
+    /// Computes the labels from the reach of each ITS (`None`: it shares with none) and of each redistributor.
     pub fn of(itss: &[Option<Reach>], redists: &[Reach]) -> Sharing {
         let count = itss.len() + redists.len();
         let mut labels: Vec<usize> = (0..count).collect();
@@ -45,7 +45,7 @@ impl Sharing {
                 a.1 == b.1 && reaches(a, b.0)
             }
         };
-        // Until nothing changes: each round carries a label at least one step on.
+        // Repeated until nothing changes, because each round may carry a label only one step further.
         let mut changed = true;
         while changed {
             changed = false;
@@ -63,7 +63,7 @@ impl Sharing {
         Sharing { itss: labels, redists }
     }
 
-    /// The table of an earlier ITS that this one has in common with it.
+    /// The table that this ITS shares with one that was brought up earlier.
     pub fn of_its<H>(&self, its: usize, earlier: &[Option<Its<H>>]) -> Option<Table> {
         let label = self.itss.get(its)?;
         let same = earlier.iter().zip(&self.itss).filter(|(_, l)| *l == label);
@@ -71,15 +71,15 @@ impl Sharing {
     }
 }
 
-/// One vPE table and the redistributors that have it in common.
+/// A vPE table that a group of redistributors shares.
 struct Group {
     label: usize,
     table: Table,
-    /// Made for redistributors only, and none has been pointed at it: it is all zero, and the first may be told so.
+    /// No ITS uses it and no redistributor has been pointed at it yet: it is all zero, and the first one is told so.
     fresh: AtomicBool,
 }
 
-/// All of them, and each redistributor's label.
+/// All groups, and the label of each redistributor.
 #[derive(Default)]
 pub struct VpeTables {
     groups: Vec<Group>,
@@ -87,7 +87,7 @@ pub struct VpeTables {
 }
 
 impl VpeTables {
-    /// A table for each group, an ITS's own where it is shared.
+    /// Makes a table for each group, or takes the one of an ITS that shares with it.
     pub fn make<H: Hw + Clone>(
         sharing: &Sharing,
         redists: &[Redist<H>],
@@ -121,7 +121,7 @@ impl VpeTables {
         self.groups.iter().find(|g| g.label == label)
     }
 
-    /// Points a redistributor at its group's table. One whose CPU was out for a while has it already, unless it lost it.
+    /// Points a redistributor at its group's table, unless it still uses it from before its CPU was taken out of service.
     pub fn attach<H: Hw>(&self, redist: &Redist<H>, coherent: bool) -> Result<(), GicError> {
         let group = self.of(redist.cpu).ok_or(GicError::RegisterWrite(redist.cpu))?;
         if redist.has_vpe_table(&group.table) {
@@ -135,7 +135,7 @@ impl VpeTables {
         }
     }
 
-    /// Room for a vPE in every table.
+    /// Makes sure that every table has memory behind the entry of a vPE.
     pub fn ensure<H: Hw>(&self, hw: &H, id: u64) -> Result<(), TableError> {
         self.groups.iter().try_for_each(|g| g.table.ensure(hw, id))
     }
@@ -152,13 +152,13 @@ mod tests {
 
     #[test]
     fn sharing_is_transitive() {
-        // All redistributors have one table (CommonLPIAff 0), so two ITSs of different sockets have it too.
+        // All redistributors share one table (CommonLPIAff 0), so two ITSs of different sockets share it, too.
         let s = Sharing::of(&[Some((0, 1)), Some((1 << 24, 1)), None], &[(0, 0), (1 << 24, 0)]);
         assert_eq!((s.itss, s.redists), (vec![0, 0, 2], vec![0, 0]));
-        // Each socket has its own.
+        // Each socket has its own table.
         let s = Sharing::of(&[Some((0, 1)), Some((1 << 24, 1))], &[(0x100, 1), (1 << 24, 1), (0x200, 1)]);
         assert_eq!((s.itss, s.redists), (vec![0, 1], vec![0, 1, 0]));
-        // Graviton3: one ITS on the first half; the second half shares among itself.
+        // Graviton3: one ITS shares with the first half of the redistributors; the second half has a table of its own.
         let s = Sharing::of(&[Some((0, 1))], &[(0, 1), (1 << 24, 1), (0x100, 1), (1 << 24 | 0x100, 1)]);
         assert_eq!((s.itss, s.redists), (vec![0], vec![0, 2, 0, 2]));
     }
