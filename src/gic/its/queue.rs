@@ -216,7 +216,7 @@ impl<H: Hw> Queue<H> {
         if !self.is_dead() {
             counters.stalls.bump();
             log::error!(
-                "gic: {}: stalled at command {} of {}: {}; retrying once",
+                "{}: stalled at command {} of {}: {}; retrying once",
                 self.id,
                 at,
                 ring.produced,
@@ -243,7 +243,7 @@ impl<H: Hw> Queue<H> {
         if self.stuck_at.swap(at + 1, Ordering::AcqRel) != at + 1 {
             self.stuck_since.store(now, Ordering::Release);
             log::error!(
-                "gic: {}: timed out waiting for command {wanted}: stopped before command {at} of {}: {}",
+                "{}: timed out waiting for command {wanted}: stopped before command {at} of {}: {}",
                 self.id,
                 ring.produced,
                 self.command_at(ring, at)
@@ -321,7 +321,7 @@ impl<H: Hw> Queue<H> {
         });
         let at = self.consumed();
         log::error!(
-            "gic: {}: dead ({how}) before command {at} of {}: {}; its interrupts are lost and its memory is not reused{}",
+            "{}: dead ({how}) before command {at} of {}: {}; its interrupts are lost and its memory is not reused{}",
             self.id,
             ring.produced,
             if at < ring.produced { self.command_at(ring, at) } else { "none" },

@@ -51,7 +51,7 @@ impl Drop for Resident {
     fn drop(&mut self) {
         // The register cannot be reached from here. The redistributor stays claimed, so that no other vPE is entered
         // while Valid is set.
-        log::error!("gic: {}: dropped while resident on {}; no vPE can run there any more", self.vpe, self.cpu);
+        log::error!("{}: dropped while resident on {}; no vPE can run there any more", self.vpe, self.cpu);
     }
 }
 
@@ -208,5 +208,5 @@ impl<H: Hw + Clone> V4<'_, H> {
 
 #[cold]
 fn log_dirty(vpe: VpeId, cpu: CpuId) {
-    log::error!("gic: {vpe}: VPENDBASER.Dirty timed out on {cpu}; assuming a pending interrupt");
+    log::error!("{vpe}: VPENDBASER.Dirty timed out on {cpu}; assuming a pending interrupt");
 }

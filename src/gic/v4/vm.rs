@@ -217,7 +217,7 @@ impl<H: Hw + Clone> V4<'_, H> {
             Ok(()) => self.free_tables(v, proof.as_ref()),
             Err(e) => {
                 counters.quarantined_bytes.add(pending_bytes(v.id_bits) as u64);
-                log::error!("gic: {vpe}: removal failed: {e}; its pending table and vPEID are never used again");
+                log::error!("{vpe}: removal failed: {e}; its pending table and vPEID are never used again");
             }
         }
         result

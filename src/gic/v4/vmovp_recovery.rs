@@ -30,7 +30,7 @@ impl<H: Hw + Clone> V4<'_, H> {
         }
         counters.vmovp_recoveries.bump();
         log::error!(
-            "gic: ITSs wait for one another at a VMOVP: disabling all of them to find the one that is at fault"
+            "ITSs wait for one another at a VMOVP: disabling all of them to find the one that is at fault"
         );
         for its in alive() {
             if !its.queue.disable() {
