@@ -83,10 +83,6 @@ number! {
     Ipa(u64), "{:#x}"
 }
 number! {
-    /// A virtual address.
-    Va(u64), "{:#x}"
-}
-number! {
     /// A CPU's affinity in MPIDR_EL1's layout: Aff3 in bits 39:32, Aff2..Aff0 in bits 23:0, all others zero.
     Mpidr(u64), "{:#x}"
 }

@@ -124,7 +124,6 @@ registers! {
     wo ICC_DIR_EL1 = "S3_0_C12_C11_1", "Deactivates an interrupt.";
     rw ICC_BPR1_EL1 = "S3_0_C12_C12_3", "Group 1 binary point: the split of a priority into group and subpriority.";
     rw ICC_PMR_EL1 = "S3_0_C4_C6_0", "Priority mask: only interrupts of a higher priority are signalled.";
-    ro ICC_RPR_EL1 = "S3_0_C12_C11_3", "The running priority.";
     rw ICC_CTLR_EL1: ICC_CTLR_EL1 = "S3_0_C12_C12_4", "Control of the CPU interface (EOImode).";
     rw ICC_SRE_EL2: ICC_SRE_EL2 = "S3_4_C12_C9_5", "System register access at EL2, and at EL1.";
     rw ICC_IGRPEN1_EL1 = "S3_0_C12_C12_7", "Group 1 enable.";

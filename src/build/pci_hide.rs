@@ -12,8 +12,8 @@ use crate::platform::{Machine, PciHost};
 use crate::util::range::Range;
 use alloc::vec::Vec;
 
-/// Size of one function's configuration space in bytes.
-const PAGE: u64 = 4096;
+/// Size of one function's configuration space in bytes (PCI Express 6.0, 7.2.2).
+const FUNCTION: u64 = 4096;
 /// The value that a read of an empty slot returns.
 const EMPTY_SLOT: u32 = u32::MAX;
 
@@ -48,7 +48,7 @@ fn page_of(machine: &Machine, text: &str) -> Option<Range> {
 /// Returns a function's page of the ECAM.
 fn page(host: &PciHost, bus: u8, device: u64, function: u64) -> Range {
     let bus = u64::from(bus.saturating_sub(host.buses.0));
-    Range::new(host.ecam.base.add(bus << 20 | device << 15 | function << 12), PAGE)
+    Range::new(host.ecam.base.add(bus << 20 | device << 15 | function << 12), FUNCTION)
 }
 
 /// Returns the ECAM page of the function that has a BAR in the page of `at`. Follows bridges as the firmware has
@@ -102,7 +102,7 @@ fn has_bar_at(host: &PciHost, function: Pa, at: Pa, read: &impl Fn(Pa) -> u32) -
             base |= u64::from(bar(index)) << 32;
             index += 1;
         }
-        if base != 0 && cpu_address(host, base) & !(PAGE - 1) == at.0 & !(PAGE - 1) {
+        if base != 0 && cpu_address(host, base) & !(FUNCTION - 1) == at.0 & !(FUNCTION - 1) {
             return true;
         }
     }

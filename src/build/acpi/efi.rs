@@ -8,6 +8,7 @@
 use crate::build::fdt::edit::Dom0Plan;
 use crate::build::fdt::node::{node, set, set_boot_args, set_cells};
 use crate::ids::Pa;
+use crate::util::PAGE;
 use crate::util::range::Range;
 use alloc::vec::Vec;
 use dtoolkit::model::DeviceTree;
@@ -22,7 +23,6 @@ pub const CONVENTIONAL: u32 = 7;
 pub const ACPI_RECLAIM: u32 = 9;
 /// EFI_MEMORY_WB.
 pub const WRITE_BACK: u64 = 1 << 3;
-const PAGE: u64 = 4096;
 
 /// Value of Linux' `efi_secureboot_mode`: dom0's kernel was started without a check of its signature.
 const SECURE_BOOT_DISABLED: u32 = 2;

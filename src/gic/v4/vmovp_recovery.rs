@@ -29,9 +29,7 @@ impl<H: Hw + Clone> V4<'_, H> {
             return;
         }
         counters.vmovp_recoveries.bump();
-        log::error!(
-            "ITSs wait for one another at a VMOVP: disabling all of them to find the one that is at fault"
-        );
+        log::error!("ITSs wait for one another at a VMOVP: disabling all of them to find the one that is at fault");
         for its in alive() {
             if !its.queue.disable() {
                 its.queue.mark_dead(counters);

@@ -13,6 +13,7 @@
 
 use crate::arch::esr::DataAbort;
 use crate::ids::Ipa;
+use crate::util::PAGE;
 
 /// The general-purpose registers of a vCPU.
 pub trait Registers {
@@ -117,7 +118,6 @@ pub const fn needs_instruction(abort: &DataAbort) -> bool {
     !abort.isv && !abort.cm && !abort.s1ptw && !abort.fnv
 }
 
-const PAGE: u64 = 0x1000;
 /// Bits of a virtual address. The top byte may be a tag.
 const ADDRESS: u64 = 0x00ff_ffff_ffff_ffff;
 
