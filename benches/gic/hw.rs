@@ -1,5 +1,5 @@
-//! A GIC that completes everything at once: registers and memory keep what is written, except for the few bits that a driver
-//! waits for. It delivers no interrupts, unlike `tests/gic-model`.
+//! A GIC that completes everything at once: registers and memory keep what is written, except for the few bits that a
+//! driver waits for. It delivers no interrupts; `tests/gic-model` does.
 
 use doorward::gic::{Gic, ItsLayout, Layout};
 use doorward::ids::{CpuId, Mpidr, Pa};
@@ -7,7 +7,7 @@ use doorward::mmio::{Coherence, Hw};
 use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
 
-/// The number of CPUs: that of a Graviton3.
+/// The number of CPUs of a Graviton3.
 pub const CPUS: u16 = 64;
 
 const DIST: Pa = Pa(0x1000_0000);
@@ -34,15 +34,15 @@ const QUIESCENT: u32 = 1 << 31;
 
 /// 16 ID bits, LPIs, 32 SPIs.
 const DIST_TYPER: u32 = 15 << 19 | 1 << 17 | 1;
-/// Devices, collections and vPEs, eight bytes an entry.
+/// Tables of devices, collections and vPEs, with entries of eight bytes.
 const BASERS: [u64; 3] = [0x0107 << 48, 0x0407 << 48, 0x0207 << 48];
 
-/// The version of the GIC.
+/// The generation of the GIC.
 #[derive(Clone, Copy, Debug)]
 pub enum Generation {
-    /// GICv4.0 with DirectLPI; one ITS, as QEMU's.
+    /// GICv4.0 with DirectLPI, and an ITS like QEMU's.
     V40,
-    /// GICv4.1; the ITS of a Graviton3.
+    /// GICv4.1, and an ITS like a Graviton3's.
     V41,
 }
 
@@ -54,7 +54,7 @@ impl Generation {
         }
     }
 
-    /// PLPIS, VLPIS, DirectLPI; in 4.1 also Dirty, RVPEID and VSGI.
+    /// PLPIS, VLPIS, DirectLPI; for GICv4.1 also Dirty, RVPEID and VSGI.
     fn redist_typer(self, n: u64) -> u64 {
         let features = match self {
             Generation::V40 => 0x00_000b,
@@ -65,11 +65,11 @@ impl Generation {
     }
 }
 
-/// The machine. Clones are handles to the same machine.
+/// The machine. Clones share its registers and memory.
 #[derive(Clone)]
 pub struct Instant(Rc<Space>);
 
-/// The address space. Pages are allocated when they are first accessed.
+/// The address space, with memory behind the pages that have been accessed.
 struct Space {
     pages: Box<[OnceCell<Box<Words>>]>,
     next: Cell<u64>,
@@ -129,7 +129,7 @@ impl Hw for Instant {
         (end <= END.0).then_some(Pa(start))
     }
 
-    /// Memory is not reused, as it would have to be zeroed.
+    /// Memory is not reused: it would have to be zeroed.
     fn free(&self, _: Pa, _: usize, _: usize) {}
 
     fn load8(&self, at: Pa) -> u8 {
@@ -159,7 +159,7 @@ impl Hw for Instant {
     fn relax(&self) {}
 }
 
-/// Sets up the driver on such a machine, with all CPUs initialised.
+/// The driver on such a machine, with all CPUs brought up.
 pub fn discover(generation: Generation) -> Gic<Instant> {
     let cpus: Vec<Mpidr> = (0..u32::from(CPUS)).map(Mpidr::from_packed).collect();
     let layout = Layout {

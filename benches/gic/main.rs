@@ -1,8 +1,8 @@
 //! Counts the instructions of the GICv4 verbs, with different numbers of vPEs.
 //!
-//! Each verb runs once under valgrind on a machine with 1, 64 and 16384 vPEs, for the vPE that was added last. The machine
-//! ([`hw`]) completes everything at once and takes a few instructions for each access, so nearly all instructions counted are
-//! the driver's. `cargo xtask bench gic` runs this and checks that the counts do not grow.
+//! Each verb is run once under valgrind on a machine with 1, 64 and 16384 vPEs, always for the last vPE that was added.
+//! The machine ([`hw`]) answers at once and takes a few instructions for each access, so the count is mostly the
+//! driver's. `cargo xtask bench gic` runs this and checks that no row grows with the number of vPEs.
 
 #![allow(missing_docs, reason = "gungraun generates functions and constants")]
 
@@ -15,19 +15,19 @@ use gungraun::prelude::*;
 use hw::{Generation, Instant};
 use std::hint::black_box;
 
-/// The home of the measured vPE, and the CPU that it is moved to.
+/// The CPU at which the measured vPE lives, and the one that it is moved to.
 const HOME: CpuId = CpuId(3);
 const AWAY: CpuId = CpuId(hw::CPUS - 1);
 const ITS: ItsId = ItsId(0);
 
-/// vPEs of one VM. Each VM has a device, each vPE one event of it.
+/// The number of vPEs of a VM. Each VM has a device, and each vPE one event of it.
 const VCPUS: u32 = 64;
 const ID_BITS: u8 = 14;
-/// The device that is mapped by the measured verb, with 64 events.
+/// The device whose mapping is measured, with 64 vectors.
 const NEW_DEVICE: DeviceId = DeviceId(0x7fff);
 const VECTOR_BITS: u8 = 6;
 
-/// The number of commands that the driver's queue holds at least.
+/// At least as many commands as fit the driver's ring.
 const RING: u32 = 2048;
 
 /// A GIC in use, and the vPE that is measured.
@@ -50,7 +50,7 @@ const fn vlpi(n: u32) -> VIntid {
     VIntid(Lpi::FIRST + n)
 }
 
-/// A machine with so many vPEs. It is leaked, so that its teardown is not measured.
+/// A machine with so many vPEs. It is leaked, because its removal is not to be measured.
 fn machine(generation: Generation, vpes: u32) -> &'static Machine {
     let gic = hw::discover(generation);
     let v4 = gic.v4().expect("virtual LPIs");
@@ -66,7 +66,7 @@ fn machine(generation: Generation, vpes: u32) -> &'static Machine {
         }
     }
     let vpe = last.expect("a vPE");
-    // Write the whole command queue once: the machine takes more instructions for the first store to a page.
+    // Once round the command ring: the first store to a page takes instructions of the machine, not of the driver.
     (0..RING / 2).for_each(|_| gic.set_pending(EventKey::new(ITS, device, EventId(0))).expect("INT and VSYNC"));
     let doorbell = (Lpi::FIRST..).map(Lpi).take(1 << 16).find(|l| gic.doorbell(*l) == Some(vpe)).expect("its doorbell");
     Box::leak(Box::new(Machine { gic, vpe, device, free: EventId(VCPUS), doorbell }))
@@ -98,7 +98,7 @@ fn doorbell(m: &'static Machine) -> Option<VpeId> {
     m.gic.doorbell(black_box(m.doorbell))
 }
 
-// `enter` on another CPU than before, which takes a VMOVP.
+// `enter` on another CPU than the vPE's home.
 #[library_benchmark]
 #[benches::v40(args = [(Generation::V40, 1), (Generation::V40, 64), (Generation::V40, 16384)], setup = machine)]
 #[benches::v41(args = [(Generation::V41, 1), (Generation::V41, 64), (Generation::V41, 16384)], setup = machine)]

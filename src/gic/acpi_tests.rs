@@ -1,5 +1,5 @@
-//! From a server's ACPI tables to a vLPI in a guest: the layout of a Graviton3 (redistributors named by the CPUs only,
-//! in two runs 16 GiB apart, Aff3 in use) on the executable GIC in 4.1 mode.
+//! From a server's ACPI tables to a vLPI in a guest: the layout of a Graviton3 (redistributors described by the GICCs
+//! only, in two regions 16 GiB apart, Aff3 in use) on the executable GIC with GICv4.1.
 
 use super::testing::{DEV, Guest, ITS0, ModelHw, vlpi};
 use super::v4::Why::{Block, Preempt};
@@ -12,7 +12,7 @@ use std::vec::Vec;
 
 const CPUS: usize = 64;
 
-/// The driver on the model, with nothing but what the tables say.
+/// The driver on the model, with the layout that the tables describe.
 fn guest(homes: &[u16]) -> Guest {
     let tables = Memory::with(&graviton3()).read().unwrap();
     let config = Config::graviton3(CPUS).each_cpu(|n, cpu| cpu.affinity = tables.cpus[n].mpidr.packed());
@@ -55,7 +55,7 @@ fn a_vlpi_reaches_a_vpe_on_each_half_of_a_graviton3() {
         g.msi(ITS0, vpe as u32);
         assert_eq!(g.guest(usize::from(home)), [vpe as u32], "CPU {home}");
         assert!(!g.leave(resident, Block));
-        // Nobody there: the bell rings.
+        // The vPE is not resident, so its doorbell rings.
         g.msi(ITS0, vpe as u32);
         assert_eq!(g.all_doorbells(), [g.vpes[vpe]]);
         let resident = g.enter(vpe, home);
@@ -68,13 +68,13 @@ fn a_vlpi_reaches_a_vpe_on_each_half_of_a_graviton3() {
 }
 
 #[test]
-fn a_vpe_moves_from_one_half_to_the_other_with_what_is_pending() {
+fn a_vpe_moves_from_one_half_to_the_other_with_its_pending_vlpis() {
     let g = guest(&[5]);
     g.map(ITS0, 7, 0);
     let resident = g.enter(0, 5);
     assert!(!g.leave(resident, Block));
     g.msi(ITS0, 7);
-    // The table of vPEs that the other half's redistributors look into is another one.
+    // The redistributors of the other half use another vPE table.
     let resident = g.enter(0, 40);
     assert_eq!(g.guest(40), [7]);
     g.msi(ITS0, 7);

@@ -1,8 +1,8 @@
 //! Bring-up of what all CPUs share, and of each CPU's part.
 //!
-//! The order matters. Every ITS that an earlier owner of the machine left enabled is disabled before any memory that it may
-//! access is reused, and so is stale residency on every redistributor. The capabilities that are used are those that *all*
-//! redistributors have, so they are read before the tables are made. Each CPU then enables its own part.
+//! The order matters. Every ITS that an earlier owner of the machine left enabled is disabled before any memory that it
+//! may access is reused, and so is stale residency on every redistributor. The capabilities that are used are those
+//! that *all* redistributors have, so they are read before the tables are made. Each CPU then enables its own part.
 
 use super::counters::Counters;
 use super::dist::Dist;
@@ -21,9 +21,9 @@ use alloc::vec::Vec;
 use tock_registers::LocalRegisterCopy;
 
 impl<H: Hw + Clone> Gic<H> {
-    /// Reads what the hardware supports and brings up what all CPUs share: the distributor, the ITSs and the tables. Called
-    /// on the boot CPU. An ITS that cannot be brought up is logged and not used. No CPU takes an interrupt before its
-    /// [`init_cpu`](Self::init_cpu).
+    /// Reads what the hardware supports and brings up what all CPUs share: the distributor, the ITSs and the tables.
+    /// Called on the boot CPU. An ITS that cannot be brought up is logged and not used. No CPU takes an interrupt
+    /// before its [`init_cpu`](Self::init_cpu).
     pub fn discover(hw: H, layout: &Layout<'_>) -> Result<Gic<H>, GicError> {
         let pidr2 = LocalRegisterCopy::<u32, PIDR2_FIELDS::Register>::new(hw.read32(layout.dist.add(PIDR2)));
         if !matches!(pidr2.read(PIDR2_FIELDS::ARCH_REV), 3 | 4) {
@@ -112,9 +112,9 @@ impl<H: Hw + Clone> Gic<H> {
         }
     }
 
-    /// Brings up one CPU's part: wakes its redistributor, enables SGIs and LPIs, disables PPIs, and maps its collection on
-    /// every ITS. Called on that CPU, or on another one before it is started. If the CPU was
-    /// [taken out of service](Self::take_out) before, its redistributor keeps its tables.
+    /// Brings up one CPU's part: wakes its redistributor, enables SGIs and LPIs, disables PPIs, and maps its collection
+    /// on every ITS. Called on that CPU, or on another one before it is started. If the CPU was [taken out of
+    /// service](Self::take_out) before, its redistributor keeps its tables.
     pub fn init_cpu(&self, cpu: CpuId) -> Result<(), GicError> {
         let redist = self.redists.get(cpu.index()).ok_or(GicError::NoSuchCpu(cpu))?;
         redist.wake()?;

@@ -1,7 +1,7 @@
 //! The physical CPU interface, by system registers (IHI 0069, 4.6 and 12.2).
 //!
-//! EOImode is 1: end of interrupt only drops the running priority, and deactivation is separate. So a guest can deactivate
-//! a physical interrupt by itself, through a list register that is linked to it.
+//! EOImode is 1: end of interrupt only drops the running priority, and deactivation is separate. So a guest can
+//! deactivate a physical interrupt by itself, through a list register that is linked to it.
 
 use crate::arch::barrier;
 use crate::arch::sysreg::{
@@ -43,8 +43,8 @@ pub fn shut() {
     barrier::isb();
 }
 
-/// Acknowledges the pending interrupt of the highest priority; `None` if none is pending any more. It does not return for
-/// [`STOP_SGI`].
+/// Acknowledges the pending interrupt of the highest priority; `None` if none is pending any more. It does not return
+/// for [`STOP_SGI`].
 #[inline]
 #[must_use]
 #[allow(clippy::cast_possible_truncation, reason = "INTIDs have 24 bits")]
@@ -92,8 +92,8 @@ const _: () = assert!(sgi1r(5, Mpidr(0x04_0003_0221)) == 0x0004_2003_0502_0002);
 
 /// Sends SGI `sgi` (0 to 15) to one CPU, which observes all earlier stores when it takes it.
 ///
-/// Affinities with Aff0 above 15 need the range selector (ICC_CTLR_EL1.RSS and GICD_TYPER.RSS), which machines with such
-/// affinities implement.
+/// Affinities with Aff0 above 15 need the range selector (ICC_CTLR_EL1.RSS and GICD_TYPER.RSS), which machines with
+/// such affinities implement.
 #[inline]
 pub fn send_sgi(sgi: u8, target: Mpidr) {
     barrier::dsb_ishst();

@@ -1,5 +1,5 @@
-//! The distributor, and the registers per interrupt that it has in common with each redistributor's SGI frame (IHI 0069,
-//! 12.9 and 12.11).
+//! The distributor, and the registers per interrupt that it has in common with each redistributor's SGI frame (IHI
+//! 0069, 12.9 and 12.11).
 //!
 //! Extended SPIs and PPIs (GICv3.1) are not used: they stay disabled, as after reset.
 
@@ -27,8 +27,8 @@ pub enum Trigger {
     Edge,
 }
 
-/// The registers with a bit, two bits or a byte for each interrupt, in the frame of the distributor or the SGI frame of a
-/// redistributor.
+/// The registers with a bit, two bits or a byte for each interrupt, in the frame of the distributor or the SGI frame of
+/// a redistributor.
 pub struct Bank<H> {
     hw: H,
     base: Pa,
@@ -133,8 +133,8 @@ impl<H: Hw + Clone> Dist<H> {
         self.end.saturating_sub(FIRST_SPI)
     }
 
-    /// Resets every SPI, and enables affinity routing and non-secure group 1. `false` if the distributor missed a deadline
-    /// or does not support affinity routing.
+    /// Resets every SPI, and enables affinity routing and non-secure group 1. `false` if the distributor missed a
+    /// deadline or does not support affinity routing.
     ///
     /// Affinity routing may change only while all groups are disabled (IHI 0069, 12.9.4).
     pub fn init(&self) -> bool {

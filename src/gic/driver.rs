@@ -107,8 +107,8 @@ impl<H: Hw + Clone> Gic<H> {
         self.wait(its, its.queue.latest(), super::its::COMMAND_LIMIT_US).map(|_| ())
     }
 
-    /// Waits for commands. In ITSList mode an ITS may be held up at a VMOVP by another ITS that has stalled and that no CPU
-    /// waits for. So after a missed deadline every ITS that has stalled is retried.
+    /// Waits for commands. In ITSList mode an ITS may be held up at a VMOVP by another ITS that has stalled and that no
+    /// CPU waits for. So after a missed deadline every ITS that has stalled is retried.
     pub(super) fn wait(&self, its: &Its<H>, ticket: Ticket, limit_us: u64) -> Result<Synced, ItsError> {
         let result = its.queue.wait(&self.counters, ticket, limit_us);
         let retried = |other: &Its<H>| other.id != its.id && other.queue.retry_stalled(&self.counters);

@@ -1,15 +1,15 @@
 //! The verbs on devices and their events.
 //!
-//! EL2 records what every event is mapped to, and posts no command that would be an error for that state: a VMAPTI over a
-//! valid entry is UNPREDICTABLE, and hardware need not report errors at all. A mapping is never overwritten, but discarded
-//! first.
+//! EL2 records what every event is mapped to, and posts no command that would be an error for that state: a VMAPTI over
+//! a valid entry is UNPREDICTABLE, and hardware need not report errors at all. A mapping is never overwritten, but
+//! discarded first.
 //!
-//! Every move is followed by INV: the redistributor that an interrupt moves to may have its configuration byte cached from
-//! the last time that it was there, and later INVs went to other redistributors.
+//! Every move is followed by INV: the redistributor that an interrupt moves to may have its configuration byte cached
+//! from the last time that it was there, and later INVs went to other redistributors.
 //!
-//! The recorded state is the one after every command that was *posted*. Commands are executed in order, so the record is
-//! right even if a caller gave up waiting for completion; only memory and residency need proof of completion. If posting
-//! itself fails, the changes of that flush are undone.
+//! The recorded state is the one after every command that was *posted*. Commands are executed in order, so the record
+//! is right even if a caller gave up waiting for completion; only memory and residency need proof of completion. If
+//! posting itself fails, the changes of that flush are undone.
 //!
 //! A [`Batch`] gathers commands and ends them with one SYNC for each redistributor and one VSYNC for each vPE that they
 //! concern. DISCARD clears the pending state, and the hardware drops an MSI that arrives between DISCARD and the new
@@ -156,8 +156,8 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
         Ok(())
     }
 
-    /// Maps an event to a vLPI of a vPE. If it was physical, one INT makes up for an interrupt that was pending or arrives
-    /// meanwhile; the LPI stays allocated to the caller.
+    /// Maps an event to a vLPI of a vPE. If it was physical, one INT makes up for an interrupt that was pending or
+    /// arrives meanwhile; the LPI stays allocated to the caller.
     pub fn map_virtual(&mut self, dev: DeviceId, ev: EventId, vpe: VpeId, vintid: VIntid) -> Result<(), ItsError> {
         let old = self.event(dev, ev)?;
         if let Event::Virtual { .. } = old {
@@ -375,8 +375,8 @@ impl<H: Hw + Clone> Gic<H> {
         self.its(its)?.map_device(&self.counters, dev, event_bits, false)
     }
 
-    /// Unmaps a device and its events. After an error the device is unmapped all the same, but the memory of its translation
-    /// table is never used again.
+    /// Unmaps a device and its events. After an error the device is unmapped all the same, but the memory of its
+    /// translation table is never used again.
     pub fn unmap_device(&self, its: ItsId, dev: DeviceId) -> Result<(), ItsError> {
         let its = self.its(its)?;
         let mut batch = Batch::new(self, its);
@@ -437,8 +437,8 @@ impl<H: Hw + Clone> Gic<H> {
         self.one(event.its, |b| b.clear_pending(event.device, event.event))
     }
 
-    /// Makes the hardware reload an event's configuration byte: by INV, or for a virtual event on GICv4.1 by a register of
-    /// the redistributor.
+    /// Makes the hardware reload an event's configuration byte: by INV, or for a virtual event on GICv4.1 by a register
+    /// of the redistributor.
     pub fn invalidate(&self, event: EventKey) -> Result<(), ItsError> {
         if let Event::Virtual { vpe, vintid } = self.event(event)?
             && let Some(v4) = self.v4()
@@ -451,8 +451,8 @@ impl<H: Hw + Clone> Gic<H> {
 }
 
 impl<H: Hw + Clone> V4<'_, H> {
-    /// Maps an event to a vLPI. If it was physical, its LPI stays allocated to the caller, and one INT makes up for what
-    /// was pending or arrives meanwhile.
+    /// Maps an event to a vLPI. If it was physical, its LPI stays allocated to the caller, and one INT makes up for
+    /// what was pending or arrives meanwhile.
     pub fn map_event(self, event: EventKey, vpe: VpeId, vintid: VIntid) -> Result<(), ItsError> {
         let mut batch = self.gic.batch(event.its)?;
         batch.map_virtual(event.device, event.event, vpe, vintid)?;

@@ -1,4 +1,4 @@
-//! Batches, the edges of devices and events, and what is left of an operation that failed.
+//! Batches, limits of devices and events, and operations that fail.
 
 use super::*;
 use crate::gic::its::{COMMAND_LIMIT_US, Command, Kind, RING_SIZE};
@@ -11,7 +11,7 @@ use crate::ids::{CpuId, DeviceId, EventId, ItsId, Lpi};
 use gic_model::{CommandFault, Config, Fault, Machine};
 use std::vec::Vec;
 
-/// More than one flush of a batch has room for.
+/// More than one flush of a batch can synchronise.
 const CPUS: usize = 12;
 const EVENTS: u32 = 32;
 
@@ -21,7 +21,7 @@ fn guest() -> Guest {
     g
 }
 
-/// An LPI that is enabled, for each event.
+/// An enabled LPI for each event.
 fn lpis(g: &Guest) -> Vec<Lpi> {
     let enabled = |_| {
         let lpi = g.gic.alloc_lpi().unwrap();
@@ -40,7 +40,7 @@ fn send_all(machine: &Machine) {
     machine.advance_us(500);
 }
 
-/// Each LPI is taken once, on its event's CPU. Doorbells may ring.
+/// Asserts that each LPI is taken once, on its event's CPU. Doorbells are ignored.
 fn assert_taken_at_el2(g: &Guest, lpis: &[Lpi], cpu_of: impl Fn(u32) -> CpuId) {
     for cpu in 0..CPUS {
         let taken = core::iter::from_fn(|| g.machine.host_ack(cpu)).filter(|i| g.gic.doorbell(Lpi(*i)).is_none());
@@ -54,7 +54,7 @@ fn assert_taken_at_el2(g: &Guest, lpis: &[Lpi], cpu_of: impl Fn(u32) -> CpuId) {
 }
 
 #[test]
-fn a_batch_does_any_number_of_operations_for_any_number_of_cpus_and_vpes() {
+fn a_batch_takes_any_number_of_operations_on_any_number_of_cpus_and_vpes() {
     let (g, evs) = (guest(), || (0..EVENTS).map(EventId));
     let lpis = lpis(&g);
     let lpi = |ev: EventId| lpis[ev.0 as usize];
@@ -105,7 +105,7 @@ fn a_batch_does_any_number_of_operations_for_any_number_of_cpus_and_vpes() {
 }
 
 #[test]
-fn a_batch_of_swaps_of_one_cpu_and_one_vpe_is_as_long_as_one_likes() {
+fn a_batch_for_one_cpu_and_one_vpe_takes_any_number_of_changes() {
     let (g, evs) = (guest(), || (0..EVENTS).map(EventId));
     let lpis = lpis(&g);
     let mut batch = g.gic.batch(ITS0).unwrap();
@@ -119,7 +119,7 @@ fn a_batch_of_swaps_of_one_cpu_and_one_vpe_is_as_long_as_one_likes() {
 }
 
 #[test]
-fn operations_that_need_one_sync_and_two_may_come_in_any_order() {
+fn operations_that_need_one_sync_or_two_can_be_mixed() {
     let g = guest();
     let lpis = lpis(&g);
     for odd in 0..2 {
@@ -143,7 +143,7 @@ fn operations_that_need_one_sync_and_two_may_come_in_any_order() {
 }
 
 #[test]
-fn a_flush_that_is_full_has_room_for_its_ends() {
+fn a_full_flush_has_room_for_its_syncs() {
     let g = guest();
     let lpis = lpis(&g);
     (0..8).for_each(|n| g.gic.map_physical(key(ITS0, n), lpis[n as usize], cpu_of(n)).unwrap());
@@ -151,14 +151,14 @@ fn a_flush_that_is_full_has_room_for_its_ends() {
     let start = g.machine.commands(0).len();
     let mut batch = g.gic.batch(ITS0).unwrap();
     let mut gathered = 0;
-    // Six CPUs and six vPEs, as often as commands are gathered; the operation after that needs one more of each.
+    // Six CPUs and six vPEs until the gathered commands are full; the next operation needs one more of each.
     for n in (0..6).chain(8..14).cycle().take(30) {
         batch.set_pending(DEV, EventId(n)).unwrap();
         gathered += 1;
     }
     batch.map_virtual(DEV, EventId(7), g.vpes[7], vlpi(7)).unwrap();
     gathered += 4;
-    assert_eq!(g.machine.commands(0).len(), start, "nothing is sent yet");
+    assert_eq!(g.machine.commands(0).len(), start, "no command is posted yet");
     batch.finish().unwrap();
     assert_eq!(g.machine.commands(0).len() - start, gathered + 7 + 7);
     let resident = g.enter(7, 7);
@@ -175,7 +175,7 @@ fn a_batch_needs_one_sync_for_each_cpu_and_one_vsync_for_each_vpe() {
     let before = syncs();
     let mut batch = g.gic.batch(ITS0).unwrap();
     (0..8).for_each(|n| batch.map_physical(DEV, EventId(n), lpis[n as usize], CpuId(n as u16 % 2)).unwrap());
-    assert_eq!(syncs(), before, "nothing is sent yet");
+    assert_eq!(syncs(), before, "no command is posted yet");
     batch.finish().unwrap();
     assert_eq!(syncs(), [before[0] + 2, before[1]]);
     let before = syncs();
@@ -183,7 +183,7 @@ fn a_batch_needs_one_sync_for_each_cpu_and_one_vsync_for_each_vpe() {
     (8..16).for_each(|n| batch.map_virtual(DEV, EventId(n), g.vpes[n as usize % 3], vlpi(n)).unwrap());
     batch.finish().unwrap();
     assert_eq!(syncs(), [before[0], before[1] + 3]);
-    // As many as are gathered: 31 of one command, or 12 changes on six CPUs in turn.
+    // As many as fit one flush: 31 of one command, or 12 changes on six CPUs in turn.
     let before = syncs();
     let mut batch = g.gic.batch(ITS0).unwrap();
     (0..31).for_each(|_| batch.set_pending(DEV, EventId(0)).unwrap());
@@ -195,11 +195,11 @@ fn a_batch_needs_one_sync_for_each_cpu_and_one_vsync_for_each_vpe() {
     assert_eq!(syncs(), [before[0] + 1 + 6, before[1]]);
     let before = g.gic.counters().commands(Kind::Sync);
     g.gic.batch(ITS0).unwrap().finish().unwrap();
-    assert_eq!(g.gic.counters().commands(Kind::Sync), before, "an empty one needs none");
+    assert_eq!(g.gic.counters().commands(Kind::Sync), before, "an empty batch needs no SYNC");
 }
 
 #[test]
-fn a_batch_that_is_dropped_is_finished_and_a_failure_is_counted_once() {
+fn a_dropped_batch_is_finished_and_its_failure_is_counted_once() {
     let g = guest();
     let lpis = lpis(&g);
     let errors = || g.gic.counters().batch_errors.get();
@@ -213,7 +213,7 @@ fn a_batch_that_is_dropped_is_finished_and_a_failure_is_counted_once() {
     let mut batch = g.gic.batch(ITS0).unwrap();
     batch.set_pending(DEV, EventId(3)).unwrap();
     assert_eq!(batch.finish(), Err(ItsError::Timeout));
-    assert_eq!(errors(), 0, "the caller has been told");
+    assert_eq!(errors(), 0, "the error was returned to the caller");
     let mut batch = g.gic.batch(ITS0).unwrap();
     batch.set_pending(DEV, EventId(3)).unwrap();
     drop(batch);
@@ -221,11 +221,11 @@ fn a_batch_that_is_dropped_is_finished_and_a_failure_is_counted_once() {
 }
 
 #[test]
-fn what_could_not_be_posted_has_not_happened() {
+fn an_operation_that_cannot_be_posted_changes_nothing() {
     let g = Guest::new(Config::its_list(4, 2), 2);
     g.map(ITS0, 1, 0);
     let lpi = g.gic.alloc_lpi().unwrap();
-    // The ring is full, and the ITS does nothing for a while.
+    // The ring is full, and the ITS consumes nothing for a while.
     g.machine.inject(Fault::Command { its: 0, nth: 1, fault: CommandFault::Late { us: 600_000 } });
     let its = g.gic.its(ITS0).unwrap();
     let harmless = Command::sync(its.target(&g.gic.redists[0]));
@@ -245,7 +245,7 @@ fn what_could_not_be_posted_has_not_happened() {
         g.gic.event(EventKey::new(ITS0, DeviceId(0x77), EventId(0))),
         Err(ItsError::NoSuchDevice(DeviceId(0x77)))
     );
-    // Neither vPE is held by what did not happen.
+    // The failed operations pin neither vPE.
     assert_eq!(g.v4().remove_vpe(g.vpes[1]), Ok(()));
     assert_eq!(g.v4().remove_vpe(g.vpes[0]), Err(V4Error::HasEvents));
     g.gic.unmap_event(key(ITS0, 1)).unwrap();
@@ -254,7 +254,7 @@ fn what_could_not_be_posted_has_not_happened() {
 }
 
 #[test]
-fn the_last_device_and_the_last_event_are_as_good_as_any() {
+fn the_last_device_and_the_last_event_can_be_used() {
     let config = Config::v4_0(2).each_its(|_, its| (its.device_bits, its.event_bits) = (10, 6));
     let Bench { machine, gic } = Bench::up(config);
     let (last, lpi) = (DeviceId(0x3ff), gic.alloc_lpi().unwrap());
@@ -270,7 +270,7 @@ fn the_last_device_and_the_last_event_are_as_good_as_any() {
     machine.msi(last.0, 63);
     machine.advance_us(100);
     assert_eq!(machine.host_ack(1), Some(lpi.0));
-    // The smallest table: two events.
+    // The smallest translation table: two events.
     gic.map_device(ITS0, DeviceId(0), 1).unwrap();
     assert_eq!(gic.event(EventKey::new(ITS0, DeviceId(0), EventId(1))), Ok(Event::Unmapped));
     assert_eq!(gic.event(EventKey::new(ITS0, DeviceId(0), EventId(2))), Err(ItsError::EventRange(EventId(2))));
@@ -278,7 +278,7 @@ fn the_last_device_and_the_last_event_are_as_good_as_any() {
 }
 
 #[test]
-fn a_caller_waits_one_deadline_and_no_longer() {
+fn a_caller_waits_for_one_deadline_only() {
     let g = guest();
     g.map(ITS0, 1, 0);
     g.machine.inject(Fault::Hung { its: 0 });
@@ -289,7 +289,7 @@ fn a_caller_waits_one_deadline_and_no_longer() {
 }
 
 #[test]
-fn the_configuration_of_all_lpis_of_a_cpu_is_read_anew_by_any_its_that_lives() {
+fn invalidate_cpu_uses_any_its_that_is_not_dead() {
     let g = Guest::new(Config::its_list(4, 2), 0);
     let (second, ev, lpi) = (ItsId(1), EventId(1), g.gic.alloc_lpi().unwrap());
     g.gic.map_physical(EventKey::new(second, DEV, ev), lpi, CpuId(2)).unwrap();
@@ -314,7 +314,7 @@ fn the_configuration_of_all_lpis_of_a_cpu_is_read_anew_by_any_its_that_lives() {
 }
 
 #[test]
-fn moving_an_event_to_where_it_is_costs_no_command() {
+fn moving_an_event_to_its_present_target_posts_no_command() {
     let g = guest();
     let lpi = lpis(&g)[0];
     g.gic.map_physical(key(ITS0, 0), lpi, CpuId(3)).unwrap();
@@ -326,7 +326,7 @@ fn moving_an_event_to_where_it_is_costs_no_command() {
 }
 
 #[test]
-fn every_event_of_every_device_is_made_pending_after_its_its_was_stopped() {
+fn set_all_pending_makes_every_mapped_event_of_every_device_pending() {
     let g = guest();
     let other = DeviceId(0x200);
     g.gic.map_device(ITS0, other, 2).unwrap();
@@ -338,7 +338,7 @@ fn every_event_of_every_device_is_made_pending_after_its_its_was_stopped() {
     batch.set_all_pending().unwrap();
     batch.finish().unwrap();
     let taken = |cpu: usize| core::iter::from_fn(|| g.machine.host_ack(cpu)).count();
-    // The vPE's doorbell rings where it lives.
+    // The vPE's doorbell rings at its home.
     assert_eq!((0..CPUS).map(taken).sum::<usize>(), 20 + 1 + 1);
     let resident = g.enter(4, 4);
     assert_eq!(g.guest(4), [9]);

@@ -42,7 +42,8 @@ impl ItsFacts {
     }
 }
 
-/// An affinity without the levels below the uppermost `levels`: what GITS_TYPER.SVPET and GICR_TYPER.CommonLPIAff compare.
+/// An affinity without the levels below the uppermost `levels`: what GITS_TYPER.SVPET and GICR_TYPER.CommonLPIAff
+/// compare.
 pub(super) const fn common_affinity(affinity: u32, levels: u8) -> u32 {
     match 32u32.saturating_sub(8 * levels as u32) {
         32 => 0,

@@ -1,9 +1,9 @@
 //! Taking a CPU out of service while the machine runs; [`Gic::init_cpu`] takes it back.
 //!
-//! SPIs are routed to a CPU, events are mapped to its collection, and vPEs with their doorbells live at its redistributor.
-//! First the redistributor is marked as leaving: from then on nothing new can be sent there. Code that found it in service
-//! before that did so under a lock which this file takes afterwards, so whatever it sent there is found. Then everything is
-//! moved:
+//! SPIs are routed to a CPU, events are mapped to its collection, and vPEs with their doorbells live at its
+//! redistributor. First the redistributor is marked as leaving: from then on nothing new can be sent there. Code that
+//! found it in service before that did so under a lock which this file takes afterwards, so whatever it sent there is
+//! found. Then everything is moved:
 //!
 //! | what | how | pending state |
 //! |---|---|---|
@@ -14,11 +14,11 @@
 //! | LPIs that are still pending | MOVALL, after all of the above has been synchronised | is moved |
 //!
 //! The collection stays mapped without events: remapping a collection that events are mapped to is UNPREDICTABLE (IHI
-//! 0069, 5.3 MAPC). The redistributor keeps its tables, and their memory is never freed: EnableLPIs may be impossible to
-//! clear, and on GICv4.1 other redistributors may share its vPE table.
+//! 0069, 5.3 MAPC). The redistributor keeps its tables, and their memory is never freed: EnableLPIs may be impossible
+//! to clear, and on GICv4.1 other redistributors may share its vPE table.
 //!
-//! After a failure the CPU stays in service. What has been moved by then stays where it is, which is harmless: a vPE moves
-//! back when it next runs there.
+//! After a failure the CPU stays in service. What has been moved by then stays where it is, which is harmless: a vPE
+//! moves back when it next runs there.
 //!
 //! Putting the redistributor and the CPU to sleep is left to the firmware (PSCI), with two Security states or one.
 
@@ -73,8 +73,8 @@ impl fmt::Display for TakeOutError {
 }
 
 impl<H: Hw + Clone> Gic<H> {
-    /// Takes a CPU out of service: moves its SPIs, events and vPEs to `to` without losing a pending interrupt. No vPE is
-    /// resident there. It may be called on any CPU, for one CPU at a time. Pending SGIs and PPIs stay with the CPU.
+    /// Takes a CPU out of service: moves its SPIs, events and vPEs to `to` without losing a pending interrupt. No vPE
+    /// is resident there. It may be called on any CPU, for one CPU at a time. Pending SGIs and PPIs stay with the CPU.
     pub fn take_out(&self, cpu: CpuId, to: CpuId) -> Result<Moved, TakeOutError> {
         let from = self.redists.get(cpu.index()).ok_or(TakeOutError::NotInService(cpu))?;
         let to = self.redists.get(to.index()).filter(|r| r.cpu != cpu).ok_or(TakeOutError::NoTarget(to))?;

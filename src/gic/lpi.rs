@@ -1,8 +1,8 @@
 //! LPIs: their allocation, and the configuration table that all redistributors read (IHI 0069, 5.1).
 //!
-//! Nothing here takes a lock, because doorbells are looked up and LPIs freed with locks of any rank held. Whether an LPI is
-//! allocated is an atomic bit, the vPE whose doorbell it is an atomic word, and its configuration a byte that only its
-//! owner writes.
+//! Nothing here takes a lock, because doorbells are looked up and LPIs freed with locks of any rank held. Whether an
+//! LPI is allocated is an atomic bit, the vPE whose doorbell it is an atomic word, and its configuration a byte that
+//! only its owner writes.
 
 use super::error::GicError;
 use super::regs::config;

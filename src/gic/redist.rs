@@ -1,9 +1,9 @@
 //! Redistributors: discovery, wake-up, LPI tables, and the registers that the backends of `v4` use (IHI 0069, 12.10 to
 //! 12.12).
 //!
-//! A CPU's redistributor is found by its affinity. The distance to the next one follows from its own GICR_TYPER.VLPIS (four
-//! frames or two), unless the platform states a stride. GICR_TYPER.Last is not relied upon: on some machines it is clear
-//! at the end of a region, on others it is set before the end.
+//! A CPU's redistributor is found by its affinity. The distance to the next one follows from its own GICR_TYPER.VLPIS
+//! (four frames or two), unless the platform states a stride. GICR_TYPER.Last is not relied upon: on some machines it
+//! is clear at the end of a region, on others it is set before the end.
 
 use super::dist::{Bank, RWP_LIMIT_US};
 use super::error::GicError;
@@ -42,8 +42,8 @@ type Ctlr = LocalRegisterCopy<u32, GICR_CTLR::Register>;
 type Vprop = LocalRegisterCopy<u64, GICR_VPROPBASER_4_1::Register>;
 pub type Vpend = LocalRegisterCopy<u64, GICR_VPENDBASER::Register>;
 
-/// States of a redistributor. LEAVING: its CPU is being taken out of service; LPIs are enabled, and no more of them are sent
-/// there.
+/// States of a redistributor. LEAVING: its CPU is being taken out of service; LPIs are enabled, and no more of them are
+/// sent there.
 const OFFLINE: u8 = 0;
 const AWAKE: u8 = 1;
 const LEAVING: u8 = 2;
@@ -221,8 +221,8 @@ impl<H: Hw> Redist<H> {
         }
     }
 
-    /// Ends a residency that an earlier owner of the machine left behind, because the memory that it uses is ours now. `false`:
-    /// the write-back was not seen to complete.
+    /// Ends a residency that an earlier owner of the machine left behind, because the memory that it uses is ours now.
+    /// `false`: the write-back was not seen to complete.
     pub fn clear_stale_residency(&self) -> bool {
         if !self.has_vlpis() {
             return true;
@@ -276,9 +276,9 @@ impl<H: Hw> Redist<H> {
 
     /// Points the redistributor at the configuration table and at a pending table of its own, and enables LPIs.
     ///
-    /// EnableLPIs may be impossible to clear. If it is set already and the registers point at our tables, because the CPU was
-    /// out of service before, they are used as they are. If an earlier owner set it and it cannot be cleared, the tables in
-    /// use are unknown memory, and the CPU gets no LPIs.
+    /// EnableLPIs may be impossible to clear. If it is set already and the registers point at our tables, because the
+    /// CPU was out of service before, they are used as they are. If an earlier owner set it and it cannot be cleared,
+    /// the tables in use are unknown memory, and the CPU gets no LPIs.
     pub fn enable_lpis(&self, lpis: &Lpis<H>, coherent: bool) -> Result<(), GicError> {
         if self.has_lpis() {
             return Ok(());
@@ -472,7 +472,8 @@ impl<H: Hw> Redist<H> {
         got.is_set(GICR_VPROPBASER_4_1::VALID) && got.read(GICR_VPROPBASER_4_1::PA_4K) == pa_4k(base)
     }
 
-    /// Points this redistributor at its group's vPE table (GICv4.1). `zeroed`: no redistributor or ITS has used it before.
+    /// Points this redistributor at its group's vPE table (GICv4.1). `zeroed`: no redistributor or ITS has used it
+    /// before.
     pub fn set_vpe_table(&self, table: &Table, zeroed: bool, coherent: bool) -> bool {
         let (base, pages, page, indirect) = table.shape();
         let at = self.base.add(gicr::VPROPBASER);
@@ -542,8 +543,8 @@ impl<H: Hw> Redist<H> {
         self.hw.wait(DIRTY_LIMIT_US, || !self.vpend().is_set(GICR_VPENDBASER::DIRTY))
     }
 
-    /// Waits for Dirty to clear while Valid is 1. Without GICR_TYPER.Dirty the bit is UNKNOWN then: it is waited for briefly,
-    /// and ignored from then on if it stays set.
+    /// Waits for Dirty to clear while Valid is 1. Without GICR_TYPER.Dirty the bit is UNKNOWN then: it is waited for
+    /// briefly, and ignored from then on if it stays set.
     #[inline]
     pub fn clean_before_change(&self) -> bool {
         if self.has_dirty() {

@@ -273,8 +273,8 @@ pub mod config {
     }
 }
 
-/// Memory attributes of tables. PROPBASER, PENDBASER, VPROPBASER, VPENDBASER, BASER and CBASER encode them in the same way
-/// (IHI 0069, 12.11).
+/// Memory attributes of tables. PROPBASER, PENDBASER, VPROPBASER, VPENDBASER, BASER and CBASER encode them in the same
+/// way (IHI 0069, 12.11).
 pub mod attributes {
     /// Inner-shareable.
     pub const INNER_SHAREABLE: u64 = 1;

@@ -17,7 +17,7 @@ const LEVEL1_ENTRY: u64 = 8;
 #[derive(Clone, Copy, Debug)]
 pub struct Table {
     pub(super) base: Pa,
-    /// How many pages the register is told: those of the first level if there are two.
+    /// The number of pages in the register: those of the first level if there are two.
     pub(super) pages: u64,
     /// Bytes of a page.
     pub(super) page: u64,
@@ -57,9 +57,9 @@ pub const fn page_bytes(code: u64) -> u64 {
 }
 
 impl Table {
-    /// Allocates zeroed memory for `wanted` entries of `entry` bytes and makes it visible to every observer. The table is
-    /// flat if it fits one page; a larger one has two levels if the register supports that. At most `max_pages` pages are
-    /// taken, so the table may have room for fewer entries: see [`capacity`](Self::capacity).
+    /// Allocates zeroed memory for `wanted` entries of `entry` bytes and makes it visible to every observer. The table
+    /// is flat if it fits one page; a larger one has two levels if the register supports that. At most `max_pages`
+    /// pages are taken, so the table may have room for fewer entries: see [`capacity`](Self::capacity).
     pub fn allocate<H: Hw>(
         hw: &H,
         (wanted, entry): (u64, u64),

@@ -1,7 +1,7 @@
 //! A map from DeviceID to a value, with the same number of steps for each look-up.
 //!
-//! A DeviceID has up to 32 bits and is mostly a PCI requester ID below a segment number. So DeviceIDs come in clusters, and
-//! three levels of arrays waste little memory. The arrays of the lower two levels are allocated when they are first
+//! A DeviceID has up to 32 bits and is mostly a PCI requester ID below a segment number. So DeviceIDs come in clusters,
+//! and three levels of arrays waste little memory. The arrays of the lower two levels are allocated when they are first
 //! needed, and kept.
 
 use crate::ids::DeviceId;

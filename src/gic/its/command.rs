@@ -247,7 +247,8 @@ impl Command {
         Command([opcode(Kind::Vmapi) | device_of(dev), ev.0 as u64 | vpe_of(vpe), doorbell_of(doorbell), 0])
     }
 
-    /// Moves a virtual event with its pending state to another vPE of the same VM. `Some` names a new doorbell (GICv4.0).
+    /// Moves a virtual event with its pending state to another vPE of the same VM. `Some` names a new doorbell
+    /// (GICv4.0).
     #[must_use]
     pub const fn vmovi(dev: DeviceId, ev: EventId, vpe: VpeId, doorbell: Option<Lpi>) -> Command {
         let dw2 = match doorbell {

@@ -9,7 +9,7 @@ const DEV: DeviceId = DeviceId(0x1234_5678);
 const EV: EventId = EventId(0x9abc_def0);
 const VPE: VpeId = VpeId(0xbeef);
 
-/// A command, what it is, and its words as the manual's tables have them, written by hand.
+/// A command, its kind, and its words as the tables of the manual give them, written by hand.
 type Golden = (Command, Kind, [u64; 4]);
 
 #[track_caller]
@@ -19,7 +19,7 @@ fn golden(command: Command, kind: Kind, words: [u64; 4]) {
     assert_eq!(Command::from_words(words), command);
 }
 
-/// Of GICv3.
+/// The commands of GICv3.
 fn physical() -> Vec<Golden> {
     vec![
         (
@@ -55,7 +55,7 @@ fn physical() -> Vec<Golden> {
     ]
 }
 
-/// Of GICv4.0.
+/// The commands of GICv4.0.
 fn v4_0() -> Vec<Golden> {
     let map = VmappV40 { vpe: VPE, target: Target::number(2), vpt: Pa(0x000f_edcb_a987_0000), id_bits: 14 };
     vec![
@@ -102,7 +102,7 @@ fn v4_0() -> Vec<Golden> {
     ]
 }
 
-/// Of GICv4.1.
+/// The commands of GICv4.1.
 fn v4_1() -> Vec<Golden> {
     let base = VmappV40 { vpe: VPE, target: Target::number(2), vpt: Pa(0x4321_0000), id_bits: 16 };
     let map =
@@ -141,7 +141,7 @@ fn v4_1() -> Vec<Golden> {
 }
 
 #[test]
-fn kinds_are_called_what_the_manual_calls_them() {
+fn kinds_have_the_names_of_the_manual() {
     for kind in Kind::ALL {
         assert_eq!(kind.name(), format!("{kind:?}").to_uppercase());
     }
@@ -155,7 +155,7 @@ fn each_command_is_encoded_as_the_manual_says() {
 }
 
 #[test]
-fn no_command_of_the_manual_is_without_a_golden_encoding() {
+fn every_command_of_the_manual_has_a_golden_encoding() {
     let golden = [physical(), v4_0(), v4_1()].concat();
     for kind in Kind::ALL {
         assert!(golden.iter().any(|(_, k, _)| *k == kind), "{}", kind.name());
@@ -166,7 +166,7 @@ fn no_command_of_the_manual_is_without_a_golden_encoding() {
 }
 
 #[test]
-fn a_listed_vmovp_can_be_made_one_for_a_single_its() {
+fn a_listed_vmovp_can_be_rewritten_for_one_its() {
     let listed = Command::vmovp_listed(VPE, Target::number(1), 7, 0x8003);
     assert_eq!(listed.vmovp_list(), Some(0x8003));
     let single = listed.for_one_its(15);
@@ -176,7 +176,7 @@ fn a_listed_vmovp_can_be_made_one_for_a_single_its() {
 }
 
 #[test]
-fn the_virtual_form_of_a_command_is_its_physical_form_with_bit_5() {
+fn the_opcode_of_a_virtual_command_is_the_physical_one_with_bit_5_set() {
     for (physical, virtual_) in
         [(Kind::Mapti, Kind::Vmapti), (Kind::Mapi, Kind::Vmapi), (Kind::Movi, Kind::Vmovi), (Kind::Sync, Kind::Vsync)]
     {

@@ -1,15 +1,15 @@
 //! The command queue of one ITS (IHI 0069, 5.2.3 and 12.19.1 to 12.19.3).
 //!
-//! Positions count all commands since the queue was started and never wrap, so a position names one command for ever, and
-//! whether it has been consumed is a comparison. GITS_CREADR gives a position modulo the size of the ring.
-//! [`Queue::consumed`] extends it to the largest position that is not above what had been posted before the register was
-//! read. If other CPUs post meanwhile, this is a lower bound, which never reports a completion too early. No value of the
-//! register reports the completion of a command that was not posted.
+//! Positions count all commands since the queue was started and never wrap, so a position names one command for ever,
+//! and whether it has been consumed is a comparison. GITS_CREADR gives a position modulo the size of the ring.
+//! [`Queue::consumed`] extends it to the largest position that is not above what had been posted before the register
+//! was read. If other CPUs post meanwhile, this is a lower bound, which never reports a completion too early. No value
+//! of the register reports the completion of a command that was not posted.
 //!
-//! The lock protects the contents of the ring and GITS_CWRITER. Waiting for completion does not take it. Every wait has a
-//! deadline. A missed deadline is an error for the caller, but the ITS stays in use. An ITS that has stalled and does not
-//! recover after one retry, or that has made no progress for [`DEAD_AFTER_US`], is declared dead: it is disabled, commands
-//! for it are refused from then on, and one line is logged.
+//! The lock protects the contents of the ring and GITS_CWRITER. Waiting for completion does not take it. Every wait has
+//! a deadline. A missed deadline is an error for the caller, but the ITS stays in use. An ITS that has stalled and does
+//! not recover after one retry, or that has made no progress for [`DEAD_AFTER_US`], is declared dead: it is disabled,
+//! commands for it are refused from then on, and one line is logged.
 
 use super::command::Command;
 use super::regs::{GITS_CREADR, GITS_CTLR, GITS_CWRITER, gits};
@@ -35,7 +35,8 @@ pub const DEAD_AFTER_US: u64 = 1_000_000;
 /// How long an ITS may take to make progress after a retry, or to become quiescent when it is disabled.
 const RETRY_LIMIT_US: u64 = 1_000;
 
-/// Proof that every command up to some position has been consumed, and has taken effect if the last one is SYNC or VSYNC.
+/// Proof that every command up to some position has been consumed, and has taken effect if the last one is SYNC or
+/// VSYNC.
 ///
 /// Only a wait makes one. A function that frees memory which an ITS table pointed at takes it as an argument.
 #[derive(Debug, PartialEq, Eq)]
@@ -67,7 +68,8 @@ pub struct Queue<H> {
     /// The position, plus one, at which the ITS was found at the last missed deadline (0: none), and since when.
     stuck_at: AtomicU64,
     stuck_since: AtomicU64,
-    /// It has been waiting for too long at a VMOVP that several ITSs execute together. Which of them is at fault is not known.
+    /// It has been waiting for too long at a VMOVP that several ITSs execute together. Which of them is at fault is not
+    /// known.
     waits_for_other_itss: AtomicBool,
 }
 
@@ -93,7 +95,8 @@ impl<H: Hw> Queue<H> {
         self.dead.load(Ordering::Relaxed)
     }
 
-    /// Writes commands into the ring and publishes them with GITS_CWRITER. While the ring is full it waits, up to a deadline.
+    /// Writes commands into the ring and publishes them with GITS_CWRITER. While the ring is full it waits, up to a
+    /// deadline.
     pub fn post(&self, counters: &Counters, commands: &[Command]) -> Result<Ticket, ItsError> {
         debug_assert!(commands.len() as u64 <= ROOM, "more commands than the ring holds");
         let mut ring = self.ring.lock();
@@ -203,7 +206,8 @@ impl<H: Hw> Queue<H> {
 
     /// Handles a stall: retries once, and declares the ITS dead if it makes no progress. `true` if it is dead.
     ///
-    /// Progress decides, not the bit: STALLED may stay set after a recovery (QEMU clears it only when CBASER is written).
+    /// Progress decides, not the bit: STALLED may stay set after a recovery (QEMU clears it only when CBASER is
+    /// written).
     fn stalled_for_good(&self, counters: &Counters, ring: &Ring) -> bool {
         if !self.stalled() {
             return false;

@@ -1,4 +1,4 @@
-//! The command ring by itself: when something is complete, when it is full, and when the ITS is given up.
+//! The command queue: completion, a full ring, stalls, and the death of an ITS.
 
 use super::*;
 use crate::gic::Gic;
@@ -14,7 +14,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::vec::Vec;
 
-/// Commands that fit: one slot stays free.
+/// How many commands fit: one slot stays free.
 const ROOM: usize = (RING_SIZE / Command::SIZE) as usize - 1;
 const CREADR: u64 = 0x90;
 const STALLED: u64 = 1;
@@ -32,7 +32,7 @@ fn queue<H: Hw + Clone>(gic: &Gic<H>) -> &Queue<H> {
     &gic.its(ITS0).unwrap().queue
 }
 
-/// A command that harms nobody.
+/// A command without effect.
 fn harmless<H: Hw + Clone>(gic: &Gic<H>) -> Command {
     Command::sync(gic.its(ITS0).unwrap().target(&gic.redists[0]))
 }
@@ -41,7 +41,7 @@ fn late(machine: &Machine, nth: usize, ms: u64) {
     machine.inject(Fault::Command { its: 0, nth, fault: CommandFault::Late { us: ms * MS } });
 }
 
-/// Posts one harmless command.
+/// Posts one command without effect.
 fn post<H: Hw + Clone>(gic: &Gic<H>) -> Result<Ticket, ItsError> {
     queue(gic).post(gic.counters(), &[harmless(gic)])
 }
@@ -54,14 +54,14 @@ fn seen(counters: [&Counter; 3]) -> [u64; 3] {
     counters.map(Counter::get)
 }
 
-/// Time-outs, stalls, ITSs given up.
+/// Counts of timeouts, stalls and dead ITSs.
 fn faults<H: Hw + Clone>(gic: &Gic<H>) -> [u64; 3] {
     let c = gic.counters();
     seen([&c.timeouts, &c.stalls, &c.dead_itss])
 }
 
 #[test]
-fn a_ticket_is_done_when_the_its_has_consumed_what_it_stands_for() {
+fn a_ticket_is_done_when_the_its_has_consumed_its_commands() {
     let Bench { machine, gic } = bench(Config::v4_0(2));
     late(&machine, 2, 50);
     let (first, second) = (post(&gic).unwrap(), post(&gic).unwrap());
@@ -78,7 +78,7 @@ fn as_many_commands_are_posted_at_once_as_fit_and_none_is_overwritten() {
     for config in [Config::v4_0(2), Config::v4_0(2).noncoherent()] {
         let Bench { machine, gic } = bench(config);
         let before = machine.commands(0).len();
-        // The ring is in its middle.
+        // The position is in the middle of the ring.
         let half: Vec<_> = (0..ROOM / 2).map(|_| harmless(&gic)).collect();
         let ticket = queue(&gic).post(gic.counters(), &half).unwrap();
         wait(&gic, ticket).unwrap();
@@ -88,7 +88,7 @@ fn as_many_commands_are_posted_at_once_as_fit_and_none_is_overwritten() {
         queue(&gic).post(gic.counters(), &full).unwrap();
         assert!(machine.now_us() - start < 10 * MS, "there is room for all of them");
         let last = post(&gic).unwrap();
-        assert!(machine.now_us() - start >= 50 * MS, "there is none for one more before the first is consumed");
+        assert!(machine.now_us() - start >= 50 * MS, "there is no room for one more before the first is consumed");
         wait(&gic, last).unwrap();
         assert_eq!(machine.commands(0).len() - before, ROOM / 2 + ROOM + 1);
         assert_eq!(faults(&gic), [0, 0, 0]);
@@ -97,7 +97,7 @@ fn as_many_commands_are_posted_at_once_as_fit_and_none_is_overwritten() {
 }
 
 #[test]
-fn a_ring_that_stays_full_is_an_error_in_time_and_its_commands_are_done_later() {
+fn posting_on_a_ring_that_stays_full_times_out_and_its_commands_are_executed_later() {
     let Bench { machine, gic } = bench(Config::v4_0(2));
     let before = machine.commands(0).len();
     late(&machine, 1, 300);
@@ -107,7 +107,7 @@ fn a_ring_that_stays_full_is_an_error_in_time_and_its_commands_are_done_later() 
     assert_eq!(post(&gic), Err(ItsError::Timeout));
     let took = machine.now_us() - start;
     assert!((COMMAND_LIMIT_US..COMMAND_LIMIT_US + MS).contains(&took), "{took} us");
-    assert_eq!(queue(&gic).latest(), ticket, "what had no room was not posted");
+    assert_eq!(queue(&gic).latest(), ticket, "the command without room was not posted");
     machine.advance_us(300 * MS);
     assert_eq!(wait(&gic, ticket), Ok(()));
     assert_eq!(machine.commands(0).len() - before, ROOM);
@@ -115,9 +115,9 @@ fn a_ring_that_stays_full_is_an_error_in_time_and_its_commands_are_done_later() 
 }
 
 #[test]
-fn an_its_that_stands_still_for_a_second_is_given_up_and_none_that_moves_is() {
+fn an_its_without_progress_for_a_second_is_declared_dead_and_a_slow_one_is_not() {
     let Bench { machine, gic } = bench(Config::v4_0(2));
-    // Each command takes longer than anybody waits for, and all of them longer than an ITS may stand still.
+    // Each command takes longer than a caller waits, and all of them take longer than an ITS may make no progress.
     (1..=8).for_each(|nth| late(&machine, nth, 300));
     let tickets: Vec<_> = (0..8).map(|_| post(&gic).unwrap()).collect();
     let start = machine.now_us();
@@ -131,10 +131,10 @@ fn an_its_that_stands_still_for_a_second_is_given_up_and_none_that_moves_is() {
     let first_miss = machine.now_us();
     while wait(&gic, ticket) == Err(ItsError::Timeout) {}
     let stood = machine.now_us() - first_miss;
-    assert!((DEAD_AFTER_US..DEAD_AFTER_US + 2 * COMMAND_LIMIT_US).contains(&stood), "given up after {stood} us");
+    assert!((DEAD_AFTER_US..DEAD_AFTER_US + 2 * COMMAND_LIMIT_US).contains(&stood), "declared dead after {stood} us");
     assert!(queue(&gic).is_dead());
     assert_eq!(gic.counters().dead_itss.get(), 1);
-    // It is off, so what it has not consumed it never will; and nobody waits for it any more.
+    // It is disabled and consumes no more commands, and callers no longer wait for it.
     assert_eq!(machine.read32(machine.config().its[0].base) & 1, 0);
     let now = machine.now_us();
     assert_eq!((post(&gic), wait(&gic, ticket)), (Err(ItsError::Dead), Err(ItsError::Dead)));
@@ -144,7 +144,7 @@ fn an_its_that_stands_still_for_a_second_is_given_up_and_none_that_moves_is() {
 }
 
 #[test]
-fn a_full_ring_of_an_its_that_stands_still_ends_with_it() {
+fn posting_on_the_full_ring_of_an_its_without_progress_declares_it_dead() {
     let Bench { machine, gic } = bench(Config::v4_0(2));
     machine.inject(Fault::Hung { its: 0 });
     let full: Vec<_> = (0..ROOM).map(|_| harmless(&gic)).collect();
@@ -158,7 +158,7 @@ fn a_full_ring_of_an_its_that_stands_still_ends_with_it() {
 }
 
 #[test]
-fn a_stall_is_retried_once_at_each_place() {
+fn a_stall_is_retried_once_at_each_position() {
     let Bench { machine, gic } = bench(Config::v4_0(2));
     for nth in [1, 3, 4] {
         machine.inject(Fault::Command { its: 0, nth, fault: CommandFault::Stall });
@@ -166,13 +166,13 @@ fn a_stall_is_retried_once_at_each_place() {
     let tickets: Vec<_> = (0..5).map(|_| post(&gic).unwrap()).collect();
     let start = machine.now_us();
     assert_eq!(wait(&gic, tickets[4]), Ok(()));
-    assert!(machine.now_us() - start < 10 * MS, "nobody waits for a deadline");
+    assert!(machine.now_us() - start < 10 * MS, "no deadline was waited for");
     assert_eq!(faults(&gic), [0, 3, 0]);
     machine.assert_clean();
 }
 
 #[test]
-fn a_full_ring_that_has_stalled_gets_on() {
+fn posting_on_a_full_ring_that_has_stalled_retries_it() {
     let Bench { machine, gic } = bench(Config::v4_0(2));
     machine.inject(Fault::Command { its: 0, nth: 1, fault: CommandFault::Stall });
     let full: Vec<_> = (0..ROOM).map(|_| harmless(&gic)).collect();
@@ -186,9 +186,9 @@ fn a_full_ring_that_has_stalled_gets_on() {
 }
 
 #[test]
-fn whoever_finds_a_queue_stalled_gets_it_going() {
+fn any_cpu_can_retry_a_queue_that_has_stalled() {
     let Bench { machine, gic } = bench(Config::v4_0(2));
-    assert!(!queue(&gic).retry_stalled(gic.counters()), "it does not stand still");
+    assert!(!queue(&gic).retry_stalled(gic.counters()), "it has not stalled");
     machine.inject(Fault::Command { its: 0, nth: 2, fault: CommandFault::Stall });
     let (first, second) = (post(&gic).unwrap(), post(&gic).unwrap());
     machine.advance_us(MS);
@@ -202,7 +202,7 @@ fn whoever_finds_a_queue_stalled_gets_it_going() {
 }
 
 #[test]
-fn a_queue_that_is_only_busy_is_left_alone() {
+fn a_queue_that_is_only_slow_is_not_retried() {
     let Bench { machine, gic } = bench(Config::v4_0(2));
     let tickets: Vec<_> = (0..200).map(|_| post(&gic).unwrap()).collect();
     while !queue(&gic).is_done(tickets[199]) {
@@ -215,7 +215,7 @@ fn a_queue_that_is_only_busy_is_left_alone() {
 const NEVER: u32 = 0;
 const ALWAYS: u32 = u32::MAX;
 
-/// A driver on a machine whose GITS_CREADR says "stalled" that many times from now on, whatever the ITS does.
+/// A driver on a machine whose GITS_CREADR reads as stalled that many times from now on, whatever the ITS does.
 fn seems_stalled() -> (Machine, Gic<ModelHw>, Rc<Cell<u32>>) {
     let mut config = Config::v4_0(2);
     config.timing.relax = 10_000;
@@ -234,7 +234,7 @@ fn seems_stalled() -> (Machine, Gic<ModelHw>, Rc<Cell<u32>>) {
 }
 
 #[test]
-fn progress_counts_and_not_a_stalled_bit_that_stays_set() {
+fn a_stalled_bit_that_stays_set_is_ignored_if_there_is_progress() {
     let (machine, gic, stalled) = seems_stalled();
     stalled.set(ALWAYS);
     for _ in 0..3 {
@@ -246,13 +246,13 @@ fn progress_counts_and_not_a_stalled_bit_that_stays_set() {
     stalled.set(NEVER);
     assert_eq!(wait(&gic, ticket), Ok(()));
     stalled.set(ALWAYS);
-    assert!(!queue(&gic).retry_stalled(gic.counters()), "nothing is left to do");
+    assert!(!queue(&gic).retry_stalled(gic.counters()), "no command is left to consume");
     assert!(!queue(&gic).is_dead());
     machine.assert_clean();
 }
 
 #[test]
-fn a_stall_that_a_retry_does_not_end_is_the_end_of_the_its() {
+fn an_its_that_stays_stalled_after_a_retry_is_declared_dead() {
     for retried in [false, true] {
         let (machine, gic, stalled) = seems_stalled();
         let ticket = post(&gic).unwrap();
@@ -262,18 +262,18 @@ fn a_stall_that_a_retry_does_not_end_is_the_end_of_the_its() {
         let ticket = post(&gic).unwrap();
         let start = machine.now_us();
         if retried {
-            assert!(queue(&gic).retry_stalled(gic.counters()), "it got off: by its end");
+            assert!(queue(&gic).retry_stalled(gic.counters()), "it had stalled, and is dead now");
         }
         assert_eq!(wait(&gic, ticket), Err(ItsError::Dead));
         assert!(machine.now_us() - start < 10 * MS, "at once");
         assert_eq!(faults(&gic), [0, 1, 1]);
         assert_eq!(machine.read32(machine.config().its[0].base) & 1, 0);
-        assert!(!queue(&gic).retry_stalled(gic.counters()), "nothing gets it going any more");
+        assert!(!queue(&gic).retry_stalled(gic.counters()), "a dead ITS is not retried");
     }
 }
 
 #[test]
-fn a_stall_that_is_over_when_the_ring_is_free_has_not_been_ended_here() {
+fn a_stall_that_ends_before_the_lock_is_taken_is_not_reported_as_retried() {
     let (machine, gic, stalled) = seems_stalled();
     let ticket = post(&gic).unwrap();
     wait(&gic, ticket).unwrap();
@@ -285,7 +285,7 @@ fn a_stall_that_is_over_when_the_ring_is_free_has_not_been_ended_here() {
 }
 
 #[test]
-fn an_its_is_given_up_once() {
+fn an_its_is_declared_dead_once() {
     let Bench { machine, gic } = bench(Config::v4_0(2));
     assert!(!queue(&gic).is_dead() && !queue(&gic).waits_for_other_itss());
     queue(&gic).mark_dead(gic.counters());
@@ -296,12 +296,12 @@ fn an_its_is_given_up_once() {
 }
 
 #[test]
-fn an_its_that_is_paused_consumes_nothing_and_goes_on_where_it_stood() {
+fn a_disabled_its_consumes_nothing_and_continues_where_it_was_disabled() {
     let Bench { machine, gic } = bench(Config::v4_0(2));
     let control = || machine.read32(machine.config().its[0].base);
     let virtual_on = control() & 2;
     assert!(queue(&gic).disable());
-    assert_eq!(control() & 3, virtual_on, "off, and nothing else is changed");
+    assert_eq!(control() & 3, virtual_on, "only Enabled has changed");
     let ticket = post(&gic).unwrap();
     machine.advance_us(10 * MS);
     assert!(!queue(&gic).is_done(ticket));
@@ -317,7 +317,7 @@ fn an_its_that_is_paused_consumes_nothing_and_goes_on_where_it_stood() {
 }
 
 #[test]
-fn a_stopped_its_makes_the_moves_it_has_still_to_make_its_own_and_leaves_all_else() {
+fn unlisting_changes_pending_vmovps_and_no_other_command() {
     let Bench { machine, gic } = bench(Config::its_list(2, 2));
     let target = gic.its(ITS0).unwrap().target(&gic.redists[1]);
     let moved = |n| Command::vmovp_listed(VpeId(n), target, 7, 0b11);

@@ -1,7 +1,7 @@
 //! One interrupt translation service: bring-up, and what the rest of the driver asks of it (IHI 0069, chapter 5).
 //!
-//! Programming an ITS that is not quiescent is UNPREDICTABLE, and on GICv4.1 several ITSs may share a vPE table. So every
-//! ITS is made quiescent before the first one is brought up.
+//! Programming an ITS that is not quiescent is UNPREDICTABLE, and on GICv4.1 several ITSs may share a vPE table. So
+//! every ITS is made quiescent before the first one is brought up.
 
 use super::command::{Command, Target};
 use super::devices::{Device, Event, State};
@@ -46,8 +46,8 @@ fn typer_at<H: Hw>(hw: &H, base: Pa) -> Typer {
     Typer::new(hw.read64(base.add(gits::TYPER)))
 }
 
-/// Disables an ITS that an earlier owner of the machine may have left enabled, waits until it is quiescent, and clears its
-/// table registers.
+/// Disables an ITS that an earlier owner of the machine may have left enabled, waits until it is quiescent, and clears
+/// its table registers.
 pub fn quiesce<H: Hw>(hw: &H, base: Pa) -> Result<(), ItsError> {
     let at = base.add(gits::CTLR);
     let ctlr = || LocalRegisterCopy::<u32, GITS_CTLR::Register>::new(hw.read32(at));
@@ -72,8 +72,8 @@ pub fn quiesce<H: Hw>(hw: &H, base: Pa) -> Result<(), ItsError> {
     Ok(())
 }
 
-/// Which redistributors and ITSs share the vPE table of an ITS (GICv4.1): its affinity and GITS_TYPER.SVPET; `None` if it
-/// shares with none. The field is RES0 without GICv4.1.
+/// Which redistributors and ITSs share the vPE table of an ITS (GICv4.1): its affinity and GITS_TYPER.SVPET; `None` if
+/// it shares with none. The field is RES0 without GICv4.1.
 pub fn shares_vpe_table<H: Hw>(hw: &H, base: Pa) -> Option<(u32, u8)> {
     let typer = typer_at(hw, base);
     let svpet = typer.read(GITS_TYPER::SVPET) as u8;
@@ -95,8 +95,8 @@ pub struct Plan {
 const ITS_NUMBERS: u8 = 16;
 
 impl<H: Hw + Clone> Its<H> {
-    /// Brings up an ITS that is quiescent. `shared` is the vPE table that it shares with an ITS brought up before; `taken` is
-    /// the set of ITS numbers in use, one bit each.
+    /// Brings up an ITS that is quiescent. `shared` is the vPE table that it shares with an ITS brought up before;
+    /// `taken` is the set of ITS numbers in use, one bit each.
     pub fn bring_up(
         hw: H,
         id: ItsId,
@@ -287,8 +287,8 @@ impl<H: Hw> Its<H> {
         .map(|_| ())
     }
 
-    /// Maps a device with room for 2^`event_bits` events, none of them mapped. A `reserved` device is the driver's own, and
-    /// its events are not recorded.
+    /// Maps a device with room for 2^`event_bits` events, none of them mapped. A `reserved` device is the driver's own,
+    /// and its events are not recorded.
     pub fn map_device(
         &self,
         counters: &Counters,

@@ -51,8 +51,8 @@ fn probe_page<H: Hw>(hw: &H, at: Pa, found: Baser) -> Option<u64> {
 }
 
 impl Table {
-    /// Makes a table of `wanted` entries, or as many as the register can describe, and points GITS_BASER`n` at it. The ITS is
-    /// disabled.
+    /// Makes a table of `wanted` entries, or as many as the register can describe, and points GITS_BASER`n` at it. The
+    /// ITS is disabled.
     pub fn set_up<H: Hw>(hw: &H, its: Pa, n: u64, wanted: u64, coherent: bool) -> Result<Table, TableError> {
         let at = its.add(gits::baser(n));
         let found = Baser::new(hw.read64(at));
@@ -68,8 +68,8 @@ impl Table {
         Ok(table)
     }
 
-    /// Points GITS_BASER`n` at this table, which another ITS uses already: ITSs of one affinity group share their vPE table
-    /// (GICv4.1).
+    /// Points GITS_BASER`n` at this table, which another ITS uses already: ITSs of one affinity group share their vPE
+    /// table (GICv4.1).
     pub fn adopt<H: Hw>(&self, hw: &H, its: Pa, n: u64, coherent: bool) -> Result<Table, TableError> {
         let at = its.add(gits::baser(n));
         let found = Baser::new(hw.read64(at));
@@ -87,8 +87,8 @@ impl Table {
         Baser::new(hw.read64(at)).is_set(GITS_BASER::INDIRECT)
     }
 
-    /// Points a register at the table, as non-cacheable if shareable is not accepted. Tables are cleaned to memory in any case,
-    /// so the outcome is not kept.
+    /// Points a register at the table, as non-cacheable if shareable is not accepted. Tables are cleaned to memory in
+    /// any case, so the outcome is not kept.
     fn point<H: Hw>(&self, hw: &H, at: Pa, found: Baser, coherent: bool) -> Result<(), TableError> {
         let value = |shared: bool| {
             let mut v = found;

@@ -1,4 +1,4 @@
-//! Bring-up of ITSs that are not like the one in the manual's examples, and of those that do not do as they are told.
+//! Bring-up of ITSs with unusual properties, and of ITSs that fail.
 
 use crate::gic::Gic;
 use crate::gic::ItsError;
@@ -15,16 +15,17 @@ use std::vec::Vec;
 const VALID: u64 = 1 << 63;
 const SHAREABILITY: u64 = 3 << 10;
 
-/// The driver on a machine of which register reads are changed on the way.
+/// The driver on a machine on which register reads are changed.
 fn amended(config: &Config, read64: impl Fn(Pa, u64) -> u64 + 'static) -> Gic<ModelHw> {
     let machine = Machine::new(config.clone());
     Gic::discover(ModelHw::amended(machine, read64), &Described::new(config).layout()).unwrap()
 }
 
-/// The register of an ITS that points at a table of some kind.
+/// The GITS_BASER of an ITS for a kind of table.
 fn baser(machine: &Machine, its: usize, kind: TableKind) -> u64 {
     let config = &machine.config().its[its];
-    let n = config.basers.iter().position(|b| b.as_ref().is_some_and(|b| b.kind == kind)).expect("such a table");
+    let n =
+        config.basers.iter().position(|b| b.as_ref().is_some_and(|b| b.kind == kind)).expect("a table of this kind");
     machine.read64(config.base + 0x100 + 8 * n as u64)
 }
 
@@ -37,7 +38,7 @@ fn virtual_lpis(gic: &Gic<impl Hw + Clone>) -> Vec<bool> {
 }
 
 #[test]
-fn every_error_is_a_sentence_of_its_own() {
+fn every_error_has_a_message_of_its_own() {
     let (dev, ev, vpe) = (DeviceId(1), EventId(2), VpeId(3));
     let all = [
         ItsError::NoSuchIts(ITS0),
@@ -67,7 +68,7 @@ fn every_error_is_a_sentence_of_its_own() {
 }
 
 #[test]
-fn an_its_that_an_earlier_owner_left_running_is_stopped_before_its_tables_are_touched() {
+fn an_its_that_was_left_enabled_is_disabled_before_its_tables_are_changed() {
     for config in [Config::v4_0(2), Config::its_list(2, 2), Config::v4_1(2, 2)] {
         let bench = Bench::up(config.each_its(|_, its| its.enabled_at_reset = true));
         bench.gic.map_device(ITS0, DEV, 5).unwrap();
@@ -76,7 +77,7 @@ fn an_its_that_an_earlier_owner_left_running_is_stopped_before_its_tables_are_to
 }
 
 #[test]
-fn an_its_that_does_not_become_quiescent_is_left_alone_and_left_out() {
+fn an_its_that_does_not_become_quiescent_is_neither_changed_nor_used() {
     let config = Config::v4_0(2).each_its(|_, its| its.enabled_at_reset = true);
     let machine = Machine::new(config.clone());
     machine.inject(Fault::NeverQuiescent { its: 0 });
@@ -88,7 +89,7 @@ fn an_its_that_does_not_become_quiescent_is_left_alone_and_left_out() {
 }
 
 #[test]
-fn the_widths_of_an_its_are_those_of_its_registers() {
+fn the_facts_of_an_its_are_those_of_its_registers() {
     let widths = |config| {
         let bench = Bench::up(config);
         let its = *bench.gic.facts().its(ITS0).unwrap();
@@ -109,7 +110,7 @@ fn the_widths_of_an_its_are_those_of_its_registers() {
 fn itss_and_redistributors_of_different_sockets_have_vpe_tables_of_their_own() {
     const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
     let socket = |n: usize| (n as u32 % 2) << 24;
-    // How many tables there are behind the ITSs, and in all.
+    // How many vPE tables the ITSs use, and how many there are in all.
     let tables = |levels: u8| {
         let config = Config::v4_1(4, 4)
             .each_cpu(|n, cpu| (cpu.affinity, cpu.common_lpi_aff) = (socket(n) | n as u32, levels))
@@ -121,13 +122,13 @@ fn itss_and_redistributors_of_different_sockets_have_vpe_tables_of_their_own() {
         (of_itss.len(), of_itss.iter().copied().chain(of_cpus).collect::<BTreeSet<_>>().len())
     };
     assert_eq!(tables(1), (2, 2), "one for each socket");
-    assert_eq!(tables(0), (4, 5), "ITSs share with nobody, all redistributors with each other");
-    // Levels that name only Aff3 and Aff2: the same, as sockets differ in Aff3 alone.
+    assert_eq!(tables(0), (4, 5), "no ITS shares, and all redistributors share with each other");
+    // With two levels (Aff3 and Aff2) it is the same, because sockets differ in Aff3 only.
     assert_eq!(tables(2), (2, 2));
 }
 
 #[test]
-fn the_seventeenth_its_has_no_virtual_lpis_and_works_otherwise() {
+fn the_seventeenth_its_is_used_without_virtual_lpis() {
     let mut config = Config::v4_0(2);
     let its = config.its[0].clone();
     config.its = (0..17).map(|n| gic_model::Its { base: 0x2d00_0000 + n * 0x10_0000, ..its.clone() }).collect();
@@ -139,7 +140,7 @@ fn the_seventeenth_its_has_no_virtual_lpis_and_works_otherwise() {
 }
 
 #[test]
-fn no_vpe_table_is_made_where_virtual_lpis_are_not_wanted() {
+fn no_vpe_table_is_made_if_virtual_lpis_are_not_wanted() {
     let config = Config::v4_0(2);
     let (described, machine) = (Described::new(&config), Machine::new(config));
     let layout = crate::gic::Layout { virtual_lpis_wanted: false, ..described.layout() };
@@ -157,7 +158,7 @@ fn an_its_without_a_vpe_table_has_no_virtual_lpis() {
 }
 
 #[test]
-fn of_two_itss_of_the_same_fixed_number_one_has_virtual_lpis() {
+fn of_two_itss_with_the_same_fixed_number_only_one_has_virtual_lpis() {
     let numbered = |numbers: [u8; 3]| {
         let mut config = Config::its_list(2, 3);
         (config.its.iter_mut().zip(numbers)).for_each(|(its, n)| its.number = ItsNumber::Fixed(n));
@@ -170,7 +171,7 @@ fn of_two_itss_of_the_same_fixed_number_one_has_virtual_lpis() {
 }
 
 #[test]
-fn collections_that_an_its_holds_itself_need_no_table() {
+fn collections_that_are_kept_in_the_its_need_no_table() {
     let config = Config::gicv3(4).each_its(without(TableKind::Collection)).each_its(|_, its| its.hcc = 4);
     let bench = Bench::up(config);
     let (gic, lpi) = (&bench.gic, bench.gic.alloc_lpi().unwrap());
@@ -184,7 +185,7 @@ fn collections_that_an_its_holds_itself_need_no_table() {
 }
 
 #[test]
-fn a_collection_table_has_room_for_every_cpu_beside_those_that_the_its_holds_itself() {
+fn a_collection_table_has_room_for_all_cpus_and_the_collections_in_the_its() {
     let pages = |hcc| {
         let config = Config::gicv3(200).each_its(|_, its| {
             its.hcc = hcc;
@@ -199,7 +200,7 @@ fn a_collection_table_has_room_for_every_cpu_beside_those_that_the_its_holds_its
 }
 
 #[test]
-fn a_cpu_beyond_the_collections_of_an_its_is_refused() {
+fn a_cpu_without_room_in_the_collection_table_is_refused() {
     let config = Config::gicv3(4).each_its(without(TableKind::Collection)).each_its(|_, its| its.hcc = 3);
     let bench = Bench::discovered(config).unwrap();
     (0..3).for_each(|cpu| bench.gic.init_cpu(CpuId(cpu)).unwrap());
@@ -208,8 +209,8 @@ fn a_cpu_beyond_the_collections_of_an_its_is_refused() {
 }
 
 #[test]
-fn registers_say_what_the_platform_says_of_coherence_and_what_the_its_accepts() {
-    // Whether the platform says so, and whether the ITS does.
+fn table_attributes_follow_the_platform_and_what_the_its_accepts() {
+    // Whether the platform describes the ITS as coherent, and whether the ITS accepts shareable attributes.
     for (described_so, accepted) in [(true, true), (true, false), (false, true), (false, false)] {
         let config = Config::v4_0(2).each_its(|_, its| its.shareable = accepted);
         let (mut described, machine) = (Described::new(&config), Machine::new(config));
@@ -221,7 +222,7 @@ fn registers_say_what_the_platform_says_of_coherence_and_what_the_its_accepts() 
         let tables = [TableKind::Device, TableKind::Vpe, TableKind::Collection].map(|kind| baser(&machine, 0, kind));
         for register in [cbaser, tables[0], tables[1], tables[2]] {
             assert_eq!((register & VALID != 0, register & SHAREABILITY != 0), (true, coherent), "{register:#x}");
-            // InnerCache: normal non-cacheable where it is not shared, else read-allocate, write-allocate, write-back.
+            // InnerCache: non-cacheable if it is not shareable, else read-allocate, write-allocate, write-back.
             assert_eq!(register >> 59 & 7, if coherent { 7 } else { 1 }, "{register:#x}");
         }
         (0..2).for_each(|cpu| gic.init_cpu(CpuId(cpu)).unwrap());
@@ -231,7 +232,7 @@ fn registers_say_what_the_platform_says_of_coherence_and_what_the_its_accepts() 
 }
 
 #[test]
-fn an_its_that_does_not_keep_its_queue_is_left_out() {
+fn an_its_whose_cbaser_is_not_kept_is_not_used() {
     const CBASER: u64 = 0x80;
     let refused: [fn(Pa, u64) -> u64; 2] = [
         |at, value| if at.0 & 0xffff == CBASER { value & !VALID } else { value },
@@ -244,17 +245,17 @@ fn an_its_that_does_not_keep_its_queue_is_left_out() {
 }
 
 #[test]
-fn an_its_that_does_not_keep_its_vpe_table_has_no_virtual_lpis() {
-    // GITS_BASER2 of the model is the vPE table's; its size does not stick.
+fn an_its_whose_vpe_table_register_is_not_kept_has_no_virtual_lpis() {
+    // The model's GITS_BASER2 is that of the vPE table; its size is not kept.
     let gic = amended(&Config::v4_0(2), |at, value| if at.0 & 0xffff == 0x110 { value & !0xff | 0x11 } else { value });
     assert_eq!(virtual_lpis(&gic), [false]);
     let machine = gic.hw.0.clone();
-    assert_eq!(baser(&machine, 0, TableKind::Vpe) & VALID, 0, "nothing is left half-way");
+    assert_eq!(baser(&machine, 0, TableKind::Vpe) & VALID, 0, "Valid is cleared again");
     assert_ne!(baser(&machine, 0, TableKind::Device) & VALID, 0);
 }
 
 #[test]
-fn the_table_that_an_its_refused_is_given_back() {
+fn a_table_whose_register_is_not_kept_is_freed() {
     let gic = amended(&Config::v4_0(2), |at, value| if at.0 & 0xffff == 0x110 { value & !0xff | 0x11 } else { value });
     let refused = gic.hw.0.allocations().len();
     let absent = Bench::discovered(Config::v4_0(2).each_its(without(TableKind::Vpe))).unwrap();

@@ -7,8 +7,8 @@ use crate::ids::{CpuId, VpeId};
 use crate::mmio::Hw;
 
 impl<H: Hw + Clone> V4<'_, H> {
-    /// Moves every vPE that lives at a CPU, or is being moved there, to another, and returns how many. Stops at the first
-    /// one that cannot be moved, and names it. `from` is being taken out, so no vPE can be moved there meanwhile.
+    /// Moves every vPE that lives at a CPU, or is being moved there, to another, and returns how many. Stops at the
+    /// first one that cannot be moved, and names it. `from` is being taken out, so no vPE can be moved there meanwhile.
     pub(in crate::gic) fn evacuate(self, from: CpuId, to: CpuId) -> Result<u32, (VpeId, EnterError)> {
         // A CPU that found `from` in service while it made a vPE has finished that when this lock is free.
         drop(self.state.vms.lock());

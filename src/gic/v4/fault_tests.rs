@@ -1,4 +1,5 @@
-//! The verbs on a GIC that fails: bounded time, no violation, nothing freed that the hardware may still use.
+//! The verbs on a GIC that fails: they take bounded time, violate no rule, and free no memory that the hardware may
+//! use.
 
 use super::*;
 use crate::gic::ItsError;
@@ -17,7 +18,7 @@ fn guest() -> Guest {
     Guest::new(Config::v4_0(CPUS), 2)
 }
 
-/// For tests that wait out whole deadlines: who polls does so every 20 us.
+/// For tests that wait for whole deadlines: registers are polled every 20 us.
 fn with_slow_polling(mut config: Config) -> Config {
     config.timing.relax = 20_000;
     config
@@ -41,7 +42,7 @@ fn a_command_that_is_late_but_in_time_is_waited_for() {
 }
 
 #[test]
-fn a_stall_is_retried_once_and_the_command_is_done() {
+fn a_stall_is_retried_once_and_the_command_is_executed() {
     for config in [Config::v4_0(CPUS), Config::v4_0(CPUS).each_its(|_, its| its.retry_needed = true)] {
         let g = Guest::new(config, 2);
         g.machine.inject(on_next(1, CommandFault::Stall));
@@ -57,16 +58,16 @@ fn a_stall_is_retried_once_and_the_command_is_done() {
 }
 
 #[test]
-fn a_vpe_whose_move_is_late_runs_nowhere_until_it_is_done_and_then_where_it_went() {
+fn a_vpe_whose_move_is_late_cannot_run_until_it_is_complete() {
     let g = guest();
     g.map(ITS0, 1, 0);
     g.machine.inject(on_next(1, CommandFault::Late { us: 60_000 }));
     let start = g.machine.now_us();
     assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
-    assert!(g.machine.now_us() - start < 20_000, "a switch does not wait for long");
-    // Neither the old home nor the new one, while nobody knows which it is.
+    assert!(g.machine.now_us() - start < 20_000, "a switch waits for a short time only");
+    // It can run neither at the old home nor at the new one, because it is not known at which it lives.
     assert_eq!(g.v4().enter(g.vpes[0], CpuId(0)).err(), Some(EnterError::Moving));
-    // Others are not held up.
+    // Other vPEs are not held up.
     let r = g.enter(1, 1);
     let _ = g.leave(r, Preempt);
     g.machine.advance_us(60_000);
@@ -79,7 +80,7 @@ fn a_vpe_whose_move_is_late_runs_nowhere_until_it_is_done_and_then_where_it_went
 }
 
 #[test]
-fn a_redistributor_is_told_of_a_configuration_only_when_the_move_to_it_is_complete() {
+fn invalidate_all_on_gicv4_1_waits_for_the_vpes_move_to_complete() {
     let config = Config::v4_1(CPUS, 1).each_cpu(|n, cpu| (cpu.affinity, cpu.common_lpi_aff) = ((n as u32) << 24, 1));
     let g = Guest::new(config, 1);
     g.map(ITS0, 1, 0);
@@ -93,10 +94,10 @@ fn a_redistributor_is_told_of_a_configuration_only_when_the_move_to_it_is_comple
 }
 
 #[test]
-fn a_vpe_runs_elsewhere_only_when_the_its_that_lost_its_last_event_has_forgotten_it() {
+fn a_vpe_runs_elsewhere_only_when_the_its_of_its_last_event_has_unmapped_it() {
     let g = Guest::new(Config::its_list(CPUS, 2), 1);
     g.map(ITS0, 1, 0);
-    // DISCARD and VSYNC are done; VMAPP V=0, which nobody waits for, is late.
+    // DISCARD and VSYNC are complete; VMAPP with V = 0, which no caller waits for, is late.
     g.machine.inject(on_next(3, CommandFault::Late { us: 60_000 }));
     g.gic.unmap_event(key(ITS0, 1)).unwrap();
     assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
@@ -108,7 +109,7 @@ fn a_vpe_runs_elsewhere_only_when_the_its_that_lost_its_last_event_has_forgotten
 }
 
 #[test]
-fn an_its_that_waits_for_a_stalled_one_before_a_vmovp_gets_on() {
+fn an_its_that_is_held_up_at_a_vmovp_by_a_stalled_one_continues() {
     let g = Guest::new(Config::its_list(CPUS, 2), 1);
     g.map(ITS0, 1, 0);
     g.map(ItsId(1), 2, 0);
@@ -118,7 +119,7 @@ fn an_its_that_waits_for_a_stalled_one_before_a_vmovp_gets_on() {
     g.msi(ItsId(1), 2);
     assert_eq!(g.guest(2).len(), 2);
     let _ = g.leave(r, Preempt);
-    // The same where the one that is waited for is not the one that has stalled.
+    // The same if the ITS that the caller waits for is not the one that has stalled.
     g.machine.inject(Fault::Command { its: 1, nth: 1, fault: CommandFault::Stall });
     let _ = g.v4().enter(g.vpes[0], CpuId(1)).map(|r| g.v4().leave(r, Preempt));
     assert_eq!(g.gic.drain(ITS0), Ok(()));
@@ -128,7 +129,7 @@ fn an_its_that_waits_for_a_stalled_one_before_a_vmovp_gets_on() {
 }
 
 #[test]
-fn an_its_that_stops_is_given_up_in_bounded_time_and_keeps_its_memory() {
+fn an_its_that_stops_is_declared_dead_in_bounded_time_and_its_memory_is_not_freed() {
     let g = Guest::new(with_slow_polling(Config::v4_0(CPUS)), 2);
     g.map(ITS0, 1, 0);
     let memory = g.machine.allocations().len();
@@ -137,14 +138,14 @@ fn an_its_that_stops_is_given_up_in_bounded_time_and_keeps_its_memory() {
     let ev = EventId(2);
     g.v4().configure(g.vm, vlpi(2), 0xa1).unwrap();
     assert_eq!(g.v4().map_event(EventKey::new(ITS0, DEV, ev), g.vpes[0], vlpi(2)), Err(ItsError::Timeout));
-    // It was posted, and would take effect: that is what is kept.
+    // The commands were posted and may take effect, so this is the recorded state.
     assert_eq!(g.gic.event(EventKey::new(ITS0, DEV, ev)), Ok(Event::Virtual { vpe: g.vpes[0], vintid: vlpi(2) }));
     while g.gic.set_pending(EventKey::new(ITS0, DEV, ev)) == Err(ItsError::Timeout) {
         assert!(g.machine.now_us() - start < 3 * DEAD_AFTER_US);
     }
     assert_eq!(g.gic.set_pending(EventKey::new(ITS0, DEV, ev)), Err(ItsError::Dead));
     assert_eq!(g.gic.counters().dead_itss.get(), 1);
-    // What has died is refused at once.
+    // Commands for a dead ITS are refused at once.
     let now = g.machine.now_us();
     assert_eq!(g.gic.unmap_device(ITS0, DEV), Err(ItsError::Dead));
     assert_eq!(g.v4().remove_vpe(g.vpes[0]), Err(V4Error::Its(ItsError::Dead)));
@@ -153,13 +154,13 @@ fn an_its_that_stops_is_given_up_in_bounded_time_and_keeps_its_memory() {
     assert_eq!(g.v4().home(g.vpes[0]), None);
     g.v4().remove_vpe(g.vpes[1]).unwrap_err();
     g.v4().destroy_vm(g.vm).unwrap();
-    assert_eq!(g.machine.allocations().len(), memory, "in quarantine");
+    assert_eq!(g.machine.allocations().len(), memory, "the memory is quarantined");
     assert!(g.gic.counters().quarantined_bytes.get() > 0);
     g.machine.assert_clean();
 }
 
 #[test]
-fn a_move_that_its_its_never_makes_leaves_the_vpe_where_it_was() {
+fn a_vpe_keeps_its_home_if_its_only_its_dies_before_the_move() {
     let g = Guest::new(with_slow_polling(Config::v4_0(CPUS)), 2);
     g.map(ITS0, 1, 0);
     g.machine.inject(Fault::HangsAtVmovp { its: 0 });
@@ -170,14 +171,14 @@ fn a_move_that_its_its_never_makes_leaves_the_vpe_where_it_was() {
     }
     assert_eq!(last, EnterError::NotMoved { home: CpuId(0) });
     assert_eq!(g.v4().home(g.vpes[0]), Some(CpuId(0)));
-    // There it can still take what comes from elsewhere, if only from nobody.
+    // It can still run there.
     let r = g.v4().enter(g.vpes[0], CpuId(0)).unwrap();
     let _ = g.v4().leave(r, Preempt);
     g.machine.assert_clean();
 }
 
 #[test]
-fn when_one_its_of_a_list_goes_deaf_in_a_vmovp_the_others_finish_it_and_lose_nothing() {
+fn if_one_its_of_a_list_stops_at_a_vmovp_the_others_complete_it_and_lose_no_interrupt() {
     let g = Guest::new(with_slow_polling(Config::its_list(CPUS, 3)), 2);
     for its in 0..3u8 {
         g.map(ItsId(its), u32::from(its) + 1, 0);
@@ -190,7 +191,7 @@ fn when_one_its_of_a_list_goes_deaf_in_a_vmovp_the_others_finish_it_and_lose_not
             Err(e) => assert_eq!(e, EnterError::Moving),
         }
         assert!(g.machine.now_us() - start < 3 * DEAD_AFTER_US);
-        // An MSI that comes at any time is not lost.
+        // An MSI that arrives at any time is not lost.
         g.msi(ItsId(2), 3);
     };
     g.v4().before_eret(&resident);
@@ -198,12 +199,12 @@ fn when_one_its_of_a_list_goes_deaf_in_a_vmovp_the_others_finish_it_and_lose_not
     assert_eq!((g.gic.counters().dead_itss.get(), g.gic.counters().vmovp_recoveries.get()), (1, 1));
     let mut got = g.guest(2);
     got.sort_unstable();
-    assert_eq!(got, [1, 3], "one edge for each event of the ITSs that were stopped");
+    assert_eq!(got, [1, 3], "one edge for each event of the ITSs that were disabled");
     g.msi(ITS0, 1);
     g.msi(ItsId(2), 3);
     assert_eq!(g.guest(2).len(), 2);
     let _ = g.leave(resident, Preempt);
-    // From now on the list is without it.
+    // Later lists do not contain the dead ITS.
     let r = g.enter(0, 3);
     g.msi(ITS0, 1);
     assert_eq!(g.guest(3), [1]);
@@ -213,7 +214,7 @@ fn when_one_its_of_a_list_goes_deaf_in_a_vmovp_the_others_finish_it_and_lose_not
 }
 
 #[test]
-fn an_its_that_stops_when_it_is_told_to_and_yet_never_makes_its_move_is_given_up() {
+fn an_its_that_becomes_quiescent_but_never_executes_its_vmovp_is_declared_dead() {
     let g = Guest::new(with_slow_polling(Config::its_list(CPUS, 2)), 1);
     g.map(ITS0, 1, 0);
     g.map(ItsId(1), 2, 0);
@@ -233,7 +234,7 @@ fn an_its_that_stops_when_it_is_told_to_and_yet_never_makes_its_move_is_given_up
 }
 
 #[test]
-fn a_doorbell_whose_redistributor_does_not_answer_in_a_move_is_counted() {
+fn a_timeout_of_a_redistributor_when_a_doorbell_is_moved_is_counted() {
     for cpu in [0, 2] {
         let g = guest();
         g.machine.inject(Fault::BusyStuck { cpu });
@@ -244,7 +245,7 @@ fn a_doorbell_whose_redistributor_does_not_answer_in_a_move_is_counted() {
 }
 
 #[test]
-fn a_full_ring_that_never_drains_is_an_error_and_nothing_is_claimed_complete() {
+fn a_ring_that_stays_full_is_an_error_and_no_completion_is_reported() {
     let g = guest();
     g.map(ITS0, 1, 0);
     g.machine.inject(Fault::QueueLooksFull { its: 0 });
@@ -272,13 +273,13 @@ fn the_ring_wraps_many_times() {
 }
 
 #[test]
-fn a_write_back_that_does_not_end_counts_as_pending_and_holds_the_vpe_back() {
+fn a_write_back_that_times_out_counts_as_pending_and_the_vpe_cannot_enter() {
     let g = guest();
     g.map(ITS0, 1, 0);
     let r = g.enter(0, 0);
     g.machine.inject(Fault::DirtyStuck { cpu: 0 });
     assert!(g.leave(r, Block), "an interrupt may be pending");
-    // Neither this vPE elsewhere, nor another one here.
+    // Neither this vPE can enter elsewhere, nor another one here.
     assert_eq!(g.v4().enter(g.vpes[0], CpuId(1)).err(), Some(EnterError::Busy));
     assert_eq!(g.v4().enter(g.vpes[1], CpuId(0)).err(), Some(EnterError::Busy));
     assert_eq!(g.v4().enter(g.vpes[0], CpuId(0)).err(), Some(EnterError::Busy));
@@ -298,7 +299,7 @@ fn a_write_back_that_does_not_end_counts_as_pending_and_holds_the_vpe_back() {
 }
 
 #[test]
-fn valid_is_not_cleared_while_dirty_even_if_dirty_stays() {
+fn valid_is_not_cleared_while_dirty_is_set_even_if_it_stays_set() {
     let g = guest();
     g.map(ITS0, 1, 0);
     g.machine.inject(Fault::DirtyStuck { cpu: 0 });
@@ -306,7 +307,7 @@ fn valid_is_not_cleared_while_dirty_even_if_dirty_stays() {
     g.v4().before_eret(&r);
     assert!(g.leave(r, Block));
     g.machine.assert_clean();
-    assert_eq!(g.v4().resident_on(g.vpes[0]), Some(CpuId(0)), "it could not be taken off");
+    assert_eq!(g.v4().resident_on(g.vpes[0]), Some(CpuId(0)), "it could not leave");
     assert_eq!(g.v4().enter(g.vpes[1], CpuId(0)).err(), Some(EnterError::Busy));
     assert_eq!(g.v4().enter(g.vpes[0], CpuId(3)).err(), Some(EnterError::Busy));
     g.machine.heal();
@@ -320,8 +321,8 @@ fn valid_is_not_cleared_while_dirty_even_if_dirty_stays() {
 }
 
 #[test]
-fn a_cpu_goes_only_when_the_vpe_that_did_not_come_off_it_has() {
-    // Without GICR_TYPER.Dirty nothing says that it is too early to clear Valid; then it is the write-back that hangs.
+fn a_cpu_is_taken_out_only_when_the_vpe_that_could_not_leave_has_left() {
+    // Without GICR_TYPER.Dirty the driver cannot tell that it is too early to clear Valid; then the write-back hangs.
     for says_dirty in [true, false] {
         let g = Guest::new(Config::v4_0(CPUS).each_cpu(|_, cpu| cpu.dirty = says_dirty), 2);
         g.map(ITS0, 1, 0);
@@ -344,7 +345,7 @@ fn a_cpu_goes_only_when_the_vpe_that_did_not_come_off_it_has() {
 }
 
 #[test]
-fn a_vpe_is_left_with_the_idai_that_its_redistributor_says_in_the_end_whoever_comes_next() {
+fn the_idai_of_a_late_write_back_is_kept_whichever_vpe_enters_next() {
     for idai in [true, false] {
         let mut config = Config::v4_0(CPUS).each_cpu(|_, cpu| cpu.dirty = false);
         config.idai = Some(idai);
@@ -367,7 +368,7 @@ fn a_vpe_is_left_with_the_idai_that_its_redistributor_says_in_the_end_whoever_co
 }
 
 #[test]
-fn a_vpe_that_is_still_being_written_back_keeps_its_memory() {
+fn the_memory_of_a_vpe_that_is_still_being_written_back_is_not_freed() {
     let g = guest();
     let r = g.enter(0, 0);
     g.machine.inject(Fault::DirtyStuck { cpu: 0 });
@@ -382,7 +383,7 @@ fn a_vpe_that_is_still_being_written_back_keeps_its_memory() {
 }
 
 #[test]
-fn running_out_of_memory_at_any_step_leaves_nothing_half_made() {
+fn running_out_of_memory_at_any_step_leaks_nothing() {
     for after in 0..6 {
         let g = guest();
         g.take_down();

@@ -1,7 +1,7 @@
 //! VMAPP: on which ITSs a vPE is mapped; and what events ask of the vPE that they are mapped to.
 //!
-//! Where one VMOVP reaches every ITS, a vPE is mapped on all of them from the start. In ITSList mode each ITS that maps it
-//! has to get each VMOVP, so a vPE is mapped on an ITS with its first event there and unmapped with its last.
+//! Where one VMOVP reaches every ITS, a vPE is mapped on all of them from the start. In ITSList mode each ITS that maps
+//! it has to get each VMOVP, so a vPE is mapped on an ITS with its first event there and unmapped with its last.
 
 use super::backend;
 use super::error::V4Error;

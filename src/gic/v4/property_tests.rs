@@ -1,12 +1,14 @@
 //! Every interrupt arrives: random sequences of verbs, MSIs and time on every kind of machine.
 //!
-//! An oracle keeps, for each event, whether an interrupt is *owed* (it was sent since it was last taken and must still
-//! come) and whether one more *may* come (a swap between guest and EL2 ends with an INT). A guest or EL2 that takes an
-//! interrupt which is neither is an error, as is one that is owed and does not come, one that comes before a more urgent
-//! one, a vPE that blocks with one owed and is not told, a vPE that sleeps and whose doorbell does not ring, anything
-//! that comes to a CPU that has been taken out, memory that does not come back, and any violation that the model records.
+//! For each event the test keeps whether an interrupt is *owed* (one was sent since the last one was taken, and must
+//! still arrive) and whether one more *may* arrive (a change between guest and EL2 ends with an INT). These are errors:
+//! an interrupt that arrives and is neither; one that is owed and does not arrive; one that arrives before another of
+//! higher priority; a vPE that blocks with one owed without PendingLast; a vPE that sleeps and whose doorbell does not
+//! ring; an interrupt on a CPU that is out of service; memory that is not freed; and any violation that the model
+//! records.
 //!
-//! `DOORWARD_STEPS` says how many steps in all (default 100,000); with `DOORWARD_FORGET_SEEDS` no failing sequence is kept.
+//! `DOORWARD_STEPS` is the number of steps in all (default 100,000). With `DOORWARD_FORGET_SEEDS` failing sequences are
+//! not saved.
 
 mod world;
 
@@ -30,7 +32,7 @@ enum Power {
     On,
     /// Puts it to sleep.
     Asleep,
-    /// Turns its LPIs off, if they can be, and puts it to sleep.
+    /// Disables its LPIs, if that is possible, and puts it to sleep.
     LpisOff,
 }
 
@@ -42,9 +44,9 @@ enum Op {
     MoveVirtual(u8, u8, u8),
     MovePhysical(u8, u8, u8),
     ToSoftware(u8, u8, u8),
-    /// All events of a vCPU at once, to EL2 on a CPU.
+    /// Maps all events of a vCPU in one batch to LPIs on a CPU.
     AllToSoftware(u8, u8),
-    /// All events that EL2 takes, to a vPE.
+    /// Maps all physical events in one batch to a vPE.
     AllDirect(u8),
     Unmap(u8, u8),
     Int(u8, u8),
@@ -55,7 +57,7 @@ enum Op {
     Leave(u8, bool),
     Guest(u8),
     Host(u8),
-    /// EL2 takes what is pending on every CPU: whoever was called is awake.
+    /// EL2 takes all pending interrupts on every CPU. Every vCPU whose doorbell rang is awake then.
     Listen,
     Replace(u8),
     Destroy(u8),
@@ -72,7 +74,7 @@ fn op(faults: bool) -> impl Strategy<Value = Op> {
     let (its, ev, vpe, cpu) = (0..4u8, 0..EVENTS, 0..VPES as u8, 0..CPUS as u8);
     let vm = 0..VMS as u8;
     let event = (its.clone(), ev.clone());
-    // Every priority is as likely as not to have company.
+    // Few priorities, so that several events often have the same one.
     let priority = (0..8u8).prop_map(|p| 0x40 + 0x10 * p);
     let power = prop_oneof![Just(Power::On), Just(Power::Asleep), Just(Power::LpisOff)];
     let events = prop_oneof![
@@ -114,7 +116,7 @@ fn op(faults: bool) -> impl Strategy<Value = Op> {
 
 fn machines() -> Vec<Config> {
     let proxy = |c: Config| c.each_cpu(|_, cpu| cpu.direct_lpi = false);
-    // LPIs cannot be turned off again.
+    // EnableLPIs cannot be cleared again.
     let sticky = |c: Config| c.each_cpu(|_, cpu| cpu.ces = false);
     let spread = |n: usize| ((n as u32 & 1) << 24) | ((n as u32) << 8);
     let shared = |common, svpet| {
@@ -138,7 +140,7 @@ fn machines() -> Vec<Config> {
 
 fn run(faults: bool, share: usize) {
     let steps = std::env::var("DOORWARD_STEPS").ok().and_then(|s| s.parse().ok()).unwrap_or(100_000usize);
-    // Where the code is changed on purpose, what fails with one change says nothing of the next.
+    // Under mutation testing a sequence that fails with one mutant says nothing about the next.
     let keep = std::env::var_os("DOORWARD_FORGET_SEEDS").is_none();
     let seeds = || Box::new(FileFailurePersistence::WithSource("proptest-regressions"));
     let machines = machines();
@@ -167,6 +169,6 @@ fn every_interrupt_arrives_whatever_happens_in_between() {
 }
 
 #[test]
-fn every_interrupt_arrives_though_commands_are_late_and_queues_stall() {
+fn every_interrupt_arrives_even_if_commands_are_late_and_queues_stall() {
     run(true, 2);
 }

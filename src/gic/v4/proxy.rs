@@ -1,7 +1,7 @@
 //! The proxy device: control of doorbells where redistributors have no GICR_INVLPIR (IHI 0069, 6.4).
 //!
-//! No device sends a doorbell, so no event names it, and without an event there is neither INV nor MOVI. A DeviceID that
-//! no device has (the last that the ITS supports) lends its events: one for each doorbell.
+//! No device sends a doorbell, so no event names it, and without an event there is neither INV nor MOVI. A DeviceID
+//! that no device has (the last that the ITS supports) lends its events: one for each doorbell.
 
 use crate::gic::counters::Counters;
 use crate::gic::error::ItsError;

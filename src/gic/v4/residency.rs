@@ -5,12 +5,14 @@
 //!
 //! | | GICv4.0 | GICv4.1 |
 //! |---|---|---|
-//! | enter | VPROPBASER if it differs; VPENDBASER = VPT, PendingLast, IDAI as last read, Valid | VPENDBASER = vPEID, groups, Valid |
-//! | leave | wait for Dirty, clear Valid, wait for Dirty, read PendingLast and IDAI | the same; to block with Doorbell set and PendingLast clear, to be preempted with PendingLast set |
+//! | enter | VPROPBASER if it differs; VPENDBASER = VPT, PendingLast, IDAI as read, Valid | vPEID, groups, Valid |
+//! | leave | wait for Dirty, clear Valid, wait for Dirty, read PendingLast and IDAI | the same, without IDAI |
+//! | ... to block | the same | with Doorbell set |
+//! | ... preempted | the same | with PendingLast set |
 //!
-//! After a wait that misses its deadline an interrupt is assumed to be pending: a spurious wake is cheap, a lost interrupt
-//! is not. Then the redistributor is waited for again before anything else is written to it, and the vPE's memory is not
-//! freed until the write-back is known to be complete.
+//! After a wait that misses its deadline an interrupt is assumed to be pending: a spurious wake is cheap, a lost
+//! interrupt is not. Then the redistributor is waited for again before anything else is written to it, and the vPE's
+//! memory is not freed until the write-back is known to be complete.
 
 use super::backend;
 use super::error::EnterError;
@@ -105,8 +107,8 @@ impl<H: Hw + Clone> V4<'_, H> {
         Ok(Resident { vpe, cpu, not_send: PhantomData })
     }
 
-    /// Waits until the redistributor has read the resident vPE's pending table. Called once a residency, just before the
-    /// guest is entered: a guest that is faster finds no interrupt, waits for one, and causes a doorbell.
+    /// Waits until the redistributor has read the resident vPE's pending table. Called once a residency, just before
+    /// the guest is entered: a guest that is faster finds no interrupt, waits for one, and causes a doorbell.
     #[inline]
     pub fn before_eret(self, resident: &Resident) {
         if self.gic.facts.dirty
@@ -171,8 +173,8 @@ impl<H: Hw + Clone> V4<'_, H> {
         Ok(())
     }
 
-    /// Completes the write-back of a vPE, if one was not seen to complete. Until then the redistributor stays claimed: its
-    /// register alone says with which IDAI the vPE left.
+    /// Completes the write-back of a vPE, if one was not seen to complete. Until then the redistributor stays claimed:
+    /// its register alone says with which IDAI the vPE left.
     #[cold]
     pub(super) fn finish_write_back(self, v: &mut Vpe) -> Result<(), EnterError> {
         let Some(redist) = v.unclean_on.and_then(|cpu| self.gic.redists.get(cpu.index())) else { return Ok(()) };

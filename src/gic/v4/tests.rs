@@ -13,7 +13,8 @@ use std::vec::Vec;
 
 const CPUS: usize = 4;
 
-/// Every way to be a GICv4.0: with and without direct control of LPIs, coherent and not, one ITS and several.
+/// Variants of GICv4.0, with and without direct control of LPIs, coherent or not, with one ITS or several; and of
+/// GICv4.1.
 fn machines() -> Vec<Config> {
     let proxy = |c: Config| c.each_cpu(|_, cpu| cpu.direct_lpi = false);
     vec![
@@ -34,7 +35,7 @@ fn machines() -> Vec<Config> {
     .collect()
 }
 
-/// Every way to be a GICv4.1: who shares a vPE table with whom.
+/// Variants of GICv4.1: which redistributors and ITSs share a vPE table.
 fn machines_v41() -> Vec<Config> {
     let spread = |n: usize| ((n as u32 & 1) << 24) | ((n as u32 >> 1 & 1) << 16) | ((n as u32) << 8);
     let mut all = vec![
@@ -61,7 +62,7 @@ fn everywhere(test: impl Fn(Guest)) {
 }
 
 #[test]
-fn an_msi_reaches_a_resident_vpe_and_el2_hears_nothing() {
+fn an_msi_reaches_a_resident_vpe_without_an_interrupt_of_el2() {
     everywhere(|g| {
         g.map(ITS0, 1, 0);
         let r = g.enter(0, 0);
@@ -75,7 +76,7 @@ fn an_msi_reaches_a_resident_vpe_and_el2_hears_nothing() {
 }
 
 #[test]
-fn an_msi_for_a_vpe_that_blocked_rings_its_doorbell_and_waits_for_it() {
+fn an_msi_for_a_vpe_that_blocked_rings_its_doorbell_and_stays_pending() {
     everywhere(|g| {
         g.map(ITS0, 1, 1);
         let r = g.enter(1, 1);
@@ -104,7 +105,7 @@ fn a_vpe_that_blocks_with_a_pending_vlpi_is_woken_at_once() {
 }
 
 #[test]
-fn a_vpe_takes_its_interrupts_and_its_doorbell_along_when_it_runs_elsewhere() {
+fn a_vpe_that_runs_elsewhere_moves_with_its_interrupts_and_its_doorbell() {
     everywhere(|g| {
         g.map(ITS0, 1, 0);
         g.msi(ITS0, 1);
@@ -117,7 +118,7 @@ fn a_vpe_takes_its_interrupts_and_its_doorbell_along_when_it_runs_elsewhere() {
         let _ = g.all_doorbells();
         g.msi(ITS0, 1);
         assert_eq!(g.doorbells(3), [g.vpes[0]]);
-        assert!(g.all_doorbells().is_empty(), "nothing stale where it lived before");
+        assert!(g.all_doorbells().is_empty(), "no doorbell is left at its old home");
         assert_eq!(g.gic.counters().vmovp.get(), 1);
         let r = g.enter(0, 0);
         assert_eq!(g.guest(0), [1]);
@@ -127,7 +128,7 @@ fn a_vpe_takes_its_interrupts_and_its_doorbell_along_when_it_runs_elsewhere() {
 }
 
 #[test]
-fn a_vpe_that_stays_costs_no_command() {
+fn entering_a_vpe_at_its_home_posts_no_command() {
     everywhere(|g| {
         g.map(ITS0, 1, 0);
         let before = g.machine.commands(0).len();
@@ -140,13 +141,13 @@ fn a_vpe_that_stays_costs_no_command() {
 }
 
 #[test]
-fn an_event_swaps_between_guest_and_el2_and_loses_nothing() {
+fn an_event_that_changes_between_guest_and_el2_loses_no_interrupt() {
     everywhere(|g| {
         let (ev, lpi) = (EventId(2), g.gic.alloc_lpi().unwrap());
         g.gic.configure_lpi(lpi, 0x80, true);
         g.gic.map_physical(EventKey::new(ITS0, DEV, ev), lpi, CpuId(2)).unwrap();
         g.msi(ITS0, 2);
-        // It was pending: at EL2 or in the guest, but not nowhere.
+        // It was pending as an LPI, so it is pending in the guest now.
         g.map(ITS0, 2, 0);
         let r = g.enter(0, 0);
         assert_eq!(g.guest(0), [2]);
@@ -181,7 +182,7 @@ fn a_moved_event_is_pending_for_its_new_vpe() {
 }
 
 #[test]
-fn a_configuration_byte_counts_from_the_invalidate_on() {
+fn a_configuration_byte_takes_effect_at_the_invalidate() {
     everywhere(|g| {
         g.map(ITS0, 1, 0);
         g.map(ITS0, 2, 0);
@@ -194,7 +195,7 @@ fn a_configuration_byte_counts_from_the_invalidate_on() {
         g.v4().configure(g.vm, vlpi(1), 0xa1).unwrap();
         g.v4().invalidate_all(g.vpes[0]).unwrap();
         assert_eq!(g.guest(0), [1]);
-        // The more urgent first.
+        // The vLPI of the higher priority comes first.
         g.v4().configure(g.vm, vlpi(2), 0x41).unwrap();
         g.gic.invalidate(key(ITS0, 2)).unwrap();
         g.msi(ITS0, 1);
@@ -206,7 +207,7 @@ fn a_configuration_byte_counts_from_the_invalidate_on() {
 }
 
 #[test]
-fn a_vlpi_that_is_mapped_again_is_configured_as_its_byte_says_now() {
+fn a_vlpi_that_is_mapped_again_has_its_present_configuration() {
     everywhere(|g| {
         g.map(ITS0, 1, 0);
         let r = g.enter(0, 0);
@@ -216,16 +217,16 @@ fn a_vlpi_that_is_mapped_again_is_configured_as_its_byte_says_now() {
         g.v4().configure(g.vm, vlpi(1), 0xa0).unwrap();
         g.v4().map_event(key(ITS0, 1), g.vpes[0], vlpi(1)).unwrap();
         g.msi(ITS0, 1);
-        assert!(g.guest(0).is_empty(), "disabled meanwhile");
+        assert!(g.guest(0).is_empty(), "it has been disabled");
         let _ = g.leave(r, Preempt);
         g.machine.assert_clean();
     });
 }
 
 #[test]
-fn an_interrupt_that_comes_back_to_a_place_is_configured_as_its_byte_says_now() {
+fn an_interrupt_that_returns_to_a_redistributor_has_its_present_configuration() {
     everywhere(|g| {
-        // A vLPI that was disabled when it left its vPE, and enabled while it was away.
+        // A vLPI that is disabled when it leaves its vPE, and enabled before it returns.
         g.map(ITS0, 1, 0);
         let set = |byte| {
             g.v4().configure(g.vm, vlpi(1), byte).unwrap();
@@ -239,7 +240,7 @@ fn an_interrupt_that_comes_back_to_a_place_is_configured_as_its_byte_says_now() 
         g.msi(ITS0, 1);
         assert_eq!(g.guest(0), [1]);
         let _ = g.leave(r, Preempt);
-        // An LPI likewise.
+        // The same for an LPI.
         let (ev, lpi) = (EventId(2), g.gic.alloc_lpi().unwrap());
         g.gic.map_physical(EventKey::new(ITS0, DEV, ev), lpi, CpuId(2)).unwrap();
         g.gic.move_physical(EventKey::new(ITS0, DEV, ev), CpuId(3)).unwrap();
@@ -254,7 +255,7 @@ fn an_interrupt_that_comes_back_to_a_place_is_configured_as_its_byte_says_now() 
 }
 
 #[test]
-fn an_lpi_that_is_given_out_again_is_configured_as_its_byte_says_now() {
+fn an_lpi_that_is_allocated_again_has_its_present_configuration() {
     everywhere(|g| {
         let (ev, lpi) = (EventId(1), g.gic.alloc_lpi().unwrap());
         g.gic.configure_lpi(lpi, 0x80, true);
@@ -268,7 +269,7 @@ fn an_lpi_that_is_given_out_again_is_configured_as_its_byte_says_now() {
         g.gic.map_physical(EventKey::new(ITS0, DEV, ev), again, CpuId(0)).unwrap();
         g.msi(ITS0, 1);
         g.machine.advance_us(20);
-        assert_eq!(g.machine.host_ack(0), None, "disabled again");
+        assert_eq!(g.machine.host_ack(0), None, "it is disabled again");
         g.machine.assert_clean();
     });
 }
@@ -289,12 +290,12 @@ fn software_sets_and_clears_the_pending_state_of_a_virtual_event() {
 }
 
 #[test]
-fn what_was_taken_down_leaves_no_memory_and_no_number_behind() {
+fn removing_vms_and_vpes_frees_their_memory_and_numbers() {
     for config in machines() {
         let g = Guest::new(config, 2);
         g.map(ITS0, 1, 0);
         g.take_down();
-        // Second levels and device entries stay with the ITS; what comes after is steady.
+        // Second levels of tables stay allocated, so memory is compared from the second round on.
         let (memory, lpis) = (g.machine.allocations().len(), g.gic.lpis_in_use());
         let v4 = g.v4();
         let vm = v4.create_vm(14).unwrap();
@@ -317,7 +318,7 @@ fn what_was_taken_down_leaves_no_memory_and_no_number_behind() {
 }
 
 #[test]
-fn a_vpe_is_resident_once_and_a_cpu_has_one_vpe() {
+fn a_vpe_is_resident_on_one_cpu_and_a_cpu_holds_one_vpe() {
     let g = Guest::new(Config::v4_0(CPUS), 2);
     let v4 = g.v4();
     let r = g.enter(0, 0);
@@ -334,7 +335,7 @@ fn a_vpe_is_resident_once_and_a_cpu_has_one_vpe() {
 }
 
 #[test]
-fn no_command_is_built_that_the_state_of_an_event_says_is_an_error() {
+fn no_command_is_posted_that_is_an_error_for_the_state_of_its_event() {
     let g = Guest::new(Config::v4_0(CPUS), 2);
     let (v4, ev, lpi) = (g.v4(), EventId(1), g.gic.alloc_lpi().unwrap());
     let before = g.machine.commands(0).len();
@@ -361,7 +362,7 @@ fn no_command_is_built_that_the_state_of_an_event_says_is_an_error() {
     assert_eq!(g.gic.map_device(ITS0, DeviceId(9), 0), Err(ItsError::EventBits(0)));
     assert_eq!(g.gic.map_device(ItsId(5), DeviceId(9), 5), Err(ItsError::NoSuchIts(ItsId(5))));
     assert_eq!(g.gic.unmap_event(EventKey::new(ITS0, DEV, ev)), Ok(Event::Unmapped));
-    assert_eq!(g.machine.commands(0).len(), before, "nothing was sent");
+    assert_eq!(g.machine.commands(0).len(), before, "no command was posted");
 
     g.map(ITS0, 1, 0);
     assert_eq!(v4.map_event(EventKey::new(ITS0, DEV, ev), g.vpes[0], vlpi(2)), Err(ItsError::EventMapped(ev)));
@@ -373,7 +374,7 @@ fn no_command_is_built_that_the_state_of_an_event_says_is_an_error() {
 }
 
 #[test]
-fn the_proxy_device_is_not_for_callers() {
+fn callers_cannot_use_the_proxy_device() {
     let g = Guest::new(Config::qemu(CPUS), 1);
     let (its, dev) = g.gic.facts().proxy.expect("no DirectLPI");
     assert_eq!((its, dev), (ITS0, DeviceId(0xffff)));
@@ -383,7 +384,7 @@ fn the_proxy_device_is_not_for_callers() {
 }
 
 #[test]
-fn commands_of_a_vpe_come_in_the_order_that_the_manual_asks_for() {
+fn the_commands_of_a_vpe_have_the_order_that_the_manual_requires() {
     let g = Guest::new(Config::v4_0(CPUS), 1);
     g.map(ITS0, 1, 0);
     let r = g.enter(0, 2);
@@ -402,7 +403,7 @@ fn commands_of_a_vpe_come_in_the_order_that_the_manual_asks_for() {
 }
 
 #[test]
-fn in_itslist_mode_a_vpe_is_mapped_only_where_it_has_events_and_moved_on_exactly_those() {
+fn in_itslist_mode_a_vpe_is_mapped_and_moved_on_exactly_the_itss_of_its_events() {
     let g = Guest::new(Config::its_list(CPUS, 3), 2);
     let count = |kind: &str, its: usize| {
         g.machine.commands(its).iter().filter(|c| std::format!("{c:?}").starts_with(kind)).count()
@@ -424,7 +425,7 @@ fn in_itslist_mode_a_vpe_is_mapped_only_where_it_has_events_and_moved_on_exactly
     assert_eq!([0, 1, 2].map(|its| count("Vmapp", its)), [2, 0, 1], "unmapped with its last event");
     let r = g.enter(0, 1);
     assert_eq!([0, 1, 2].map(|its| count("Vmovp", its)), [1, 0, 2]);
-    // Mapped again at its new home.
+    // It is mapped again at its new home.
     g.map(ItsId(1), 3, 0);
     g.msi(ItsId(1), 3);
     assert_eq!(g.guest(1), [3]);
@@ -434,7 +435,7 @@ fn in_itslist_mode_a_vpe_is_mapped_only_where_it_has_events_and_moved_on_exactly
 }
 
 #[test]
-fn when_vpeids_run_out_the_caller_is_told_and_the_rest_goes_on() {
+fn when_vpeids_run_out_add_vpe_fails_and_other_vpes_keep_working() {
     let g = Guest::new(
         Config::v4_0(CPUS).each_its(|_, its| {
             for baser in its.basers.iter_mut().flatten().filter(|b| b.kind == gic_model::TableKind::Vpe) {

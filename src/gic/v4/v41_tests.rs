@@ -1,4 +1,4 @@
-//! What only GICv4.1 has: who shares which table, default doorbells, virtual SGIs, direct invalidation.
+//! What only GICv4.1 has: shared vPE tables, default doorbells, virtual SGIs, direct invalidation.
 
 use super::*;
 use crate::gic::ItsError;
@@ -16,7 +16,7 @@ fn guest(itss: usize) -> Guest {
     Guest::new(Config::v4_1(CPUS, itss), 2)
 }
 
-/// The vPE commands of an ITS, with each command's index.
+/// V, Alloc and PTZ of each VMAPP of a vPE on an ITS.
 fn vmapps(g: &Guest, its: usize, vpe: VpeId) -> Vec<(bool, bool, bool)> {
     let of = |c: &Command| match *c {
         Command::Vmapp { vpe: v, valid, v4_1: Some(x), .. } if v == vpe.0 => Some((valid, x.alloc, x.ptz)),
@@ -54,7 +54,7 @@ fn no_vsync_names_a_vpe_that_is_unmapped() {
 }
 
 #[test]
-fn a_doorbell_is_asked_for_when_a_vpe_blocks_and_not_when_it_is_preempted() {
+fn a_doorbell_is_requested_when_a_vpe_blocks_and_not_when_it_is_preempted() {
     let g = guest(1);
     g.map(ITS0, 1, 0);
     let r = g.enter(0, 0);
@@ -63,7 +63,7 @@ fn a_doorbell_is_asked_for_when_a_vpe_blocks_and_not_when_it_is_preempted() {
     assert_eq!(g.all_doorbells(), [g.vpes[0]]);
     let r = g.enter(0, 0);
     assert_eq!(g.guest(0), [1]);
-    assert!(g.leave(r, Preempt), "nobody looked: it comes back by itself");
+    assert!(g.leave(r, Preempt), "PendingLast is set without a search for pending interrupts");
     g.msi(ITS0, 1);
     assert!(g.all_doorbells().is_empty());
     let r = g.enter(0, 0);
@@ -73,10 +73,10 @@ fn a_doorbell_is_asked_for_when_a_vpe_blocks_and_not_when_it_is_preempted() {
 }
 
 #[test]
-fn a_doorbell_rings_though_its_number_was_that_of_an_lpi_that_was_off() {
+fn a_doorbell_rings_even_if_its_lpi_was_disabled_before() {
     let g = guest(1);
     let (v4, home, lpi) = (g.v4(), CpuId(3), g.gic.alloc_lpi().unwrap());
-    // The redistributor has read that it is.
+    // The redistributor has cached that it is disabled.
     g.gic.map_physical(key(ITS0, 9), lpi, home).unwrap();
     g.gic.unmap_event(key(ITS0, 9)).unwrap();
     g.gic.free_lpi(lpi);
@@ -93,7 +93,7 @@ fn a_doorbell_rings_though_its_number_was_that_of_an_lpi_that_was_off() {
 }
 
 #[test]
-fn events_carry_no_doorbell_of_their_own() {
+fn events_name_no_doorbell() {
     let g = guest(1);
     g.map(ITS0, 1, 0);
     g.v4().move_event(key(ITS0, 1), g.vpes[1]).unwrap();
@@ -109,8 +109,8 @@ fn events_carry_no_doorbell_of_their_own() {
 
 #[test]
 fn a_vpe_is_moved_with_its_doorbell_on_every_change_of_cpu_even_within_an_affinity_group() {
-    // The policy: residency alone could go anywhere in a group, but the doorbell would still ring on the CPU that was
-    // left. Vpes are moved when they run elsewhere, so the doorbell always rings where its vPE ran last.
+    // A vPE can be resident anywhere within an affinity group without a move, but its doorbell would still ring on the
+    // old CPU. The driver moves it, so the doorbell rings where the vPE ran last.
     let g = guest(1);
     g.map(ITS0, 1, 0);
     for cpu in [1, 2, 3, 0] {
@@ -147,7 +147,7 @@ fn a_vlpi_is_invalidated_by_its_redistributor_without_a_command() {
 }
 
 #[test]
-fn a_redistributor_that_stays_busy_is_replaced_by_the_its() {
+fn an_invalidate_falls_back_to_the_its_if_the_redistributor_stays_busy() {
     let g = guest(1);
     g.map(ITS0, 1, 0);
     g.machine.inject(Fault::BusyStuck { cpu: 0 });
@@ -157,14 +157,14 @@ fn a_redistributor_that_stays_busy_is_replaced_by_the_its() {
     assert!(g.machine.now_us() - start < 10_000);
     let r = g.enter(0, 1);
     g.msi(ITS0, 1);
-    assert!(g.guest(1).is_empty(), "the INV command did it");
+    assert!(g.guest(1).is_empty(), "INV made the redistributor reload it");
     let _ = g.leave(r, Preempt);
     assert_eq!(g.v4().invalidate_all(g.vpes[1]), Ok(()));
     g.machine.assert_clean();
 }
 
 #[test]
-fn a_virtual_sgi_reaches_a_resident_vpe_and_el2_hears_nothing() {
+fn a_virtual_sgi_reaches_a_resident_vpe_without_an_interrupt_of_el2() {
     let g = guest(2);
     assert!(g.gic.facts().vsgi);
     let v4 = g.v4();
@@ -185,7 +185,7 @@ fn a_virtual_sgi_reaches_a_resident_vpe_and_el2_hears_nothing() {
 }
 
 #[test]
-fn a_virtual_sgi_is_sent_to_the_its_of_its_vpes_socket() {
+fn a_virtual_sgi_is_sent_to_the_its_of_the_vpes_socket() {
     let socket = |n: usize| (n as u32 % 2) << 24;
     let g = Guest::new(
         Config::v4_1(CPUS, 2)
@@ -203,7 +203,7 @@ fn a_virtual_sgi_is_sent_to_the_its_of_its_vpes_socket() {
 }
 
 #[test]
-fn without_vsgi_everywhere_there_are_no_virtual_sgis() {
+fn there_are_no_virtual_sgis_unless_all_itss_and_redistributors_support_them() {
     let g = Guest::new(Config::v4_1(CPUS, 2).each_its(|n, its| its.vsgi = n == 0), 1);
     assert!(!g.gic.facts().vsgi);
     assert_eq!(g.v4().send_sgi(g.vpes[0], 1), Err(V4Error::NoSuchSgi(1)));
@@ -211,7 +211,7 @@ fn without_vsgi_everywhere_there_are_no_virtual_sgis() {
 }
 
 #[test]
-fn two_vpeids_are_two_vpes_and_the_third_virtual_cpu_takes_the_software_path() {
+fn with_two_vpeids_the_third_vcpu_gets_no_vpe() {
     let mut config = Config::v4_1(CPUS, 1);
     config.vpeid_bits = Some(1);
     let g = Guest::new(config, 2);
@@ -239,7 +239,7 @@ fn disabled_groups_keep_interrupts_from_a_guest() {
 }
 
 #[test]
-fn machines_that_are_half_gicv4_1_use_no_virtual_lpis() {
+fn a_machine_with_gicv4_0_and_gicv4_1_parts_uses_no_virtual_lpis() {
     use crate::gic::testing::Bench;
     let half = [
         Config::v4_1(CPUS, 1).each_cpu(|n, cpu| cpu.rvpeid = n != 2),
@@ -253,7 +253,7 @@ fn machines_that_are_half_gicv4_1_use_no_virtual_lpis() {
 }
 
 #[test]
-fn what_an_earlier_owner_left_resident_is_taken_off_before_anything_else() {
+fn a_residency_that_an_earlier_owner_left_is_ended_first() {
     use crate::gic::testing::Bench;
     let left = 1u64 << 63 | 5;
     let b = Bench::up(Config::v4_1(CPUS, 1).each_cpu(|n, cpu| {
@@ -266,7 +266,7 @@ fn what_an_earlier_owner_left_resident_is_taken_off_before_anything_else() {
 }
 
 #[test]
-fn virtual_sgis_go_by_any_its_that_lives() {
+fn virtual_sgis_are_sent_by_any_its_that_is_not_dead() {
     let g = guest(2);
     let (v4, vpe) = (g.v4(), g.vpes[0]);
     let dead = |its: u8| g.gic.its(ItsId(its)).unwrap().queue.mark_dead(g.gic.counters());

@@ -1,6 +1,7 @@
 //! VMs and vPEs: how they are made and removed, with their tables, vPEIDs and doorbells.
 //!
-//! If a step cannot be proven complete, the memory, vPEID and doorbell that it concerns are quarantined: never used again.
+//! If a step cannot be proven complete, the memory, vPEID and doorbell that it concerns are quarantined: never used
+//! again.
 
 use super::backend::{self, DOORBELL_PRIORITY};
 use super::error::V4Error;
@@ -70,8 +71,8 @@ impl<H: Hw + Clone> V4<'_, H> {
         Ok(())
     }
 
-    /// Adds a vPE to a VM; it lives at `home` at first. After `NoVpeId`, `NoLpi` and `NoMemory` the interrupts of the vCPU
-    /// have to be injected by software.
+    /// Adds a vPE to a VM; it lives at `home` at first. After `NoVpeId`, `NoLpi` and `NoMemory` the interrupts of the
+    /// vCPU have to be injected by software.
     pub fn add_vpe(self, vm: VmHandle, home: CpuId) -> Result<VpeId, V4Error> {
         let redist = self.gic.in_service(home).map_err(|_| V4Error::CpuOffline(home))?;
         let id_bits = self.id_bits_of(vm)?;
@@ -110,7 +111,7 @@ impl<H: Hw + Clone> V4<'_, H> {
         // Checked again under this lock, which is also taken before a CPU that is taken out is searched for vPEs.
         let room = if self.state.make_room(vpe) { Ok(()) } else { Err(V4Error::NoVpeId) };
         let mut ready = gic.in_service(home.cpu).map_err(|_| V4Error::CpuOffline(home.cpu)).and(room);
-        // Second levels in all tables, before any ITS is told the vPEID.
+        // Second levels in all tables, before any ITS gets the vPEID.
         for its in self.itss() {
             let table = its.vpe_table.as_ref().ok_or(ItsError::NotVirtual);
             let grown = table.and_then(|t| t.ensure(&gic.hw, u64::from(vpe.0)).map_err(ItsError::from));
@@ -223,8 +224,8 @@ impl<H: Hw + Clone> V4<'_, H> {
         result
     }
 
-    /// Frees the pending table and the doorbell. `_complete` proves that the last ITS has completed the unmap; it is `None`
-    /// for a vPE that no ITS mapped.
+    /// Frees the pending table and the doorbell. `_complete` proves that the last ITS has completed the unmap; it is
+    /// `None` for a vPE that no ITS mapped.
     fn free_tables(self, v: &Vpe, _complete: Option<&Synced>) {
         self.gic.hw.free(v.vpt, pending_bytes(v.id_bits), TABLE_ALIGN);
         if let Some(lpis) = &self.gic.lpis {

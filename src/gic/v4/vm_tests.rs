@@ -1,4 +1,4 @@
-//! VMs and vPEs at their edges: how many, how large, and what is left of one that could not be made or taken down.
+//! Limits of VMs and vPEs, and failures to make or remove them.
 
 use super::*;
 use crate::gic::ItsError;
@@ -15,7 +15,7 @@ use std::vec::Vec;
 
 const CPUS: usize = 4;
 
-/// `kind` is how the model calls the command.
+/// How many commands of a kind an ITS has seen; `kind` is the model's name for it.
 fn count(g: &Guest, its: usize, kind: &str) -> usize {
     g.machine.commands(its).iter().filter(|c| std::format!("{c:?}").starts_with(kind)).count()
 }
@@ -24,7 +24,7 @@ fn mark_dead(g: &Guest, its: u8) {
     g.gic.its(ItsId(its)).unwrap().queue.mark_dead(g.gic.counters());
 }
 
-/// Two ITSs of which one VMOVP reaches both.
+/// Two ITSs; one VMOVP moves a vPE for both.
 fn two_itss() -> Config {
     let mut config = Config::v4_0(CPUS);
     let second = gic_model::Its { base: 0x2d00_0000, ..config.its[0].clone() };
@@ -33,7 +33,7 @@ fn two_itss() -> Config {
 }
 
 #[test]
-fn every_error_is_a_sentence_of_its_own() {
+fn every_error_has_a_message_of_its_own() {
     let (cpu, vpe) = (CpuId(1), VpeId(2));
     let all = [
         V4Error::NoMemory,
@@ -88,14 +88,14 @@ fn each_of_many_vpes_has_its_own_interrupts() {
         let _ = v4.leave(resident, Preempt);
     }
     let moved = g.gic.take_out(CpuId(0), CpuId(1)).unwrap();
-    // The one that every guest of these tests has lives there, too.
+    // The vPE that every guest of these tests has lives there, too.
     assert_eq!((moved.vpes as usize, moved.events), (VPES / 2 + 1, 0));
     assert!(vpes.iter().all(|vpe| v4.home(*vpe) == Some(CpuId(1))));
     for (n, vpe) in (0..).zip(&vpes) {
         g.machine.msi(0x20, n);
         let resident = v4.enter(*vpe, CpuId(1)).unwrap();
         v4.before_eret(&resident);
-        assert_eq!(g.guest(1), [n], "it lives there for the hardware, too");
+        assert_eq!(g.guest(1), [n], "the hardware has it there");
         let _ = v4.leave(resident, Preempt);
     }
     g.gic.unmap_device(ITS0, DeviceId(0x20)).unwrap();
@@ -105,7 +105,7 @@ fn each_of_many_vpes_has_its_own_interrupts() {
 }
 
 #[test]
-fn a_vm_has_as_many_vlpis_as_its_intid_bits_say_and_they_start_disabled() {
+fn a_vm_has_the_vlpis_of_its_intid_bits_and_they_are_disabled_at_first() {
     for bits in [14u8, 15, 16] {
         let g = Guest::new(Config::v4_0(CPUS), 0);
         let (v4, before) = (g.v4(), g.machine.allocations());
@@ -137,7 +137,7 @@ fn a_vm_has_as_many_vlpis_as_its_intid_bits_say_and_they_start_disabled() {
 }
 
 #[test]
-fn a_vm_needs_as_many_intid_bits_as_lpis_do_and_no_more_than_the_redistributors_have() {
+fn a_vm_needs_14_intid_bits_and_at_most_those_of_the_redistributors() {
     let refused = |config, bits| Guest::new(config, 0).v4().create_vm(bits).err() == Some(V4Error::IdBits(bits));
     assert!(refused(Config::v4_0(CPUS), 13));
     assert!(refused(Config::v4_0(CPUS), 17));
@@ -148,7 +148,7 @@ fn a_vm_needs_as_many_intid_bits_as_lpis_do_and_no_more_than_the_redistributors_
 }
 
 #[test]
-fn a_vm_that_is_gone_is_nobodys_and_its_place_is_used_again() {
+fn a_removed_vm_is_unknown_and_its_handle_is_reused() {
     let g = Guest::new(Config::v4_0(CPUS), 0);
     let v4 = g.v4();
     let (first, second) = (v4.create_vm(14).unwrap(), v4.create_vm(14).unwrap());
@@ -162,7 +162,7 @@ fn a_vm_that_is_gone_is_nobodys_and_its_place_is_used_again() {
 }
 
 #[test]
-fn a_vpe_that_there_is_no_memory_for_costs_no_number() {
+fn a_vpe_that_fails_for_lack_of_memory_takes_no_vpeid() {
     let mut config = Config::v4_1(CPUS, 1);
     config.vpeid_bits = Some(1);
     let g = Guest::new(config, 0);
@@ -181,27 +181,27 @@ fn a_vpe_that_there_is_no_memory_for_costs_no_number() {
 }
 
 #[test]
-fn a_vpe_whose_map_was_not_seen_to_complete_is_not_used_and_its_number_is_not_given_out_again() {
+fn a_vpe_whose_map_times_out_is_not_used_and_its_vpeid_is_quarantined() {
     let g = Guest::new(Config::v4_0(CPUS), 1);
     let memory = g.machine.allocations().len();
     g.machine.inject(Fault::Hung { its: 0 });
     assert_eq!(g.v4().add_vpe(g.vm, CpuId(1)), Err(V4Error::Its(ItsError::Timeout)));
     g.machine.heal();
     g.machine.advance_us(COMMAND_LIMIT_US);
-    assert_eq!(g.machine.allocations().len(), memory + 1, "its pending table stays");
+    assert_eq!(g.machine.allocations().len(), memory + 1, "its pending table is not freed");
     assert_eq!(g.gic.counters().quarantined_bytes.get(), 2048);
     let next = g.v4().add_vpe(g.vm, CpuId(1)).unwrap();
     assert_eq!(next, VpeId(g.vpes[0].0 + 2));
     g.v4().remove_vpe(next).unwrap();
     g.v4().remove_vpe(g.vpes[0]).unwrap();
-    // The VM can go; its configuration table stays as long as what may read it.
+    // The VM can be removed, but its configuration table is not freed: the hardware may still read it.
     g.v4().destroy_vm(g.vm).unwrap();
     assert_eq!(g.gic.counters().quarantined_bytes.get(), 2048 + 8192);
     g.machine.assert_clean();
 }
 
 #[test]
-fn a_vpe_that_the_ring_had_no_room_for_is_named_in_no_command() {
+fn a_vpe_whose_map_finds_no_room_in_the_ring_is_named_in_no_command() {
     let mut config = Config::v4_1(CPUS, 2);
     config.timing.relax = 20_000;
     let g = Guest::new(config, 0);
@@ -218,7 +218,7 @@ fn a_vpe_that_the_ring_had_no_room_for_is_named_in_no_command() {
 }
 
 #[test]
-fn vpes_are_mapped_on_the_itss_that_live() {
+fn vpes_are_mapped_on_the_itss_that_are_not_dead() {
     for (config, dead) in [(two_itss(), 0), (two_itss(), 1), (Config::v4_1(CPUS, 2), 0), (Config::v4_1(CPUS, 2), 1)] {
         let g = Guest::new(config, 0);
         mark_dead(&g, dead);
@@ -226,7 +226,7 @@ fn vpes_are_mapped_on_the_itss_that_live() {
         let alive = ItsId(1 - dead);
         g.v4().configure(g.vm, vlpi(3), 0xa1).unwrap();
         g.v4().map_event(key(alive, 3), vpe, vlpi(3)).unwrap();
-        // It moves by the ITS that is left.
+        // The remaining ITS moves it.
         let resident = g.v4().enter(vpe, CpuId(2)).unwrap();
         g.v4().before_eret(&resident);
         g.msi(alive, 3);
@@ -242,7 +242,7 @@ fn vpes_are_mapped_on_the_itss_that_live() {
 }
 
 #[test]
-fn all_of_a_vpe_is_invalidated_only_where_it_is_mapped() {
+fn invalidate_all_posts_commands_only_on_itss_that_map_the_vpe() {
     let g = Guest::new(Config::its_list(CPUS, 3), 1);
     g.map(ITS0, 1, 0);
     g.map(ItsId(2), 2, 0);
@@ -257,7 +257,7 @@ fn all_of_a_vpe_is_invalidated_only_where_it_is_mapped() {
 }
 
 #[test]
-fn in_itslist_mode_a_vpe_stays_mapped_until_the_last_of_its_events_goes() {
+fn in_itslist_mode_a_vpe_stays_mapped_until_its_last_event_is_unmapped() {
     let g = Guest::new(Config::its_list(CPUS, 2), 1);
     (1..=3).for_each(|ev| g.map(ITS0, ev, 0));
     assert_eq!(count(&g, 0, "Vmapp"), 1);
@@ -276,7 +276,7 @@ fn in_itslist_mode_a_vpe_stays_mapped_until_the_last_of_its_events_goes() {
 }
 
 #[test]
-fn a_vpe_that_has_no_event_moves_without_a_command() {
+fn a_vpe_without_events_moves_without_a_command() {
     let g = Guest::new(Config::its_list(CPUS, 2), 1);
     let before = [0, 1].map(|its| g.machine.commands(its).len());
     let resident = g.enter(0, 3);
@@ -290,7 +290,7 @@ fn a_vpe_that_has_no_event_moves_without_a_command() {
 }
 
 #[test]
-fn doorbells_that_the_proxy_has_no_events_for_ring_all_the_same() {
+fn doorbells_for_which_the_proxy_has_no_event_ring_all_the_same() {
     // The proxy device has 32 events: the 33rd vPE's doorbell is made known with INVALL.
     let config = Config::qemu(CPUS).each_its(|_, its| its.event_bits = 5);
     let g = Guest::new(config, 0);
@@ -315,7 +315,7 @@ fn doorbells_that_the_proxy_has_no_events_for_ring_all_the_same() {
     assert_eq!(g.gic.counters().batch_errors.get(), 0);
     g.gic.unmap_event(key(ITS0, 1)).unwrap();
     vpes.iter().for_each(|vpe| v4.remove_vpe(*vpe).unwrap());
-    // Their events are free again: as many vPEs are made, and ring.
+    // The events of the proxy are free again: as many vPEs can be made, and their doorbells ring.
     let vpes: Vec<VpeId> = (0..32).map(|_| v4.add_vpe(g.vm, CpuId(1)).unwrap()).collect();
     v4.map_event(key(ITS0, 1), vpes[31], vlpi(1)).unwrap();
     g.msi(ITS0, 1);
@@ -324,8 +324,8 @@ fn doorbells_that_the_proxy_has_no_events_for_ring_all_the_same() {
 }
 
 #[test]
-fn a_redistributor_that_does_not_answer_keeps_a_vpes_memory() {
-    // With CLRLPIR and INVLPIR, and with INVLPIR alone.
+fn a_vpes_memory_is_not_freed_if_its_redistributor_times_out() {
+    // With GICR_CLRLPIR and GICR_INVLPIR, and with GICR_INVLPIR alone.
     let inv_only = Config::v4_0(CPUS).each_cpu(|_, cpu| (cpu.direct_lpi, cpu.ir) = (false, true));
     for config in [Config::v4_0(CPUS), inv_only] {
         let g = Guest::new(config, 1);
@@ -334,7 +334,7 @@ fn a_redistributor_that_does_not_answer_keeps_a_vpes_memory() {
         let timeouts = || g.gic.counters().redist_timeouts.get();
         assert_eq!(timeouts(), 0);
         let second = g.v4().add_vpe(g.vm, CpuId(0)).unwrap();
-        assert_eq!(timeouts(), 1, "its doorbell may not be known");
+        assert_eq!(timeouts(), 1, "the redistributor may not know its doorbell");
         assert_eq!(g.v4().remove_vpe(second), Err(V4Error::Redist(CpuId(0))));
         assert_eq!(g.v4().remove_vpe(g.vpes[0]), Err(V4Error::Redist(CpuId(0))));
         assert_eq!(g.machine.allocations().len(), memory + 1);
@@ -345,7 +345,7 @@ fn a_redistributor_that_does_not_answer_keeps_a_vpes_memory() {
 }
 
 #[test]
-fn what_goes_well_counts_as_nothing_else() {
+fn operations_that_succeed_count_no_faults() {
     for config in [Config::v4_0(CPUS), Config::qemu(CPUS), Config::its_list(CPUS, 2), Config::v4_1(CPUS, 2)] {
         let g = Guest::new(config, 2);
         g.map(ITS0, 1, 0);
@@ -366,7 +366,7 @@ fn what_goes_well_counts_as_nothing_else() {
 }
 
 #[test]
-fn no_more_vpes_exist_than_every_table_has_room_for() {
+fn the_number_of_vpes_is_limited_by_the_smallest_table() {
     let flat = |pages: u32| {
         move |_, its: &mut gic_model::Its| {
             for baser in its.basers.iter_mut().flatten().filter(|b| b.kind == TableKind::Vpe) {
@@ -381,7 +381,7 @@ fn no_more_vpes_exist_than_every_table_has_room_for() {
 }
 
 #[test]
-fn an_event_of_an_its_without_virtual_lpis_cannot_be_virtual() {
+fn an_event_of_an_its_without_virtual_lpis_cannot_be_mapped_to_a_vlpi() {
     let mut config = two_itss();
     config.its[1].virtual_lpis = false;
     let g = Guest::new(config, 1);
@@ -393,9 +393,9 @@ fn an_event_of_an_its_without_virtual_lpis_cannot_be_virtual() {
 }
 
 #[test]
-fn a_doorbell_that_is_kept_quiet_rings_once_it_may_again() {
+fn a_masked_doorbell_stays_pending_and_rings_when_it_is_unmasked() {
     let proxy = |c: Config| c.each_cpu(|_, cpu| cpu.direct_lpi = false);
-    // By INVLPIR; by the proxy; by INVALL, as the proxy has no event for the 33rd vPE.
+    // By GICR_INVLPIR; by the proxy; by INVALL, because the proxy has no event for the 33rd vPE.
     let few = Config::qemu(CPUS).each_its(|_, its| its.event_bits = 5);
     for (config, others) in [(Config::v4_0(CPUS), 0), (proxy(Config::v4_0(CPUS)), 0), (few, 32)] {
         let g = Guest::new(config, 0);
@@ -405,23 +405,23 @@ fn a_doorbell_that_is_kept_quiet_rings_once_it_may_again() {
         g.v4().map_event(key(ITS0, 1), vpe, vlpi(1)).unwrap();
         assert_eq!(g.v4().mask_doorbell(vpe, true), Ok(true));
         g.msi(ITS0, 1);
-        assert!(g.all_doorbells().is_empty(), "it is to be quiet");
+        assert!(g.all_doorbells().is_empty(), "the doorbell is masked");
         assert_eq!(g.v4().mask_doorbell(vpe, false), Ok(true));
         g.machine.advance_us(100);
-        assert_eq!(g.all_doorbells(), [vpe], "the ring was kept");
+        assert_eq!(g.all_doorbells(), [vpe], "the doorbell stayed pending");
         g.machine.assert_clean();
     }
 }
 
 #[test]
-fn a_doorbell_whose_redistributor_does_not_answer_is_not_said_to_be_quiet() {
+fn masking_a_doorbell_fails_if_its_redistributor_times_out() {
     let g = Guest::new(Config::v4_0(CPUS), 2);
     g.machine.inject(Fault::BusyStuck { cpu: 1 });
     assert_eq!(g.v4().mask_doorbell(g.vpes[1], true), Err(V4Error::Redist(CpuId(1))));
 }
 
 #[test]
-fn a_default_doorbell_needs_no_quiet() {
+fn a_default_doorbell_needs_no_mask() {
     let g = Guest::new(Config::v4_1(CPUS, 1), 1);
     let before = g.machine.commands(0).len();
     assert_eq!(g.v4().mask_doorbell(g.vpes[0], true), Ok(false));

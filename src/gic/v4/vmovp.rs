@@ -1,8 +1,8 @@
 //! VMOVP: moving a vPE from one redistributor to another.
 //!
-//! Where GITS_TYPER.VMOVP is 1, one ITS gets the command and informs the others. In ITSList mode every ITS that maps the
-//! vPE gets the same command with the same sequence number and the list of all of them, and all ITSs have to see all
-//! such commands in the same order (IHI 0069, 5.3.25). One lock covers taking the number and posting to all queues.
+//! Where GITS_TYPER.VMOVP is 1, one ITS gets the command and informs the others. In ITSList mode every ITS that maps
+//! the vPE gets the same command with the same sequence number and the list of all of them, and all ITSs have to see
+//! all such commands in the same order (IHI 0069, 5.3.25). One lock covers taking the number and posting to all queues.
 //!
 //! A command that has been posted will be executed, however late, unless its ITS dies. So a move only goes forward:
 //!
@@ -12,8 +12,8 @@
 //! * An ITS died: it no longer matters whether it consumed the move, because it translates nothing any more. It leaves
 //!   the list.
 //!
-//! A vPE that moves because it is about to run may lose a pending doorbell on the way. One that moves because its CPU is
-//! taken out of service must not: its vCPU may sleep, and nothing but that doorbell will wake it.
+//! A vPE that moves because it is about to run may lose a pending doorbell on the way. One that moves because its CPU
+//! is taken out of service must not: its vCPU may sleep, and nothing but that doorbell will wake it.
 
 use super::backend;
 use super::error::EnterError;
@@ -129,8 +129,8 @@ impl<H: Hw + Clone> V4<'_, H> {
         Ok(())
     }
 
-    /// Posts a broadcast on the queues that it is missing on, in ITS order, and stops at the first one that has no room.
-    /// ITSs that have died are no longer missing.
+    /// Posts a broadcast on the queues that it is missing on, in ITS order, and stops at the first one that has no
+    /// room. ITSs that have died are no longer missing.
     fn post_missing(self, all: &mut Broadcast, mut posted: impl FnMut(ItsId, Ticket)) {
         let Some(to) = self.gic.redists.get(all.to.index()) else { return };
         for its in self.itss() {

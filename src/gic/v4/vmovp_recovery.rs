@@ -1,13 +1,14 @@
 //! ITSList mode: when one ITS of a list no longer arrives at its VMOVPs, the others wait for it for ever.
 //!
-//! A VMOVP with a list is executed by all the ITSs that it names together (IHI 0069, 5.3.25). If one of them has stopped
-//! consuming commands, all of them stall at that command, and their registers do not tell which one is at fault. So
-//! all of them are disabled; each pending VMOVP is rewritten to name its own ITS alone; then each ITS consumes its queue
-//! while the others are disabled, so that no interrupt can be delivered to a home that only some of them know. An ITS that makes
-//! no progress even so is declared dead. The others are enabled again, and every vPE that was being moved lives at its
-//! new home.
+//! A VMOVP with a list is executed by all the ITSs that it names together (IHI 0069, 5.3.25). If one of them has
+//! stopped consuming commands, all of them stall at that command, and their registers do not tell which one is at
+//! fault. So all of them are disabled; each pending VMOVP is rewritten to name its own ITS alone; then each ITS
+//! consumes its queue while the others are disabled, so that no interrupt can be delivered to a home that only some of
+//! them know. An ITS that makes no progress even so is declared dead. The others are enabled again, and every vPE that
+//! was being moved lives at its new home.
 //!
-//! MSIs that arrived while an ITS was disabled are lost, so each of its events is made pending once: one extra edge each.
+//! MSIs that arrived while an ITS was disabled are lost, so each of its events is made pending once: one extra edge
+//! each.
 
 use super::view::V4;
 use crate::gic::error::ItsError;

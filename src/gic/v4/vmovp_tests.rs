@@ -1,4 +1,4 @@
-//! Moves in ITSList mode that not every ring has room for, and moves that nobody is left to make.
+//! Moves in ITSList mode when a queue is full, and moves whose ITSs have died.
 
 use super::*;
 use crate::gic::TakeOutError;
@@ -11,7 +11,7 @@ use gic_model::{Command as Seen, CommandFault, Config, Fault};
 use std::vec::Vec;
 
 const CPUS: usize = 4;
-/// Commands that a ring has room for.
+/// How many commands a ring has room for.
 const ROOM: usize = 0x1_0000 / 32 - 1;
 const SECOND: ItsId = ItsId(1);
 
@@ -20,8 +20,8 @@ fn with_slow_polling(mut config: Config) -> Config {
     config
 }
 
-/// Two vPEs with an event on each of two ITSs, a third with one on the second ITS alone, the ring of which is full until
-/// `ms` have passed.
+/// Two vPEs with an event on each of two ITSs, and a third with one on the second ITS only, whose ring is full for
+/// `ms`.
 fn held_up(ms: u64) -> Guest {
     let g = Guest::new(with_slow_polling(Config::its_list(CPUS, 2)), 3);
     for (ev, its, vpe) in [(1, ITS0, 0), (2, SECOND, 0), (3, ITS0, 1), (4, SECOND, 1), (5, SECOND, 2)] {
@@ -53,13 +53,13 @@ fn gets_its_interrupts(g: &Guest, vpe: usize, cpu: u16) {
 }
 
 #[test]
-fn a_move_that_one_ring_had_no_room_for_is_posted_there_when_there_is() {
+fn a_move_that_one_ring_has_no_room_for_is_posted_there_later() {
     let g = held_up(350);
     assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
     assert_eq!(g.v4().home(g.vpes[0]), Some(CpuId(0)));
-    // No other move may overtake it, and nothing has happened to what was to move.
+    // No other move may overtake it; one that is refused changes nothing.
     assert_eq!(g.v4().enter(g.vpes[1], CpuId(3)).err(), Some(EnterError::NotMoved { home: CpuId(1) }));
-    assert_eq!((seen(&g, 0).len(), seen(&g, 1).len()), (0, 0), "the first waits for the second");
+    assert_eq!((seen(&g, 0).len(), seen(&g, 1).len()), (0, 0), "the first ITS waits for the second");
     g.machine.advance_us(350_000);
     gets_its_interrupts(&g, 0, 2);
     gets_its_interrupts(&g, 1, 3);
@@ -70,11 +70,11 @@ fn a_move_that_one_ring_had_no_room_for_is_posted_there_when_there_is() {
 }
 
 #[test]
-fn a_move_that_another_vpe_finished_on_its_way_is_complete() {
+fn a_move_whose_rest_another_vpes_move_has_posted_completes() {
     let g = held_up(250);
     assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
     g.machine.advance_us(250_000);
-    // This one posts what is missing of the other first.
+    // This move posts the rest of the other one first.
     gets_its_interrupts(&g, 1, 3);
     assert_eq!(seen(&g, 0), seen(&g, 1));
     assert_eq!(seen(&g, 0).iter().map(|(_, vpe)| *vpe).collect::<Vec<_>>(), [g.vpes[0].0, g.vpes[1].0]);
@@ -85,9 +85,9 @@ fn a_move_that_another_vpe_finished_on_its_way_is_complete() {
 }
 
 #[test]
-fn a_move_that_another_vpe_posted_is_waited_for_on_every_its() {
+fn a_move_whose_rest_another_vpes_move_has_posted_is_waited_for_on_every_its() {
     let g = held_up(250);
-    // What follows the VMOVP on the second ITS takes long; the first is through by then.
+    // The command after the VMOVP is slow on the second ITS; the first ITS has finished by then.
     let late = CommandFault::Late { us: 60_000 };
     g.machine.inject(Fault::Command { its: 1, nth: ROOM + 2, fault: late });
     assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
@@ -101,7 +101,7 @@ fn a_move_that_another_vpe_posted_is_waited_for_on_every_its() {
 }
 
 #[test]
-fn a_move_that_another_vpe_posted_on_two_rings_is_waited_for_on_both_and_nowhere_else() {
+fn a_move_whose_rest_was_posted_on_two_rings_is_waited_for_on_these_two_only() {
     let g = Guest::new(with_slow_polling(Config::its_list(CPUS, 4)), 2);
     let elsewhere = g.machine.commands(3).len();
     for (ev, its, vpe) in [(1, 0, 0), (2, 1, 0), (3, 2, 0), (4, 0, 1)] {
@@ -113,7 +113,7 @@ fn a_move_that_another_vpe_posted_on_two_rings_is_waited_for_on_both_and_nowhere
         let harmless: Vec<_> = (0..ROOM).map(|_| Command::sync(queue.target(&g.gic.redists[0]))).collect();
         assert!(queue.queue.post(g.gic.counters(), &harmless).is_ok());
     }
-    // What follows the VMOVP on the third ITS takes long; the others are through by then.
+    // The command after the VMOVP is slow on the third ITS; the others have finished by then.
     g.machine.inject(Fault::Command { its: 2, nth: ROOM + 2, fault: CommandFault::Late { us: 60_000 } });
     assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
     g.machine.advance_us(250_000);
@@ -126,13 +126,13 @@ fn a_move_that_another_vpe_posted_on_two_rings_is_waited_for_on_both_and_nowhere
     g.machine.advance_us(100);
     assert_eq!(g.guest(2).len(), 3);
     let _ = g.leave(resident, Preempt);
-    assert_eq!(g.machine.commands(3).len(), elsewhere, "the last ITS has nothing to do with it");
+    assert_eq!(g.machine.commands(3).len(), elsewhere, "the last ITS does not map the vPE");
     g.take_down();
     g.machine.assert_clean();
 }
 
 #[test]
-fn a_cpu_goes_only_when_the_moves_to_it_and_from_it_are_complete() {
+fn a_cpu_is_taken_out_only_when_the_moves_to_it_and_from_it_are_complete() {
     for (gone, home, moved) in [(2, CpuId(3), 1), (0, CpuId(2), 0)] {
         let g = Guest::new(with_slow_polling(Config::v4_0(CPUS)), 1);
         g.map(ITS0, 1, 0);
@@ -153,12 +153,12 @@ fn a_cpu_goes_only_when_the_moves_to_it_and_from_it_are_complete() {
 }
 
 #[test]
-fn a_move_takes_the_doorbell_along_in_one_piece() {
+fn the_commands_for_the_doorbell_are_posted_together_with_the_move() {
     let g = Guest::new(Config::v4_0(CPUS).each_cpu(|_, cpu| cpu.direct_lpi = false), 1);
     g.map(ITS0, 1, 0);
     let writer = crate::ids::Pa(g.machine.config().its[0].base + 0x88);
     let posts = || g.gic.hw.writes().iter().filter(|at| **at == writer).count();
-    // Until what was posted before is no longer remembered.
+    // Until earlier register writes are no longer recorded.
     while posts() > 0 {
         let resident = g.enter(0, 0);
         let _ = g.leave(resident, Preempt);
@@ -170,14 +170,14 @@ fn a_move_takes_the_doorbell_along_in_one_piece() {
 }
 
 #[test]
-fn whoever_waits_for_an_its_gets_the_one_going_that_it_stands_before_a_vmovp_for() {
+fn a_wait_for_one_its_retries_a_stalled_one_that_holds_it_up_at_a_vmovp() {
     let g = Guest::new(with_slow_polling(Config::its_list(CPUS, 2)), 1);
     g.map(ITS0, 1, 0);
     g.map(SECOND, 2, 0);
     let next = |fault| g.machine.inject(Fault::Command { its: 1, nth: 1, fault });
     next(CommandFault::Late { us: 60_000 });
     assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
-    // The second stalls there, and nobody waits for it.
+    // The second ITS stalls there, and no CPU waits for it.
     next(CommandFault::Stall);
     assert_eq!(g.gic.set_pending(EventKey::new(ITS0, crate::gic::testing::DEV, EventId(1))), Ok(()));
     assert_eq!(g.gic.counters().stalls.get(), 1);
@@ -189,7 +189,7 @@ fn whoever_waits_for_an_its_gets_the_one_going_that_it_stands_before_a_vmovp_for
 }
 
 #[test]
-fn a_move_that_the_last_of_two_itss_never_made_leaves_the_vpe_where_it_was() {
+fn a_vpe_keeps_its_home_if_all_itss_die_before_they_move_it() {
     let g = Guest::new(with_slow_polling(Config::v4_1(CPUS, 2)), 1);
     g.gic.its(ITS0).unwrap().queue.mark_dead(g.gic.counters());
     g.machine.inject(Fault::HangsAtVmovp { its: 1 });
@@ -204,7 +204,7 @@ fn a_move_that_the_last_of_two_itss_never_made_leaves_the_vpe_where_it_was() {
 }
 
 #[test]
-fn in_itslist_mode_a_move_is_over_when_the_only_its_that_had_it_has_died() {
+fn in_itslist_mode_a_move_completes_when_the_only_its_that_has_it_dies() {
     let g = Guest::new(with_slow_polling(Config::its_list(CPUS, 2)), 1);
     g.map(ITS0, 1, 0);
     g.machine.inject(Fault::HangsAtVmovp { its: 0 });
@@ -216,16 +216,16 @@ fn in_itslist_mode_a_move_is_over_when_the_only_its_that_had_it_has_died() {
         }
         assert!(g.machine.now_us() - start < 3_000_000);
     };
-    assert_eq!(g.v4().home(g.vpes[0]), Some(CpuId(2)), "what has died translates nothing");
+    assert_eq!(g.v4().home(g.vpes[0]), Some(CpuId(2)), "a dead ITS translates nothing");
     let _ = g.v4().leave(resident, Preempt);
-    // An ITS that lives learns where it is.
+    // The ITS that is not dead gets the new home with VMAPP.
     g.map(SECOND, 2, 0);
     g.msi(SECOND, 2);
     assert_eq!(g.doorbells(2), [g.vpes[0]]);
 }
 
 #[test]
-fn a_ring_that_nobody_has_taken_does_not_stay_where_a_vpe_no_longer_lives() {
+fn a_pending_doorbell_does_not_stay_at_the_old_home() {
     let proxy = |c: Config| c.each_cpu(|_, cpu| cpu.direct_lpi = false);
     for config in [Config::v4_0(CPUS), proxy(Config::v4_0(CPUS)), Config::qemu(CPUS), proxy(Config::its_list(CPUS, 2))]
     {
@@ -236,14 +236,14 @@ fn a_ring_that_nobody_has_taken_does_not_stay_where_a_vpe_no_longer_lives() {
         assert!(g.machine.host_irq(0));
         let resident = g.enter(0, 2);
         g.machine.advance_us(100);
-        assert!(!g.machine.host_irq(0), "it went along, or was dropped");
+        assert!(!g.machine.host_irq(0), "the doorbell was moved or dropped");
         let _ = g.leave(resident, Preempt);
         g.machine.assert_clean();
     }
 }
 
 #[test]
-fn a_move_that_is_missing_on_an_its_that_has_died_is_complete_without_it() {
+fn a_move_that_is_missing_on_a_dead_its_completes_without_it() {
     let g = held_up(600_000);
     assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
     g.gic.its(SECOND).unwrap().queue.mark_dead(g.gic.counters());
@@ -263,7 +263,7 @@ fn a_move_that_is_missing_on_an_its_that_has_died_is_complete_without_it() {
 }
 
 #[test]
-fn a_vpe_whose_itss_have_all_died_runs_where_it_lives_and_nowhere_else() {
+fn a_vpe_whose_itss_are_all_dead_can_run_only_at_its_home() {
     for config in [Config::v4_0(CPUS), Config::its_list(CPUS, 2), Config::v4_1(CPUS, 2)] {
         let itss = config.its.len() as u8;
         let g = Guest::new(config, 1);
@@ -278,7 +278,7 @@ fn a_vpe_whose_itss_have_all_died_runs_where_it_lives_and_nowhere_else() {
 }
 
 #[test]
-fn sequence_numbers_go_on_and_each_move_is_listed_for_the_itss_that_have_the_vpe() {
+fn sequence_numbers_increase_and_each_move_lists_the_itss_that_map_the_vpe() {
     let g = Guest::new(Config::its_list(CPUS, 3), 2);
     for (ev, its, vpe) in [(1, 0, 0), (2, 2, 0), (3, 1, 1), (4, 2, 1)] {
         g.map(ItsId(its), ev, vpe);

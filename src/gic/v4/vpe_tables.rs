@@ -1,10 +1,10 @@
-//! GICv4.1: the vPE tables of redistributors and ITSs, and which of them share a table (IHI 0069, 12.11 GICR_VPROPBASER,
-//! 12.19 GITS_TYPER.SVPET).
+//! GICv4.1: the vPE tables of redistributors and ITSs, and which of them share a table (IHI 0069, 12.11
+//! GICR_VPROPBASER, 12.19 GITS_TYPER.SVPET).
 //!
-//! Redistributors with the same affinity down to the level that GICR_TYPER.CommonLPIAff names share one vPE table. So do an
-//! ITS and the redistributors of its affinity, down to the level of GITS_TYPER.SVPET, and ITSs with the same level and
-//! affinity; then it is the table that GITS_BASER2 points at. Sharing is transitive: if two ITSs share with two
-//! redistributors that share with each other, all four share one table.
+//! Redistributors with the same affinity down to the level that GICR_TYPER.CommonLPIAff names share one vPE table. So
+//! do an ITS and the redistributors of its affinity, down to the level of GITS_TYPER.SVPET, and ITSs with the same
+//! level and affinity; then it is the table that GITS_BASER2 points at. Sharing is transitive: if two ITSs share with
+//! two redistributors that share with each other, all four share one table.
 //!
 //! Sharing is computed before the first table is made, and all tables are made before the first CPU is brought up. Each
 //! redistributor is pointed at its table once. Second levels are allocated in all tables before a vPEID is used.
@@ -75,7 +75,8 @@ impl Sharing {
 struct Group {
     label: usize,
     table: Table,
-    /// No ITS uses it and no redistributor has been pointed at it yet: it is all zero, and the first one is told so.
+    /// No ITS uses it and no redistributor has been pointed at it yet: it is all zero, and the first redistributor gets
+    /// Z set.
     fresh: AtomicBool,
 }
 
@@ -121,7 +122,8 @@ impl VpeTables {
         self.groups.iter().find(|g| g.label == label)
     }
 
-    /// Points a redistributor at its group's table, unless it still uses it from before its CPU was taken out of service.
+    /// Points a redistributor at its group's table, unless it still uses it from before its CPU was taken out of
+    /// service.
     pub fn attach<H: Hw>(&self, redist: &Redist<H>, coherent: bool) -> Result<(), GicError> {
         let group = self.of(redist.cpu).ok_or(GicError::RegisterWrite(redist.cpu))?;
         if redist.has_vpe_table(&group.table) {

@@ -1,4 +1,4 @@
-//! A machine, what runs on it, and what ought to be true of it.
+//! A machine, the state that the test expects it to have, and the steps.
 
 mod cpus;
 mod vms;
@@ -15,13 +15,13 @@ use gic_model::{CommandFault, Config, Fault, Machine};
 use std::collections::BTreeMap;
 use std::vec::Vec;
 
-/// Which doorbells have, whoever's they are.
+/// The priority of every doorbell.
 const DOORBELL_PRIORITY: u8 = 0xa0;
-/// Offset of GITS_CREADR, and its Stalled.
+/// The offset of GITS_CREADR, and its Stalled bit.
 const GITS_CREADR: u64 = 0x90;
 const STALLED: u64 = 1;
 
-/// An event's ITS and number.
+/// An event: its ITS and EventID.
 type Key = (u8, u8);
 
 #[derive(Clone, Copy, Default)]
@@ -40,12 +40,12 @@ pub struct World {
     vms: [Option<VmHandle>; VMS],
     vpes: [Option<VpeId>; VPES],
     asleep: [bool; VPES],
-    /// Those asleep for whom something has come since: once EL2 has listened everywhere they are awake.
+    /// The sleeping vPEs for which an interrupt has arrived since: their doorbells have to ring.
     called: [bool; VPES],
     resident: [Option<(Resident, usize)>; CPUS],
     out: [bool; CPUS],
     events: BTreeMap<Key, (Event, Owed)>,
-    /// Allocations and LPIs with nothing made.
+    /// The number of allocations and LPIs without any VM.
     baseline: (usize, u32),
 }
 
@@ -69,7 +69,7 @@ impl World {
             events: keys.map(|k| (k, (Event::Unmapped, owed))).collect(),
             baseline: (0, 0),
         };
-        // Second levels stay once they are made: make them before memory is counted.
+        // Second levels of tables stay allocated, so they are made before memory is counted.
         w.build();
         w.demolish();
         w.baseline = w.memory();
@@ -104,16 +104,16 @@ impl World {
     }
 
     fn index(&self, vpe: VpeId) -> usize {
-        self.vpes.iter().position(|v| *v == Some(vpe)).expect("one of ours")
+        self.vpes.iter().position(|v| *v == Some(vpe)).expect("a vPE of this test")
     }
 
     fn soon(&self) {
         self.machine.advance_us(20);
     }
 
-    /// A CPU that is in: this one, or the next.
+    /// A CPU in service: this one, or the next.
     fn in_service(&self, cpu: usize) -> CpuId {
-        let n = (0..CPUS).map(|n| (cpu + n) % CPUS).find(|n| !self.out[*n]).expect("one is always in");
+        let n = (0..CPUS).map(|n| (cpu + n) % CPUS).find(|n| !self.out[*n]).expect("a CPU in service");
         CpuId(n as u16)
     }
 
@@ -121,7 +121,7 @@ impl World {
         (self.asleep[v], self.called[v]) = (false, false);
     }
 
-    /// Someone (a device or software) sends an event's interrupt; one that sleeps must hear of it.
+    /// A device or software sends an event's interrupt. If its vPE sleeps, the doorbell has to ring.
     fn sent(&mut self, key: Key) {
         let Some((event, owed)) = self.events.get_mut(&key) else { return };
         let news = !owed.owed && !owed.may;
@@ -133,7 +133,7 @@ impl World {
         }
     }
 
-    /// EL2 takes everything everywhere. No call was in vain.
+    /// EL2 takes all pending interrupts on all CPUs. Every doorbell that had to ring has rung.
     fn listen(&mut self) {
         (0..CPUS).for_each(|cpu| self.host(cpu));
         for v in 0..VPES {
@@ -142,10 +142,10 @@ impl World {
         }
     }
 
-    /// Something is taken; it must be owed, or at least allowed.
+    /// An interrupt is taken. It must be owed or allowed.
     fn taken(&mut self, key: Key, who: &str) {
         let (event, owed) = self.events.get_mut(&key).expect("an event");
-        assert!(owed.owed || owed.may, "{who} took {key:?} ({event:?}), which nobody sent");
+        assert!(owed.owed || owed.may, "{who} took {key:?} ({event:?}), which was not sent");
         (owed.owed, owed.may) = (false, false);
     }
 
@@ -182,7 +182,7 @@ impl World {
             } else {
                 let is = |e: &Event| matches!(e, Event::Physical { lpi: l, cpu: c } if *l == lpi && c.index() == cpu);
                 let key = self.events.iter().find(|(_, (e, _))| is(e)).map(|(k, _)| *k);
-                let key = key.unwrap_or_else(|| panic!("{lpi} on CPU{cpu} is nobody's"));
+                let key = key.unwrap_or_else(|| panic!("{lpi} on CPU{cpu} has no event"));
                 self.taken(key, "EL2");
                 self.events[&key].1.priority
             };
@@ -207,8 +207,8 @@ impl World {
         }
     }
 
-    /// What an operation did to an event, if it did it. `Timeout` says that it was posted: the driver knows.
-    fn finish_write_back(&mut self, key: Key, result: Result<(), ItsError>, may: bool) {
+    /// Records what an operation did to an event. After `Timeout` it may have been posted: the driver's record tells.
+    fn record(&mut self, key: Key, result: Result<(), ItsError>, may: bool) {
         assert!(matches!(result, Ok(()) | Err(ItsError::Timeout)), "{key:?}: {result:?}");
         let now = self.gic.event(EventKey::new(ItsId(key.0), DEV, EventId(key.1.into()))).unwrap();
         let entry = self.events.get_mut(&key).unwrap();
@@ -218,7 +218,7 @@ impl World {
             (entry.1.owed, entry.1.may) = (false, false);
         }
         if result.is_err() {
-            // So that what comes next meets it.
+            // Give the commands time, so that later steps see their effect.
             while self.gic.drain(ItsId(key.0)) == Err(ItsError::Timeout) {}
             self.gic.drain(ItsId(key.0)).unwrap();
         }
@@ -262,8 +262,8 @@ impl World {
                         assert_eq!(result, Err(ItsError::OtherVm(to)));
                         return;
                     }
-                    self.finish_write_back(k, result, false);
-                    // Whoever moves a pending interrupt to one that sleeps wakes it.
+                    self.record(k, result, false);
+                    // Software that moves a pending interrupt to a vPE that sleeps wakes its vCPU.
                     if self.events[&k].1.owed || self.events[&k].1.may {
                         self.wake(v.into());
                     }
@@ -277,7 +277,7 @@ impl World {
                         assert_eq!(result, Err(ItsError::CpuOffline(CpuId(c.into()))));
                         return;
                     }
-                    self.finish_write_back(k, result, false);
+                    self.record(k, result, false);
                 }
             }
             Op::ToSoftware(i, e, c) => {
@@ -293,7 +293,7 @@ impl World {
                 let k = key(i, e);
                 let old = self.events[&k].0;
                 let result = self.gic.unmap_event(EventKey::new(its(k), dev, ev(k))).map(|_| ());
-                self.finish_write_back(k, result, false);
+                self.record(k, result, false);
                 if let Event::Physical { lpi, .. } = old {
                     self.give_back(k, lpi);
                 }
@@ -302,7 +302,7 @@ impl World {
                 let k = key(i, e);
                 if self.events[&k].0 != Event::Unmapped {
                     let result = self.gic.set_pending(EventKey::new(its(k), dev, ev(k)));
-                    self.finish_write_back(k, result, false);
+                    self.record(k, result, false);
                     self.sent(k);
                 }
             }
@@ -310,7 +310,7 @@ impl World {
                 let k = key(i, e);
                 if self.events[&k].0 != Event::Unmapped {
                     let result = self.gic.clear_pending(EventKey::new(its(k), dev, ev(k)));
-                    self.finish_write_back(k, result, false);
+                    self.record(k, result, false);
                     let owed = &mut self.events.get_mut(&k).unwrap().1;
                     (owed.owed, owed.may) = (false, false);
                 }
@@ -356,7 +356,8 @@ impl World {
             Op::Stall(i, n) => {
                 let its = usize::from(i % self.itss);
                 let creadr = self.machine.read64(self.config.its[its].base + GITS_CREADR);
-                // One that stalls at a command again after the retry is given up: here no ITS is to die.
+                // An ITS that stalls at a command again after the retry is declared dead, and in this test none may
+                // die.
                 if creadr & STALLED == 0 {
                     self.machine.inject(Fault::Command { its, nth: n.into(), fault: CommandFault::Stall });
                 }
@@ -386,15 +387,15 @@ impl World {
             Err(EnterError::Occupied(w)) => {
                 assert!(self.resident[c].as_ref().is_some_and(|(_, n)| self.vpes[*n] == Some(w)));
             }
-            // One that is to run is awake, if it runs or not.
+            // The vCPU is awake, whether its vPE could be entered or not.
             Err(EnterError::Moving | EnterError::NotMoved { .. }) => self.wake(v),
             Err(e) => panic!("{e:?}"),
         }
     }
 
-    // ---- swaps between the guest and EL2
+    // ---- changes between the guest and EL2
 
-    /// An LPI for an event.
+    /// Allocates an LPI for an event.
     fn lpi(&self, k: Key) -> Lpi {
         let lpi = self.gic.alloc_lpi().unwrap();
         self.gic.configure_lpi(lpi, self.events[&k].1.priority, true);
@@ -405,12 +406,12 @@ impl World {
         if self.out[cpu as usize] {
             assert_eq!(result, Err(ItsError::CpuOffline(CpuId(cpu.into()))));
         } else {
-            self.finish_write_back(k, result, may);
+            self.record(k, result, may);
         }
         self.give_back(k, lpi);
     }
 
-    /// An LPI is free, unless its event has it: what a full ring had no room for has not happened.
+    /// Frees an LPI unless its event is still mapped to it, because the ring had no room for the change.
     fn give_back(&self, k: Key, lpi: Lpi) {
         if !matches!(self.events[&k].0, Event::Physical { lpi: has, .. } if has == lpi) {
             self.gic.free_lpi(lpi);
@@ -418,8 +419,8 @@ impl World {
     }
 
     fn became_virtual(&mut self, k: Key, v: usize, lpi: Option<Lpi>, result: Result<(), ItsError>) {
-        self.finish_write_back(k, result, lpi.is_some());
-        // A vLPI that was disabled under its old VM is enabled as the table of this one says.
+        self.record(k, result, lpi.is_some());
+        // The vLPI has the configuration of this VM's table now, which may enable it.
         self.apply(k);
         if let Some(lpi) = lpi {
             self.give_back(k, lpi);
@@ -443,7 +444,7 @@ impl World {
             }
             let result = batch.finish();
             for (k, lpi) in lpis {
-                self.finish_write_back(k, result, true);
+                self.record(k, result, true);
                 self.give_back(k, lpi);
             }
         }
@@ -461,7 +462,7 @@ impl World {
                 continue;
             }
             let mut batch = self.gic.batch(ItsId(its)).unwrap();
-            // One that cannot be gathered in time stays what it is, and so do those behind it.
+            // An operation without room in the queue changes nothing, and so do the following ones.
             let gathered = keys.iter().map_while(|(k, _)| {
                 let done = batch.map_virtual(DEV, EventId(k.1.into()), vpe, Self::vintid(*k));
                 assert!(matches!(done, Ok(()) | Err(ItsError::Timeout)), "{k:?}: {done:?}");
@@ -473,7 +474,8 @@ impl World {
         }
     }
 
-    /// Writes an event's byte for every VM, or its LPI's; the hardware is told if the event is mapped.
+    /// Writes an event's configuration byte for every VM, or that of its LPI, and invalidates it if the event is
+    /// mapped.
     fn apply(&mut self, k: Key) {
         let (event, owed) = self.events[&k];
         for vm in self.vms.iter().flatten() {
@@ -484,26 +486,26 @@ impl World {
         }
         if event != Event::Unmapped {
             let result = self.gic.invalidate(EventKey::new(ItsId(k.0), DEV, EventId(k.1.into())));
-            self.finish_write_back(k, result, false);
+            self.record(k, result, false);
         }
         if let Event::Virtual { vpe, .. } = event
             && owed.enabled
             && (owed.owed || owed.may)
         {
-            // Whoever enables a pending interrupt of one that sleeps wakes it.
+            // Software that enables a pending interrupt of a vPE that sleeps wakes its vCPU.
             self.wake(self.index(vpe));
         }
     }
 
-    // ---- the end of things
+    // ---- removal
 
-    /// Whatever is late has happened, and no fault is armed.
+    /// Waits until all late commands are complete, and disarms all faults.
     fn quiet(&self) {
         self.machine.heal();
         (0..self.itss).for_each(|its| self.gic.drain(ItsId(its)).unwrap());
     }
 
-    /// Events go, by themselves or with their device.
+    /// Unmaps events, one by one or with their device.
     fn drop_events(&mut self, which: impl Fn(Key, Event) -> bool, unmap: bool) {
         for k in self.keys() {
             let (event, owed) = self.events.get_mut(&k).unwrap();
@@ -519,7 +521,7 @@ impl World {
         }
     }
 
-    /// Everything that is owed comes, and all memory goes back.
+    /// Checks that every owed interrupt arrives and all memory is freed.
     pub fn end(mut self) {
         self.quiet();
         (0..CPUS).for_each(|c| self.take_back(c));

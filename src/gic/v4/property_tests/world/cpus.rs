@@ -1,9 +1,9 @@
-//! CPUs go out of service, and come back with what they had.
+//! Steps that take CPUs out of service and back.
 
 use super::*;
 use crate::ids::EventKey;
 
-/// Offsets of GICR_CTLR and GICR_WAKER, and ProcessorSleep of the latter.
+/// The offsets of GICR_CTLR and GICR_WAKER, and ProcessorSleep of the latter.
 const CTLR: u64 = 0x0;
 const WAKER: u64 = 0x14;
 const PROCESSOR_SLEEP: u32 = 1 << 1;
@@ -20,7 +20,7 @@ impl World {
             assert_eq!(result, Err(TakeOutError::NotInService(cpu)));
             return;
         }
-        // Some may have moved, if it is out or not.
+        // Some events may have been moved even if this failed.
         for k in self.keys() {
             self.events.get_mut(&k).unwrap().0 =
                 self.gic.event(EventKey::new(ItsId(k.0), DEV, EventId(k.1.into()))).unwrap();
@@ -38,7 +38,7 @@ impl World {
             }
             Err(TakeOutError::Its(_, ItsError::Timeout))
             | Err(TakeOutError::Vpe(_, EnterError::Moving | EnterError::NotMoved { .. })) => {
-                // So that what comes next meets what was posted.
+                // Give the commands time, so that later steps see their effect.
                 for its in 0..self.itss {
                     while self.gic.drain(ItsId(its)) == Err(ItsError::Timeout) {}
                 }
@@ -47,7 +47,7 @@ impl World {
         }
     }
 
-    /// The firmware's part.
+    /// What the firmware does to the redistributor.
     pub(super) fn power(&self, c: usize, power: Power) {
         let cpu = &self.config.cpus[c];
         if let Power::LpisOff = power
@@ -71,7 +71,7 @@ impl World {
             self.quiet();
             self.gic.init_cpu(CpuId(c as u16)).unwrap();
         }
-        assert_eq!(self.memory(), memory, "a CPU that comes back has its tables");
+        assert_eq!(self.memory(), memory, "a CPU that comes back uses its old tables");
         self.out[c] = false;
     }
 }

@@ -1,12 +1,12 @@
-//! VMs and vPEs come and go, and leave nothing behind.
+//! Steps that make and remove VMs and vPEs.
 
 use super::*;
 
-/// A configuration table, and a pending table for each vPE.
+/// A VM has a configuration table, and a pending table for each vPE.
 const ALLOCATIONS_OF_VM: usize = 1 + VPES / VMS;
 
 impl World {
-    /// Takes a vPE away and makes a new one in its place.
+    /// Removes a vPE and makes a new one in its place.
     pub(super) fn replace(&mut self, v: usize) {
         let (Some(vpe), Some(vm)) = (self.vpes[v], self.vms[v / 2]) else { return };
         if self.is_resident(v) {
@@ -18,7 +18,7 @@ impl World {
             assert_eq!(self.v4().remove_vpe(vpe), Err(V4Error::HasEvents));
             self.drop_events(|_, e| matches!(e, Event::Virtual { vpe: w, .. } if w == vpe), true);
         }
-        // A doorbell that rang for it is nobody's any more, or its successor's.
+        // Its doorbell is taken first: afterwards the LPI is free, or belongs to the next vPE.
         self.listen();
         self.v4().remove_vpe(vpe).unwrap();
         self.vpes[v] = Some(self.v4().add_vpe(vm, self.in_service(v)).unwrap());
@@ -39,7 +39,7 @@ impl World {
         self.destroy(vm);
     }
 
-    /// Takes a VM down that nothing is mapped to: all that it had comes back.
+    /// Removes a VM without mapped events, and checks that all its memory and LPIs are freed.
     pub(super) fn destroy(&mut self, vm: usize) {
         let Some(handle) = self.vms[vm].take() else { return };
         let before = self.memory();
