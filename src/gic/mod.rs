@@ -11,7 +11,7 @@
 //! | `lpi` | LPI numbers and their configuration table |
 //! | `redist` | each CPU's redistributor |
 //! | `its` | interrupt translation services: bring-up, commands, devices |
-//! | `v4` | virtual LPIs: VMs, vPEs, residency, doorbells; its upper half uses `driver` |
+//! | `v4` | virtual LPIs: VMs, vPEs, residency, doorbells; `driver` uses its `state`, its verbs use `driver` |
 //! | `driver` | the driver's state and look-ups; the verbs on LPIs |
 //! | `lines` | the verbs on SPIs, PPIs and SGIs |
 //! | `events` | the verbs on devices and their events |
