@@ -22,6 +22,7 @@ use crate::gic::v4::V4Error;
 use crate::gic::{Gic, ItsError};
 use crate::ids::Lpi;
 use crate::mmio::Hw;
+use crate::util::bits::set_bits;
 use crate::vcpu::meter::{Meter, Rate};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -85,16 +86,14 @@ impl RateLimits {
             if word.load(Ordering::Relaxed) == 0 {
                 continue;
             }
-            let mut bits = word.swap(0, Ordering::SeqCst);
+            let bits = word.swap(0, Ordering::SeqCst);
             let mut later = 0;
-            let mut wait = |bit: u64, at: u64| {
-                later |= bit;
+            let mut wait = |bit: u32, at: u64| {
+                later |= 1 << bit;
                 again = Some(again.map_or(at, |again| again.min(at)));
             };
-            while bits != 0 {
-                let bit = bits & bits.wrapping_neg();
-                bits &= !bit;
-                let lpi = Lpi(Lpi::FIRST + index * 64 + bit.trailing_zeros());
+            for bit in set_bits(bits) {
+                let lpi = Lpi(Lpi::FIRST + index * 64 + bit);
                 match unmask_at(lpi) {
                     None => {}
                     Some(at) if at > now => wait(bit, at),

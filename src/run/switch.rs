@@ -26,16 +26,8 @@ use crate::gic::{cpuif, v4};
 use crate::ids::Intid;
 use crate::sched::{Found, Schedulable, Why};
 use crate::trace::{Event, count};
+use crate::util::bits::set_bits;
 use crate::vcpu::{Context, list_regs};
-
-/// The PPIs whose bits are set in a mask.
-fn each(mut ppis: u32) -> impl Iterator<Item = Intid> {
-    core::iter::from_fn(move || {
-        let intid = (ppis != 0).then(|| Intid(ppis.trailing_zeros()));
-        ppis &= ppis.wrapping_sub(1);
-        intid
-    })
-}
 
 impl VcpuRun<'_> {
     /// Restores the state that this CPU does not hold.
@@ -52,7 +44,7 @@ impl VcpuRun<'_> {
         context.ich.restore();
         // A level-sensitive PPI that the guest has not deactivated yet is made active before the timer is restored.
         // Otherwise EL2 would take the interrupt a second time.
-        for ppi in each(self.domain.vgic().held_ppis(self.vcpu.id)) {
+        for ppi in set_bits(self.domain.vgic().held_ppis(self.vcpu.id)).map(Intid) {
             self.host.gic.ppi_set_active(self.cpu, ppi, true);
             debug_assert!(self.host.gic.ppi_is_active(self.cpu, ppi));
         }
@@ -68,12 +60,12 @@ impl VcpuRun<'_> {
         context.ich.save();
         context.saved_from = Some(self.cpu);
         self.state.set_registers_of(Some(self.vcpu));
-        for ppi in each(self.domain.vgic().held_ppis(self.vcpu.id)) {
+        for ppi in set_bits(self.domain.vgic().held_ppis(self.vcpu.id)).map(Intid) {
             cpuif::deactivate(ppi);
         }
         self.state.timer.set_guest(None);
         self.vcpu.set_live(None);
-        for ppi in each(self.vcpu.take_deactivations()) {
+        for ppi in set_bits(self.vcpu.take_deactivations()).map(Intid) {
             self.host.gic.ppi_set_active(self.cpu, ppi, false);
         }
     }

@@ -20,6 +20,7 @@ use crate::ids::{CpuId, Intid, VpeId};
 use crate::sched::{Schedulable, Verdict, Why};
 use crate::sync::ExclusiveGuard;
 use crate::trace::{Event, count};
+use crate::util::bits::set_bits;
 use crate::vcpu::{Context, ItsWork, Start, Vcpu, list_regs};
 use alloc::sync::Arc;
 
@@ -284,10 +285,8 @@ impl VcpuRun<'_> {
 
     /// Deactivates the physical PPIs that other vCPUs have requested to deactivate since the last entry.
     fn deactivate_ppis(&self) {
-        let mut ppis = self.vcpu.take_deactivations();
-        while ppis != 0 {
-            self.host.gic.ppi_set_active(self.cpu, Intid(ppis.trailing_zeros()), false);
-            ppis &= ppis - 1;
+        for ppi in set_bits(self.vcpu.take_deactivations()).map(Intid) {
+            self.host.gic.ppi_set_active(self.cpu, ppi, false);
         }
     }
 
