@@ -47,7 +47,7 @@ enum Benchmark {
     },
     /// Exceptions to EL2 for each I/O, and latency next to a bare Linux, for each sched=, vwfi= and direct=
     #[command(
-        after_help = "Prints the table of boards/qemu-virt. Counts are valid on a busy host, latency (microseconds) is not."
+        after_help = "Prints the table of docs/benchmarks.md. Counts are valid on a busy host, latency (microseconds) is not."
     )]
     Sched {
         /// Rounds of each measurement

@@ -43,7 +43,7 @@ const STEPS: &str = "1000";
 /// A bound on time, in case a run waits for ever. No test does.
 const SECONDS: &str = "600";
 
-/// Measure whether the tests of src/gic/its and src/gic/v4 notice changes of that code
+/// Measure whether the tests of src/gic/events.rs, its/ and v4/ notice changes of that code
 #[derive(clap::Args)]
 #[command(after_help = "\
 Takes about an hour without flags. The last line is the score. Exit code 1 if less than 90 % of the changes are noticed,
