@@ -110,13 +110,15 @@ fn resets(lab: &Lab, domu: DomU, hv: &str, smp: u32) -> Verdict {
     let machine = Machine { hv: hv.into(), smp, ..machine(lab, domu) };
     let mut counts = Vec::new();
     let mut settled = false;
+    let mut leaving = false;
     let transcript = lab.watch(&machine, 150, |session, line| {
         if line.contains("GUEST FAIL") {
             return Err(line.to_owned());
         }
-        // While dom0 starts, its devices take frames.
+        // While dom0 starts, its devices take frames; when it powers off, they give them back.
         settled |= line.starts_with("DW-TEST: ");
-        if let Some(free) = free(line).filter(|_| settled) {
+        leaving |= line.starts_with("DW-TEST: port ") || line.starts_with("DW-TEST: exit ");
+        if let Some(free) = free(line).filter(|_| settled && !leaving) {
             counts.push(free.to_owned());
         }
         stop(session, line, counts.len() >= RESETS)
