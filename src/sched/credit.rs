@@ -483,6 +483,9 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
             if over && this.waiting.load(Ordering::SeqCst) > 0 {
                 self.balance(cpu, now);
             }
+            // A vCPU that the other CPU did not take has come back to the inbox. It has to be in the queue when the time
+            // of the next reschedule is computed: without it, it would wait until the current vCPU exits.
+            self.receive(this, now);
             queue = this.queue.lock();
         }
         let excluded = queue.current().is_some_and(|current| !self.may_run(current.entity(), cpu));
@@ -546,5 +549,34 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
         if let Some(cpu) = self.cpus.get(cpu.index()) {
             cpu.queue.lock().for_each(visit);
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::sched::testing::TestVcpu;
+
+    #[test]
+    fn a_vcpu_that_no_idle_cpu_took_waits_with_a_time_to_reschedule() {
+        let slices = Slices { slice: 1000, period: 10_000 };
+        let credit = Credit::new(2, Settings { slices, torture: None, kick: Box::new(|_| {}) });
+        credit.bring_online(CpuId(0));
+        let vcpus = ["runs", "waits"].map(|name| Arc::new(TestVcpu::named(name)));
+        for vcpu in &vcpus {
+            vcpu.entity.affinity.set([CpuId(0), CpuId(1)].into_iter());
+            credit.add(vcpu, CpuId(0)).unwrap();
+        }
+        let wake = |vcpu: &TestVcpu| assert!(vcpu.run.power_on() && credit.place(vcpu) == CpuId(0));
+        wake(&vcpus[0]);
+        assert_eq!(credit.next(CpuId(0), 0).unwrap().name, "runs");
+        wake(&vcpus[1]);
+        // CPU 1 is taken for idle, but takes no vCPU any more: what is passed on to it comes back.
+        credit.idle.add(CpuId(1));
+        assert_eq!(credit.should_resched(CpuId(0), 10), Verdict::Continue);
+        assert_eq!(credit.next_resched_at(CpuId(0)), Some(1000), "at the end of the slice");
+        let mut waiting = std::vec::Vec::new();
+        credit.for_each_waiting(CpuId(0), &mut |vcpu| waiting.push(vcpu.name));
+        assert_eq!(waiting, ["waits"]);
     }
 }
