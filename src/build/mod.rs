@@ -160,7 +160,7 @@ fn make_parts(host: &'static Host, spec: &DomainSpec<'_>) -> Result<MadeParts, B
         Ok(vcpus) => Ok((stage2, vgic, paths, vcpus)),
         Err(error) => {
             free_vpes(host, &paths);
-            free_address_space(host, stage2);
+            host.free_stage2(stage2);
             Err(error)
         }
     }
@@ -217,17 +217,10 @@ fn address_space(
     match banks.chain(devices).try_for_each(|(ipa, pa, size, attr)| stage2.map(ipa, pa, size, attr)) {
         Ok(()) => Ok(stage2),
         Err(error) => {
-            free_address_space(host, stage2);
+            host.free_stage2(stage2);
             Err(failed(error))
         }
     }
-}
-
-/// Frees the stage 2 of a domain whose building failed. No CPU has loaded it.
-fn free_address_space(host: &Host, stage2: Stage2<'static, El2, Tlbs>) {
-    let vmid = stage2.vmid();
-    stage2.destroy();
-    host.vmids.give_back(vmid);
 }
 
 /// Creates the VM and, as long as there are free ones, a vPE for each vCPU. The LPIs of a vCPU without a vPE are

@@ -76,8 +76,7 @@ pub struct Domain {
     host: &'static Host,
     vttbr: u64,
     vtcr: u64,
-    /// `None` once the domain's tables have been freed.
-    stage2: Lock<Option<Stage2<'static, El2, Tlbs>>>,
+    stage2: Stage2<'static, El2, Tlbs>,
     ram: GuestRam,
     vgic: Vgic,
     dist: Range,
@@ -101,7 +100,7 @@ impl Domain {
             host,
             vttbr: stage2.vttbr(),
             vtcr: stage2.vtcr(),
-            stage2: Lock::new(Rank::Domain, Some(stage2)),
+            stage2,
             ram,
             vgic,
             dist,
@@ -279,20 +278,10 @@ impl Domain {
         });
     }
 
-    /// Frees the stage 2 tables and the VMID. No CPU may have the stage 2 loaded.
-    pub fn free_address_space(&self) {
-        let stage2 = self.stage2.lock().take();
-        if let Some(stage2) = stage2 {
-            let vmid = stage2.vmid();
-            stage2.destroy();
-            self.host.vmids.give_back(vmid);
-        }
-    }
-
     /// Frees the address space and returns the RAM, which still holds the guest's data.
     #[must_use]
     pub fn into_ram(self) -> GuestRam {
-        self.free_address_space();
+        self.host.free_stage2(self.stage2);
         self.ram
     }
 }

@@ -21,6 +21,7 @@ use crate::gic::{Gic, GicError, cpuif};
 use crate::ids::{CpuId, Intid, Mpidr};
 use crate::mm::guest_pool::GuestPool;
 use crate::mm::hw::El2;
+use crate::mm::stage2::Stage2;
 use crate::mm::tlb::Tlbs;
 use crate::mm::{frames, heap};
 use crate::platform::Machine;
@@ -246,6 +247,13 @@ impl Host {
             barrier::isb();
             state.set_stage2(0);
         }
+    }
+
+    /// Frees a stage 2 and its VMID. No CPU has it loaded.
+    pub fn free_stage2(&self, stage2: Stage2<'static, El2, Tlbs>) {
+        let vmid = stage2.vmid();
+        stage2.destroy();
+        self.vmids.give_back(vmid);
     }
 
     /// Whether any CPU has this VTTBR_EL2 loaded.
