@@ -66,6 +66,8 @@ pub struct Redist<H> {
     resident: AtomicU32,
     /// What GICR_VPROPBASER holds (GICv4.0), so that it is written only when it changes.
     pub vprop: AtomicU64,
+    /// What made the resident vPE resident in GICR_VPENDBASER (GICv4.1): the write that ends its residency repeats it.
+    entered: AtomicU64,
     /// Dirty was found to be meaningless while Valid is 1.
     dirty_is_noise: AtomicBool,
     /// A wait for Dirty missed its deadline: it is repeated before anything else is written.
@@ -128,6 +130,21 @@ fn walk<H: Hw>(hw: &H, layout: &Layout<'_>, region: (Pa, u64), past_last: bool, 
     }
 }
 
+/// The value that clears GICR_VPENDBASER.Valid (GICv4.1), from the one that the register holds. vPEID and the group
+/// enables stay as they are: to change them while Valid is 1, be it by the write that clears it, is UNPREDICTABLE, and a
+/// redistributor may take from that write the groups for which it rings the doorbell.
+fn v41_leave(held: u64, with: FieldValue<u64, GICR_VPENDBASER_4_1::Register>) -> u64 {
+    let mut v = LocalRegisterCopy::<u64, GICR_VPENDBASER_4_1::Register>::new(held);
+    v.modify(
+        GICR_VPENDBASER_4_1::VALID::CLEAR
+            + GICR_VPENDBASER_4_1::DIRTY::CLEAR
+            + GICR_VPENDBASER_4_1::DOORBELL::CLEAR
+            + GICR_VPENDBASER_4_1::PENDING_LAST::CLEAR,
+    );
+    v.modify(with);
+    v.get()
+}
+
 impl<H: Hw + Clone> Redist<H> {
     fn new(hw: H, cpu: CpuId, base: Pa, typer: Typer) -> Self {
         let ctlr = Ctlr::new(hw.read32(base.add(gicr::CTLR)));
@@ -143,6 +160,7 @@ impl<H: Hw + Clone> Redist<H> {
             pending: AtomicU64::new(0),
             resident: AtomicU32::new(0),
             vprop: AtomicU64::new(0),
+            entered: AtomicU64::new(0),
             dirty_is_noise: AtomicBool::new(false),
             dirty_missed: AtomicBool::new(false),
         }
@@ -230,10 +248,11 @@ impl<H: Hw> Redist<H> {
         let vpend = self.base.add(gicr::VPENDBASER);
         let clean = if self.vpend().is_set(GICR_VPENDBASER::VALID) {
             let before = self.clean_before_change();
+            let v = self.vpend().get();
             let v = if self.has_rvpeid() {
-                GICR_VPENDBASER_4_1::PENDING_LAST::SET.value
+                v41_leave(v, GICR_VPENDBASER_4_1::PENDING_LAST::SET)
             } else {
-                let mut v = self.vpend();
+                let mut v = Vpend::new(v);
                 v.modify(GICR_VPENDBASER::VALID::CLEAR);
                 v.get()
             };
@@ -526,6 +545,19 @@ impl<H: Hw> Redist<H> {
     #[inline]
     pub fn write_vpend(&self, value: u64) {
         self.hw.write64(self.base.add(gicr::VPENDBASER), value);
+    }
+
+    /// Makes a vPE resident (GICv4.1).
+    #[inline]
+    pub fn enter_v41(&self, value: FieldValue<u64, GICR_VPENDBASER_4_1::Register>) {
+        self.write_vpend(value.value);
+        self.entered.store(value.value, Ordering::Relaxed);
+    }
+
+    /// Ends the residency of a vPE (GICv4.1). `with` is Doorbell or PendingLast.
+    #[inline]
+    pub fn leave_v41(&self, with: FieldValue<u64, GICR_VPENDBASER_4_1::Register>) {
+        self.write_vpend(v41_leave(self.entered.load(Ordering::Relaxed), with));
     }
 
     /// Writes GICR_VPROPBASER (GICv4.0) if it holds another value. No vPE is resident.

@@ -38,21 +38,21 @@ pub fn enter<H: Hw + Clone>(_v4: V4<'_, H>, vpe: VpeId, v: &Vpe, redist: &Redist
         + GICR_VPENDBASER_4_1::VGRP0EN.val(u64::from(v.groups.group0))
         + GICR_VPENDBASER_4_1::VGRP1EN.val(u64::from(v.groups.group1))
         + GICR_VPENDBASER_4_1::VPEID.val(u64::from(vpe.0));
-    redist.write_vpend(value.value);
+    redist.enter_v41(value);
 }
 
 #[inline(always)]
 pub fn leave<H: Hw + Clone>(_v4: V4<'_, H>, redist: &Redist<H>, why: Why) -> Left {
     match why {
         Why::Block => {
-            redist.write_vpend(GICR_VPENDBASER_4_1::DOORBELL::SET.value);
+            redist.leave_v41(GICR_VPENDBASER_4_1::DOORBELL::SET);
             let clean = redist.clean();
             Left::new(redist.vpend().is_set(GICR_VPENDBASER::PENDING_LAST), 0, clean)
         }
         // With PendingLast set the redistributor neither searches for pending interrupts nor arms the doorbell: a
         // vCPU that is preempted needs neither.
         Why::Preempt => {
-            redist.write_vpend(GICR_VPENDBASER_4_1::PENDING_LAST::SET.value);
+            redist.leave_v41(GICR_VPENDBASER_4_1::PENDING_LAST::SET);
             Left::new(true, 0, redist.clean())
         }
     }
