@@ -152,7 +152,7 @@ mod tests {
     use super::*;
     use crate::gic::testing::key;
     use crate::gic::testing::{Bench, DEV, Guest, ITS0};
-    use crate::gic::v4::{V4Error, Why};
+    use crate::gic::v4::{InterruptGroups, V4Error, Why};
     use crate::ids::{Intid, Lpi};
     use gic_model::{CommandFault, Config, Fault, Staleness};
     use std::vec::Vec;
@@ -304,7 +304,7 @@ mod tests {
         assert_eq!(g.gic.map_physical(key(ITS0, 3), Lpi(lpi.0 + 1), GOES), offline);
         assert_eq!(g.gic.move_physical(key(ITS0, 2), GOES), offline);
         assert_eq!(g.v4().add_vpe(g.vm, GOES), Err(V4Error::CpuOffline(GOES)));
-        assert_eq!(g.v4().enter(g.vpes[1], GOES).unwrap_err(), EnterError::CpuOffline(GOES));
+        assert_eq!(g.v4().enter(g.vpes[1], GOES, InterruptGroups::GROUP1).unwrap_err(), EnterError::CpuOffline(GOES));
         assert_eq!(g.gic.take_out(GOES, STAYS), Err(TakeOutError::NotInService(GOES)));
         assert_eq!(g.gic.take_out(STAYS, GOES), Err(TakeOutError::NoTarget(GOES)));
         assert_eq!(g.gic.take_out(STAYS, STAYS), Err(TakeOutError::NoTarget(STAYS)));

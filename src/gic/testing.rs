@@ -1,6 +1,6 @@
 //! The executable GIC behind [`Hw`], for the driver's tests.
 
-use super::v4::{PendingLast, Resident, V4, VmHandle, Why};
+use super::v4::{InterruptGroups, PendingLast, Resident, V4, VmHandle, Why};
 use super::{Gic, GicError, ItsLayout, Layout};
 use crate::ids::{CpuId, DeviceId, EventId, EventKey, ItsId, Lpi, Mpidr, Pa, VIntid, VpeId};
 use crate::mmio::{Coherence, Hw};
@@ -200,8 +200,12 @@ impl Guest {
     }
 
     pub fn enter(&self, vpe: usize, cpu: u16) -> Resident {
-        let resident = self.v4().enter(self.vpes[vpe], CpuId(cpu)).unwrap();
-        self.v4().before_eret(&resident);
+        self.enter_with(vpe, cpu, InterruptGroups::GROUP1)
+    }
+
+    pub fn enter_with(&self, vpe: usize, cpu: u16, groups: InterruptGroups) -> Resident {
+        let mut resident = self.v4().enter(self.vpes[vpe], CpuId(cpu), groups).unwrap();
+        self.v4().before_eret(&mut resident);
         if !self.gic.facts().dirty {
             // The driver cannot tell when the table has been read, so this waits until the model has read it.
             self.machine.advance_us(10);

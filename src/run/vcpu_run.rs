@@ -219,7 +219,7 @@ impl VcpuRun<'_> {
         vgic.flush(vcpu.id, &mut context.lrs);
         list_regs::load(&context.lrs);
         HCR_EL2.set(self.hcr(context));
-        if let (Some(v4), Some(resident)) = (self.host.gic.v4(), &self.resident) {
+        if let (Some(v4), Some(resident)) = (self.host.gic.v4(), &mut self.resident) {
             v4.before_eret(resident);
         }
         let exit = enter(&mut context.regs);
@@ -291,30 +291,32 @@ impl VcpuRun<'_> {
     }
 
     /// Makes the vPE resident if the guest has enabled LPIs (and group 1, on GICv4.0), and ends its residency if not.
-    /// Returns `false` if the vCPU cannot enter the guest on this CPU now.
+    /// On GICv4.1 it is made resident anew if the guest has enabled other interrupt groups than before. Returns `false`
+    /// if the vCPU cannot enter the guest on this CPU now.
     fn update_residency(&mut self, context: &mut Context) -> bool {
         let Some(v4) = self.host.gic.v4() else { return true };
         let Some(vpe) = self.vcpu.vpe else { return true };
         let vgic = self.domain.vgic();
-        let wanted = vgic.lpis_on(self.vcpu.id) && (vgic.group1_on() || !v4.needs_group1());
-        if wanted == self.resident.is_some() {
-            return true;
+        let [group0, group1] = vgic.groups_on();
+        let groups = v4::InterruptGroups { group0, group1 };
+        let wanted = vgic.lpis_on(self.vcpu.id) && (group1 || !v4.needs_group1());
+        match &self.resident {
+            Some(resident) if wanted && (v4.needs_group1() || resident.groups() == groups) => return true,
+            None if !wanted => return true,
+            _ => {}
         }
-        match self.resident.take() {
-            None => self.enter_residency(vpe, context),
-            Some(resident) => {
-                let _ = v4.leave(resident, v4::Why::Preempt);
-                true
-            }
+        if let Some(resident) = self.resident.take() {
+            let _ = v4.leave(resident, v4::Why::Preempt);
         }
+        !wanted || self.enter_residency(vpe, groups, context)
     }
 
-    fn enter_residency(&mut self, vpe: VpeId, context: &mut Context) -> bool {
+    fn enter_residency(&mut self, vpe: VpeId, groups: v4::InterruptGroups, context: &mut Context) -> bool {
         let Some(v4) = self.host.gic.v4() else { return true };
         let before = context.resident_on.replace(self.cpu);
         let moves = before.is_some_and(|before| before != self.cpu);
         let started = if moves { timer::now() } else { 0 };
-        match v4.enter(vpe, self.cpu) {
+        match v4.enter(vpe, self.cpu, groups) {
             Ok(resident) => {
                 self.resident = Some(resident);
                 debug_assert_eq!((v4.resident_on(vpe), v4.home(vpe)), (Some(self.cpu), Some(self.cpu)), "{vpe}");

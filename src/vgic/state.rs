@@ -4,7 +4,7 @@ use super::config::{BadConfig, MAX_VCPUS, VgicConfig};
 use super::lpi_state::Lpis;
 use super::lr;
 use super::port::Port;
-use super::regs::{self, ENABLE_GROUP1};
+use super::regs::{self, ENABLE_GROUP0, ENABLE_GROUP1};
 use super::spi::Dist;
 use super::vcpu::{Vcpu, Work};
 use super::vcpu_set::VcpuSet;
@@ -100,6 +100,13 @@ impl Vgic {
     #[must_use]
     pub fn group1_on(&self) -> bool {
         self.ctlr.load(Ordering::SeqCst) & ENABLE_GROUP1 != 0
+    }
+
+    /// GICD_CTLR.EnableGrp0 and EnableGrp1.
+    #[must_use]
+    pub fn groups_on(&self) -> [bool; 2] {
+        let ctlr = self.ctlr.load(Ordering::SeqCst);
+        [ctlr & ENABLE_GROUP0 != 0, ctlr & ENABLE_GROUP1 != 0]
     }
 
     pub(super) fn vcpu(&self, vcpu: VcpuId) -> Option<&Vcpu> {

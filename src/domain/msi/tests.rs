@@ -4,7 +4,7 @@
 use super::*;
 use crate::gic::testing::key;
 use crate::gic::testing::{Bench, DEV, ITS0, ModelHw, vlpi};
-use crate::gic::v4::Why;
+use crate::gic::v4::{InterruptGroups, Why};
 use crate::host::routes::{MOVE_AFTER, move_if_misplaced};
 use crate::ids::Mpidr;
 use crate::vgic::testing as guest;
@@ -91,7 +91,7 @@ impl World {
         self.take_interrupts();
         for n in 0..VCPUS {
             let vpe = self.paths.vpe(VcpuId(n));
-            let resident = vpe.map(|vpe| self.gic.v4().unwrap().enter(vpe, CpuId(n)).unwrap());
+            let resident = vpe.map(|vpe| self.gic.v4().unwrap().enter(vpe, CpuId(n), InterruptGroups::GROUP1).unwrap());
             self.machine.advance_us(100);
             while let Some(vintid) = self.machine.guest_ack(usize::from(n)) {
                 assert!(vpe.is_some(), "a vLPI for a vCPU without a vPE");

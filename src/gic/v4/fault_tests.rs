@@ -63,10 +63,10 @@ fn a_vpe_whose_move_is_late_cannot_run_until_it_is_complete() {
     g.map(ITS0, 1, 0);
     g.machine.inject(on_next(1, CommandFault::Late { us: 60_000 }));
     let start = g.machine.now_us();
-    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2), InterruptGroups::GROUP1).err(), Some(EnterError::Moving));
     assert!(g.machine.now_us() - start < 20_000, "a switch waits for a short time only");
     // It can run neither at the old home nor at the new one, because it is not known at which it lives.
-    assert_eq!(g.v4().enter(g.vpes[0], CpuId(0)).err(), Some(EnterError::Moving));
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(0), InterruptGroups::GROUP1).err(), Some(EnterError::Moving));
     // Other vPEs are not held up.
     let r = g.enter(1, 1);
     let _ = g.leave(r, Preempt);
@@ -85,7 +85,7 @@ fn invalidate_all_on_gicv4_1_waits_for_the_vpes_move_to_complete() {
     let g = Guest::new(config, 1);
     g.map(ITS0, 1, 0);
     g.machine.inject(on_next(1, CommandFault::Late { us: 60_000 }));
-    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2), InterruptGroups::GROUP1).err(), Some(EnterError::Moving));
     assert_eq!(g.v4().invalidate_all(g.vpes[0]), Err(V4Error::Its(ItsError::Timeout)));
     g.machine.advance_us(60_000);
     assert_eq!(g.v4().invalidate_all(g.vpes[0]), Ok(()));
@@ -100,7 +100,7 @@ fn a_vpe_runs_elsewhere_only_when_the_its_of_its_last_event_has_unmapped_it() {
     // DISCARD and VSYNC are complete; VMAPP with V = 0, which no caller waits for, is late.
     g.machine.inject(on_next(3, CommandFault::Late { us: 60_000 }));
     g.gic.unmap_event(key(ITS0, 1)).unwrap();
-    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2), InterruptGroups::GROUP1).err(), Some(EnterError::Moving));
     g.machine.advance_us(60_000);
     let r = g.enter(0, 2);
     let _ = g.leave(r, Preempt);
@@ -121,7 +121,7 @@ fn an_its_that_is_held_up_at_a_vmovp_by_a_stalled_one_continues() {
     let _ = g.leave(r, Preempt);
     // The same if the ITS that the caller waits for is not the one that has stalled.
     g.machine.inject(Fault::Command { its: 1, nth: 1, fault: CommandFault::Stall });
-    let _ = g.v4().enter(g.vpes[0], CpuId(1)).map(|r| g.v4().leave(r, Preempt));
+    let _ = g.v4().enter(g.vpes[0], CpuId(1), InterruptGroups::GROUP1).map(|r| g.v4().leave(r, Preempt));
     assert_eq!(g.gic.drain(ITS0), Ok(()));
     assert_eq!(g.gic.counters().stalls.get(), 2);
     g.take_down();
@@ -167,12 +167,12 @@ fn a_vpe_keeps_its_home_if_its_only_its_dies_before_the_move() {
     let start = g.machine.now_us();
     let mut last = EnterError::Moving;
     while last == EnterError::Moving && g.machine.now_us() - start < 3 * DEAD_AFTER_US {
-        last = g.v4().enter(g.vpes[0], CpuId(2)).unwrap_err();
+        last = g.v4().enter(g.vpes[0], CpuId(2), InterruptGroups::GROUP1).unwrap_err();
     }
     assert_eq!(last, EnterError::NotMoved { home: CpuId(0) });
     assert_eq!(g.v4().home(g.vpes[0]), Some(CpuId(0)));
     // It can still run there.
-    let r = g.v4().enter(g.vpes[0], CpuId(0)).unwrap();
+    let r = g.v4().enter(g.vpes[0], CpuId(0), InterruptGroups::GROUP1).unwrap();
     let _ = g.v4().leave(r, Preempt);
     g.machine.assert_clean();
 }
@@ -185,8 +185,8 @@ fn if_one_its_of_a_list_stops_at_a_vmovp_the_others_complete_it_and_lose_no_inte
     }
     g.machine.inject(Fault::HangsAtVmovp { its: 1 });
     let start = g.machine.now_us();
-    let resident = loop {
-        match g.v4().enter(g.vpes[0], CpuId(2)) {
+    let mut resident = loop {
+        match g.v4().enter(g.vpes[0], CpuId(2), InterruptGroups::GROUP1) {
             Ok(resident) => break resident,
             Err(e) => assert_eq!(e, EnterError::Moving),
         }
@@ -194,7 +194,7 @@ fn if_one_its_of_a_list_stops_at_a_vmovp_the_others_complete_it_and_lose_no_inte
         // An MSI that arrives at any time is not lost.
         g.msi(ItsId(2), 3);
     };
-    g.v4().before_eret(&resident);
+    g.v4().before_eret(&mut resident);
     assert_eq!(g.v4().home(g.vpes[0]), Some(CpuId(2)));
     assert_eq!((g.gic.counters().dead_itss.get(), g.gic.counters().vmovp_recoveries.get()), (1, 1));
     let mut got = g.guest(2);
@@ -221,7 +221,7 @@ fn an_its_that_becomes_quiescent_but_never_executes_its_vmovp_is_declared_dead()
     g.machine.inject(on_next(1, CommandFault::Hang));
     let start = g.machine.now_us();
     while g.gic.counters().vmovp_recoveries.get() == 0 {
-        assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+        assert_eq!(g.v4().enter(g.vpes[0], CpuId(2), InterruptGroups::GROUP1).err(), Some(EnterError::Moving));
         assert!(g.machine.now_us() - start < 3 * DEAD_AFTER_US);
     }
     assert_eq!(g.gic.counters().dead_itss.get(), 1, "at once");
@@ -280,9 +280,9 @@ fn a_write_back_that_times_out_counts_as_pending_and_the_vpe_cannot_enter() {
     g.machine.inject(Fault::DirtyStuck { cpu: 0 });
     assert!(g.leave(r, Block), "an interrupt may be pending");
     // Neither this vPE can enter elsewhere, nor another one here.
-    assert_eq!(g.v4().enter(g.vpes[0], CpuId(1)).err(), Some(EnterError::Busy));
-    assert_eq!(g.v4().enter(g.vpes[1], CpuId(0)).err(), Some(EnterError::Busy));
-    assert_eq!(g.v4().enter(g.vpes[0], CpuId(0)).err(), Some(EnterError::Busy));
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(1), InterruptGroups::GROUP1).err(), Some(EnterError::Busy));
+    assert_eq!(g.v4().enter(g.vpes[1], CpuId(0), InterruptGroups::GROUP1).err(), Some(EnterError::Busy));
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(0), InterruptGroups::GROUP1).err(), Some(EnterError::Busy));
     let r = g.enter(1, 1);
     let _ = g.leave(r, Preempt);
     assert!(g.gic.counters().redist_timeouts.get() > 0);
@@ -303,13 +303,13 @@ fn valid_is_not_cleared_while_dirty_is_set_even_if_it_stays_set() {
     let g = guest();
     g.map(ITS0, 1, 0);
     g.machine.inject(Fault::DirtyStuck { cpu: 0 });
-    let r = g.v4().enter(g.vpes[0], CpuId(0)).unwrap();
-    g.v4().before_eret(&r);
+    let mut r = g.v4().enter(g.vpes[0], CpuId(0), InterruptGroups::GROUP1).unwrap();
+    g.v4().before_eret(&mut r);
     assert!(g.leave(r, Block));
     g.machine.assert_clean();
     assert_eq!(g.v4().resident_on(g.vpes[0]), Some(CpuId(0)), "it could not leave");
-    assert_eq!(g.v4().enter(g.vpes[1], CpuId(0)).err(), Some(EnterError::Busy));
-    assert_eq!(g.v4().enter(g.vpes[0], CpuId(3)).err(), Some(EnterError::Busy));
+    assert_eq!(g.v4().enter(g.vpes[1], CpuId(0), InterruptGroups::GROUP1).err(), Some(EnterError::Busy));
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(3), InterruptGroups::GROUP1).err(), Some(EnterError::Busy));
     g.machine.heal();
     g.machine.advance_us(100);
     let r = g.enter(0, 3);
@@ -354,7 +354,7 @@ fn the_idai_of_a_late_write_back_is_kept_whichever_vpe_enters_next() {
         let r = g.enter(0, 0);
         g.machine.inject(Fault::DirtyStuck { cpu: 0 });
         assert!(g.leave(r, Block));
-        assert_eq!(g.v4().enter(g.vpes[1], CpuId(0)).err(), Some(EnterError::Busy));
+        assert_eq!(g.v4().enter(g.vpes[1], CpuId(0), InterruptGroups::GROUP1).err(), Some(EnterError::Busy));
         g.machine.heal();
         g.machine.advance_us(100);
         let r = g.enter(1, 0);

@@ -32,6 +32,9 @@ use core::sync::atomic::Ordering;
 pub struct Resident {
     vpe: VpeId,
     cpu: CpuId,
+    groups: InterruptGroups,
+    /// The redistributor has read the pending table.
+    table_read: bool,
     not_send: PhantomData<*mut ()>,
 }
 
@@ -46,6 +49,12 @@ impl Resident {
     #[must_use]
     pub const fn cpu(&self) -> CpuId {
         self.cpu
+    }
+
+    /// The interrupt groups that it was entered with.
+    #[must_use]
+    pub const fn groups(&self) -> InterruptGroups {
+        self.groups
     }
 }
 
@@ -70,8 +79,10 @@ impl<H: Hw + Clone> V4<'_, H> {
         backend::needs_group1(self)
     }
 
-    /// Makes a vPE resident on this CPU, after moving it here if it lives elsewhere.
-    pub fn enter(self, vpe: VpeId, cpu: CpuId) -> Result<Resident, EnterError> {
+    /// Makes a vPE resident on this CPU, after moving it here if it lives elsewhere. On GICv4.1 its guest gets only
+    /// interrupts of `groups`; to change them, the vPE leaves and enters again. GICv4.0 does not look at them
+    /// ([`needs_group1`](Self::needs_group1)).
+    pub fn enter(self, vpe: VpeId, cpu: CpuId, groups: InterruptGroups) -> Result<Resident, EnterError> {
         let slot = self.state.slot(vpe).ok_or(EnterError::NoSuchVpe(vpe))?;
         let redist = self.gic.in_service(cpu).map_err(|_| EnterError::CpuOffline(cpu))?;
         if redist.dirty_missed.load(Ordering::Relaxed) {
@@ -95,7 +106,7 @@ impl<H: Hw + Clone> V4<'_, H> {
             self.recover_vmovps();
             return Err(e);
         }
-        backend::enter(self, vpe, v, redist);
+        backend::enter(self, vpe, v, groups, redist);
         v.resident = Some(cpu);
         // The invariants of residency, checked in debug builds: the vPE lives here, and is resident here only.
         debug_assert!(v.home == cpu && v.moving.is_none(), "{vpe} is resident on {cpu} and lives on {}", v.home);
@@ -104,15 +115,20 @@ impl<H: Hw + Clone> V4<'_, H> {
             "{vpe} on {cpu}"
         );
         self.gic.counters.enters.bump();
-        Ok(Resident { vpe, cpu, not_send: PhantomData })
+        Ok(Resident { vpe, cpu, groups, table_read: false, not_send: PhantomData })
     }
 
-    /// Waits until the redistributor has read the resident vPE's pending table. Called once a residency, just before
-    /// the guest is entered: a guest that is faster finds no interrupt, waits for one, and causes a doorbell.
+    /// Waits until the redistributor has read the resident vPE's pending table, once in each residency. Called just
+    /// before the guest is entered: a guest that is faster finds no interrupt, waits for one, and causes a doorbell.
     #[inline]
-    pub fn before_eret(self, resident: &Resident) {
-        if self.gic.facts.dirty
-            && let Some(redist) = self.gic.redists.get(resident.cpu.index())
+    pub fn before_eret(self, resident: &mut Resident) {
+        if self.gic.facts.dirty && !mem::replace(&mut resident.table_read, true) {
+            self.wait_for_table(resident.cpu);
+        }
+    }
+
+    fn wait_for_table(self, cpu: CpuId) {
+        if let Some(redist) = self.gic.redists.get(cpu.index())
             && !redist.clean()
         {
             self.gic.counters.redist_timeouts.bump();
@@ -196,14 +212,6 @@ impl<H: Hw + Clone> V4<'_, H> {
         }
         redist.release();
         v.unclean_on = None;
-        Ok(())
-    }
-
-    /// Says which interrupt groups a guest has enabled (GICv4.1; only group 1 at first). This takes effect at the next
-    /// [`enter`](Self::enter): a vPE that is resident has to leave and enter again.
-    pub fn set_groups(self, vpe: VpeId, groups: InterruptGroups) -> Result<(), EnterError> {
-        let slot = self.state.slot(vpe).ok_or(EnterError::NoSuchVpe(vpe))?;
-        slot.vpe.lock().as_mut().ok_or(EnterError::NoSuchVpe(vpe))?.groups = groups;
         Ok(())
     }
 }

@@ -304,7 +304,7 @@ fn removing_vms_and_vpes_frees_their_memory_and_numbers() {
         v4.map_event(key(ITS0, 0), vpe, vlpi(0)).unwrap();
         assert_eq!(v4.remove_vpe(vpe), Err(V4Error::HasEvents));
         assert_eq!(v4.destroy_vm(vm), Err(V4Error::HasVpes));
-        let r = v4.enter(vpe, CpuId(2)).unwrap();
+        let r = v4.enter(vpe, CpuId(2), InterruptGroups::GROUP1).unwrap();
         assert_eq!(v4.remove_vpe(vpe), Err(V4Error::Resident(CpuId(2))));
         let _ = v4.leave(r, Preempt);
         g.gic.unmap_event(key(ITS0, 0)).unwrap();
@@ -322,10 +322,10 @@ fn a_vpe_is_resident_on_one_cpu_and_a_cpu_holds_one_vpe() {
     let g = Guest::new(Config::v4_0(CPUS), 2);
     let v4 = g.v4();
     let r = g.enter(0, 0);
-    assert_eq!(v4.enter(g.vpes[0], CpuId(1)).err(), Some(EnterError::Elsewhere(CpuId(0))));
-    assert_eq!(v4.enter(g.vpes[1], CpuId(0)).err(), Some(EnterError::Occupied(g.vpes[0])));
-    assert_eq!(v4.enter(VpeId(77), CpuId(0)).err(), Some(EnterError::NoSuchVpe(VpeId(77))));
-    assert_eq!(v4.enter(g.vpes[1], CpuId(99)).err(), Some(EnterError::CpuOffline(CpuId(99))));
+    assert_eq!(v4.enter(g.vpes[0], CpuId(1), InterruptGroups::GROUP1).err(), Some(EnterError::Elsewhere(CpuId(0))));
+    assert_eq!(v4.enter(g.vpes[1], CpuId(0), InterruptGroups::GROUP1).err(), Some(EnterError::Occupied(g.vpes[0])));
+    assert_eq!(v4.enter(VpeId(77), CpuId(0), InterruptGroups::GROUP1).err(), Some(EnterError::NoSuchVpe(VpeId(77))));
+    assert_eq!(v4.enter(g.vpes[1], CpuId(99), InterruptGroups::GROUP1).err(), Some(EnterError::CpuOffline(CpuId(99))));
     assert_eq!(v4.resident_on(g.vpes[0]), Some(CpuId(0)));
     let _ = g.leave(r, Preempt);
     assert_eq!(v4.resident_on(g.vpes[0]), None);

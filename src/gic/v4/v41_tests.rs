@@ -84,8 +84,8 @@ fn a_doorbell_rings_even_if_its_lpi_was_disabled_before() {
     assert_eq!(g.gic.doorbell(lpi), Some(vpe));
     v4.configure(g.vm, vlpi(1), 0xa1).unwrap();
     v4.map_event(key(ITS0, 1), vpe, vlpi(1)).unwrap();
-    let r = v4.enter(vpe, home).unwrap();
-    v4.before_eret(&r);
+    let mut r = v4.enter(vpe, home, InterruptGroups::GROUP1).unwrap();
+    v4.before_eret(&mut r);
     assert!(!g.leave(r, Block));
     g.msi(ITS0, 1);
     assert_eq!(g.all_doorbells(), [vpe]);
@@ -226,12 +226,10 @@ fn with_two_vpeids_the_third_vcpu_gets_no_vpe() {
 fn disabled_groups_keep_interrupts_from_a_guest() {
     let g = guest(1);
     g.map(ITS0, 1, 0);
-    g.v4().set_groups(g.vpes[0], InterruptGroups { group0: false, group1: false }).unwrap();
-    let r = g.enter(0, 0);
+    let r = g.enter_with(0, 0, InterruptGroups { group0: false, group1: false });
     g.msi(ITS0, 1);
     assert!(g.guest(0).is_empty());
     let _ = g.leave(r, Preempt);
-    g.v4().set_groups(g.vpes[0], InterruptGroups { group0: false, group1: true }).unwrap();
     let r = g.enter(0, 0);
     assert_eq!(g.guest(0), [1]);
     let _ = g.leave(r, Preempt);

@@ -6,7 +6,7 @@
 use super::backend::{self, DOORBELL_PRIORITY};
 use super::error::V4Error;
 use super::view::{V4, bit};
-use super::vpe::{BackendState, ITSS, InterruptGroups, Vm, VmHandle, Vpe};
+use super::vpe::{BackendState, ITSS, Vm, VmHandle, Vpe};
 use crate::gic::error::ItsError;
 use crate::gic::its::{COMMAND_LIMIT_US, Synced};
 use crate::gic::lpi::{TABLE_ALIGN, config_bytes, config_offset, pending_bytes};
@@ -141,7 +141,6 @@ impl<H: Hw + Clone> V4<'_, H> {
             moving: None,
             resident: None,
             unclean_on: None,
-            groups: InterruptGroups { group0: false, group1: true },
             mapped: 0,
             events: [0; ITSS],
             backend: BackendState::default(),

@@ -82,8 +82,8 @@ fn each_of_many_vpes_has_its_own_interrupts() {
     for (n, vpe) in (0..).zip(&vpes) {
         let cpu = n as u16 % 2;
         assert_eq!(v4.home(*vpe), Some(CpuId(cpu)));
-        let resident = v4.enter(*vpe, CpuId(cpu)).unwrap();
-        v4.before_eret(&resident);
+        let mut resident = v4.enter(*vpe, CpuId(cpu), InterruptGroups::GROUP1).unwrap();
+        v4.before_eret(&mut resident);
         assert_eq!(g.guest(cpu.into()), [n]);
         let _ = v4.leave(resident, Preempt);
     }
@@ -93,8 +93,8 @@ fn each_of_many_vpes_has_its_own_interrupts() {
     assert!(vpes.iter().all(|vpe| v4.home(*vpe) == Some(CpuId(1))));
     for (n, vpe) in (0..).zip(&vpes) {
         g.machine.msi(0x20, n);
-        let resident = v4.enter(*vpe, CpuId(1)).unwrap();
-        v4.before_eret(&resident);
+        let mut resident = v4.enter(*vpe, CpuId(1), InterruptGroups::GROUP1).unwrap();
+        v4.before_eret(&mut resident);
         assert_eq!(g.guest(1), [n], "the hardware has it there");
         let _ = v4.leave(resident, Preempt);
     }
@@ -128,8 +128,8 @@ fn a_vm_has_the_vlpis_of_its_intid_bits_and_they_are_disabled_at_first() {
         assert_eq!(vpt.size, (1 << bits) / 8, "a bit for each INTID");
         v4.map_event(key(ITS0, 1), vpe, last).unwrap();
         g.machine.msi(DEV.0, 1);
-        let resident = v4.enter(vpe, CpuId(0)).unwrap();
-        v4.before_eret(&resident);
+        let mut resident = v4.enter(vpe, CpuId(0), InterruptGroups::GROUP1).unwrap();
+        v4.before_eret(&mut resident);
         assert_eq!(g.machine.guest_ack(0), Some(last.0));
         let _ = v4.leave(resident, Preempt);
         g.machine.assert_clean();
@@ -227,8 +227,8 @@ fn vpes_are_mapped_on_the_itss_that_are_not_dead() {
         g.v4().configure(g.vm, vlpi(3), 0xa1).unwrap();
         g.v4().map_event(key(alive, 3), vpe, vlpi(3)).unwrap();
         // The remaining ITS moves it.
-        let resident = g.v4().enter(vpe, CpuId(2)).unwrap();
-        g.v4().before_eret(&resident);
+        let mut resident = g.v4().enter(vpe, CpuId(2), InterruptGroups::GROUP1).unwrap();
+        g.v4().before_eret(&mut resident);
         g.msi(alive, 3);
         assert_eq!(g.guest(2), [3]);
         let _ = g.v4().leave(resident, Preempt);
@@ -304,8 +304,8 @@ fn doorbells_for_which_the_proxy_has_no_event_ring_all_the_same() {
     g.msi(ITS0, 1);
     assert_eq!(g.doorbells(0), [last]);
     for cpu in [2, 1] {
-        let resident = v4.enter(last, CpuId(cpu)).unwrap();
-        v4.before_eret(&resident);
+        let mut resident = v4.enter(last, CpuId(cpu), InterruptGroups::GROUP1).unwrap();
+        v4.before_eret(&mut resident);
         g.machine.advance_us(10);
         assert_eq!(g.guest(cpu.into()), [1]);
         let _ = v4.leave(resident, Block);

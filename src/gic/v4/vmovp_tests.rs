@@ -55,10 +55,13 @@ fn gets_its_interrupts(g: &Guest, vpe: usize, cpu: u16) {
 #[test]
 fn a_move_that_one_ring_has_no_room_for_is_posted_there_later() {
     let g = held_up(350);
-    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2), InterruptGroups::GROUP1).err(), Some(EnterError::Moving));
     assert_eq!(g.v4().home(g.vpes[0]), Some(CpuId(0)));
     // No other move may overtake it; one that is refused changes nothing.
-    assert_eq!(g.v4().enter(g.vpes[1], CpuId(3)).err(), Some(EnterError::NotMoved { home: CpuId(1) }));
+    assert_eq!(
+        g.v4().enter(g.vpes[1], CpuId(3), InterruptGroups::GROUP1).err(),
+        Some(EnterError::NotMoved { home: CpuId(1) })
+    );
     assert_eq!((seen(&g, 0).len(), seen(&g, 1).len()), (0, 0), "the first ITS waits for the second");
     g.machine.advance_us(350_000);
     gets_its_interrupts(&g, 0, 2);
@@ -72,7 +75,7 @@ fn a_move_that_one_ring_has_no_room_for_is_posted_there_later() {
 #[test]
 fn a_move_whose_rest_another_vpes_move_has_posted_completes() {
     let g = held_up(250);
-    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2), InterruptGroups::GROUP1).err(), Some(EnterError::Moving));
     g.machine.advance_us(250_000);
     // This move posts the rest of the other one first.
     gets_its_interrupts(&g, 1, 3);
@@ -90,10 +93,10 @@ fn a_move_whose_rest_another_vpes_move_has_posted_is_waited_for_on_every_its() {
     // The command after the VMOVP is slow on the second ITS; the first ITS has finished by then.
     let late = CommandFault::Late { us: 60_000 };
     g.machine.inject(Fault::Command { its: 1, nth: ROOM + 2, fault: late });
-    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2), InterruptGroups::GROUP1).err(), Some(EnterError::Moving));
     g.machine.advance_us(250_000);
-    assert_eq!(g.v4().enter(g.vpes[2], CpuId(3)).err(), Some(EnterError::Moving));
-    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+    assert_eq!(g.v4().enter(g.vpes[2], CpuId(3), InterruptGroups::GROUP1).err(), Some(EnterError::Moving));
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2), InterruptGroups::GROUP1).err(), Some(EnterError::Moving));
     g.machine.advance_us(60_000);
     gets_its_interrupts(&g, 0, 2);
     gets_its_interrupts(&g, 1, 3);
@@ -115,11 +118,11 @@ fn a_move_whose_rest_was_posted_on_two_rings_is_waited_for_on_these_two_only() {
     }
     // The command after the VMOVP is slow on the third ITS; the others have finished by then.
     g.machine.inject(Fault::Command { its: 2, nth: ROOM + 2, fault: CommandFault::Late { us: 60_000 } });
-    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2), InterruptGroups::GROUP1).err(), Some(EnterError::Moving));
     g.machine.advance_us(250_000);
     let resident = g.enter(1, 3);
     let _ = g.leave(resident, Preempt);
-    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2), InterruptGroups::GROUP1).err(), Some(EnterError::Moving));
     g.machine.advance_us(60_000);
     let resident = g.enter(0, 2);
     (0..3).for_each(|its| g.msi(ItsId(its), u32::from(its) + 1));
@@ -137,7 +140,7 @@ fn a_cpu_is_taken_out_only_when_the_moves_to_it_and_from_it_are_complete() {
         let g = Guest::new(with_slow_polling(Config::v4_0(CPUS)), 1);
         g.map(ITS0, 1, 0);
         g.machine.inject(Fault::Command { its: 0, nth: 1, fault: CommandFault::Late { us: 60_000 } });
-        assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+        assert_eq!(g.v4().enter(g.vpes[0], CpuId(2), InterruptGroups::GROUP1).err(), Some(EnterError::Moving));
         let take_out = || g.gic.take_out(CpuId(gone), CpuId(3));
         assert_eq!(take_out(), Err(TakeOutError::Vpe(g.vpes[0], EnterError::Moving)));
         g.machine.advance_us(60_000);
@@ -176,7 +179,7 @@ fn a_wait_for_one_its_retries_a_stalled_one_that_holds_it_up_at_a_vmovp() {
     g.map(SECOND, 2, 0);
     let next = |fault| g.machine.inject(Fault::Command { its: 1, nth: 1, fault });
     next(CommandFault::Late { us: 60_000 });
-    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2), InterruptGroups::GROUP1).err(), Some(EnterError::Moving));
     // The second ITS stalls there, and no CPU waits for it.
     next(CommandFault::Stall);
     assert_eq!(g.gic.set_pending(EventKey::new(ITS0, crate::gic::testing::DEV, EventId(1))), Ok(()));
@@ -196,7 +199,7 @@ fn a_vpe_keeps_its_home_if_all_itss_die_before_they_move_it() {
     let start = g.machine.now_us();
     let mut last = EnterError::Moving;
     while last == EnterError::Moving && g.machine.now_us() - start < 3_000_000 {
-        last = g.v4().enter(g.vpes[0], CpuId(2)).unwrap_err();
+        last = g.v4().enter(g.vpes[0], CpuId(2), InterruptGroups::GROUP1).unwrap_err();
     }
     assert_eq!(last, EnterError::NotMoved { home: CpuId(0) });
     assert_eq!(g.v4().home(g.vpes[0]), Some(CpuId(0)));
@@ -210,7 +213,7 @@ fn in_itslist_mode_a_move_completes_when_the_only_its_that_has_it_dies() {
     g.machine.inject(Fault::HangsAtVmovp { its: 0 });
     let start = g.machine.now_us();
     let resident = loop {
-        match g.v4().enter(g.vpes[0], CpuId(2)) {
+        match g.v4().enter(g.vpes[0], CpuId(2), InterruptGroups::GROUP1) {
             Ok(resident) => break resident,
             Err(e) => assert_eq!(e, EnterError::Moving),
         }
@@ -245,17 +248,17 @@ fn a_pending_doorbell_does_not_stay_at_the_old_home() {
 #[test]
 fn a_move_that_is_missing_on_a_dead_its_completes_without_it() {
     let g = held_up(600_000);
-    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2)).err(), Some(EnterError::Moving));
+    assert_eq!(g.v4().enter(g.vpes[0], CpuId(2), InterruptGroups::GROUP1).err(), Some(EnterError::Moving));
     g.gic.its(SECOND).unwrap().queue.mark_dead(g.gic.counters());
     let start = g.machine.now_us();
-    let resident = loop {
-        match g.v4().enter(g.vpes[0], CpuId(2)) {
+    let mut resident = loop {
+        match g.v4().enter(g.vpes[0], CpuId(2), InterruptGroups::GROUP1) {
             Ok(resident) => break resident,
             Err(e) => assert_eq!(e, EnterError::Moving),
         }
         assert!(g.machine.now_us() - start < 5_000_000);
     };
-    g.v4().before_eret(&resident);
+    g.v4().before_eret(&mut resident);
     g.msi(ITS0, 1);
     g.machine.advance_us(100);
     assert!(g.guest(2).contains(&1));
@@ -270,8 +273,8 @@ fn a_vpe_whose_itss_are_all_dead_can_run_only_at_its_home() {
         g.map(ITS0, 1, 0);
         (0..itss).for_each(|its| g.gic.its(ItsId(its)).unwrap().queue.mark_dead(g.gic.counters()));
         let stays = EnterError::NotMoved { home: CpuId(0) };
-        assert_eq!(g.v4().enter(g.vpes[0], CpuId(1)).err(), Some(stays));
-        let resident = g.v4().enter(g.vpes[0], CpuId(0)).unwrap();
+        assert_eq!(g.v4().enter(g.vpes[0], CpuId(1), InterruptGroups::GROUP1).err(), Some(stays));
+        let resident = g.v4().enter(g.vpes[0], CpuId(0), InterruptGroups::GROUP1).unwrap();
         let _ = g.v4().leave(resident, Preempt);
         assert_eq!(g.gic.counters().vmovp.get(), 0);
     }

@@ -38,7 +38,6 @@ pub struct Vpe {
     pub resident: Option<CpuId>,
     /// The CPU whose redistributor was not seen to complete the write-back of this vPE.
     pub unclean_on: Option<CpuId>,
-    pub groups: InterruptGroups,
     /// The ITSs that map it, one bit for each ItsId.
     pub mapped: u16,
     /// How many events of each ITS are mapped to it.
@@ -75,13 +74,19 @@ pub struct Slot {
     pub vpe: Lock<Option<Vpe>>,
 }
 
-/// Which interrupt groups the guest has enabled (GICv4.1).
+/// Which interrupt groups the guest has enabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InterruptGroups {
     /// GICD_CTLR.EnableGrp0.
     pub group0: bool,
     /// GICD_CTLR.EnableGrp1.
     pub group1: bool,
+}
+
+impl InterruptGroups {
+    /// What Linux enables.
+    #[cfg(test)]
+    pub const GROUP1: InterruptGroups = InterruptGroups { group0: false, group1: true };
 }
 
 /// Why a vPE leaves its CPU.

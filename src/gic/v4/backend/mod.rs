@@ -12,7 +12,7 @@ pub use common::DOORBELL_PRIORITY;
 use super::error::V4Error;
 use super::state::Generation;
 use super::view::V4;
-use super::vpe::{Left, PendingDoorbell, Vpe, Why};
+use super::vpe::{InterruptGroups, Left, PendingDoorbell, Vpe, Why};
 use super::vpe_tables::{Sharing, VpeTables};
 use crate::gic::error::GicError;
 use crate::gic::its::{Command, Its};
@@ -58,7 +58,7 @@ backends! {
     fn needs_group1() -> bool;
 
     /// Makes a vPE resident that lives at this redistributor, on which no vPE is resident.
-    fn enter(vpe: VpeId, v: &Vpe, redist: &Redist<H>);
+    fn enter(vpe: VpeId, v: &Vpe, groups: InterruptGroups, redist: &Redist<H>);
 
     /// Ends the residency on a redistributor. GICR_VPENDBASER.Dirty is 0.
     fn leave(redist: &Redist<H>, why: Why) -> Left;

@@ -7,7 +7,7 @@
 
 use super::super::error::V4Error;
 use super::super::view::V4;
-use super::super::vpe::{BackendState, Control, Left, PendingDoorbell, Vpe, Why};
+use super::super::vpe::{BackendState, Control, InterruptGroups, Left, PendingDoorbell, Vpe, Why};
 use super::super::vpe_tables::{Sharing, VpeTables};
 use super::common::{self, DOORBELL_PRIORITY};
 use crate::gic::error::GicError;
@@ -39,7 +39,7 @@ pub fn init_redist<H: Hw + Clone>(_v4: V4<'_, H>, _redist: &Redist<H>, _coherent
 // ---- residency ----------------------------------------------------------------------------------------------
 
 #[inline(always)]
-pub fn enter<H: Hw + Clone>(_v4: V4<'_, H>, _vpe: VpeId, v: &Vpe, redist: &Redist<H>) {
+pub fn enter<H: Hw + Clone>(_v4: V4<'_, H>, _vpe: VpeId, v: &Vpe, _: InterruptGroups, redist: &Redist<H>) {
     redist.set_vpropbaser(v.backend.vpropbaser);
     redist.write_vpend(GICR_VPENDBASER::VALID::SET.value | v.backend.carry | v.backend.vpendbaser);
 }

@@ -5,7 +5,7 @@
 
 use super::super::error::V4Error;
 use super::super::view::V4;
-use super::super::vpe::{Left, PendingDoorbell, Vpe, Why};
+use super::super::vpe::{InterruptGroups, Left, PendingDoorbell, Vpe, Why};
 use super::super::vpe_tables::{Sharing, VpeTables};
 use super::common::{self, DOORBELL_PRIORITY};
 use crate::gic::error::{GicError, ItsError};
@@ -33,10 +33,10 @@ pub fn init_redist<H: Hw + Clone>(v4: V4<'_, H>, redist: &Redist<H>, coherent: b
 // ---- residency ----------------------------------------------------------------------------------------------
 
 #[inline(always)]
-pub fn enter<H: Hw + Clone>(_v4: V4<'_, H>, vpe: VpeId, v: &Vpe, redist: &Redist<H>) {
+pub fn enter<H: Hw + Clone>(_v4: V4<'_, H>, vpe: VpeId, _v: &Vpe, groups: InterruptGroups, redist: &Redist<H>) {
     let value = GICR_VPENDBASER_4_1::VALID::SET
-        + GICR_VPENDBASER_4_1::VGRP0EN.val(u64::from(v.groups.group0))
-        + GICR_VPENDBASER_4_1::VGRP1EN.val(u64::from(v.groups.group1))
+        + GICR_VPENDBASER_4_1::VGRP0EN.val(u64::from(groups.group0))
+        + GICR_VPENDBASER_4_1::VGRP1EN.val(u64::from(groups.group1))
         + GICR_VPENDBASER_4_1::VPEID.val(u64::from(vpe.0));
     redist.enter_v41(value);
 }

@@ -7,7 +7,7 @@ use super::{CPUS, EVENTS, Op, Power, VMS, VPES};
 use crate::gic::its::Event;
 use crate::gic::testing::{Bench, DEV, ModelHw, vlpi};
 use crate::gic::v4::Why::{Block, Preempt};
-use crate::gic::v4::{EnterError, PendingLast, Resident, V4, V4Error, VmHandle};
+use crate::gic::v4::{EnterError, InterruptGroups, PendingLast, Resident, V4, V4Error, VmHandle};
 use crate::gic::{Gic, GicError, ItsError, TakeOutError};
 use crate::ids::EventKey;
 use crate::ids::{CpuId, EventId, ItsId, Lpi, VIntid, VpeId};
@@ -373,10 +373,10 @@ impl World {
 
     fn enter(&mut self, v: usize, c: usize) {
         let Some(vpe) = self.vpes[v] else { return };
-        match self.v4().enter(vpe, CpuId(c as u16)) {
-            Ok(resident) => {
+        match self.v4().enter(vpe, CpuId(c as u16), InterruptGroups::GROUP1) {
+            Ok(mut resident) => {
                 assert!(self.resident[c].is_none() && !self.out[c]);
-                self.v4().before_eret(&resident);
+                self.v4().before_eret(&mut resident);
                 self.resident[c] = Some((resident, v));
                 self.wake(v);
             }
