@@ -32,7 +32,7 @@ pub const DIRTY_LIMIT_US: u64 = 500;
 /// The same where GICR_TYPER.Dirty is 0, so that the bit may be UNKNOWN while Valid is 1.
 const DIRTY_HINT_LIMIT_US: u64 = 20;
 /// GICR_VPROPBASER.Size counts pages in seven bits (GICv4.1).
-const VPE_TABLE_PAGES: u64 = 128;
+pub const VPE_TABLE_PAGES: u64 = 128;
 /// INTIDs 0 to 31 are SGIs and PPIs.
 const PRIVATE: u32 = 32;
 const SGIS: u32 = 16;

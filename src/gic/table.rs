@@ -34,6 +34,8 @@ pub enum TableError {
     PageSize,
     /// The register did not keep the value written to it.
     ReadBack,
+    /// The table has more pages than a register can describe.
+    Pages,
     /// Out of memory.
     Memory,
     /// The id is beyond the table.
@@ -45,6 +47,7 @@ impl fmt::Display for TableError {
         f.write_str(match self {
             TableError::PageSize => "the register accepts no page size",
             TableError::ReadBack => "the register did not keep the value written to it",
+            TableError::Pages => "the table has more pages than a register can describe",
             TableError::Memory => "out of memory",
             TableError::Range => "the id is beyond the table",
         })
@@ -80,6 +83,11 @@ impl Table {
     /// Frees the memory of a table that no register has pointed at with Valid set.
     pub fn free<H: Hw>(&self, hw: &H) {
         hw.free(self.base, (self.pages * self.page) as usize, self.page as usize);
+    }
+
+    /// Refuses a table of more than `max_pages` pages, which another register could not describe.
+    pub const fn fits(self, max_pages: u64) -> Result<Table, TableError> {
+        if self.pages <= max_pages { Ok(self) } else { Err(TableError::Pages) }
     }
 
     /// How many ids the table has room for.

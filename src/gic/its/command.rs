@@ -56,8 +56,6 @@ pub struct VmappV41 {
     pub doorbell: Lpi,
     /// No other ITS maps this vPE yet.
     pub alloc: bool,
-    /// The pending table is all zero.
-    pub pending_zero: bool,
 }
 
 /// The configuration of a virtual SGI (GICv4.1).
@@ -210,12 +208,12 @@ impl Command {
         ])
     }
 
-    /// Maps a vPE (GICv4.1).
+    /// Maps a vPE (GICv4.1). PTZ is 0, so the pending table is read: Linux never sets PTZ, so no implementation is known
+    /// to handle it.
     #[must_use]
     pub const fn vmapp_v41(map: VmappV41) -> Command {
         let [dw0, dw1, dw2, dw3] = Self::vmapp(map.base).0;
-        let flags = (map.alloc as u64) << 8 | (map.pending_zero as u64) << 9;
-        Command([dw0 | flags | (map.config.0 & PA_64K_MASK), dw1 | map.doorbell.0 as u64, dw2, dw3])
+        Command([dw0 | (map.alloc as u64) << 8 | (map.config.0 & PA_64K_MASK), dw1 | map.doorbell.0 as u64, dw2, dw3])
     }
 
     /// Unmaps a vPE (GICv4.0).

@@ -105,16 +105,15 @@ fn v4_0() -> Vec<Golden> {
 /// The commands of GICv4.1.
 fn v4_1() -> Vec<Golden> {
     let base = VmappV40 { vpe: VPE, target: Target::number(2), vpt: Pa(0x4321_0000), id_bits: 16 };
-    let map =
-        VmappV41 { base, config: Pa(0x000a_bcde_f123_0000), doorbell: Lpi(0x2345), alloc: true, pending_zero: true };
+    let map = VmappV41 { base, config: Pa(0x000a_bcde_f123_0000), doorbell: Lpi(0x2345), alloc: true };
     vec![
         (
             Command::vmapp_v41(map),
             Kind::Vmapp,
-            [0x000a_bcde_f123_0329, 0x0000_beef_0000_2345, 0x8000_0000_0002_0000, 0x0000_0000_4321_000f],
+            [0x000a_bcde_f123_0129, 0x0000_beef_0000_2345, 0x8000_0000_0002_0000, 0x0000_0000_4321_000f],
         ),
         (
-            Command::vmapp_v41(VmappV41 { alloc: false, pending_zero: false, ..map }),
+            Command::vmapp_v41(VmappV41 { alloc: false, ..map }),
             Kind::Vmapp,
             [0x000a_bcde_f123_0029, 0x0000_beef_0000_2345, 0x8000_0000_0002_0000, 0x0000_0000_4321_000f],
         ),

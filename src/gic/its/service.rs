@@ -52,9 +52,9 @@ pub fn quiesce<H: Hw>(hw: &H, base: Pa) -> Result<(), ItsError> {
     let at = base.add(gits::CTLR);
     let ctlr = || LocalRegisterCopy::<u32, GITS_CTLR::Register>::new(hw.read32(at));
     let found = ctlr();
-    if found.is_set(GITS_CTLR::ENABLED) {
+    if found.is_set(GITS_CTLR::ENABLED) || found.is_set(GITS_CTLR::IMDE) {
         let mut off = found;
-        off.modify(GITS_CTLR::ENABLED::CLEAR);
+        off.modify(GITS_CTLR::ENABLED::CLEAR + GITS_CTLR::IMDE::CLEAR);
         hw.write32(at, off.get());
     }
     if !hw.wait(QUIESCENT_LIMIT_US, || ctlr().is_set(GITS_CTLR::QUIESCENT)) {

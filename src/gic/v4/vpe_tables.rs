@@ -12,7 +12,7 @@
 use crate::gic::error::GicError;
 use crate::gic::facts::common_affinity;
 use crate::gic::its::Its;
-use crate::gic::redist::Redist;
+use crate::gic::redist::{Redist, VPE_TABLE_PAGES};
 use crate::gic::table::{Table, TableError};
 use crate::ids::CpuId;
 use crate::mmio::Hw;
@@ -102,7 +102,7 @@ impl VpeTables {
             }
             let same = itss.iter().zip(&sharing.itss).filter(|(_, l)| **l == label);
             let shared = same.filter_map(|(its, _)| its.as_ref()?.vpe_table).next();
-            match shared.map_or_else(|| redist.make_vpe_table(vpes), Ok) {
+            match shared.map_or_else(|| redist.make_vpe_table(vpes), |table| table.fits(VPE_TABLE_PAGES)) {
                 Ok(table) => groups.groups.push(Group { label, table, fresh: AtomicBool::new(shared.is_none()) }),
                 Err(e) => {
                     groups

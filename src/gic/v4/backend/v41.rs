@@ -83,8 +83,6 @@ pub fn map<H: Hw + Clone>(_v4: V4<'_, H>, its: &Its<H>, vpe: VpeId, v: &Vpe, hom
         config: v.config,
         doorbell: v.doorbell,
         alloc: first,
-        // The pending table was zeroed and published when the vPE was made, and nothing was mapped before.
-        pending_zero: first,
     })
 }
 
