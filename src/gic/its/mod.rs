@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `regs` | register layouts |
 //! | `command` | the encoding of commands |
+//! | `control` | GITS_CTLR: enabled, or disabled and quiescent |
 //! | `queue` | the command queue: posting, completion, stalls |
 //! | `tables` | GITS_BASER |
 //! | `by_device` | a map from DeviceID to a value |
@@ -16,6 +17,7 @@ mod by_device;
 mod command;
 #[cfg(test)]
 mod command_tests;
+mod control;
 mod devices;
 mod queue;
 #[cfg(test)]

@@ -12,7 +12,8 @@
 //! commands for it are refused from then on, and one line is logged.
 
 use super::command::Command;
-use super::regs::{GITS_CREADR, GITS_CTLR, GITS_CWRITER, gits};
+use super::control;
+use super::regs::{GITS_CREADR, GITS_CWRITER, gits};
 use crate::gic::command_kind::Kind;
 use crate::gic::counters::Counters;
 use crate::gic::error::ItsError;
@@ -274,19 +275,9 @@ impl<H: Hw> Queue<H> {
         self.declare_dead(counters, &ring, "no progress even without the other ITSs");
     }
 
-    fn set_enabled(&self, enabled: bool) {
-        let at = self.its.add(gits::CTLR);
-        let mut ctlr = LocalRegisterCopy::<u32, GITS_CTLR::Register>::new(self.hw.read32(at));
-        ctlr.modify(GITS_CTLR::ENABLED.val(u32::from(enabled)));
-        self.hw.write32(at, ctlr.get());
-    }
-
     /// Disables the ITS. `false`: it does not become quiescent.
     pub fn disable(&self) -> bool {
-        self.set_enabled(false);
-        let at = self.its.add(gits::CTLR);
-        let ctlr = || LocalRegisterCopy::<u32, GITS_CTLR::Register>::new(self.hw.read32(at));
-        self.hw.wait(RETRY_LIMIT_US, || ctlr().is_set(GITS_CTLR::QUIESCENT))
+        control::stop(&self.hw, self.its, RETRY_LIMIT_US)
     }
 
     /// Rewrites each VMOVP that is still to be consumed so that it names this ITS alone. The ITS is disabled.
@@ -305,7 +296,8 @@ impl<H: Hw> Queue<H> {
     pub fn enable(&self) {
         let ring = self.ring.lock();
         self.waits_for_other_itss.store(false, Ordering::Release);
-        self.set_enabled(true);
+        // An ITS that waited at a VMOVP uses virtual LPIs.
+        control::start(&self.hw, self.its, true);
         self.hw.write64(self.its.add(gits::CWRITER), GITS_CWRITER::SLOT.val(ring.produced % SLOTS).value);
     }
 
@@ -315,14 +307,7 @@ impl<H: Hw> Queue<H> {
             return;
         }
         counters.dead_itss.bump();
-        let ctlr = self.its.add(gits::CTLR);
-        let value = LocalRegisterCopy::<u32, GITS_CTLR::Register>::new(self.hw.read32(ctlr));
-        let mut off = value;
-        off.modify(GITS_CTLR::ENABLED::CLEAR);
-        self.hw.write32(ctlr, off.get());
-        let quiet = self.hw.wait(RETRY_LIMIT_US, || {
-            LocalRegisterCopy::<u32, GITS_CTLR::Register>::new(self.hw.read32(ctlr)).is_set(GITS_CTLR::QUIESCENT)
-        });
+        let quiet = control::stop(&self.hw, self.its, RETRY_LIMIT_US);
         let at = self.consumed();
         log::error!(
             "{}: dead ({how}) before command {at} of {}: {}; its interrupts are lost and its memory is not reused{}",

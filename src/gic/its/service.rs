@@ -4,6 +4,7 @@
 //! every ITS is made quiescent before the first one is brought up.
 
 use super::command::{Command, Target};
+use super::control;
 use super::devices::{Device, Event, State};
 use super::queue::{COMMAND_LIMIT_US, Queue, RING_SIZE, Synced};
 use super::regs::{GITS_BASER, GITS_CBASER, GITS_CTLR, GITS_SGIR, GITS_TYPER, gits};
@@ -49,15 +50,7 @@ fn typer_at<H: Hw>(hw: &H, base: Pa) -> Typer {
 /// Disables an ITS that an earlier owner of the machine may have left enabled, waits until it is quiescent, and clears
 /// its table registers.
 pub fn quiesce<H: Hw>(hw: &H, base: Pa) -> Result<(), ItsError> {
-    let at = base.add(gits::CTLR);
-    let ctlr = || LocalRegisterCopy::<u32, GITS_CTLR::Register>::new(hw.read32(at));
-    let found = ctlr();
-    if found.is_set(GITS_CTLR::ENABLED) || found.is_set(GITS_CTLR::IMDE) {
-        let mut off = found;
-        off.modify(GITS_CTLR::ENABLED::CLEAR + GITS_CTLR::IMDE::CLEAR);
-        hw.write32(at, off.get());
-    }
-    if !hw.wait(QUIESCENT_LIMIT_US, || ctlr().is_set(GITS_CTLR::QUIESCENT)) {
+    if !control::stop(hw, base, QUIESCENT_LIMIT_US) {
         return Err(ItsError::NotQuiescent);
     }
     for n in 0..gits::BASERS {
@@ -167,7 +160,9 @@ impl<H: Hw + Clone> Its<H> {
         }
         let (ring, coherence) = start_ring(&hw, base, layout.coherent)?;
         facts.coherent = coherence == Coherence::Coherent;
-        enable(&hw, base, typer.is_set(GITS_TYPER::VIRTUAL))?;
+        if !control::start(&hw, base, typer.is_set(GITS_TYPER::VIRTUAL)) {
+            return Err(ItsError::Register);
+        }
         Ok(Its {
             queue: Queue::new(hw.clone(), id, base, ring, coherence),
             hw,
@@ -233,18 +228,6 @@ fn number<H: Hw>(hw: &H, base: Pa, taken: u16) -> Option<u8> {
     }
     let got = ctlr().read(GITS_CTLR::ITS_NUMBER) as u8;
     (taken & 1 << got == 0).then_some(got)
-}
-
-fn enable<H: Hw>(hw: &H, base: Pa, v4: bool) -> Result<(), ItsError> {
-    let at = base.add(gits::CTLR);
-    let mut ctlr = LocalRegisterCopy::<u32, GITS_CTLR::Register>::new(hw.read32(at));
-    ctlr.modify(GITS_CTLR::ENABLED::SET);
-    if v4 {
-        ctlr.modify(GITS_CTLR::IMDE::SET);
-    }
-    hw.write32(at, ctlr.get());
-    let got = LocalRegisterCopy::<u32, GITS_CTLR::Register>::new(hw.read32(at));
-    if got.is_set(GITS_CTLR::ENABLED) { Ok(()) } else { Err(ItsError::Register) }
 }
 
 impl<H: Hw> Its<H> {
