@@ -105,6 +105,12 @@ pub struct Cpu {
     pub mpam: bool,
     /// Whether this redistributor accepts shareable attributes.
     pub shareable: bool,
+    /// Version of the GIC CPU interface, which software reads in ID_AA64PFR0_EL1.GIC and ICH_VTR_EL2.nV4.
+    pub interface: Version,
+    /// Whether the redistributor is powered at reset. If not, its registers, except those that identify it and
+    /// GICR_WAKER, read as zero and ignore writes until [`power_on`](crate::Machine::power_on), as on GIC-600 and
+    /// GIC-700.
+    pub powered_at_reset: bool,
     /// The tables of LPIs that are enabled at reset, if they are.
     pub lpis_at_reset: Option<LpisAtReset>,
     /// GICR_VPROPBASER and GICR_VPENDBASER as earlier software has left them.
@@ -128,6 +134,17 @@ pub struct Baser {
     /// GITS_BASER.Type.
     pub kind: TableKind,
     /// Size of an entry in bytes.
+    pub entry_size: u32,
+    /// Supported page sizes in KiB (4, 16, 64). A page size that is not supported reads back as the last of these.
+    pub pages: Vec<u32>,
+    /// Whether Indirect can be set.
+    pub indirect: bool,
+}
+
+/// What the redistributors support in GICR_VPROPBASER on GICv4.1.
+#[derive(Clone, Debug)]
+pub struct VpeTable {
+    /// Size of an entry in bytes, a multiple of 8.
     pub entry_size: u32,
     /// Supported page sizes in KiB (4, 16, 64). A page size that is not supported reads back as the last of these.
     pub pages: Vec<u32>,
@@ -193,6 +210,10 @@ pub struct Its {
     pub retry_needed: bool,
     /// GITS_CTLR.Enabled at reset.
     pub enabled_at_reset: bool,
+    /// GITS_CTLR.ImDe at reset. The bit exists on GICv4 only, where its meaning is IMPLEMENTATION DEFINED.
+    pub imde_at_reset: bool,
+    /// An ITS does not become quiescent while GITS_CTLR.ImDe is 1.
+    pub imde_keeps_busy: bool,
     /// DeviceID of MSIs that CPUs write to GITS_TRANSLATER. If `None`, such a write is a violation.
     pub cpu_device: Option<u32>,
 }
@@ -217,8 +238,10 @@ pub struct Config {
     pub num_lpis: u32,
     /// Number of vPEID bits if GICD_TYPER2.VIL is 1.
     pub vpeid_bits: Option<u32>,
-    /// GICD_TYPER2.nASSGIcap.
+    /// GICD_TYPER2.nASSGIcap. Used with `ds` only, since the bit is RES0 with two Security states.
     pub nassgicap: bool,
+    /// GICv4.1: what GICR_VPROPBASER supports.
+    pub vpe_table: VpeTable,
     /// The CPUs and their redistributors.
     pub cpus: Vec<Cpu>,
     /// The ITSs.
@@ -323,6 +346,12 @@ impl Config {
         c
     }
 
+    /// Returns the machine where only the first `count` CPUs have a powered redistributor at reset.
+    #[must_use]
+    pub fn powered(self, count: usize) -> Config {
+        self.each_cpu(|n, p| p.powered_at_reset = n < count)
+    }
+
     /// Graviton3 as seen on c7g.metal: GICv4.1, one ITS, two groups of redistributors 16 GiB apart, the second with
     /// Aff3 = 1, SVPET = 1 (so that the second group needs a vPE table of its own), no GICR_TYPER.Last.
     #[must_use]
@@ -363,6 +392,7 @@ impl Config {
             num_lpis: 0,
             vpeid_bits: None,
             nassgicap: false,
+            vpe_table: VpeTable { entry_size: 8, pages: vec![4, 16, 64], indirect: true },
             cpus: (0..cpus)
                 .map(|n| Cpu {
                     affinity: ((n as u32 / 4) << 8) | (n as u32 % 4),
@@ -379,6 +409,8 @@ impl Config {
                     vsgi: false,
                     mpam: false,
                     shareable: true,
+                    interface: version,
+                    powered_at_reset: true,
                     lpis_at_reset: None,
                     residency_at_reset: None,
                 })
@@ -471,6 +503,8 @@ impl Its {
             shareable: true,
             retry_needed: true,
             enabled_at_reset: false,
+            imde_at_reset: false,
+            imde_keeps_busy: false,
             cpu_device: None,
         }
     }
@@ -514,6 +548,18 @@ impl Cpu {
             | u64::from(self.common_lpi_aff) << 24
             | bit(self.vsgi, 26)
             | u64::from(self.affinity) << 32
+    }
+
+    /// ID_AA64PFR0_EL1.GIC: 1 for GICv3 and GICv4.0, 3 for GICv4.1.
+    #[must_use]
+    pub fn id_gic(&self) -> u64 {
+        if self.interface == Version::V4_1 { 3 } else { 1 }
+    }
+
+    /// ICH_VTR_EL2.nV4: the CPU interface does not take virtual interrupts from a redistributor.
+    #[must_use]
+    pub fn nv4(&self) -> bool {
+        self.interface == Version::V3
     }
 
     /// Size of the redistributor's frames in bytes.

@@ -68,7 +68,7 @@ mod vpe;
 mod vsgi;
 mod vtable;
 
-pub use config::{Baser, Config, Cpu, Its, ItsNumber, LpisAtReset, Staleness, TableKind, Timing, Version};
+pub use config::{Baser, Config, Cpu, Its, ItsNumber, LpisAtReset, Staleness, TableKind, Timing, Version, VpeTable};
 pub use faults::{CommandFault, Fault};
 pub use its::command::{Command, Dialect, Vmapp41};
 pub use machine::{Delivery, Drop, Machine};

@@ -432,6 +432,20 @@ impl Machine {
         s.guest_best(cpu).is_some()
     }
 
+    /// Firmware powers a CPU and its redistributor on. See [`Config::powered`].
+    pub fn power_on(&self, cpu: usize) {
+        let mut s = self.lock();
+        s.settle();
+        s.power_on(cpu);
+    }
+
+    /// Firmware powers a CPU and its redistributor off. It is a violation if an ITS still sends interrupts there.
+    pub fn power_off(&self, cpu: usize) {
+        let mut s = self.lock();
+        s.settle();
+        s.power_off(cpu);
+    }
+
     /// Enables or disables the virtual CPU interface (ICH_HCR_EL2.En and ICH_VMCR_EL2.VENG1). It is enabled at reset.
     pub fn set_virtual_interface(&self, cpu: usize, on: bool) {
         self.lock().rds[cpu].virtual_interface = on;

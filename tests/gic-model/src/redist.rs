@@ -6,7 +6,7 @@
 
 use crate::config::Cpu;
 use crate::dist::{Cell, cell, cell_write};
-use crate::its::Item;
+use crate::its::{Item, Ite};
 use crate::machine::{Delivery, State};
 use crate::memory::{Snoop, Use};
 use crate::vpe::{Leaving, Resident};
@@ -18,8 +18,10 @@ pub(crate) const LPI: u32 = 8192;
 const PROPBASER: &str = "12.11 GICR_PROPBASER";
 const PENDBASER: &str = "12.11 GICR_PENDBASER";
 const CTLR: &str = "12.11 GICR_CTLR";
+const POWER: &str = "11.1 Power management";
 
 pub(crate) struct Redist {
+    pub(crate) powered: bool,
     pub(crate) enable_lpis: bool,
     dpg: u32,
     rwp_until: u64,
@@ -51,8 +53,9 @@ pub(crate) struct VsgiQuery {
 }
 
 impl Redist {
-    pub(crate) fn new(_cpu: &Cpu) -> Redist {
+    pub(crate) fn new(cpu: &Cpu) -> Redist {
         Redist {
+            powered: cpu.powered_at_reset,
             enable_lpis: false,
             dpg: 0,
             rwp_until: 0,
@@ -103,9 +106,54 @@ impl State {
             r.pendbaser = lpis.pendbaser;
             r.enable_lpis = true;
         }
+        if self.cfg.cpus[rd].rvpeid {
+            self.rds[rd].vpropbaser = self.vpropbaser_readback(3 << 53);
+        }
         if let Some((vpropbaser, vpendbaser)) = self.cfg.cpus[rd].residency_at_reset {
             self.reset_residency(rd, vpropbaser, vpendbaser);
         }
+    }
+
+    /// Turns the power of a redistributor on, in its reset state.
+    pub(crate) fn power_on(&mut self, rd: usize) {
+        if !self.rds[rd].powered {
+            self.rds[rd] = Redist::new(&self.cfg.cpus[rd]);
+            self.rds[rd].powered = true;
+            if self.cfg.cpus[rd].rvpeid {
+                self.rds[rd].vpropbaser = self.vpropbaser_readback(3 << 53);
+            }
+        }
+    }
+
+    /// Turns the power of a redistributor off. Nothing may be sent to it or be in progress there.
+    pub(crate) fn power_off(&mut self, rd: usize) {
+        let r = &self.rds[rd];
+        if r.resident.is_some() || r.leaving.is_some() {
+            self.flag(POWER, format!("CPU{rd} powered off while a vPE is resident on its redistributor"));
+        }
+        for its in 0..self.its.len() {
+            let homeless: Vec<u16> = self.its[its].vpes.iter().filter(|(_, v)| v.rd == rd).map(|(id, _)| *id).collect();
+            if !homeless.is_empty() {
+                self.flag(POWER, format!("CPU{rd} powered off while ITS{its} has vPEs {homeless:?} mapped to it"));
+            }
+            let used = self.its[its]
+                .devices
+                .values()
+                .flat_map(|d| d.events.values())
+                .filter(|e| match e {
+                    Ite::Physical { collection, .. } => self.its[its].collections.get(collection) == Some(&rd),
+                    Ite::Virtual { .. } => false,
+                })
+                .count();
+            if used != 0 {
+                self.flag(POWER, format!("CPU{rd} powered off while ITS{its} has {used} events mapped to it"));
+            }
+        }
+        let r = &self.rds[rd];
+        if r.enable_lpis && self.cfg.cpus[rd].ces {
+            self.disable_lpis(rd);
+        }
+        self.rds[rd].powered = false;
     }
 
     /// Completes the operations that are due.
@@ -128,6 +176,10 @@ impl State {
     // ---- registers
 
     pub(crate) fn redist_read(&mut self, rd: usize, offset: u64, wide: bool) -> u64 {
+        // Without power only the identification registers and GICR_WAKER are there.
+        if !self.rds[rd].powered && !matches!(offset & !3, 0x4 | 0x8 | 0xc | 0x14 | 0xffd0..0x1_0000) {
+            return 0;
+        }
         match offset >> 16 {
             0 => self.rd_read(rd, offset, wide),
             1 => {
@@ -179,6 +231,12 @@ impl State {
     }
 
     pub(crate) fn redist_write(&mut self, rd: usize, offset: u64, value: u64, wide: bool) {
+        if !self.rds[rd].powered && offset != 0x14 {
+            return self.flag(
+                POWER,
+                format!("{value:#x} written at offset {offset:#x} of CPU{rd}'s redistributor, which has no power"),
+            );
+        }
         match offset >> 16 {
             0 => self.rd_write(rd, offset, value, wide),
             1 => {
@@ -415,7 +473,9 @@ impl State {
     /// Returns why this redistributor cannot hold this LPI, if so.
     fn unfit(&self, rd: usize, intid: u32) -> Option<&'static str> {
         let r = &self.rds[rd];
-        if !r.enable_lpis {
+        if !r.powered {
+            Some("the redistributor has no power")
+        } else if !r.enable_lpis {
             Some("GICR_CTLR.EnableLPIs is 0")
         } else if intid < LPI {
             Some("not an LPI")
@@ -465,7 +525,7 @@ impl State {
 
     /// Returns the LPI that would be acknowledged: the enabled one of highest priority and, among equals, lowest INTID.
     pub(crate) fn host_best(&mut self, rd: usize) -> Option<u32> {
-        if !self.group1_enabled() || self.cfg.ds && self.rds[rd].waker != 0 {
+        if !self.group1_enabled() || !self.rds[rd].powered || self.cfg.ds && self.rds[rd].waker != 0 {
             return None;
         }
         let candidates: Vec<u32> = self.rds[rd].pending.iter().copied().collect();

@@ -4,7 +4,7 @@
 //! GITS_BASER2. Z = 1 may only be written for a table that is not in use yet.
 
 use crate::config::{TableKind, affinity_prefix};
-use crate::its::{Geometry, Slot};
+use crate::its::{Geometry, Slot, page_code};
 use crate::machine::State;
 use crate::memory::Use;
 use crate::redist::snoop;
@@ -12,9 +12,6 @@ use crate::redist::snoop;
 const SECTION: &str = "12.11 GICR_VPROPBASER";
 const VALID: u64 = 1 << 63;
 const ZERO: u64 = 1 << 52;
-
-/// Size of an entry in bytes (GICR_VPROPBASER.Entry_Size is 0, which means one unit of 8 bytes).
-const ENTRY: u64 = 8;
 
 /// Fields that must be equal in all redistributors that share a table.
 const SHAPE: u64 = 1 << 55 | 3 << 53 | 0x000f_ffff_ffff_f000 | 0x7f;
@@ -25,13 +22,22 @@ fn geometry(value: u64) -> Geometry {
         base: value & 0x000f_ffff_ffff_f000,
         bytes: ((value & 0x7f) + 1) * page,
         page,
-        entry: ENTRY,
+        entry: ((value >> 59 & 3) + 1) * 8,
         indirect: value >> 55 & 1 == 1,
         how: snoop(value >> 10),
     }
 }
 
 impl State {
+    /// Returns the value of GICR_VPROPBASER after `written` was written to it. Entry_Size is read-only, and page size
+    /// and Indirect change only to values that are supported.
+    pub(crate) fn vpropbaser_readback(&self, written: u64) -> u64 {
+        let t = &self.cfg.vpe_table;
+        let indirect = if t.indirect { 1 << 55 } else { 0 };
+        let keep = VALID | 7 << 56 | indirect | 0x000f_ffff_ffff_f000 | 3 << 10 | 7 << 7 | 0x7f;
+        (written & keep) | u64::from(t.entry_size / 8 - 1) << 59 | page_code(&t.pages, written >> 53 & 3) << 53
+    }
+
     pub(crate) fn write_vpropbaser_v4_1(&mut self, rd: usize, value: u64) {
         let old = self.rds[rd].vpropbaser;
         if self.rds[rd].resident.is_some() || self.rds[rd].leaving.is_some() {
@@ -40,8 +46,7 @@ impl State {
         if old & value & VALID != 0 {
             return self.flag(SECTION, format!("GICR_VPROPBASER written with Valid = 1 on CPU{rd} while Valid is 1"));
         }
-        let writable = VALID | 7 << 56 | SHAPE | 3 << 10 | 7 << 7;
-        let stored = self.refuse_sharing(rd, value & writable);
+        let stored = self.refuse_sharing(rd, self.vpropbaser_readback(value));
         if old & VALID != 0 {
             let base = old & 0x000f_ffff_ffff_f000;
             self.mem.detach(base, Use::VpeTable);

@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use gic_model::{Config, Delivery};
+use gic_model::{Config, Delivery, VpeTable};
 
 const V: u32 = LPI + 5;
 const DB: u32 = LPI + 100;
@@ -467,5 +467,127 @@ fn a_residency_left_at_reset_ends_with_a_write_of_pending_last_alone() {
     b.wait_dirty(0);
     b.m.write64(b.vlpi(0) + 0x70, 0);
     assert_eq!(b.vpendbaser(0) & VALID, 0);
+    b.m.assert_clean();
+}
+
+// ---- power
+
+#[test]
+fn a_redistributor_without_power_identifies_itself_and_ignores_everything_else() {
+    let b = Bench::raw(Config::v4_1(2, 1).powered(1));
+    let rd = rd_base(&b.c, 1);
+    assert_eq!(b.m.read64(rd + 8), b.c.cpus[1].typer());
+    assert_eq!(b.m.read32(rd + 0xffe8) & 0xf0, 0x40);
+    assert_eq!(b.m.read64(b.vlpi(1) + 0x70), 0);
+    b.m.assert_clean();
+    // As a driver would that looks for a page size.
+    b.m.write64(b.vlpi(1) + 0x70, 2 << 53);
+    b.expect("11.1 Power management");
+    assert_eq!(b.m.read64(b.vlpi(1) + 0x70), 0);
+    b.m.write32(rd, 1);
+    b.expect("11.1 Power management");
+    b.m.power_on(1);
+    b.m.write64(b.vlpi(1) + 0x70, 2 << 53);
+    assert_eq!(b.m.read64(b.vlpi(1) + 0x70), 2 << 53);
+    b.m.assert_clean();
+}
+
+#[test]
+fn a_cpu_can_be_powered_off_when_no_vpe_and_no_event_is_mapped_to_it() {
+    let Vm { b, .. } = vm();
+    b.m.power_off(0);
+    let found = b.m.take_violations();
+    assert_eq!(found.len(), 2, "on both ITSs: {found:?}");
+    assert!(found.iter().all(|v| v.section == "11.1 Power management"));
+    let Vm { b, .. } = vm();
+    b.run(0, &[vmovp41(3, b.rdbase(0, 1), DB), vsync(3)]);
+    b.m.power_off(0);
+    b.m.assert_clean();
+    b.enter41(1, 3);
+    b.m.msi(5, 1);
+    assert_eq!(b.m.guest_ack(1), Some(V));
+    b.leave_with(1, DOORBELL);
+    b.m.msi(5, 1);
+    assert_eq!(b.m.host_ack(1), Some(DB));
+    b.m.power_off(1);
+    assert_eq!(b.m.take_violations().len(), 2);
+    let Vm { b, .. } = vm();
+    b.enter41(1, 3);
+    b.m.power_off(1);
+    b.expect_first("11.1 Power management");
+}
+
+#[test]
+fn a_doorbell_for_a_cpu_without_power_is_lost() {
+    let Vm { b, .. } = vm();
+    b.enter41(1, 3);
+    b.leave_with(1, DOORBELL);
+    b.m.power_off(0);
+    assert_eq!(b.m.take_violations().len(), 2);
+    b.m.msi(5, 1);
+    assert_eq!(b.m.take_drops()[0].why, "the redistributor has no power");
+}
+
+// ---- identification
+
+#[test]
+fn the_architecture_version_is_in_pidr2() {
+    let rev = |c: Config| {
+        let b = Bench::raw(c);
+        [b.c.gicd, rd_base(&b.c, 0), b.c.its[0].base].map(|at| b.m.read32(at + 0xffe8) >> 4 & 0xf)
+    };
+    assert_eq!(rev(Config::gicv3(1)), [3; 3]);
+    assert_eq!(rev(Config::v4_0(1)), [4; 3]);
+    assert_eq!(rev(Config::v4_1(1, 1)), [4; 3]);
+}
+
+#[test]
+fn an_its_can_stay_busy_until_imde_is_cleared() {
+    let b = Bench::raw(Config::v4_1(1, 1).each_its(|_, i| (i.imde_at_reset, i.imde_keeps_busy) = (true, true)));
+    let base = b.c.its[0].base;
+    let quiescent = || b.m.read32(base) >> 31 == 1;
+    b.m.advance_us(10);
+    assert!(!quiescent());
+    b.m.write64(base + 0x80, VALID);
+    b.expect("12.19 GITS_CBASER");
+    b.m.write32(base, 0);
+    b.m.advance_us(10);
+    assert!(quiescent());
+    let queue = b.memory(0x1_0000, 0x1_0000);
+    b.m.write64(base + 0x80, VALID | queue | SHARED | 0xf);
+    b.m.write32(base, 3);
+    b.m.assert_clean();
+    assert!(!quiescent(), "GICv4.1 reads 0 while it is enabled");
+    b.m.write32(base, 2);
+    b.m.advance_us(10);
+    assert!(!quiescent());
+    // GICv3 has no such bit.
+    let b = Bench::raw(Config::gicv3(1).each_its(|_, i| (i.imde_at_reset, i.imde_keeps_busy) = (true, true)));
+    b.m.write32(b.c.its[0].base, 2);
+    assert_eq!(b.m.read32(b.c.its[0].base), 1 << 31);
+}
+
+#[test]
+fn the_size_of_entries_and_pages_of_the_vpe_table_can_be_read() {
+    let mut c = Config::v4_1(1, 1);
+    c.vpe_table = VpeTable { entry_size: 16, pages: vec![64], indirect: false };
+    let b = Bench::raw(c);
+    let reg = b.vlpi(0) + 0x70;
+    assert_eq!(b.m.read64(reg), 1 << 59 | 2 << 53);
+    b.m.write64(reg, 1 << 55 | 1 << 53);
+    assert_eq!(b.m.read64(reg), 1 << 59 | 2 << 53);
+    let b = Bench::raw(Config::v4_1(1, 1));
+    for page in 0..3 {
+        b.m.write64(reg, 1 << 55 | page << 53);
+        assert_eq!(b.m.read64(reg), 1 << 55 | page << 53);
+    }
+    b.m.assert_clean();
+    // With entries of 16 bytes a page of 64 KiB has 4096.
+    let mut c = Config::v4_1(1, 1);
+    c.vpe_table.entry_size = 16;
+    let b = Bench::up41(c);
+    b.run(0, &[vmapp41(4096, b.rdbase(0, 0), b.vpt(), b.vconf(), 1023, ALLOC)]);
+    b.expect("5.3 VMAPP");
+    b.run(0, &[vmapp41(4095, b.rdbase(0, 0), b.vpt(), b.vconf(), 1023, ALLOC)]);
     b.m.assert_clean();
 }

@@ -21,6 +21,7 @@ mod regs;
 mod tables;
 mod vexec;
 
+pub(crate) use regs::page_code;
 pub(crate) use tables::{Geometry, Slot};
 
 use crate::config;
@@ -138,7 +139,7 @@ impl Its {
     pub(crate) fn new(cfg: &config::Its) -> Its {
         let mut its = Its {
             enabled: false,
-            imde: false,
+            imde: cfg.virtual_lpis && cfg.imde_at_reset,
             number: match cfg.number {
                 config::ItsNumber::Fixed(n) => n,
                 _ => 0,

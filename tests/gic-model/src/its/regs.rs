@@ -16,6 +16,15 @@ const SGIR: &str = "12.19 GITS_SGIR";
 const VALID: u64 = 1 << 63;
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 
+/// Returns the value of a Page_Size field after `asked` was written to it. `pages` are the supported sizes in KiB.
+pub(crate) fn page_code(pages: &[u32], asked: u64) -> u64 {
+    let code = |kib: u32| u64::from(kib.trailing_zeros() / 2 - 1);
+    match asked {
+        asked if pages.iter().any(|p| code(*p) == asked) => asked,
+        _ => pages.last().map_or(0, |p| code(*p)),
+    }
+}
+
 impl Its {
     /// Returns the value of a `GITS_BASER<n>` after `written` was written to it. Type and Entry_Size are read-only, and
     /// page size and shareability change only to values that the ITS supports.
@@ -26,11 +35,7 @@ impl Its {
             TableKind::Vpe => 2,
             TableKind::Collection => 4,
         };
-        let code = |kib: u32| u64::from(kib.trailing_zeros() / 2 - 1);
-        let page = match (written >> 8) & 3 {
-            asked if b.pages.iter().any(|p| code(*p) == asked) => asked,
-            _ => b.pages.last().map_or(0, |p| code(*p)),
-        };
+        let page = page_code(&b.pages, (written >> 8) & 3);
         let keep = VALID
             | (u64::from(b.indirect) << 62)
             | 7 << 59
@@ -84,11 +89,13 @@ impl State {
                 let i = &self.its[its];
                 return match offset {
                     0x0 => {
-                        let quiescent = !i.enabled && !i.never_quiescent && self.now >= i.quiescent_at;
+                        let quiescent = !self.busy(its);
+                        // Before GICv4.1 the value is UNKNOWN while the ITS is enabled.
+                        let unknown = i.enabled && self.cfg.timing.quiesce == 0 && !self.cfg.its[its].vmapp;
                         u64::from(i.enabled)
                             | u64::from(i.imde) << 1
                             | u64::from(i.number) << 4
-                            | u64::from(quiescent || self.cfg.timing.quiesce == 0) << 31
+                            | u64::from(quiescent || unknown) << 31
                     }
                     0x4 => self.cfg.its[its].iidr.into(),
                     0x18 => self.cfg.its[its].mpidr.into(),
@@ -147,7 +154,8 @@ impl State {
     /// Whether the ITS is enabled or not yet quiescent.
     fn busy(&self, its: usize) -> bool {
         let i = &self.its[its];
-        i.enabled || i.never_quiescent || self.now < i.quiescent_at
+        let detained = i.imde && self.cfg.its[its].imde_keeps_busy;
+        i.enabled || detained || i.never_quiescent || self.now < i.quiescent_at
     }
 
     fn write_cbaser(&mut self, its: usize, value: u64) {
@@ -176,7 +184,13 @@ impl State {
     }
 
     fn write_its_ctlr(&mut self, its: usize, value: u32) {
-        self.its[its].imde = value & 2 != 0;
+        let busy = self.busy(its);
+        let detained = self.its[its].imde && self.cfg.its[its].imde_keeps_busy;
+        self.its[its].imde = self.cfg.its[its].virtual_lpis && value & 2 != 0;
+        if detained && !self.its[its].imde {
+            // What the bit held back takes its time from here on.
+            self.its[its].quiescent_at = self.now + self.cfg.timing.quiesce;
+        }
         let number = (value >> 4) as u8 & 0xf;
         if number != self.its[its].number && self.cfg.its[its].number == ItsNumber::Writable {
             if self.its[its].enabled {
@@ -187,7 +201,7 @@ impl State {
         }
         let enable = value & 1 != 0;
         if enable && !self.its[its].enabled {
-            if self.busy(its) {
+            if busy {
                 self.flag(CTLR, format!("GITS_CTLR.Enabled of ITS{its} set before the ITS was quiescent"));
             }
             self.enable_its(its);
