@@ -73,4 +73,5 @@ pub use faults::{CommandFault, Fault};
 pub use its::command::{Command, Dialect, Vmapp41};
 pub use machine::{Delivery, Drop, Machine};
 pub use memory::Allocation;
+pub use redist::Counters;
 pub use violation::Violation;

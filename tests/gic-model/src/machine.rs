@@ -9,7 +9,7 @@ use crate::faults::Fault;
 use crate::its::Its;
 use crate::its::command::Command;
 use crate::memory::{Allocation, Memory, Trouble};
-use crate::redist::Redist;
+use crate::redist::{Counters, Redist};
 use crate::violation::Violation;
 use crate::vpe::{Vpe, Vpt};
 use std::collections::{BTreeMap, BTreeSet};
@@ -473,6 +473,12 @@ impl Machine {
     pub fn resident(&self, cpu: usize) -> Option<(u64, Option<u16>)> {
         let s = self.lock();
         s.rds[cpu].resident.as_ref().map(|r| (r.vpt, s.name_vpe(r)))
+    }
+
+    /// Returns how often a CPU's redistributor was used.
+    #[must_use]
+    pub fn counters(&self, cpu: usize) -> Counters {
+        self.lock().rds[cpu].counters
     }
 
     /// Returns all acknowledged interrupts, in order.

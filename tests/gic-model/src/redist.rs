@@ -20,7 +20,21 @@ const PENDBASER: &str = "12.11 GICR_PENDBASER";
 const CTLR: &str = "12.11 GICR_CTLR";
 const POWER: &str = "11.1 Power management";
 
+/// What a CPU's redistributor has done since reset.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Residencies that began.
+    pub residencies: u64,
+    /// Reads of GICR_VPENDBASER.
+    pub vpendbaser_reads: u64,
+    /// Reads of GICR_VPENDBASER that found Valid = 1 and Dirty = 0. Each of them ends a polling loop.
+    pub vpendbaser_settled: u64,
+    /// Writes to GICR_VPENDBASER.
+    pub vpendbaser_writes: u64,
+}
+
 pub(crate) struct Redist {
+    pub(crate) counters: Counters,
     pub(crate) powered: bool,
     pub(crate) enable_lpis: bool,
     dpg: u32,
@@ -55,6 +69,7 @@ pub(crate) struct VsgiQuery {
 impl Redist {
     pub(crate) fn new(cpu: &Cpu) -> Redist {
         Redist {
+            counters: Counters::default(),
             powered: cpu.powered_at_reset,
             enable_lpis: false,
             dpg: 0,

@@ -97,7 +97,13 @@ impl State {
     pub(crate) fn vlpi_read(&mut self, rd: usize, offset: u64, wide: bool) -> u64 {
         match offset & !4 {
             0x70 => State::half(self.rds[rd].vpropbaser, offset),
-            0x78 => State::half(self.read_vpendbaser(rd), offset),
+            0x78 => {
+                let value = self.read_vpendbaser(rd);
+                let counters = &mut self.rds[rd].counters;
+                counters.vpendbaser_reads += 1;
+                counters.vpendbaser_settled += u64::from(value & (VALID | DIRTY) == VALID);
+                State::half(value, offset)
+            }
             _ if offset == 0x88 && self.cfg.cpus[rd].rvpeid => self.read_vsgipendr(rd, wide),
             _ => 0,
         }
@@ -167,6 +173,7 @@ impl State {
     }
 
     fn write_vpendbaser(&mut self, rd: usize, value: u64) {
+        self.rds[rd].counters.vpendbaser_writes += 1;
         let (old, new) = (self.rds[rd].resident.is_some(), value & VALID != 0);
         if self.dirty(rd) {
             let what = if old && !new { "GICR_VPENDBASER.Valid cleared" } else { "GICR_VPENDBASER written" };
@@ -322,6 +329,7 @@ impl State {
     fn begin_residency(&mut self, rd: usize, vpt: u64, vpe: Option<u16>, ignored: BTreeSet<u32>) {
         let ready_at = self.now + self.cfg.timing.dirty_in;
         self.rds[rd].resident = Some(Resident { vpt, vpe, ready_at, ignored });
+        self.rds[rd].counters.residencies += 1;
         if self.cfg.staleness == Staleness::Immediate {
             // QEMU reads all configuration bytes again.
             let Some(v) = self.vpts.get_mut(&vpt) else { return };

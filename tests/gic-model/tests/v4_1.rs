@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use gic_model::{Config, Delivery, VpeTable};
+use gic_model::{Config, Counters, Delivery, VpeTable};
 
 const V: u32 = LPI + 5;
 const DB: u32 = LPI + 100;
@@ -590,4 +590,16 @@ fn the_size_of_entries_and_pages_of_the_vpe_table_can_be_read() {
     b.expect("5.3 VMAPP");
     b.run(0, &[vmapp41(4095, b.rdbase(0, 0), b.vpt(), b.vconf(), 1023, ALLOC)]);
     b.m.assert_clean();
+}
+
+#[test]
+fn reads_that_end_a_polling_loop_are_counted() {
+    let Vm { b, .. } = vm();
+    b.enter41(0, 3);
+    let c = b.m.counters(0);
+    assert_eq!((c.residencies, c.vpendbaser_writes, c.vpendbaser_settled), (1, 1, 1));
+    assert!(c.vpendbaser_reads > 1, "Dirty takes time");
+    let _ = b.vpendbaser(0);
+    assert_eq!(b.m.counters(0).vpendbaser_settled, 2);
+    assert_eq!(b.m.counters(1), Counters::default());
 }
