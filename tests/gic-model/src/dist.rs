@@ -9,6 +9,9 @@ use std::collections::HashMap;
 
 const SECTION: &str = "12.9 GICD";
 
+/// GICD_CTLR.nASSGIreq.
+const NASSGIREQ: u32 = 1 << 8;
+
 #[derive(Default)]
 pub(crate) struct Dist {
     ctlr: u32,
@@ -60,6 +63,11 @@ impl State {
         self.dist.ctlr & 2 != 0
     }
 
+    /// Whether SGIs without active state can be chosen.
+    fn has_nassgi(&self) -> bool {
+        self.cfg.nassgicap && self.cfg.ds
+    }
+
     fn typer(&self) -> u32 {
         let c = &self.cfg;
         let virtual_lpis = c.its.iter().any(|i| i.virtual_lpis);
@@ -89,7 +97,7 @@ impl State {
             0x8 => self.cfg.iidr,
             0xc => {
                 let vpeid = self.cfg.vpeid_bits.map_or(0, |bits| 1 << 7 | (bits - 1));
-                u32::from(self.cfg.nassgicap) << 8 | vpeid
+                u32::from(self.has_nassgi()) << 8 | vpeid
             }
             0xffe8 => self.arch_rev(),
             _ => match cell(offset) {
@@ -122,9 +130,13 @@ impl State {
                 if self.now < self.dist.rwp_until {
                     self.flag("12.9 GICD_CTLR", "GICD_CTLR written while RWP is 1");
                 }
-                let writable = if self.cfg.ds { 0x3 } else { 0x2 } | u32::from(self.cfg.nassgicap) << 8;
+                let writable = if self.cfg.ds { 0x3 } else { 0x2 } | u32::from(self.has_nassgi()) << 8;
                 let old = self.dist.ctlr;
                 self.dist.ctlr = value & writable;
+                if (old ^ self.dist.ctlr) & NASSGIREQ != 0 && old & 3 != 0 {
+                    self.flag("12.9 GICD_CTLR", "GICD_CTLR.nASSGIreq changed while a group is enabled");
+                    self.dist.ctlr ^= NASSGIREQ;
+                }
                 if old & !self.dist.ctlr & 3 != 0 {
                     self.dist.rwp_until = self.now + self.cfg.timing.rwp;
                 }

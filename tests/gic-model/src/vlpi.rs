@@ -212,7 +212,7 @@ impl State {
                 best = Some(best.map_or(candidate, |b| b.min(candidate)));
             }
         }
-        if let Some(v) = vpe.and_then(|id| self.vpes.get(&id)) {
+        if let Some(v) = vpe.and_then(|id| self.vpes.get(&id)).filter(|_| self.cfg.cpus[rd].id_gic() == 3) {
             for (n, s) in v.sgis.iter().enumerate() {
                 if s.pending && s.enable && (if s.group { group1 } else { group0 }) {
                     let candidate = (s.priority, n as u32);

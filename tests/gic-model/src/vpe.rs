@@ -206,6 +206,13 @@ impl State {
             self.flag(VPENDBASER, format!("{name} made resident on CPU{rd} while GICR_CTLR.EnableLPIs is 0"));
             return false;
         }
+        if self.cfg.cpus[rd].nv4() {
+            self.flag(
+                VPENDBASER,
+                format!("{name} made resident on CPU{rd}, whose CPU interface is not GICv4 (ICH_VTR_EL2.nV4)"),
+            );
+            return false;
+        }
         if let Some(other) = self.holder(vpt) {
             self.flag(VPENDBASER, format!("{name} made resident on CPU{rd} while it is resident on CPU{other}"));
             return false;

@@ -52,7 +52,13 @@ impl State {
         if self.now < self.rds[rd].vsgi.busy_until {
             return self.flag(VSGIR, format!("GICR_VSGIR written on CPU{rd} while GICR_VSGIPENDR.Busy is 1"));
         }
+        if !self.cfg.cpus[rd].vsgi {
+            return self.flag(VSGIR, format!("GICR_VSGIR written on CPU{rd}, whose GICR_TYPER.VSGI is 0"));
+        }
         let vpe = value as u16;
+        if value >> 16 != 0 {
+            self.flag(VSGIR, format!("GICR_VSGIR written on CPU{rd} with RES0 bits set ({value:#x})"));
+        }
         let Some((home, pending)) = self
             .vpes
             .get(&vpe)
@@ -76,6 +82,7 @@ impl State {
             return 0;
         }
         let query = &self.rds[rd].vsgi;
-        if self.now < query.busy_until { 1 << 31 } else { query.pending.into() }
+        // Pending is UNKNOWN while Busy is 1.
+        if self.now < query.busy_until { 1 << 31 | 0xffff } else { query.pending.into() }
     }
 }

@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use gic_model::{Config, Counters, Delivery, VpeTable};
+use gic_model::{Config, Counters, Delivery, Version, VpeTable};
 
 const V: u32 = LPI + 5;
 const DB: u32 = LPI + 100;
@@ -602,4 +602,97 @@ fn reads_that_end_a_polling_loop_are_counted() {
     let _ = b.vpendbaser(0);
     assert_eq!(b.m.counters(0).vpendbaser_settled, 2);
     assert_eq!(b.m.counters(1), Counters::default());
+}
+
+// ---- virtual SGIs and the CPU interface
+
+#[test]
+fn sgis_without_active_state_are_chosen_before_the_groups_are_enabled() {
+    let mut c = Config::v4_1(1, 1);
+    let b = Bench::raw(c.clone());
+    assert_eq!(b.m.read32(b.c.gicd + 0xc) & 1 << 8, 0, "RES0 with two Security states");
+    c.ds = true;
+    let b = Bench::raw(c);
+    assert_ne!(b.m.read32(b.c.gicd + 0xc) & 1 << 8, 0);
+    b.m.write32(b.c.gicd, 0x110);
+    b.m.write32(b.c.gicd, 0x112);
+    assert_ne!(b.m.read32(b.c.gicd) & 1 << 8, 0);
+    b.m.write32(b.c.gicd, 0x12);
+    b.expect("12.9 GICD_CTLR");
+    assert_ne!(b.m.read32(b.c.gicd) & 1 << 8, 0, "ignored");
+    b.m.write32(b.c.gicd, 0x110);
+    b.m.advance_us(1);
+    b.m.write32(b.c.gicd, 0x10);
+    assert_eq!(b.m.read32(b.c.gicd) & 1 << 8, 0);
+    b.m.assert_clean();
+}
+
+#[test]
+fn virtual_sgis_need_its_redistributor_and_cpu_interface() {
+    let sgir = |b: &Bench| b.m.write64(b.c.its[0].base + 0x2_0020, 3 << 32 | 7);
+    let Vm { b, .. } = vm_on(Config::v4_1(1, 1).each_its(|_, i| i.vsgi = false));
+    b.run(0, &[vsgi(3, 7), vsync(3)]);
+    b.expect("5.3 VSGI");
+    sgir(&b);
+    b.expect("memory");
+    let Vm { b, .. } = vm_on(Config::v4_1(1, 1).each_cpu(|_, p| p.vsgi = false));
+    b.m.write32(b.vlpi(0) + 0x80, 3);
+    b.expect("12.11 GICR_VSGIR");
+    let Vm { b, .. } = vm_on(Config::v4_1(1, 1).each_cpu(|_, p| p.interface = Version::V4_0));
+    assert_eq!(b.c.cpus[0].id_gic(), 1);
+    b.run(0, &[vsgi(3, 7), vsync(3)]);
+    b.enter41(0, 3);
+    sgir(&b);
+    assert!(!b.m.guest_irq(0), "the CPU interface does not know virtual SGIs");
+    b.m.msi(5, 1);
+    assert_eq!(b.m.guest_ack(0), Some(V));
+    b.m.assert_clean();
+}
+
+#[test]
+fn a_vpe_must_not_be_resident_where_the_cpu_interface_is_not_gicv4() {
+    let Vm { b, .. } = vm_on(Config::v4_1(2, 1).each_cpu(|n, p| {
+        if n == 1 {
+            p.interface = Version::V3;
+        }
+    }));
+    assert!(b.c.cpus[1].nv4() && !b.c.cpus[0].nv4());
+    b.enter41(1, 3);
+    b.expect("12.11 GICR_VPENDBASER");
+    b.enter41(0, 3);
+    b.m.assert_clean();
+}
+
+#[test]
+fn a_virtual_sgi_stays_pending_until_its_clearing_is_synchronised() {
+    let Vm { b, .. } = vm();
+    b.run(0, &[vsgi(3, 7), vsync(3)]);
+    b.enter41(0, 3);
+    b.m.write64(b.c.its[0].base + 0x2_0020, 3 << 32 | 7);
+    b.run(0, &[vsgi_clear(3, 7)]);
+    assert!(b.m.guest_irq(0));
+    b.run(0, &[vsync(3)]);
+    assert!(!b.m.guest_irq(0));
+    b.m.write64(b.c.its[0].base + 0x2_0020, 3 << 32 | 7);
+    assert_eq!(b.m.guest_ack(0), Some(7), "its configuration is kept");
+    b.m.assert_clean();
+}
+
+#[test]
+fn the_answer_of_gicr_vsgipendr_counts_when_busy_is_0() {
+    let Vm { b, .. } = vm();
+    b.m.write32(b.vlpi(0) + 0x80, 3);
+    assert_eq!(b.m.read32(b.vlpi(0) + 0x88), 1 << 31 | 0xffff);
+    b.m.advance_us(1);
+    assert_eq!(b.m.read32(b.vlpi(0) + 0x88), 0);
+    b.m.write32(b.vlpi(0) + 0x80, 0x1_0003);
+    b.expect("12.11 GICR_VSGIR");
+}
+
+#[test]
+fn invdb_needs_a_published_configuration_byte() {
+    let Vm { b, .. } = vm();
+    b.m.store8(b.propbase + u64::from(DB - LPI), 0xa0);
+    b.run(0, &[invdb(3)]);
+    b.expect("5.3 INVDB");
 }

@@ -88,6 +88,8 @@ pub(crate) enum Item {
     InvDoorbell { vpe: u16 },
     /// New configuration of a vSGI.
     Sgi { vpe: u16, sgi: u8, enable: bool, group: bool, priority: u8 },
+    /// Removal of a pending vSGI.
+    ClearSgi { vpe: u16, sgi: u8 },
 }
 
 /// Value of a `GITS_BASER<n>` at the time when GITS_CTLR.Enabled was set, which the ITS uses while it is enabled.
@@ -271,6 +273,7 @@ impl State {
             }
             Item::Release { vpt } => self.release_vpt(vpt),
             Item::InvDoorbell { vpe } => self.invalidate_doorbell(vpe),
+            Item::ClearSgi { vpe, sgi } => self.clear_sgi(vpe, sgi),
             Item::Sgi { vpe, sgi, enable, group, priority } => self.configure_sgi(vpe, sgi, enable, group, priority),
         }
     }

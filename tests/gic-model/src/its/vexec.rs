@@ -54,15 +54,22 @@ impl State {
                 }
             }
             Command::Vsgi { vpe, sgi, enable, clear, group, priority } => {
-                if self.vte(its, section, vpe).is_none() {
+                if !self.cfg.its[its].vsgi {
+                    self.flag(section, format!("ITS{its}: VSGI, but GITS_TYPER.VSGI is 0"));
+                } else if self.vte(its, section, vpe).is_none() {
                 } else if clear {
-                    self.clear_sgi(vpe, sgi);
+                    self.defer(its, &[Target::Vpe(vpe)], Item::ClearSgi { vpe, sgi });
                 } else {
                     self.defer(its, &[Target::Vpe(vpe)], Item::Sgi { vpe, sgi, enable, group, priority });
                 }
             }
             Command::Invdb { vpe } => {
                 if self.vte(its, section, vpe).is_some() {
+                    if let Some((rd, doorbell)) =
+                        self.vpes.get(&vpe).map(|v| (v.rd, v.doorbell)).filter(|(_, d)| *d != NONE && !self.bad_doorbell(*d))
+                    {
+                        self.check_config_published(section, rd, doorbell);
+                    }
                     self.defer(its, &[Target::Vpe(vpe)], Item::InvDoorbell { vpe });
                 }
             }
