@@ -282,7 +282,12 @@ impl Machine {
     /// Allocates memory at a given 4 KiB-aligned address. Returns `false` if it is not free.
     #[must_use]
     pub fn claim(&self, at: u64, size: usize) -> bool {
-        self.lock().mem.claim(at, size as u64)
+        let mut s = self.lock();
+        let free = s.mem.claim(at, size as u64);
+        if free {
+            s.attach_tables_at_reset(at, size as u64);
+        }
+        free
     }
 
     /// Frees memory. Size and alignment must be those of the allocation.
@@ -422,6 +427,22 @@ impl Machine {
         let mut s = self.lock();
         s.settle();
         s.guest_ack(cpu)
+    }
+
+    /// The guest on this CPU writes ICC_EOIR1_EL1 for a virtual interrupt that is in no list register.
+    pub fn guest_eoi(&self, cpu: usize, intid: u32) {
+        self.lock().guest_eoi(cpu, intid);
+    }
+
+    /// Sets ICH_HCR_EL2.vSGIEOICount: the end of a virtual SGI is not counted. It is 0 at reset.
+    pub fn set_vsgi_eoi_count(&self, cpu: usize, on: bool) {
+        self.lock().rds[cpu].vsgi_eoi_ignored = on;
+    }
+
+    /// ICH_HCR_EL2.EOIcount: the number of interrupts that the guest has ended without a list register, modulo 32.
+    #[must_use]
+    pub fn eoi_count(&self, cpu: usize) -> u8 {
+        self.lock().rds[cpu].eoi_count
     }
 
     /// Whether the GIC signals a virtual interrupt of the resident vPE to this CPU now.

@@ -56,6 +56,10 @@ pub(crate) struct Redist {
     pub(crate) leaving: Option<Leaving>,
     pub(crate) dirty_stuck: bool,
     pub(crate) virtual_interface: bool,
+    /// ICH_HCR_EL2.vSGIEOICount.
+    pub(crate) vsgi_eoi_ignored: bool,
+    /// ICH_HCR_EL2.EOIcount.
+    pub(crate) eoi_count: u8,
     pub(crate) vsgi: VsgiQuery,
 }
 
@@ -89,6 +93,8 @@ impl Redist {
             leaving: None,
             dirty_stuck: false,
             virtual_interface: true,
+            vsgi_eoi_ignored: false,
+            eoi_count: 0,
             vsgi: VsgiQuery::default(),
         }
     }
@@ -126,6 +132,24 @@ impl State {
         }
         if let Some((vpropbaser, vpendbaser)) = self.cfg.cpus[rd].residency_at_reset {
             self.reset_residency(rd, vpropbaser, vpendbaser);
+        }
+    }
+
+    /// Notes that the tables of LPIs that earlier software has left enabled are in this memory.
+    pub(crate) fn attach_tables_at_reset(&mut self, at: u64, len: u64) {
+        for rd in 0..self.rds.len() {
+            if self.cfg.cpus[rd].lpis_at_reset.is_none() || !self.rds[rd].enable_lpis {
+                continue;
+            }
+            let bits = self.rds[rd].id_bits().clamp(14, self.cfg.intid_bits);
+            let config = self.rds[rd].propbaser & 0x000f_ffff_ffff_f000;
+            let pending = self.rds[rd].pendbaser & 0x000f_ffff_ffff_0000;
+            if (at..at + len).contains(&config) {
+                self.mem.attach(config, (1 << bits) - u64::from(LPI), Use::Config);
+            }
+            if (at..at + len).contains(&pending) {
+                self.mem.attach(pending, 1 << (bits - 3), Use::Pending(rd));
+            }
         }
     }
 

@@ -238,6 +238,15 @@ impl State {
         Some(intid)
     }
 
+    /// Ends an interrupt that is in no list register. LPIs have no active state. An SGI has one, unless it was injected
+    /// by the GIC, and even then its end is counted unless software has chosen otherwise.
+    pub(crate) fn guest_eoi(&mut self, cpu: usize, intid: u32) {
+        let r = &mut self.rds[cpu];
+        if intid < LPI && !(intid < 16 && r.vsgi_eoi_ignored) {
+            r.eoi_count = (r.eoi_count + 1) & 0x1f;
+        }
+    }
+
     // ---- GICR_INVLPIR and GICR_INVALLR with V = 1
 
     /// Checks an invalidation and returns its effect. `one`: the vINTID, or `None` for all vLPIs of the vPE.

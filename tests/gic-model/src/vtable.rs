@@ -13,7 +13,9 @@ const SECTION: &str = "12.11 GICR_VPROPBASER";
 const VALID: u64 = 1 << 63;
 const ZERO: u64 = 1 << 52;
 
-/// Fields that must be equal in all redistributors that share a table.
+const ATTRIBUTES: u64 = 7 << 56 | 3 << 10 | 7 << 7;
+
+/// Fields that must be equal in all redistributors that share a table, besides the attributes.
 const SHAPE: u64 = 1 << 55 | 3 << 53 | 0x000f_ffff_ffff_f000 | 0x7f;
 
 fn geometry(value: u64) -> Geometry {
@@ -48,6 +50,10 @@ impl State {
         }
         let stored = self.refuse_sharing(rd, self.vpropbaser_readback(value));
         if old & VALID != 0 {
+            let homeless: Vec<u16> = self.vpes.iter().filter(|(_, v)| v.rd == rd).map(|(id, _)| *id).collect();
+            if !homeless.is_empty() {
+                self.flag(SECTION, format!("the vPE table of CPU{rd} taken away while vPEs {homeless:?} are mapped to it"));
+            }
             let base = old & 0x000f_ffff_ffff_f000;
             self.mem.detach(base, Use::VpeTable);
             if !self.vpe_table_in_use_but(base, Some(rd)) {
@@ -71,7 +77,7 @@ impl State {
         for other in 0..self.rds.len() {
             let theirs = self.rds[other].vpropbaser;
             let mates = other != rd && self.cfg.cpus[other].rvpeid && self.cfg.cpus[other].group() == group;
-            if mates && theirs & VALID != 0 && (theirs ^ value) & SHAPE != 0 {
+            if mates && theirs & VALID != 0 && (theirs ^ value) & (SHAPE | ATTRIBUTES) != 0 {
                 self.flag(
                     SECTION,
                     format!("CPU{rd} and CPU{other} are in one CommonLPIAff group but have different vPE tables"),
@@ -81,13 +87,12 @@ impl State {
         for its in 0..self.its.len() {
             if self.covers(its, rd)
                 && let Some((_, theirs)) = self.geometry(its, TableKind::Vpe)
-                && theirs.base != g.base
+                && theirs.shape() != g.shape()
             {
                 self.flag(
                     SECTION,
                     format!(
-                        "CPU{rd} has its vPE table at {:#x}, but ITS{its}, which must share it (SVPET), at {:#x}",
-                        g.base, theirs.base
+                        "CPU{rd} has its vPE table at {g}, but ITS{its}, which must share it (SVPET), has it at {theirs}"
                     ),
                 );
             }
@@ -149,7 +154,7 @@ impl State {
                 && svpet != 0
                 && theirs.svpet == svpet
                 && affinity_prefix(theirs.mpidr, svpet) == prefix;
-            if shares && self.geometry(other, TableKind::Vpe).is_some_and(|(_, t)| t.base != g.base) {
+            if shares && self.geometry(other, TableKind::Vpe).is_some_and(|(_, t)| t.shape() != g.shape()) {
                 self.flag(
                     BASER,
                     format!("ITS{its} and ITS{other} must share a vPE table (SVPET) but have different ones"),
@@ -158,7 +163,10 @@ impl State {
         }
         for rd in 0..self.rds.len() {
             let v = self.rds[rd].vpropbaser;
-            if self.cfg.cpus[rd].rvpeid && self.covers(its, rd) && v & VALID != 0 && v & 0x000f_ffff_ffff_f000 != g.base
+            if self.cfg.cpus[rd].rvpeid
+                && self.covers(its, rd)
+                && v & VALID != 0
+                && geometry(v).shape() != g.shape()
             {
                 self.flag(
                     BASER,

@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use gic_model::{Config, Counters, Delivery, Version, VpeTable};
+use gic_model::{Command, Config, Counters, Delivery, LpisAtReset, Version, Vmapp41, VpeTable};
 
 const V: u32 = LPI + 5;
 const DB: u32 = LPI + 100;
@@ -695,4 +695,141 @@ fn invdb_needs_a_published_configuration_byte() {
     b.m.store8(b.propbase + u64::from(DB - LPI), 0xa0);
     b.run(0, &[invdb(3)]);
     b.expect("5.3 INVDB");
+}
+
+#[test]
+fn the_end_of_a_virtual_sgi_is_counted_unless_software_chooses_otherwise() {
+    let Vm { b, .. } = vm();
+    b.run(0, &[vsgi(3, 7), vsync(3)]);
+    b.enter41(0, 3);
+    for (ignored, count) in [(false, 1), (true, 1)] {
+        b.m.set_vsgi_eoi_count(0, ignored);
+        b.m.write64(b.c.its[0].base + 0x2_0020, 3 << 32 | 7);
+        assert_eq!(b.m.guest_ack(0), Some(7));
+        b.m.guest_eoi(0, 7);
+        assert_eq!(b.m.eoi_count(0), count);
+    }
+    b.m.msi(5, 1);
+    assert_eq!(b.m.guest_ack(0), Some(V));
+    b.m.guest_eoi(0, V);
+    assert_eq!(b.m.eoi_count(0), 1, "LPIs have no active state");
+    b.m.assert_clean();
+}
+
+// ---- sharing of vPE tables
+
+#[test]
+fn those_who_share_a_vpe_table_must_describe_it_alike() {
+    let b = Bench::raw(Config::v4_1(2, 1));
+    let table = b.memory(0x2_0000, 0x1_0000);
+    let rd = vpropbaser41(table);
+    b.m.write64(b.vlpi(0) + 0x70, rd);
+    // Other attributes, another page size, another size.
+    for wrong in [rd ^ 4 << 7, rd ^ 3 << 53, rd | 1] {
+        b.m.write64(b.vlpi(1) + 0x70, wrong);
+        b.expect("12.11 GICR_VPROPBASER");
+        b.m.write64(b.vlpi(1) + 0x70, 0);
+    }
+    let its = VALID | table | SHARED | 2 << 8;
+    for (baser, wrong) in [(its | 1, true), (its, false)] {
+        b.m.write64(b.c.its[0].base + 0x110, baser);
+        b.its_on(0);
+        let found = b.m.take_violations();
+        assert_eq!(found.iter().any(|v| v.section == "12.19 GITS_BASER<n>"), wrong, "{found:?}");
+        b.m.write32(b.c.its[0].base, 0);
+        b.m.advance_us(10);
+    }
+}
+
+#[test]
+fn a_table_of_more_than_128_pages_cannot_be_shared_with_a_redistributor() {
+    let mut c = Config::v4_1(1, 1);
+    c.vpe_table.pages = vec![4];
+    let b = Bench::raw(c);
+    let table = b.memory(129 * 4096, 4096);
+    b.m.write64(b.c.its[0].base + 0x110, VALID | table | SHARED | 128);
+    b.its_on(0);
+    let _ = b.m.take_violations();
+    // 7 bits of Size hold 127 at most. The eighth is the lowest of InnerCache.
+    b.m.write64(b.vlpi(0) + 0x70, VALID | table | SHARED | 127);
+    b.expect("12.11 GICR_VPROPBASER");
+}
+
+#[test]
+fn common_lpi_aff_of_each_value_says_who_has_the_same_table() {
+    // Pairs that are in one group for CommonLPIAff 0, 1, 2 and 3.
+    let affinities = [0x0000_0000, 0x0100_0000, 0x0101_0000, 0x0101_0100, 0x0101_0101];
+    for aff in 0..4u8 {
+        let b = Bench::raw(Config::v4_1(5, 1).each_cpu(|n, p| {
+            p.common_lpi_aff = aff;
+            p.affinity = affinities[n];
+        }));
+        for one in 0..5 {
+            for two in one + 1..5 {
+                b.m.write64(b.vlpi(one) + 0x70, vpropbaser41(b.memory(0x1_0000, 0x1_0000)));
+                b.m.write64(b.vlpi(two) + 0x70, vpropbaser41(b.memory(0x1_0000, 0x1_0000)));
+                let level = 32 - 8 * u32::from(aff);
+                let same = u64::from(affinities[one]) >> level == u64::from(affinities[two]) >> level;
+                assert_eq!(b.m.take_violations().len(), usize::from(same), "{aff}: {one} and {two}");
+                b.m.write64(b.vlpi(one) + 0x70, 0);
+                b.m.write64(b.vlpi(two) + 0x70, 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_vpe_table_must_not_be_taken_away_from_a_redistributor_with_vpes() {
+    let Vm { b, .. } = vm();
+    b.m.write64(b.vlpi(0) + 0x70, 0);
+    b.expect("12.11 GICR_VPROPBASER");
+    let Vm { b, .. } = vm();
+    b.run(0, &[vmovp41(3, b.rdbase(0, 1), DB), vsync(3)]);
+    b.m.write64(b.vlpi(0) + 0x70, 0);
+    b.m.assert_clean();
+}
+
+// ---- what firmware leaves
+
+#[test]
+fn lpis_that_firmware_has_left_on_stay_on_with_their_tables() {
+    let (prop, pend) = (0x41_0000_0000, 0x41_0010_0000);
+    let tables = LpisAtReset { propbaser: prop | SHARED | 15, pendbaser: pend | SHARED };
+    let b = Bench::raw({
+        let mut c = Config::v4_1(1, 1).each_cpu(|_, p| (p.ces, p.lpis_at_reset) = (false, Some(tables)));
+        c.ram = (0x41_0000_0000, 0x1000_0000);
+        c
+    });
+    assert!(b.m.claim(prop, 0x1_0000) && b.m.claim(pend, 0x1_0000));
+    let rd = rd_base(&b.c, 0);
+    b.m.write32(rd, 0);
+    assert_eq!(b.m.read32(rd) & 3, 1, "CES = 0: EnableLPIs cannot be cleared");
+    b.m.write64(rd + 0x70, 0);
+    b.expect("12.11 GICR_PROPBASER");
+    b.m.free(pend, 0x1_0000, 4096);
+    b.expect("memory");
+    b.m.free(prop, 0x1_0000, 4096);
+    b.expect("memory");
+}
+
+// ---- pending tables
+
+#[test]
+fn ptz_needs_a_zeroed_table_and_can_be_counted() {
+    let Vm { b, vconf, vpt } = vm();
+    let ptz = || {
+        let with = |c: &&Command| matches!(c, Command::Vmapp { v4_1: Some(Vmapp41 { ptz: true, .. }), .. });
+        b.m.commands(0).iter().filter(with).count()
+    };
+    assert_eq!(ptz(), 0);
+    b.m.msi(5, 1);
+    b.run(1, &[vunmapp41(3, 0)]);
+    b.run(0, &[vunmapp41(3, ALLOC), vmapp41(3, b.rdbase(0, 0), vpt, vconf, DB, ALLOC), vsync(3), vinvall(3), vsync(3)]);
+    b.enter41(0, 3);
+    assert_eq!(b.m.guest_ack(0), Some(V), "PTZ = 0: the table is read");
+    b.leave_with(0, PENDING_LAST);
+    b.m.assert_clean();
+    b.run(0, &[vmapp41(4, b.rdbase(0, 0), b.vpt(), vconf, 1023, ALLOC | PTZ), vsync(4)]);
+    b.m.assert_clean();
+    assert_eq!(ptz(), 1);
 }

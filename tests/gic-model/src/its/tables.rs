@@ -9,6 +9,7 @@ use crate::config::TableKind;
 use crate::machine::State;
 use crate::memory::{Snoop, Trouble, Use};
 use crate::redist::snoop;
+use std::fmt;
 
 /// Layout of a table of one or two levels, from its base register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +30,19 @@ pub(crate) enum Slot {
     Broken { level1: u64, trouble: Trouble },
 }
 
+impl fmt::Display for Geometry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.indirect { "indirect" } else { "flat" };
+        write!(f, "{:#x} ({kind}, {} pages of {} KiB)", self.base, self.bytes / self.page, self.page / 1024)
+    }
+}
+
 impl Geometry {
+    /// What must be equal in the registers of all that share a table.
+    pub(crate) fn shape(&self) -> (u64, u64, u64, bool) {
+        (self.base, self.bytes, self.page, self.indirect)
+    }
+
     pub(crate) fn page_size(code: u64) -> u64 {
         4096 << (2 * code.min(2))
     }
