@@ -258,6 +258,8 @@ pub struct Config {
     /// GICv4.0: a doorbell also rings for an event that is pending already (QEMU). Without this flag, it rings only
     /// when the event becomes pending.
     pub ring_when_pending: bool,
+    /// GICv4.1: unmapping a vPE leaves cached configuration of its vLPIs, which only an invalidation removes.
+    pub unmapping_keeps_cache: bool,
     /// GICv4.0: a redistributor drops virtual LPIs beyond its GICR_VPROPBASER.IDbits even while no vPE is resident.
     pub drops_beyond_idbits: bool,
     /// GICv4.0: value of IDAI at the end of each residency. `None` alternates between 0 and 1.
@@ -421,6 +423,7 @@ impl Config {
             staleness: Staleness::Worst,
             write_through: false,
             ring_when_pending: false,
+            unmapping_keeps_cache: true,
             drops_beyond_idbits: true,
             idai: None,
         }

@@ -163,13 +163,16 @@ impl State {
         let r = &self.rds[rd];
         let dirty = if self.dirty(rd) { DIRTY } else { 0 };
         let valid = if r.resident.is_some() { VALID } else { 0 };
-        // PendingLast is UNKNOWN until Dirty is 0. It reads as the value that misleads a driver.
-        let pending_last = match (&r.resident, &r.leaving) {
-            (Some(_), _) if !self.cfg.cpus[rd].rvpeid => PENDING_LAST,
+        // PendingLast is UNKNOWN until a residency has ended and Dirty is 0. It reads as the value that misleads a
+        // driver. On GICv4.1 Doorbell is UNKNOWN while a vPE is resident: a driver that writes back what it read would
+        // ask for a doorbell.
+        let unknown = match (&r.resident, &r.leaving) {
+            (Some(_), _) if self.cfg.cpus[rd].rvpeid => PENDING_LAST | BIT62,
+            (Some(_), _) => PENDING_LAST,
             (_, Some(_)) => 0,
             _ => r.vpendbaser & PENDING_LAST,
         };
-        (r.vpendbaser & !(VALID | PENDING_LAST | DIRTY)) | valid | pending_last | dirty
+        (r.vpendbaser & !(VALID | PENDING_LAST | DIRTY)) | valid | unknown | dirty
     }
 
     fn write_vpendbaser(&mut self, rd: usize, value: u64) {

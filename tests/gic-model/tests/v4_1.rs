@@ -833,3 +833,30 @@ fn ptz_needs_a_zeroed_table_and_can_be_counted() {
     b.m.assert_clean();
     assert_eq!(ptz(), 1);
 }
+
+#[test]
+fn a_mapped_vpe_may_meet_configuration_that_was_cached_before() {
+    for keeps in [false, true] {
+        let mut c = Config::v4_1(1, 1);
+        c.unmapping_keeps_cache = keeps;
+        let Vm { b, vconf, vpt } = vm_on(c);
+        b.run(0, &[vunmapp41(3, ALLOC)]);
+        b.set_vconfig(vconf, V, 0xa0);
+        b.run(0, &[vmapp41(3, b.rdbase(0, 0), vpt, vconf, DB, ALLOC), vsync(3)]);
+        b.enter41(0, 3);
+        b.m.msi(5, 1);
+        assert_eq!(b.m.guest_irq(0), keeps);
+        b.run(0, &[vinvall(3), vsync(3)]);
+        assert!(!b.m.guest_irq(0));
+        b.m.assert_clean();
+    }
+}
+
+#[test]
+fn doorbell_and_pending_last_are_unknown_while_a_vpe_is_resident() {
+    let Vm { b, .. } = vm();
+    b.enter41(0, 3);
+    assert_eq!(b.vpendbaser(0), VALID | DOORBELL | PENDING_LAST | GROUP1 | 3);
+    assert_eq!(b.leave(0) & (DOORBELL | PENDING_LAST), 0);
+    b.m.assert_clean();
+}

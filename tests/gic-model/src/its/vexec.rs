@@ -267,7 +267,7 @@ impl State {
         }
         if last && let Some(v) = self.vpes.remove(&vpe) {
             self.mem.detach(v.vconf, Use::VConfig);
-            if let Some(t) = self.vpts.get_mut(&v.vpt) {
+            if let Some(t) = self.vpts.get_mut(&v.vpt).filter(|_| !self.cfg.unmapping_keeps_cache) {
                 t.config.clear();
             }
             self.release_vpt(v.vpt);

@@ -350,7 +350,9 @@ impl Bench {
 
     pub fn leave_with(&self, cpu: usize, flags: u64) -> u64 {
         self.wait_dirty(cpu);
-        let value = self.vpendbaser(cpu) & !(VALID | PENDING_LAST);
+        // On GICv4.1 PendingLast and Doorbell are UNKNOWN while Valid is 1.
+        let unknown = if self.c.cpus[cpu].rvpeid { PENDING_LAST | DOORBELL } else { PENDING_LAST };
+        let value = self.vpendbaser(cpu) & !(VALID | unknown);
         self.m.write64(self.vlpi(cpu) + 0x78, value | flags);
         self.wait_dirty(cpu);
         self.vpendbaser(cpu)
