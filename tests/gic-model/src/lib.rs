@@ -48,12 +48,50 @@
 //!   is made non-resident rings no doorbell and shows in PendingLast only.
 //! * **VMOVP with ITSList.** ITSs that reach different VMOVPs wait for each other for ever, as real ones would.
 //!
+//! # Mistakes of GICv4.1 drivers that the model shows
+//!
+//! "Flagged" is a [`Violation`]. Otherwise the mistake has the worst consequence that the manual allows.
+//!
+//! | mistake | what the model does |
+//! |---|---|
+//! | Valid cleared, or another write, while Dirty is 1 | flagged |
+//! | fields changed while Valid is 1 | flagged |
+//! | Doorbell or PendingLast written back as read | both read as 1 while Valid is 1 |
+//! | Dirty never clears | [`Fault::DirtyStuck`] |
+//! | Dirty polled more than once for each residency | counted ([`Counters`]) |
+//! | PendingLast read while Dirty is 1 | reads as 0 |
+//! | doorbell expected after PendingLast was 1 or written as 1 | none rings |
+//! | residency before the VSYNC of a VMAPP or VMOVP, or without a VMAPP | flagged |
+//! | residency on two CPUs, without a vPE table, in another CommonLPIAff group | flagged |
+//! | residency where the CPU interface is not GICv4, or LPIs are disabled | flagged |
+//! | group enables not renewed | interrupts of the group are not signalled |
+//! | residency or tables that earlier software has left | [`Cpu::residency_at_reset`], [`Cpu::lpis_at_reset`] |
+//! | VMOVP omitted before a CPU goes offline, or doorbell left there | flagged by [`Machine::power_off`], then lost |
+//! | VMOVP while resident, or with another doorbell; of a vPE that is not mapped | flagged |
+//! | VSYNC of an unmapped vPE; SYNC in place of VSYNC | flagged; nothing is synchronised |
+//! | VMAPTI over a valid translation; individual doorbells; fields that are RES0 | flagged |
+//! | Alloc not on the first mapping and last unmapping; PTZ without Alloc or on a table that is not zero | flagged |
+//! | VMAPP without VINVALL | cached configuration of an earlier mapping stays ([`Config::unmapping_keeps_cache`]) |
+//! | GICR_INVLPIR, GICR_INVALLR or GICR_VSGIR while busy, or in another group | flagged |
+//! | configuration of a default doorbell changed without INVDB or publication | old value stays; flagged |
+//! | vPE tables that differ within a group or from the ITS (SVPET) in address, size or attributes | flagged |
+//! | Z for a table in use; table not aligned, zeroed, published; too short for the vPEID; no second level | flagged |
+//! | vPE table replaced or taken away while it is used | flagged |
+//! | page size assumed instead of read | [`Config::vpe_table`], [`Baser::pages`] |
+//! | registers of a CPU that has no power | writes flagged, reads as zero ([`Config::powered`]) |
+//! | EnableLPIs that cannot be cleared | [`Cpu::ces`]; freeing its tables is flagged |
+//! | ImDe left set while waiting for Quiescent | [`Its::imde_keeps_busy`] |
+//! | vPEID beyond GICD_TYPER2, VPT or configuration table not allocated, freed too early | flagged |
+//! | virtual SGI where ITS, redistributor or CPU interface does not support it | flagged, or never delivered |
+//! | VSGI not synchronised; pending virtual SGIs of an unmapped vPE | old state is used; they are lost |
+//! | nASSGIreq changed while a group is enabled | flagged |
+//!
 //! # What is not modelled
 //!
 //! The registers of SPIs, PPIs and SGIs are storage: these interrupts are never delivered. Of the CPU interface, there
-//! is only the acknowledgement of interrupts: no running priority, active state or list registers (LPIs have no active
-//! state). There is no Security state other than the software's, no MPAM, no UMSI reports of GICv4.1 and no power
-//! management beyond GICR_WAKER.
+//! is only the acknowledgement and the count of interrupts that ended outside of list registers: no running priority,
+//! active state or list registers (LPIs have no active state). There is no Security state other than the software's, no
+//! MPAM, no UMSI reports of GICv4.1 and no GICR_PWRR (only Secure software has it).
 
 mod config;
 mod dist;

@@ -6,7 +6,7 @@
 
 use crate::config::Cpu;
 use crate::dist::{Cell, cell, cell_write};
-use crate::its::{Item, Ite};
+use crate::its::{Ite, Item};
 use crate::machine::{Delivery, State};
 use crate::memory::{Snoop, Use};
 use crate::vpe::{Leaving, Resident};

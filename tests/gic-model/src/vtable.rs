@@ -52,7 +52,10 @@ impl State {
         if old & VALID != 0 {
             let homeless: Vec<u16> = self.vpes.iter().filter(|(_, v)| v.rd == rd).map(|(id, _)| *id).collect();
             if !homeless.is_empty() {
-                self.flag(SECTION, format!("the vPE table of CPU{rd} taken away while vPEs {homeless:?} are mapped to it"));
+                self.flag(
+                    SECTION,
+                    format!("the vPE table of CPU{rd} taken away while vPEs {homeless:?} are mapped to it"),
+                );
             }
             let base = old & 0x000f_ffff_ffff_f000;
             self.mem.detach(base, Use::VpeTable);
@@ -163,11 +166,7 @@ impl State {
         }
         for rd in 0..self.rds.len() {
             let v = self.rds[rd].vpropbaser;
-            if self.cfg.cpus[rd].rvpeid
-                && self.covers(its, rd)
-                && v & VALID != 0
-                && geometry(v).shape() != g.shape()
-            {
+            if self.cfg.cpus[rd].rvpeid && self.covers(its, rd) && v & VALID != 0 && geometry(v).shape() != g.shape() {
                 self.flag(
                     BASER,
                     format!("ITS{its} and CPU{rd} must share a vPE table (SVPET) but have different ones"),

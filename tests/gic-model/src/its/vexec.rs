@@ -65,8 +65,11 @@ impl State {
             }
             Command::Invdb { vpe } => {
                 if self.vte(its, section, vpe).is_some() {
-                    if let Some((rd, doorbell)) =
-                        self.vpes.get(&vpe).map(|v| (v.rd, v.doorbell)).filter(|(_, d)| *d != NONE && !self.bad_doorbell(*d))
+                    if let Some((rd, doorbell)) = self
+                        .vpes
+                        .get(&vpe)
+                        .map(|v| (v.rd, v.doorbell))
+                        .filter(|(_, d)| *d != NONE && !self.bad_doorbell(*d))
                     {
                         self.check_config_published(section, rd, doorbell);
                     }
