@@ -860,3 +860,17 @@ fn doorbell_and_pending_last_are_unknown_while_a_vpe_is_resident() {
     assert_eq!(b.leave(0) & (DOORBELL | PENDING_LAST), 0);
     b.m.assert_clean();
 }
+
+#[test]
+fn a_cpu_with_physical_events_must_not_be_powered_off() {
+    let b = Bench::up41(Config::v4_1(2, 1));
+    b.device(0, 6);
+    b.run(0, &[mapti(6, 2, LPI + 9, 1), sync(b.rdbase(0, 1))]);
+    b.m.power_off(1);
+    b.expect("11.1 Power management");
+    b.m.power_on(1);
+    b.lpis_on(1);
+    b.run(0, &[movi(6, 2, 0), sync(b.rdbase(0, 0))]);
+    b.m.power_off(1);
+    b.m.assert_clean();
+}
