@@ -258,6 +258,9 @@ pub struct Config {
     /// GICv4.0: a doorbell also rings for an event that is pending already (QEMU). Without this flag, it rings only
     /// when the event becomes pending.
     pub ring_when_pending: bool,
+    /// GICv4.1: the redistributor takes VGrp0En and VGrp1En from the write that clears Valid. Interrupts of a group that
+    /// is disabled there do not set PendingLast and ring no doorbell.
+    pub samples_groups_on_leave: bool,
     /// GICv4.1: unmapping a vPE leaves cached configuration of its vLPIs, which only an invalidation removes.
     pub unmapping_keeps_cache: bool,
     /// GICv4.0: a redistributor drops virtual LPIs beyond its GICR_VPROPBASER.IDbits even while no vPE is resident.
@@ -423,6 +426,7 @@ impl Config {
             staleness: Staleness::Worst,
             write_through: false,
             ring_when_pending: false,
+            samples_groups_on_leave: true,
             unmapping_keeps_cache: true,
             drops_beyond_idbits: true,
             idai: None,

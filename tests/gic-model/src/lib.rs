@@ -55,7 +55,7 @@
 //! | mistake | what the model does |
 //! |---|---|
 //! | Valid cleared, or another write, while Dirty is 1 | flagged |
-//! | fields changed while Valid is 1 | flagged |
+//! | fields changed while Valid is 1, also by the write that clears it | flagged; no doorbell rings for a group that this write disables ([`Config::samples_groups_on_leave`]) |
 //! | Doorbell or PendingLast written back as read | both read as 1 while Valid is 1 |
 //! | Dirty never clears | [`Fault::DirtyStuck`] |
 //! | Dirty polled more than once for each residency | counted ([`Counters`]) |

@@ -8,6 +8,7 @@ use crate::its::{Ite, Item, Vte};
 use crate::machine::{Delivery, State};
 use crate::memory::Snoop;
 use crate::redist::{LPI, snoop};
+use crate::vpe::{GROUP0, GROUP1, GROUPS, Sgi};
 
 /// INTID that means "no doorbell".
 pub(crate) const NONE: u32 = 1023;
@@ -162,8 +163,11 @@ impl State {
     /// Whether an enabled interrupt is pending. PendingLast shows this, and a default doorbell rings for it.
     pub(crate) fn has_enabled_pending(&mut self, vpt: u64, vpe: Option<u16>) -> bool {
         let pending: Vec<u32> = self.vpts.get(&vpt).map_or(Vec::new(), |v| v.pending.iter().copied().collect());
-        let sgi = vpe.and_then(|id| self.vpes.get(&id)).is_some_and(|v| v.sgis.iter().any(|s| s.pending && s.enable));
-        sgi || pending.into_iter().any(|intid| self.vlpi_config(vpt, intid) & 1 != 0)
+        let entry = vpe.and_then(|id| self.vpes.get(&id));
+        let groups = entry.map_or(GROUPS, |v| v.groups);
+        let taken = |s: &Sgi| s.pending && s.enable && groups & if s.group { GROUP1 } else { GROUP0 } != 0;
+        let sgi = entry.is_some_and(|v| v.sgis.iter().any(taken));
+        sgi || groups & GROUP1 != 0 && pending.into_iter().any(|intid| self.vlpi_config(vpt, intid) & 1 != 0)
     }
 
     /// GICv4.1: rings the default doorbell if it was requested and an enabled interrupt is pending.

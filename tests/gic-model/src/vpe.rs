@@ -22,7 +22,11 @@ const VALID: u64 = 1 << 63;
 const BIT62: u64 = 1 << 62;
 const PENDING_LAST: u64 = 1 << 61;
 const DIRTY: u64 = 1 << 60;
-const GROUPS: u64 = 3 << 58;
+/// GICv4.1: VGrp0En and VGrp1En.
+pub(crate) const GROUPS: u64 = 3 << 58;
+pub(crate) const GROUP0: u64 = 1 << 59;
+pub(crate) const GROUP1: u64 = 1 << 58;
+const VPEID: u64 = 0xffff;
 const ADDRESS: u64 = 0x000f_ffff_ffff_0000;
 const ATTRIBUTES: u64 = 7 << 56 | 3 << 10 | 7 << 7;
 
@@ -58,6 +62,8 @@ pub(crate) struct Vpe {
     pub(crate) mapped: BTreeSet<usize>,
     /// Whether a doorbell was requested and has not rung.
     pub(crate) armed: bool,
+    /// VGrp0En and VGrp1En at the end of the last residency: interrupts of other groups ring no doorbell.
+    pub(crate) groups: u64,
     pub(crate) sgis: [Sgi; 16],
 }
 
@@ -374,14 +380,19 @@ impl State {
         let old = self.rds[rd].vpendbaser;
         let v4_1 = self.cfg.cpus[rd].rvpeid;
         if v4_1 {
-            if value as u16 != 0 && value as u16 != old as u16 {
+            // Doorbell and PendingLast say how the residency ends. No other field may have a new value.
+            if (value ^ old) & (GROUPS | VPEID) != 0 {
                 self.flag(
                     VPENDBASER,
                     format!(
-                        "GICR_VPENDBASER.vPEID changed from {} to {} on CPU{rd} by the write that clears Valid",
-                        old as u16, value as u16
+                        "GICR_VPENDBASER: vPEID or group enables changed on CPU{rd} by the write clearing Valid ({old:#x} \
+                         to {value:#x})"
                     ),
                 );
+            }
+            let sampled = if self.cfg.samples_groups_on_leave { value & GROUPS } else { GROUPS };
+            if let Some(vpe) = resident.vpe.and_then(|id| self.vpes.get_mut(&id)) {
+                vpe.groups = sampled;
             }
             self.rds[rd].vpendbaser = old & !(BIT62 | PENDING_LAST);
         } else {

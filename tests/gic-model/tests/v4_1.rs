@@ -56,7 +56,7 @@ fn an_msi_reaches_a_resident_vpe_if_its_group_is_enabled() {
         b.wait_dirty(0);
         b.m.msi(5, 1);
         assert!(!b.m.guest_irq(0));
-        assert_ne!(b.leave(0) & PENDING_LAST, 0);
+        assert_eq!(b.leave(0) & PENDING_LAST, 0, "the group is disabled");
         b.m.assert_clean();
     }
 }
@@ -265,18 +265,53 @@ fn a_resident_vpe_must_be_mapped_resident_once_and_in_a_vpe_table() {
 
 #[test]
 fn the_write_that_clears_valid_must_not_change_other_fields() {
+    const GROUP0: u64 = 1 << 59;
+    // The vPEID, one group enable, both, and everything.
+    for change in [7, GROUP1, GROUP0, GROUP0 | GROUP1, GROUP1 | 3] {
+        let Vm { b, .. } = vm();
+        b.enter41(0, 3);
+        b.m.write64(b.vlpi(0) + 0x78, (GROUP1 | 3 | PENDING_LAST) ^ change);
+        b.expect("12.11 GICR_VPENDBASER");
+        b.wait_dirty(0);
+        assert_eq!(b.vpendbaser(0) & VALID, 0);
+    }
+    for flags in [0, DOORBELL, PENDING_LAST, DOORBELL | PENDING_LAST] {
+        let Vm { b, .. } = vm();
+        b.enter41(0, 3);
+        b.m.write64(b.vlpi(0) + 0x78, GROUP1 | 3 | flags);
+        b.m.assert_clean();
+    }
+    // While Valid stays 1, no field may change.
     let Vm { b, .. } = vm();
     b.enter41(0, 3);
-    b.m.write64(b.vlpi(0) + 0x78, PENDING_LAST | 4);
-    b.expect("12.11 GICR_VPENDBASER");
-    b.wait_dirty(0);
-    b.enter41(0, 3);
-    b.m.write64(b.vlpi(0) + 0x78, PENDING_LAST);
-    b.wait_dirty(0);
     b.m.write64(b.vlpi(0) + 0x78, VALID | GROUP1 | 3);
-    b.m.write64(b.vlpi(0) + 0x78, DOORBELL | 3);
-    b.expect("12.11 GICR_VPENDBASER");
     b.m.assert_clean();
+    for change in [7, GROUP1, GROUP0] {
+        b.m.write64(b.vlpi(0) + 0x78, (VALID | GROUP1 | 3) ^ change);
+        b.expect("12.11 GICR_VPENDBASER");
+    }
+}
+
+#[test]
+fn a_group_that_the_write_clearing_valid_disables_may_ring_no_doorbell() {
+    for samples in [false, true] {
+        let mut c = Config::v4_1(1, 1);
+        c.samples_groups_on_leave = samples;
+        let Vm { b, .. } = vm_on(c);
+        b.enter41(0, 3);
+        b.m.write64(b.vlpi(0) + 0x78, DOORBELL);
+        b.expect("12.11 GICR_VPENDBASER");
+        b.wait_dirty(0);
+        b.m.msi(5, 1);
+        assert_eq!(b.m.host_irq(0), !samples);
+        let _ = b.m.host_ack(0);
+        b.enter41(0, 3);
+        assert_eq!(b.m.guest_ack(0), Some(V));
+        b.leave_with(0, DOORBELL);
+        b.m.msi(5, 1);
+        assert_eq!(b.m.host_ack(0), Some(DB));
+        b.m.assert_clean();
+    }
 }
 
 #[test]
@@ -458,13 +493,12 @@ fn a_virtual_sgi_is_disabled_until_its_configuration_is_synchronised() {
 }
 
 #[test]
-fn a_residency_left_at_reset_ends_with_a_write_of_pending_last_alone() {
+fn a_residency_left_at_reset_ends_with_its_fields_unchanged() {
     let c = Config::v4_1(1, 1)
         .each_cpu(|_, p| p.residency_at_reset = Some((VALID | 2 << 53 | 0x40_1000_0400, VALID | GROUP1 | 5)));
     let b = Bench::raw(c);
     assert_ne!(b.vpendbaser(0) & VALID, 0);
-    b.m.write64(b.vlpi(0) + 0x78, PENDING_LAST);
-    b.wait_dirty(0);
+    b.leave_with(0, PENDING_LAST);
     b.m.write64(b.vlpi(0) + 0x70, 0);
     assert_eq!(b.vpendbaser(0) & VALID, 0);
     b.m.assert_clean();

@@ -8,7 +8,7 @@ use crate::machine::State;
 use crate::memory::{Snoop, Use};
 use crate::redist::LPI;
 use crate::vlpi::NONE;
-use crate::vpe::{Sgi, Vpe};
+use crate::vpe::{GROUPS, Sgi, Vpe};
 use std::collections::BTreeSet;
 
 /// Fields of a VMAPP with V = 1.
@@ -197,6 +197,7 @@ impl State {
                     rd: vte.rd,
                     mapped: BTreeSet::new(),
                     armed: false,
+                    groups: GROUPS,
                     sgis: [Sgi::default(); 16],
                 },
             );
