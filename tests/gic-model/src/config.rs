@@ -511,7 +511,7 @@ impl Its {
             retry_needed: true,
             enabled_at_reset: false,
             imde_at_reset: false,
-            imde_keeps_busy: false,
+            imde_keeps_busy: true,
             cpu_device: None,
         }
     }
