@@ -61,6 +61,7 @@ fn start(own: boot::BootInfo) -> ! {
         log::info!("SMMU at {base}: in bypass");
     }
 
+    let boot_cpu = percpu::cpu();
     let gic = &machine.gic;
     let mut itss: Vec<ItsLayout> =
         gic.itss.iter().map(|its| ItsLayout { base: its.control.base, coherent: !its.non_coherent }).collect();
@@ -69,6 +70,7 @@ fn start(own: boot::BootInfo) -> ! {
         redists: &gic.redists.iter().map(|range| (range.base, range.size)).collect::<Vec<_>>(),
         stride: gic.redist_stride,
         cpus: &machine.cpus.iter().map(|cpu| cpu.mpidr).collect::<Vec<_>>(),
+        boot_cpu,
         itss: &[],
         coherent: !gic.non_coherent,
         virtual_lpis_wanted: options.direct == Direct::On,
@@ -91,7 +93,6 @@ fn start(own: boot::BootInfo) -> ! {
     if set_once(&CONTROL, control).is_err() {
         unreachable!("the boot CPU starts once");
     }
-    let boot_cpu = percpu::cpu();
     if let Err(error) = host.bring_up(boot_cpu) {
         fatal!("{boot_cpu}: {error}");
     }

@@ -167,6 +167,7 @@ pub fn discover(generation: Generation) -> Gic<Instant> {
         redists: &[(REDISTS, u64::from(CPUS) * REDIST_SIZE)],
         stride: None,
         cpus: &cpus,
+        boot_cpu: CpuId(0),
         itss: &[ItsLayout { base: ITS, coherent: true }],
         coherent: true,
         virtual_lpis_wanted: true,

@@ -25,6 +25,7 @@ fn guest(homes: &[u16]) -> Guest {
         redists: &tables.gic.redists.iter().map(|range| (range.base, range.size)).collect::<Vec<_>>(),
         stride: tables.gic.redist_stride,
         cpus: &tables.cpus.iter().map(|cpu| cpu.mpidr).collect::<Vec<Mpidr>>(),
+        boot_cpu: CpuId(0),
         itss: &tables
             .gic
             .itss

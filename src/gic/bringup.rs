@@ -36,6 +36,7 @@ impl<H: Hw + Clone> Gic<H> {
             return Err(GicError::Distributor);
         }
         let redists = redist::find(&hw, layout)?;
+        let boot = redists.get(layout.boot_cpu.index()).ok_or(GicError::NoSuchCpu(layout.boot_cpu))?;
         for redist in &redists {
             if !redist.clear_stale_residency() {
                 log::warn!("{}: an earlier owner's vPE is still being written back", redist.cpu);
@@ -77,7 +78,7 @@ impl<H: Hw + Clone> Gic<H> {
         }
         settle_facts(&mut facts, &itss);
         let generation = if facts.v41 { Generation::V41 } else { Generation::V40 };
-        let tables = vpe_tables(&mut facts, generation, &sharing, &redists, &itss);
+        let tables = vpe_tables(&mut facts, generation, &sharing, boot, &itss);
         let mut gic = Gic {
             hw,
             dist,
@@ -176,18 +177,19 @@ fn common_facts<H: Hw + Clone>(dist: &Dist<H>, redists: &[Redist<H>], layout: &L
     }
 }
 
-/// Makes the vPE tables of redistributors, where they have any. If that fails there are no virtual LPIs.
+/// Plans the vPE tables of redistributors, where they have any, and makes that of the boot CPU. If that fails there are
+/// no virtual LPIs.
 fn vpe_tables<H: Hw + Clone>(
     facts: &mut Facts,
     generation: Generation,
     sharing: &v4::Sharing,
-    redists: &[Redist<H>],
+    boot: &Redist<H>,
     itss: &[Option<Its<H>>],
 ) -> VpeTables {
     if !facts.virtual_lpis {
         return VpeTables::default();
     }
-    match v4::vpe_tables(generation, sharing, redists, itss, 1 << facts.vpe_bits) {
+    match v4::vpe_tables(generation, sharing, boot, itss, 1 << facts.vpe_bits) {
         Ok(tables) => {
             facts.vpes = u64::from(facts.vpes).min(tables.capacity()) as u32;
             tables

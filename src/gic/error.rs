@@ -25,6 +25,8 @@ pub enum GicError {
     /// An earlier owner of the machine left GICR_CTLR.EnableLPIs set and it cannot be cleared: the redistributor uses
     /// tables that are not ours.
     LpisStuckOn(CpuId),
+    /// There is no vPE table for the CPU's redistributor (GICv4.1).
+    VpeTable(CpuId, TableError),
     /// Out of memory.
     NoMemory,
     /// An ITS could not map the CPU's collection.
@@ -46,6 +48,7 @@ impl fmt::Display for GicError {
                     "LPIs of {c} were left enabled and cannot be disabled: its redistributor keeps foreign tables"
                 )
             }
+            GicError::VpeTable(c, e) => write!(f, "no vPE table for the GIC redistributor of {c}: {e}"),
             GicError::NoMemory => write!(f, "out of memory for GIC tables"),
             GicError::Collection(its, e) => write!(f, "{its} did not map a CPU's collection: {e}"),
         }

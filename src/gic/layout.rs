@@ -1,6 +1,6 @@
 //! The GIC as the platform describes it, by device tree or ACPI tables.
 
-use crate::ids::{Mpidr, Pa};
+use crate::ids::{CpuId, Mpidr, Pa};
 
 /// An ITS as the platform describes it.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +22,8 @@ pub struct Layout<'a> {
     pub stride: Option<u64>,
     /// The CPUs to serve; the index is the [`CpuId`](crate::ids::CpuId).
     pub cpus: &'a [Mpidr],
+    /// The CPU that discovers the GIC. Its redistributor is powered; those of the others need not be.
+    pub boot_cpu: CpuId,
     /// The ITSs; the index is the [`ItsId`](crate::ids::ItsId).
     pub itss: &'a [ItsLayout],
     /// The redistributors snoop the CPUs' caches.

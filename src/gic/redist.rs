@@ -455,7 +455,8 @@ impl<H: Hw> Redist<H> {
         self.typer.read(GICR_TYPER::AFFINITY) as u32
     }
 
-    /// Makes a vPE table that this redistributor supports (GICv4.1). No register points at it yet.
+    /// Makes a vPE table that this redistributor supports (GICv4.1). The redistributor is powered, and no register points
+    /// at the table yet.
     pub fn make_vpe_table(&self, vpes: u64) -> Result<Table, TableError> {
         let at = self.base.add(gicr::VPROPBASER);
         let write = |v: FieldValue<u64, GICR_VPROPBASER_4_1::Register>| {
@@ -477,6 +478,11 @@ impl<H: Hw> Redist<H> {
                 .is_set(GICR_VPROPBASER_4_1::INDIRECT)
         };
         Table::allocate(&self.hw, (vpes, entry), page_bytes(code), VPE_TABLE_PAGES, can_be_indirect)
+    }
+
+    /// Makes sure that a vPE table has memory behind an entry.
+    pub fn ensure_vpe(&self, table: &Table, id: u64) -> Result<(), TableError> {
+        table.ensure(&self.hw, id)
     }
 
     /// Frees a table from [`make_vpe_table`](Self::make_vpe_table) that no register has pointed at.

@@ -116,6 +116,7 @@ impl Described {
             redists: &self.redists,
             stride: None,
             cpus: &self.cpus,
+            boot_cpu: CpuId(0),
             itss: &self.itss,
             coherent: true,
             virtual_lpis_wanted: true,

@@ -3,7 +3,7 @@
 use super::*;
 use crate::gic::ItsError;
 use crate::gic::testing::key;
-use crate::gic::testing::{Guest, ITS0, vlpi};
+use crate::gic::testing::{Bench, DEV, Guest, ITS0, vlpi};
 use crate::gic::v4::Why::{Block, Preempt};
 use crate::ids::{CpuId, ItsId, VpeId};
 use gic_model::{Command, Config, Delivery, Fault};
@@ -223,6 +223,35 @@ fn with_two_vpeids_the_third_vcpu_gets_no_vpe() {
 }
 
 #[test]
+fn a_vpe_table_is_made_when_the_first_cpu_of_its_group_has_power() {
+    // Two groups of redistributors; only those of the first have power.
+    let config = Config::v4_1(4, 1).each_cpu(|n, cpu| {
+        (cpu.affinity, cpu.common_lpi_aff) = ((n as u32 / 2) << 24 | n as u32 % 2, 1);
+        cpu.powered_at_reset = n < 2;
+    });
+    let Bench { machine, gic } = Bench::discovered(config).unwrap();
+    (0..2).for_each(|cpu| gic.init_cpu(CpuId(cpu)).unwrap());
+    let v4 = gic.v4().unwrap();
+    let vm = v4.create_vm(14).unwrap();
+    let vpe = v4.add_vpe(vm, CpuId(0)).unwrap();
+    gic.map_device(ITS0, DEV, 5).unwrap();
+    v4.configure(vm, vlpi(1), 0xa1).unwrap();
+    v4.map_event(key(ITS0, 1), vpe, vlpi(1)).unwrap();
+    for cpu in 2..4 {
+        machine.power_on(cpu);
+        gic.init_cpu(CpuId(cpu as u16)).unwrap();
+    }
+    for cpu in [2, 0, 3] {
+        let mut r = v4.enter(vpe, CpuId(cpu), InterruptGroups::GROUP1).unwrap();
+        v4.before_eret(&mut r);
+        machine.msi_at(0, DEV.0, 1);
+        assert_eq!(machine.guest_ack(usize::from(cpu)), Some(vlpi(1).0));
+        let _ = v4.leave(r, Preempt);
+    }
+    machine.assert_clean();
+}
+
+#[test]
 fn disabled_groups_keep_interrupts_from_a_guest() {
     let g = guest(1);
     g.map(ITS0, 1, 0);
@@ -238,7 +267,6 @@ fn disabled_groups_keep_interrupts_from_a_guest() {
 
 #[test]
 fn a_machine_with_gicv4_0_and_gicv4_1_parts_uses_no_virtual_lpis() {
-    use crate::gic::testing::Bench;
     let half = [
         Config::v4_1(CPUS, 1).each_cpu(|n, cpu| cpu.rvpeid = n != 2),
         Config::v4_1(CPUS, 1).each_its(|_, its| its.vmapp = false),
@@ -252,7 +280,6 @@ fn a_machine_with_gicv4_0_and_gicv4_1_parts_uses_no_virtual_lpis() {
 
 #[test]
 fn a_residency_that_an_earlier_owner_left_is_ended_first() {
-    use crate::gic::testing::Bench;
     let left = 1u64 << 63 | 5;
     let b = Bench::up(Config::v4_1(CPUS, 1).each_cpu(|n, cpu| {
         if n == 1 {

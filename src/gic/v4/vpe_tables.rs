@@ -6,16 +6,18 @@
 //! level and affinity; then it is the table that GITS_BASER2 points at. Sharing is transitive: if two ITSs share with
 //! two redistributors that share with each other, all four share one table.
 //!
-//! Sharing is computed before the first table is made, and all tables are made before the first CPU is brought up. Each
-//! redistributor is pointed at its table once. Second levels are allocated in all tables before a vPEID is used.
+//! Sharing is computed before the first table is made. A table that no ITS shares is made when the first CPU of its
+//! group is brought up, by that CPU: GIC-600 and later read the registers that describe it as zero until the CPU has
+//! power. Each redistributor is pointed at its table once. Second levels are allocated in all tables before a vPEID is
+//! used, and in a new table for all vPEIDs in use.
 
 use crate::gic::error::GicError;
 use crate::gic::facts::common_affinity;
 use crate::gic::its::Its;
 use crate::gic::redist::{Redist, VPE_TABLE_PAGES};
 use crate::gic::table::{Table, TableError};
-use crate::ids::CpuId;
 use crate::mmio::Hw;
+use crate::sync::Once;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -71,12 +73,12 @@ impl Sharing {
     }
 }
 
-/// A vPE table that a group of redistributors shares.
+/// Redistributors that share a vPE table.
 struct Group {
     label: usize,
-    table: Table,
-    /// No ITS uses it and no redistributor has been pointed at it yet: it is all zero, and the first redistributor gets
-    /// Z set.
+    table: Once<Table>,
+    /// No ITS uses the table and no redistributor has been pointed at it yet: it is all zero, and the first
+    /// redistributor gets Z set.
     fresh: AtomicBool,
 }
 
@@ -85,66 +87,88 @@ struct Group {
 pub struct VpeTables {
     groups: Vec<Group>,
     labels: Vec<usize>,
+    /// The number of entries that a table is made with.
+    wanted: u64,
 }
 
 impl VpeTables {
-    /// Makes a table for each group, or takes the one of an ITS that shares with it.
-    pub fn make<H: Hw + Clone>(
+    /// Plans a group for each label. Those that share the table of an ITS have it from the start.
+    pub fn plan<H: Hw + Clone>(
         sharing: &Sharing,
-        redists: &[Redist<H>],
         itss: &[Option<Its<H>>],
-        vpes: u64,
+        wanted: u64,
     ) -> Result<VpeTables, TableError> {
-        let mut groups = VpeTables { groups: Vec::new(), labels: sharing.redists.clone() };
-        for (redist, &label) in redists.iter().zip(&sharing.redists) {
-            if groups.groups.iter().any(|g| g.label == label) {
+        let mut groups: Vec<Group> = Vec::new();
+        for &label in &sharing.redists {
+            if groups.iter().any(|g| g.label == label) {
                 continue;
             }
             let same = itss.iter().zip(&sharing.itss).filter(|(_, l)| **l == label);
             let shared = same.filter_map(|(its, _)| its.as_ref()?.vpe_table).next();
-            match shared.map_or_else(|| redist.make_vpe_table(vpes), |table| table.fits(VPE_TABLE_PAGES)) {
-                Ok(table) => groups.groups.push(Group { label, table, fresh: AtomicBool::new(shared.is_none()) }),
-                Err(e) => {
-                    groups
-                        .groups
-                        .iter()
-                        .filter(|g| g.fresh.load(Ordering::Relaxed))
-                        .for_each(|g| redist.free_vpe_table(&g.table));
-                    return Err(e);
-                }
-            }
+            let table = match shared {
+                Some(table) => Once::initialized(table.fits(VPE_TABLE_PAGES)?),
+                None => Once::new(),
+            };
+            groups.push(Group { label, table, fresh: AtomicBool::new(shared.is_none()) });
         }
-        Ok(groups)
+        Ok(VpeTables { groups, labels: sharing.redists.clone(), wanted })
     }
 
-    fn of(&self, cpu: CpuId) -> Option<&Group> {
-        let label = *self.labels.get(cpu.index())?;
-        self.groups.iter().find(|g| g.label == label)
+    fn of<H>(&self, redist: &Redist<H>) -> Result<&Group, TableError> {
+        let label = self.labels.get(redist.cpu.index()).ok_or(TableError::Range)?;
+        self.groups.iter().find(|g| g.label == *label).ok_or(TableError::Range)
+    }
+
+    /// Makes the table of a redistributor's group if that has none, with room for at least `vpes` vPEs. The redistributor
+    /// is powered: its register says what a table looks like.
+    ///
+    /// Called under the VM-map lock, or before there are vPEs.
+    pub fn make<H: Hw + Clone>(&self, redist: &Redist<H>, vpes: u64) -> Result<&Table, TableError> {
+        let group = self.of(redist)?;
+        if let Some(table) = group.table.get() {
+            return Ok(table);
+        }
+        let table = redist.make_vpe_table(self.wanted)?;
+        if table.capacity() < vpes {
+            redist.free_vpe_table(&table);
+            return Err(TableError::Range);
+        }
+        Ok(group.table.call_once(|| table))
     }
 
     /// Points a redistributor at its group's table, unless it still uses it from before its CPU was taken out of
-    /// service.
-    pub fn attach<H: Hw>(&self, redist: &Redist<H>, coherent: bool) -> Result<(), GicError> {
-        let group = self.of(redist.cpu).ok_or(GicError::RegisterWrite(redist.cpu))?;
-        if redist.has_vpe_table(&group.table) {
-            return Ok(());
+    /// service, and makes sure that there is memory behind the entries of the vPEs in `used`. The rest is as for
+    /// [`make`](Self::make).
+    pub fn attach<H: Hw + Clone>(
+        &self,
+        redist: &Redist<H>,
+        coherent: bool,
+        vpes: u64,
+        mut used: impl Iterator<Item = u64>,
+    ) -> Result<(), GicError> {
+        let error = |e| GicError::VpeTable(redist.cpu, e);
+        let table = self.make(redist, vpes).map_err(error)?;
+        if !redist.has_vpe_table(table) {
+            let first = self.of(redist).map_err(error)?.fresh.swap(false, Ordering::AcqRel);
+            if !redist.set_vpe_table(table, first, coherent) {
+                return Err(GicError::RegisterWrite(redist.cpu));
+            }
         }
-        let first = group.fresh.swap(false, Ordering::AcqRel);
-        if redist.set_vpe_table(&group.table, first, coherent) {
-            Ok(())
-        } else {
-            Err(GicError::RegisterWrite(redist.cpu))
-        }
+        used.try_for_each(|id| redist.ensure_vpe(table, id)).map_err(error)
     }
 
-    /// Makes sure that every table has memory behind the entry of a vPE.
+    fn made(&self) -> impl Iterator<Item = &Table> {
+        self.groups.iter().filter_map(|g| g.table.get())
+    }
+
+    /// Makes sure that every table has memory behind the entry of a vPE. Called under the VM-map lock.
     pub fn ensure<H: Hw>(&self, hw: &H, id: u64) -> Result<(), TableError> {
-        self.groups.iter().try_for_each(|g| g.table.ensure(hw, id))
+        self.made().try_for_each(|table| table.ensure(hw, id))
     }
 
     /// How many vPEs every table has room for; without tables, any number.
     pub fn capacity(&self) -> u64 {
-        self.groups.iter().map(|g| g.table.capacity()).min().unwrap_or(u64::MAX)
+        self.made().map(Table::capacity).min().unwrap_or(u64::MAX)
     }
 }
 

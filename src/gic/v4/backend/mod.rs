@@ -26,13 +26,13 @@ use arrayvec::ArrayVec;
 pub fn vpe_tables<H: Hw + Clone>(
     generation: Generation,
     sharing: &Sharing,
-    redists: &[Redist<H>],
+    boot: &Redist<H>,
     itss: &[Option<Its<H>>],
     vpes: u64,
 ) -> Result<VpeTables, TableError> {
     match generation {
-        Generation::V40 => v40::vpe_tables(sharing, redists, itss, vpes),
-        Generation::V41 => v41::vpe_tables(sharing, redists, itss, vpes),
+        Generation::V40 => v40::vpe_tables(sharing, boot, itss, vpes),
+        Generation::V41 => v41::vpe_tables(sharing, boot, itss, vpes),
     }
 }
 

@@ -25,7 +25,7 @@ type Vpend = LocalRegisterCopy<u64, GICR_VPENDBASER::Register>;
 /// Redistributors have no vPE tables.
 pub fn vpe_tables<H: Hw + Clone>(
     _sharing: &Sharing,
-    _redists: &[Redist<H>],
+    _boot: &Redist<H>,
     _itss: &[Option<Its<H>>],
     _vpes: u64,
 ) -> Result<VpeTables, TableError> {

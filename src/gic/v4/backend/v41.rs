@@ -19,15 +19,20 @@ use arrayvec::ArrayVec;
 
 pub fn vpe_tables<H: Hw + Clone>(
     sharing: &Sharing,
-    redists: &[Redist<H>],
+    boot: &Redist<H>,
     itss: &[Option<Its<H>>],
     vpes: u64,
 ) -> Result<VpeTables, TableError> {
-    VpeTables::make(sharing, redists, itss, vpes)
+    let tables = VpeTables::plan(sharing, itss, vpes)?;
+    tables.make(boot, 0)?;
+    Ok(tables)
 }
 
 pub fn init_redist<H: Hw + Clone>(v4: V4<'_, H>, redist: &Redist<H>, coherent: bool) -> Result<(), GicError> {
-    v4.state.tables.attach(redist, coherent)
+    // No vPE is added meanwhile, so the new table has all of them.
+    let _vms = v4.state.vms.lock();
+    let used = v4.state.slots().map(|(vpe, _)| u64::from(vpe.0));
+    v4.state.tables.attach(redist, coherent, u64::from(v4.gic.facts.vpes), used)
 }
 
 // ---- residency ----------------------------------------------------------------------------------------------
