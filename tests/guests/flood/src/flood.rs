@@ -4,9 +4,9 @@
 //! delivered. vCPU 1 is never started. After each store one line: `GUEST FLOOD commands=N from_us=T us=T end`, with the
 //! time of the store and how long it took.
 
-use crate::guest::now_us;
 use guest_rt::gic;
 use guest_rt::its::{self, Its, LARGEST_RING, Table};
+use guest_rt::meter::now_us;
 use guest_rt::{off, say};
 
 const TABLE: usize = 0x1_0000;

@@ -2,14 +2,12 @@
 //!
 //! * dom0 has an ITS. It stores to GITS_CWRITER again and again, each time for as many commands as the largest queue holds
 //!   (`flood.rs`).
-//! * A domU has none. It computes, and measures how long it has a CPU and how long it is without one (`meter.rs`).
+//! * A domU has none. It computes, and measures how long it has a CPU and how long it is without one.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "guest_main is called by name")]
 
 #[cfg(target_os = "none")]
 mod flood;
-#[cfg(target_os = "none")]
-mod meter;
 
 #[cfg(not(target_os = "none"))]
 fn main() {
@@ -18,21 +16,15 @@ fn main() {
 
 #[cfg(target_os = "none")]
 mod guest {
-    use crate::{flood, meter};
-    use guest_rt::{cpu, gic, mrs};
+    use crate::flood;
+    use guest_rt::{gic, meter};
 
-    /// Ticks of the counter in `microseconds`.
-    pub fn ticks(microseconds: u64) -> u64 {
-        mrs!("cntfrq_el0") / 1_000_000 * microseconds
-    }
-
-    /// Microseconds since the machine was started.
-    pub fn now_us() -> u64 {
-        cpu::now() / ticks(1)
-    }
+    /// Start of the measurement in milliseconds, when dom0 has begun its first store, and its length.
+    const FROM: u64 = 500;
+    const WINDOW: u64 = 2_000;
 
     #[unsafe(no_mangle)]
     extern "C" fn guest_main() -> ! {
-        if gic::has_lpis() { flood::run() } else { meter::run() }
+        if gic::has_lpis() { flood::run() } else { meter::run(FROM, WINDOW) }
     }
 }

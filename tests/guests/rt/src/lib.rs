@@ -22,6 +22,8 @@ mod head;
 #[cfg(target_os = "none")]
 pub mod its;
 #[cfg(target_os = "none")]
+pub mod meter;
+#[cfg(target_os = "none")]
 pub mod mmio;
 #[cfg(target_os = "none")]
 pub mod smccc;
