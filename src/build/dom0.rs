@@ -6,7 +6,7 @@ use super::acpi::{self, Places};
 use super::fdt::edit::{Dom0FdtError, Dom0Plan, build_dom0_fdt, vgicr_region};
 use super::layout::{Banks, Placement, place, plan_dom0_memory};
 use super::{
-    BuildError, Devices, DomainSpec, Homes, ID_BITS, Images, affinity, assemble, kernel_header, pci_hide, start,
+    BuildError, Devices, DomainSpec, Homes, ID_BITS, affinity, assemble, images, kernel_header, pci_hide, start,
 };
 use crate::domain::table::Domains;
 use crate::host::Host;
@@ -71,6 +71,8 @@ pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>) -> Result<(), BuildErr
         initrd: place.initrd,
     };
     let description = describe(host, in_use, &plan, &places, place.dtb)?;
+    let images = images(kernel, ramdisk, description, &place)?;
+    let entry = images.start;
     let absent = absent(machine)?;
     let mapped = mapped_devices(host, in_use, &absent)?;
     let devices = Devices {
@@ -89,13 +91,14 @@ pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>) -> Result<(), BuildErr
         weight: None,
         cap: None,
         ram,
-        images: Images { kernel, ramdisk, description, place },
+        images,
+        restarts: false,
         devices,
     };
     let domain = assemble(host, spec).map_err(|failure| failure.error)?;
     let kept = kept_spis(machine);
     host.spis.give(DomId(0), |spi| !kept.contains(&spi));
-    start(domains.add_dom0(domain), &place)
+    start(domains.add_dom0(domain), entry)
 }
 
 fn module(machine: &Machine, kind: ModuleKind) -> Option<&Module> {

@@ -1,13 +1,13 @@
 //! domUs: each is built from its boot modules, with RAM from the pool.
 //!
-//! The same function builds a domU at boot and after each reset. Its resources (RAM, VMID, vCPUs in the scheduler) are
-//! freed by `control::teardown`, or here if building fails.
+//! A domU is built once, at boot. It keeps its resources (RAM, VMID, vCPUs in the scheduler) when it is restarted. They
+//! are freed by `control::teardown`, or here if building fails.
 
 use super::fdt::make::{DomuTree, build_domu_fdt};
 use super::layout::domu::{
     DIST, MAX_VCPUS, RAM, SPIS, UART, UART_IRQ, affinities, place_modules, plan_pool, ram_size, redists,
 };
-use super::{BuildError, Devices, DomainSpec, Failure, Homes, Images, assemble, kernel_header, start};
+use super::{BuildError, Devices, DomainSpec, Failure, Homes, assemble, images, kernel_header, start};
 use crate::console;
 use crate::dev::vtimer::CNTP_PPI;
 use crate::domain::table::Domains;
@@ -53,7 +53,7 @@ pub fn build_all(domains: &Domains) {
 }
 
 /// Builds a domU and starts it, or logs why it cannot be built.
-pub fn build_or_log(domains: &Domains, id: DomId) {
+fn build_or_log(domains: &Domains, id: DomId) {
     let configs = &domains.host.machine.domains;
     let Some(config) = usize::from(id.0).checked_sub(1).and_then(|index| configs.get(index)) else { return };
     if let Err(error) = build(domains, id, config) {
@@ -77,16 +77,18 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig) -> Result<(), Buil
     let place = place_modules(size, &image, kernel.range.size, ramdisk.map(|module| module.range.size))
         .map_err(|error| BuildError::because("images", error))?;
 
-    let ram = take_ram(host, size)?;
     let affinities = affinities(count);
     let description = build_domu_fdt(&DomuTree {
         vcpus: &affinities,
-        ram: ram.size(),
+        ram: size,
         bootargs: &kernel.bootargs,
         initrd: place.initrd,
         uart: config.vpl011,
         timers: (CNTP_PPI, host.machine.timer.virt),
     });
+    let images = images(kernel, ramdisk, description, &place)?;
+    let entry = images.start;
+    let ram = take_ram(host, size)?;
     let devices = Devices {
         dist: DIST,
         redists: redists(count),
@@ -103,7 +105,8 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig) -> Result<(), Buil
         weight: config.weight,
         cap: config.cap,
         ram,
-        images: Images { kernel, ramdisk, description, place },
+        images,
+        restarts: true,
         devices,
     };
     let domain = assemble(host, spec).map_err(|failure| reclaim_ram(host, *failure))?;
@@ -116,7 +119,7 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig) -> Result<(), Buil
     if domains.add(domain.clone()).is_err() {
         unreachable!("{id} is built twice");
     }
-    start(&domain, &place)
+    start(&domain, entry)
 }
 
 /// Takes `size` bytes of RAM from the pool. The guest sees them as one range.

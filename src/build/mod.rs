@@ -16,9 +16,10 @@ pub mod image;
 pub mod layout;
 pub mod pci_hide;
 
-use crate::arch::{cache, ich, percpu};
+use crate::arch::{ich, percpu};
+use crate::domain::images::{File, Images};
 use crate::domain::msi::LpiPaths;
-use crate::domain::{Domain, Parts};
+use crate::domain::{Domain, Parts, remove_vpes};
 use crate::gic::v4::VmHandle;
 use crate::host::Host;
 use crate::host::cmdline::Direct;
@@ -29,7 +30,7 @@ use crate::mm::stage2::{Attr, Fwb, Stage2, Stage2Error, ipa_bits};
 use crate::mm::tlb::Tlbs;
 use crate::platform::Module;
 use crate::util::range::Range;
-use crate::vcpu::{Start, Vcpu};
+use crate::vcpu::{Loaded, Start, Vcpu};
 use crate::vgic::{Vgic, VgicConfig};
 use crate::vits::Vits;
 use alloc::boxed::Box;
@@ -68,14 +69,26 @@ impl fmt::Display for BuildError {
     }
 }
 
-/// What is loaded into a domain's RAM before it starts.
-struct Images<'a> {
-    kernel: &'a Module,
-    ramdisk: Option<&'a Module>,
-    /// The device tree, or the ACPI tables, that describe the domain.
+/// Lists what is loaded into a domain's RAM before it starts: kernel, RAM disk and `description`, the device tree or the
+/// ACPI tables.
+fn images(
+    kernel: &Module,
+    ramdisk: Option<&Module>,
     description: Vec<u8>,
-    /// The guest addresses that they are loaded to.
-    place: Placement,
+    place: &Placement,
+) -> Result<Images, BuildError> {
+    if description.len() as u64 > place.dtb.size {
+        return Err(BuildError::new("its description is too long"));
+    }
+    let kernel = File { what: "kernel", from: kernel.range, to: place.kernel };
+    let ramdisk = ramdisk.zip(place.initrd).map(|(ramdisk, to)| File { what: "RAM disk", from: ramdisk.range, to });
+    Ok(Images {
+        files: [Some(kernel), ramdisk].into_iter().flatten().collect(),
+        description,
+        description_at: place.dtb,
+        // As the boot protocol requires (Linux, Documentation/arch/arm64/booting.rst).
+        start: Start { entry: Ipa(place.kernel.base.0), context: place.dtb.base.0 },
+    })
 }
 
 /// The devices of a domain. Addresses are the guest's.
@@ -105,7 +118,7 @@ enum Homes {
 }
 
 /// The specification of a domain.
-struct DomainSpec<'a> {
+struct DomainSpec {
     id: DomId,
     /// The affinity of each vCPU.
     affinities: Vec<Mpidr>,
@@ -115,7 +128,9 @@ struct DomainSpec<'a> {
     /// The most CPU time of each vCPU, in percent of a CPU; no limit if `None`.
     cap: Option<u32>,
     ram: GuestRam,
-    images: Images<'a>,
+    images: Images,
+    /// Whether the domain can be restarted. If not, its images are not kept.
+    restarts: bool,
     devices: Devices,
 }
 
@@ -126,12 +141,12 @@ struct Failure {
 }
 
 /// Builds a domain. Its vCPUs are off, and it is not in the table of domains yet.
-fn assemble(host: &'static Host, spec: DomainSpec<'_>) -> Result<Domain, Box<Failure>> {
+fn assemble(host: &'static Host, spec: DomainSpec) -> Result<Domain, Box<Failure>> {
     match make_parts(host, &spec) {
         Ok((stage2, vgic, paths, vcpus)) => {
             let Devices { dist, redists, itss, console, absent, .. } = spec.devices;
-            let ram = spec.ram;
-            let parts = Parts { id: spec.id, stage2, ram, vgic, dist, redists, itss, paths, console, absent, vcpus };
+            let (id, ram, images) = (spec.id, spec.ram, spec.restarts.then_some(spec.images));
+            let parts = Parts { id, stage2, ram, vgic, dist, redists, itss, paths, console, absent, vcpus, images };
             Ok(Domain::new(host, parts))
         }
         Err(error) => Err(Box::new(Failure { error, ram: spec.ram })),
@@ -143,7 +158,7 @@ type MadeParts = (Stage2<'static, El2, Tlbs>, Vgic, LpiPaths, Vec<Arc<Vcpu>>);
 
 /// Loads the images and makes the parts of a domain. On failure everything is freed again, but the RAM may hold parts
 /// of the images.
-fn make_parts(host: &'static Host, spec: &DomainSpec<'_>) -> Result<MadeParts, BuildError> {
+fn make_parts(host: &'static Host, spec: &DomainSpec) -> Result<MadeParts, BuildError> {
     load_images(&spec.ram, &spec.images)?;
     let vgic = Vgic::new(VgicConfig {
         vcpus: spec.affinities.clone(),
@@ -159,36 +174,24 @@ fn make_parts(host: &'static Host, spec: &DomainSpec<'_>) -> Result<MadeParts, B
     match place_vcpus(host, spec, &paths) {
         Ok(vcpus) => Ok((stage2, vgic, paths, vcpus)),
         Err(error) => {
-            free_vpes(host, &paths);
+            let removed = remove_vpes(host, spec.id, &paths);
+            debug_assert!(removed, "none of them has been resident");
             host.free_stage2(stage2);
             Err(error)
         }
     }
 }
 
-/// Copies kernel, RAM disk and description into the domain's RAM.
-fn load_images(ram: &GuestRam, images: &Images<'_>) -> Result<(), BuildError> {
-    let Images { kernel, ramdisk, description, place } = images;
-    let load = |what, module: &Module, to: Range| {
-        // A RAM disk may stay where the boot loader put it.
-        if module.range == to {
-            return Ok(());
+/// Loads the images into the domain's RAM.
+fn load_images(ram: &GuestRam, images: &Images) -> Result<(), BuildError> {
+    let mut loaded = Loaded::default();
+    loop {
+        match images.load_piece(ram, loaded) {
+            Ok(Some(more)) => loaded = more,
+            Ok(None) => return Ok(()),
+            Err(error) => return Err(BuildError::because("images", error)),
         }
-        ram.load(module.range, Ipa(to.base.0)).map_err(|error| BuildError::because(what, error))
-    };
-    load("kernel", kernel, place.kernel)?;
-    if let (Some(ramdisk), Some(to)) = (ramdisk, place.initrd) {
-        load("RAM disk", ramdisk, to)?;
     }
-    ram.write(Ipa(place.dtb.base.0), description)
-        .map_err(|_| BuildError::new("its description does not fit its RAM"))?;
-    // The kernel starts with its caches off, so the data that EL2 has written must be in memory.
-    for range in [Some(place.kernel), place.initrd, Some(place.dtb)].into_iter().flatten() {
-        ram.for_each_piece(Ipa(range.base.0), range.size, |piece, _| cache::clean(piece.base, piece.size))
-            .map_err(|_| BuildError::new("its images are not in its RAM"))?;
-    }
-    cache::invalidate_instructions();
-    Ok(())
 }
 
 /// Reads the header of a kernel module.
@@ -225,7 +228,7 @@ fn address_space(
 
 /// Creates the VM and, as long as there are free ones, a vPE for each vCPU. The LPIs of a vCPU without a vPE are
 /// injected by software.
-fn lpi_paths(host: &Host, spec: &DomainSpec<'_>) -> LpiPaths {
+fn lpi_paths(host: &Host, spec: &DomainSpec) -> LpiPaths {
     let homes: Vec<CpuId> = match &spec.homes {
         Homes::Fixed(homes) => homes.clone(),
         Homes::Any => alloc::vec![percpu::cpu(); spec.affinities.len()],
@@ -251,21 +254,8 @@ fn lpi_paths(host: &Host, spec: &DomainSpec<'_>) -> LpiPaths {
     }
 }
 
-/// Removes the vPEs of a domain whose building failed. None of them has been resident.
-fn free_vpes(host: &Host, paths: &LpiPaths) {
-    let (Some(v4), Some(vm)) = (host.gic.v4(), paths.vm) else { return };
-    for vpe in paths.vcpus.iter().filter_map(|&(_, vpe)| vpe) {
-        if let Err(error) = v4.remove_vpe(vpe) {
-            log::error!("{vpe}: cannot be removed: {error}");
-        }
-    }
-    if let Err(error) = v4.destroy_vm(vm) {
-        log::error!("vLPI tables cannot be freed: {error}");
-    }
-}
-
 /// Makes the vCPUs and adds them to the scheduler. On failure they are removed from it again.
-fn place_vcpus(host: &Host, spec: &DomainSpec<'_>, paths: &LpiPaths) -> Result<Vec<Arc<Vcpu>>, BuildError> {
+fn place_vcpus(host: &Host, spec: &DomainSpec, paths: &LpiPaths) -> Result<Vec<Arc<Vcpu>>, BuildError> {
     let mut vcpus: Vec<Arc<Vcpu>> = Vec::new();
     for (id, &affinity) in (0..).map(VcpuId).zip(&spec.affinities) {
         let make = |cpu| Arc::new(Vcpu::new(spec.id, id, affinity, cpu, paths.vpe(id), ich::count()));
@@ -307,11 +297,7 @@ fn place_anywhere(host: &Host, make: impl Fn(CpuId) -> Arc<Vcpu>) -> Option<Arc<
     all.filter(|&cpu| host.cpu(cpu).is_online()).find_map(|cpu| try_place(host, make(cpu), cpu))
 }
 
-/// Powers the first vCPU on as the boot protocol requires (Linux, Documentation/arch/arm64/booting.rst).
-fn start(domain: &Domain, place: &Placement) -> Result<(), BuildError> {
-    let start = Start { entry: Ipa(place.kernel.base.0), context: place.dtb.base.0 };
-    match domain.vcpus().first().filter(|vcpu| domain.power_on(vcpu, start)) {
-        Some(_) => Ok(()),
-        None => Err(BuildError::new("it has no vCPU")),
-    }
+/// Starts a domain.
+fn start(domain: &Domain, start: Start) -> Result<(), BuildError> {
+    if domain.start(start) { Ok(()) } else { Err(BuildError::new("it has no vCPU")) }
 }

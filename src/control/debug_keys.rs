@@ -7,7 +7,6 @@ use super::hotplug;
 use crate::arch::{power, timer};
 use crate::console::{self, keys, line};
 use crate::domain::Domain;
-use crate::domain::lifecycle::End;
 use crate::domain::table::Domains;
 use crate::gic::its::Kind;
 use crate::host::Host;
@@ -184,7 +183,7 @@ fn kill(domains: &Domains) {
     match domains.get(chosen).filter(|_| chosen != DomId(0)) {
         Some(domain) => {
             line(format_args!("{chosen}: ended by hand"));
-            domain.terminate(End::Crash);
+            domain.terminate_by_hand();
         }
         None => line(format_args!("no domU is chosen: n chooses one")),
     }

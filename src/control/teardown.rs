@@ -1,6 +1,6 @@
-//! Teardown: removes a domU that has ended and frees its resources.
+//! Teardown: removes a domU that has ended for good and frees its resources.
 //!
-//! The run loop announces a domain when its last vCPU has gone off. From then on, CPUs that have nothing else to run
+//! The run loop announces a domain when its last vCPU has gone off, unless it is restarted (`domain/restart.rs`). From then on, CPUs that have nothing else to run
 //! perform the work, one short step at a time ([`Background`]):
 //!
 //! 1. The domain is taken out of the table of domains, the scheduler and the console.
@@ -8,25 +8,17 @@
 //!    interrupts that are active for it are deactivated.
 //! 3. When no reference to it is left and no CPU has its stage 2 loaded, its stage 2 tables are freed.
 //! 4. Its RAM is zeroed, piece by piece, and given back to the pool.
-//!
-//! After a reset the domain is then built again from the same boot modules.
 
 use crate::arch::{barrier, timer};
-use crate::build::domu;
 use crate::console;
 use crate::domain::Domain;
-use crate::domain::lifecycle::End;
 use crate::domain::table::Domains;
 use crate::host::Host;
 use crate::host::background::{Background, Step};
-use crate::host::cmdline::OnCrash;
 use crate::ids::{CpuId, DomId};
-use crate::mm::guest_ram::GuestRam;
+use crate::mm::guest_ram::{GuestRam, PIECE};
 use crate::vits::Progress;
 use alloc::sync::Arc;
-
-/// The number of bytes that are zeroed in one step.
-const WIPE_STEP: u64 = 256 << 10;
 
 /// The time after which a teardown that makes no progress is logged, in microseconds from its start.
 const DELAY_LIMIT_US: u64 = 5_000_000;
@@ -34,7 +26,6 @@ const DELAY_LIMIT_US: u64 = 5_000_000;
 /// The teardown of one domain.
 struct Work {
     id: DomId,
-    end: End,
     /// The time of its start, in microseconds.
     since: u64,
     /// Whether a delay has been logged.
@@ -111,12 +102,7 @@ impl Teardown {
         match self.background.step(|id| start(self.domains, id), |work| advance(host, cpu, work)) {
             Step::Nothing => return false,
             Step::More => {}
-            Step::Done(Work { id, end, .. }) => {
-                host.log_free_memory();
-                if end == End::Reset || end == End::Crash && host.options.on_crash == OnCrash::Restart {
-                    domu::build_or_log(self.domains, id);
-                }
-            }
+            Step::Done(_) => host.log_free_memory(),
         }
         true
     }
@@ -131,8 +117,7 @@ fn start(domains: &Domains, id: DomId) -> Option<Work> {
         domains.host.remove_vcpu(vcpu);
     }
     domain.reset_itss();
-    let end = domain.end().unwrap_or(End::Crash);
-    Some(Work { id, end, since: timer::now_us(), reported: false, stage: Stage::Interrupts(domain) })
+    Some(Work { id, since: timer::now_us(), reported: false, stage: Stage::Interrupts(domain) })
 }
 
 /// Performs one step of the work.
@@ -170,7 +155,7 @@ fn advance(host: &Host, cpu: CpuId, work: &mut Work) -> Progress {
                 }
             }
         }
-        Stage::Wipe { ram, done } => match ram.wipe(done, WIPE_STEP) {
+        Stage::Wipe { ram, done } => match ram.wipe(done, PIECE) {
             Some(done) => Stage::Wipe { ram, done },
             None => {
                 host.guest_pool.lock().give_back(ram);

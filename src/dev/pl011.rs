@@ -77,11 +77,23 @@ impl Vpl011 {
     /// Returns a port in its reset state (table 3-1).
     #[must_use]
     pub fn new() -> Vpl011 {
+        Vpl011::with(VecDeque::with_capacity(BACKLOG_LEN))
+    }
+
+    /// Puts the port into its reset state. Input that waits is lost.
+    pub fn reset(&mut self) {
+        let mut backlog = core::mem::take(&mut self.backlog);
+        backlog.clear();
+        *self = Vpl011::with(backlog);
+    }
+
+    /// A port in its reset state, with an empty backlog that has room.
+    const fn with(backlog: VecDeque<u8>) -> Vpl011 {
         Vpl011 {
             fifo: [0; FIFO_LEN],
             head: 0,
             len: 0,
-            backlog: VecDeque::with_capacity(BACKLOG_LEN),
+            backlog,
             ibrd: 0,
             fbrd: 0,
             lcr_h: 0,
@@ -287,6 +299,23 @@ mod tests {
         assert_eq!(ids, [0x11, 0x10, 0x34, 0, 0x0d, 0xf0, 0x05, 0xb1]);
         assert_eq!((port.read(CR, 4), port.read(IFLS, 4), port.read(FR, 4)), (0x300, 0x12, 0x97));
         assert_eq!((port.read(0x1000, 4), port.read(0xfdc, 4), port.read(!3, 4)), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_port_after_its_reset_cannot_be_told_from_a_new_one() {
+        let mut port = enabled(true, INT_ALL);
+        (0..FIFO_LEN + 100).for_each(|_| assert!(port.push_input(b'x')));
+        for register in [IBRD, FBRD, IFLS, DMACR, DR] {
+            let _ = port.write(register, 4, 0x15);
+        }
+        let room = port.backlog.capacity();
+        port.reset();
+        assert!(!port.irq_level() && port.backlog.is_empty());
+        let mut fresh = Vpl011::new();
+        for offset in (0..0x1000).step_by(4) {
+            assert_eq!(port.read(offset, 4), fresh.read(offset, 4), "{offset:#x}");
+        }
+        assert_eq!(port.backlog.capacity(), room, "the memory of the backlog is kept");
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! The vCPUs that are on are counted. A scan of their states would race with PSCI CPU_ON: vCPU 1 reads as off, vCPU 2
 //! then powers vCPU 1 on and goes off, and the scan finds all vCPUs off while vCPU 1 runs. With the counter, a vCPU
-//! that is on counts another one before it powers it on. So the counter reaches 0 once, and stays there.
+//! that is on counts another one before it powers it on. So the counter reaches 0 once, and stays there until the
+//! domain is restarted.
 
 use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
@@ -15,6 +16,16 @@ pub enum End {
     Reset,
     /// It cannot continue, has reported a crash, or was ended by a debug key.
     Crash,
+}
+
+impl End {
+    const fn raw(self) -> u8 {
+        match self {
+            End::Off => 1,
+            End::Reset => 2,
+            End::Crash => 3,
+        }
+    }
 }
 
 /// The lifecycle of one domain.
@@ -46,12 +57,28 @@ impl Lifecycle {
 
     /// Records how the domain ends. Returns `false`, and changes nothing, if an end is recorded already.
     pub fn record_end(&self, end: End) -> bool {
-        let raw = match end {
-            End::Off => 1,
-            End::Reset => 2,
-            End::Crash => 3,
-        };
-        self.end.compare_exchange(0, raw, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+        self.end.compare_exchange(0, end.raw(), Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// Records that the domain ends by a crash, also if it has requested a reset. Returns `false`, and changes nothing,
+    /// if it has ended otherwise.
+    pub fn record_crash_by_hand(&self) -> bool {
+        self.record_end(End::Crash) || self.replace(End::Reset, End::Crash.raw())
+    }
+
+    /// Records that the domain cannot begin anew.
+    pub fn end_for_good(&self) {
+        self.end.store(End::Off.raw(), Ordering::SeqCst);
+    }
+
+    fn replace(&self, end: End, by: u8) -> bool {
+        self.end.compare_exchange(end.raw(), by, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// Begins another life of a domain that has ended by `end` and whose vCPUs are off. Returns `false`, and changes
+    /// nothing, if another end is recorded.
+    pub fn begin_anew(&self, end: End) -> bool {
+        self.replace(end, 0)
     }
 
     /// Counts a vCPU that is about to be powered on. The caller runs on a vCPU that is on, or builds the domain.
@@ -77,6 +104,19 @@ mod tests {
         assert_eq!(lifecycle.end(), None);
         assert!(lifecycle.record_end(End::Reset) && !lifecycle.record_end(End::Crash));
         assert_eq!(lifecycle.end(), Some(End::Reset));
+    }
+
+    #[test]
+    fn a_domain_begins_anew_unless_its_end_has_been_replaced() {
+        let lifecycle = Lifecycle::new();
+        assert!(lifecycle.record_end(End::Reset) && lifecycle.begin_anew(End::Reset));
+        assert_eq!(lifecycle.end(), None);
+        assert!(lifecycle.record_end(End::Reset));
+        assert!(lifecycle.record_crash_by_hand());
+        assert!(!lifecycle.begin_anew(End::Reset));
+        assert_eq!(lifecycle.end(), Some(End::Crash));
+        lifecycle.end_for_good();
+        assert!(!lifecycle.record_crash_by_hand() && !lifecycle.begin_anew(End::Crash));
     }
 
     #[test]

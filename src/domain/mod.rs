@@ -9,15 +9,23 @@
 //! | [`port`] | what the virtual GIC needs from the domain |
 //! | [`irq`] | physical interrupts: which domain gets each |
 //! | [`lifecycle`] | how the domain ends, and when its last vCPU is off |
+//! | [`restart`], `pace` | how it begins anew, in steps; after which delay |
+//! | [`images`] | what it starts from, and how that gets into its RAM |
+//! | [`reports`] | what it can cause to be logged over and over |
 
+pub mod images;
 pub mod irq;
 pub mod its_work;
 pub mod lifecycle;
 pub mod mmio;
 pub mod msi;
+mod pace;
 pub mod port;
+pub mod reports;
+pub mod restart;
 pub mod table;
 
+use crate::arch::timer;
 use crate::dev::pl011::Vpl011;
 use crate::gic::v4::V4Error;
 use crate::host::Host;
@@ -33,9 +41,13 @@ use crate::vgic::{Signal, Vgic};
 use crate::vits::Vits;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt;
 use core::sync::atomic::{AtomicU16, Ordering};
+use images::Images;
 use lifecycle::{End, Lifecycle};
 use msi::LpiPaths;
+use pace::Pace;
+use reports::{Report, Reports};
 
 /// The console that a domain sees: an emulated PL011.
 struct Console {
@@ -68,6 +80,9 @@ pub struct Parts {
     pub absent: Vec<Range>,
     /// The vCPUs, in the order of their numbers. They are off.
     pub vcpus: Vec<Arc<Vcpu>>,
+    /// What the domain is restarted from; `None` if it cannot be restarted. One that has vPEs cannot: their pending
+    /// tables would have to be emptied.
+    pub images: Option<Images>,
 }
 
 /// A domain.
@@ -87,14 +102,17 @@ pub struct Domain {
     last_ran: LastRan,
     absent: Vec<Range>,
     vcpus: Vec<Arc<Vcpu>>,
+    images: Option<Images>,
     lifecycle: Lifecycle,
+    pace: Pace,
+    reports: Reports,
 }
 
 impl Domain {
     /// A domain whose vCPUs are all off.
     #[must_use]
     pub fn new(host: &'static Host, parts: Parts) -> Domain {
-        let Parts { id, stage2, ram, vgic, dist, redists, itss, paths, console, absent, vcpus } = parts;
+        let Parts { id, stage2, ram, vgic, dist, redists, itss, paths, console, absent, vcpus, images } = parts;
         Domain {
             id,
             host,
@@ -111,7 +129,10 @@ impl Domain {
             last_ran: LastRan::new(host.cpus.ids().len()),
             absent,
             vcpus,
+            images,
             lifecycle: Lifecycle::new(),
+            pace: Pace::new(),
+            reports: Reports::default(),
         }
     }
 
@@ -203,17 +224,35 @@ impl Domain {
         self.lifecycle.end()
     }
 
-    /// Ends a domU; if it has ended already, does nothing. Each vCPU goes off when its CPU notices the end. The CPU of
-    /// the last one announces the domain to `control::teardown`.
+    /// Ends a domU; if it has ended already, does nothing. Each vCPU goes off when its CPU notices the end. The last one
+    /// begins the restart, or its CPU announces the domain to `control::teardown`.
     pub fn terminate(&self, end: End) {
         if self.lifecycle.record_end(end) {
-            match end {
-                End::Off => log::info!("{}: powered off", self.id),
-                End::Reset => log::info!("{}: reset", self.id),
-                End::Crash => log::warn!("{}: crashed", self.id),
-            }
+            self.say_end(end);
             self.vcpus.iter().for_each(|vcpu| self.kick(vcpu));
         }
+    }
+
+    /// Ends a domU as if it had crashed, also one that is about to be restarted after a reset.
+    pub fn terminate_by_hand(&self) {
+        if self.lifecycle.record_crash_by_hand() {
+            self.say_end(End::Crash);
+            self.vcpus.iter().for_each(|vcpu| self.kick(vcpu));
+        }
+    }
+
+    /// Logs a line about the domain, unless there was one of this kind within the last second. Returns whether it has.
+    pub fn report(&self, kind: Report, text: fmt::Arguments<'_>) -> bool {
+        self.reports.log(self.id, timer::now_us(), kind, text)
+    }
+
+    fn say_end(&self, end: End) {
+        let (kind, how) = match end {
+            End::Off => (Report::Off, "powered off"),
+            End::Reset => (Report::Reset, "reset"),
+            End::Crash => (Report::Crashed, "crashed"),
+        };
+        self.report(kind, format_args!("{how}"));
     }
 
     /// Powers a vCPU on and makes it runnable. Returns `false` if it was on already. The caller runs on a vCPU that is
@@ -232,7 +271,8 @@ impl Domain {
     }
 
     /// Counts a vCPU that has gone off. Returns `true` if it was the last one of a domU: no vCPU is left that could
-    /// power another on, so the domain has ended, and the caller has to announce it to `control::teardown`.
+    /// power another on, so the domain has ended, and the caller has to restart it or to announce it to
+    /// `control::teardown`.
     #[must_use]
     pub fn count_power_off(&self) -> bool {
         let last = self.lifecycle.count_power_off() && !self.is_dom0();
@@ -252,19 +292,7 @@ impl Domain {
     /// then has to call it again later.
     #[must_use]
     pub fn remove_vpes(&self) -> bool {
-        let (Some(v4), Some(vm)) = (self.host.gic.v4(), self.paths.vm) else { return true };
-        for vpe in self.paths.vcpus.iter().filter_map(|&(_, vpe)| vpe) {
-            self.host.vpes.take_back(vpe);
-            match v4.remove_vpe(vpe) {
-                Err(V4Error::Resident(_)) => return false,
-                Err(V4Error::NoSuchVpe(_)) | Ok(()) => {}
-                Err(error) => log::error!("{}: {vpe}: cannot be removed: {error}", self.id),
-            }
-        }
-        if let Err(error) = v4.destroy_vm(vm) {
-            log::error!("{}: vLPI tables cannot be freed: {error}", self.id);
-        }
-        true
+        remove_vpes(self.host, self.id, &self.paths)
     }
 
     /// Releases the interrupts of a domain that has ended: deactivates the physical interrupts that are active for it,
@@ -284,6 +312,25 @@ impl Domain {
         self.host.free_stage2(self.stage2);
         self.ram
     }
+}
+
+/// Removes the vPEs of domain `id` and their tables from the GIC. Returns `false` if a vPE is still resident: the caller
+/// then has to call it again later.
+#[must_use]
+pub fn remove_vpes(host: &Host, id: DomId, paths: &LpiPaths) -> bool {
+    let (Some(v4), Some(vm)) = (host.gic.v4(), paths.vm) else { return true };
+    for vpe in paths.vcpus.iter().filter_map(|&(_, vpe)| vpe) {
+        host.vpes.take_back(vpe);
+        match v4.remove_vpe(vpe) {
+            Err(V4Error::Resident(_)) => return false,
+            Err(V4Error::NoSuchVpe(_)) | Ok(()) => {}
+            Err(error) => log::error!("{id}: {vpe}: cannot be removed: {error}"),
+        }
+    }
+    if let Err(error) = v4.destroy_vm(vm) {
+        log::error!("{id}: vLPI tables cannot be freed: {error}");
+    }
+    true
 }
 
 /// The vCPU of a domain that each CPU ran last.

@@ -57,12 +57,15 @@ pub enum OnPanic {
     Off,
 }
 
+/// The longest delay before a restart, in milliseconds, unless `restart-delay=` gives another.
+const RESTART_DELAY_MS: u32 = 5_000;
+
 /// What happens to a domU that has crashed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnCrash {
     /// It is destroyed.
     Destroy,
-    /// It is destroyed and built again from its boot modules.
+    /// It is restarted from its boot modules.
     Restart,
 }
 
@@ -85,6 +88,9 @@ pub struct Options {
     pub on_panic: OnPanic,
     /// `on-crash=destroy|restart`.
     pub on_crash: OnCrash,
+    /// `restart-delay=N`: the longest delay before a domU that ends over and over is restarted, in milliseconds, 0 to
+    /// 60,000.
+    pub restart_delay_ms: u32,
     /// `dom0_mem=SIZE`: dom0's memory in bytes, 32 MiB or more; all free memory by default.
     pub dom0_mem: Option<u64>,
     /// `dom0_max_vcpus=N`: dom0's vCPUs, 1 or more; one for each CPU by default.
@@ -106,6 +112,7 @@ impl Default for Options {
             irq_rate: 100_000,
             on_panic: OnPanic::Park,
             on_crash: OnCrash::Destroy,
+            restart_delay_ms: RESTART_DELAY_MS,
             dom0_mem: None,
             dom0_max_vcpus: None,
             dom0_acpi: Dom0Acpi::On,
@@ -168,6 +175,10 @@ pub fn parse<'a>(line: &'a str, mut unknown: impl FnMut(&'a str)) -> Result<Opti
                     "restart" => OnCrash::Restart,
                     _ => return Err(bad("`destroy` and `restart`")),
                 }
+            }
+            "restart-delay" => {
+                let delay = value.parse().ok().filter(|&ms: &u32| ms <= 60_000);
+                options.restart_delay_ms = delay.ok_or(bad("0 to 60000"))?;
             }
             "sched" => {
                 options.sched = match value {
@@ -258,10 +269,10 @@ mod tests {
     #[test]
     fn each_option_is_parsed() {
         let o = read(
-            "on-crash=restart direct=off vwfi=trap onpanic=off dom0_mem=1536M dom0_max_vcpus=3 loglvl=debug \
+            "on-crash=restart restart-delay=0 direct=off vwfi=trap onpanic=off dom0_mem=1536M dom0_max_vcpus=3 loglvl=debug \
              sched=null dom0_acpi=off pci_windows=x",
         );
-        assert_eq!(o.on_crash, OnCrash::Restart);
+        assert_eq!((o.on_crash, o.restart_delay_ms), (OnCrash::Restart, 0));
         assert_eq!((o.direct, o.vwfi, o.on_panic), (Direct::Off, Vwfi::Trap, OnPanic::Off));
         assert_eq!((o.dom0_mem, o.dom0_max_vcpus), (Some(1536 << 20), Some(3)));
         assert_eq!(o.dom0_acpi, Dom0Acpi::Off);
@@ -275,6 +286,7 @@ mod tests {
     fn an_invalid_value_is_reported_with_the_valid_ones() {
         for line in [
             "on-crash=",
+            "restart-delay=60001",
             "sched-torture=1",
             "sched_credit_tslice_ms=0",
             "irq-rate=99",

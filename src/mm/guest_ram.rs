@@ -84,6 +84,10 @@ impl Bank {
 /// The largest number of banks of a domain.
 pub const BANKS: usize = 8;
 
+/// The number of bytes that may be zeroed or copied in one step of work that must not keep a CPU for long. Zeroing them
+/// takes EL2 60,000 instructions, copying them 76,000.
+pub const PIECE: u64 = 128 << 10;
+
 /// The RAM of a domain.
 pub struct GuestRam {
     banks: ArrayVec<Bank, BANKS>,

@@ -336,6 +336,11 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
         Ok(())
     }
 
+    /// Invalidates the TLB entries of the domain, those of the guest's own translations included.
+    pub fn invalidate_tlbs(&self) {
+        self.tlb.invalidate_all(self.vmid);
+    }
+
     /// Frees all tables. The caller guarantees that no CPU has this VTTBR loaded or will load it.
     pub fn destroy(self) {
         self.tlb.invalidate_all(self.vmid);

@@ -25,10 +25,11 @@ use crate::arch::{at, barrier, timer};
 use crate::dev::vtimer::{CNTP_PPI, VTimer};
 use crate::domain::Domain;
 use crate::domain::lifecycle::End;
+use crate::domain::reports::Report;
 use crate::host::Host;
 use crate::ids::Intid;
 use crate::trace::{Event, count};
-use crate::vcpu::{Context, Vcpu};
+use crate::vcpu::{Context, Vcpu, Work};
 use crate::vgic::SgiGroup;
 
 /// The number of consecutive faults at one instruction of its exception handler after which a domU counts as crashed.
@@ -87,11 +88,10 @@ impl Exit<'_> {
             Class::InstrAbortLower => {
                 self.count(Event::ExitInstrAbort);
                 if !self.domain.is_dom0() && self.has_no_vectors() {
-                    log::warn!(
-                        "{} {}: exception vectors at {:#x} are not in its memory: crashed",
-                        self.domain.id(),
-                        self.vcpu.id,
-                        self.context.regs.pc
+                    let (vcpu, pc) = (self.vcpu.id, self.context.regs.pc);
+                    self.domain.report(
+                        Report::Cause,
+                        format_args!("{vcpu}: exception vectors at {pc:#x} are not in its memory: crashed"),
                     );
                     return self.end(End::Crash);
                 }
@@ -198,7 +198,7 @@ impl Exit<'_> {
                 (mmio::Op::Write(value), Some(device)) => {
                     let work = self.domain.mmio_write(self.vcpu.id, device, access.bytes, value);
                     // A pair of registers lies in one frame, so one store instruction starts one kind of work at most.
-                    self.context.its_work = self.context.its_work.or(work);
+                    self.context.work = self.context.work.or(work.map(Work::Its));
                 }
                 (mmio::Op::Read(load), device) => {
                     let raw = device.map_or(0, |device| self.domain.mmio_read(self.vcpu.id, device, access.bytes));
@@ -262,12 +262,9 @@ impl Exit<'_> {
             false => 0,
         };
         if *faults >= HANDLER_FAULTS && !self.domain.is_dom0() {
-            log::warn!(
-                "{} {}: exception handler faults repeatedly at {:#x}: crashed",
-                self.domain.id(),
-                self.vcpu.id,
-                entry.elr_el1
-            );
+            let (vcpu, pc) = (self.vcpu.id, entry.elr_el1);
+            self.domain
+                .report(Report::Cause, format_args!("{vcpu}: exception handler faults repeatedly at {pc:#x}: crashed"));
             return self.end(End::Crash);
         }
         self.context.regs.pc = entry.pc;

@@ -11,6 +11,10 @@ pub enum Next {
     Preempt,
     /// It waits for an interrupt.
     Block,
+    /// It waits until its work goes on or until it is woken, whatever interrupts are pending.
+    Sleep,
     /// It is powered off.
     Off,
+    /// It is powered off: it has performed the restart of its domain.
+    Restarted,
 }

@@ -8,6 +8,7 @@ use crate::arch::power;
 use crate::dev::psci::{self, PsciAction, affinity, status};
 use crate::domain::Domain;
 use crate::domain::lifecycle::End;
+use crate::domain::reports::Report;
 use crate::ids::{Ipa, Mpidr};
 use crate::sched::State;
 use crate::vcpu::{Start, Vcpu};
@@ -80,7 +81,8 @@ fn psci(caller: &Caller<'_>, x: [u64; 4]) -> Answer {
         PsciAction::SystemOff if !domain.is_dom0() => end(domain, End::Off),
         PsciAction::SystemReset if !domain.is_dom0() => end(domain, End::Reset),
         PsciAction::SystemCrash { cookie } if !domain.is_dom0() => {
-            log::warn!("{} {}: reported a crash by SYSTEM_RESET2: cookie {cookie:#x}", domain.id(), vcpu.id);
+            let vcpu = vcpu.id;
+            domain.report(Report::Cause, format_args!("{vcpu}: reported a crash by SYSTEM_RESET2: cookie {cookie:#x}"));
             end(domain, End::Crash)
         }
         PsciAction::SystemOff => {

@@ -12,16 +12,17 @@ use crate::control::Control;
 use crate::dev::vtimer::{CNTP_PPI, VTimer};
 use crate::domain::Domain;
 use crate::domain::irq;
+use crate::domain::restart::Stepped;
 use crate::gic::v4::{self, EnterError};
 use crate::host::Host;
 use crate::host::cmdline::Vwfi;
 use crate::host::cpu_state::CpuState;
 use crate::ids::{CpuId, Intid, VpeId};
-use crate::sched::{Schedulable, Verdict, Why};
+use crate::sched::{Found, Schedulable, Verdict, Why};
 use crate::sync::ExclusiveGuard;
 use crate::trace::{Event, count};
 use crate::util::bits::set_bits;
-use crate::vcpu::{Context, ItsWork, Start, Vcpu, list_regs};
+use crate::vcpu::{Context, Restart, Start, Vcpu, Work, list_regs};
 use alloc::sync::Arc;
 
 /// CNTP_CTL_EL0.ENABLE.
@@ -64,8 +65,8 @@ impl VcpuRun<'_> {
             if self.has_to_yield() {
                 break Next::Preempt;
             }
-            let next = match context.its_work {
-                Some(work) => self.step_its_work(&mut context, work),
+            let next = match context.work {
+                Some(work) => self.step_work(&mut context, work),
                 None => self.enter_once(&mut context),
             };
             match next {
@@ -78,7 +79,9 @@ impl VcpuRun<'_> {
         drop(context);
         match next {
             Next::Off => self.off(),
+            Next::Restarted => self.restarted(),
             Next::Block => self.block(),
+            Next::Sleep => self.sleep(),
             Next::Preempt | Next::Resume | Next::Yield => self.preempt(),
         }
     }
@@ -115,7 +118,7 @@ impl VcpuRun<'_> {
         context.timer = VTimer::default();
         context.serror = false;
         context.handler_faults = 0;
-        context.its_work = None;
+        context.work = None;
         self.vcpu.set_live(None);
         self.domain.vgic().reset_vcpu(&self.domain.port(), self.vcpu.id);
     }
@@ -136,16 +139,24 @@ impl VcpuRun<'_> {
         false
     }
 
-    /// Performs a step of the virtual ITSs' work that this vCPU has started, and takes physical interrupts after it, so
-    /// that the scheduler's timer is handled. Like an exit because of an interrupt, a step also advances the teardown
-    /// of other domains.
-    fn step_its_work(&mut self, context: &mut Context, work: ItsWork) -> Next {
+    /// Performs a step of the work of EL2 that this vCPU has to do, and takes physical interrupts after it, so that the
+    /// scheduler's timer is handled. Like an exit because of an interrupt, a step also advances the teardown of other
+    /// domains.
+    fn step_work(&mut self, context: &mut Context, work: Work) -> Next {
         // The time of the work is not part of the switch: it is charged, and slices end during it.
         self.end_switch();
-        context.its_work = self.domain.step_its_work(work);
+        let (left, next) = match work {
+            Work::Its(work) => (self.domain.step_its_work(work).map(Work::Its), Next::Resume),
+            Work::Restart(restart) => match self.domain.step_restart(restart) {
+                Stepped::More(left) => (Some(Work::Restart(left)), Next::Resume),
+                Stepped::Later(left) => (Some(Work::Restart(left)), Next::Sleep),
+                Stepped::Finished => (None, Next::Restarted),
+            },
+        };
+        context.work = left;
         irq::take_all(self.control.domains, self.cpu);
         self.control.teardown.assist(self.cpu);
-        if self.domain.is_ending() { Next::Off } else { Next::Resume }
+        if matches!(work, Work::Its(_)) && self.domain.is_ending() { Next::Off } else { next }
     }
 
     /// Whether an interrupt other than a vLPI is pending, so that blocking would end at once. If the CPU is not shared,
@@ -184,8 +195,47 @@ impl VcpuRun<'_> {
         }
     }
 
-    /// Powers the vCPU off. Announces the domain to the teardown if this was its last vCPU.
+    /// Takes the vCPU, which performs the restart of its domain, off this CPU until the restart goes on or the vCPU is
+    /// woken.
+    fn sleep(&mut self) {
+        let until_us = match self.vcpu.own().work {
+            Some(Work::Restart(Restart::Wait { until_us })) => until_us,
+            _ => 0,
+        };
+        let stopped = self.host.sched.stop(self.cpu, timer::now());
+        let vcpu = self.vcpu;
+        let asleep = vcpu.run.block(|| {
+            let _ = self.switch_out(Why::Preempt);
+            vcpu.set_timer_cpu(self.cpu);
+            self.state.timer.sleep(vcpu.clone(), timer::us_to_ticks(until_us));
+            // The CPU that has ended the domain may have found this vCPU running, and has then not woken it.
+            if self.domain.gives_up_restart() { Found::Pending } else { Found::Nothing }
+        });
+        if !asleep && let Some(vcpu) = stopped {
+            self.host.sched.requeue(self.cpu, vcpu, timer::now());
+        }
+    }
+
+    /// Powers the vCPU off. If this was its domain's last vCPU, it begins the domain's restart, or announces the domain
+    /// to the teardown.
     fn off(&mut self) {
+        self.leave();
+        if self.domain.count_power_off() && !self.domain.begin_restart(self.vcpu) {
+            self.control.teardown.announce(self.domain.id());
+        }
+    }
+
+    /// Powers the vCPU off, which has performed the restart of its domain, and starts the domain. Announces it to the
+    /// teardown if it has been ended meanwhile.
+    fn restarted(&mut self) {
+        self.leave();
+        if !self.domain.finish_restart() {
+            self.control.teardown.announce(self.domain.id());
+        }
+    }
+
+    /// Takes the vCPU off this CPU and makes it `Off`.
+    fn leave(&mut self) {
         let _stopped = self.host.sched.stop(self.cpu, timer::now());
         let _ = self.switch_out(Why::Preempt);
         if !self.shares {
@@ -194,9 +244,6 @@ impl VcpuRun<'_> {
         }
         self.domain.vgic().reset_vcpu(&self.domain.port(), self.vcpu.id);
         self.vcpu.run.power_off();
-        if self.domain.count_power_off() {
-            self.control.teardown.announce(self.domain.id());
-        }
     }
 
     /// Enters the guest once, and handles the exit.

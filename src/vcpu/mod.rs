@@ -6,18 +6,20 @@
 pub mod list_regs;
 pub mod meter;
 mod scheduled;
+mod work;
 
 use crate::arch::el1::{El1Context, VirtualTimer};
 use crate::arch::fp::FpContext;
 use crate::arch::ich;
 use crate::arch::vcpu::GuestRegs;
 use crate::dev::vtimer::VTimer;
-use crate::ids::{CpuId, DomId, EventKey, Intid, Ipa, Mpidr, VcpuId, VpeId};
+use crate::ids::{CpuId, DomId, Intid, Ipa, Mpidr, VcpuId, VpeId};
 use crate::sched::{Entity, RunState, State};
 use crate::sync::{Exclusive, ExclusiveGuard, Lock, Rank};
 use crate::vgic::LrImage;
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use meter::Meter;
+pub use work::{ItsWork, Loaded, Restart, Work};
 
 /// Where a vCPU starts, as given to PSCI CPU_ON (DEN0022, 5.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,24 +88,8 @@ pub struct Context {
     pub serror: bool,
     /// The number of consecutive faults at one instruction of the guest's own exception handler.
     pub handler_faults: u32,
-    /// Work of the domain's virtual ITSs that this vCPU started. It does not enter the guest before the work is done.
-    pub its_work: Option<ItsWork>,
-}
-
-/// Work of a domain's virtual ITSs that the vCPU that started it has to finish.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ItsWork {
-    /// Commands in a queue, or a change of GITS_CTLR.
-    Commands,
-    /// GICR_CTLR.EnableLPIs of `vcpu` was set: configuration and pending bits of its LPIs are passed to the hardware.
-    LpisEnabled {
-        /// The vCPU.
-        vcpu: VcpuId,
-        /// Whether the events of all vCPUs are searched for pending LPIs, not only those of `vcpu`.
-        of_all: bool,
-        /// The event that is searched next.
-        next: EventKey,
-    },
+    /// Work of EL2 that this vCPU performs. It does not enter the guest before the work is done.
+    pub work: Option<Work>,
 }
 
 impl Vcpu {
@@ -143,7 +129,7 @@ impl Vcpu {
                 timer: VTimer::default(),
                 serror: false,
                 handler_faults: 0,
-                its_work: None,
+                work: None,
             }),
         }
     }
@@ -162,6 +148,17 @@ impl Vcpu {
         let changed = self.run.power_on();
         debug_assert!(changed, "{} {}: powered on twice", self.domain, self.id);
         changed
+    }
+
+    /// Makes the vCPU, which is off, runnable to perform `work`. No vCPU of the domain is on that could power it on.
+    pub fn power_on_for(&self, work: Work) {
+        let mut context = self.own();
+        context.vtimer = VirtualTimer::default();
+        context.timer = VTimer::default();
+        context.work = Some(work);
+        drop(context);
+        let changed = self.run.power_on();
+        debug_assert!(changed, "{} {}: on", self.domain, self.id);
     }
 
     /// Takes the start address, if the vCPU was powered on and has not run since.

@@ -146,7 +146,7 @@ impl Vgic {
                 }
                 state.requeue(intid);
             }
-            for intid in SPI_FIRST..SPI_END {
+            for intid in SPI_FIRST..dist.end() {
                 if dist.home(intid) != Some(vcpu) {
                     continue;
                 }
@@ -177,13 +177,7 @@ impl Vgic {
         for vcpu in 0..self.vcpus.len() {
             self.reset_vcpu(port, VcpuId(vcpu as u16));
         }
-        for intid in SPI_FIRST..SPI_END {
-            let deactivate = self.dist.lock().irq_mut(intid).is_some_and(Irq::quiesce);
-            if deactivate {
-                port.spi_deactivate(Intid(intid));
-            }
-            let _ = self.dist.lock().place(intid);
-        }
+        self.release_spis(port);
     }
 
     /// The state of an SGI or PPI of `vcpu`, or of an SPI.

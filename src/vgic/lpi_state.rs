@@ -36,6 +36,12 @@ impl Lpis {
         }
     }
 
+    /// The state at reset: all LPIs are disabled, and none is delivered by the hardware.
+    pub fn reset(&self) {
+        self.config.iter().for_each(|byte| byte.store(0, Ordering::SeqCst));
+        self.direct.iter().for_each(|word| word.store(0, Ordering::SeqCst));
+    }
+
     pub fn exist(&self) -> bool {
         !self.config.is_empty()
     }

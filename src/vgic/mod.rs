@@ -12,6 +12,7 @@
 //! | `lr` | images of the list registers |
 //! | `flush_lrs`, `sync_lrs` | fill the list registers before an entry and empty them after an exit |
 //! | `inject` | interrupts of emulated devices and of hardware that the domain owns |
+//! | `reset` | the reset of the whole, when its domain begins anew |
 //! | `lpi`, `lpi_state`, `lpi_set`, `lpi_tables` | LPIs: delivery; configuration, owner; pending; tables in memory |
 //! | `vcpu_set` | sets of vCPUs |
 //! | `random_tests`, `race`, `testing` | tests: a domain that does anything in any order; vCPUs on threads |
@@ -78,6 +79,7 @@ mod race;
 mod random_tests;
 mod redist;
 mod regs;
+mod reset;
 mod sgi;
 mod spi;
 mod state;

@@ -25,6 +25,14 @@ pub(super) struct Spi {
     pub home: u16,
 }
 
+impl Spi {
+    /// The state at reset: routed to `default`.
+    fn new(default: Option<VcpuId>) -> Spi {
+        let target = default.map_or(NO_VCPU, |v| v.0);
+        Spi { irq: Irq::new(Trigger::Level), route: 0, target, home: NO_VCPU }
+    }
+}
+
 /// The SPIs in a queue: a bit for each INTID.
 type Queue = [u64; 16];
 
@@ -42,12 +50,16 @@ pub(super) struct Dist {
 impl Dist {
     /// All SPIs at reset. They are routed to affinity 0.0.0.0, which is `default`.
     pub fn new(spis: u32, vcpus: usize, default: Option<VcpuId>) -> Dist {
-        let target = default.map_or(NO_VCPU, |v| v.0);
-        let spi = Spi { irq: Irq::new(Trigger::Level), route: 0, target, home: NO_VCPU };
         Dist {
-            spis: core::iter::repeat_n(spi, spis as usize).collect(),
+            spis: core::iter::repeat_n(Spi::new(default), spis as usize).collect(),
             queues: core::iter::repeat_n([0; 16], vcpus).collect(),
         }
+    }
+
+    /// Puts all SPIs into the state that [`new`](Self::new) gives them.
+    pub fn reset(&mut self, default: Option<VcpuId>) {
+        self.spis.fill(Spi::new(default));
+        self.queues.fill([0; 16]);
     }
 
     pub fn spi(&self, intid: u32) -> Option<&Spi> {
@@ -56,6 +68,11 @@ impl Dist {
 
     pub fn spi_mut(&mut self, intid: u32) -> Option<&mut Spi> {
         self.spis.get_mut(intid.checked_sub(SPI_FIRST)? as usize)
+    }
+
+    /// The first INTID after those of the SPIs.
+    pub fn end(&self) -> u32 {
+        SPI_FIRST.saturating_add(self.count())
     }
 
     /// Number of SPIs.

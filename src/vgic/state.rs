@@ -60,7 +60,7 @@ impl Vgic {
                 return Err(BadConfig::SameAffinity(Mpidr::from_packed(*a)));
             }
         }
-        let default = by_affinity.first().filter(|(packed, _)| *packed == 0).map(|(_, vcpu)| *vcpu);
+        let default = default_target(&by_affinity);
         let lpis = Lpis::new(id_bits, has_lpis);
         let cpus = vcpus.iter().map(|affinity| Vcpu::new(*affinity, lpis.count())).collect();
         Ok(Vgic {
@@ -74,6 +74,11 @@ impl Vgic {
             priority_mask: 0xffu8.wrapping_shl(8u32.wrapping_sub(u32::from(priority_bits))),
             missed_recalls: AtomicU32::new(0),
         })
+    }
+
+    /// The vCPU to which SPIs are routed at reset.
+    pub(super) fn default_target(&self) -> Option<VcpuId> {
+        default_target(&self.by_affinity)
     }
 
     /// Number of vCPUs.
@@ -143,6 +148,11 @@ impl Vgic {
             }
         }
     }
+}
+
+/// The vCPU with affinity 0.0.0.0, to which SPIs are routed at reset.
+fn default_target(by_affinity: &[(u32, VcpuId)]) -> Option<VcpuId> {
+    by_affinity.first().filter(|(packed, _)| *packed == 0).map(|(_, vcpu)| *vcpu)
 }
 
 #[cfg(test)]

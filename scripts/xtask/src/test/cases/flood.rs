@@ -18,20 +18,20 @@ const DOM0_WEIGHT: u32 = 256;
 const WEIGHTS: [u32; 2] = [256, 512];
 
 /// A time slice in microseconds.
-const SLICE_US: u32 = 10_000;
+pub(super) const SLICE_US: u32 = 10_000;
 
 /// How far the domU's share may be from what its weight says, as a part of it.
 const TOLERANCE: f64 = 0.05;
 
 /// How long the domU may be without a CPU: two slices, because dom0 gets a second one when both have the same virtual time, and
 /// what the step of the ITS's work takes that is under way when a slice ends.
-const LONGEST_GAP_US: u32 = 2 * SLICE_US + 1_000;
+pub(super) const LONGEST_GAP_US: u32 = 2 * SLICE_US + 1_000;
 
 /// How long a store must at least take: if all its commands could be executed within a few slices, the case would show nothing.
 const SHORTEST_STORE_US: u32 = 10 * SLICE_US;
 
 /// 2 ns for an instruction.
-const CLOCK: [&str; 2] = ["-icount", "shift=1,sleep=off"];
+pub(super) const CLOCK: [&str; 2] = ["-icount", "shift=1,sleep=off"];
 
 /// The cases of this topic.
 pub fn cases() -> Vec<Case> {
@@ -43,17 +43,17 @@ pub fn cases() -> Vec<Case> {
     }]
 }
 
-/// What the domU has measured.
+/// What a domain has measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Measured {
+pub(super) struct Measured {
     /// Its part of the CPU.
-    share: f64,
+    pub share: f64,
     /// The longest time without a CPU, in microseconds.
-    gap_us: u32,
+    pub gap_us: u32,
 }
 
-/// What the domU says in `line`.
-fn measured(line: &str) -> Option<Measured> {
+/// What the domain that measures says in `line`.
+pub(super) fn measured(line: &str) -> Option<Measured> {
     let (_, rest) = line.trim_end().strip_suffix(" end")?.split_once("GUEST METER ")?;
     let window: f64 = Transcript::field(rest, "window_us")?;
     let had: f64 = Transcript::field(rest, "had_us")?;

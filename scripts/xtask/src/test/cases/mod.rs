@@ -10,6 +10,7 @@ mod instructions;
 mod io;
 mod placed;
 mod refuse;
+mod resets;
 mod sched;
 mod shares;
 mod storms;
@@ -32,6 +33,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(instructions::cases());
     cases.extend(shares::cases());
     cases.extend(flood::cases());
+    cases.extend(resets::cases());
     cases.extend(storms::cases());
     cases.extend(trace::cases());
     cases.extend(uefi::cases());

@@ -1,0 +1,325 @@
+//! Restart: a domU that has asked for a reset, or has crashed with `on-crash=restart`, begins anew, in steps.
+//!
+//! Its RAM, stage 2, VMID, vCPUs, virtual GIC and console stay and are put into the state in which they were built. So
+//! nothing is allocated, and no other domain can take meanwhile what the restart needs. The vCPU that went off last does
+//! it, as its [`Work`]: in steps of bounded length, between which the run loop takes physical
+//! interrupts and asks the scheduler. So a restart costs the time of the domain that is restarted, by its weight and
+//! cap, and with `sched=null` that of its own CPU.
+//!
+//! A domain that is restarted over and over is delayed (`pace.rs`). The steps are:
+//!
+//! 1. Wait.
+//! 2. Reset the virtual GIC, one redistributor in a step, and the console; invalidate the guest's TLB entries.
+//! 3. Zero the RAM, piece by piece.
+//! 4. Load the images, piece by piece.
+//!
+//! Then the first vCPU is powered on as at boot. The operator can end the domain at any moment; it is then taken down
+//! like any other.
+
+use super::Domain;
+use super::images::NotLoaded;
+use super::lifecycle::End;
+use super::reports::Report;
+use crate::arch::timer;
+use crate::console;
+use crate::host::cmdline::OnCrash;
+use crate::ids::VcpuId;
+use crate::mm::guest_ram::PIECE;
+use crate::vcpu::{Loaded, Restart, Start, Vcpu, Work};
+use alloc::sync::Arc;
+
+/// What a step leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stepped {
+    /// There is more to do.
+    More(Restart),
+    /// There is more to do when the time of [`Restart::Wait`] has come.
+    Later(Restart),
+    /// Everything is done, or the domain is not to be restarted any more.
+    Finished,
+}
+
+/// What [`step`] acts on: a domain, whose vCPUs are all off except the one that performs the steps.
+trait Anew {
+    /// Whether the domain is still to be restarted.
+    fn is_wanted(&self) -> bool;
+    /// The time in microseconds.
+    fn now_us(&self) -> u64;
+    /// Resets the redistributor of a vCPU. Returns `false` if there is no such vCPU.
+    fn reset_redist(&self, vcpu: VcpuId) -> bool;
+    /// Resets all other devices, and forgets the guest's translations.
+    fn reset_devices(&self);
+    /// Zeroes a piece of the RAM, as `GuestRam::wipe`.
+    fn wipe(&self, done: u64) -> Option<u64>;
+    /// Loads a piece of the images, as `Images::load_piece`.
+    fn load(&self, loaded: Loaded) -> Result<Option<Loaded>, NotLoaded>;
+    /// The images cannot be loaded: the domain cannot be restarted.
+    fn give_up(&self, error: NotLoaded);
+}
+
+/// Performs one step.
+fn step(domain: &impl Anew, restart: Restart) -> Stepped {
+    if !domain.is_wanted() {
+        return Stepped::Finished;
+    }
+    Stepped::More(match restart {
+        Restart::Wait { until_us } if domain.now_us() < until_us => return Stepped::Later(restart),
+        Restart::Wait { .. } => Restart::Devices { vcpu: VcpuId(0) },
+        Restart::Devices { vcpu } if domain.reset_redist(vcpu) => {
+            Restart::Devices { vcpu: VcpuId(vcpu.0.saturating_add(1)) }
+        }
+        Restart::Devices { .. } => {
+            domain.reset_devices();
+            Restart::Wipe { done: 0 }
+        }
+        Restart::Wipe { done } => match domain.wipe(done) {
+            Some(done) => Restart::Wipe { done },
+            None => Restart::Load(Loaded::default()),
+        },
+        Restart::Load(loaded) => match domain.load(loaded) {
+            Ok(Some(loaded)) => Restart::Load(loaded),
+            Ok(None) => return Stepped::Finished,
+            Err(error) => {
+                domain.give_up(error);
+                return Stepped::Finished;
+            }
+        },
+    })
+}
+
+impl Anew for Domain {
+    fn is_wanted(&self) -> bool {
+        self.end().is_some_and(|end| self.restarts_after(end))
+    }
+
+    fn now_us(&self) -> u64 {
+        timer::now_us()
+    }
+
+    fn reset_redist(&self, vcpu: VcpuId) -> bool {
+        self.vgic.reset_redist(&self.port(), vcpu)
+    }
+
+    fn reset_devices(&self) {
+        if let Some(console) = &self.console {
+            console.uart.lock().reset();
+        }
+        self.vgic.reset_dist(&self.port());
+        self.stage2.invalidate_tlbs();
+    }
+
+    fn wipe(&self, done: u64) -> Option<u64> {
+        self.ram.wipe(done, PIECE)
+    }
+
+    fn load(&self, loaded: Loaded) -> Result<Option<Loaded>, NotLoaded> {
+        match &self.images {
+            Some(images) => images.load_piece(&self.ram, loaded),
+            None => Ok(None),
+        }
+    }
+
+    fn give_up(&self, error: NotLoaded) {
+        log::error!("{}: not restarted: {error}", self.id);
+        self.lifecycle.end_for_good();
+    }
+}
+
+impl Domain {
+    /// Whether the domain begins anew after such an end.
+    fn restarts_after(&self, end: End) -> bool {
+        let wanted = match end {
+            End::Off => false,
+            End::Reset => true,
+            End::Crash => self.host.options.on_crash == OnCrash::Restart,
+        };
+        wanted && self.images.is_some()
+    }
+
+    /// Starts the domain: powers its first vCPU on. Returns `false` if it has none.
+    #[must_use]
+    pub fn start(&self, start: Start) -> bool {
+        self.pace.begin(timer::now_us());
+        self.vcpus.first().is_some_and(|vcpu| self.power_on(vcpu, start))
+    }
+
+    /// Begins the restart of a domain that has ended. `vcpu` went off last and performs it. Returns `false` if the
+    /// domain is not to be restarted; it then has to be taken down.
+    #[must_use]
+    pub fn begin_restart(&self, vcpu: &Arc<Vcpu>) -> bool {
+        if !self.is_wanted() {
+            return false;
+        }
+        let now_us = timer::now_us();
+        let delay_us = self.pace.end(now_us, u64::from(self.host.options.restart_delay_ms) * 1000);
+        if delay_us > 0 {
+            self.report(Report::Delayed, format_args!("restart delayed by {} ms", delay_us / 1000));
+        }
+        console::detach(self.id);
+        vcpu.power_on_for(Work::Restart(Restart::Wait { until_us: now_us + delay_us }));
+        self.host.make_runnable(vcpu);
+        true
+    }
+
+    /// Performs a step of a restart.
+    #[must_use]
+    pub fn step_restart(&self, restart: Restart) -> Stepped {
+        step(self, restart)
+    }
+
+    /// Whether a restart that has begun is to be given up, because the operator has ended the domain.
+    #[must_use]
+    pub fn gives_up_restart(&self) -> bool {
+        !self.is_wanted()
+    }
+
+    /// Starts the domain after the last step of its restart, when the vCPU that has performed it is off. Returns `false`
+    /// if the domain is not to be restarted any more; it then has to be taken down.
+    #[must_use]
+    pub fn finish_restart(&self) -> bool {
+        let Some(images) = &self.images else { return false };
+        loop {
+            match self.end() {
+                Some(end) if self.restarts_after(end) => {
+                    if self.lifecycle.begin_anew(end) {
+                        break;
+                    }
+                }
+                _ => return false,
+            }
+        }
+        if self.console.is_some() {
+            console::attach(self.id);
+        }
+        if self.report(Report::Restarted, format_args!("restarted")) {
+            self.host.log_free_memory();
+        }
+        self.start(images.start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+    use core::cell::{Cell, RefCell};
+
+    /// A domain of three vCPUs, with RAM for two wipes and images of three pieces.
+    #[derive(Default)]
+    struct Fake {
+        now_us: Cell<u64>,
+        unwanted: Cell<bool>,
+        /// The piece that cannot be loaded.
+        bad_piece: Option<u64>,
+        did: RefCell<Vec<&'static str>>,
+    }
+
+    impl Fake {
+        fn does(&self, what: &'static str) {
+            self.did.borrow_mut().push(what);
+        }
+
+        /// Performs all steps, and `before` before each one, with its number. Returns how many there were.
+        fn restart(&self, until_us: u64, before: impl Fn(&Fake, usize)) -> usize {
+            let mut restart = Restart::Wait { until_us };
+            for count in 0.. {
+                before(self, count);
+                match step(self, restart) {
+                    Stepped::More(next) => restart = next,
+                    Stepped::Later(next) => {
+                        assert_eq!(next, Restart::Wait { until_us });
+                        self.does("wait");
+                        restart = next;
+                    }
+                    Stepped::Finished => return count + 1,
+                }
+            }
+            unreachable!()
+        }
+    }
+
+    impl Anew for Fake {
+        fn is_wanted(&self) -> bool {
+            !self.unwanted.get()
+        }
+
+        fn now_us(&self) -> u64 {
+            self.now_us.get()
+        }
+
+        fn reset_redist(&self, vcpu: VcpuId) -> bool {
+            let exists = vcpu.0 < 3;
+            if exists {
+                self.does("redist");
+            }
+            exists
+        }
+
+        fn reset_devices(&self) {
+            self.does("devices");
+        }
+
+        fn wipe(&self, done: u64) -> Option<u64> {
+            (done < 2).then(|| {
+                self.does("wipe");
+                done + 1
+            })
+        }
+
+        fn load(&self, Loaded { image, done }: Loaded) -> Result<Option<Loaded>, NotLoaded> {
+            if self.bad_piece == Some(done) {
+                return Err(NotLoaded::for_tests());
+            }
+            Ok((done < 3).then(|| {
+                self.does("load");
+                Loaded { image, done: done + 1 }
+            }))
+        }
+
+        fn give_up(&self, _: NotLoaded) {
+            self.does("give up");
+            self.unwanted.set(true);
+        }
+    }
+
+    const ALL: [&str; 9] = ["redist", "redist", "redist", "devices", "wipe", "wipe", "load", "load", "load"];
+
+    #[test]
+    fn the_steps_come_in_order_and_each_does_one_thing() {
+        let fake = Fake::default();
+        let steps = fake.restart(0, |_, _| ());
+        assert_eq!(*fake.did.borrow(), ALL);
+        // One to begin, and one each to find the end of the RAM and of the images.
+        assert_eq!(steps, ALL.len() + 3);
+    }
+
+    #[test]
+    fn a_vcpu_that_is_woken_too_early_waits_on() {
+        let fake = Fake::default();
+        fake.restart(100, |fake, step| fake.now_us.set(step as u64 * 40));
+        assert_eq!(fake.did.borrow()[..3], ["wait"; 3]);
+        assert_eq!(fake.did.borrow()[3..], ALL);
+    }
+
+    #[test]
+    fn a_domain_that_is_ended_before_any_step_is_not_touched_any_more() {
+        let all = Fake::default().restart(0, |_, _| ());
+        for at in 0..all {
+            let fake = Fake::default();
+            let steps = fake.restart(0, |fake, step| fake.unwanted.set(step == at));
+            assert_eq!(steps, at + 1);
+            assert_eq!(*fake.did.borrow(), ALL[..fake.did.borrow().len()]);
+            assert!(fake.did.borrow().len() <= at);
+        }
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_loaded_ends_the_domain_whichever_piece_it_is() {
+        for piece in 0..=3 {
+            let fake = Fake { bad_piece: Some(piece), ..Fake::default() };
+            fake.restart(0, |_, _| ());
+            assert_eq!(fake.did.borrow().last(), Some(&"give up"));
+            assert!(!fake.is_wanted());
+        }
+    }
+}
