@@ -15,7 +15,7 @@
 //! EL2 does not see what stays within EL1: a kernel that panics and spins, stage 1 faults without end, a loop with
 //! interrupts masked. Such a domain hangs, in its own time, until it is ended with the debug key `K`.
 
-use super::decode::{inject, mmio, sysreg as trapped};
+use super::decode::{aarch32, inject, mmio, sysreg as trapped};
 use super::next::Next;
 use super::smccc;
 use crate::arch::esr::{self, Class, DataAbort, Esr, Fault, SysRegAccess, Wfx};
@@ -59,7 +59,9 @@ impl Exit<'_> {
     }
 
     fn advance(&mut self, esr: Esr) {
-        self.context.regs.pc = self.context.regs.pc.wrapping_add(esr.length());
+        let regs = &mut self.context.regs;
+        regs.pc = regs.pc.wrapping_add(esr.length());
+        regs.pstate = aarch32::after_instruction(regs.pstate);
     }
 
     /// Handles the exit.
@@ -181,7 +183,8 @@ impl Exit<'_> {
             self.count(Event::UnmappedAccess);
             return self.inject_data_abort(exit.far, &abort);
         };
-        let insn = if mmio::needs_instruction(&abort) { self.instruction() } else { None };
+        let needed = mmio::needs_instruction(&abort) && !aarch32::is_aarch32(self.context.regs.pstate);
+        let insn = if needed { self.instruction() } else { None };
         let plan = match mmio::decode(&abort, exit.far, ipa, insn, &self.context.regs) {
             Ok(plan) => plan,
             Err(mmio::Refused::NotAnAccess) => {
@@ -289,6 +292,9 @@ impl mmio::Registers for GuestRegs {
     }
 
     fn big_endian(&self) -> bool {
+        if aarch32::is_aarch32(self.pstate) {
+            return aarch32::is_big_endian(self.pstate);
+        }
         let bit = if self.pstate & PSTATE_MODE == PSTATE_EL0T { SCTLR_EL1::E0E } else { SCTLR_EL1::EE };
         SCTLR_EL1.is_set(bit)
     }

@@ -22,6 +22,7 @@
     )
 )]
 
+pub mod aarch32;
 pub mod inject;
 pub mod mmio;
 pub mod sysreg;
