@@ -1,5 +1,6 @@
 //! The decoder of loads and stores does not panic for any syndrome, instruction and register values, and it plans accesses
-//! only in the page of the fault. The same input goes to the emulation of system registers and to firmware calls.
+//! only in the page of the fault. The walk to the instruction ends after five reads, whatever registers and tables hold. The same
+//! input goes to the emulation of system registers and to firmware calls.
 //!
 //! `cargo +nightly fuzz run mmio_decode -- -max_total_time=60`
 #![no_main]
@@ -10,7 +11,7 @@ use doorward::dev::psci;
 use doorward::dev::vtimer::VTimer;
 use doorward::ids::Ipa;
 use doorward::run::decode::mmio::{self, Op, Refused, Registers};
-use doorward::run::decode::{inject, sysreg};
+use doorward::run::decode::{aarch32, inject, sysreg, walk};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 
@@ -108,6 +109,18 @@ fuzz_target!(|input: Input| {
         assert_eq!(entry.pstate & 0x3df, 0x3c5, "EL1h, masked, AArch64");
         assert_eq!((entry.elr_el1, entry.spsr_el1), (input.far, input.pstate));
     }
+
+    let [sctlr, tcr, ttbr0, ttbr1, mmfr0, mmfr1, mmfr2, ..] = input.x;
+    let regime = walk::Regime { sctlr, tcr, ttbr0, ttbr1, mmfr0, mmfr1, mmfr2 };
+    let mut reads = 0;
+    let found = walk::fetch(&regime, input.far, input.big_endian, |at| {
+        assert_eq!((at.0 % 8, at.0 >> 48), (0, 0));
+        reads += 1;
+        Some((input.x[reads % 31] | 3).to_ne_bytes())
+    });
+    assert!(reads <= 5 && found.map_or(0, |ipa| ipa.0 >> 48) == 0);
+    let after = aarch32::after_instruction(input.pstate);
+    assert_eq!((after ^ input.pstate) & !(3 << 25 | 0x3f << 10), 0);
 
     let mut port = Port { input: &input, timer: VTimer::new(), mdscr: 0 };
     let _ = sysreg::emulate(esr.sys_reg(), input.raw, &mut port);

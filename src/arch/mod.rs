@@ -12,7 +12,6 @@ pub mod features;
 pub mod fp;
 pub mod vcpu;
 
-pub mod at;
 pub mod barrier;
 pub mod cache;
 pub mod ich;

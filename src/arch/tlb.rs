@@ -61,7 +61,8 @@ pub fn invalidate_guests_local() {
 }
 
 /// Invalidates, on this CPU, the stage 1 entries of the current VMID and the instruction cache. It is called before a
-/// vCPU runs where another vCPU of its domain ran before: the two may map an address differently.
+/// vCPU runs where another vCPU of its domain ran before, since the two may map an address differently, and where a
+/// guest's instruction is not what its tables and memory say.
 pub fn invalidate_stage1_local() {
     barrier::dsb_nsh();
     // SAFETY: invalidating a TLB entry has no effect but a later walk.

@@ -15,13 +15,14 @@
 //! EL2 does not see what stays within EL1: a kernel that panics and spins, stage 1 faults without end, a loop with
 //! interrupts masked. Such a domain hangs, in its own time, until it is ended with the debug key `K`.
 
-use super::decode::{aarch32, inject, mmio, sysreg as trapped};
+use super::decode::{aarch32, inject, mmio, sysreg as trapped, walk};
 use super::next::Next;
 use super::smccc;
 use crate::arch::esr::{self, Class, DataAbort, Esr, Fault, SysRegAccess, Wfx};
+use crate::arch::features::ids::{Reg, reg};
 use crate::arch::sysreg::{self, Readable, SCTLR_EL1, Writeable};
 use crate::arch::vcpu::{GuestRegs, RawExit};
-use crate::arch::{at, barrier, timer};
+use crate::arch::{barrier, timer, tlb};
 use crate::dev::vtimer::{CNTP_PPI, VTimer};
 use crate::domain::Domain;
 use crate::domain::lifecycle::End;
@@ -29,11 +30,15 @@ use crate::domain::reports::Report;
 use crate::host::Host;
 use crate::ids::Intid;
 use crate::trace::{Event, count};
-use crate::vcpu::{Context, Vcpu, Work};
+use crate::vcpu::{Again, Context, Vcpu, Work};
 use crate::vgic::SgiGroup;
 
 /// The number of consecutive faults at one instruction of its exception handler after which a domU counts as crashed.
 const HANDLER_FAULTS: u32 = 1000;
+
+/// How often in a row an instruction is executed again because EL2 has not found it. It is more than once, since EL2 does
+/// not see what the guest does in between: it may have taken an exception and repaired its tables.
+const AGAIN: u32 = 16;
 
 /// M[3:0] of SPSR_EL2: exception level and stack pointer selection.
 const PSTATE_MODE: u64 = 0xf;
@@ -175,7 +180,14 @@ impl Exit<'_> {
 
     fn data_abort(&mut self, esr: Esr, exit: &RawExit) -> Next {
         let abort = esr.data_abort();
-        if matches!(abort.fault, Fault::External | Fault::ExternalOnWalk(_)) {
+        // All memory is readable and writable at stage 2, so the only permission faults are of walks that reach a device
+        // (HCR_EL2.PTW). For others HPFAR_EL2 is UNKNOWN.
+        let has_ipa = match abort.fault {
+            Fault::Translation(_) | Fault::AccessFlag(_) | Fault::AddressSize(_) => true,
+            Fault::Permission(_) => abort.s1ptw,
+            _ => false,
+        };
+        if !has_ipa {
             return self.inject_data_abort(exit.far, &abort);
         }
         let ipa = esr::ipa(exit.hpfar, exit.far);
@@ -183,8 +195,13 @@ impl Exit<'_> {
             self.count(Event::UnmappedAccess);
             return self.inject_data_abort(exit.far, &abort);
         };
-        let needed = mmio::needs_instruction(&abort) && !aarch32::is_aarch32(self.context.regs.pstate);
-        let insn = if needed { self.instruction() } else { None };
+        let mut insn = None;
+        if mmio::needs_instruction(&abort) && !aarch32::is_aarch32(self.context.regs.pstate) {
+            insn = self.instruction();
+            if insn.is_none() {
+                return self.execute_again(exit.far, &abort);
+            }
+        }
         let plan = match mmio::decode(&abort, exit.far, ipa, insn, &self.context.regs) {
             Ok(plan) => plan,
             Err(mmio::Refused::NotAnAccess) => {
@@ -192,8 +209,11 @@ impl Exit<'_> {
                 return Next::Resume;
             }
             Err(mmio::Refused::Unsupported) => return self.inject_data_abort(exit.far, &abort),
-            Err(mmio::Refused::Changed) => return Next::Resume,
+            Err(mmio::Refused::Changed) => return self.execute_again(exit.far, &abort),
         };
+        if insn.is_some() {
+            self.context.executed_again.times = 0;
+        }
         for access in plan.accesses() {
             // The two registers of a load or store pair may lie in two devices, so each is a separate access.
             let device = self.domain.emulated(access.at);
@@ -221,13 +241,49 @@ impl Exit<'_> {
         Next::Resume
     }
 
-    /// The instruction at PC, read through the guest's stage 1; `None` if PC is not in its RAM.
+    /// The instruction at PC, read through the guest's stage 1; `None` if that does not lead to the guest's RAM.
     fn instruction(&self) -> Option<u32> {
+        let features = self.host.features();
+        let id = |reg: Reg| features.guest_id(0, 0, reg.crm, reg.op2).unwrap_or(0);
+        let regime = walk::Regime {
+            sctlr: SCTLR_EL1.get(),
+            tcr: sysreg::TCR_EL1.get(),
+            ttbr0: sysreg::TTBR0_EL1.get(),
+            ttbr1: sysreg::TTBR1_EL1.get(),
+            mmfr0: id(reg::MMFR0),
+            mmfr1: id(reg::MMFR1),
+            mmfr2: id(reg::MMFR2),
+        };
         let el0 = self.context.regs.pstate & PSTATE_MODE == PSTATE_EL0T;
-        let ipa = at::fetch_address(self.context.regs.pc, el0)?;
+        let ram = self.domain.ram();
+        let descriptor = |at| {
+            let mut bytes = [0; 8];
+            ram.read(at, &mut bytes).ok().map(|()| bytes)
+        };
+        let ipa = walk::fetch(&regime, self.context.regs.pc, el0, descriptor).ok()?;
         let mut word = [0; 4];
-        self.domain.ram().read(ipa, &mut word).ok()?;
+        ram.read(ipa, &mut word).ok()?;
         Some(u32::from_le_bytes(word))
+    }
+
+    /// Answers an access whose instruction is not where the guest's tables say, or is not the one that faulted: the guest
+    /// has changed the one or the other without maintenance, or while EL2 looked. The guest executes the instruction
+    /// again with empty TLB and instruction cache, so that the CPU fetches what EL2 would find, or takes the exception
+    /// that the tables are worth.
+    ///
+    /// If that is of no use again and again (the CPU can walk tables in a device's memory, for example, and EL2 does not),
+    /// the guest gets an external abort for the access. It would otherwise exit for ever.
+    fn execute_again(&mut self, far: u64, abort: &DataAbort) -> Next {
+        let pc = self.context.regs.pc;
+        let again = &mut self.context.executed_again;
+        let times = if again.pc == pc { again.times.saturating_add(1) } else { 1 };
+        *again = Again { pc, times };
+        if times > AGAIN {
+            again.times = 0;
+            return self.inject_data_abort(far, abort);
+        }
+        tlb::invalidate_stage1_local();
+        Next::Resume
     }
 
     /// The guest state that an exception entry depends on.

@@ -22,7 +22,7 @@ use crate::sched::{Found, Schedulable, Verdict, Why};
 use crate::sync::ExclusiveGuard;
 use crate::trace::{Event, count};
 use crate::util::bits::set_bits;
-use crate::vcpu::{Context, Restart, Start, Vcpu, Work, list_regs};
+use crate::vcpu::{Again, Context, Restart, Start, Vcpu, Work, list_regs};
 use alloc::sync::Arc;
 
 /// CNTP_CTL_EL0.ENABLE.
@@ -119,6 +119,7 @@ impl VcpuRun<'_> {
         context.serror = false;
         context.handler_faults = 0;
         context.work = None;
+        context.executed_again = Again::default();
         self.vcpu.set_live(None);
         self.domain.vgic().reset_vcpu(&self.domain.port(), self.vcpu.id);
     }

@@ -90,6 +90,17 @@ pub struct Context {
     pub handler_faults: u32,
     /// Work of EL2 that this vCPU performs. It does not enter the guest before the work is done.
     pub work: Option<Work>,
+    /// The instruction that the guest executes again because EL2 did not find it.
+    pub executed_again: Again,
+}
+
+/// An instruction that is executed again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Again {
+    /// Its address.
+    pub pc: u64,
+    /// How often in a row.
+    pub times: u32,
 }
 
 impl Vcpu {
@@ -130,6 +141,7 @@ impl Vcpu {
                 serror: false,
                 handler_faults: 0,
                 work: None,
+                executed_again: Again::default(),
             }),
         }
     }

@@ -124,7 +124,8 @@ const ADDRESS: u64 = 0x00ff_ffff_ffff_ffff;
 /// Decodes a load or store that faulted at stage 2.
 ///
 /// `far` is FAR_EL2 and `ipa` the result of [`crate::arch::esr::ipa`] for it. `instruction` is the word at the guest's
-/// PC if [`needs_instruction`] asks for it, and `None` if the word could not be read or the guest was in AArch32 state.
+/// PC if [`needs_instruction`] asks for it, and `None` if the guest was in AArch32 state, whose instructions are not
+/// decoded.
 ///
 /// # Errors
 ///

@@ -26,3 +26,4 @@ pub mod aarch32;
 pub mod inject;
 pub mod mmio;
 pub mod sysreg;
+pub mod walk;

@@ -33,6 +33,11 @@ pub fn cases() -> Vec<Case> {
             chaos(lab, 1, "")
         }),
         case("chaos-2", "the same from two vCPUs at once, direct=off", |lab| chaos(lab, 2, "vwfi=trap direct=off")),
+        case(
+            "walk",
+            "EL2 survives a guest that breaks its tables before an access without a syndrome; AArch32",
+            |lab| walk(lab, machine(lab, "guest-walk")?),
+        ),
         case("twins", "two vCPUs on one CPU map one address to two pages, and each sees its own", twins),
         anywhere("wake-1", "10,000 MSIs at random moments, one sleeping vCPU, none lost", |lab| {
             wake(lab, 1, "vwfi=trap")
@@ -90,6 +95,22 @@ fn chaos(lab: &Lab, smp: u32, hv: &str) -> Verdict {
         return Err(format!("{start}: {:?} ({})", transcript.end, lab.dir.join("console.log").display()));
     }
     println!("   {start}, {} acts", lines().find_map(|line| Transcript::field::<u64>(line, "acts")).unwrap_or(0));
+    lab.complaints()
+}
+
+/// Runs the guest `walk` on `machine`.
+pub(super) fn walk(lab: &Lab, machine: Machine) -> Verdict {
+    let mut machine = Machine { smp: 1, cpu: "max".into(), ..machine };
+    machine.extra.extend(["-device".into(), "qemu-xhci".into()]);
+    let transcript = lab.watch(&machine, 60, |_, _| Ok(()))?;
+    let lines = || transcript.lines.iter().map(|(_, line)| line.trim());
+    if let Some(line) = lines().find(|line| line.starts_with("GUEST FAIL")) {
+        return Err(line.to_owned());
+    }
+    match lines().find(|line| line.starts_with("GUEST PASS walk tables=9 aarch32=3")) {
+        Some(line) if transcript.end == End::Off => println!("   {line}"),
+        _ => return Err(format!("{:?} ({})", transcript.end, lab.dir.join("console.log").display())),
+    }
     lab.complaints()
 }
 
