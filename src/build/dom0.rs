@@ -19,7 +19,7 @@ use crate::mm::hw::El2;
 use crate::mm::stage2::{Attr, ipa_bits};
 use crate::mmio::Hw;
 use crate::platform::acpi::Tables;
-use crate::platform::{Machine, Module, ModuleKind, UartKind, fdt};
+use crate::platform::{Machine, Module, ModuleKind, PciWindow, PciWindowKind, UartKind, fdt};
 use crate::util::range::{Range, pages_without};
 use crate::vits::{OnError, Quota, Vits, VitsConfig};
 use alloc::vec::Vec;
@@ -170,11 +170,18 @@ fn kept_spis(machine: &Machine) -> Vec<Intid> {
     smmus.chain([machine.uart.and_then(|uart| uart.irq)]).flatten().collect()
 }
 
-/// The registers of the devices that EL2 uses itself or emulates. They are never mapped in a guest's stage 2.
-fn kept_frames(machine: &Machine) -> Vec<Range> {
+/// The registers of the devices that EL2 uses itself or emulates, and those of the GIC that nobody uses. They are never
+/// mapped in a guest's stage 2. `is_v41` says whether an ITS is one of GICv4.1.
+fn kept_frames(machine: &Machine, is_v41: impl Fn(ItsId) -> bool) -> Vec<Range> {
+    /// Control, translation, and with GICv4.1 a frame whose register makes virtual SGIs pending (IHI 0069, 12.18).
+    const ITS_FRAMES: u64 = 3 * 0x1_0000;
     let mut kept = alloc::vec![machine.gic.dist];
     kept.extend(machine.gic.redists.iter());
-    kept.extend(machine.gic.itss.iter().map(|its| its.control));
+    kept.extend(machine.gic.unused.iter());
+    for (id, its) in (0..).map(ItsId).zip(&machine.gic.itss) {
+        let size = if is_v41(id) { its.control.size.max(ITS_FRAMES) } else { its.control.size };
+        kept.push(Range::new(its.control.base, size));
+    }
     kept.extend(machine.smmus.iter().map(|smmu| smmu.regs));
     kept.extend(machine.uart.iter().map(|uart| uart.regs));
     kept
@@ -202,31 +209,66 @@ fn absent(machine: &Machine) -> Result<Vec<Range>, BuildError> {
 /// itself.
 fn mapped_devices(host: &Host, in_use: &MemoryInUse<'_>, absent: &[Range]) -> Result<Vec<(Range, Attr)>, BuildError> {
     let machine = host.machine;
-    let mut mapped = Vec::new();
-    let mut hidden = kept_frames(machine);
+    // An ITS that could not be brought up may be of any version.
+    let mut hidden = kept_frames(machine, |id| host.gic.facts().its(id).is_none_or(|its| its.v41));
     hidden.extend(absent);
-    hidden.extend(machine.memory.iter());
-    let mut windows: Vec<Range> =
-        machine.pci.iter().flat_map(|bridge| bridge.windows.iter().map(|window| window.cpu)).collect();
+    hidden.extend([in_use.image, in_use.pool]);
     if machine.rsdp.is_some() && host.options.dom0_acpi == Dom0Acpi::On {
-        // The devices are listed only in AML, which EL2 does not interpret. So dom0 gets every address that is neither
-        // memory nor used by EL2. AML also reads memory that the firmware has reserved.
-        let mut own = kept_frames(machine);
-        own.extend([in_use.image, in_use.pool]);
-        mapped.extend(pages_without(&machine.reserved, &own).into_iter().map(|range| (range, Attr::Ram)));
-        hidden.extend(own);
-        hidden.extend(machine.reserved.iter());
-        windows.push(Range::new(Pa(0), 1 << ipa_bits(host.features().stage2().pa_range)));
+        let top = 1 << ipa_bits(host.features().stage2().pa_range);
+        return Ok(all_but(machine, hidden, Range::new(Pa(0), top)));
     }
-    mapped.extend(pages_without(&windows, &hidden).into_iter().map(|range| (range, Attr::PciWindow)));
-    let mut devices: Vec<Range> = machine.pci.iter().map(|bridge| bridge.ecam).collect();
+    let mut devices = Vec::new();
     if machine.rsdp.is_none() {
         fdt::for_each_device(in_use.fdt, |device| devices.extend(device.regs))
             .map_err(|error| BuildError::because("devices of the device tree", error))?;
     }
+    Ok(only(machine, hidden, &devices))
+}
+
+/// The PCI windows to memory, and those to I/O ports.
+fn windows(machine: &Machine) -> (Vec<Range>, Vec<Range>) {
+    let all = machine.pci.iter().flat_map(|bridge| &bridge.windows);
+    let (ports, memory): (Vec<_>, Vec<_>) = all.partition(|window| window.kind == PciWindowKind::Io);
+    let ranges = |windows: Vec<&PciWindow>| windows.into_iter().map(|window| window.cpu).collect();
+    (ranges(memory), ranges(ports))
+}
+
+fn ecams(machine: &Machine) -> Vec<Range> {
+    machine.pci.iter().map(|bridge| bridge.ecam).collect()
+}
+
+/// The mapping of a dom0 whose devices are known: PCI, and `devices`.
+fn only(machine: &Machine, mut hidden: Vec<Range>, devices: &[Range]) -> Vec<(Range, Attr)> {
+    hidden.extend(machine.memory.iter());
+    let (windows, ports) = windows(machine);
+    let mut mapped = with(Attr::PciWindow, pages_without(&windows, &hidden));
     hidden.extend(windows);
-    mapped.extend(pages_without(&devices, &hidden).into_iter().map(|range| (range, Attr::Device)));
-    Ok(mapped)
+    let devices: Vec<Range> = ecams(machine).into_iter().chain(ports).chain(devices.iter().copied()).collect();
+    mapped.extend(with(Attr::Device, pages_without(&devices, &hidden)));
+    mapped
+}
+
+/// The mapping of a dom0 with ACPI. Its devices are listed in AML alone, which EL2 does not interpret. So dom0 gets every
+/// address below the end of `space` that is neither memory, nor the firmware's, nor in `hidden`, as registers.
+fn all_but(machine: &Machine, mut hidden: Vec<Range>, space: Range) -> Vec<(Range, Attr)> {
+    // ACPI's own memory is in the memory map as RAM and reserved. AML reads and writes it.
+    let mut mapped = with(Attr::Ram, pages_without(&machine.acpi_memory, &hidden));
+    // Firmware may reserve configuration space, so that nothing is placed there. It is dom0's nevertheless.
+    let ecams = ecams(machine);
+    mapped.extend(with(Attr::Device, pages_without(&ecams, &hidden)));
+    hidden.extend(ecams);
+    hidden.extend(machine.memory.iter());
+    hidden.extend(machine.reserved.iter());
+    // What is known of PCI windows, by `pci_windows=`, allows write-combining.
+    let (windows, _) = windows(machine);
+    mapped.extend(with(Attr::PciWindow, pages_without(&windows, &hidden)));
+    hidden.extend(windows);
+    mapped.extend(with(Attr::Device, pages_without(&[space], &hidden)));
+    mapped
+}
+
+fn with(attr: Attr, ranges: Vec<Range>) -> Vec<(Range, Attr)> {
+    ranges.into_iter().map(|range| (range, attr)).collect()
 }
 
 /// Makes a virtual ITS for each of the host's ITSs, at the same address.
@@ -277,4 +319,107 @@ fn placement(
     let image = kernel_header(kernel)?;
     place(banks, &image, kernel.range, ramdisk.map(|module| module.range), &[in_use.fdt_range])
         .map_err(|error| BuildError::because("images", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::acpi::testing::{GICV4, Memory};
+
+    const MIB: u64 = 1 << 20;
+    const SPACE: Range = Range::new(Pa(0), 1 << 40);
+
+    fn r(base: u64, size: u64) -> Range {
+        Range::new(Pa(base), size)
+    }
+
+    /// A machine with ACPI: the firmware's flash and clock, memory with reserved parts, and ACPI's own memory.
+    fn machine() -> alloc::boxed::Box<Machine> {
+        let mut machine = Memory::of(GICV4).read().unwrap();
+        machine.memory.extend([r(0x4000_0000, 512 * MIB)]);
+        machine.acpi_memory.push(r(0x5c00_0000, MIB));
+        machine.reserved.extend([r(0x0400_0000, 64 * MIB), r(0x0901_0000, 0x1000)]);
+        machine.reserved.extend([r(0x5b00_0000, MIB), r(0x5c00_0000, MIB), r(0x7000_0000, MIB)]);
+        machine
+    }
+
+    fn attr_at(mapped: &[(Range, Attr)], at: u64) -> Option<Attr> {
+        let mut found = mapped.iter().filter(|(range, _)| range.contains(Pa(at)));
+        let first = found.next().map(|&(_, attr)| attr);
+        assert!(found.next().is_none(), "{at:#x} is mapped twice");
+        first
+    }
+
+    #[test]
+    fn a_dom0_with_acpi_gets_no_memory_but_acpis_own_and_nothing_of_the_firmware_or_the_gic() {
+        let mut machine = machine();
+        let ecam = machine.pci[0].ecam;
+        // Firmware may reserve configuration space.
+        machine.reserved.push(ecam);
+        machine.gic.unused.push(r(0x0801_0000, 0x2000));
+        let hidden: Vec<Range> =
+            kept_frames(&machine, |_| true).into_iter().chain([r(ecam.base.0 + 0x8000, 0x1000)]).collect();
+        let mapped = all_but(&machine, hidden, SPACE);
+        let at = |at| attr_at(&mapped, at);
+        assert_eq!(at(0x5c00_0000), Some(Attr::Ram), "ACPI's memory");
+        assert_eq!(mapped.iter().filter(|(_, attr)| *attr == Attr::Ram).count(), 1);
+        for (place, name) in [
+            (0x0400_0000, "flash"),
+            (0x0901_0000, "the clock of runtime services"),
+            (0x4000_0000, "memory"),
+            (0x5b00_0000, "reserved memory"),
+            (0x7000_0000, "reserved, not memory"),
+            (0x0800_0000, "distributor"),
+            (0x0801_0000, "CPU interface"),
+            (0x080a_0000, "redistributor"),
+            (0x0808_0000, "ITS"),
+            (0x0809_0000, "translation frame"),
+            (0x0900_0000, "console"),
+            (ecam.base.0 + 0x8000, "hidden function"),
+        ] {
+            assert_eq!(at(place), None, "{name}");
+        }
+        for place in [0x0a00_0000, 0x0b00_0000, 0x1000_0000, ecam.base.0, 0x80_0000_0000] {
+            assert_eq!(at(place), Some(Attr::Device), "{place:#x}");
+        }
+    }
+
+    #[test]
+    fn windows_from_the_command_line_allow_write_combining_with_acpi() {
+        let mut machine = machine();
+        machine.bootargs.push_str("pci_windows=0:mem32:0x10000000+0x10000000");
+        crate::platform::windows::apply(&mut machine).unwrap();
+        let mapped = all_but(&machine, kept_frames(&machine, |_| false), SPACE);
+        assert_eq!(attr_at(&mapped, 0x1000_0000), Some(Attr::PciWindow));
+        assert_eq!(attr_at(&mapped, 0x2000_0000), Some(Attr::Device));
+    }
+
+    #[test]
+    fn an_its_of_gicv4_1_keeps_its_third_frame() {
+        let machine = machine();
+        let its = machine.gic.itss[0].control;
+        let hides =
+            |v41, offset| kept_frames(&machine, |_| v41)[2..].iter().any(|frame| frame.contains(its.base.add(offset)));
+        assert!(hides(false, 0x1_0000) && hides(true, 0x1_0000));
+        // On this machine redistributors follow the ITS, and are the second range.
+        assert!(!hides(false, 0x2_0020) && hides(true, 0x2_0020));
+    }
+
+    #[test]
+    fn a_dom0_whose_devices_are_known_gets_these_alone() {
+        let mut machine = machine();
+        machine.bootargs.push_str("pci_windows=0:mem32:0x10000000+0x10000000,0:io:0x3eff0000+0x10000");
+        crate::platform::windows::apply(&mut machine).unwrap();
+        let mapped = only(&machine, kept_frames(&machine, |_| false), &[r(0x0a00_0000, 0x200), r(0x0900_0000, 0x1000)]);
+        let ecam = machine.pci[0].ecam;
+        assert_eq!(
+            mapped,
+            [
+                (r(0x1000_0000, 0x1000_0000), Attr::PciWindow),
+                (r(0x0a00_0000, 0x1000), Attr::Device),
+                (r(0x3eff_0000, 0x1_0000), Attr::Device),
+                (ecam, Attr::Device)
+            ]
+        );
+    }
 }

@@ -17,6 +17,8 @@ pub enum Part {
     Distributor,
     /// A redistributor region.
     Redistributors,
+    /// A frame of the GIC that is not used.
+    GicFrame,
     /// An ITS.
     Its,
     /// An SMMU.
@@ -54,6 +56,7 @@ impl Part {
             Part::Reserved => "memory reservations",
             Part::Distributor => "GIC distributors",
             Part::Redistributors => "GIC redistributor regions",
+            Part::GicFrame => "GIC frames that are not used",
             Part::Its => "ITSs",
             Part::Smmu => "SMMUs",
             Part::Ecam => "PCI configuration spaces",
@@ -78,6 +81,7 @@ impl fmt::Display for Part {
             Part::Reserved => "memory reservation",
             Part::Distributor => "GIC distributor",
             Part::Redistributors => "GIC redistributor region",
+            Part::GicFrame => "GIC frame that is not used",
             Part::Its => "ITS",
             Part::Smmu => "SMMU",
             Part::Ecam => "PCI configuration space",

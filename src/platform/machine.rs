@@ -1,6 +1,6 @@
 //! The description of the machine, as plain data.
 
-use super::error::MachineError;
+use super::error::{MachineError, Part};
 use crate::ids::{Intid, ItsId, Mpidr, Pa};
 use crate::util::range::Range;
 use arrayvec::{ArrayString, ArrayVec};
@@ -66,6 +66,20 @@ pub struct Gic {
     pub non_coherent: bool,
     /// The ITSs; an `ItsId` is an index into this list.
     pub itss: ArrayVec<Its, 16>,
+    /// Registers that EL2 does not use and that no guest may: memory-mapped CPU interfaces, message frames, and
+    /// redistributors of CPUs that are not used.
+    pub unused: ArrayVec<Range, CPUS>,
+}
+
+impl Gic {
+    /// Adds a range to [`unused`](Gic::unused), unless it is there.
+    pub(super) fn add_unused(&mut self, range: Range) -> Result<(), MachineError> {
+        if self.unused.iter().any(|known| known.covers(range)) {
+            return Ok(());
+        }
+        let full = MachineError::TooMany { part: Part::GicFrame, limit: self.unused.capacity() };
+        self.unused.try_push(range).map_err(|_| full)
+    }
 }
 
 /// The generic timer's PPIs.
@@ -263,8 +277,11 @@ impl DomainConfig {
 pub struct Machine {
     /// RAM, as the firmware lists it.
     pub memory: ArrayVec<Range, 64>,
-    /// Memory that must not be used, in RAM or not: `/memreserve/` and fixed `/reserved-memory`.
+    /// Memory that must not be used, in RAM or not: `/memreserve/` and fixed `/reserved-memory`, or what the firmware
+    /// keeps, with the registers that its runtime services use.
     pub reserved: ArrayVec<Range, 128>,
+    /// The parts of `reserved` that are for an operating system's use of ACPI: tables, and memory that AML refers to.
+    pub acpi_memory: ArrayVec<Range, 64>,
     /// The CPUs; a `CpuId` is an index into this list.
     pub cpus: ArrayVec<Cpu, CPUS>,
     /// How PSCI 0.2 or later is called; `None` if the firmware does not have it.
@@ -300,6 +317,7 @@ impl Machine {
         Machine {
             memory: ArrayVec::new_const(),
             reserved: ArrayVec::new_const(),
+            acpi_memory: ArrayVec::new_const(),
             cpus: ArrayVec::new_const(),
             psci: None,
             gic: Gic {
@@ -310,6 +328,7 @@ impl Machine {
                 maintenance: Intid(0),
                 non_coherent: false,
                 itss: ArrayVec::new_const(),
+                unused: ArrayVec::new_const(),
             },
             pci: ArrayVec::new_const(),
             smmus: ArrayVec::new_const(),

@@ -4,6 +4,9 @@
 //! the redistributor of each CPU. Those are collected here and joined to regions where one ends exactly where the next
 //! begins: a gap may hold a redistributor that has been fused off and must not be accessed. The size of a redistributor
 //! follows from the GIC's version.
+//!
+//! What the table names and EL2 does not use (redistributors of disabled CPUs, memory-mapped CPU interfaces, message
+//! frames) is kept in a list, so that no guest gets it.
 
 use super::{AcpiError, Fields};
 use crate::ids::{Intid, Mpidr, Pa};
@@ -17,6 +20,7 @@ pub(crate) const ENTRIES: usize = 44;
 /// Entry types.
 pub(crate) const GICC: u8 = 0x0b;
 pub(crate) const GICD: u8 = 0x0c;
+const GIC_MSI_FRAME: u8 = 0x0d;
 pub(crate) const GICR: u8 = 0x0e;
 pub(crate) const ITS: u8 = 0x0f;
 /// The interrupt routing service of a GICv5.
@@ -36,6 +40,10 @@ const ITS_SIZE: u64 = 2 * FRAME;
 /// The sizes of a redistributor without and with the frames for virtual LPIs (IHI 0069, 12.10).
 const GICV3_REDIST: u64 = 2 * FRAME;
 const GICV4_REDIST: u64 = 4 * FRAME;
+/// The size of a memory-mapped CPU interface (IHI 0048, 1.3 and 5.3): GICC and GICV have 8 KiB, GICH less.
+const CPU_INTERFACE: u64 = 0x2000;
+/// The size of a message frame (Server Base System Architecture, appendix on GICv2m).
+const MSI_FRAME: u64 = 0x1000;
 
 /// The identifiers by which the IORT refers to the ITSs, in the order of [`Gic::itss`](crate::platform::Gic::itss).
 pub(crate) type ItsNames = ArrayVec<u32, 16>;
@@ -73,9 +81,11 @@ pub(super) fn read(madt: Fields<'_>, machine: &mut Machine) -> Result<ItsNames, 
             _ => {}
         }
     }
+    let size = redist_size(&mut from_cpus, version);
     if machine.gic.redists.is_empty() {
-        join(&mut from_cpus, version, machine);
+        join(&from_cpus, size, machine);
     }
+    read_unused(madt, size, machine)?;
     if machine.gic.redists.is_empty() {
         return Err(MachineError::NoRedistributors.into());
     }
@@ -136,10 +146,42 @@ fn read_cpu(entry: Fields<'_>, machine: &mut Machine, flagged: bool) -> Result<O
     Ok((redist != 0).then_some(Pa(redist)))
 }
 
-/// Sets the size of the CPUs' redistributors and joins adjacent ones to regions.
-fn join(redists: &mut [Range], version: u8, machine: &mut Machine) {
+/// Adds the frames that are not used.
+fn read_unused(madt: Fields<'_>, redist_size: u64, machine: &mut Machine) -> Result<(), AcpiError> {
+    for entry in madt.entries(ENTRIES) {
+        let frames = match entry? {
+            (GICC, entry) => {
+                let exists = entry.u32(12)? & (ENABLED | ONLINE_CAPABLE) != 0;
+                let interface = |at| if exists { entry.u64(at) } else { Ok(0) };
+                // The entry of a CPU that does not exist may be garbage but for its flags. If that could be the address
+                // of a redistributor, it is taken for one: that costs dom0 a hole at most.
+                let redist = entry.u64(60).unwrap_or(0);
+                let used = machine.gic.redists.iter().any(|region| region.contains(Pa(redist)));
+                let redist = if redist.is_multiple_of(FRAME) && !used { redist } else { 0 };
+                // GICC, GICV and GICH.
+                [
+                    (interface(32)?, CPU_INTERFACE),
+                    (interface(40)?, CPU_INTERFACE),
+                    (interface(48)?, CPU_INTERFACE),
+                    (redist, redist_size),
+                ]
+            }
+            (GIC_MSI_FRAME, entry) => [(entry.u64(8)?, MSI_FRAME), (0, 0), (0, 0), (0, 0)],
+            _ => continue,
+        };
+        for (base, size) in frames {
+            if base != 0 {
+                machine.gic.add_unused(Range::new(Pa(base), size))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sorts the CPUs' redistributors and returns the size of one.
+fn redist_size(redists: &mut [Range], version: u8) -> u64 {
     redists.sort_unstable();
-    let size = match version {
+    match version {
         3 => GICV3_REDIST,
         4 => GICV4_REDIST,
         _ => {
@@ -147,7 +189,11 @@ fn join(redists: &mut [Range], version: u8, machine: &mut Machine) {
             let gap = redists.array_windows().map(|[a, b]| b.base.0 - a.base.0).min();
             if gap.is_some_and(|gap| gap >= GICV4_REDIST) { GICV4_REDIST } else { GICV3_REDIST }
         }
-    };
+    }
+}
+
+/// Joins adjacent redistributors to regions.
+fn join(redists: &[Range], size: u64, machine: &mut Machine) {
     for redist in redists {
         match machine.gic.redists.last_mut() {
             Some(last) if last.end() == redist.base => last.size += size,

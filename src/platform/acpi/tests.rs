@@ -123,6 +123,37 @@ fn only_usable_cpus_are_listed_and_only_enabled_ones_have_a_redistributor() {
 }
 
 #[test]
+fn what_the_madt_names_of_the_gic_and_nobody_uses_is_listed_once() {
+    let put = |mut entry: Vec<u8>, fields: &[(usize, u64)]| {
+        fields.iter().for_each(|&(at, value)| entry[at..at + 8].copy_from_slice(&value.to_le_bytes()));
+        entry
+    };
+    let interfaces = [(32, 0x2c00_0000), (40, 0x2c02_0000), (48, 0x2c01_0000)];
+    let entries = [
+        gicd(0x800_0000, 3),
+        put(gicc(0, 0, 1, 25, 0x1000_0000), &interfaces),
+        // Online capable; then two that do not exist, the second of which has garbage.
+        put(gicc(1, 1, 1 << 3, 25, 0x1002_0000), &interfaces),
+        gicc(2, 2, 0, 25, 0x1004_0000),
+        put(gicc(3, 3, 0, 25, 0x1234_5678), &[(32, u64::MAX)]),
+        testing::bytes(24, &[(0, 0x0d, 1), (1, 24, 1), (8, 0x2d00_0000, 8)]),
+    ];
+    let machine = with(madt(6, &entries)).unwrap();
+    assert_eq!(machine.gic.redists[..], [r(0x1000_0000, 0x2_0000)]);
+    assert_eq!(
+        machine.gic.unused[..],
+        [
+            r(0x2c00_0000, 0x2000),
+            r(0x2c02_0000, 0x2000),
+            r(0x2c01_0000, 0x2000),
+            r(0x1002_0000, 0x2_0000),
+            r(0x1004_0000, 0x2_0000),
+            r(0x2d00_0000, 0x1000)
+        ]
+    );
+}
+
+#[test]
 fn coherence_flags_are_used_from_revision_7_on() {
     let entries = [gicd(0x800_0000, 3), gicc(0, 0, 1 | 1 << 4, 25, 0x1000_0000), {
         let mut its = its(0, 0x2000_0000);

@@ -1,8 +1,8 @@
 //! The UEFI memory map, and its translation to the memory and reservations of a [`Machine`] (UEFI 2.10, 7.2 Memory
 //! Allocation Services: GetMemoryMap).
 //!
-//! The code, data and tables of runtime services and ACPI are reserved. The memory of boot services and of loaders is
-//! free.
+//! The code, data and registers of runtime services and the tables of ACPI are reserved. The memory of boot services and
+//! of loaders is free.
 
 use crate::ids::Pa;
 use crate::platform::{Machine, MachineError, Part};
@@ -79,6 +79,8 @@ impl<'a> MemoryMap<'a> {
     pub fn fill(self, machine: &mut Machine) -> Result<(), MachineError> {
         machine.memory.clear();
         self.merge(Descriptor::is_ram, &mut machine.memory, Part::Memory)?;
+        machine.acpi_memory.clear();
+        self.merge(Descriptor::is_acpi, &mut machine.acpi_memory, Part::Reserved)?;
         self.merge(Descriptor::is_kept, &mut machine.reserved, Part::Reserved)
     }
 
@@ -137,19 +139,28 @@ impl Descriptor {
         is_memory && self.attributes & efi::MEMORY_WB != 0
     }
 
-    /// Whether the firmware keeps it after ExitBootServices. It need not be RAM.
+    /// Whether it holds ACPI tables, or is reserved for what AML refers to.
+    #[must_use]
+    pub fn is_acpi(&self) -> bool {
+        matches!(self.kind, efi::ACPI_RECLAIM_MEMORY | efi::ACPI_MEMORY_NVS)
+    }
+
+    /// Whether the firmware keeps it after ExitBootServices. It need not be RAM: the devices that runtime services use
+    /// (flash, a clock) are the firmware's.
     #[must_use]
     pub fn is_kept(&self) -> bool {
-        matches!(
-            self.kind,
-            efi::RESERVED_MEMORY_TYPE
-                | efi::RUNTIME_SERVICES_CODE
-                | efi::RUNTIME_SERVICES_DATA
-                | efi::UNUSABLE_MEMORY
-                | efi::ACPI_RECLAIM_MEMORY
-                | efi::ACPI_MEMORY_NVS
-                | efi::PAL_CODE
-        )
+        let is_runtime = self.attributes & efi::MEMORY_RUNTIME != 0;
+        is_runtime && self.kind == efi::MEMORY_MAPPED_IO
+            || matches!(
+                self.kind,
+                efi::RESERVED_MEMORY_TYPE
+                    | efi::RUNTIME_SERVICES_CODE
+                    | efi::RUNTIME_SERVICES_DATA
+                    | efi::UNUSABLE_MEMORY
+                    | efi::ACPI_RECLAIM_MEMORY
+                    | efi::ACPI_MEMORY_NVS
+                    | efi::PAL_CODE
+            )
     }
 }
 
@@ -186,13 +197,19 @@ mod tests {
                 (efi::CONVENTIONAL_MEMORY, 0x4000_0000, 255 * MIB, 0xf),
                 (efi::ACPI_RECLAIM_MEMORY, 0x5100_0000, MIB, 0xf),
                 (efi::MEMORY_MAPPED_IO, 0x0900_0000, MIB, 0x8000_0000_0000_0001),
+                (efi::MEMORY_MAPPED_IO, 0x0a00_0000, MIB, 0x0000_0000_0000_0001),
+                (efi::ACPI_MEMORY_NVS, 0x5110_0000, MIB, 0xf),
                 (efi::CONVENTIONAL_MEMORY, 0x8_0000_0000, 64 * MIB, 0xf),
             ],
         );
         let mut machine = Machine::new();
         MemoryMap::new(&bytes, 48).unwrap().fill(&mut machine).unwrap();
-        assert_eq!(machine.memory[..], [range(0x4000_0000, 273 * MIB), range(0x8_0000_0000, 64 * MIB)]);
-        assert_eq!(machine.reserved[..], [range(0x4ff0_0000, MIB), range(0x5100_0000, MIB)]);
+        assert_eq!(machine.memory[..], [range(0x4000_0000, 274 * MIB), range(0x8_0000_0000, 64 * MIB)]);
+        assert_eq!(
+            machine.reserved[..],
+            [range(0x0900_0000, MIB), range(0x4ff0_0000, MIB), range(0x5100_0000, 2 * MIB)]
+        );
+        assert_eq!(machine.acpi_memory[..], [range(0x5100_0000, 2 * MIB)]);
     }
 
     #[test]

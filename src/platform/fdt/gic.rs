@@ -79,6 +79,10 @@ fn read_gic(tree: Tree<'_>, place: &Place<'_, '_>, machine: &mut Machine) -> Res
         let region = place.reg(index).ok_or(if index == 1 { MachineError::NoRedistributors } else { bad("reg") })?;
         push(&mut gic.redists, region, Part::Redistributors)?;
     }
+    // The memory-mapped CPU interfaces.
+    for range in place.regs().skip(regions.saturating_add(1)).flatten().filter(|range| !range.is_empty()) {
+        gic.add_unused(range)?;
+    }
     if let Some(stride) = place.value("redistributor-stride") {
         // Both one and two cells are in use.
         gic.redist_stride = Some(Cells(stride).value().ok_or(bad("redistributor-stride"))?);

@@ -77,7 +77,7 @@ pub fn run() -> Result<usize, &'static str> {
         ("configuration space", ECAM | TABLE, EXTERNAL_ON_WALK),
         ("an emulated device", gic::GICD | TABLE, EXTERNAL_ON_WALK),
         ("a redistributor", gic::GICD + 0xa_0000 | TABLE, EXTERNAL_ON_WALK),
-        ("the hypervisor", 0x4020_0000 | TABLE, EXTERNAL_ON_WALK),
+        ("the console", 0x0900_0000 | TABLE, EXTERNAL_ON_WALK),
         ("above all memory", 0x30_0000_0000 | TABLE, EXTERNAL_ON_WALK),
         ("nowhere", 0, TRANSLATION),
         ("memory that may not be executed", own & !0x3fff_ffff | NORMAL | 1 << 53, 0x0c),

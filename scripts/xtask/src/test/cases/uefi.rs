@@ -1,11 +1,12 @@
 //! The image as an EFI application on EDK2: ways to start it, ways to describe its machine, and errors that return to the
 //! firmware.
 
-use crate::disk_image;
-use crate::qemu::{Boot, Machine, Tables, Uefi};
+use crate::qemu::{Boot, Disk, Machine, Tables, Uefi};
 use crate::session::End;
+use crate::test::cases::guests;
 use crate::test::linux::Transcript;
 use crate::test::{Case, Lab, Verdict};
+use crate::{disk_image, image};
 
 /// The cases of this topic.
 pub fn cases() -> Vec<Case> {
@@ -34,6 +35,15 @@ pub fn cases() -> Vec<Case> {
             "dom0 has the same functions and interrupts with ACPI and with dom0_acpi=off",
             same_devices,
         ),
+        case("uefi-walk", "a guest as dom0's kernel, with ACPI tables, breaks its tables as in walk", |lab| {
+            let kernel = lab.dir.join("kernel");
+            image::build_guest("guest-walk", &kernel).map_err(|failure| failure.text)?;
+            let machine = Machine { kernel: Some(kernel), initrd: None, disk: Disk::None, ..acpi(lab, 1, "") };
+            machine.make_disk_image().map_err(|failure| failure.text)?;
+            let verdict = guests::walk(lab, machine.clone());
+            forget(&machine);
+            verdict
+        }),
         case("uefi-refuse-el1", "firmware at EL1", |lab| {
             let machine = Machine { properties: "gic-version=3".into(), ..from_disk(lab, "boot", Tables::Fdt) };
             refused(lab, &machine, |_| (), &["EL1"])
