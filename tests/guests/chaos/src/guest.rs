@@ -22,7 +22,7 @@ static REDISTRIBUTORS: [AtomicU64; cpu::MAX] = [const { AtomicU64::new(0) }; cpu
 static VCPUS: AtomicU32 = AtomicU32::new(1);
 
 /// An xorshift generator.
-struct Dice(u64);
+pub(crate) struct Dice(u64);
 
 impl Dice {
     fn roll(&mut self) -> u64 {
@@ -32,20 +32,20 @@ impl Dice {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         (self.roll() >> 11) % limit
     }
 
-    fn one_in(&mut self, n: u64) -> bool {
+    pub(crate) fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
 
-    fn of(&mut self, choices: &[u64]) -> u64 {
+    pub(crate) fn of(&mut self, choices: &[u64]) -> u64 {
         choices[self.below(choices.len() as u64) as usize]
     }
 
     /// A value that is likely to hit a boundary.
-    fn value(&mut self) -> u64 {
+    pub(crate) fn value(&mut self) -> u64 {
         match self.below(8) {
             0 => 0,
             1 => u64::MAX,
@@ -372,7 +372,8 @@ fn chaos() {
             11 => sgi(&mut dice),
             12 => interrupts(&mut dice),
             13 => timer(&mut dice),
-            14 => elsewhere(&mut dice),
+            14 if dice.one_in(2) => elsewhere(&mut dice),
+            14 => crate::walk::walk(&mut dice),
             _ => uart(&mut dice),
         }
         PROGRESS[index].store(act + 1, Ordering::Release);
@@ -418,6 +419,7 @@ extern "C" fn guest_main() -> ! {
         HAS_ITS.store(true, Ordering::Relaxed);
         let _ = Its::on();
     }
+    crate::walk::prepare();
     gic::cpu_on(1 << 27 | 1 << 30);
     for index in 1..vcpus as usize {
         let answer = cpu::start(index, other);

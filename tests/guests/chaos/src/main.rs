@@ -2,7 +2,7 @@
 //!
 //! It uses the registers of the GIC, the ITS and the serial port in every size and alignment, ITS commands (half of them
 //! plausible), system registers by random encoding, random calls by HVC and SMC, SGIs, loads and stores without a syndrome,
-//! and memory that is not its own. It leaves out calls that legally end or stop the guest (SYSTEM_OFF, SYSTEM_RESET,
+//! some from broken tables, and memory that is not its own. It leaves out calls that legally end or stop the guest (SYSTEM_OFF, SYSTEM_RESET,
 //! SYSTEM_RESET2, CPU_OFF, CPU_SUSPEND), and devices that access memory by themselves.
 //!
 //! It prints `GUEST PASS chaos` at its end; whether the hypervisor is unharmed, its log shows. The lower half of
@@ -18,3 +18,5 @@ fn main() {
 
 #[cfg(target_os = "none")]
 mod guest;
+#[cfg(target_os = "none")]
+mod walk;
