@@ -66,7 +66,9 @@ impl Exit<'_> {
     fn advance(&mut self, esr: Esr) {
         let regs = &mut self.context.regs;
         regs.pc = regs.pc.wrapping_add(esr.length());
-        regs.pstate = aarch32::after_instruction(regs.pstate);
+        if aarch32::is_aarch32(regs.pstate) {
+            regs.pstate = aarch32::after_instruction(regs.pstate);
+        }
     }
 
     /// Handles the exit.

@@ -21,6 +21,7 @@ const SCTLR_DSSBS: u64 = 1 << 44;
 const IL: u64 = 1 << 25;
 const EXTERNAL: u64 = 0x10;
 const EXTERNAL_ON_WALK: u64 = 0x14;
+const ALIGNMENT: u64 = 0x21;
 
 /// The state of a guest at its exit, and the registers that control how its EL1 takes exceptions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +117,8 @@ pub fn undef(at: &At, esr: Esr) -> Entry {
 }
 
 /// Returns a synchronous external abort for a load or store to an address without memory or device, or with a device
-/// that does not support the access. `far` is FAR_EL2.
+/// that does not support the access. An unaligned access to what stage 2 alone maps as Device is an alignment fault, as
+/// if the guest's own mapping were. `far` is FAR_EL2.
 #[must_use]
 pub fn data_abort(at: &At, far: u64, abort: &DataAbort) -> Entry {
     const FNV: u64 = 1 << 10;
@@ -153,6 +155,7 @@ const fn status(s1ptw: bool, fault: Fault) -> u64 {
             EXTERNAL_ON_WALK | (level & 3) as u64
         }
         Fault::ExternalOnWalk(level) => EXTERNAL_ON_WALK | (level & 3) as u64,
+        Fault::Alignment => ALIGNMENT,
         _ => EXTERNAL,
     }
 }
@@ -208,6 +211,12 @@ mod tests {
         assert_eq!((kernel.esr_el1, kernel.far_el1), (0x9600_0050, Some(0xdead_beef)));
         let program = data_abort(&at(0x0), 0xdead_beef, &abort);
         assert_eq!(program.esr_el1, 0x9200_0050);
+    }
+
+    #[test]
+    fn an_unaligned_access_to_a_device_is_an_alignment_fault() {
+        let abort = Esr(0x9200_0061).data_abort();
+        assert_eq!(data_abort(&at(0x5), 0x1001, &abort).esr_el1, 0x9600_0061);
     }
 
     #[test]
