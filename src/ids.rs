@@ -87,6 +87,23 @@ number! {
     Mpidr(u64), "{:#x}"
 }
 
+/// DeviceIDs from `first` to `last`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DeviceIds {
+    /// The first one.
+    pub first: DeviceId,
+    /// The last one.
+    pub last: DeviceId,
+}
+
+impl DeviceIds {
+    /// Whether `device` is one of them.
+    #[must_use]
+    pub fn contains(self, device: DeviceId) -> bool {
+        (self.first..=self.last).contains(&device)
+    }
+}
+
 impl CpuId {
     /// Returns the index into per-CPU arrays.
     #[must_use]

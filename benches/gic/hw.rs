@@ -1,8 +1,8 @@
 //! A GIC that completes everything at once: registers and memory keep what is written, except for the few bits that a
 //! driver waits for. It delivers no interrupts; `tests/gic-model` does.
 
-use doorward::gic::{Gic, ItsLayout, Layout};
-use doorward::ids::{CpuId, Mpidr, Pa};
+use doorward::gic::{DeviceQuota, Gic, ItsLayout, Layout};
+use doorward::ids::{CpuId, DeviceId, DeviceIds, ItsId, Mpidr, Pa};
 use doorward::mmio::{Coherence, Hw};
 use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
@@ -174,5 +174,7 @@ pub fn discover(generation: Generation) -> Gic<Instant> {
     };
     let gic = Gic::discover(Instant::new(generation), &layout).expect("a GIC");
     (0..CPUS).for_each(|n| gic.init_cpu(CpuId(n)).expect("a CPU"));
+    let ids = [DeviceIds { first: DeviceId(0), last: DeviceId(0x7fff) }];
+    gic.reserve_devices(ItsId(0), &ids, DeviceQuota { devices: 512, events: 0x1_0000 }).expect("memory");
     gic
 }

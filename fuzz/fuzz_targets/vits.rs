@@ -70,7 +70,7 @@ fn consistent(guest: &fake::Guest) {
 
 fuzz_target!(|bytes: &[u8]| {
     let mut input = Input(bytes);
-    let quota = Quota { devices: 4, events: 20, itt_entries: 48, device_event_bits: 4 };
+    let quota = Quota { devices: 4, events: 20, itt_entries: 48, min_event_bits: 1, device_event_bits: 4 };
     let on_error = if input.byte() & 1 == 0 { OnError::Skip } else { OnError::Stall };
     let config = VitsConfig { quota, on_error, ..fake::config() };
     let mut guest = fake::Guest::new(config, fake::Host { movall_calls: 3, ..fake::Host::new() });

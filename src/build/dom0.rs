@@ -6,12 +6,14 @@ use super::acpi::{self, Places};
 use super::fdt::edit::{Dom0FdtError, Dom0Plan, build_dom0_fdt, vgicr_region};
 use super::layout::{Banks, Placement, place, plan_dom0_memory};
 use super::{
-    BuildError, Devices, DomainSpec, Homes, ID_BITS, affinity, assemble, images, kernel_header, pci_hide, start,
+    BuildError, Devices, DomainSpec, Homes, ID_BITS, affinity, assemble, device_ids, images, kernel_header, pci_hide,
+    start,
 };
 use crate::domain::table::Domains;
+use crate::gic::{DeviceQuota, MIN_EVENT_BITS};
 use crate::host::Host;
 use crate::host::cmdline::Dom0Acpi;
-use crate::ids::{CpuId, DomId, Intid, ItsId, Mpidr, Pa};
+use crate::ids::{CpuId, DeviceIds, DomId, Intid, ItsId, Mpidr, Pa};
 use crate::mm::el2_map;
 use crate::mm::firmware::FirmwareMemory;
 use crate::mm::guest_ram::{Bank, GuestRam};
@@ -24,8 +26,10 @@ use crate::util::range::{Range, pages_without};
 use crate::vits::{OnError, Quota, Vits, VitsConfig};
 use alloc::vec::Vec;
 
-/// The EventID bits of a PCI function: MSI-X has at most 2048 vectors (PCI Express 6.0, 7.7.2).
-const MSIX_BITS: u8 = 11;
+/// What dom0 may use of each ITS. All of it is reserved when dom0 is built. The EventID bits are those of a PCI function:
+/// MSI-X has at most 2048 vectors (PCI Express 6.0, 7.7.2).
+const QUOTA: Quota =
+    Quota { devices: 512, events: 8192, itt_entries: 32_768, min_event_bits: MIN_EVENT_BITS, device_event_bits: 11 };
 
 /// The memory that is in use before dom0 is built.
 pub struct MemoryInUse<'a> {
@@ -75,11 +79,14 @@ pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>) -> Result<(), BuildErr
     let entry = images.start;
     let absent = absent(machine)?;
     let mapped = mapped_devices(host, in_use, &absent)?;
+    let device_ids: Vec<_> =
+        (0..).map(ItsId).take(machine.gic.itss.len()).map(|its| device_ids::of_its(machine, its)).collect();
     let devices = Devices {
         dist: machine.gic.dist,
         redists: places.gicr,
         spis: host.gic.facts().spis,
-        itss: virtual_itss(host)?,
+        itss: virtual_itss(host, &device_ids)?,
+        device_ids,
         console: places.console,
         absent,
         mapped,
@@ -271,12 +278,17 @@ fn with(attr: Attr, ranges: Vec<Range>) -> Vec<(Range, Attr)> {
     ranges.into_iter().map(|range| (range, attr)).collect()
 }
 
-/// Makes a virtual ITS for each of the host's ITSs, at the same address.
-fn virtual_itss(host: &Host) -> Result<Vec<(Range, Vits)>, BuildError> {
+/// Makes a virtual ITS for each of the host's ITSs, at the same address, and reserves the memory of its devices on the
+/// host: those of `device_ids`.
+fn virtual_itss(host: &Host, device_ids: &[Vec<DeviceIds>]) -> Result<Vec<(Range, Vits)>, BuildError> {
     let mut itss = Vec::new();
-    for (index, its) in host.machine.gic.itss.iter().enumerate() {
-        let id = ItsId(u8::try_from(index).unwrap_or(u8::MAX));
+    for ((id, its), ids) in (0..).map(ItsId).zip(&host.machine.gic.itss).zip(device_ids) {
         let Some(facts) = host.gic.facts().its(id) else { continue };
+        let reserved = host
+            .gic
+            .reserve_devices(id, ids, DeviceQuota { devices: QUOTA.devices, events: QUOTA.itt_entries })
+            .map_err(|error| BuildError(alloc::format!("memory of the devices on {id}: {error}")))?;
+        log::info!("dom0: {id}: {} KiB reserved for {} devices", reserved >> 10, QUOTA.devices);
         let vits = Vits::new(VitsConfig {
             domain: DomId(0),
             its: id,
@@ -284,7 +296,7 @@ fn virtual_itss(host: &Host) -> Result<Vec<(Range, Vits)>, BuildError> {
             event_bits: facts.event_bits.min(16),
             collection_bits: 10,
             id_bits: ID_BITS,
-            quota: Quota { devices: 512, events: 8192, itt_entries: 32_768, device_event_bits: MSIX_BITS },
+            quota: QUOTA,
             on_error: OnError::Skip,
         })
         .map_err(|error| BuildError(alloc::format!("virtual {id}: {error:?}")))?;

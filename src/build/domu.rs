@@ -94,6 +94,7 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig) -> Result<(), Buil
         redists: redists(count),
         spis: SPIS,
         itss: Vec::new(),
+        device_ids: Vec::new(),
         console: config.vpl011.then_some((UART, UART_IRQ)),
         absent: Vec::new(),
         mapped: Vec::new(),

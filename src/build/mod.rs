@@ -4,11 +4,12 @@
 //! Both list the parts of the domain and their addresses. `assemble` is common to both: it loads the images, and
 //! makes the address space, the interrupt controller, the vPEs and the vCPUs. The other modules make the parts of a
 //! specification: where images are placed in memory ([`layout`], [`image`]), the affinities of vCPUs ([`affinity`]),
-//! the PCI functions that dom0 does not see ([`pci_hide`]), and the device tree or ACPI tables for the guest ([`fdt`],
+//! the devices that may send MSIs ([`device_ids`]), the PCI functions that dom0 does not see ([`pci_hide`]), and the device tree or ACPI tables for the guest ([`fdt`],
 //! [`acpi`]).
 
 pub mod acpi;
 pub mod affinity;
+pub mod device_ids;
 pub mod dom0;
 pub mod domu;
 pub mod fdt;
@@ -23,7 +24,7 @@ use crate::domain::{Domain, Parts, remove_vpes};
 use crate::gic::v4::VmHandle;
 use crate::host::Host;
 use crate::host::cmdline::Direct;
-use crate::ids::{CpuId, DomId, Intid, Ipa, Mpidr, VcpuId, VpeId};
+use crate::ids::{CpuId, DeviceIds, DomId, Intid, Ipa, Mpidr, VcpuId, VpeId};
 use crate::mm::guest_ram::{GuestRam, peek};
 use crate::mm::hw::El2;
 use crate::mm::stage2::{Attr, Fwb, Stage2, Stage2Error, ipa_bits};
@@ -101,6 +102,8 @@ struct Devices {
     spis: u32,
     /// The virtual ITSs and their registers.
     itss: Vec<(Range, Vits)>,
+    /// The devices that the domain may map on each of the host's ITSs.
+    device_ids: Vec<Vec<DeviceIds>>,
     /// The registers and the interrupt of the emulated console.
     console: Option<(Range, Intid)>,
     /// ECAM pages of PCI functions that the domain does not see.
@@ -236,6 +239,7 @@ fn lpi_paths(host: &Host, spec: &DomainSpec) -> LpiPaths {
     let with = |vm: Option<VmHandle>, vpe: &dyn Fn(CpuId) -> Option<VpeId>| LpiPaths {
         vm,
         vcpus: homes.iter().map(|&cpu| (cpu, vpe(cpu))).collect(),
+        devices: spec.devices.device_ids.clone(),
     };
     let wanted = host.options.direct == Direct::On && !spec.devices.itss.is_empty();
     let Some(v4) = host.gic.v4().filter(|_| wanted) else { return with(None, &|_| None) };

@@ -11,7 +11,7 @@
 use crate::gic::v4::{V4, VmHandle};
 use crate::gic::{Event, Gic, ItsError};
 use crate::host::routes::{PRIORITY, Route, Routes};
-use crate::ids::{CpuId, DeviceId, DomId, EventKey, Ipa, ItsId, Lpi, VIntid, VcpuId, VpeId};
+use crate::ids::{CpuId, DeviceId, DeviceIds, DomId, EventKey, Ipa, ItsId, Lpi, VIntid, VcpuId, VpeId};
 use crate::mmio::Hw;
 use crate::vgic::{Owner, Port, Vgic};
 use crate::vits::{Backend, BackendError};
@@ -23,6 +23,8 @@ pub struct LpiPaths {
     pub vm: Option<VmHandle>,
     /// The CPU on which each vCPU starts, and the vCPU's vPE if it has one.
     pub vcpus: Vec<(CpuId, Option<VpeId>)>,
+    /// The devices that the domain may map on each ITS, by the number of the ITS.
+    pub devices: Vec<Vec<DeviceIds>>,
 }
 
 impl LpiPaths {
@@ -30,6 +32,11 @@ impl LpiPaths {
     #[must_use]
     pub fn vpe(&self, vcpu: VcpuId) -> Option<VpeId> {
         self.vcpus.get(vcpu.index())?.1
+    }
+
+    /// Whether the domain may map a device on an ITS.
+    fn owns(&self, its: ItsId, device: DeviceId) -> bool {
+        self.devices.get(its.index()).is_some_and(|all| all.iter().any(|ids| ids.contains(device)))
     }
 
     /// The CPU that the physical LPIs of a vCPU are sent to: the one on which the vCPU starts, or another one while
@@ -170,9 +177,8 @@ impl<H: Hw + Clone> Backend for LpiBackend<'_, H> {
         (number < self.vcpus()).then_some(VcpuId(number))
     }
 
-    fn owns_device(&self, _: ItsId, _: DeviceId) -> bool {
-        // dom0 has all PCI functions. On the machines that are supported, no other device sends MSIs.
-        self.domain == DomId(0)
+    fn owns_device(&self, its: ItsId, device: DeviceId) -> bool {
+        self.paths.owns(its, device)
     }
 
     fn map_device(&self, its: ItsId, device: DeviceId, event_bits: u8) -> Result<(), BackendError> {

@@ -36,6 +36,7 @@ fn guest(homes: &[u16]) -> Guest {
         virtual_lpis_wanted: true,
     };
     let gic = Gic::discover(ModelHw::new(machine.clone()), &layout).expect("discover");
+    crate::gic::testing::reserve(&gic);
     (0..CPUS).for_each(|cpu| gic.init_cpu(CpuId(cpu as u16)).expect("init_cpu"));
     let v4 = gic.v4().expect("virtual LPIs");
     let vm = v4.create_vm(14).unwrap();

@@ -246,6 +246,7 @@ mod tests {
         let mut known = Known::new();
         apply(&hw, &mut layout, &mut itss, identity, |its, erratum| known.push((its, erratum.name)));
         let gic = Gic::discover(hw, &Layout { itss: &itss, ..layout }).unwrap();
+        crate::gic::testing::reserve(&gic);
         (0..cpus).for_each(|cpu| gic.init_cpu(CpuId(cpu as u16)).unwrap());
         (machine, gic, known)
     }

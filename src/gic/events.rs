@@ -17,9 +17,9 @@
 
 use super::driver::Gic;
 use super::error::ItsError;
-use super::its::{COMMAND_LIMIT_US, Command, Event, Its, State, Synced, Ticket, collection};
+use super::its::{COMMAND_LIMIT_US, Command, DeviceQuota, Event, Its, State, Synced, Ticket, collection};
 use super::v4::V4;
-use crate::ids::{CpuId, DeviceId, EventId, EventKey, ItsId, Lpi, VIntid, VpeId};
+use crate::ids::{CpuId, DeviceId, DeviceIds, EventId, EventKey, ItsId, Lpi, VIntid, VpeId};
 use crate::mmio::Hw;
 use crate::sync::Guard;
 use arrayvec::ArrayVec;
@@ -241,7 +241,7 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
         mut act: impl FnMut(&mut Self, DeviceId, EventId, Event) -> Result<(), ItsError>,
     ) -> Result<(), ItsError> {
         let mut last = None;
-        while let Some((dev, count)) = self.state.devices.after(last).map(|(dev, d)| (dev, d.events.len() as u32)) {
+        while let Some((dev, count)) = self.state.after(last).map(|device| (device.id, device.events())) {
             for ev in (0..count).map(EventId) {
                 let event = self.event(dev, ev)?;
                 act(self, dev, ev, event)?;
@@ -370,18 +370,25 @@ impl<H: Hw + Clone> Gic<H> {
         Ok(answer)
     }
 
-    /// Maps a device with a translation table for 2^`event_bits` events, none of them mapped.
-    pub fn map_device(&self, its: ItsId, dev: DeviceId, event_bits: u8) -> Result<(), ItsError> {
-        self.its(its)?.map_device(&self.counters, dev, event_bits, false)
+    /// Reserves all the memory that a domain's devices and events take on an ITS, for the devices `ids`. No other
+    /// device can be mapped. Returns the number of bytes. Called when a domain is built; the memory is kept.
+    pub fn reserve_devices(&self, its: ItsId, ids: &[DeviceIds], quota: DeviceQuota) -> Result<u64, ItsError> {
+        self.its(its)?.reserve(ids, quota)
     }
 
-    /// Unmaps a device and its events. After an error the device is unmapped all the same, but the memory of its
-    /// translation table is never used again.
+    /// Maps a device with a translation table for 2^`event_bits` events, none of them mapped. The table is in the
+    /// memory that [`reserve_devices`](Gic::reserve_devices) has reserved for the device; nothing is allocated.
+    pub fn map_device(&self, its: ItsId, dev: DeviceId, event_bits: u8) -> Result<(), ItsError> {
+        self.its(its)?.map_device(&self.counters, dev, event_bits)
+    }
+
+    /// Unmaps a device and its events. After an error the device is unmapped all the same, but its part of its domain's
+    /// memory is never used again.
     pub fn unmap_device(&self, its: ItsId, dev: DeviceId) -> Result<(), ItsError> {
         let its = self.its(its)?;
         let mut batch = Batch::new(self, its);
-        let device = batch.state.devices.get(dev).ok_or(ItsError::NoSuchDevice(dev))?;
-        if device.reserved {
+        let device = batch.state.device(dev).ok_or(ItsError::NoSuchDevice(dev))?;
+        if device.is_reserved() {
             return Err(ItsError::DeviceRange(dev));
         }
         // Usually few events are mapped, if any.
@@ -396,11 +403,14 @@ impl<H: Hw + Clone> Gic<H> {
             its.queue.wait(&self.counters, ticket, COMMAND_LIMIT_US)
         });
         // EL2 forgets the device in any case, so events that could not be discarded pin their vPEs no longer.
-        if let Some(device) = batch.state.devices.remove(dev) {
-            device.events.iter().for_each(|e| batch.unpin(*e));
+        while let Some(event) = batch.state.next_mapped(dev, EventId(0)) {
+            let left = batch.state.slot(dev, event).map(core::mem::take);
+            batch.unpin(left.unwrap_or_default());
+        }
+        if let Some(device) = batch.state.remove(dev) {
             match &gone {
-                Ok(proof) => its.free_itt(&device, proof),
-                Err(_) => self.counters.quarantined_bytes.add(device.itt_bytes as u64),
+                Ok(proof) => its.free_device(&mut batch.state, device, proof),
+                Err(_) => self.counters.quarantined_bytes.add(its.itt_bytes(&device)),
             }
         }
         batch.open = false;

@@ -58,6 +58,6 @@ pub use error::{GicError, ItsError};
 pub use events::Batch;
 pub use facts::{Facts, ItsFacts};
 pub use hotplug::{Moved, TakeOutError};
-pub use its::Event;
+pub use its::{DeviceQuota, Event, MIN_EVENT_BITS};
 pub use layout::{ItsLayout, Layout};
 pub use v4::V4;

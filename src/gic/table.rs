@@ -1,6 +1,7 @@
 //! Tables that the hardware walks: of devices, collections and vPEs (IHI 0069, 5.2.1).
 //!
-//! A table is flat, or has two levels; then the second level is allocated when an id in it is first used, and stays.
+//! A table is flat, or has two levels; then a part of the second level is allocated before an id in it is first used, and
+//! stays.
 //! Which register points at a table is not known here: a GITS_BASER (`its/tables`), or on GICv4.1 the GICR_VPROPBASER
 //! of redistributors as well.
 
@@ -110,21 +111,38 @@ impl Table {
     ///
     /// Calls for the same table are serialised by the caller.
     pub fn ensure<H: Hw>(&self, hw: &H, id: u64) -> Result<(), TableError> {
-        if id >= self.capacity() {
-            return Err(TableError::Range);
-        }
-        if !self.indirect {
-            return Ok(());
-        }
-        let slot = self.base.add(id / (self.page / self.entry) * LEVEL1_ENTRY);
-        if LocalRegisterCopy::<u64, LEVEL1::Register>::new(hw.load64(slot)).is_set(LEVEL1::VALID) {
-            return Ok(());
-        }
+        let Some(slot) = self.missing(hw, id)? else { return Ok(()) };
         let level2 = hw.alloc(self.page as usize, self.page as usize).ok_or(TableError::Memory)?;
         hw.publish(level2, self.page as usize, Coherence::NonCoherent);
         hw.store64(slot, (LEVEL1::VALID::SET + LEVEL1::PA.val(level2.0 >> 12)).value);
         hw.publish(slot, LEVEL1_ENTRY as usize, Coherence::NonCoherent);
         Ok(())
+    }
+
+    /// Makes sure that the entries of the ids `first` to `last` have memory behind them. Ids beyond the table are left
+    /// out. Calls for the same table are serialised by the caller.
+    pub fn ensure_all<H: Hw>(&self, hw: &H, first: u64, last: u64) -> Result<(), TableError> {
+        let step = if self.indirect { self.page / self.entry } else { self.capacity() };
+        let last = last.min(self.capacity() - 1);
+        (first / step..=last / step).filter(|_| first <= last).try_for_each(|n| self.ensure(hw, n * step))
+    }
+
+    /// Checks that the entry of `id` has memory behind it. Allocates nothing.
+    pub fn check<H: Hw>(&self, hw: &H, id: u64) -> Result<(), TableError> {
+        if self.missing(hw, id)?.is_some() { Err(TableError::Memory) } else { Ok(()) }
+    }
+
+    /// The first level entry of `id`, if its second level is missing.
+    fn missing<H: Hw>(&self, hw: &H, id: u64) -> Result<Option<Pa>, TableError> {
+        if id >= self.capacity() {
+            return Err(TableError::Range);
+        }
+        if !self.indirect {
+            return Ok(None);
+        }
+        let slot = self.base.add(id / (self.page / self.entry) * LEVEL1_ENTRY);
+        let is_valid = LocalRegisterCopy::<u64, LEVEL1::Register>::new(hw.load64(slot)).is_set(LEVEL1::VALID);
+        Ok((!is_valid).then_some(slot))
     }
 }
 

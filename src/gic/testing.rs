@@ -1,8 +1,8 @@
 //! The executable GIC behind [`Hw`], for the driver's tests.
 
 use super::v4::{InterruptGroups, PendingLast, Resident, V4, VmHandle, Why};
-use super::{Gic, GicError, ItsLayout, Layout};
-use crate::ids::{CpuId, DeviceId, EventId, EventKey, ItsId, Lpi, Mpidr, Pa, VIntid, VpeId};
+use super::{DeviceQuota, Gic, GicError, ItsLayout, Layout};
+use crate::ids::{CpuId, DeviceId, DeviceIds, EventId, EventKey, ItsId, Lpi, Mpidr, Pa, VIntid, VpeId};
 use crate::mmio::{Coherence, Hw};
 use gic_model::{Config, Machine};
 use std::cell::RefCell;
@@ -136,6 +136,7 @@ impl Bench {
         let described = Described::new(&config);
         let machine = Machine::new(config);
         let gic = Gic::discover(ModelHw::new(machine.clone()), &described.layout())?;
+        reserve(&gic);
         Ok(Bench { machine, gic })
     }
 
@@ -148,6 +149,14 @@ impl Bench {
         }
         bench.machine.assert_clean();
         bench
+    }
+}
+
+/// Reserves memory on each ITS for the devices that tests map.
+pub fn reserve(gic: &Gic<ModelHw>) {
+    let ids = [DeviceIds { first: DeviceId(0), last: DeviceId(0x3ff) }];
+    for its in gic.facts().itss() {
+        gic.reserve_devices(its.id, &ids, DeviceQuota { devices: 8, events: 2048 }).expect("memory");
     }
 }
 

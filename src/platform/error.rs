@@ -39,6 +39,8 @@ pub enum Part {
     PciHost,
     /// An entry of `msi-map` or `iommu-map`.
     IdMap,
+    /// A device on no PCI bus that sends MSIs.
+    MsiDevices,
     /// A nesting level of the device tree.
     Depth,
     /// A device's register range.
@@ -67,6 +69,7 @@ impl Part {
             Part::Cpu => "CPUs",
             Part::PciHost => "PCI hosts",
             Part::IdMap => "entries in one msi-map or iommu-map",
+            Part::MsiDevices => "devices that send MSIs",
             Part::Depth => "levels of nested nodes",
             Part::DeviceRegs => "register ranges in one device",
             Part::DeviceInterrupts => "interrupts in one device",
@@ -92,6 +95,7 @@ impl fmt::Display for Part {
             Part::Cpu => "CPU",
             Part::PciHost => "PCI host",
             Part::IdMap => "msi-map or iommu-map entry",
+            Part::MsiDevices => "device that sends MSIs",
             Part::Depth => "level of nested nodes",
             Part::DeviceRegs => "register range in one device",
             Part::DeviceInterrupts => "interrupt in one device",

@@ -1,7 +1,7 @@
 //! The description of the machine, as plain data.
 
 use super::error::{MachineError, Part};
-use crate::ids::{Intid, ItsId, Mpidr, Pa};
+use crate::ids::{DeviceIds, Intid, ItsId, Mpidr, Pa};
 use crate::util::range::Range;
 use arrayvec::{ArrayString, ArrayVec};
 
@@ -183,6 +183,15 @@ impl PciHost {
     }
 }
 
+/// Devices on no PCI bus that send MSIs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MsiDevices {
+    /// The ITS that receives them.
+    pub its: ItsId,
+    /// The DeviceIDs they carry.
+    pub ids: DeviceIds,
+}
+
 /// An SMMUv3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Smmu {
@@ -290,6 +299,8 @@ pub struct Machine {
     pub gic: Gic,
     /// The PCI hosts.
     pub pci: ArrayVec<PciHost, 16>,
+    /// The devices on no PCI bus that send MSIs, as the firmware lists them; a device may be listed twice.
+    pub msi_devices: ArrayVec<MsiDevices, 128>,
     /// The SMMUs.
     pub smmus: ArrayVec<Smmu, 16>,
     /// The generic timer.
@@ -331,6 +342,7 @@ impl Machine {
                 unused: ArrayVec::new_const(),
             },
             pci: ArrayVec::new_const(),
+            msi_devices: ArrayVec::new_const(),
             smmus: ArrayVec::new_const(),
             timer: TimerPpis { phys_s: None, phys: Intid(0), virt: Intid(0), hyp: Intid(0) },
             uart: None,

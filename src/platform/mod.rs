@@ -31,6 +31,6 @@ pub(crate) mod testing;
 
 pub use error::{MachineError, Part};
 pub use machine::{
-    CPUS, Conduit, Cpu, DOMAINS, DomainConfig, Gic, GicKind, IdMap, Its, Machine, Module, ModuleKind, PciHost,
-    PciWindow, PciWindowKind, Smmu, SmmuId, TimerPpis, Uart, UartKind,
+    CPUS, Conduit, Cpu, DOMAINS, DomainConfig, Gic, GicKind, IdMap, Its, Machine, Module, ModuleKind, MsiDevices,
+    PciHost, PciWindow, PciWindowKind, Smmu, SmmuId, TimerPpis, Uart, UartKind,
 };

@@ -46,7 +46,7 @@ fn mapi_maps_to_the_intid_of_the_event_number() {
     refuses(&mut g, Refusal::VintidRange, &[mapi(1, 3, 0), mapi(1, 8191, 0)]);
     // A device gets 11 EventID bits, so no EventID that is the INTID of an LPI has a slot.
     refuses(&mut g, Refusal::EventQuota, &[mapi(1, 8192, 0)]);
-    let quota = Quota { devices: 2, events: 16, itt_entries: 1 << 14, device_event_bits: 14 };
+    let quota = Quota { devices: 2, events: 16, itt_entries: 1 << 14, min_event_bits: 1, device_event_bits: 14 };
     let mut g = Guest::new(VitsConfig { quota, ..config() }, Host::new());
     assert_eq!(
         g.calls_of(&[mapc(0, 0), mapd(1, 14), mapi(1, 8193, 0)]),
@@ -258,7 +258,7 @@ fn numbers_out_of_range_never_reach_the_host() {
 
 #[test]
 fn quotas_of_devices_itt_entries_and_events_hold() {
-    let quota = Quota { devices: 3, events: 4, itt_entries: 24, device_event_bits: 4 };
+    let quota = Quota { devices: 3, events: 4, itt_entries: 24, min_event_bits: 1, device_event_bits: 4 };
     let mut g = Guest::new(VitsConfig { quota, ..config() }, Host::new());
     g.commands(&[mapc(0, 0)]);
     // The guest asks for 16 bits, and the host gets 4.

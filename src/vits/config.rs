@@ -11,6 +11,8 @@ pub struct Quota {
     pub events: u32,
     /// Number of ITT entries, over all mapped devices. Each takes a slot in EL2's heap and one in a physical ITT.
     pub itt_entries: u32,
+    /// EventID bits that a device takes at least, whatever the guest asks for: those of the smallest ITT on the host.
+    pub min_event_bits: u8,
     /// EventID bits of one device. A guest may map a device with more, but cannot map the events beyond. The 2048
     /// vectors of MSI-X need 11 bits.
     pub device_event_bits: u8,

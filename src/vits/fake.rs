@@ -26,7 +26,7 @@ pub fn config() -> VitsConfig {
         event_bits: 16,
         collection_bits: 4,
         id_bits: 14,
-        quota: Quota { devices: 16, events: 4096, itt_entries: 8192, device_event_bits: 11 },
+        quota: Quota { devices: 16, events: 4096, itt_entries: 8192, min_event_bits: 1, device_event_bits: 11 },
         on_error: OnError::Skip,
     }
 }

@@ -434,9 +434,8 @@ impl State {
         event_bits: u8,
         budget: &mut Budget,
     ) -> Result<(), Refusal> {
+        budget.operation();
         let device = self.shadow.add_device(id, event_bits)?;
-        // The host clears as many entries.
-        budget.entries(device.entries());
         match backend.map_device(self.config.its, id, device.bits) {
             Ok(()) => self.shadow.set_at_host(id, true),
             Err(error) => self.host_failed(self.name(id, EventId(0)), Refusal::HostMap, error),
@@ -591,6 +590,8 @@ impl State {
             next = next.saturating_add(1);
         }
         budget.operation();
+        // The host clears as many entries of its translation table.
+        budget.entries(device.entries());
         if device.at_host
             && let Err(error) = backend.unmap_device(self.config.its, id)
         {

@@ -4,13 +4,13 @@
 //! checked when the command was executed. All memory is allocated when the virtual ITS is made, so a guest can neither
 //! make EL2 allocate nor exceed its quota.
 //!
-//! Events are in one pool of [`Quota::itt_entries`] slots. A device has a run of 2^n slots, aligned to its size, so
-//! that the slot of an event is found by addition and the pool does not fragment. This is the rule of a buddy
-//! allocator, with a list of runs in place of free lists, because a domain has hundreds of devices and not millions.
+//! Events are in one pool of [`Quota::itt_entries`] slots. A device has a run of 2^n slots ([`Runs`]), so that the slot
+//! of an event is found by addition.
 
 use super::config::{ConfigError, Quota, VitsConfig};
 use super::refusal::Refusal;
 use crate::ids::{CollectionId, DeviceId, EventId, VIntid, VcpuId};
+use crate::util::runs::Runs;
 use alloc::vec::Vec;
 
 /// A mapped event.
@@ -90,8 +90,8 @@ pub(super) struct Shadow {
     quota: Quota,
     /// In the order of DeviceIDs.
     devices: Vec<Device>,
-    /// The runs of slots that devices have, in rising order: (first slot, length).
-    runs: Vec<(u32, u32)>,
+    /// The slots that devices have.
+    runs: Runs,
     slots: Vec<Option<Event>>,
     /// Number of mapped events.
     mapped: u32,
@@ -123,7 +123,7 @@ impl Shadow {
         Ok(Shadow {
             quota: config.quota,
             devices: reserve(devices, None)?,
-            runs: reserve(devices, None)?,
+            runs: Runs::new(config.quota.itt_entries, devices).ok_or(ConfigError::NoMemory)?,
             slots: reserve(slots, Some(None))?,
             mapped: 0,
             collections: Collections(reserve(collections, Some(None))?),
@@ -157,21 +157,6 @@ impl Shadow {
         self.mapped
     }
 
-    /// Finds the lowest free run of `length` slots, a power of two, aligned to its length. Returns its index in `runs`
-    /// and its first slot.
-    fn find_run(&self, length: u32) -> Option<(usize, u32)> {
-        let mut base = 0u32;
-        let mut index = 0;
-        for (n, &(taken, size)) in self.runs.iter().enumerate() {
-            if base.checked_add(length)? <= taken {
-                break;
-            }
-            base = taken.checked_add(size)?.checked_next_multiple_of(length)?;
-            index = n.saturating_add(1);
-        }
-        (base.checked_add(length)? <= self.quota.itt_entries).then_some((index, base))
-    }
-
     /// Adds a device that is not mapped, with empty slots for as many events as one device may have.
     pub fn add_device(&mut self, id: DeviceId, guest_bits: u8) -> Result<Device, Refusal> {
         let Err(place) = self.place(id) else { return Err(Refusal::DeviceQuota) };
@@ -179,11 +164,9 @@ impl Shadow {
             return Err(Refusal::DeviceQuota);
         }
         let bits = guest_bits.min(self.quota.device_event_bits);
-        let length = entries(bits);
-        let (run, base) = self.find_run(length).ok_or(Refusal::IttQuota)?;
+        let base = self.runs.take(entries(bits.max(self.quota.min_event_bits))).ok_or(Refusal::IttQuota)?;
         let device = Device { id, guest_bits, bits, at_host: false, base };
-        // Both indices come from a search of the same list, and both lists have room for every device of the quota.
-        self.runs.insert(run, (base, length));
+        // The list has room for every device of the quota.
         self.devices.insert(place, device);
         Ok(device)
     }
@@ -201,7 +184,7 @@ impl Shadow {
     pub fn remove_device(&mut self, id: DeviceId) {
         let Ok(place) = self.place(id) else { return };
         let device = self.devices.remove(place);
-        self.runs.retain(|&(base, _)| base != device.base);
+        self.runs.give_back(device.base);
     }
 
     /// The slot of an event, if it has one.
@@ -283,7 +266,7 @@ mod tests {
     use super::*;
 
     fn shadow(devices: u16, itt_entries: u32, device_event_bits: u8) -> Shadow {
-        let quota = Quota { devices, events: 8, itt_entries, device_event_bits };
+        let quota = Quota { devices, events: 8, itt_entries, min_event_bits: 1, device_event_bits };
         Shadow::new(&VitsConfig { quota, ..config() }).unwrap()
     }
 
@@ -292,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_are_reused_and_never_overlap() {
+    fn devices_are_kept_in_the_order_of_their_ids_and_share_no_slot() {
         let mut s = shadow(8, 32, 4);
         assert_eq!(s.add_device(DeviceId(9), 3).unwrap().base, 0);
         assert_eq!(s.add_device(DeviceId(1), 1).unwrap().base, 8);
@@ -301,9 +284,16 @@ mod tests {
         assert_eq!(s.add_device(DeviceId(7), 2), Err(Refusal::IttQuota));
         s.remove_device(DeviceId(9));
         assert_eq!(s.add_device(DeviceId(7), 2).unwrap().base, 0);
-        assert_eq!(s.add_device(DeviceId(8), 2).unwrap().base, 4);
-        assert_eq!(s.runs, [(0, 4), (4, 4), (8, 2), (12, 4), (16, 16)]);
         assert!(s.devices.is_sorted_by_key(|d| d.id));
+    }
+
+    #[test]
+    fn a_device_takes_as_much_of_the_quota_as_its_table_on_the_host() {
+        let mut s = shadow(8, 32, 4);
+        s.quota.min_event_bits = 4;
+        assert_eq!(s.add_device(DeviceId(1), 1).map(|d| (d.base, d.entries())), Ok((0, 2)));
+        assert_eq!(s.add_device(DeviceId(2), 2).map(|d| (d.base, d.entries())), Ok((16, 4)));
+        assert_eq!(s.add_device(DeviceId(3), 1), Err(Refusal::IttQuota));
     }
 
     #[test]

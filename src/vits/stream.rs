@@ -97,7 +97,7 @@ impl Op {
 
 /// A quota of four devices with at most 16 events each and 20 events in all. The ITT quota is never the limit.
 fn small() -> VitsConfig {
-    let quota = Quota { devices: 4, events: 20, itt_entries: 64, device_event_bits: 4 };
+    let quota = Quota { devices: 4, events: 20, itt_entries: 64, min_event_bits: 1, device_event_bits: 4 };
     VitsConfig { quota, ..config() }
 }
 

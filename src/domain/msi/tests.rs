@@ -37,7 +37,9 @@ impl World {
         let guest = guest::Machine::with_affinities((0..VCPUS).map(|n| Mpidr(n.into())).collect());
         (0..VCPUS).for_each(|n| guest.enable_lpis(VcpuId(n), &[]));
         let routes = Routes::new(gic.facts().lpis);
-        let mut world = World { machine, gic, guest, paths: LpiPaths { vm: Some(vm), vcpus }, routes, free_lpis: 0 };
+        let devices = Vec::from([Vec::from([DeviceIds { first: DEV, last: DEV }])]);
+        let mut world =
+            World { machine, gic, guest, paths: LpiPaths { vm: Some(vm), vcpus, devices }, routes, free_lpis: 0 };
         world.free_lpis = world.count_free_lpis();
         world
     }

@@ -7,18 +7,20 @@
 //! | `control` | GITS_CTLR: enabled, or disabled and quiescent |
 //! | `queue` | the command queue: posting, completion, stalls |
 //! | `tables` | GITS_BASER |
-//! | `by_device` | a map from DeviceID to a value |
-//! | `devices` | what devices and events are mapped to |
+//! | `event` | what an event is mapped to |
+//! | `devices` | the devices that are mapped, and their events |
+//! | `pool` | the memory that is reserved for a domain's devices |
 //! | `service` | one ITS: bring-up, collections, devices |
 //!
 //! The verbs on events are above this: `gic/events`.
 
-mod by_device;
 mod command;
 #[cfg(test)]
 mod command_tests;
 mod control;
 mod devices;
+mod event;
+mod pool;
 mod queue;
 #[cfg(test)]
 mod queue_tests;
@@ -30,7 +32,8 @@ mod tests;
 
 pub use super::command_kind::Kind;
 pub use command::SgiConfig;
-pub use devices::Event;
+pub use event::Event;
+pub use pool::{DeviceQuota, MIN_EVENT_BITS};
 
 pub(super) use command::{Command, VmappV40, VmappV41};
 pub(super) use devices::State;

@@ -5,7 +5,8 @@
 
 use super::command::{Command, Target};
 use super::control;
-use super::devices::{Device, Event, State};
+use super::devices::{Device, State};
+use super::pool::{DeviceQuota, ITT_ALIGN, Pool};
 use super::queue::{COMMAND_LIMIT_US, Queue, RING_SIZE, Synced};
 use super::regs::{GITS_BASER, GITS_CBASER, GITS_CTLR, GITS_SGIR, GITS_TYPER, gits};
 use super::tables::Content;
@@ -16,11 +17,10 @@ use crate::gic::layout::ItsLayout;
 use crate::gic::redist::Redist;
 use crate::gic::regs::{attributes, pa_4k};
 use crate::gic::table::Table;
-use crate::ids::{CollectionId, CpuId, DeviceId, ItsId, Pa, VpeId};
+use crate::ids::{CollectionId, CpuId, DeviceId, DeviceIds, ItsId, Pa, VpeId};
 use crate::mmio::{Coherence, Hw};
 use crate::sync::{Lock, Rank};
 use crate::util::PAGE;
-use alloc::vec::Vec;
 use tock_registers::LocalRegisterCopy;
 
 /// How long an ITS may take to become quiescent.
@@ -172,10 +172,7 @@ impl<H: Hw + Clone> Its<H> {
             physical_targets: typer.is_set(GITS_TYPER::PTA),
             itt_entry: typer.read(GITS_TYPER::ITT_ENTRY_SIZE) + 1,
             coherence,
-            state: Lock::new(
-                Rank::ItsEvents,
-                State::new(facts.device_bits, device_table, collection_table, hardware_collections),
-            ),
+            state: Lock::new(Rank::ItsEvents, State::new(device_table, collection_table, hardware_collections)),
             vpe_table,
         })
     }
@@ -236,11 +233,6 @@ impl<H: Hw> Its<H> {
         if self.physical_targets { Target::address(redist.base) } else { Target::number(redist.processor()) }
     }
 
-    /// Bytes of a translation table of 2^`event_bits` entries.
-    fn itt_bytes(&self, event_bits: u8) -> usize {
-        ((self.itt_entry << event_bits) as usize).max(ITT_ALIGN)
-    }
-
     /// Posts commands and waits for them.
     pub fn run(&self, counters: &Counters, commands: &[Command]) -> Result<Synced, ItsError> {
         let ticket = self.queue.post(counters, commands)?;
@@ -270,55 +262,76 @@ impl<H: Hw> Its<H> {
         .map(|_| ())
     }
 
-    /// Maps a device with room for 2^`event_bits` events, none of them mapped. A `reserved` device is the driver's own,
-    /// and its events are not recorded.
-    pub fn map_device(
-        &self,
-        counters: &Counters,
-        dev: DeviceId,
-        event_bits: u8,
-        reserved: bool,
-    ) -> Result<(), ItsError> {
+    /// Reserves the memory for a domain's devices. Returns the number of bytes.
+    pub fn reserve(&self, ids: &[DeviceIds], quota: DeviceQuota) -> Result<u64, ItsError> {
+        let pool = Pool::new(&self.hw, ids, quota, self.itt_entry)?;
+        let bytes = pool.bytes();
+        let mut state = self.state.lock();
+        if let Some(table) = &state.device_table {
+            for ids in ids {
+                table.ensure_all(&self.hw, u64::from(ids.first.0), u64::from(ids.last.0))?;
+            }
+        }
+        state.add_pool(pool)?;
+        Ok(bytes)
+    }
+
+    fn check_device(&self, dev: DeviceId, event_bits: u8) -> Result<(), ItsError> {
         if dev > self.last_device() {
             return Err(ItsError::DeviceRange(dev));
         }
         if event_bits == 0 || event_bits > self.facts.event_bits {
             return Err(ItsError::EventBits(event_bits));
         }
-        let mut events = Vec::new();
-        if !reserved {
-            let count = 1usize << event_bits;
-            events.try_reserve_exact(count).map_err(|_| ItsError::NoMemory)?;
-            events.resize(count, Event::Unmapped);
-        }
-        let bytes = self.itt_bytes(event_bits);
-        let itt = self.hw.alloc(bytes, ITT_ALIGN).ok_or(ItsError::NoMemory)?;
-        self.hw.publish(itt, bytes, if self.facts.coherent { self.coherence } else { Coherence::NonCoherent });
+        Ok(())
+    }
 
+    /// Maps a device of a domain with room for 2^`event_bits` events, none of them mapped. Allocates nothing.
+    pub fn map_device(&self, counters: &Counters, dev: DeviceId, event_bits: u8) -> Result<(), ItsError> {
+        self.check_device(dev, event_bits)?;
         let mut state = self.state.lock();
-        let ready = if state.devices.contains(dev) {
-            Err(ItsError::DeviceMapped(dev))
-        } else {
-            let table = state.device_table.as_ref().ok_or(ItsError::DeviceRange(dev));
-            table.and_then(|t| t.ensure(&self.hw, u64::from(dev.0)).map_err(ItsError::from))
-        };
-        let posted = ready.and_then(|()| self.queue.post(counters, &[Command::mapd(dev, itt, event_bits)]));
-        match posted {
+        let (device, itt) = state.take(dev, event_bits)?;
+        let table = state.device_table.as_ref().ok_or(ItsError::DeviceRange(dev));
+        let ready = table.and_then(|table| table.check(&self.hw, u64::from(dev.0)).map_err(ItsError::from));
+        match ready.and_then(|()| self.queue.post(counters, &[Command::mapd(dev, itt, event_bits)])) {
             Ok(ticket) => {
-                state.devices.insert(dev, Device { itt, itt_bytes: bytes, events, reserved });
+                state.insert(device);
                 self.queue.wait(counters, ticket, COMMAND_LIMIT_US).map(|_| ())
             }
             Err(e) => {
                 // The ITS never got the command.
-                self.hw.free(itt, bytes, ITT_ALIGN);
+                state.give_back(&self.hw, device, self.coherence());
                 Err(e)
             }
         }
     }
 
-    /// Frees the translation table of a device that has been unmapped; `_complete` proves that the ITS is done with it.
-    pub fn free_itt(&self, device: &Device, _complete: &Synced) {
-        self.hw.free(device.itt, device.itt_bytes, ITT_ALIGN);
+    /// Maps the driver's own device. Its events are not recorded, and its memory is kept.
+    pub fn map_reserved_device(&self, counters: &Counters, dev: DeviceId, event_bits: u8) -> Result<(), ItsError> {
+        self.check_device(dev, event_bits)?;
+        let mut state = self.state.lock();
+        let table = state.device_table.as_ref().ok_or(ItsError::DeviceRange(dev))?;
+        table.ensure(&self.hw, u64::from(dev.0))?;
+        let bytes = (self.itt_entry << event_bits) as usize;
+        let itt = self.hw.alloc(bytes, ITT_ALIGN as usize).ok_or(ItsError::NoMemory)?;
+        self.hw.publish(itt, bytes, Coherence::NonCoherent);
+        state.insert_reserved(dev)?;
+        self.run(counters, &[Command::mapd(dev, itt, event_bits)]).map(|_| ())
+    }
+
+    /// Gives the memory of a device back that has been unmapped; `_complete` proves that the ITS is done with it.
+    pub fn free_device(&self, state: &mut State, device: Device, _complete: &Synced) {
+        state.give_back(&self.hw, device, self.coherence());
+    }
+
+    /// Whether the ITS snoops the caches when it reads translation tables.
+    fn coherence(&self) -> Coherence {
+        if self.facts.coherent { self.coherence } else { Coherence::NonCoherent }
+    }
+
+    /// Bytes of a device's translation table, as far as it can be used.
+    pub fn itt_bytes(&self, device: &Device) -> u64 {
+        u64::from(device.events()) * self.itt_entry
     }
 
     /// Makes a virtual SGI pending (GICv4.1).
@@ -337,6 +350,3 @@ impl<H: Hw> Its<H> {
 pub const fn collection(cpu: CpuId) -> CollectionId {
     CollectionId(cpu.0)
 }
-
-/// The alignment and the smallest size of a translation table.
-const ITT_ALIGN: usize = 256;

@@ -27,7 +27,7 @@ impl Proxy {
     pub fn set_up<H: Hw + Clone>(its: &Its<H>, counters: &Counters) -> Result<Self, ItsError> {
         let bits = its.facts.event_bits.min(MAX_EVENT_BITS);
         let device = its.last_device();
-        its.map_device(counters, device, bits, true)?;
+        its.map_reserved_device(counters, device, bits)?;
         Ok(Proxy { its: its.id, device, events: IdAllocator::new(1 << bits) })
     }
 

@@ -1,14 +1,15 @@
-//! IORT: the ITS and DeviceID of a PCI function's MSIs, and the SMMU in front of the function (DEN 0049E).
+//! IORT: the ITS and DeviceIDs of the MSIs of PCI functions and of devices that AML names, and the SMMU in front of a
+//! function (DEN 0049E).
 //!
 //! The table is a graph: nodes refer to each other by offset, and an edge translates a range of IDs. A root complex is
 //! connected to an ITS group directly, or to an SMMU (requester IDs become StreamIDs) that is connected to a group
-//! (StreamIDs become DeviceIDs). The reader follows each path range by range, so that a [`PciHost`] gets the same two
-//! lists as from a device tree. The length of a path is limited, so a graph with a cycle terminates.
+//! (StreamIDs become DeviceIDs). The reader follows each path range by range, so that a PCI host gets the same two lists
+//! as from a device tree. The length of a path is limited, so a graph with a cycle terminates.
 
 use super::madt::ItsNames;
 use super::{AcpiError, Fields};
-use crate::ids::{Intid, ItsId, Pa};
-use crate::platform::{IdMap, Machine, MachineError, Part, PciHost, Smmu, SmmuId};
+use crate::ids::{DeviceId, DeviceIds, Intid, ItsId, Pa};
+use crate::platform::{IdMap, Machine, MachineError, MsiDevices, Part, Smmu, SmmuId};
 use crate::util::range::Range;
 use arrayvec::ArrayVec;
 
@@ -125,6 +126,10 @@ struct Ids {
 impl Ids {
     /// Translates the part of the range that a mapping covers.
     fn through(self, mapping: Mapping) -> Option<Ids> {
+        if mapping.flags & SINGLE != 0 {
+            // The node has one ID, the output. The input is not used.
+            return Some(Ids { now: mapping.output, length: 1, ..self });
+        }
         let (start, end) = (u64::from(self.now), u64::from(self.now) + u64::from(self.length));
         let from = start.max(u64::from(mapping.input));
         let to = end.min(u64::from(mapping.input) + u64::from(mapping.more) + 1);
@@ -137,7 +142,13 @@ impl Ids {
     }
 }
 
-/// Adds the SMMUs, and fills the two maps of each PCI host.
+/// What the translations that a path ends with are added to.
+struct Found<'a> {
+    its: &'a mut dyn FnMut(Ids, ItsId) -> Result<(), MachineError>,
+    smmu: &'a mut dyn FnMut(Ids, SmmuId) -> Result<(), MachineError>,
+}
+
+/// Adds the SMMUs and the devices that AML names, and fills the two maps of each PCI host.
 pub(super) fn read(iort: Fields<'_>, names: &ItsNames, machine: &mut Machine) -> Result<(), AcpiError> {
     let mut places = SmmuPlaces::new();
     for node in nodes(iort) {
@@ -150,6 +161,12 @@ pub(super) fn read(iort: Fields<'_>, names: &ItsNames, machine: &mut Machine) ->
     }
     for node in nodes(iort) {
         let node = node?;
+        if node.kind == NAMED_COMPONENT {
+            // Its inputs are its own, and few; what matters is the DeviceIDs that they become.
+            let ids = Ids { rid_base: 0, now: 0, length: u32::MAX };
+            let its = &mut |ids: Ids, its| add_device(machine, ids, its);
+            follow(iort, node, ids, LONGEST_PATH, names, &places, &mut Found { its, smmu: &mut |_, _| Ok(()) })?;
+        }
         if node.kind != ROOT_COMPLEX {
             continue;
         }
@@ -158,7 +175,10 @@ pub(super) fn read(iort: Fields<'_>, names: &ItsNames, machine: &mut Machine) ->
             let (first, last) = host.buses;
             let rid_base = u32::from(first) << 8;
             let length = (u32::from(last.saturating_sub(first)) + 1) << 8;
-            follow(iort, node, Ids { rid_base, now: rid_base, length }, LONGEST_PATH, names, &places, host)?;
+            let ids = Ids { rid_base, now: rid_base, length };
+            let its = &mut |ids, its| add(&mut host.msi_map, ids, its);
+            let smmu = &mut |ids, smmu| add(&mut host.iommu_map, ids, smmu);
+            follow(iort, node, ids, LONGEST_PATH, names, &places, &mut Found { its, smmu })?;
         }
     }
     Ok(())
@@ -174,7 +194,7 @@ fn read_smmu(smmu: Fields<'_>) -> Result<Smmu, AcpiError> {
     })
 }
 
-/// Follows `ids` from `node` on and adds the translations it ends with to the maps of `host`.
+/// Follows `ids` from `node` on and adds the translations that they end with to `found`.
 fn follow(
     iort: Fields<'_>,
     node: Node<'_>,
@@ -182,7 +202,7 @@ fn follow(
     left: usize,
     names: &ItsNames,
     smmus: &SmmuPlaces,
-    host: &mut PciHost,
+    found: &mut Found<'_>,
 ) -> Result<(), AcpiError> {
     let Some(left) = left.checked_sub(1) else { return Ok(()) };
     for mapping in node.mappings() {
@@ -198,19 +218,32 @@ fn follow(
                 // If the group has several ITSs, any of them can be used; take the first.
                 let name = if next.fields.u32(16)? == 0 { None } else { Some(next.fields.u32(20)?) };
                 if let Some(its) = names.iter().position(|&its| Some(its) == name) {
-                    add(&mut host.msi_map, ids, ItsId(its as u8))?;
+                    (found.its)(ids, ItsId(its as u8))?;
                 }
             }
             SMMU_V3 => {
                 if let Some(smmu) = smmus.iter().position(|&at| at == next.at) {
-                    add(&mut host.iommu_map, ids, SmmuId(smmu as u8))?;
+                    (found.smmu)(ids, SmmuId(smmu as u8))?;
                 }
-                follow(iort, next, ids, left, names, smmus, host)?;
+                follow(iort, next, ids, left, names, smmus, found)?;
             }
+            // Not managed, but MSIs pass through it.
+            SMMU_V2 => follow(iort, next, ids, left, names, smmus, found)?,
             _ => {}
         }
     }
     Ok(())
+}
+
+/// Adds the DeviceIDs of a device that AML names. A length that no device has is cut to the IDs of a bus.
+fn add_device(machine: &mut Machine, ids: Ids, its: ItsId) -> Result<(), MachineError> {
+    let last = ids.now.saturating_add(ids.length.min(0x1_0000).saturating_sub(1));
+    let devices = MsiDevices { its, ids: DeviceIds { first: DeviceId(ids.now), last: DeviceId(last) } };
+    if machine.msi_devices.contains(&devices) {
+        return Ok(());
+    }
+    let full = MachineError::TooMany { part: Part::MsiDevices, limit: machine.msi_devices.capacity() };
+    machine.msi_devices.try_push(devices).map_err(|_| full)
 }
 
 /// Appends an entry, or extends the last one if the new one continues it without a gap.

@@ -1,8 +1,8 @@
 //! Tests of the ACPI reader: tables in, description out.
 
 use super::testing::{
-    self, GICV2, GICV3, GICV4, GRAVITON3_GICR, Memory, fadt, gicc, gicd, graviton3, gtdt, iort, its, its_group, madt,
-    mcfg, root_complex, smmu_v3, spcr,
+    self, GICV2, GICV3, GICV4, GRAVITON3_GICR, Memory, bytes, fadt, gicc, gicd, graviton3, gtdt, iort, its, its_group,
+    madt, mcfg, root_complex, smmu_v3, spcr,
 };
 use super::{AcpiError, Damage, Signature, Tables};
 use crate::ids::{Intid, ItsId, Mpidr, Pa};
@@ -261,6 +261,26 @@ fn adjacent_mappings_are_joined_and_other_segments_are_unchanged() {
     let line = IdMap { rid_base: 0x1000, target: ItsId(0), out_base: 0x2000, length: 0x1000 };
     assert_eq!(machine.pci[0].msi_map[..], [line]);
     assert!(machine.pci[1].msi_map.is_empty());
+}
+
+#[test]
+fn devices_that_aml_names_have_the_ids_at_the_end_of_their_path() {
+    let component = |mappings: &[[u32; 5]]| (1u8, bytes(24, &[]), mappings.to_vec());
+    // The ITS group at 48, an SMMUv2 at 72 (16 + 60 + 20 bytes long), then the devices.
+    let nodes = [
+        its_group(7),
+        (3u8, bytes(60, &[]), vec![[0x100, 0xff, 0x2_0100, 48, 0]]),
+        // The input of a single mapping means nothing.
+        component(&[[0x1234, 0, 0x1_0005, 48, 1], [0, 1, 0x1_0010, 48, 0]]),
+        component(&[[0, 0, 0x180, 72, 1], [0, 0, 0x80, 72, 1]]),
+        component(&[[0, 0, 0x1_0005, 48, 1]]),
+    ];
+    let mut tables = small();
+    tables[1] = madt(5, &[gicd(0x800_0000, 3), gicc(0, 0, 1, 25, 0x80a_0000), its(7, 0x2000_0000)]);
+    tables.push(iort(&nodes));
+    let machine = Memory::with(&tables).read().unwrap();
+    let ids: Vec<_> = machine.msi_devices.iter().map(|d| (d.its.0, d.ids.first.0, d.ids.last.0)).collect();
+    assert_eq!(ids, [(0, 0x1_0005, 0x1_0005), (0, 0x1_0010, 0x1_0011), (0, 0x2_0180, 0x2_0180)]);
 }
 
 #[test]

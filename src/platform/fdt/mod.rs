@@ -8,6 +8,7 @@
 //! | `open` | checks of the header and the structure |
 //! | `walk` | nodes, cells, address translation, interrupt specifiers |
 //! | `gic`, `pci` | the bindings of the GIC and of PCI hosts |
+//! | `msi` | the other devices that send MSIs |
 //! | `chosen` | console, command lines, boot modules, domUs |
 //! | `devices` | the list of all devices, from which dom0 is built |
 //! | this file | memory, CPUs, timer, PSCI, SMMUs |
@@ -20,6 +21,7 @@ mod chosen;
 mod devices;
 mod gic;
 mod lists;
+mod msi;
 mod open;
 mod pci;
 mod walk;
@@ -75,6 +77,7 @@ pub fn read_into(machine: &mut Machine, blob: &[u8]) -> Result<(), MachineError>
         Ok(Go::In)
     })?;
     pci::read(tree, machine, &known)?;
+    msi::read(tree, machine, &known)?;
     chosen::read(tree, machine)?;
     machine.check()
 }
