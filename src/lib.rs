@@ -14,6 +14,7 @@
 //! | [`vcpu`] | a virtual CPU: registers, state, list registers |
 //! | [`dev`] | emulated PL011, PSCI and physical timer |
 //! | [`vits`] | the emulated ITS |
+//! | [`pci`] | configuration space that a domain sees other than it is |
 //! | [`sched`] | the schedulers; they access vCPUs through a trait |
 //! | [`smmu`] | SMMUs, which are set to bypass |
 //! | [`vgic`] | the emulated GIC: distributor, redistributors, list registers |
@@ -44,6 +45,7 @@ pub mod host;
 pub mod ids;
 pub mod mm;
 pub mod mmio;
+pub mod pci;
 pub mod platform;
 pub mod run;
 pub mod sched;

@@ -129,6 +129,7 @@ mod device {
 
     impl Device {
         access!(read8, write8, u8, "ldrb {v:w}, [{a}]", "strb {v:w}, [{a}]");
+        access!(read16, write16, u16, "ldrh {v:w}, [{a}]", "strh {v:w}, [{a}]");
         access!(read32, write32, u32, "ldr {v:w}, [{a}]", "str {v:w}, [{a}]");
         access!(read64, write64, u64, "ldr {v:x}, [{a}]", "str {v:x}, [{a}]");
     }

@@ -5,6 +5,7 @@
 use super::acpi::{self, Places};
 use super::fdt::edit::{Dom0FdtError, Dom0Plan, build_dom0_fdt, vgicr_region};
 use super::layout::{Banks, Placement, place, plan_dom0_memory};
+use super::pci_hide::Hidden;
 use super::{
     BuildError, Devices, DomainSpec, Homes, ID_BITS, affinity, assemble, device_ids, images, kernel_header, pci_hide,
     start,
@@ -17,9 +18,8 @@ use crate::ids::{CpuId, DeviceIds, DomId, Intid, ItsId, Mpidr, Pa};
 use crate::mm::el2_map;
 use crate::mm::firmware::FirmwareMemory;
 use crate::mm::guest_ram::{Bank, GuestRam};
-use crate::mm::hw::El2;
 use crate::mm::stage2::{Attr, ipa_bits};
-use crate::mmio::Hw;
+use crate::pci::Ecam;
 use crate::platform::acpi::Tables;
 use crate::platform::{Machine, Module, ModuleKind, PciWindow, PciWindowKind, UartKind, fdt};
 use crate::util::range::{Range, pages_without};
@@ -77,8 +77,8 @@ pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>) -> Result<(), BuildErr
     let description = describe(host, in_use, &plan, &places, place.dtb)?;
     let images = images(kernel, ramdisk, description, &place)?;
     let entry = images.start;
-    let absent = absent(machine)?;
-    let mapped = mapped_devices(host, in_use, &absent)?;
+    let hidden = hidden(machine)?;
+    let mapped = mapped_devices(host, in_use, &hidden)?;
     let device_ids: Vec<_> =
         (0..).map(ItsId).take(machine.gic.itss.len()).map(|its| device_ids::of_its(machine, its)).collect();
     let devices = Devices {
@@ -88,7 +88,8 @@ pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>) -> Result<(), BuildErr
         itss: virtual_itss(host, &device_ids)?,
         device_ids,
         console: places.console,
-        absent,
+        absent: hidden.absent,
+        bridges: hidden.bridges,
         mapped,
     };
     let spec = DomainSpec {
@@ -194,31 +195,31 @@ fn kept_frames(machine: &Machine, is_v41: impl Fn(ItsId) -> bool) -> Vec<Range> 
     kept
 }
 
-/// Returns the ECAM pages of the PCI functions that dom0 does not see: those of `dom0_pci_hide=`, and EL2's console if
-/// it is a PCI function, which is possible only on a machine with ACPI.
-fn absent(machine: &Machine) -> Result<Vec<Range>, BuildError> {
-    let mut pages = pci_hide::hidden_by_option(machine)
+/// Finds the PCI functions that dom0 does not see: those of `dom0_pci_hide=`, and EL2's console if it is a PCI function,
+/// which is possible only on a machine with ACPI.
+fn hidden(machine: &Machine) -> Result<Hidden, BuildError> {
+    let mut functions = pci_hide::hidden_by_option(machine)
         .map_err(|text| BuildError(alloc::format!("dom0_pci_hide=: no PCI function `{text}` on this machine")))?;
-    let Some(uart) = machine.uart.filter(|uart| uart.kind != UartKind::Pl011 && machine.rsdp.is_some()) else {
-        return Ok(pages);
-    };
+    let uart = machine.uart.filter(|uart| uart.kind != UartKind::Pl011 && machine.rsdp.is_some());
     for host in &machine.pci {
-        el2_map::map_device(host.ecam).map_err(|error| BuildError::because("PCI configuration space", error))?;
-        if let Some(page) = pci_hide::function_at(host, uart.regs.base, |at| El2.read32(at)) {
+        if uart.is_some() || functions.iter().any(|function| function.segment == host.segment) {
+            el2_map::map_device(host.ecam).map_err(|error| BuildError::because("PCI configuration space", error))?;
+        }
+        if let Some(console) = uart.and_then(|uart| pci_hide::function_at(host, uart.regs.base, &Ecam)) {
             log::info!("console: hidden from dom0: it is a PCI function");
-            pages.push(page);
+            functions.push(console);
         }
     }
-    Ok(pages)
+    pci_hide::hide(machine, &functions, &Ecam)
 }
 
 /// Returns the ranges that dom0 may access besides its RAM: the PCI windows and every device that EL2 does not use
 /// itself.
-fn mapped_devices(host: &Host, in_use: &MemoryInUse<'_>, absent: &[Range]) -> Result<Vec<(Range, Attr)>, BuildError> {
+fn mapped_devices(host: &Host, in_use: &MemoryInUse<'_>, of_pci: &Hidden) -> Result<Vec<(Range, Attr)>, BuildError> {
     let machine = host.machine;
     // An ITS that could not be brought up may be of any version.
     let mut hidden = kept_frames(machine, |id| host.gic.facts().its(id).is_none_or(|its| its.v41));
-    hidden.extend(absent);
+    hidden.extend(of_pci.pages());
     hidden.extend([in_use.image, in_use.pool]);
     if machine.rsdp.is_some() && host.options.dom0_acpi == Dom0Acpi::On {
         let top = 1 << ipa_bits(host.features().stage2().pa_range);

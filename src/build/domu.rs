@@ -97,6 +97,7 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig) -> Result<(), Buil
         device_ids: Vec::new(),
         console: config.vpl011.then_some((UART, UART_IRQ)),
         absent: Vec::new(),
+        bridges: Vec::new(),
         mapped: Vec::new(),
     };
     let spec = DomainSpec {

@@ -29,6 +29,7 @@ use crate::mm::guest_ram::{GuestRam, peek};
 use crate::mm::hw::El2;
 use crate::mm::stage2::{Attr, Fwb, Stage2, Stage2Error, ipa_bits};
 use crate::mm::tlb::Tlbs;
+use crate::pci::bridge::Bridge;
 use crate::platform::Module;
 use crate::util::range::Range;
 use crate::vcpu::{Loaded, Start, Vcpu};
@@ -108,6 +109,8 @@ struct Devices {
     console: Option<(Range, Intid)>,
     /// ECAM pages of PCI functions that the domain does not see.
     absent: Vec<Range>,
+    /// The bridges above these functions.
+    bridges: Vec<Bridge>,
     /// Ranges of the machine that are mapped at their own addresses, besides RAM.
     mapped: Vec<(Range, Attr)>,
 }
@@ -147,9 +150,10 @@ struct Failure {
 fn assemble(host: &'static Host, spec: DomainSpec) -> Result<Domain, Box<Failure>> {
     match make_parts(host, &spec) {
         Ok((stage2, vgic, paths, vcpus)) => {
-            let Devices { dist, redists, itss, console, absent, .. } = spec.devices;
+            let Devices { dist, redists, itss, console, absent, bridges, .. } = spec.devices;
             let (id, ram, images) = (spec.id, spec.ram, spec.restarts.then_some(spec.images));
-            let parts = Parts { id, stage2, ram, vgic, dist, redists, itss, paths, console, absent, vcpus, images };
+            let parts =
+                Parts { id, stage2, ram, vgic, dist, redists, itss, paths, console, absent, bridges, vcpus, images };
             Ok(Domain::new(host, parts))
         }
         Err(error) => Err(Box::new(Failure { error, ram: spec.ram })),

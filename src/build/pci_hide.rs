@@ -1,97 +1,137 @@
 //! PCI functions that are hidden from dom0.
 //!
 //! dom0 reads and writes configuration space itself, so a hidden function has to look like an empty slot: its page of
-//! the ECAM is left out of dom0's address space, and reads of it return all ones.
+//! the ECAM is left out of dom0's address space, and reads of it return all ones. The bridges above it keep their bus
+//! numbers and windows ([`Bridge`]), so that it cannot get another place; dom0's accesses to them trap, and EL2 carries
+//! them out.
 //!
 //! The hidden functions are those of the option `dom0_pci_hide=SSSS:BB:DD.F,...` (hexadecimal, as `lspci` writes them)
 //! and EL2's own console where that is a PCI function, as on Graviton3: dom0 must neither drive it nor move its BAR.
+//! Their numbers are those that the firmware has given.
 
+use super::BuildError;
 use crate::host::cmdline::DOM0_PCI_HIDE;
 use crate::ids::Pa;
+use crate::pci::ConfigSpace;
+use crate::pci::bridge::Bridge;
+use crate::pci::topology::{Buses, FUNCTION, Unknown, surroundings};
 use crate::platform::{Machine, PciHost};
 use crate::util::range::Range;
+use alloc::format;
 use alloc::vec::Vec;
+use core::fmt;
 
-/// Size of one function's configuration space in bytes (PCI Express 6.0, 7.2.2).
-const FUNCTION: u64 = 4096;
-/// The value that a read of an empty slot returns.
-const EMPTY_SLOT: u32 = u32::MAX;
+/// Header Type of a function that is no bridge, in the word that has it.
+const HEADER_TYPE: u32 = 0x7f << 16;
 
-/// Returns the ECAM pages of the functions that the command line hides.
+/// A PCI function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Function {
+    /// The segment.
+    pub segment: u16,
+    /// Its requester ID in the segment: bus, device and function number.
+    pub rid: u16,
+}
+
+impl fmt::Display for Function {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Function { segment, rid } = self;
+        write!(f, "{segment:04x}:{:02x}:{:02x}.{:x}", rid >> 8, rid >> 3 & 0x1f, rid & 7)
+    }
+}
+
+/// What dom0 does not see of configuration space as it is.
+#[derive(Default)]
+pub struct Hidden {
+    /// ECAM pages that look like empty slots.
+    pub absent: Vec<Range>,
+    /// Bridges above hidden functions.
+    pub bridges: Vec<Bridge>,
+}
+
+impl Hidden {
+    /// All ECAM pages that dom0 may not access itself.
+    pub fn pages(&self) -> impl Iterator<Item = Range> {
+        self.absent.iter().copied().chain(self.bridges.iter().map(Bridge::page))
+    }
+}
+
+/// Returns the functions that the command line hides.
 ///
 /// # Errors
 ///
 /// The part of the option's value that is malformed or is on no bus of any PCI host.
-pub fn hidden_by_option(machine: &Machine) -> Result<Vec<Range>, &str> {
+pub fn hidden_by_option(machine: &Machine) -> Result<Vec<Function>, &str> {
     let line = machine.bootargs.split_ascii_whitespace().filter_map(|word| word.split_once('='));
-    let mut pages = Vec::new();
+    let mut functions = Vec::new();
     for (_, value) in line.filter(|&(name, _)| name == DOM0_PCI_HIDE) {
         for text in value.split(',') {
-            pages.push(page_of(machine, text).ok_or(text)?);
+            functions.push(function(machine, text).ok_or(text)?);
         }
     }
-    Ok(pages)
+    Ok(functions)
 }
 
-fn page_of(machine: &Machine, text: &str) -> Option<Range> {
+fn function(machine: &Machine, text: &str) -> Option<Function> {
     let number = |text: &str| u16::from_str_radix(text, 16).ok();
     let (segment, rest) = text.split_once(':')?;
     let (bus, rest) = rest.split_once(':')?;
     let (device, function) = rest.split_once('.')?;
     let (segment, bus) = (number(segment)?, u8::try_from(number(bus)?).ok()?);
     let (device, function) = (number(device).filter(|&n| n < 32)?, number(function).filter(|&n| n < 8)?);
-    let host =
-        machine.pci.iter().find(|host| host.segment == segment && (host.buses.0..=host.buses.1).contains(&bus))?;
-    Some(page(host, bus, u64::from(device), u64::from(function)))
+    machine.pci.iter().find(|host| host.segment == segment && (host.buses.0..=host.buses.1).contains(&bus))?;
+    Some(Function { segment, rid: u16::from(bus) << 8 | device << 3 | function })
 }
 
-/// Returns a function's page of the ECAM.
-fn page(host: &PciHost, bus: u8, device: u64, function: u64) -> Range {
-    let bus = u64::from(bus.saturating_sub(host.buses.0));
-    Range::new(host.ecam.base.add(bus << 20 | device << 15 | function << 12), FUNCTION)
-}
-
-/// Returns the ECAM page of the function that has a BAR in the page of `at`. Follows bridges as the firmware has
-/// configured them. Configuration space is only read.
-pub fn function_at(host: &PciHost, at: Pa, read: impl Fn(Pa) -> u32) -> Option<Range> {
-    let mut seen = [false; 256];
-    let mut buses = alloc::vec![host.buses.0];
-    while let Some(bus) = buses.pop() {
-        if core::mem::replace(&mut seen[usize::from(bus)], true) {
-            continue;
-        }
-        for device in 0..32 {
-            let header = |function| read(page(host, bus, device, function).base.add(0x0c)) >> 16;
-            for function in 0..8 {
-                let page = page(host, bus, device, function);
-                if read(page.base) == EMPTY_SLOT {
-                    if function == 0 { break } else { continue }
-                }
-                match header(function) & 0x7f {
-                    0 if has_bar_at(host, page.base, at, &read) => return Some(page),
-                    1 => {
-                        let secondary = (read(page.base.add(0x18)) >> 8) as u8;
-                        if (host.buses.0..=host.buses.1).contains(&secondary) {
-                            buses.push(secondary);
-                        }
-                    }
-                    _ => {}
-                }
-                let is_single = function == 0 && header(0) & 0x80 == 0;
-                if is_single {
-                    break;
-                }
+/// Finds what dom0 may not access of configuration space so that it does not reach these functions.
+///
+/// # Errors
+///
+/// A function that cannot be told from others.
+pub fn hide(machine: &Machine, functions: &[Function], config: &impl ConfigSpace) -> Result<Hidden, BuildError> {
+    let mut hidden = Hidden::default();
+    for &function in functions {
+        let ecams: Vec<Buses> = machine.pci.iter().filter(|host| host.segment == function.segment).map(buses).collect();
+        let found = surroundings(&ecams, function.rid, config).map_err(|error| match error {
+            Unknown::NoBus => BuildError(format!("{function}: no PCI host has its bus")),
+            Unknown::NoWay => BuildError(format!(
+                "{function}: no bridge leads to its bus: the firmware has not numbered the buses, and dom0 would choose \
+                 what the number means"
+            )),
+        })?;
+        log::info!("dom0: {function} is hidden; {} bridges keep their buses and windows", found.bridges.len());
+        hidden.absent.extend(found.pages.into_iter().map(|page| Range::new(page, FUNCTION)));
+        for page in found.bridges {
+            if !hidden.bridges.iter().any(|bridge| bridge.page().base == page) {
+                hidden.bridges.push(Bridge::new(page, config));
             }
         }
     }
-    None
+    Ok(hidden)
+}
+
+fn buses(host: &PciHost) -> Buses {
+    Buses { base: host.ecam.base, first: host.buses.0, last: host.buses.1 }
+}
+
+/// Returns the function that has a BAR in the page of `at`. Follows bridges as the firmware has configured them.
+/// Configuration space is only read.
+pub fn function_at(host: &PciHost, at: Pa, config: &impl ConfigSpace) -> Option<Function> {
+    let mut found = None;
+    buses(host).visit(config, |rid, page, header| {
+        if header & HEADER_TYPE == 0 && has_bar_at(host, page, at, config) {
+            found = Some(Function { segment: host.segment, rid });
+        }
+        found.is_none()
+    });
+    found
 }
 
 /// Whether a memory BAR starts in the page of `at`. The BAR's size is not known, since reading it would take a write.
-fn has_bar_at(host: &PciHost, function: Pa, at: Pa, read: &impl Fn(Pa) -> u32) -> bool {
+fn has_bar_at(host: &PciHost, function: Pa, at: Pa, config: &impl ConfigSpace) -> bool {
     let mut index = 0;
     while index < 6 {
-        let bar = |index: u64| read(function.add(0x10 + 4 * index));
+        let bar = |index: u64| config.read32(function.add(0x10 + 4 * index));
         let low = bar(index);
         index += 1;
         if low & 1 != 0 {
@@ -121,52 +161,56 @@ fn cpu_address(host: &PciHost, pci: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pci::fake::Fake;
     use crate::platform::acpi::testing::{Memory, graviton3};
-    use alloc::collections::BTreeMap;
 
     /// Configuration space of a root port at 0001:00:02.0 and of a function on bus 3 behind it. The second of the
     /// function's two BARs is the console's.
-    fn config(host: &PciHost) -> BTreeMap<u64, u32> {
-        let mut words = BTreeMap::new();
-        let mut function = |bus, device, number, fields: &[(u64, u32)]| {
-            let base = page(host, bus, device, number).base.0;
-            (0..16).for_each(|word| {
-                words.insert(base + 4 * word, 0);
-            });
-            words.extend(fields.iter().map(|&(at, value)| (base + at, value)));
-        };
-        function(0, 0, 0, &[(0, 0x0200_1d0f)]);
-        function(0, 2, 0, &[(0, 0x0200_1d0f), (0x0c, 0x0081_0000), (0x18, 0x0003_0300)]);
-        function(0, 2, 3, &[(0, 0x0200_1d0f), (0x0c, 0x0081_0000), (0x18, 0x0000_0000)]);
-        function(3, 0, 0, &[(0, 0x8250_1d0f), (0x10, 0x4), (0x14, 0x1e0), (0x18, 0xe2f0_0000)]);
-        words
+    fn config(host: &PciHost) -> Fake {
+        let fake = Fake::default();
+        let function = |rid, fields: &[(u64, u32)]| fake.function(buses(host).page(rid).unwrap(), fields);
+        function(0, &[]);
+        function(0x10, &[(0x0c, 0x0081_0000), (0x18, 0x0003_0300)]);
+        function(0x13, &[(0x0c, 0x0081_0000), (0x18, 0x0000_0000)]);
+        function(0x300, &[(0x10, 0x4), (0x14, 0x1e0), (0x18, 0xe2f0_0000)]);
+        fake
     }
+
+    const CONSOLE: Function = Function { segment: 1, rid: 0x300 };
 
     #[test]
     fn the_console_of_a_graviton3_is_found_behind_its_bridge() {
         let machine = Memory::with(&graviton3()).read().unwrap();
         let host = &machine.pci[0];
-        let words = config(host);
-        let read = |at: Pa| words.get(&at.0).copied().unwrap_or(EMPTY_SLOT);
+        let fake = config(host);
         let uart = machine.uart.unwrap().regs.base;
-        assert_eq!(function_at(host, uart, read), Some(Range::new(Pa(0xe0_1030_0000), 0x1000)));
-        assert_eq!(function_at(host, Pa(0x1e0_0000_0000), read), Some(Range::new(Pa(0xe0_1030_0000), 0x1000)));
-        assert_eq!(function_at(host, Pa(0xe2f0_1000), read), None);
+        assert_eq!(function_at(host, uart, &fake), Some(CONSOLE));
+        assert_eq!(function_at(host, Pa(0x1e0_0000_0000), &fake), Some(CONSOLE));
+        assert_eq!(function_at(host, Pa(0xe2f0_1000), &fake), None);
     }
 
     #[test]
-    fn the_search_ends_on_circular_bridges_and_on_bars_of_all_ones() {
+    fn bars_of_all_ones_are_no_bars() {
         let machine = Memory::with(&graviton3()).read().unwrap();
-        let host = &machine.pci[0];
-        // Every function is a bridge back to bus 1.
-        let read = |at: Pa| match at.0 & 0xfff {
-            0x0c => 0x0081_0000,
-            0x18 => 0x0001_0100,
-            _ => 0,
-        };
-        assert_eq!(function_at(host, Pa(0xe2f0_0000), read), None);
-        let ones = |at: Pa| if at.0 & 0xfff == 0x0c { 0 } else { 0xffff_fff4 };
-        assert_eq!(function_at(host, Pa(0xe2f0_0000), ones), None);
+        let fake = Fake::default();
+        let ones: Vec<(u64, u32)> = (0x10..0x28).step_by(4).map(|at| (at, 0xffff_fff4)).collect();
+        fake.function(buses(&machine.pci[0]).page(0).unwrap(), &ones);
+        assert_eq!(function_at(&machine.pci[0], Pa(0xe2f0_0000), &fake), None);
+    }
+
+    #[test]
+    fn a_hidden_function_and_the_bridges_above_it_are_kept_from_dom0() {
+        let machine = Memory::with(&graviton3()).read().unwrap();
+        let fake = config(&machine.pci[0]);
+        let hidden = hide(&machine, &[CONSOLE, CONSOLE], &fake).unwrap();
+        let pages: Vec<u64> = hidden.pages().map(|page| page.base.0).collect();
+        assert_eq!(pages, [0xe0_1030_0000, 0xe0_1030_0000, 0xe0_1001_0000]);
+        // The bridge is not moved to another bus.
+        let [bridge] = &hidden.bridges[..] else { panic!("one bridge") };
+        bridge.write(&fake, 0x18, 4, 0x0007_0700);
+        assert_eq!(function_at(&machine.pci[0], Pa(0xe2f0_0000), &fake), Some(CONSOLE));
+        let error = hide(&machine, &[Function { segment: 1, rid: 0x900 }], &fake).err().unwrap();
+        assert!(format!("{error}").starts_with("0001:09:00.0: no bridge"), "{error}");
     }
 
     #[test]
@@ -174,8 +218,7 @@ mod tests {
         let mut machine = Memory::with(&graviton3()).read().unwrap();
         assert_eq!(hidden_by_option(&machine), Ok(Vec::new()));
         machine.bootargs.push_str("loglvl=all dom0_pci_hide=0001:03:00.0,0001:ff:1f.7");
-        let pages = [Range::new(Pa(0xe0_1030_0000), 0x1000), Range::new(Pa(0xe0_1fff_f000), 0x1000)];
-        assert_eq!(hidden_by_option(&machine).unwrap(), pages);
+        assert_eq!(hidden_by_option(&machine).unwrap(), [CONSOLE, Function { segment: 1, rid: 0xffff }]);
         for bad in ["0000:03:00.0", "0001:03:20.0", "0001:03:00.8", "03:00.0", "", "0001:03:00"] {
             machine.bootargs.clear();
             machine.bootargs.push_str("dom0_pci_hide=");

@@ -4,6 +4,7 @@ use super::Domain;
 use crate::arch::percpu;
 use crate::console;
 use crate::ids::{Ipa, Pa, VcpuId};
+use crate::pci::Ecam;
 use crate::trace::{Event, count};
 use crate::vcpu::ItsWork;
 use crate::vgic::{Signal, VGICR_SIZE};
@@ -25,6 +26,8 @@ pub enum Emulated {
     Uart(u64),
     /// A PCI function that the domain does not see.
     Absent,
+    /// A PCI bridge above such a function, by its index.
+    Bridge(usize, u64),
 }
 
 impl Domain {
@@ -47,6 +50,9 @@ impl Domain {
         if self.absent.iter().any(|page| page.contains(at)) {
             return Some(Emulated::Absent);
         }
+        if let Some((index, bridge)) = self.bridges.iter().enumerate().find(|(_, bridge)| bridge.page().contains(at)) {
+            return Some(Emulated::Bridge(index, at.0 - bridge.page().base.0));
+        }
         let its = self.itss.iter().position(|(range, _)| range.contains(at))?;
         Some(Emulated::Its(its, at.0 - self.itss.get(its)?.0.base.0))
     }
@@ -60,6 +66,9 @@ impl Domain {
             Emulated::Its(its, offset) => self.itss.get(its).map_or(0, |(_, vits)| vits.read(offset, bytes)),
             // An empty slot answers a configuration read with ones (PCI Express 6.0, 2.3.2).
             Emulated::Absent => u64::MAX >> (64 - 8 * u32::from(bytes.clamp(1, 8))),
+            Emulated::Bridge(index, offset) => {
+                self.bridges.get(index).map_or(u64::MAX, |bridge| bridge.read(&Ecam, offset, bytes))
+            }
             Emulated::Uart(offset) => {
                 let Some(console) = &self.console else { return 0 };
                 let mut uart = console.uart.lock();
@@ -96,6 +105,11 @@ impl Domain {
                 }
             }
             Emulated::Absent => {}
+            Emulated::Bridge(index, offset) => {
+                if let Some(bridge) = self.bridges.get(index) {
+                    bridge.write(&Ecam, offset, bytes, value);
+                }
+            }
             Emulated::Uart(offset) => {
                 let Some(console) = &self.console else { return None };
                 let mut uart = console.uart.lock();

@@ -34,6 +34,7 @@ use crate::mm::guest_ram::GuestRam;
 use crate::mm::hw::El2;
 use crate::mm::stage2::Stage2;
 use crate::mm::tlb::Tlbs;
+use crate::pci::bridge::Bridge;
 use crate::sync::{Lock, Rank};
 use crate::util::range::Range;
 use crate::vcpu::{Start, Vcpu};
@@ -78,6 +79,8 @@ pub struct Parts {
     pub console: Option<(Range, Intid)>,
     /// ECAM pages of PCI functions that the domain does not see.
     pub absent: Vec<Range>,
+    /// The bridges above these functions.
+    pub bridges: Vec<Bridge>,
     /// The vCPUs, in the order of their numbers. They are off.
     pub vcpus: Vec<Arc<Vcpu>>,
     /// What the domain is restarted from; `None` if it cannot be restarted. One that has vPEs cannot: their pending
@@ -101,6 +104,7 @@ pub struct Domain {
     console: Option<Console>,
     last_ran: LastRan,
     absent: Vec<Range>,
+    bridges: Vec<Bridge>,
     vcpus: Vec<Arc<Vcpu>>,
     images: Option<Images>,
     lifecycle: Lifecycle,
@@ -112,7 +116,8 @@ impl Domain {
     /// A domain whose vCPUs are all off.
     #[must_use]
     pub fn new(host: &'static Host, parts: Parts) -> Domain {
-        let Parts { id, stage2, ram, vgic, dist, redists, itss, paths, console, absent, vcpus, images } = parts;
+        let Parts { id, stage2, ram, vgic, dist, redists, itss, paths, console, absent, bridges, vcpus, images } =
+            parts;
         Domain {
             id,
             host,
@@ -128,6 +133,7 @@ impl Domain {
             console: console.map(|(regs, irq)| Console { regs, irq, uart: Lock::new(Rank::Domain, Vpl011::new()) }),
             last_ran: LastRan::new(host.cpus.ids().len()),
             absent,
+            bridges,
             vcpus,
             images,
             lifecycle: Lifecycle::new(),

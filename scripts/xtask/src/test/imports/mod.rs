@@ -32,7 +32,7 @@ const ROWS: [&[&str]; 14] = [
     &["domain"],
     &["host"],
     &["vcpu"],
-    &["dev", "vits", "sched", "smmu"],
+    &["dev", "vits", "pci", "sched", "smmu"],
     &["vgic"],
     &["gic"],
     &["console", "trace", "platform", "mm"],
