@@ -15,6 +15,7 @@ use crate::host::Host;
 use crate::ids::{DomId, Ipa};
 use crate::mm::guest_pool::GuestRanges;
 use crate::mm::guest_ram::{BANKS, Bank, GuestRam, wipe};
+use crate::mm::heap;
 use crate::platform::{DomainConfig, ModuleKind};
 use crate::util::range::Range;
 use alloc::string::{String, ToString};
@@ -40,6 +41,11 @@ pub fn reserve(host: &Host, keep_out: &[Range]) -> Vec<Range> {
     reserved
 }
 
+/// Room on EL2's heap that a domU has to find before it is built, and for each vCPU: many times the 5 KiB that one with a
+/// single vCPU keeps, because the device tree is made there, too.
+const ROOM: usize = 256 << 10;
+const ROOM_FOR_VCPU: usize = 32 << 10;
+
 /// Builds all domUs. If one cannot be built, the reason is logged and the others run without it.
 pub fn build_all(domains: &Domains) {
     let host = domains.host;
@@ -64,6 +70,10 @@ fn build_or_log(domains: &Domains, id: DomId) {
 fn build(domains: &Domains, id: DomId, config: &DomainConfig) -> Result<(), BuildError> {
     let host = domains.host;
     let count = usize::from(config.cpus);
+    // A guest can have its domain built anew at any time, so a heap that is full must not be the end of EL2.
+    if !heap::has_room(ROOM + count * ROOM_FOR_VCPU) {
+        return Err(BuildError::new("no memory is left for EL2's own objects"));
+    }
     if count > MAX_VCPUS {
         return Err(BuildError(alloc::format!("{count} vCPUs are more than {MAX_VCPUS}")));
     }

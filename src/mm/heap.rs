@@ -43,6 +43,19 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
+/// Whether objects of `bytes` bytes in all, each rounded up to a power of two, can be allocated now. If there is no such
+/// block, the heap grows by one.
+#[must_use]
+pub fn has_room(bytes: usize) -> bool {
+    let Ok(layout) = Layout::from_size_align(bytes.max(1).next_power_of_two(), 1) else { return false };
+    // SAFETY: the size is not 0; the block is not accessed, and freed with the layout that it was allocated with.
+    unsafe {
+        let block = HEAP.alloc(layout);
+        HEAP.dealloc(block, layout);
+        !block.is_null()
+    }
+}
+
 /// Returns the number of bytes in use by objects, and the size of the heap in bytes.
 #[must_use]
 pub fn usage() -> (usize, usize) {
