@@ -269,4 +269,6 @@ impl<H: Hw + Clone> Backend for LpiBackend<'_, H> {
 }
 
 #[cfg(test)]
+mod no_allocation;
+#[cfg(test)]
 mod tests;

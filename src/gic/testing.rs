@@ -3,6 +3,7 @@
 use super::v4::{InterruptGroups, PendingLast, Resident, V4, VmHandle, Why};
 use super::{DeviceQuota, Gic, GicError, ItsLayout, Layout};
 use crate::ids::{CpuId, DeviceId, DeviceIds, EventId, EventKey, ItsId, Lpi, Mpidr, Pa, VIntid, VpeId};
+use crate::mm::counting::outside;
 use crate::mmio::{Coherence, Hw};
 use gic_model::{Config, Machine};
 use std::cell::RefCell;
@@ -38,52 +39,56 @@ impl ModelHw {
 
 impl Hw for ModelHw {
     fn read32(&self, at: Pa) -> u32 {
-        self.0.read32(at.0)
+        outside(|| self.0.read32(at.0))
     }
     fn write32(&self, at: Pa, value: u32) {
-        self.0.write32(at.0, value);
+        outside(|| self.0.write32(at.0, value));
     }
     fn read64(&self, at: Pa) -> u64 {
-        let value = self.0.read64(at.0);
-        self.2.as_ref().map_or(value, |amend| amend(at, value))
+        outside(|| {
+            let value = self.0.read64(at.0);
+            self.2.as_ref().map_or(value, |amend| amend(at, value))
+        })
     }
     fn write64(&self, at: Pa, value: u64) {
-        let mut writes = self.1.borrow_mut();
-        if writes.len() == REMEMBERED {
-            writes.pop_front();
-        }
-        writes.push_back(at);
-        self.0.write64(at.0, value);
+        outside(|| {
+            let mut writes = self.1.borrow_mut();
+            if writes.len() == REMEMBERED {
+                writes.pop_front();
+            }
+            writes.push_back(at);
+            self.0.write64(at.0, value);
+        });
     }
     fn alloc(&self, size: usize, align: usize) -> Option<Pa> {
         self.0.alloc(size, align).map(Pa)
     }
     fn free(&self, memory: Pa, size: usize, align: usize) {
-        self.0.free(memory.0, size, align);
+        outside(|| self.0.free(memory.0, size, align));
     }
     fn load8(&self, at: Pa) -> u8 {
-        self.0.load8(at.0)
+        outside(|| self.0.load8(at.0))
     }
     fn store8(&self, at: Pa, value: u8) {
-        self.0.store8(at.0, value);
+        outside(|| self.0.store8(at.0, value));
     }
     fn load64(&self, at: Pa) -> u64 {
-        self.0.load64(at.0)
+        outside(|| self.0.load64(at.0))
     }
     fn store64(&self, at: Pa, value: u64) {
-        self.0.store64(at.0, value);
+        outside(|| self.0.store64(at.0, value));
     }
     fn publish(&self, memory: Pa, size: usize, coherence: Coherence) {
-        self.0.publish(memory.0, size, coherence == Coherence::NonCoherent);
+        outside(|| self.0.publish(memory.0, size, coherence == Coherence::NonCoherent));
     }
     fn acquire(&self, memory: Pa, size: usize, coherence: Coherence) {
-        self.0.acquire(memory.0, size, coherence == Coherence::NonCoherent);
+        outside(|| self.0.acquire(memory.0, size, coherence == Coherence::NonCoherent));
     }
     fn now_us(&self) -> u64 {
-        self.0.now_us()
+        outside(|| self.0.now_us())
     }
     fn relax(&self) {
-        self.0.relax();
+        outside(|| self.0.relax());
     }
 }
 

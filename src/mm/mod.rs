@@ -12,6 +12,8 @@
 #![allow(unsafe_code, reason = "allocators and page tables give access to memory by address")]
 
 mod bitmap;
+#[cfg(test)]
+pub(crate) mod counting;
 pub mod frames;
 pub mod guest_pool;
 pub mod guest_ram;

@@ -60,7 +60,7 @@ mod shadow;
 #[cfg(test)]
 mod behaviour;
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 #[cfg(test)]
 mod stream;
 

@@ -22,7 +22,7 @@ static REDISTRIBUTORS: [AtomicU64; cpu::MAX] = [const { AtomicU64::new(0) }; cpu
 static VCPUS: AtomicU32 = AtomicU32::new(1);
 
 /// An xorshift generator.
-pub(crate) struct Dice(u64);
+pub struct Dice(u64);
 
 impl Dice {
     fn roll(&mut self) -> u64 {
@@ -32,20 +32,20 @@ impl Dice {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         (self.roll() >> 11) % limit
     }
 
-    pub(crate) fn one_in(&mut self, n: u64) -> bool {
+    pub fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
 
-    pub(crate) fn of(&mut self, choices: &[u64]) -> u64 {
+    pub fn of(&mut self, choices: &[u64]) -> u64 {
         choices[self.below(choices.len() as u64) as usize]
     }
 
     /// A value that is likely to hit a boundary.
-    pub(crate) fn value(&mut self) -> u64 {
+    pub fn value(&mut self) -> u64 {
         match self.below(8) {
             0 => 0,
             1 => u64::MAX,
@@ -148,7 +148,7 @@ fn its(dice: &mut Dice) {
 }
 
 /// Writes a command at an address inside the queue.
-fn write_command(at: u64, words: [u64; 4]) {
+pub fn write_command(at: u64, words: [u64; 4]) {
     for (n, word) in words.iter().enumerate() {
         // SAFETY: the caller has checked that the queue is this guest's.
         unsafe { ((at + 8 * n as u64) as *mut u64).write_volatile(*word) };
@@ -361,7 +361,7 @@ fn chaos() {
         Dice(SEED.load(Ordering::Relaxed).wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1);
     let acts = acts();
     for act in 0..acts {
-        match dice.below(16) {
+        match dice.below(18) {
             0 | 1 => distributor(&mut dice),
             2 | 3 => redistributor(&mut dice),
             4..=7 if !HAS_ITS.load(Ordering::Relaxed) => elsewhere(&mut dice),
@@ -372,8 +372,9 @@ fn chaos() {
             11 => sgi(&mut dice),
             12 => interrupts(&mut dice),
             13 => timer(&mut dice),
-            14 if dice.one_in(2) => elsewhere(&mut dice),
-            14 => crate::walk::walk(&mut dice),
+            14 if HAS_ITS.load(Ordering::Relaxed) => crate::devices::sweep(&mut dice),
+            14 | 15 => elsewhere(&mut dice),
+            16 => crate::walk::walk(&mut dice),
             _ => uart(&mut dice),
         }
         PROGRESS[index].store(act + 1, Ordering::Release);

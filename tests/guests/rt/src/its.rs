@@ -129,6 +129,14 @@ impl Its {
         }
     }
 
+    /// Writes the command `command(n)` to the slot that is executed `n`-th from now, for each slot of the ring, and tells
+    /// the ITS nothing about it.
+    pub fn fill_from_here(&mut self, command: impl Fn(usize) -> [u64; 4]) {
+        for n in 0..self.ring_bytes / COMMAND {
+            self.put((self.write + n * COMMAND) % self.ring_bytes, command(n as usize));
+        }
+    }
+
     /// Executes what is in the ring, except for the slot that stays free in a full ring, by one store to GITS_CWRITER.
     /// Returns the number of commands.
     pub fn execute_full_ring(&mut self) -> u64 {
@@ -172,6 +180,18 @@ impl Its {
     pub fn sync(&mut self, target: u64) {
         self.command([0x05, 0, target, 0]);
     }
+}
+
+/// MAPD of a device with 2 events, for [`Its::fill`].
+#[must_use]
+pub fn map_device(device: u32, table: u64) -> [u64; 4] {
+    [0x08 | u64::from(device) << 32, 0, VALID | table, 0]
+}
+
+/// MAPD that unmaps a device, for [`Its::fill`].
+#[must_use]
+pub fn unmap_device(device: u32) -> [u64; 4] {
+    [0x08 | u64::from(device) << 32, 0, 0, 0]
 }
 
 /// MOVALL, for [`Its::fill`].

@@ -17,6 +17,18 @@ pub fn write32(at: u64, value: u32) {
     unsafe { asm!("str {0:w}, [{1}]", in(reg) value, in(reg) at, options(nostack)) };
 }
 
+/// One store of 16 bits.
+pub fn write16(at: u64, value: u16) {
+    // SAFETY: as `write32`.
+    unsafe { asm!("strh {0:w}, [{1}]", in(reg) value, in(reg) at, options(nostack)) };
+}
+
+/// One store of 8 bits.
+pub fn write8(at: u64, value: u8) {
+    // SAFETY: as `write32`.
+    unsafe { asm!("strb {0:w}, [{1}]", in(reg) value, in(reg) at, options(nostack)) };
+}
+
 /// One load of 64 bits.
 #[must_use]
 pub fn read64(at: u64) -> u64 {

@@ -9,6 +9,7 @@ mod guests;
 mod instructions;
 mod io;
 mod placed;
+mod quota;
 mod refuse;
 mod resets;
 mod sched;
@@ -25,6 +26,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(refuse::cases());
     cases.extend(placed::cases());
     cases.extend(guests::cases());
+    cases.extend(quota::cases());
     cases.extend(boot::cases());
     cases.extend(io::cases());
     cases.extend(domains::cases());
