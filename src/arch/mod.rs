@@ -10,6 +10,7 @@ pub mod esr;
 pub mod fault;
 pub mod features;
 pub mod fp;
+pub mod nospec;
 pub mod vcpu;
 
 pub mod barrier;

@@ -1,7 +1,7 @@
 //! Accesses of a domain to the devices that EL2 emulates.
 
 use super::Domain;
-use crate::arch::percpu;
+use crate::arch::{nospec, percpu};
 use crate::console;
 use crate::ids::{Ipa, Pa, VcpuId};
 use crate::pci::Ecam;
@@ -37,9 +37,8 @@ impl Domain {
         let at = Pa(at.0);
         if self.redists.contains(at) {
             let offset = at.0 - self.redists.base.0;
-            let vcpu = u16::try_from(offset / VGICR_SIZE).ok()?;
-            return (usize::from(vcpu) < self.vcpus.len())
-                .then_some(Emulated::Redist(VcpuId(vcpu), offset % VGICR_SIZE));
+            let vcpu = nospec::below(offset / VGICR_SIZE, self.vcpus.len() as u64)?;
+            return Some(Emulated::Redist(VcpuId(vcpu as u16), offset % VGICR_SIZE));
         }
         if self.dist.contains(at) {
             return Some(Emulated::Dist(at.0 - self.dist.base.0));

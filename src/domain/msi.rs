@@ -8,6 +8,7 @@
 //! Apart from the routes of physical LPIs, this file has no state. `gic` has the mappings of the host's ITSs, `vgic`
 //! the guest's LPI configuration, and `vits` the guest's mappings.
 
+use crate::arch::nospec;
 use crate::gic::v4::{V4, VmHandle};
 use crate::gic::{Event, Gic, ItsError};
 use crate::host::routes::{PRIORITY, Route, Routes};
@@ -173,8 +174,7 @@ impl<H: Hw + Clone> Backend for LpiBackend<'_, H> {
     }
 
     fn vcpu_by_target(&self, rdbase: u64) -> Option<VcpuId> {
-        let number = u16::try_from(rdbase).ok()?;
-        (number < self.vcpus()).then_some(VcpuId(number))
+        nospec::below(rdbase, self.vcpus().into()).map(|number| VcpuId(number as u16))
     }
 
     fn owns_device(&self, its: ItsId, device: DeviceId) -> bool {

@@ -3,6 +3,7 @@
 //! The tables of SPIs and vPEs are read, without a lock, each time such an interrupt arrives. They are written when a
 //! domain is built or torn down.
 
+use crate::arch::nospec;
 use crate::ids::{DomId, Intid, VmId, VpeId};
 use crate::sync::Slot;
 use crate::util::bits::IdAllocator;
@@ -27,7 +28,7 @@ impl SpiOwners {
     }
 
     fn slot(&self, spi: Intid) -> Option<&AtomicU16> {
-        self.0.get(spi.0.checked_sub(SPI_FIRST)? as usize)
+        nospec::get(&self.0, spi.0.checked_sub(SPI_FIRST)? as usize)
     }
 
     /// The domain that owns an SPI.

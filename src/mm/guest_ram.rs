@@ -5,7 +5,7 @@
 //! the contents are copied and never referenced.
 #![allow(unsafe_code, reason = "copies to and from memory that holds no Rust object")]
 
-use crate::arch::cache;
+use crate::arch::{cache, nospec};
 use crate::ids::{Ipa, Pa};
 use crate::platform::Machine;
 use crate::sync::{Once, set_once};
@@ -129,7 +129,8 @@ impl GuestRam {
     /// Returns the physical address of a guest address, and the number of bytes from there to the end of its bank.
     fn find(&self, at: Ipa) -> Option<(Pa, u64)> {
         self.banks.iter().find_map(|bank| {
-            let offset = at.0.checked_sub(bank.ipa.0).filter(|&offset| offset < bank.size)?;
+            // The guest chooses the address, and what is found there may be used for further look-ups.
+            let offset = nospec::below(at.0.checked_sub(bank.ipa.0)?, bank.size)?;
             Some((Pa(bank.pa.0 + offset), bank.size - offset))
         })
     }

@@ -1,5 +1,6 @@
 //! The configuration and the owner of each LPI of a domain.
 
+use crate::arch::nospec;
 use crate::ids::{Lpi, VIntid};
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -56,7 +57,8 @@ impl Lpis {
 
     /// The index of an LPI, which is its INTID less 8192; `None` if the domain does not have it.
     pub fn index(&self, vintid: VIntid) -> Option<u32> {
-        vintid.0.checked_sub(Lpi::FIRST).filter(|index| *index < self.count())
+        let index = vintid.0.checked_sub(Lpi::FIRST)?;
+        nospec::below(index.into(), self.count().into()).map(|index| index as u32)
     }
 
     pub fn config(&self, index: u32) -> u8 {

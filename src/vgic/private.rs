@@ -18,7 +18,8 @@ pub(super) enum Fate {
     Move(VcpuId),
 }
 
-/// What the lock of one vCPU guards.
+/// What the lock of one vCPU guards. Numbers that a guest chooses are clamped before they get here, because most
+/// look-ups are for numbers that it does not choose.
 pub(super) struct Private {
     irqs: [Irq; SPI_FIRST as usize],
     /// The SGIs and PPIs that a flush has to consider, a bit for each.

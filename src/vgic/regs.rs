@@ -4,6 +4,8 @@
 //! not define, or does not allow with that size, is [`DistReg::None`] or [`RedistReg::None`]: it reads as zero and
 //! writes are ignored.
 
+use crate::arch::nospec;
+
 /// A kind of register with one bit for each interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BitReg {
@@ -205,10 +207,19 @@ pub fn decode_redist(offset: u64, size: u8) -> RedistReg {
     let Some(sgi) = offset.checked_sub(FRAME) else { return RedistReg::None };
     match decode_irq(sgi, size) {
         Some(IrqReg::Bits(register, 0)) => RedistReg::Irq(IrqReg::Bits(register, 0)),
-        Some(IrqReg::Priority(first, count)) if first < SPI_FIRST => RedistReg::Irq(IrqReg::Priority(first, count)),
-        Some(IrqReg::Config(first)) if first < SPI_FIRST => RedistReg::Irq(IrqReg::Config(first)),
+        Some(IrqReg::Priority(first, count)) => {
+            private(first).map_or(RedistReg::None, |first| RedistReg::Irq(IrqReg::Priority(first, count)))
+        }
+        Some(IrqReg::Config(first)) => {
+            private(first).map_or(RedistReg::None, |first| RedistReg::Irq(IrqReg::Config(first)))
+        }
         _ => RedistReg::None,
     }
+}
+
+/// An INTID that a guest chose, if it is an SGI or PPI.
+pub fn private(intid: u32) -> Option<u32> {
+    nospec::below(intid.into(), SPI_FIRST.into()).map(|intid| intid as u32)
 }
 
 #[cfg(test)]

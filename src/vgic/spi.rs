@@ -6,6 +6,7 @@
 use super::irq::{Irq, Trigger};
 use super::regs::SPI_FIRST;
 use super::vcpu_set::VcpuSet;
+use crate::arch::nospec;
 use crate::ids::VcpuId;
 use crate::util::bits::set_bits;
 use alloc::boxed::Box;
@@ -63,11 +64,11 @@ impl Dist {
     }
 
     pub fn spi(&self, intid: u32) -> Option<&Spi> {
-        self.spis.get(intid.checked_sub(SPI_FIRST)? as usize)
+        nospec::get(&self.spis, intid.checked_sub(SPI_FIRST)? as usize)
     }
 
     pub fn spi_mut(&mut self, intid: u32) -> Option<&mut Spi> {
-        self.spis.get_mut(intid.checked_sub(SPI_FIRST)? as usize)
+        nospec::get_mut(&mut self.spis, intid.checked_sub(SPI_FIRST)? as usize)
     }
 
     /// The first INTID after those of the SPIs.

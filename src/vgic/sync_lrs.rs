@@ -16,7 +16,7 @@ use super::irq::Irq;
 use super::lr::{self, LrImage};
 use super::port::Port;
 use super::private::{Fate, Private};
-use super::regs::{SPI_END, SPI_FIRST};
+use super::regs::{SPI_END, SPI_FIRST, private};
 use super::spi::Dist;
 use super::state::Vgic;
 use super::vcpu::Work;
@@ -182,7 +182,7 @@ fn best_active(state: &Private, dist: &Dist, vcpu: VcpuId, listed: &[u64]) -> Op
 
 /// Deactivates an interrupt that is in no list register. Returns whether the physical one has to be deactivated.
 fn end(state: &mut Private, dist: &mut Dist, intid: u32) -> bool {
-    if intid < SPI_FIRST {
+    if let Some(intid) = private(intid) {
         let deactivate = state.irq_mut(intid).is_some_and(Irq::clear_active);
         state.requeue(intid);
         deactivate

@@ -9,6 +9,7 @@
 
 use super::config::{ConfigError, Quota, VitsConfig};
 use super::refusal::Refusal;
+use crate::arch::nospec;
 use crate::ids::{CollectionId, DeviceId, EventId, VIntid, VcpuId};
 use crate::util::runs::Runs;
 use alloc::vec::Vec;
@@ -64,7 +65,7 @@ pub(super) struct Collections(Vec<Option<VcpuId>>);
 impl Collections {
     /// The vCPU of a collection, if it is mapped.
     pub fn target(&self, id: CollectionId) -> Option<VcpuId> {
-        self.0.get(usize::from(id.0)).copied().flatten()
+        nospec::get(&self.0, usize::from(id.0)).copied().flatten()
     }
 
     /// Returns an error if there is no such collection.
@@ -74,7 +75,7 @@ impl Collections {
 
     /// Maps a collection to a vCPU, or unmaps it. The caller updates its events on the host.
     pub fn set(&mut self, id: CollectionId, target: Option<VcpuId>) -> Result<(), Refusal> {
-        let slot = self.0.get_mut(usize::from(id.0)).ok_or(Refusal::CollectionRange)?;
+        let slot = nospec::get_mut(&mut self.0, usize::from(id.0)).ok_or(Refusal::CollectionRange)?;
         *slot = target;
         Ok(())
     }
@@ -193,7 +194,7 @@ impl Shadow {
             return None;
         }
         let index = usize::try_from(device.base.checked_add(event.0)?).ok()?;
-        self.slots.get_mut(index)
+        nospec::get_mut(&mut self.slots, index)
     }
 
     /// A mapped event.
@@ -202,7 +203,7 @@ impl Shadow {
             return None;
         }
         let index = usize::try_from(device.base.checked_add(event.0)?).ok()?;
-        self.slots.get(index).copied().flatten()
+        nospec::get(&self.slots, index).copied().flatten()
     }
 
     /// Maps an event, or replaces its mapping.

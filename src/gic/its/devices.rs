@@ -2,6 +2,7 @@
 
 use super::event::Event;
 use super::pool::{Pool, Share};
+use crate::arch::nospec;
 use crate::gic::error::ItsError;
 use crate::gic::table::Table;
 use crate::ids::{DeviceId, EventId, Pa};
@@ -121,7 +122,7 @@ impl State {
     /// What an event is mapped to.
     pub fn event(&self, dev: DeviceId, ev: EventId) -> Result<Event, ItsError> {
         let device = self.device(dev).ok_or(ItsError::NoSuchDevice(dev))?;
-        self.events(device).get(ev.0 as usize).copied().ok_or(ItsError::EventRange(ev))
+        nospec::get(self.events(device), ev.0 as usize).copied().ok_or(ItsError::EventRange(ev))
     }
 
     /// The device's first event from `from` on that is mapped.

@@ -8,6 +8,7 @@
 //! The unused part of the translation tables is always zero, as MAPD requires it (IHI 0069, 5.3.11).
 
 use super::event::Event;
+use crate::arch::nospec;
 use crate::gic::error::ItsError;
 use crate::ids::{DeviceId, DeviceIds, EventId, Pa};
 use crate::mmio::{Coherence, Hw};
@@ -120,7 +121,7 @@ impl Pool {
 
     /// The index of a mapped device's share.
     fn index(&self, dev: DeviceId) -> Option<usize> {
-        self.places.get(self.place(dev)?).filter(|&&index| index != UNMAPPED).map(|&index| usize::from(index))
+        nospec::get(&self.places, self.place(dev)?).filter(|&&index| index != UNMAPPED).map(|&index| usize::from(index))
     }
 
     /// The share of a mapped device.
@@ -200,7 +201,7 @@ impl Pool {
     pub fn slot(&mut self, dev: DeviceId, ev: EventId) -> Option<&mut Event> {
         let index = self.index(dev)?;
         let share = self.shares.get_mut(index)?;
-        let slot = Some(ev.0).filter(|&n| n < share.count)?.checked_add(share.first)?;
+        let slot = nospec::below(ev.0.into(), share.count.into())?.checked_add(share.first.into())?;
         share.used = share.used.max(ev.0.saturating_add(1));
         self.events.get_mut(slot as usize)
     }
