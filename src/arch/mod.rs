@@ -11,6 +11,7 @@ pub mod fault;
 pub mod features;
 pub mod fp;
 pub mod nospec;
+pub mod speculation;
 pub mod vcpu;
 
 pub mod barrier;
@@ -19,6 +20,7 @@ pub mod ich;
 pub mod mmu;
 pub mod percpu;
 pub mod power;
+pub mod protect;
 pub mod psci;
 pub mod smp;
 pub mod sysreg;

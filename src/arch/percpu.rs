@@ -24,6 +24,10 @@ pub struct PerCpu {
     emergency_top: Cell<u64>,
     cpu: Cell<CpuId>,
     locks_held: Cell<u32>,
+    /// The function of the firmware that the vectors call at an entry from a guest, if they call one.
+    pub(super) workaround: Cell<u32>,
+    /// The number of branches by which the vectors clear the branch history, if they do.
+    pub(super) branches: Cell<u32>,
     /// Whether this CPU is panicking, so that a panic in the panic handler is recognised.
     pub panicking: Cell<bool>,
     /// The exception from EL2 that caused the panic, if one did.
@@ -36,6 +40,10 @@ pub struct PerCpu {
 
 /// The offset at which the vectors find the end of the emergency stack.
 pub(super) const EMERGENCY_OFFSET: usize = offset_of!(PerCpu, emergency_top);
+/// Where they find [`PerCpu::workaround`].
+pub(super) const WORKAROUND_OFFSET: usize = offset_of!(PerCpu, workaround);
+/// Where they find [`PerCpu::branches`].
+pub(super) const BRANCHES_OFFSET: usize = offset_of!(PerCpu, branches);
 
 // SAFETY: other CPUs access `online` only, which is atomic; all else is reached through the TPIDR_EL2 of its own CPU.
 unsafe impl Sync for PerCpu {}
@@ -48,6 +56,8 @@ impl PerCpu {
             emergency_top: Cell::new(0),
             cpu: Cell::new(cpu),
             locks_held: Cell::new(0),
+            workaround: Cell::new(0),
+            branches: Cell::new(0),
             panicking: Cell::new(false),
             fault: Cell::new(None),
             online: AtomicBool::new(false),

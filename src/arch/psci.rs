@@ -5,10 +5,14 @@
 //! choice between SMC and HVC is made at run time.
 
 use super::asm::asm;
+use super::speculation::{Offer, Offers};
 use crate::ids::{Mpidr, Pa};
 use core::sync::atomic::{AtomicU8, Ordering};
 use smccc::Call;
-use smccc::arch::{self, SMCCC_ARCH_SOC_ID, SMCCC_VERSION, SocIdType};
+use smccc::arch::{
+    self, SMCCC_ARCH_SOC_ID, SMCCC_ARCH_WORKAROUND_1, SMCCC_ARCH_WORKAROUND_2, SMCCC_ARCH_WORKAROUND_3, SMCCC_VERSION,
+    SocIdType,
+};
 pub use smccc::psci::Error as PsciError;
 use smccc::psci::{self, error};
 
@@ -81,10 +85,48 @@ fn call(x: &mut [u64; 18]) {
 /// Returns the SoC (DEN 0028, SMCCC_ARCH_SOC_ID): JEP-106 code in bits 30:16, the manufacturer's number in bits 15:0.
 /// `None` if the firmware does not support the call; each step asks whether the next one is supported.
 pub fn soc_id() -> Option<u32> {
-    psci::psci_features::<Firmware>(SMCCC_VERSION).ok()?;
-    arch::version::<Firmware>().ok().filter(|&version| version >= arch::Version { major: 1, minor: 1 })?;
+    answers_features()?;
     arch::features::<Firmware>(SMCCC_ARCH_SOC_ID).ok()?;
     arch::soc_id::<Firmware>(SocIdType::Version).ok()
+}
+
+/// `Some` if the firmware supports SMCCC 1.1, which has SMCCC_ARCH_FEATURES.
+fn answers_features() -> Option<()> {
+    psci::psci_features::<Firmware>(SMCCC_VERSION).ok()?;
+    let version = arch::version::<Firmware>().ok()?;
+    (version >= arch::Version { major: 1, minor: 1 }).then_some(())
+}
+
+/// Asks the firmware which workarounds this CPU needs (DEN 0028, SMCCC_ARCH_FEATURES). The vectors call them by SMC, so
+/// a firmware that is another hypervisor offers none.
+#[must_use]
+pub fn workarounds() -> Offers {
+    if CONDUIT.load(Ordering::Relaxed) != Conduit::Smc as u8 || answers_features().is_none() {
+        return Offers::default();
+    }
+    Offers {
+        workaround_1: offer(arch::features::<Firmware>(SMCCC_ARCH_WORKAROUND_1)),
+        workaround_2: match arch::features::<Firmware>(SMCCC_ARCH_WORKAROUND_2) {
+            // No CPU needs it, or it is always on.
+            Err(arch::Error::NotRequired) => Offer::NotNeeded,
+            answer => offer(answer),
+        },
+        workaround_3: offer(arch::features::<Firmware>(SMCCC_ARCH_WORKAROUND_3)),
+    }
+}
+
+fn offer(answer: Result<u32, arch::Error>) -> Offer {
+    match answer {
+        Ok(0) => Offer::Offered,
+        Ok(1) => Offer::NotNeeded,
+        _ => Offer::Unknown,
+    }
+}
+
+/// Switches the firmware's mitigation of speculative store bypass on or off for this CPU. Does nothing if the firmware
+/// does not support it.
+pub fn set_workaround_2(on: bool) {
+    let _ = arch::arch_workaround_2::<Firmware>(on);
 }
 
 /// Starts the CPU `target` at `entry`, with its MMU off and `context` in x0.
@@ -116,5 +158,13 @@ mod tests {
         assert_eq!(cpu_on(Mpidr(1), Pa(0), 0), Err(PsciError::NotSupported));
         assert_eq!(cpu_off(), PsciError::NotSupported);
         assert_eq!(soc_id(), None);
+        assert_eq!(workarounds(), Offers::default());
+    }
+
+    #[test]
+    fn the_firmware_offers_a_workaround_only_if_it_answers_0() {
+        assert_eq!([Ok(0), Ok(1), Ok(2)].map(offer), [Offer::Offered, Offer::NotNeeded, Offer::Unknown]);
+        assert_eq!(offer(Err(arch::Error::NotSupported)), Offer::Unknown);
+        assert_eq!(offer(Err(arch::Error::NotRequired)), Offer::Unknown);
     }
 }

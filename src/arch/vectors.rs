@@ -5,18 +5,29 @@
 //! an exception from the guest finds both, stores the guest's registers, restores the caller's and returns. The FP
 //! registers hold the guest's values throughout, because EL2 is built without FP.
 //!
+//! A guest can train the branch predictors, and there is no indirect branch before the vectors have made that useless.
+//! What it takes differs between CPUs (see [`super::speculation`]), so there are several tables of vectors, of which
+//! [`harden`] chooses one for its CPU. They differ only in what they do at an entry from a guest.
+//!
 //! EL2 runs with interrupts masked and causes no exception on purpose, so an exception from EL2 is fatal. It is handled
 //! on the CPU's emergency stack, since its cause may be a stack overflow into the guard page.
 
 use super::asm::{extern_asm, global_asm};
 use super::fault::Fault;
 use super::percpu;
+use super::speculation::{Clear, Entry};
 use super::sysreg::{ESR_EL2, FAR_EL2, HPFAR_EL2, Readable, VBAR_EL2, Writeable};
 use super::vcpu::{GuestRegs, RawExit, Reason};
 use core::mem::offset_of;
+use smccc::arch::{SMCCC_ARCH_WORKAROUND_1, SMCCC_ARCH_WORKAROUND_3};
 
 extern_asm! {
     static doorward_vectors;
+    static doorward_vectors_loop;
+    static doorward_vectors_clear;
+    static doorward_vectors_call;
+    static doorward_vectors_call_loop;
+    static doorward_vectors_call_clear;
 }
 
 extern_asm! {
@@ -35,17 +46,41 @@ global_asm!(
     b       doorward_el2_fatal
 .endm
 
-.macro from_guest reason
+// `call`: the firmware's workaround is called. `clear`: 1 for a loop of branches, 2 for CLRBHB.
+.macro from_guest reason, call, clear
     .balign 0x80
     stp     x0, x1, [sp, #-16]!
+    .if \call
+    stp     x2, x3, [sp, #-16]!
+    mrs     x0, tpidr_el2
+    ldr     w0, [x0, #{workaround}]
+    smc     #0                          // SMCCC 1.1: keeps all but x0 to x3
+    ldp     x2, x3, [sp], #16
+    .endif
+    .if \clear == 1
+    mrs     x0, tpidr_el2
+    ldr     w0, [x0, #{branches}]
+1:  b       2f
+2:  subs    w0, w0, #1
+    b.ne    1b
+    dsb     nsh                         // no speculation past the loop
+    isb
+    .elseif \clear == 2
+    hint    #22                         // CLRBHB
+    isb
+    .endif
     mov     x1, #\reason
+    .if \call && \reason == 0
+    b       doorward_called
+    .else
     b       doorward_exit
+    .endif
 .endm
 
-.section .text.doorward_vectors, "ax"
+.macro vectors name, call, clear
 .balign 0x800
-.global doorward_vectors
-doorward_vectors:
+.global \name
+\name:
     from_el2 0                          // from EL2 with SP_EL0, which EL2 does not use
     from_el2 1
     from_el2 2
@@ -54,15 +89,47 @@ doorward_vectors:
     from_el2 5
     from_el2 6
     from_el2 7
-    from_guest 0                        // from a guest in AArch64
-    from_guest 1
-    from_guest 2
-    from_guest 3
-    from_guest 4                        // from a guest in AArch32
-    from_guest 5
-    from_guest 6
-    from_guest 7
+    from_guest 0, \call, \clear         // from a guest in AArch64
+    from_guest 1, \call, \clear
+    from_guest 2, \call, \clear
+    from_guest 3, \call, \clear
+    from_guest 4, \call, \clear         // from a guest in AArch32
+    from_guest 5, \call, \clear
+    from_guest 6, \call, \clear
+    from_guest 7, \call, \clear
     .balign 0x80
+.endm
+
+.section .text.doorward_vectors, "ax"
+    vectors doorward_vectors, 0, 0
+    vectors doorward_vectors_loop, 0, 1
+    vectors doorward_vectors_clear, 0, 2
+    vectors doorward_vectors_call, 1, 0
+    vectors doorward_vectors_call_loop, 1, 1
+    vectors doorward_vectors_call_clear, 1, 2
+
+// A synchronous exception from a guest in AArch64 on a CPU whose vectors call the firmware. If it is the guest's own
+// call of a workaround, it has been carried out above, and the guest continues: kernels make it at each switch of a
+// process, or each entry from EL0.
+doorward_called:
+    mrs     x0, esr_el2
+    mov     x1, #{hvc}
+    cmp     x0, x1
+    b.ne    1f
+    ldr     w0, [sp]
+    mov     w1, #{workaround_1}
+    cmp     w0, w1
+    mov     w1, #{workaround_3}
+    ccmp    w0, w1, #4, ne
+    b.ne    1f
+    ldr     x1, [sp, #8]
+    mov     x0, #0                      // SUCCESS
+    add     sp, sp, #16
+    eret
+    dsb     nsh
+    isb
+1:  mov     x1, #0
+    b       doorward_exit
 
 .global doorward_enter
 doorward_enter:
@@ -166,7 +233,15 @@ doorward_el2_fatal:
     b       .
 "#,
     emergency = const percpu::EMERGENCY_OFFSET,
+    workaround = const percpu::WORKAROUND_OFFSET,
+    branches = const percpu::BRANCHES_OFFSET,
+    hvc = const HVC_0,
+    workaround_1 = const SMCCC_ARCH_WORKAROUND_1 as usize,
+    workaround_3 = const SMCCC_ARCH_WORKAROUND_3 as usize,
 );
+
+/// ESR_EL2 of `HVC #0` in AArch64: the class and IL.
+const HVC_0: usize = 0x16 << 26 | 1 << 25;
 
 /// Runs the guest until it exits.
 ///
@@ -196,9 +271,27 @@ pub fn enter(regs: &mut GuestRegs) -> RawExit {
     exit
 }
 
-/// Installs the vectors on this CPU.
+/// Installs the vectors on this CPU, without mitigations. No guest runs before [`harden`].
 pub fn install() {
     VBAR_EL2.set(&raw const doorward_vectors as u64);
+    super::barrier::isb();
+}
+
+/// Installs the vectors that do what `entry` says at each entry from a guest to this CPU.
+pub fn harden(entry: Entry) {
+    let this = percpu::this();
+    this.workaround.set(entry.call.unwrap_or_default());
+    let branches = if let Clear::Branches(count) = entry.clear { count } else { 0 };
+    this.branches.set(branches.into());
+    let vectors = match (entry.call, entry.clear) {
+        (None, Clear::No) => &raw const doorward_vectors,
+        (None, Clear::Branches(_)) => &raw const doorward_vectors_loop,
+        (None, Clear::Instruction) => &raw const doorward_vectors_clear,
+        (Some(_), Clear::No) => &raw const doorward_vectors_call,
+        (Some(_), Clear::Branches(_)) => &raw const doorward_vectors_call_loop,
+        (Some(_), Clear::Instruction) => &raw const doorward_vectors_call_clear,
+    };
+    VBAR_EL2.set(vectors as u64);
     super::barrier::isb();
 }
 

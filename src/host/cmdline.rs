@@ -5,6 +5,7 @@
 //! machine that silently runs with a setting other than the requested one is worse than one that does not start.
 //! docs/cmdline.md lists all options.
 
+use crate::arch::speculation::{Ssbd, Wanted};
 use core::fmt;
 
 /// Names the PCI functions that dom0 does not see; parsed by `build::pci_hide`.
@@ -97,6 +98,8 @@ pub struct Options {
     pub dom0_max_vcpus: Option<u16>,
     /// `dom0_acpi=on|off`; without effect on a machine that a device tree describes.
     pub dom0_acpi: Dom0Acpi,
+    /// `spec-ctrl=`, a list: what is done against attacks on speculation.
+    pub spec_ctrl: Wanted,
     /// `loglvl=error|warn|info|debug|trace`.
     pub loglvl: log::LevelFilter,
 }
@@ -116,6 +119,7 @@ impl Default for Options {
             dom0_mem: None,
             dom0_max_vcpus: None,
             dom0_acpi: Dom0Acpi::On,
+            spec_ctrl: Wanted::default(),
             loglvl: log::LevelFilter::Info,
         }
     }
@@ -213,6 +217,11 @@ pub fn parse<'a>(line: &'a str, mut unknown: impl FnMut(&'a str)) -> Result<Opti
                     _ => return Err(bad("`on` and `off`")),
                 }
             }
+            "spec-ctrl" => {
+                let valid = "a boolean, `ibpb-entry=BOOLEAN`, `bhb-entry=BOOLEAN` and \
+                             `ssbd=force-disable|runtime|force-enable`, separated by commas";
+                spec_ctrl(value, &mut options.spec_ctrl).ok_or(bad(valid))?;
+            }
             // Parsed elsewhere: `pci_windows` together with the firmware's tables, `dom0_pci_hide` when dom0 is built.
             crate::platform::windows::WORD | DOM0_PCI_HIDE => {}
             "loglvl" => {
@@ -235,6 +244,33 @@ pub fn parse<'a>(line: &'a str, mut unknown: impl FnMut(&'a str)) -> Result<Opti
 #[must_use]
 pub fn powers_off_on_panic(line: &str) -> bool {
     line.split_ascii_whitespace().any(|word| word == "onpanic=off")
+}
+
+/// The list of `spec-ctrl=`. A boolean by itself sets everything; what follows it changes a part. `None` if it is
+/// invalid.
+fn spec_ctrl(list: &str, wanted: &mut Wanted) -> Option<()> {
+    for item in list.split(',') {
+        match item.split_once('=') {
+            None if boolean(item)? => *wanted = Wanted::default(),
+            None => *wanted = Wanted { predictors: false, history: false, ssbd: Ssbd::ForceDisable },
+            Some(("ibpb-entry", value)) => wanted.predictors = boolean(value)?,
+            Some(("bhb-entry", value)) => wanted.history = boolean(value)?,
+            Some(("ssbd", "force-disable")) => wanted.ssbd = Ssbd::ForceDisable,
+            Some(("ssbd", "runtime")) => wanted.ssbd = Ssbd::Runtime,
+            Some(("ssbd", "force-enable")) => wanted.ssbd = Ssbd::ForceEnable,
+            Some(_) => return None,
+        }
+    }
+    Some(())
+}
+
+/// A boolean as Xen writes it.
+fn boolean(text: &str) -> Option<bool> {
+    match text {
+        "yes" | "on" | "true" | "enable" | "1" => Some(true),
+        "no" | "off" | "false" | "disable" | "0" => Some(false),
+        _ => None,
+    }
 }
 
 /// A number of milliseconds, 1 to 1000.
@@ -298,6 +334,14 @@ mod tests {
             "dom0_acpi=",
             "sched=cfs",
             "loglvl=9",
+            "spec-ctrl=",
+            "spec-ctrl=maybe",
+            "spec-ctrl=no,",
+            "spec-ctrl=ssbd",
+            "spec-ctrl=ssbd=yes",
+            "spec-ctrl=bhb-entry",
+            "spec-ctrl=bhb-entry=2",
+            "spec-ctrl=ibrs=no",
         ] {
             let bad = parse(line, |_| {}).unwrap_err();
             assert_eq!(bad.option, line);
@@ -307,6 +351,26 @@ mod tests {
             std::format!("{}", parse("direct=maybe", |_| {}).unwrap_err()),
             "cmdline: invalid option `direct=maybe`: valid values are `on` and `off`"
         );
+    }
+
+    #[test]
+    fn a_boolean_of_spec_ctrl_sets_all_and_what_follows_a_part() {
+        fn spec_ctrl(line: &str) -> Wanted {
+            read(line).spec_ctrl
+        }
+        let off = Wanted { predictors: false, history: false, ssbd: Ssbd::ForceDisable };
+        for no in ["no", "off", "false", "disable", "0"] {
+            assert_eq!(spec_ctrl(&std::format!("spec-ctrl={no}")), off);
+        }
+        assert_eq!(spec_ctrl("spec-ctrl=yes"), Wanted::default());
+        assert_eq!(spec_ctrl("spec-ctrl=no spec-ctrl=1"), Wanted::default());
+        assert_eq!(spec_ctrl("spec-ctrl=no,bhb-entry=on"), Wanted { history: true, ..off });
+        assert_eq!(spec_ctrl("spec-ctrl=ibpb-entry=0"), Wanted { predictors: false, ..Wanted::default() });
+        for (value, ssbd) in
+            [("force-disable", Ssbd::ForceDisable), ("runtime", Ssbd::Runtime), ("force-enable", Ssbd::ForceEnable)]
+        {
+            assert_eq!(spec_ctrl(&std::format!("spec-ctrl=ssbd={value}")), Wanted { ssbd, ..Wanted::default() });
+        }
     }
 
     #[test]

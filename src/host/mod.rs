@@ -14,8 +14,9 @@ pub mod sleepers;
 pub mod timer;
 
 use crate::arch::features::{Features, IdRegs};
+use crate::arch::speculation::{Mitigations, Protections};
 use crate::arch::sysreg::{self, Writeable};
-use crate::arch::{barrier, ich, percpu, timer as counter, tlb};
+use crate::arch::{barrier, ich, percpu, protect, psci, timer as counter, tlb};
 use crate::console;
 use crate::gic::{Gic, GicError, cpuif};
 use crate::ids::{CpuId, Intid, Mpidr};
@@ -143,7 +144,7 @@ impl Host {
         Host {
             machine,
             options,
-            cpu_features: CpuFeatures::new(&IdRegs::read()),
+            cpu_features: CpuFeatures::new(&options.spec_ctrl.visible(IdRegs::read())),
             gic,
             routes,
             rate_limits,
@@ -187,9 +188,15 @@ impl Host {
         cpuif::init().map_err(|_| CpuError::NoSystemRegisters)?;
         // List registers are UNKNOWN after a reset.
         ich::clear_lrs(ich::count());
-        if self.cpu_features.join(&IdRegs::read()).map_err(CpuError::Features)? {
+        let ids = IdRegs::read();
+        let mitigations = Mitigations::decide(&ids, psci::workarounds(), self.options.spec_ctrl);
+        let visible = self.options.spec_ctrl.visible(ids);
+        if self.cpu_features.join(&visible, mitigations.protections()).map_err(CpuError::Features)? {
             log::info!("{cpu}: lacks features of earlier CPUs: these are hidden from guests");
         }
+        protect::apply(&mitigations);
+        let level = if mitigations.is_lacking() { log::Level::Warn } else { log::Level::Info };
+        log::log!(level, "{cpu}: {mitigations}");
         // This comes last: from here on interrupts may be routed to the CPU.
         self.gic.init_cpu(cpu).map_err(CpuError::Gic)?;
         self.own_ppis().for_each(|ppi| self.gic.ppi_enable(cpu, ppi));
@@ -207,6 +214,12 @@ impl Host {
             Some(features) => features,
             None => panic!("guest CPU features are used before they are settled"),
         }
+    }
+
+    /// How well the worst CPU is protected from attacks on speculation. Those that come up later are not worse.
+    #[must_use]
+    pub fn protections(&self) -> Protections {
+        self.cpu_features.protections().unwrap_or(Protections::WORST)
     }
 
     /// The PPIs that EL2 takes on each CPU.
