@@ -99,7 +99,6 @@ registers! {
     rw CNTHP_CVAL_EL2 = "CNTHP_CVAL_EL2", "Physical timer of EL2: compare value.";
 
     // EL1 and EL0.
-    rw DISR_EL1 = "S3_0_C12_C1_1", "An SError that an ESB deferred (FEAT_RAS).";
     rw SCXTNUM_EL0 = "S3_3_C13_C0_7", "EL0's software context number (FEAT_CSV2_2).";
     rw SCXTNUM_EL1 = "S3_0_C13_C0_7", "EL1's software context number (FEAT_CSV2_2).";
     rw SCTLR2_EL1 = "S3_0_C1_C0_3", "System control of EL1, continued (FEAT_SCTLR2).";

@@ -44,6 +44,8 @@ pub enum Reason {
     Fiq,
     /// A physical SError.
     SError,
+    /// The guest was not entered, because an SError that EL2 has caused was pending. It has been taken.
+    OwnSError,
 }
 
 /// What the hardware reports about an exit.
@@ -51,6 +53,8 @@ pub enum Reason {
 pub struct RawExit {
     /// The kind of exception.
     pub reason: Reason,
+    /// Another access of the guest has caused an SError, which has been taken.
+    pub serror: bool,
     /// ESR_EL2; zero for an interrupt.
     pub esr: u64,
     /// FAR_EL2; zero unless synchronous.

@@ -9,6 +9,10 @@
 //! What it takes differs between CPUs (see [`super::speculation`]), so there are several tables of vectors, of which
 //! [`harden`] chooses one for its CPU. They differ only in what they do at an entry from a guest.
 //!
+//! SErrors are masked at EL2, so one that an access of the guest has caused could stay pending after the exit and be taken
+//! when the next guest is entered. Each exit therefore waits for the SErrors of what the guest has done (DDI 0487, ESB;
+//! without FEAT_RAS by a DSB). One that is pending at an entry was caused by EL2, and the guest is not entered.
+//!
 //! EL2 runs with interrupts masked and causes no exception on purpose, so an exception from EL2 is fatal. It is handled
 //! on the CPU's emergency stack, since its cause may be a stack overflow into the guard page.
 
@@ -31,7 +35,7 @@ extern_asm! {
 }
 
 extern_asm! {
-    fn doorward_enter(regs: *mut GuestRegs) -> u64;
+    fn doorward_enter(regs: *mut GuestRegs, ras: bool) -> u64;
 }
 
 const _: () = assert!(offset_of!(GuestRegs, x) == 0 && offset_of!(GuestRegs, pc) == 248);
@@ -81,10 +85,11 @@ global_asm!(
 .balign 0x800
 .global \name
 \name:
-    from_el2 0                          // from EL2 with SP_EL0, which EL2 does not use
+    from_el2 0                          // from EL2 with SP_EL0: only `doorward_take_serror` uses it
     from_el2 1
     from_el2 2
-    from_el2 3
+    .balign 0x80
+    b       doorward_serror_taken
     from_el2 4                          // from EL2 with SP_EL2
     from_el2 5
     from_el2 6
@@ -107,6 +112,42 @@ global_asm!(
     vectors doorward_vectors_call, 1, 0
     vectors doorward_vectors_call_loop, 1, 1
     vectors doorward_vectors_call_clear, 1, 2
+
+// Unmasks SErrors for one instruction, so that a pending one is taken and is no longer pending. Returns whether one was
+// taken. Within it, SP is SP_EL0, which EL2 does not use otherwise; so its exceptions have a vector of their own.
+doorward_take_serror:
+    mov     x0, #0
+    msr     spsel, #0
+    msr     daifclr, #4
+    isb                                 // a pending SError is taken here at the latest
+    msr     daifset, #4
+    msr     spsel, #1
+    ret
+
+doorward_serror_taken:
+    mov     x0, #1
+    eret                                // SPSR_EL2 has SP_EL0 and SErrors unmasked, or masked again
+
+// SErrors that are pending after an exit, without and with FEAT_RAS. x0 gets the flag SERROR. ESR_EL2 keeps the syndrome of
+// the exit; ELR_EL2 and SPSR_EL2 have been saved.
+doorward_exit_serror:
+    mov     x5, x0
+    mrs     x6, esr_el2
+    bl      doorward_take_serror
+    msr     esr_el2, x6
+    orr     x0, x5, x0, lsl #{serror}
+    b       doorward_exit_done
+
+doorward_exit_deferred:
+    msr     s3_0_c12_c1_1, xzr
+    orr     x0, x0, #(1 << {serror})
+    b       doorward_exit_done
+
+doorward_own_serror:
+    mov     x5, x30
+    bl      doorward_take_serror
+    mov     x0, #{own}
+    ret     x5
 
 // A synchronous exception from a guest in AArch64 on a CPU whose vectors call the firmware. If it is the guest's own
 // call of a workaround, it has been carried out above, and the guest continues: kernels make it at each switch of a
@@ -133,6 +174,8 @@ doorward_called:
 
 .global doorward_enter
 doorward_enter:
+    mrs     x2, isr_el1
+    tbnz    x2, #8, doorward_own_serror // A
     sub     sp, sp, #112
     stp     x29, x30, [sp]
     mov     x29, sp
@@ -141,7 +184,7 @@ doorward_enter:
     stp     x23, x24, [sp, #48]
     stp     x25, x26, [sp, #64]
     stp     x27, x28, [sp, #80]
-    str     x0, [sp, #96]
+    stp     x0, x1, [sp, #96]
     ldp     x2, x3, [x0, #248]
     msr     elr_el2, x2
     msr     spsr_el2, x3
@@ -188,6 +231,17 @@ doorward_exit:
     mrs     x3, spsr_el2
     stp     x2, x3, [x0, #248]
     mov     x0, x1
+    ldr     w2, [sp, #104]
+    tbz     w2, #0, 1f
+    hint    #16                         // ESB
+    mrs     x2, s3_0_c12_c1_1           // DISR_EL1
+    tbnz    x2, #31, doorward_exit_deferred
+    b       doorward_exit_done
+1:  dsb     sy
+    isb                                 // the DSB has to be complete before ISR_EL1 is read
+    mrs     x2, isr_el1
+    tbnz    x2, #8, doorward_exit_serror
+doorward_exit_done:
     ldp     x19, x20, [sp, #16]
     ldp     x21, x22, [sp, #32]
     ldp     x23, x24, [sp, #48]
@@ -236,6 +290,8 @@ doorward_el2_fatal:
     workaround = const percpu::WORKAROUND_OFFSET,
     branches = const percpu::BRANCHES_OFFSET,
     hvc = const HVC_0,
+    serror = const SERROR,
+    own = const OWN_SERROR,
     workaround_1 = const SMCCC_ARCH_WORKAROUND_1 as usize,
     workaround_3 = const SMCCC_ARCH_WORKAROUND_3 as usize,
 );
@@ -243,18 +299,26 @@ doorward_el2_fatal:
 /// ESR_EL2 of `HVC #0` in AArch64: the class and IL.
 const HVC_0: usize = 0x16 << 26 | 1 << 25;
 
-/// Runs the guest until it exits.
+/// The number of the bit in the result of `doorward_enter` that says that the guest has caused an SError. Bits 1:0 are the
+/// kind of exception, and bit 2 is set if it came from AArch32.
+const SERROR: usize = 3;
+/// The result of `doorward_enter` if it has not entered the guest, because an SError of EL2 was pending.
+const OWN_SERROR: usize = 1 << 4;
+
+/// Runs the guest until it exits. `ras` says whether this CPU has FEAT_RAS.
 ///
 /// The caller has programmed what the guest may do and see: HCR_EL2, stage 2 and the registers of EL1. The function is
 /// safe, because these decide what memory the guest can reach, and because every exit from the guest goes through EL2's
 /// vectors.
 #[inline]
-pub fn enter(regs: &mut GuestRegs) -> RawExit {
+pub fn enter(regs: &mut GuestRegs, ras: bool) -> RawExit {
     // SAFETY: `regs` is borrowed exclusively until the guest exits, and `doorward_enter` follows the calling
     // convention.
-    let code = unsafe { doorward_enter(regs) };
-    let mut exit = RawExit { reason: Reason::Irq, esr: 0, far: 0, hpfar: 0 };
+    let code = unsafe { doorward_enter(regs, ras) };
+    let serror = code & 1 << SERROR != 0;
+    let mut exit = RawExit { reason: Reason::Irq, serror, esr: 0, far: 0, hpfar: 0 };
     match code & 3 {
+        0 if code == OWN_SERROR as u64 => exit.reason = Reason::OwnSError,
         0 => {
             exit.reason = Reason::Sync;
             exit.esr = ESR_EL2.get();

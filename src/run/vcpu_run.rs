@@ -270,12 +270,16 @@ impl VcpuRun<'_> {
         if let (Some(v4), Some(resident)) = (self.host.gic.v4(), &mut self.resident) {
             v4.before_eret(resident);
         }
-        let exit = enter(&mut context.regs);
+        let exit = enter(&mut context.regs, self.present.ras());
         list_regs::store(&mut context.lrs);
         vcpu.left();
         if context.serror {
             // The CPU clears VSE when the guest takes the virtual SError; until then it stays pending.
             context.serror = HCR_EL2.is_set(HCR_EL2::VSE);
+        }
+        if exit.serror {
+            count(self.cpu, Event::ExitSerror);
+            context.serror = true;
         }
         let port = self.domain.port();
         let synced = vgic.sync(&port, vcpu.id, &mut context.lrs);
@@ -299,6 +303,10 @@ impl VcpuRun<'_> {
                 // An access of the guest caused the SError, so the guest gets it.
                 count(self.cpu, Event::ExitSerror);
                 context.serror = true;
+                Next::Resume
+            }
+            Reason::OwnSError => {
+                self.host.warn_limited(format_args!("{}: SError of EL2: ignored", self.cpu));
                 Next::Resume
             }
         }
