@@ -6,6 +6,8 @@
 #![no_main]
 
 use doorward::arch::esr::{self, Esr};
+use doorward::arch::speculation::Protections;
+use doorward::dev::arch_calls;
 use doorward::dev::pl011::Vpl011;
 use doorward::dev::psci;
 use doorward::dev::vtimer::VTimer;
@@ -124,7 +126,11 @@ fuzz_target!(|input: Input| {
 
     let mut port = Port { input: &input, timer: VTimer::new(), mdscr: 0 };
     let _ = sysreg::emulate(esr.sys_reg(), input.raw, &mut port);
-    let _ = psci::call([input.x[0], input.x[1], input.x[2], input.x[3]]);
+    let call = [input.x[0], input.x[1], input.x[2], input.x[3]];
+    let _ = psci::call(call);
+    for protections in [Protections::BEST, Protections::WORST] {
+        let _ = arch_calls::call(call, arch_calls::Cpus { protections, ssbs: input.raw & 1 != 0 });
+    }
 });
 
 fn uart(at: Ipa, bytes: u8, op: Op, raw: u64) {

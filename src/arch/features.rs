@@ -131,6 +131,12 @@ impl Features {
         }
     }
 
+    /// Returns whether guests have PSTATE.SSBS.
+    #[must_use]
+    pub fn ssbs(&self) -> bool {
+        self.guest.get(reg::PFR1.index()).is_some_and(|pfr1| pfr1 >> 4 & 0xf != 0)
+    }
+
     /// Returns the parameters of stage 2.
     #[must_use]
     pub const fn stage2(&self) -> Stage2Params {

@@ -21,6 +21,7 @@
     )
 )]
 
+pub mod arch_calls;
 pub mod pl011;
 pub mod psci;
 pub mod vtimer;

@@ -1,13 +1,13 @@
-//! The firmware interface of a guest: PSCI and the SMC calling convention, by HVC or SMC.
+//! The power interface of a guest, PSCI, by HVC or SMC.
 //!
 //! [`call`] decodes the registers of a call into a result or an action for the domain. It keeps no state, since the
 //! domain knows which vCPUs are on. All unknown functions return NOT_SUPPORTED, including those of other service
 //! owners.
 //!
-//! Arm DEN 0022 (PSCI 1.1) and DEN 0028 (SMCCC 1.1).
+//! Arm DEN 0022 (PSCI 1.1).
 
 use crate::ids::{Ipa, Mpidr};
-use smccc::arch::{SMCCC_ARCH_FEATURES, SMCCC_VERSION};
+use smccc::arch::SMCCC_VERSION;
 use smccc::psci::{
     MigrateType, PSCI_AFFINITY_INFO_32, PSCI_AFFINITY_INFO_64, PSCI_CPU_OFF, PSCI_CPU_ON_32, PSCI_CPU_ON_64,
     PSCI_CPU_SUSPEND_32, PSCI_CPU_SUSPEND_64, PSCI_FEATURES, PSCI_MIGRATE_INFO_TYPE, PSCI_SYSTEM_OFF,
@@ -90,7 +90,7 @@ pub enum PsciAction {
 /// Bit of a function id that is set if the arguments have 64 bits (DEN 0028, 2.5).
 const SMC64: u32 = 1 << 30;
 
-/// Version of PSCI and of SMCCC: 1.1, with the major number in bits 31 to 16 and the minor number in bits 15 to 0.
+/// PSCI 1.1: the major number in bits 31 to 16, the minor number in bits 15 to 0.
 const VERSION_1_1: u64 = 0x0001_0001;
 /// reset_type of SYSTEM_RESET2 (DEN 0022, 5.20): SYSTEM_WARM_RESET.
 const WARM_RESET: u64 = 0;
@@ -109,11 +109,7 @@ pub fn call(x: [u64; 4]) -> PsciAction {
     let wide = function & SMC64 != 0;
     let [a1, a2, a3] = [a1, a2, a3].map(|a| if wide { a } else { a & 0xffff_ffff });
     match function {
-        SMCCC_VERSION | PSCI_VERSION => Return(VERSION_1_1),
-        SMCCC_ARCH_FEATURES => Return(match a1 as u32 {
-            SMCCC_VERSION | SMCCC_ARCH_FEATURES => status::SUCCESS,
-            _ => status::NOT_SUPPORTED,
-        }),
+        PSCI_VERSION => Return(VERSION_1_1),
         PSCI_FEATURES => Return(match a1 as u32 {
             SMCCC_VERSION
             | PSCI_VERSION
@@ -175,9 +171,8 @@ mod tests {
     }
 
     #[test]
-    fn psci_and_smccc_have_version_1_1() {
+    fn psci_has_version_1_1() {
         assert_eq!(hvc([0x8400_0000, 0, 0, 0]), Return(0x1_0001));
-        assert_eq!(hvc([0x8000_0000, 0, 0, 0]), Return(0x1_0001));
         assert_eq!(hvc([0xdead_beef_8400_0000, 0, 0, 0]), Return(0x1_0001), "the upper half of X0 is ignored");
     }
 
@@ -200,8 +195,6 @@ mod tests {
             }
         }
         assert_eq!(hvc([0x8400_000a, 0x8000_0000, 0, 0]), Return(0), "SMCCC_VERSION");
-        assert_eq!(hvc([0x8000_0001, 0x8000_8000, 0, 0]), Return(u64::MAX), "ARCH_WORKAROUND_1");
-        assert_eq!(hvc([0x8000_0001, 0x8000_0001, 0, 0]), Return(0));
     }
 
     #[test]

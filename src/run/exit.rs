@@ -127,7 +127,7 @@ impl Exit<'_> {
 
     fn call(&mut self, esr: Esr) -> Next {
         let [x0, x1, x2, x3, ..] = self.context.regs.x;
-        let caller = smccc::Caller { domain: self.domain, vcpu: self.vcpu };
+        let caller = smccc::Caller { host: self.host, domain: self.domain, vcpu: self.vcpu };
         let answer = smccc::call(&caller, esr.imm16(), [x0, x1, x2, x3]);
         if let Some(value) = answer.x0 {
             self.context.regs.set(0, value);

@@ -5,16 +5,19 @@
 
 use super::next::Next;
 use crate::arch::power;
+use crate::dev::arch_calls;
 use crate::dev::psci::{self, PsciAction, affinity, status};
 use crate::domain::Domain;
 use crate::domain::lifecycle::End;
 use crate::domain::reports::Report;
+use crate::host::Host;
 use crate::ids::{Ipa, Mpidr};
 use crate::sched::State;
 use crate::vcpu::{Start, Vcpu};
 
 /// The vCPU that makes the call.
 pub(super) struct Caller<'a> {
+    pub(super) host: &'static Host,
     pub(super) domain: &'a Domain,
     pub(super) vcpu: &'a Vcpu,
 }
@@ -40,9 +43,8 @@ impl Answer {
 /// A handler takes X0 to X3.
 type Handler = fn(&Caller<'_>, [u64; 4]) -> Answer;
 
-/// Owners of function identifiers (DEN 0028, table 6-1) and their handlers. PSCI is a Standard Secure Service; the Arm
-/// Architecture calls SMCCC_VERSION and SMCCC_ARCH_FEATURES are answered by the same handler.
-const SERVICES: [(u64, Handler); 2] = [(OWNER_ARCH, psci), (OWNER_STANDARD, psci)];
+/// Owners of function identifiers (DEN 0028, table 6-1) and their handlers. PSCI is a Standard Secure Service.
+const SERVICES: [(u64, Handler); 2] = [(OWNER_ARCH, architecture), (OWNER_STANDARD, psci)];
 
 const OWNER_ARCH: u64 = 0;
 const OWNER_STANDARD: u64 = 4;
@@ -68,8 +70,14 @@ fn handler(immediate: u16, function: u64) -> Option<Handler> {
     SERVICES.iter().find(|&&(service, _)| service == owner(function)).map(|&(_, handler)| handler)
 }
 
+fn architecture(caller: &Caller<'_>, x: [u64; 4]) -> Answer {
+    let host = caller.host;
+    let cpus = arch_calls::Cpus { protections: host.protections(), ssbs: host.features().ssbs() };
+    Answer::value(arch_calls::call(x, cpus))
+}
+
 fn psci(caller: &Caller<'_>, x: [u64; 4]) -> Answer {
-    let Caller { domain, vcpu } = *caller;
+    let Caller { domain, vcpu, .. } = *caller;
     match psci::call(x) {
         PsciAction::Return(value) => Answer::value(value),
         PsciAction::CpuOn { target, entry, context } => Answer::value(cpu_on(domain, target, Start { entry, context })),

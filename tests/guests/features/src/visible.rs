@@ -2,7 +2,7 @@
 
 use crate::guest::{check, equal};
 use core::arch::asm;
-use guest_rt::exception::{Outcome, probe};
+use guest_rt::exception::{self, Outcome, probe};
 use guest_rt::{mrs, msr, smccc};
 
 fn field(value: u64, lsb: u32) -> u64 {
@@ -32,10 +32,13 @@ macro_rules! read {
 }
 
 pub fn run() {
+    serrors();
     ids();
     registers();
     instructions();
     calls();
+    workarounds();
+    exits();
 }
 
 fn ids() {
@@ -199,4 +202,54 @@ fn calls() {
     // SAFETY: the call keeps all registers but X0 to X3.
     unsafe { asm!("hvc #0x123", inout("x0") answer, out("x1") _, out("x2") _, out("x3") _) };
     equal("HVC-other-immediate-is-no-PSCI", answer as i64, -1);
+}
+
+/// What the hypervisor says of each workaround holds when it is called. Which answers are right depends on the machine: the test's
+/// host knows.
+fn workarounds() {
+    const ARCH_FEATURES: u64 = 0x8000_0001;
+    let [told_1, told_2, told_3] =
+        [0x8000_8000, 0x8000_7fff, 0x8000_3fff].map(|function| smccc::hvc(ARCH_FEATURES, function, 0, 0));
+    guest_rt::say!("GUEST TOLD workarounds {told_1} {told_2} {told_3}");
+    equal("SMCCC-features-of-version", smccc::hvc(ARCH_FEATURES, 0x8000_0000, 0, 0), 0);
+    equal("SMCCC-features-unknown", smccc::hvc(ARCH_FEATURES, 0x8000_0002, 0, 0), -1);
+    for (name, function, told) in [("workaround-1", 0x8000_8000, told_1), ("workaround-3", 0x8000_3fff, told_3)] {
+        check(name, matches!(told, -1..=1), format_args!("{told}"));
+        let answer = if told < 0 { -1 } else { 0 };
+        equal(name, smccc::hvc(function, 0, 0, 0), answer);
+        equal(name, smc(function, 0, 0, 0), answer);
+    }
+    // Whether stores are bypassed is PSTATE's, or cannot be changed.
+    check("workaround-2", matches!(told_2, -1 | -2), format_args!("{told_2}"));
+    equal("workaround-2-changes-nothing", smccc::hvc(0x8000_7fff, 1, 0, 0), -1);
+    if_there("SSBS", field(mrs!("s3_0_c0_c4_1"), 4) != 0, || {
+        msr!("s3_3_c4_c2_6", 1 << 12);
+        msr!("s3_3_c4_c2_6", 0);
+    });
+}
+
+/// The registers that EL2's vectors use first have their values after an exit, and so have the flags.
+fn exits() {
+    let mut x = [0x1111u64, 0x2222, 0x3333, 0x4444];
+    let flags: u64;
+    // SAFETY: the instruction only reads an ID register, which traps.
+    unsafe {
+        asm!("cmp x0, x0", "mrs {f}, s3_0_c0_c4_0", "mrs {f}, nzcv", f = out(reg) flags,
+            inout("x0") x[0], inout("x1") x[1], inout("x2") x[2], inout("x3") x[3])
+    };
+    equal("registers-after-an-exit", x, [0x1111, 0x2222, 0x3333, 0x4444]);
+    equal("flags-after-an-exit", flags, 6 << 28);
+    let mut x = [0x8000_8000u64, 0x2222, 0x3333, 0x4444];
+    // SAFETY: SMCCC_ARCH_WORKAROUND_1 keeps all but x0 to x3; from 1.1 on it keeps those that are no result, too.
+    unsafe { asm!("hvc #0", inout("x0") x[0], inout("x1") x[1], inout("x2") x[2], inout("x3") x[3]) };
+    equal("registers-after-a-workaround", [x[1], x[2], x[3]], [0x2222, 0x3333, 0x4444]);
+}
+
+/// An SError comes once. How many there are, the test's host knows. This comes before the ESB in [`instructions`], which would defer
+/// it.
+fn serrors() {
+    let first = exception::serrors();
+    let _ = mrs!("s3_0_c0_c4_0");
+    guest_rt::say!("GUEST TOOK serrors {first}");
+    equal("serrors-after-another-exit", exception::serrors(), first);
 }

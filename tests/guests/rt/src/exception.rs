@@ -1,7 +1,8 @@
-//! Exceptions: expected ones are recorded, interrupts go to the guest's handler, all others end the guest.
+//! Exceptions: expected ones are recorded, interrupts go to the guest's handler, SErrors are counted, all others end the guest.
 
 use crate::{cpu, gic, mrs, off, say};
-use core::sync::atomic::{AtomicUsize, Ordering, compiler_fence};
+use core::arch::asm;
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering, compiler_fence};
 
 /// The registers saved on the stack.
 #[repr(C)]
@@ -64,6 +65,15 @@ pub fn on_interrupt(handler: fn(u32)) {
     HANDLER.store(handler as usize, Ordering::Release);
 }
 
+static SERRORS: AtomicU32 = AtomicU32::new(0);
+
+/// Takes a pending SError, if there is one; they are masked otherwise. Returns how many were taken so far.
+pub fn serrors() -> u32 {
+    // SAFETY: the handler returns.
+    unsafe { asm!("msr daifclr, #4", "isb", "msr daifset, #4") };
+    SERRORS.load(Ordering::Relaxed)
+}
+
 const INSTRUCTION_ABORT: u64 = 0x21;
 
 #[unsafe(no_mangle)]
@@ -71,6 +81,7 @@ extern "C" fn guest_exception(vector: u64, frame: &mut Frame) {
     match vector {
         4 => synchronous(frame),
         5 => interrupt(),
+        7 => _ = SERRORS.fetch_add(1, Ordering::Relaxed),
         _ => {
             say!("GUEST FAIL exception: vector {vector} esr {:#x} elr {:#x}", mrs!("esr_el1"), frame.elr);
             off()
