@@ -44,6 +44,12 @@ enum Benchmark {
         /// Print in which functions the instructions are
         #[arg(long)]
         functions: bool,
+        /// The kind of CPU
+        #[arg(long, value_name = "MODEL", default_value = "max")]
+        cpu: String,
+        /// More options for the hypervisor
+        #[arg(long, value_name = "OPTIONS", default_value = "")]
+        hv: String,
     },
     /// Exceptions to EL2 for each I/O, and latency next to a bare Linux, for each sched=, vwfi= and direct=
     #[command(
@@ -71,7 +77,7 @@ pub fn verb(options: Options) -> Outcome {
     match options.benchmark {
         Benchmark::Boot { runs } => boot(runs).map(drop),
         Benchmark::Gic => gic::run(),
-        Benchmark::Cost { functions } => instructions(functions),
+        Benchmark::Cost { functions, cpu, hv } => instructions(functions, &cpu, &hv),
         Benchmark::Sched { runs, counts, latency } => {
             let what = match (counts, latency) {
                 (true, false) => sched::What::Counts,
@@ -105,14 +111,14 @@ pub fn boot(runs: usize) -> Outcome<f64> {
 }
 
 /// Counts the instructions of a wake, a switch and a move, with more and more vCPUs on two CPUs.
-fn instructions(functions: bool) -> Outcome {
+fn instructions(functions: bool, cpu: &str, hv: &str) -> Outcome {
     let folder = paths::target().join("bench/cost");
     for vcpus in [1, 4, 16, 64] {
         println!("{vcpus} vCPUs and one that wakes them: how often, least, median, most");
-        instruction_count::measure(&folder, vcpus, "", functions)?.print();
+        instruction_count::measure(&folder, vcpus, cpu, hv, functions)?.print();
     }
     println!("16 vCPUs that are moved each millisecond");
-    instruction_count::measure(&folder, 16, "sched-torture=1ms", functions)?.print();
+    instruction_count::measure(&folder, 16, cpu, &format!("sched-torture=1ms {hv}"), functions)?.print();
     Ok(())
 }
 

@@ -100,6 +100,11 @@ impl Costs {
         (costs.len() >= least.max(1)).then(|| costs[costs.len() / 2])
     }
 
+    /// The least.
+    pub fn least(&self, purpose: Purpose) -> Option<u64> {
+        self.sorted(purpose).first().copied()
+    }
+
     /// Prints how often each was seen, and its least, median and most instructions.
     pub fn print(&self) {
         for purpose in self.stays.keys() {
@@ -322,7 +327,7 @@ fn after(text: &str, name: &str) -> Option<u64> {
 const COMMANDS: [&str; 2] = ["w", "s"];
 
 /// Runs `vcpus` vCPUs and one that wakes them on two CPUs, and counts. Logs go to `folder`.
-pub fn measure(folder: &Path, vcpus: u16, hv: &str, functions: bool) -> Outcome<Costs> {
+pub fn measure(folder: &Path, vcpus: u16, cpu: &str, hv: &str, functions: bool) -> Outcome<Costs> {
     std::fs::create_dir_all(folder).doing(format_args!("creating {}", folder.display()))?;
     let kernel = folder.join("kernel");
     image::build_guest("guest-pace", &kernel)?;
@@ -334,6 +339,7 @@ pub fn measure(folder: &Path, vcpus: u16, hv: &str, functions: bool) -> Outcome<
         initrd: None,
         disk: Disk::None,
         smp: CPUS,
+        cpu: cpu.into(),
         hv: format!("sched=credit sched_credit_tslice_ms=1 vwfi=trap dom0_max_vcpus={} {hv}", vcpus + 1),
         log: Some(log.clone()),
         qmp: Some(socket.clone()),

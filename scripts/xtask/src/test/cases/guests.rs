@@ -28,10 +28,34 @@ pub fn cases() -> Vec<Case> {
     let anywhere = |name, shows, run| Case { name, shows, bare: true, run };
     vec![
         case("guest-features-max", "hidden features are UNDEFINED, exposed ones work, -cpu max", |lab| {
-            features(lab, "max")
+            features(
+                lab,
+                "max",
+                "",
+                &Expected { does: "Spectre v2: CSV2; Spectre-BHB: CSV2", told: "1 -1 1", serrors: "0" },
+            )
         }),
-        case("guest-features-v1", "the same, -cpu neoverse-v1", |lab| features(lab, "neoverse-v1")),
-        case("guest-features-a57", "the same, -cpu cortex-a57", |lab| features(lab, "cortex-a57")),
+        case("guest-features-v1", "the same, -cpu neoverse-v1, which needs a loop of branches at each exit", |lab| {
+            let does = "Neoverse V1; Spectre v2: CSV2; Spectre-BHB: loop of 32 branches";
+            features(lab, "neoverse-v1", "", &Expected { does, told: "1 -1 0", serrors: "0" })
+        }),
+        case("guest-features-v1-off", "the same with spec-ctrl=no: guests are told that they are vulnerable", |lab| {
+            let does = "Neoverse V1; Spectre v2: CSV2; Spectre-BHB: vulnerable (switched off)";
+            features(lab, "neoverse-v1", "spec-ctrl=no", &Expected { does, told: "1 -1 -1", serrors: "0" })
+        }),
+        case("guest-features-n1", "the same, -cpu neoverse-n1, ssbd=force-enable: guests do not see SSBS", |lab| {
+            let does = "Neoverse N1; Spectre v2: CSV2; Spectre-BHB: loop of 24 branches";
+            features(
+                lab,
+                "neoverse-n1",
+                "spec-ctrl=ssbd=force-enable",
+                &Expected { does, told: "1 -2 0", serrors: "0" },
+            )
+        }),
+        case("guest-features-a57", "the same, -cpu cortex-a57, which needs firmware that QEMU has not", |lab| {
+            let does = "Cortex-A57; Spectre v2: vulnerable (the firmware has no SMCCC_ARCH_WORKAROUND_1)";
+            features(lab, "cortex-a57", "", &Expected { does, told: "-1 -1 -1", serrors: "0" })
+        }),
         case("chaos-1", "random accesses to registers, commands and calls harm neither EL2 nor the guest", |lab| {
             chaos(lab, 1, "")
         }),
@@ -69,9 +93,24 @@ pub(super) fn machine(lab: &Lab, name: &str) -> Result<Machine, String> {
     Ok(machine)
 }
 
-fn features(lab: &Lab, cpu: &str) -> Verdict {
-    let machine = Machine { cpu: cpu.into(), ..machine(lab, "guest-features")? };
-    let transcript = lab.watch(&machine, 60, |_, _| Ok(()))?;
+/// What is right on a machine.
+pub(super) struct Expected<'a> {
+    /// The beginning of what EL2 logs for each CPU.
+    pub(super) does: &'a str,
+    /// What guests are told of SMCCC_ARCH_WORKAROUND_1 to 3.
+    pub(super) told: &'a str,
+    /// How many SErrors the guest takes.
+    pub(super) serrors: &'a str,
+}
+
+fn features(lab: &Lab, cpu: &str, hv: &str, expected: &Expected) -> Verdict {
+    let machine = Machine { cpu: cpu.into(), hv: hv.into(), ..machine(lab, "guest-features")? };
+    features_on(lab, &machine, expected).map(|_| ())
+}
+
+/// Runs the guest `features` on `machine` and judges it.
+pub(super) fn features_on(lab: &Lab, machine: &Machine, expected: &Expected) -> Result<Transcript, String> {
+    let transcript = lab.watch(machine, 60, |_, _| Ok(()))?;
     if transcript.end != End::Off {
         return Err(format!("{:?} ({})", transcript.end, lab.dir.join("console.log").display()));
     }
@@ -80,12 +119,25 @@ fn features(lab: &Lab, cpu: &str) -> Verdict {
     if !failures.is_empty() {
         return Err(failures.join("; "));
     }
+    for cpu in 0..machine.smp {
+        let line = format!("CPU{cpu}: {}", expected.does);
+        if !lines().any(|logged| logged.contains(&line)) {
+            return Err(format!("EL2 did not log `{line}`"));
+        }
+    }
+    for (what, expected) in [("TOLD workarounds", expected.told), ("TOOK serrors", expected.serrors)] {
+        let said = lines().find_map(|line| line.strip_prefix("GUEST ")?.strip_prefix(what));
+        if said.map(str::trim) != Some(expected) {
+            return Err(format!("the guest said {what} {said:?}, not {expected}"));
+        }
+    }
     let done = lines().find_map(|line| line.strip_prefix("GUEST DONE features ")).ok_or("the guest did not finish")?;
     println!("   {done}");
     if !done.ends_with(" fail=0") || done.starts_with("pass=0 ") {
         return Err(format!("the guest counts {done}"));
     }
-    lab.complaints()
+    lab.complaints()?;
+    Ok(transcript)
 }
 
 fn chaos(lab: &Lab, smp: u32, hv: &str) -> Verdict {

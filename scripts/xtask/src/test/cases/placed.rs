@@ -1,14 +1,17 @@
 //! Machines whose image is at an address that the test chooses, with a device tree that the test edits.
 //!
 //! QEMU boots an Image at one load address. Here its generic loader loads everything, and six instructions do the last steps of a
-//! boot loader: x0 = device tree, x1 to x3 = 0, jump.
+//! boot loader: x0 = device tree, x1 to x3 = 0, jump. The same way firmware at EL3 starts EL2.
 
 use std::path::Path;
 
+use super::guests::{self, Expected};
 use super::refuse;
+use crate::image;
 use crate::qemu::{Boot, Disk, Machine};
 use crate::session::End;
 use crate::sh;
+use crate::test::linux::Transcript;
 use crate::test::{Case, Lab, Verdict};
 
 /// The address of the six instructions, in the first 4 MiB of RAM, which nothing else uses.
@@ -35,6 +38,18 @@ pub fn cases() -> Vec<Case> {
         case("boot-placed-high", "image at the end of RAM, modules below it", |lab| {
             boots_at(lab, 0xbf12_3000, 0xa000_3000, 0x4fff_f010)
         }),
+        case("firmware-workarounds", "EL2 calls the firmware's workarounds at each exit of a guest", |lab| {
+            let does = "Cortex-A57; Spectre v2: SMCCC_ARCH_WORKAROUND_1; Spectre-BHB: loop of 8 branches";
+            workarounds(lab, "cortex-a57", does, 1)
+        }),
+        case("firmware-workaround-3", "the same with the workaround that includes the other", |lab| {
+            let does = "Spectre v2: SMCCC_ARCH_WORKAROUND_1; Spectre-BHB: SMCCC_ARCH_WORKAROUND_3";
+            workarounds(lab, "a64fx", does, 3)
+        }),
+        case("firmware-serror", "an SError that an ESB of EL2 has deferred goes to the guest, once", |lab| {
+            let does = "Neoverse N1; Spectre v2: CSV2; Spectre-BHB: loop of 24 branches";
+            on_firmware(lab, "neoverse-n1", &Expected { does, told: "1 -1 0", serrors: "1" }).map(|_| ())
+        }),
     ]
 }
 
@@ -51,9 +66,57 @@ fn boots_at(lab: &Lab, image: u64, modules: u64, fdt: u64) -> Verdict {
     }
 }
 
-/// `machine` with the image at `image` and the modules from `modules` on. `edit` changes the device tree and returns its address,
-/// or `None` for x0 = 0.
+/// The exits that the guest `features` causes at least, each of which is a call.
+const EXITS: u64 = 100;
+
+/// Runs the guest `features` on firmware of our own at EL3.
+fn on_firmware(lab: &Lab, cpu: &str, expected: &Expected) -> Result<Transcript, String> {
+    let firmware = lab.dir.join("firmware");
+    image::build_guest("guest-firmware", &firmware).map_err(|failure| failure.text)?;
+    let guest = Machine { cpu: cpu.into(), smp: 1, ..guests::machine(lab, "guest-features")? };
+    let mut machine = loaded(lab, guest, 0x4080_0000, 0x6000_0000, |_| Some(0x4800_0008))?;
+    machine.properties += ",secure=on";
+    machine.extra.extend(["-bios".into(), firmware.display().to_string()]);
+    guests::features_on(lab, &machine, expected)
+}
+
+/// The firmware offers all workarounds and counts their calls: only the one with this number may be called at exits. `does` is what
+/// EL2 logs of Spectre v2 and Spectre-BHB.
+fn workarounds(lab: &Lab, cpu: &str, does: &str, number: usize) -> Verdict {
+    let does = format!("{does}; speculative store bypass: SMCCC_ARCH_WORKAROUND_2, always on");
+    let transcript = on_firmware(lab, cpu, &Expected { does: &does, told: "0 -2 0", serrors: "0" })?;
+    let counts = transcript.lines.iter().find_map(|(_, line)| line.trim().strip_prefix("FIRMWARE calls "));
+    let counts = counts.ok_or("the firmware did not print its counts")?;
+    let counts: Vec<u64> =
+        counts.split_whitespace().filter_map(|count| u64::from_str_radix(count.split_once('=')?.1, 16).ok()).collect();
+    let [one, two, three, last] = counts[..] else { return Err(format!("the firmware printed {counts:x?}")) };
+    println!("   calls of workarounds 1 to 3: {one}, {two}, {three}");
+    let (called, other) = if number == 1 { (one, three) } else { (three, one) };
+    if called < EXITS || other != 0 {
+        return Err(format!("workaround {number} was called {called} times, the other {other} times"));
+    }
+    if (two, last) != (1, 1) {
+        return Err(format!("workaround 2 was called {two} times, the last time with {last}, not once with 1"));
+    }
+    Ok(())
+}
+
+/// `machine`, which starts at the last steps of a boot loader; see [`loaded`].
 fn placed(
+    lab: &Lab,
+    machine: Machine,
+    image: u64,
+    modules: u64,
+    edit: impl FnOnce(&mut [u8]) -> Option<u64>,
+) -> Result<Machine, String> {
+    let mut placed = loaded(lab, machine, image, modules, edit)?;
+    placed.extra.extend(["-device".into(), format!("loader,addr={TRAMPOLINE:#x},cpu-num=0")]);
+    Ok(placed)
+}
+
+/// `machine` with the image at `image`, the modules from `modules` on, and the last steps of a boot loader at [`TRAMPOLINE`].
+/// `edit` changes the device tree and returns its address, or `None` for x0 = 0.
+fn loaded(
     lab: &Lab,
     machine: Machine,
     image: u64,
@@ -66,19 +129,18 @@ fn placed(
     let (fdt_file, code_file) = (lab.dir.join("fdt"), lab.dir.join("trampoline"));
     std::fs::write(&fdt_file, &fdt).map_err(say)?;
     std::fs::write(&code_file, trampoline(at.unwrap_or(0), image)).map_err(say)?;
-    let mut placed = Machine { boot: Boot::Loader, ..machine.clone() };
+    let mut loaded = Machine { boot: Boot::Loader, ..machine.clone() };
     let mut load = |file: &Path, at: u64, more: &str| {
-        placed.extra.push("-device".into());
-        placed.extra.push(format!("loader,file={},addr={at:#x},force-raw=on{more}", file.display()));
+        loaded.extra.push("-device".into());
+        loaded.extra.push(format!("loader,file={},addr={at:#x},force-raw=on{more}", file.display()));
     };
     load(&machine.image, image, "");
     if let Some(at) = at {
         load(&fdt_file, at, "");
     }
     load(&code_file, TRAMPOLINE, "");
-    placed.extra.extend(["-device".into(), format!("loader,addr={TRAMPOLINE:#x},cpu-num=0")]);
-    placed.extra.extend(machine.modules(modules));
-    Ok(placed)
+    loaded.extra.extend(machine.modules(modules));
+    Ok(loaded)
 }
 
 /// The device tree that QEMU would pass to this machine.
