@@ -6,7 +6,11 @@ use std::process::Command;
 use crate::disk_image::{self, Contents};
 use crate::domu::{self, DomU};
 use crate::fail::{Failure, Outcome};
+use crate::setup::gicv41;
 use crate::{paths, sh};
+
+/// The distribution's QEMU.
+const PROGRAM: &str = "qemu-system-aarch64";
 
 /// Where RAM starts on `virt`.
 pub const RAM: u64 = 0x4000_0000;
@@ -73,6 +77,8 @@ pub enum Disk {
 /// One machine.
 #[derive(Clone, Debug)]
 pub struct Machine {
+    /// QEMU's program.
+    pub program: PathBuf,
     /// What QEMU starts.
     pub boot: Boot,
     /// The hypervisor's image.
@@ -112,6 +118,7 @@ pub struct Machine {
 impl Default for Machine {
     fn default() -> Self {
         Self {
+            program: PROGRAM.into(),
             boot: Boot::Doorward,
             image: paths::image(),
             kernel: Some(paths::linux()),
@@ -134,9 +141,15 @@ impl Default for Machine {
 }
 
 impl Machine {
+    /// This machine with a GICv4.1, which the QEMU of `setup --gicv41` has.
+    pub fn with_gicv41(self) -> Outcome<Self> {
+        let properties = self.properties.replace("gic-version=4", "gic-version=4.1");
+        Ok(Self { program: gicv41::required()?, properties, ..self })
+    }
+
     /// The command, without a console: see [`Machine::batch`] and [`Machine::interactive`].
     pub fn command(&self) -> Outcome<Command> {
-        let mut qemu = Command::new("qemu-system-aarch64");
+        let mut qemu = Command::new(&self.program);
         let tables = match &self.boot {
             Boot::Uefi(Uefi { tables: Tables::Fdt, .. }) => ",acpi=off",
             _ => "",

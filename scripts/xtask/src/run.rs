@@ -72,6 +72,9 @@ pub struct Options {
     /// firmware describes the machine by a device tree or by ACPI tables alone
     #[arg(long, value_name = "fdt|acpi", verbatim_doc_comment, hide_possible_values = true, conflicts_with = "bare")]
     uefi: Option<Tables>,
+    /// On a machine with a GICv4.1 instead of a GICv4.0 (see `setup --gicv41`)
+    #[arg(long)]
+    gicv41: bool,
     /// Boot the same Linux without the hypervisor
     #[arg(long)]
     bare: bool,
@@ -122,6 +125,10 @@ impl Options {
         }
         if let Some(extra) = &self.qemu {
             machine.extra.extend(qemu::split_words(extra)?);
+        }
+        if self.gicv41 {
+            setup::ensure_gicv41()?;
+            machine = machine.with_gicv41()?;
         }
         Ok(machine)
     }

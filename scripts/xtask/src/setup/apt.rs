@@ -1,4 +1,5 @@
-//! Two uses of apt: the host's, for programs that run on the host, and one with a state of its own, for arm64 packages.
+//! Two uses of apt: the host's, for programs that run on the host, and one with a state of its own, for arm64 packages and for
+//! source packages.
 //!
 //! The latter has its own package lists, an empty package status and one source. It downloads and verifies packages but never
 //! installs them, so neither root nor `dpkg --add-architecture` is needed. Metadata is checked against Debian's archive keyring.
@@ -84,14 +85,27 @@ pub struct Package {
     pub depends: Vec<String>,
 }
 
-/// The apt state for arm64.
-pub struct Foreign {
+/// An apt state of its own.
+pub struct Archive {
     dir: PathBuf,
 }
 
-impl Foreign {
-    /// Sets it up and updates the package lists.
-    pub fn open() -> Outcome<Self> {
+impl Archive {
+    /// That of arm64 packages, with updated package lists.
+    pub fn arm64() -> Outcome<Self> {
+        let lists = format!("Debian {GUEST_RELEASE}'s arm64 package lists");
+        let source = format!("Types: deb\nArchitectures: arm64\nSuites: {GUEST_RELEASE}\n");
+        Self::open("apt", &source, &lists)
+    }
+
+    /// That of the source packages of `release`, with updated package lists.
+    pub fn sources(release: &str) -> Outcome<Self> {
+        let lists = format!("Debian {release}'s source package lists");
+        Self::open("apt-sources", &format!("Types: deb-src\nSuites: {release}\n"), &lists)
+    }
+
+    /// Sets up the state in the folder `name` of the cache with one `source`, and updates its `lists`.
+    fn open(name: &str, source: &str, lists: &str) -> Outcome<Self> {
         if !Path::new(KEYRING).is_file() {
             sh::say("installing debian-archive-keyring");
             host_get(
@@ -99,20 +113,17 @@ impl Foreign {
                 &["install", "--no-install-recommends", "debian-archive-keyring"],
             )?;
         }
-        let foreign = Self { dir: paths::cache().join("apt") };
+        let archive = Self { dir: paths::cache().join(name) };
         for folder in ["state/lists/partial", "cache/archives/partial", "sources", "download"] {
-            let folder = foreign.dir.join(folder);
+            let folder = archive.dir.join(folder);
             std::fs::create_dir_all(&folder).doing(format_args!("creating {}", folder.display()))?;
         }
-        let source = format!(
-            "Types: deb\nURIs: {}\nSuites: {GUEST_RELEASE}\nComponents: main\nArchitectures: arm64\nSigned-By: {KEYRING}\n",
-            mirror()?
-        );
-        std::fs::write(foreign.dir.join("sources/debian.sources"), source).doing("writing the arm64 package source")?;
-        std::fs::write(foreign.dir.join("state/status"), "").doing("writing an empty package status")?;
-        sh::say(format_args!("reading Debian {GUEST_RELEASE}'s arm64 package lists"));
-        sh::retried("reading the arm64 package lists", || foreign.command("apt-get", &["update"]))?;
-        Ok(foreign)
+        let source = format!("{source}URIs: {}\nComponents: main\nSigned-By: {KEYRING}\n", mirror()?);
+        std::fs::write(archive.dir.join("sources/debian.sources"), source).doing("writing the package source")?;
+        std::fs::write(archive.dir.join("state/status"), "").doing("writing an empty package status")?;
+        sh::say(format_args!("reading {lists}"));
+        sh::retried(&format!("reading {lists}"), || archive.command("apt-get", &["update"]))?;
+        Ok(archive)
     }
 
     fn command(&self, program: &str, words: &[&str]) -> Command {
@@ -141,6 +152,27 @@ impl Foreign {
         Ok(parse_stanza(&text))
     }
 
+    /// The versions that there are of the source package `name`.
+    pub fn source_versions(&self, name: &str) -> Outcome<Vec<String>> {
+        let text = sh::quiet(&mut self.command("apt-cache", &["showsrc", "--only-source", name]))?;
+        Ok(versions(&text))
+    }
+
+    /// Downloads the files of a source package to `into`.
+    pub fn fetch_source(&self, name: &str, version: &str, into: &Path) -> Outcome {
+        let download = self.dir.join("download");
+        let _ = std::fs::remove_dir_all(&download);
+        std::fs::create_dir_all(&download).doing(format_args!("creating {}", download.display()))?;
+        let what = format!("{name}={version}");
+        sh::retried(&format!("downloading the source of {what}"), || {
+            self.command("apt-get", &["-q", "source", "--only-source", "--download-only", &what])
+        })?;
+        let _ = std::fs::remove_dir_all(into);
+        let parent = into.parent().unwrap_or(into);
+        std::fs::create_dir_all(parent).doing(format_args!("creating {}", parent.display()))?;
+        std::fs::rename(&download, into).doing(format_args!("placing {}", into.display()))
+    }
+
     /// Downloads `names` and unpacks each into a folder of its own under `into`.
     pub fn fetch(&self, names: &[String], into: &Path) -> Outcome {
         let missing: Vec<&str> = names.iter().map(String::as_str).filter(|name| !into.join(name).is_dir()).collect();
@@ -164,6 +196,11 @@ impl Foreign {
         }
         Ok(())
     }
+}
+
+/// The values of the field `Version` in the stanzas of `apt-cache showsrc`.
+fn versions(text: &str) -> Vec<String> {
+    text.lines().filter_map(|line| line.strip_prefix("Version: ")).map(str::to_owned).collect()
 }
 
 /// Unpacks a package into a temporary folder and renames that, so that a folder that exists is complete.

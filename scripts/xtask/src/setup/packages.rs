@@ -47,7 +47,7 @@ pub fn ensure() -> Outcome {
         return Err(Failure::new("the guest's programs come from Debian: install apt and dpkg, then run setup again"));
     }
     std::fs::create_dir_all(&folder).doing(format_args!("creating {}", folder.display()))?;
-    let foreign = apt::Foreign::open()?;
+    let foreign = apt::Archive::arm64()?;
     let kernel = foreign.show(KERNEL)?;
     let image = kernel.depends.iter().find(|name| name.starts_with("linux-image-"));
     let image =
@@ -74,7 +74,7 @@ fn place_kernel(package: &Path) -> Outcome {
 }
 
 /// Downloads packages until every library that fio needs is there.
-fn close_over(foreign: &apt::Foreign, folder: &Path) -> Outcome {
+fn close_over(foreign: &apt::Archive, folder: &Path) -> Outcome {
     let mut listed: VecDeque<String> = VecDeque::from(["fio".to_owned()]);
     let mut seen: BTreeSet<String> = BTreeSet::from(["fio".to_owned()]);
     loop {

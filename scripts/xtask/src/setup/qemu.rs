@@ -27,11 +27,9 @@ pub fn ensure() -> Outcome {
              again (apt and dpkg-deb are needed, too, as a kernel, busybox and fio for arm64 come from Debian)"
         )));
     }
-    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let bookworm = release.lines().any(|line| line == "VERSION_CODENAME=bookworm");
     sh::say("reading the host's package lists");
     apt::host_get("apt-get update", &["update"])?;
-    if bookworm {
+    if on_bookworm() {
         backports()?;
         sh::say(format_args!("installing {PACKAGE} from bookworm-backports"));
         let words = ["install", "--no-install-recommends", "-t", "bookworm-backports", PACKAGE];
@@ -53,8 +51,14 @@ pub fn ensure() -> Outcome {
     }
 }
 
+/// Whether the host is a Debian bookworm.
+pub fn on_bookworm() -> bool {
+    let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    release.lines().any(|line| line == "VERSION_CODENAME=bookworm")
+}
+
 /// Adds bookworm-backports to the host's apt if it is missing.
-fn backports() -> Outcome {
+pub fn backports() -> Outcome {
     let policy = sh::quiet(Command::new("apt-cache").arg("policy"))?;
     if policy.contains("bookworm-backports") {
         return Ok(());
@@ -77,7 +81,7 @@ fn installed() -> Option<(u32, u32)> {
 }
 
 /// The first two numbers of `10.0.2 (Debian …)`.
-fn parse(text: &str) -> Option<(u32, u32)> {
+pub fn parse(text: &str) -> Option<(u32, u32)> {
     let mut numbers = text.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }

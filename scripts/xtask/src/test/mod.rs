@@ -113,6 +113,9 @@ pub struct Lab {
     pub long: bool,
 }
 
+/// The topic of the cases that need the QEMU of `setup --gicv41`. Without it they are skipped.
+const GICV41: &str = "gicv41-";
+
 /// One case on QEMU.
 pub struct Case {
     /// A short name that starts with the topic.
@@ -145,6 +148,9 @@ pub struct Options {
     /// Print the names of the tests that boot a machine, and exit
     #[arg(long)]
     list: bool,
+    /// Build QEMU with a GICv4.1 if it is missing, for the tests that need it (otherwise they are skipped)
+    #[arg(long)]
+    gicv41: bool,
     /// Longer runs: ten minutes of moved vCPUs instead of one, ten times as many random accesses
     #[arg(long)]
     long: bool,
@@ -229,6 +235,10 @@ fn on_qemu(options: &Options, summary: &Summary) -> Outcome {
         return Ok(());
     }
     setup::ensure()?;
+    if options.gicv41 {
+        setup::ensure_gicv41()?;
+    }
+    let gicv41 = setup::gicv41::program().is_some();
     if !options.bare {
         let start = Instant::now();
         if let Err(failure) = image::build(Profile::Release) {
@@ -237,6 +247,11 @@ fn on_qemu(options: &Options, summary: &Summary) -> Outcome {
         }
     }
     for case in chosen {
+        if case.name.starts_with(GICV41) && !gicv41 {
+            let why = "there is no QEMU with a GICv4.1: --gicv41 builds it".to_owned();
+            summary.count(&format!("qemu/{}", case.name), Mark::Skipped(why), Duration::ZERO);
+            continue;
+        }
         let dir = paths::target().join("tests").join(case.name);
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir).doing(format_args!("creating {}", dir.display()))?;

@@ -5,6 +5,7 @@ mod cpus;
 mod domains;
 pub mod exits;
 mod flood;
+mod gicv41;
 mod guests;
 mod instructions;
 mod io;
@@ -40,5 +41,6 @@ pub fn all() -> Vec<Case> {
     cases.extend(trace::cases());
     cases.extend(uefi::cases());
     cases.extend(exits::cases());
+    cases.extend(gicv41::cases());
     cases
 }
