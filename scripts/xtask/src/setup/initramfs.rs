@@ -47,10 +47,7 @@ pub fn ensure() -> Outcome {
     tree.device("dev/console", 5, 1);
     tree.program("bin/busybox", read(&packages::program("busybox-static", "bin/busybox")?)?);
     tree.program("usr/bin/fio", read(&packages::program("fio", "usr/bin/fio")?)?);
-    for library in packages::libraries()? {
-        let folder = if library.soname == LOADER { "lib" } else { LIBRARIES };
-        tree.program(&format!("{folder}/{}", library.soname), read(&library.file)?);
-    }
+    tree.libraries(packages::libraries()?)?;
     tree.file("etc/nvme.sha256", checksums.clone());
     for (name, bytes) in &sources {
         match name.strip_suffix(".rs") {
@@ -64,9 +61,7 @@ pub fn ensure() -> Outcome {
             None => tree.program(name, bytes.clone()),
         }
     }
-    let partial = archive.with_extension("partial");
-    std::fs::write(&partial, tree.pack()).doing(format_args!("writing {}", partial.display()))?;
-    std::fs::rename(&partial, &archive).doing("placing the initramfs")?;
+    tree.write(&archive)?;
     stamp.set()
 }
 
@@ -108,13 +103,13 @@ fn compile(source: &Path, folder: &Path, name: &str) -> Outcome<Vec<u8>> {
     read(&output)
 }
 
-fn read(path: &Path) -> Outcome<Vec<u8>> {
+pub fn read(path: &Path) -> Outcome<Vec<u8>> {
     std::fs::read(path).doing(format_args!("reading {}", path.display()))
 }
 
 /// The files of an archive.
 #[derive(Default)]
-struct Tree {
+pub struct Tree {
     entries: BTreeMap<PathBuf, Entry>,
 }
 
@@ -126,7 +121,7 @@ struct Entry {
 }
 
 impl Tree {
-    fn folder(&mut self, name: &str) {
+    pub fn folder(&mut self, name: &str) {
         for folder in Path::new(name).ancestors().filter(|folder| !folder.as_os_str().is_empty()) {
             self.entries.insert(folder.to_owned(), Entry { mode: 0o040_755, device: (0, 0), bytes: Vec::new() });
         }
@@ -139,20 +134,36 @@ impl Tree {
         self.entries.insert(name.into(), entry);
     }
 
-    fn file(&mut self, name: &str, bytes: Vec<u8>) {
+    pub fn file(&mut self, name: &str, bytes: Vec<u8>) {
         self.add(name, Entry { mode: 0o100_644, device: (0, 0), bytes });
     }
 
-    fn program(&mut self, name: &str, bytes: Vec<u8>) {
+    pub fn program(&mut self, name: &str, bytes: Vec<u8>) {
         self.add(name, Entry { mode: 0o100_755, device: (0, 0), bytes });
     }
 
-    fn device(&mut self, name: &str, major: u32, minor: u32) {
+    pub fn device(&mut self, name: &str, major: u32, minor: u32) {
         self.add(name, Entry { mode: 0o020_600, device: (major, minor), bytes: Vec::new() });
     }
 
+    /// Adds shared libraries where their loader looks for them.
+    pub fn libraries(&mut self, libraries: Vec<packages::Library>) -> Outcome {
+        for library in libraries {
+            let folder = if library.soname == LOADER { "lib" } else { LIBRARIES };
+            self.program(&format!("{folder}/{}", library.soname), read(&library.file)?);
+        }
+        Ok(())
+    }
+
+    /// Writes the archive.
+    pub fn write(&self, archive: &Path) -> Outcome {
+        let partial = archive.with_extension("partial");
+        std::fs::write(&partial, self.pack()).doing(format_args!("writing {}", partial.display()))?;
+        std::fs::rename(&partial, archive).doing(format_args!("placing {}", archive.display()))
+    }
+
     /// The archive in the format `newc` (the kernel's Documentation/driver-api/early-userspace/buffer-format.rst).
-    fn pack(&self) -> Vec<u8> {
+    pub fn pack(&self) -> Vec<u8> {
         let mut out = Vec::new();
         for (inode, (name, entry)) in (1..).zip(&self.entries) {
             pack_entry(&mut out, inode, &name.to_string_lossy(), entry);

@@ -9,6 +9,7 @@ mod apt;
 mod disk;
 pub mod gicv41;
 mod initramfs;
+pub mod kvm;
 mod packages;
 mod qemu;
 pub mod tools;
@@ -53,6 +54,12 @@ pub fn ensure_gicv41() -> Outcome<PathBuf> {
     // A lock of its own: the build takes minutes, in which other checkouts can use the cache.
     let _lock = lock("lock-gicv41")?;
     gicv41::ensure()
+}
+
+/// Makes the initramfs of a Linux that runs a guest under KVM.
+pub fn ensure_kvm() -> Outcome<PathBuf> {
+    let _lock = lock("lock")?;
+    kvm::ensure()
 }
 
 /// Several checkouts may share one cache, and several runs one checkout.

@@ -23,7 +23,9 @@ const FIRMWARE: &str = "qemu-efi-aarch64";
 
 const KERNEL: &str = "linux-image-cloud-arm64";
 
-/// A shared library that fio needs.
+const FIO: &str = "usr/bin/fio";
+
+/// A shared library that a program needs.
 pub struct Library {
     /// The name that the dynamic loader searches for.
     pub soname: String,
@@ -53,7 +55,7 @@ pub fn ensure() -> Outcome {
     let image =
         image.ok_or_else(|| Failure::new(format!("{KERNEL} {} names no kernel package", kernel.version)))?.clone();
     foreign.fetch(&[image.clone(), "busybox-static".into(), "fio".into(), FIRMWARE.into()], &folder)?;
-    close_over(&foreign, &folder)?;
+    close_over(&foreign, &folder, "fio", FIO)?;
     place_kernel(&folder.join(&image))?;
     stamp.set()
 }
@@ -73,12 +75,12 @@ fn place_kernel(package: &Path) -> Outcome {
     std::fs::write(&place, bytes).doing(format_args!("writing {}", place.display()))
 }
 
-/// Downloads packages until every library that fio needs is there.
-fn close_over(foreign: &apt::Archive, folder: &Path) -> Outcome {
-    let mut listed: VecDeque<String> = VecDeque::from(["fio".to_owned()]);
-    let mut seen: BTreeSet<String> = BTreeSet::from(["fio".to_owned()]);
+/// Downloads packages until every library that `program` of `package` needs is there.
+pub fn close_over(foreign: &apt::Archive, folder: &Path, package: &str, program: &str) -> Outcome {
+    let mut listed: VecDeque<String> = VecDeque::from([package.to_owned()]);
+    let mut seen: BTreeSet<String> = BTreeSet::from([package.to_owned()]);
     loop {
-        let (_, missing) = resolve(folder)?;
+        let (_, missing) = resolve(folder, &folder.join(package).join(program))?;
         if missing.is_empty() {
             return Ok(());
         }
@@ -98,7 +100,7 @@ fn close_over(foreign: &apt::Archive, folder: &Path) -> Outcome {
         }
         if wave.is_empty() {
             let names: Vec<_> = missing.into_iter().collect();
-            return Err(Failure::new(format!("fio's packages lack {}", names.join(", "))));
+            return Err(Failure::new(format!("the packages of {package} lack {}", names.join(", "))));
         }
         foreign.fetch(&wave, folder)?;
         listed.extend(wave);
@@ -107,15 +109,19 @@ fn close_over(foreign: &apt::Archive, folder: &Path) -> Outcome {
 
 /// The unpacked packages with their versions.
 pub fn versions() -> Outcome<String> {
-    let folder = folder();
-    let entries = std::fs::read_dir(&folder).doing(format_args!("listing {}", folder.display()))?;
+    versions_in(&folder())
+}
+
+/// The packages that are unpacked in `folder`, with their versions.
+pub fn versions_in(folder: &Path) -> Outcome<String> {
+    let entries = std::fs::read_dir(folder).doing(format_args!("listing {}", folder.display()))?;
     let versions = entries.flatten().filter_map(|entry| std::fs::read_to_string(entry.path().join(apt::ORIGIN)).ok());
     let mut versions: Vec<String> = versions.collect();
     versions.sort();
     Ok(versions.join("\n"))
 }
 
-/// A program in an unpacked package.
+/// A file in an unpacked package.
 pub fn program(package: &str, path: &str) -> Outcome<PathBuf> {
     let file = folder().join(package).join(path);
     if file.is_file() {
@@ -125,22 +131,39 @@ pub fn program(package: &str, path: &str) -> Outcome<PathBuf> {
     }
 }
 
+/// A module of the kernel, by its path below `kernel/`.
+pub fn module(path: &str) -> Outcome<PathBuf> {
+    let folder = folder();
+    let entries = std::fs::read_dir(&folder).doing(format_args!("listing {}", folder.display()))?;
+    let mut packages = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let kernel = packages.find(|name| name.starts_with("linux-image-"));
+    let kernel =
+        kernel.ok_or_else(|| Failure::new("the kernel's package is missing: remove the cache and run setup"))?;
+    let release = kernel.trim_start_matches("linux-image-").to_owned();
+    program(&kernel, &format!("lib/modules/{release}/kernel/{path}"))
+}
+
 /// fio's libraries, with the dynamic loader.
 pub fn libraries() -> Outcome<Vec<Library>> {
-    let (found, missing) = resolve(&folder())?;
+    libraries_of(&folder(), &folder().join("fio").join(FIO))
+}
+
+/// The libraries of `program` in the unpacked packages of `folder`, with the dynamic loader.
+pub fn libraries_of(folder: &Path, program: &Path) -> Outcome<Vec<Library>> {
+    let (found, missing) = resolve(folder, program)?;
     match missing.first() {
         None => Ok(found.into_iter().map(|(soname, file)| Library { soname, file }).collect()),
         Some(name) => Err(Failure::new(format!("{name} is missing: remove the cache and run setup"))),
     }
 }
 
-/// Follows NEEDED names from fio through all unpacked packages; returns the libraries found and the names missing.
-fn resolve(folder: &Path) -> Outcome<(BTreeMap<String, PathBuf>, BTreeSet<String>)> {
+/// Follows NEEDED names from `program` through all unpacked packages; returns the libraries found and the names missing.
+fn resolve(folder: &Path, program: &Path) -> Outcome<(BTreeMap<String, PathBuf>, BTreeSet<String>)> {
     let mut index = BTreeMap::new();
     index_libraries(folder, &mut index);
     let mut found = BTreeMap::new();
     let mut missing = BTreeSet::new();
-    let mut open = needed(&folder.join("fio/usr/bin/fio"))?;
+    let mut open = needed(program)?;
     while let Some(name) = open.pop() {
         if found.contains_key(&name) {
             continue;
