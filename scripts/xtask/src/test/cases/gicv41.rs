@@ -2,6 +2,8 @@
 //!
 //! That QEMU reports each access that the architecture forbids. As for every Linux case, one such report fails the case.
 
+mod forbidden;
+
 use crate::qemu::{Boot, Machine};
 use crate::session::End;
 use crate::setup;
@@ -11,6 +13,7 @@ use crate::test::{Case, Lab, Verdict};
 pub fn cases() -> Vec<Case> {
     let case = |name, shows, bare, run| Case { name, shows, bare, run };
     vec![
+        case("gicv41-forbidden", "what the architecture forbids on a GICv4.1 is reported", false, forbidden::run),
         case("gicv41-boot", "dom0 boots, sleeps and does I/O on a GICv4.1 without a forbidden access", true, boots),
         case(
             "gicv41-kvm",
