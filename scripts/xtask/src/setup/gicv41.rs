@@ -115,13 +115,14 @@ pub fn ensure() -> Outcome<PathBuf> {
         })?;
     }
     let built = build(&tree)?;
+    sh::quiet(Command::new(&built).arg("--version"))?;
     std::fs::create_dir_all(&place).doing(format_args!("creating {}", place.display()))?;
     // By a new name first, so that a program of the final name is complete.
     let (partial, program) = (place.join("partial"), place.join(PROGRAM));
     std::fs::copy(&built, &partial).doing(format_args!("copying {}", built.display()))?;
     std::fs::rename(&partial, &program).doing(format_args!("placing {}", program.display()))?;
     let _ = std::fs::remove_dir_all(&work);
-    required()
+    Ok(program)
 }
 
 /// Installs compiler, libraries and build tools, if one is missing.
