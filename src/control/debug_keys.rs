@@ -59,7 +59,7 @@ fn show_interrupts(domains: &Domains) {
 }
 
 fn domain_interrupts(domain: &Domain) {
-    line(format_args!("{}: {} waits for a vCPU to exit missed", domain.id(), domain.vgic().missed_recalls()));
+    line(format_args!("{}: {} times a vCPU was recalled", domain.id(), domain.recalls()));
     for vcpu in domain.vcpus() {
         for intid in (0..32).map(Intid) {
             if let Some(view) = domain.vgic().irq_state(vcpu.id, intid).filter(|view| view.pending || view.active) {

@@ -9,13 +9,18 @@
 use super::Domain;
 use super::msi::LpiBackend;
 use super::port::DomainPort;
+use crate::arch::timer;
 use crate::ids::{DeviceId, EventId, EventKey, ItsId, VcpuId};
 use crate::mm::hw::El2;
 use crate::vcpu::ItsWork;
 use crate::vits::Progress;
 
-/// The largest number of operations of the host's ITSs in one step. One takes up to 4500 instructions of EL2, so a step
-/// takes 150 us at 10^9 instructions a second.
+/// How long a step may take, in microseconds. An operation that has begun is finished: an operation of the host's ITSs
+/// takes up to 4500 instructions of EL2, and as long as the ITS takes for its commands.
+const STEP_US: u64 = 100;
+
+/// The largest number of operations of the host's ITSs in one step. They take about as long as [`STEP_US`] at 10^9
+/// instructions a second, so that a faster CPU does not hold the lock of a virtual ITS longer than it has to.
 const BUDGET: usize = 32;
 
 /// The largest number of pending LPIs that are passed to the hardware in one step.
@@ -38,6 +43,7 @@ impl Domain {
             domain: self.id,
             paths: &self.paths,
             routes: &self.host.routes,
+            until: timer::now().saturating_add(timer::us_to_ticks(STEP_US)),
         }
     }
 

@@ -7,6 +7,7 @@
 //! | [`its_work`] | work of the virtual ITSs, in steps |
 //! | [`msi`] | how the virtual ITS reaches the host's ITS: directly injected and software-injected events |
 //! | [`port`] | what the virtual GIC needs from the domain |
+//! | [`recall`] | vCPUs that have to leave their guests before another one may go on |
 //! | [`irq`] | physical interrupts: which domain gets each |
 //! | [`lifecycle`] | how the domain ends, and when its last vCPU is off |
 
@@ -16,6 +17,7 @@ pub mod lifecycle;
 pub mod mmio;
 pub mod msi;
 pub mod port;
+pub mod recall;
 pub mod table;
 
 use crate::dev::pl011::Vpl011;
@@ -36,6 +38,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU16, Ordering};
 use lifecycle::{End, Lifecycle};
 use msi::LpiPaths;
+use recall::Recalls;
 
 /// The console that a domain sees: an emulated PL011.
 struct Console {
@@ -88,6 +91,7 @@ pub struct Domain {
     absent: Vec<Range>,
     vcpus: Vec<Arc<Vcpu>>,
     lifecycle: Lifecycle,
+    recalls: Recalls,
 }
 
 impl Domain {
@@ -112,6 +116,7 @@ impl Domain {
             absent,
             vcpus,
             lifecycle: Lifecycle::new(),
+            recalls: Recalls::new(),
         }
     }
 

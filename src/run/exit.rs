@@ -28,8 +28,9 @@ use crate::domain::lifecycle::End;
 use crate::host::Host;
 use crate::ids::Intid;
 use crate::trace::{Event, count};
-use crate::vcpu::{Context, Vcpu};
+use crate::vcpu::{Context, Vcpu, Work};
 use crate::vgic::SgiGroup;
+use arrayvec::ArrayVec;
 
 /// The number of consecutive faults at one instruction of its exception handler after which a domU counts as crashed.
 const HANDLER_FAULTS: u32 = 1000;
@@ -42,6 +43,11 @@ const PSTATE_EL0T: u64 = 0;
 /// Whether SP is SP_EL1: M[0], in EL1h (DDI 0487, C5.2.19).
 const fn uses_sp_el1(pstate: u64) -> bool {
     pstate & PSTATE_MODE == 0b0101
+}
+
+/// What a vCPU has to wait for before it goes on if vCPUs of its domain are recalled.
+pub(super) fn recall_to_await(domain: &Domain) -> Option<Work> {
+    (!domain.is_settled()).then(|| Work::Recall { load: None, since: timer::now() })
 }
 
 /// One synchronous exit.
@@ -82,7 +88,7 @@ impl Exit<'_> {
             }
             Class::DataAbortLower => {
                 self.count(Event::ExitDataAbort);
-                self.data_abort(esr, exit)
+                self.data_abort(exit, false)
             }
             Class::InstrAbortLower => {
                 self.count(Event::ExitInstrAbort);
@@ -171,7 +177,14 @@ impl Exit<'_> {
         );
     }
 
-    fn data_abort(&mut self, esr: Esr, exit: &RawExit) -> Next {
+    /// Performs a load that has recalled vCPUs, after they have left their guests.
+    pub(super) fn load_again(&mut self, exit: &RawExit) -> Next {
+        self.data_abort(exit, true)
+    }
+
+    /// Carries out an access to an emulated device. `again` says that it is a load that has recalled vCPUs before.
+    fn data_abort(&mut self, exit: &RawExit, again: bool) -> Next {
+        let esr = Esr(exit.esr);
         let abort = esr.data_abort();
         if matches!(abort.fault, Fault::External | Fault::ExternalOnWalk(_)) {
             return self.inject_data_abort(exit.far, &abort);
@@ -191,6 +204,7 @@ impl Exit<'_> {
             Err(mmio::Refused::Unsupported) => return self.inject_data_abort(exit.far, &abort),
             Err(mmio::Refused::Changed) => return Next::Resume,
         };
+        let mut loaded: ArrayVec<(mmio::Load, u64), 2> = ArrayVec::new();
         for access in plan.accesses() {
             // The two registers of a load or store pair may lie in two devices, so each is a separate access.
             let device = self.domain.emulated(access.at);
@@ -198,14 +212,23 @@ impl Exit<'_> {
                 (mmio::Op::Write(value), Some(device)) => {
                     let work = self.domain.mmio_write(self.vcpu.id, device, access.bytes, value);
                     // A pair of registers lies in one frame, so one store instruction starts one kind of work at most.
-                    self.context.its_work = self.context.its_work.or(work);
+                    self.context.work = self.context.work.or(work.map(Work::Its));
                 }
                 (mmio::Op::Read(load), device) => {
+                    let recalls = self.domain.recalls();
                     let raw = device.map_or(0, |device| self.domain.mmio_read(self.vcpu.id, device, access.bytes));
-                    self.context.regs.set(load.rt(), load.value(raw));
+                    if !again && self.domain.recalls() != recalls {
+                        // Even if they have left by now: they may not have when the state was read.
+                        self.context.work = Some(Work::Recall { load: Some(*exit), since: timer::now() });
+                        return Next::Resume;
+                    }
+                    let _ = loaded.try_push((load, raw));
                 }
                 (mmio::Op::Write(_), None) => {}
             }
+        }
+        for (load, raw) in loaded {
+            self.context.regs.set(load.rt(), load.value(raw));
         }
         if let Some((base, value)) = plan.writeback {
             match base {
@@ -215,6 +238,9 @@ impl Exit<'_> {
             }
         }
         self.advance(esr);
+        if self.context.work.is_none() {
+            self.context.work = recall_to_await(self.domain);
+        }
         Next::Resume
     }
 

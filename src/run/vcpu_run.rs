@@ -1,6 +1,6 @@
 //! One vCPU on this CPU, from switch-in to switch-out.
 
-use super::exit::Exit;
+use super::exit::{Exit, recall_to_await};
 use super::next::Next;
 use crate::arch::el1::{El1Context, Present, VirtualTimer};
 use crate::arch::fp::FpContext;
@@ -17,11 +17,13 @@ use crate::host::Host;
 use crate::host::cmdline::Vwfi;
 use crate::host::cpu_state::CpuState;
 use crate::ids::{CpuId, Intid, VpeId};
+use crate::mm::hw::El2;
+use crate::mmio::Hw;
 use crate::sched::{Schedulable, Verdict, Why};
 use crate::sync::ExclusiveGuard;
 use crate::trace::{Event, count};
 use crate::util::bits::set_bits;
-use crate::vcpu::{Context, ItsWork, Start, Vcpu, list_regs};
+use crate::vcpu::{Context, Start, Vcpu, Work, list_regs};
 use alloc::sync::Arc;
 
 /// CNTP_CTL_EL0.ENABLE.
@@ -29,6 +31,9 @@ const CNTP_ENABLE: u64 = 1;
 
 /// A switch to a vCPU that takes longer than this, in microseconds, is not counted as the vCPU's time.
 pub(super) const LONG_SWITCH_US: u64 = 200;
+
+/// A vCPU that takes longer than this to leave its guest after a recall, in microseconds, is reported.
+const LONG_RECALL_US: u64 = 1_000_000;
 
 /// A vCPU on this CPU, from switch-in to switch-out.
 pub(super) struct VcpuRun<'a> {
@@ -64,8 +69,8 @@ impl VcpuRun<'_> {
             if self.has_to_yield() {
                 break Next::Preempt;
             }
-            let next = match context.its_work {
-                Some(work) => self.step_its_work(&mut context, work),
+            let next = match context.work {
+                Some(work) => self.step(&mut context, work),
                 None => self.enter_once(&mut context),
             };
             match next {
@@ -115,7 +120,7 @@ impl VcpuRun<'_> {
         context.timer = VTimer::default();
         context.serror = false;
         context.handler_faults = 0;
-        context.its_work = None;
+        context.work = None;
         self.vcpu.set_live(None);
         self.domain.vgic().reset_vcpu(&self.domain.port(), self.vcpu.id);
     }
@@ -136,16 +141,48 @@ impl VcpuRun<'_> {
         false
     }
 
-    /// Performs a step of the virtual ITSs' work that this vCPU has started, and takes physical interrupts after it, so
-    /// that the scheduler's timer is handled. Like an exit because of an interrupt, a step also advances the teardown
-    /// of other domains.
-    fn step_its_work(&mut self, context: &mut Context, work: ItsWork) -> Next {
+    /// Performs a step of what this vCPU has started, and takes physical interrupts after it, so that the scheduler's
+    /// timer is handled. Like an exit because of an interrupt, a step also advances the teardown of other domains.
+    fn step(&mut self, context: &mut Context, work: Work) -> Next {
         // The time of the work is not part of the switch: it is charged, and slices end during it.
         self.end_switch();
-        context.its_work = self.domain.step_its_work(work);
+        let next = match work {
+            Work::Its(work) => {
+                context.work = match self.domain.step_its_work(work) {
+                    Some(work) => Some(Work::Its(work)),
+                    None => recall_to_await(self.domain),
+                };
+                Next::Resume
+            }
+            Work::Recall { load, since } => self.await_recall(context, load, since),
+        };
         irq::take_all(self.control.domains, self.cpu);
         self.control.teardown.assist(self.cpu);
-        if self.domain.is_ending() { Next::Off } else { Next::Resume }
+        if self.domain.is_ending() { Next::Off } else { next }
+    }
+
+    /// Looks whether the vCPUs that were recalled have left their guests, and if so, performs the load that waits for
+    /// them. There is no deadline: the vCPU may not go on, and it keeps no CPU from other work. If a vCPU never leaves,
+    /// the domain hangs until it is ended.
+    fn await_recall(&self, context: &mut Context, load: Option<RawExit>, since: u64) -> Next {
+        if !self.domain.is_settled() {
+            El2.relax();
+            if timer::now().saturating_sub(since) > timer::us_to_ticks(LONG_RECALL_US) {
+                context.work = Some(Work::Recall { load, since: timer::now() });
+                let (domain, vcpu) = (self.domain.id(), self.vcpu.id);
+                self.host.warn_limited(format_args!("{domain} {vcpu}: waits for another vCPU to leave its guest"));
+            }
+            return Next::Resume;
+        }
+        context.work = None;
+        match load {
+            Some(exit) => self.exit(context).load_again(&exit),
+            None => Next::Resume,
+        }
+    }
+
+    fn exit<'a>(&'a self, context: &'a mut Context) -> Exit<'a> {
+        Exit { host: self.host, domain: self.domain, vcpu: self.vcpu, context }
     }
 
     /// Whether an interrupt other than a vLPI is pending, so that blocking would end at once. If the CPU is not shared,
@@ -224,13 +261,14 @@ impl VcpuRun<'_> {
         }
         let exit = enter(&mut context.regs);
         list_regs::store(&mut context.lrs);
-        vcpu.left();
         if context.serror {
             // The CPU clears VSE when the guest takes the virtual SError; until then it stays pending.
             context.serror = HCR_EL2.is_set(HCR_EL2::VSE);
         }
         let port = self.domain.port();
         let synced = vgic.sync(&port, vcpu.id, &mut context.lrs);
+        // A vCPU that has recalled this one goes on from here.
+        vcpu.left();
         let vtimer = self.host.machine.timer.virt;
         if synced.hw_ppis_pending & 1 << vtimer.0 != 0 && !irq::virtual_timer_line() {
             vgic.retract_hw_ppi(&port, vcpu.id, vtimer);
@@ -246,7 +284,7 @@ impl VcpuRun<'_> {
                 self.control.teardown.assist(self.cpu);
                 Next::Resume
             }
-            Reason::Sync => Exit { host: self.host, domain: self.domain, vcpu: self.vcpu, context }.sync(exit),
+            Reason::Sync => self.exit(context).sync(exit),
             Reason::SError => {
                 // An access of the guest caused the SError, so the guest gets it.
                 count(self.cpu, Event::ExitSerror);

@@ -420,8 +420,11 @@ impl Port for World<'_> {
     fn lpis_enabled(&self, vcpu: VcpuId, on: bool, _: u64, _: u64) {
         assert_eq!(self.vgic.lpis_on(vcpu), on);
     }
-    fn wait(&self, done: &dyn Fn() -> bool) -> bool {
-        done()
+    fn recall(&self, vcpu: VcpuId) {
+        self.kick(vcpu);
+    }
+    fn is_settled(&self) -> bool {
+        true
     }
 }
 

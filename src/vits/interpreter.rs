@@ -45,6 +45,11 @@ impl Budget {
     fn spent(&self) -> bool {
         self.0 == 0
     }
+
+    /// Ends the run.
+    fn end(&mut self) {
+        self.0 = 0;
+    }
 }
 
 /// Work that can be interrupted, with its position.
@@ -60,6 +65,8 @@ enum Work {
     Invalidate { next: u16 },
     /// Move interrupts that are pending in software.
     MovePending { from: VcpuId, to: VcpuId, resume: u32 },
+    /// Wait until what was changed is in effect on all vCPUs.
+    Settle,
 }
 
 /// The work at hand.
@@ -246,11 +253,11 @@ impl State {
     }
 
     pub fn run(&mut self, backend: &dyn Backend, budget: &mut Budget) -> Progress {
-        while !budget.spent() {
+        while !budget.spent() && !backend.is_late() {
             if let Some(task) = self.task.take() {
                 match self.work(backend, task.work, budget) {
                     Some(work) => self.task = Some(Task { work, ..task }),
-                    None if task.of_command => self.complete(),
+                    None if task.of_command => self.complete(backend, budget),
                     None => {}
                 }
             } else if self.reset {
@@ -289,12 +296,12 @@ impl State {
             Err(_) => Err(Refusal::UnknownCommand),
         };
         match outcome {
-            Ok(None) => self.complete(),
+            Ok(None) => self.complete(backend, budget),
             Ok(Some(work)) => self.task = Some(Task { work, of_command: true }),
             Err(why) => {
                 self.refuse(why);
                 match self.config.on_error {
-                    OnError::Skip => self.complete(),
+                    OnError::Skip => self.complete(backend, budget),
                     OnError::Stall => self.regs.stall(),
                 }
             }
@@ -302,8 +309,13 @@ impl State {
         true
     }
 
-    /// Completes the command at GITS_CREADR.
-    fn complete(&mut self) {
+    /// Completes the command at GITS_CREADR, once its work is in effect on all vCPUs.
+    fn complete(&mut self, backend: &dyn Backend, budget: &mut Budget) {
+        if !backend.is_settled() {
+            self.task = Some(Task { work: Work::Settle, of_command: true });
+            budget.end();
+            return;
+        }
         self.counters.commands = self.counters.commands.saturating_add(1);
         self.regs.advance();
     }
@@ -523,7 +535,7 @@ impl State {
             Work::UnmapDevice { device, next, remap } => self.unmap_device(backend, device, next, remap, budget),
             Work::Reconcile { only, mut cursor } => {
                 let (enabled, its) = (self.regs.enabled(), self.config.its);
-                while !budget.spent() {
+                while !budget.spent() && !backend.is_late() {
                     let Step { device, id, event, collections } = self.shadow.walk(&mut cursor)?;
                     budget.entry();
                     let Some(event) = event else { continue };
@@ -542,7 +554,7 @@ impl State {
                 Some(Work::Reconcile { only, cursor })
             }
             Work::Reload { only, mut cursor } => {
-                while !budget.spent() {
+                while !budget.spent() && !backend.is_late() {
                     let Some(Step { event, .. }) = self.shadow.walk(&mut cursor) else {
                         budget.operation();
                         let Some(vcpu) = only else { return Some(Work::Invalidate { next: 0 }) };
@@ -566,6 +578,8 @@ impl State {
                 budget.operation();
                 next.checked_add(1).map(|next| Work::Invalidate { next })
             }
+            // `complete` looks.
+            Work::Settle => None,
             Work::MovePending { from, to, resume } => {
                 budget.operation();
                 backend.move_all_pending(from, to, resume).map(|resume| Work::MovePending { from, to, resume })
@@ -583,7 +597,7 @@ impl State {
     ) -> Option<Work> {
         let device = self.shadow.device(id)?;
         while next < device.entries() {
-            if budget.spent() {
+            if budget.spent() || backend.is_late() {
                 return Some(Work::UnmapDevice { device: id, next, remap });
             }
             budget.entry();
