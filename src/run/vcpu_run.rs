@@ -21,7 +21,7 @@ use crate::mm::hw::El2;
 use crate::mmio::Hw;
 use crate::sched::{Schedulable, Verdict, Why};
 use crate::sync::ExclusiveGuard;
-use crate::trace::{Event, count};
+use crate::trace::{self, Event, count};
 use crate::util::bits::set_bits;
 use crate::vcpu::{Context, Start, Vcpu, Work, list_regs};
 use alloc::sync::Arc;
@@ -146,6 +146,7 @@ impl VcpuRun<'_> {
     fn step(&mut self, context: &mut Context, work: Work) -> Next {
         // The time of the work is not part of the switch: it is charged, and slices end during it.
         self.end_switch();
+        let from = timer::now();
         let next = match work {
             Work::Its(work) => {
                 context.work = match self.domain.step_its_work(work) {
@@ -156,6 +157,7 @@ impl VcpuRun<'_> {
             }
             Work::Recall { load, since } => self.await_recall(context, load, since),
         };
+        trace::record_step(self.cpu, timer::now().saturating_sub(from));
         irq::take_all(self.control.domains, self.cpu);
         self.control.teardown.assist(self.cpu);
         if self.domain.is_ending() { Next::Off } else { next }

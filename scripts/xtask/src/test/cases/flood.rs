@@ -1,11 +1,14 @@
-//! What a domU gets of a CPU that it shares with a dom0 whose ITS is kept busy.
+//! What a domU gets of a CPU that it shares with a dom0 that makes EL2 work.
 //!
-//! dom0 stores to GITS_CWRITER for a full queue of 32,767 MOVALLs, again and again. EL2 executes them, in steps. The domU measures
-//! for how much of two seconds it has the CPU and how long it is without it. The time is that of the instructions (`-icount`), so
+//! dom0 makes a store again and again that causes as much work as one can, such as one to GITS_CWRITER for a full queue of 32,767
+//! MOVALLs. EL2 does it in steps, and records the longest one. The domU measures for how much of two seconds it has the CPU and how
+//! long it is without it. The time is that of the instructions (`-icount`), so
 //! the load of the host does not matter.
 
 use crate::domu::DomU;
+use crate::image;
 use crate::qemu::Machine;
+use crate::session::NEXT;
 use crate::test::linux::Transcript;
 use crate::test::{Case, Lab, Verdict};
 
@@ -33,14 +36,21 @@ const SHORTEST_STORE_US: u32 = 10 * SLICE_US;
 /// 2 ns for an instruction.
 const CLOCK: [&str; 2] = ["-icount", "shift=1,sleep=off"];
 
+/// How long a step of dom0's work may take: 200,000 instructions, which are 200 us at 10^9 instructions a second, at [`CLOCK`].
+const LONGEST_STEP_US: u32 = 2 * 200;
+
 /// The cases of this topic.
 pub fn cases() -> Vec<Case> {
-    vec![Case {
-        name: "sched-its-flood",
-        shows: "a dom0 that fills its ITS's command queue shares a CPU by weight, within 5 %",
-        bare: false,
-        run: its_flood,
-    }]
+    let case = |name, shows, run| Case { name, shows, bare: false, run };
+    vec![
+        case("sched-its-flood", "a dom0 that fills its ITS's command queue shares a CPU by weight, within 5 %", its_flood),
+        case("sched-its-mapc", "127 MAPC of 2,048 events keep another domain from a CPU for a slice at most", |lab| act(lab, 1)),
+        case("sched-its-mapd", "MAPD of many devices, mapped and not: the same", |lab| act(lab, 2)),
+        case("sched-its-unmap", "MAPD without V of a device with 2,048 events: the same", |lab| act(lab, 3)),
+        case("sched-its-invall", "INVALL of 2,048 events: the same", |lab| act(lab, 4)),
+        case("sched-its-lpis", "EnableLPIs with full tables and GITS_CTLR.Enabled: the same", |lab| act(lab, 5)),
+        case("sched-its-cwriter", "a second vCPU that keeps moving CWRITER: the same", |lab| act(lab, 6)),
+    ]
 }
 
 /// What the domU has measured.
@@ -66,63 +76,115 @@ fn store(line: &str) -> Option<u32> {
     Transcript::field(rest, "us")
 }
 
-fn its_flood(lab: &Lab) -> Verdict {
-    let machine = guests::machine(lab, "guest-flood")?;
-    let mut wrong = Vec::new();
-    for weight in WEIGHTS {
-        wrong.extend(shares(lab, &machine, weight)?);
-    }
-    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
+/// The longest step that the debug key `x` prints, in microseconds.
+fn step(line: &str) -> Option<u32> {
+    line.trim_end().strip_suffix(" us")?.split_once("longest step of a vCPU's work: ")?.1.parse().ok()
 }
 
-/// One run with a domU of this weight. Returns what is wrong.
-fn shares(lab: &Lab, machine: &Machine, weight: u32) -> Result<Vec<String>, String> {
-    let kernel = machine.kernel.clone().unwrap_or_default();
-    let machine = Machine {
-        smp: 1,
-        // MOVALL is between two vCPUs; the second one stays off.
-        hv: format!("sched=credit sched_credit_tslice_ms={} dom0_max_vcpus=2", SLICE_US / 1000),
-        domus: vec![DomU { kernel, mem: 16, weight: Some(weight), ..DomU::default() }],
-        extra: CLOCK.map(str::to_owned).to_vec(),
-        ..machine.clone()
-    };
-    let (mut domu, mut stores) = (None, Vec::new());
-    let transcript = lab.watch(&machine, 60, |session, line| {
-        if line.contains("GUEST FAIL") {
-            return Err(line.to_owned());
-        }
-        stores.extend(store(line));
-        domu = domu.or(measured(line));
-        if domu.is_some() && !stores.is_empty() {
-            session.kill();
-        }
-        Ok(())
-    })?;
-    let (Some(Measured { share, gap_us }), Some(shortest)) = (domu, stores.iter().min()) else {
-        return Err(format!("weight {weight}: {domu:?}, stores {stores:?}: {:?}", transcript.end));
-    };
-    let expected = f64::from(weight) / f64::from(weight + DOM0_WEIGHT);
-    let off = share / expected - 1.0;
-    println!(
-        "   weight {weight}: {:.2} % of the CPU, {:.2} % expected ({:+.1} %); without it for {gap_us} us at most; \
-         {} stores, the shortest took {shortest} us",
-        100.0 * share,
-        100.0 * expected,
-        100.0 * off,
-        stores.len()
-    );
+/// Full queues of MOVALL, for each weight.
+fn its_flood(lab: &Lab) -> Verdict {
+    let machine = machine(lab, 0)?;
     let mut wrong = Vec::new();
-    if off.abs() > TOLERANCE {
-        wrong.push(format!("weight {weight}: {:.2} %, not {:.2} %", 100.0 * share, 100.0 * expected));
+    for weight in WEIGHTS {
+        let run = Run::of(lab, &machine, weight)?;
+        wrong.extend(run.wrong(weight));
+        if run.shortest_us < SHORTEST_STORE_US {
+            wrong.push(format!("weight {weight}: a store took {} us only", run.shortest_us));
+        }
     }
-    if gap_us > LONGEST_GAP_US {
-        wrong.push(format!("weight {weight}: {gap_us} us without a CPU, more than {LONGEST_GAP_US}"));
+    if wrong.is_empty() { lab.complaints() } else { Err(wrong.join("; ")) }
+}
+
+/// One of the guest's other acts.
+fn act(lab: &Lab, seed: u64) -> Verdict {
+    let wrong = Run::of(lab, &machine(lab, seed)?, DOM0_WEIGHT)?.wrong(DOM0_WEIGHT);
+    if wrong.is_empty() { lab.complaints() } else { Err(wrong.join("; ")) }
+}
+
+/// A machine whose dom0 performs an act of `tests/guests/flood`.
+fn machine(lab: &Lab, seed: u64) -> Result<Machine, String> {
+    let machine = guests::machine(lab, "guest-flood")?;
+    let kernel = machine.kernel.clone().unwrap_or_default();
+    image::build_seeded_guest("guest-flood", seed, &kernel).map_err(|failure| failure.text)?;
+    Ok(machine)
+}
+
+/// What one run has shown.
+struct Run {
+    domu: Measured,
+    stores: usize,
+    shortest_us: u32,
+    step_us: u32,
+}
+
+impl Run {
+    /// Runs dom0 beside a domU of this weight.
+    fn of(lab: &Lab, machine: &Machine, weight: u32) -> Result<Run, String> {
+        let kernel = machine.kernel.clone().unwrap_or_default();
+        let machine = Machine {
+            smp: 1,
+            // MOVALL is between two vCPUs.
+            hv: format!("sched=credit sched_credit_tslice_ms={} dom0_max_vcpus=2", SLICE_US / 1000),
+            domus: vec![DomU { kernel, mem: 16, weight: Some(weight), ..DomU::default() }],
+            extra: CLOCK.map(str::to_owned).to_vec(),
+            ..machine.clone()
+        };
+        let (mut domu, mut stores, mut longest) = (None, Vec::new(), None);
+        let mut asked = false;
+        let transcript = lab.watch(&machine, 60, |session, line| {
+            if line.contains("GUEST FAIL") {
+                return Err(line.to_owned());
+            }
+            stores.extend(store(line));
+            domu = domu.or(measured(line));
+            longest = longest.or(step(line));
+            if domu.is_some() && !stores.is_empty() && !asked {
+                asked = true;
+                // From dom0 past the domU to the debug keys.
+                session.type_in(&format!("{NEXT}{NEXT}x")).map_err(|failure| failure.text)?;
+            }
+            if longest.is_some() {
+                session.kill();
+            }
+            Ok(())
+        })?;
+        let (Some(domu), Some(&shortest_us), Some(step_us)) = (domu, stores.iter().min(), longest) else {
+            let end = transcript.end;
+            return Err(format!("weight {weight}: {domu:?}, stores {stores:?}, step {longest:?}: {end:?}"));
+        };
+        let run = Run { domu, stores: stores.len(), shortest_us, step_us };
+        println!(
+            "   weight {weight}: {:.2} % of the CPU, {:.2} % expected; without it for {} us at most; {} stores, the \
+             shortest took {shortest_us} us; the longest step took {step_us} us",
+            100.0 * domu.share,
+            100.0 * share_of(weight),
+            domu.gap_us,
+            run.stores,
+        );
+        Ok(run)
     }
-    if *shortest < SHORTEST_STORE_US {
-        wrong.push(format!("weight {weight}: a store took {shortest} us only"));
+
+    /// What is wrong with it.
+    fn wrong(&self, weight: u32) -> Vec<String> {
+        let Measured { share, gap_us } = self.domu;
+        let mut wrong = Vec::new();
+        let expected = share_of(weight);
+        if (share / expected - 1.0).abs() > TOLERANCE {
+            wrong.push(format!("weight {weight}: {:.2} %, not {:.2} %", 100.0 * share, 100.0 * expected));
+        }
+        if gap_us > LONGEST_GAP_US {
+            wrong.push(format!("weight {weight}: {gap_us} us without a CPU, more than {LONGEST_GAP_US}"));
+        }
+        if self.step_us > LONGEST_STEP_US {
+            wrong.push(format!("weight {weight}: a step took {} us, more than {LONGEST_STEP_US}", self.step_us));
+        }
+        wrong
     }
-    lab.complaints()?;
-    Ok(wrong)
+}
+
+/// The part of the CPU that a domU of this weight has to get.
+fn share_of(weight: u32) -> f64 {
+    f64::from(weight) / f64::from(weight + DOM0_WEIGHT)
 }
 
 #[cfg(test)]
@@ -136,5 +198,7 @@ mod tests {
         assert_eq!(measured("(d1) GUEST METER window_us=2000 had_us=1000"), None);
         assert_eq!(store("GUEST FLOOD commands=32767 from_us=5 us=700000 end"), Some(700_000));
         assert_eq!(store(line), None);
+        assert_eq!(step("  longest step of a vCPU's work: 12 us"), Some(12));
+        assert_eq!(step("  longest step of a vCPU's work: 1"), None);
     }
 }
