@@ -47,9 +47,13 @@ impl Domain {
         }
     }
 
-    /// Starts the work that follows when GICR_CTLR.EnableLPIs of a vCPU is set: the configuration bytes of its events
-    /// are read again, and the pending bits of directly injected LPIs are passed to the hardware.
-    pub(super) fn lpis_enabled(&self, vcpu: VcpuId) -> Option<ItsWork> {
+    /// Starts the work that follows when the LPI tables of a vCPU have been read: the configuration bytes of its events
+    /// are applied, and the pending bits of directly injected LPIs are passed to the hardware.
+    fn lpis_enabled(&self, vcpu: VcpuId) -> Option<ItsWork> {
+        if !self.vgic.lpis_on(vcpu) {
+            // Another vCPU has disabled them already.
+            return None;
+        }
         for vits in self.itss() {
             let _ = vits.lpis_enabled(vcpu);
         }
@@ -66,10 +70,17 @@ impl Domain {
     /// Performs one step of `work`. Returns `None` when the work is finished.
     #[must_use]
     pub fn step_its_work(&self, work: ItsWork) -> Option<ItsWork> {
+        if let ItsWork::LpiTables { vcpu, cursor } = work {
+            return match self.vgic.read_tables(&self.port(), vcpu, cursor) {
+                Some(cursor) => Some(ItsWork::LpiTables { vcpu, cursor }),
+                None => self.lpis_enabled(vcpu),
+            };
+        }
         if self.step_itss() == Progress::More {
             return Some(work);
         }
         match work {
+            ItsWork::LpiTables { .. } => None,
             ItsWork::Commands => None,
             ItsWork::LpisEnabled { vcpu, of_all, next } => self.pass_pending_lpis(vcpu, of_all, next),
         }

@@ -83,11 +83,8 @@ impl Domain {
         match device {
             Emulated::Dist(offset) => self.vgic.dist_write(&port, from, offset, bytes, value),
             Emulated::Redist(frame, offset) => {
-                let was_on = self.vgic.lpis_on(frame);
-                self.vgic.redist_write(&port, from, frame, offset, bytes, value);
-                if !was_on && self.vgic.lpis_on(frame) {
-                    return self.lpis_enabled(frame);
-                }
+                let cursor = self.vgic.redist_write(&port, from, frame, offset, bytes, value)?;
+                return Some(ItsWork::LpiTables { vcpu: frame, cursor });
             }
             Emulated::Its(its, offset) => {
                 if offset >= TRANSLATION_FRAME {

@@ -15,7 +15,7 @@ use crate::dev::vtimer::VTimer;
 use crate::ids::{CpuId, DomId, EventKey, Intid, Ipa, Mpidr, VcpuId, VpeId};
 use crate::sched::{Entity, RunState, State};
 use crate::sync::{Exclusive, ExclusiveGuard, Lock, Rank};
-use crate::vgic::LrImage;
+use crate::vgic::{LrImage, TableCursor};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, Ordering};
 use meter::Meter;
 
@@ -116,7 +116,14 @@ pub enum Work {
 pub enum ItsWork {
     /// Commands in a queue, or a change of GITS_CTLR.
     Commands,
-    /// GICR_CTLR.EnableLPIs of `vcpu` was set: configuration and pending bits of its LPIs are passed to the hardware.
+    /// GICR_CTLR.EnableLPIs of `vcpu` was set: its tables are read.
+    LpiTables {
+        /// The vCPU.
+        vcpu: VcpuId,
+        /// How far they have been read.
+        cursor: TableCursor,
+    },
+    /// The tables of `vcpu` were read: configuration and pending bits of its LPIs are passed to the hardware.
     LpisEnabled {
         /// The vCPU.
         vcpu: VcpuId,

@@ -92,6 +92,7 @@ pub use config::{BadConfig, MAX_VCPUS, VgicConfig};
 pub use inject::{IrqView, Signal};
 pub use irq::Trigger;
 pub use lpi_state::Owner;
+pub use lpi_tables::TableCursor;
 pub use lr::LrImage;
 pub use port::Port;
 pub use regs::VGICR_SIZE;

@@ -147,7 +147,10 @@ fn start() -> Threads {
         vgic.redist_write(&threads, AT_EL2, vcpu, 0x1_0100, 4, 0xffff_ffff);
         vgic.redist_write(&threads, AT_EL2, vcpu, 0x70, 8, 13);
         vgic.redist_write(&threads, AT_EL2, vcpu, 0x78, 8, 1 << 62);
-        vgic.redist_write(&threads, AT_EL2, vcpu, 0, 4, 1);
+        let mut cursor = vgic.redist_write(&threads, AT_EL2, vcpu, 0, 4, 1);
+        while let Some(at) = cursor {
+            cursor = vgic.read_tables(&threads, vcpu, at);
+        }
     }
     vgic.set_lpi_config(&threads, VIntid(LPI), 0xa1);
     threads

@@ -108,8 +108,12 @@ impl Machine {
         self.vgic.dist_read(self, BOOT, offset, 4)
     }
 
+    /// Writes a register, and reads the LPI tables if it enables LPIs.
     pub fn redist_write(&self, vcpu: VcpuId, offset: u64, value: u64) {
-        self.vgic.redist_write(self, vcpu, vcpu, offset, 4, value);
+        let mut cursor = self.vgic.redist_write(self, vcpu, vcpu, offset, 4, value);
+        while let Some(at) = cursor {
+            cursor = self.vgic.read_tables(self, vcpu, at);
+        }
     }
 
     pub fn redist_read(&self, vcpu: VcpuId, offset: u64) -> u64 {

@@ -110,7 +110,7 @@ fn map_collection(flood: &Flood) -> ! {
 
 /// MAPD of devices that are not mapped, and then of the same without V.
 fn map_devices(_: &Flood) -> ! {
-    let mut its = Its::with_ring(&RING);
+    let mut its = Its::with_ring(&SHORT_RING);
     its.fill(|slot| {
         let (round, device) = (slot as u32 / DEVICES, slot as u32 % DEVICES);
         its::map_device(device, EVENT_BITS, (round % 2 == 0).then_some(EVENTS.address()))
