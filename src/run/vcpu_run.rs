@@ -234,7 +234,7 @@ impl VcpuRun<'_> {
         self.domain.vgic().reset_vcpu(&self.domain.port(), self.vcpu.id);
         self.vcpu.run.power_off();
         if self.domain.count_power_off() {
-            self.control.teardown.announce(self.domain.id());
+            self.control.teardown.announce(self.cpu, self.domain.id());
         }
     }
 

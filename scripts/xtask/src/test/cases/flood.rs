@@ -12,6 +12,7 @@ use crate::session::NEXT;
 use crate::test::linux::Transcript;
 use crate::test::{Case, Lab, Verdict};
 
+use super::domains::seeded;
 use super::guests;
 
 /// Weight of dom0's vCPUs.
@@ -49,6 +50,7 @@ pub fn cases() -> Vec<Case> {
         case("sched-its-unmap", "MAPD without V of a device with 2,048 events: the same", |lab| act(lab, 3, 1)),
         case("sched-its-invall", "INVALL of 2,048 events: the same", |lab| act(lab, 4, 1)),
         case("sched-its-lpis", "EnableLPIs with full tables and GITS_CTLR.Enabled: the same", |lab| act(lab, 5, 1)),
+        case("sched-teardown", "a domain that ends is taken down though no CPU is idle or interrupted", teardown),
         case("sched-its-cwriter", "a second vCPU that keeps moving CWRITER: the same", |lab| act(lab, 6, 2)),
     ]
 }
@@ -99,6 +101,50 @@ fn its_flood(lab: &Lab) -> Verdict {
 fn act(lab: &Lab, seed: u64, dom0_vcpus: u32) -> Verdict {
     let wrong = Run::of(lab, &machine(lab, seed)?, DOM0_WEIGHT, dom0_vcpus)?.wrong();
     if wrong.is_empty() { lab.complaints() } else { Err(wrong.join("; ")) }
+}
+
+/// The seeds with which `tests/guests/ends` is busy for ever, and powers off.
+const BUSY: u64 = 7;
+const POWERS_OFF: u64 = 6;
+
+/// How long the teardown of a domain of 16 MiB may take, in microseconds: a millisecond for each of the 64 pieces of its RAM that
+/// are zeroed, and half as long again for the rest.
+const TEARDOWN_US: u64 = 96_000;
+
+/// The time stamp of a line of EL2's log, in microseconds.
+fn logged_at(line: &str) -> Option<u64> {
+    let (seconds, rest) = line.split_once('[')?.1.split_once('.')?;
+    Some(seconds.trim().parse::<u64>().ok()? * 1_000_000 + rest.get(..6)?.parse::<u64>().ok()?)
+}
+
+/// A dom0 that is busy and takes no interrupt, and a domU that powers off.
+fn teardown(lab: &Lab) -> Verdict {
+    let dom0 = seeded(lab, "guest-ends", BUSY)?;
+    let machine = Machine {
+        smp: 1,
+        kernel: Some(dom0.kernel),
+        hv: format!("sched=credit sched_credit_tslice_ms={}", SLICE_US / 1000),
+        domus: vec![DomU { cpus: 1, ..seeded(lab, "guest-ends", POWERS_OFF)? }],
+        extra: CLOCK.map(str::to_owned).to_vec(),
+        ..guests::machine(lab, "guest-ends")?
+    };
+    const GONE: &str = " MiB for domUs; ";
+    let (mut ended, mut down) = (None, None);
+    lab.watch(&machine, 15, |session, line| {
+        if line.contains("dom1: powered off") {
+            ended = logged_at(line);
+        } else if ended.is_some() && line.contains(GONE) {
+            down = logged_at(line);
+            session.kill();
+        }
+        Ok(())
+    })?;
+    let (ended, down) = (ended.ok_or("the domU did not power off")?, down.ok_or("the domU was never taken down")?);
+    println!("   taken down {} us after its end", down - ended);
+    if down - ended > TEARDOWN_US {
+        return Err(format!("taken down {} us after its end, more than {TEARDOWN_US}", down - ended));
+    }
+    lab.complaints()
 }
 
 /// A machine whose dom0 performs an act of `tests/guests/flood`.
@@ -201,6 +247,7 @@ mod tests {
         assert_eq!(measured("(d1) GUEST METER window_us=2000 had_us=1000"), None);
         assert_eq!(store("GUEST FLOOD commands=32767 from_us=5 us=700000 end"), Some(700_000));
         assert_eq!(store(line), None);
+        assert_eq!(logged_at("[    1.234567] info domain: dom1: powered off"), Some(1_234_567));
         assert_eq!(step("  longest step of a vCPU's work: 12 us"), Some(12));
         assert_eq!(step("  longest step of a vCPU's work: 1"), None);
     }
