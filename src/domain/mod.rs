@@ -24,6 +24,7 @@ use crate::dev::pl011::Vpl011;
 use crate::gic::v4::V4Error;
 use crate::host::Host;
 use crate::ids::{CpuId, DomId, Intid, Mpidr, VcpuId};
+use crate::log_limited;
 use crate::mm::guest_ram::GuestRam;
 use crate::mm::hw::El2;
 use crate::mm::stage2::Stage2;
@@ -213,9 +214,9 @@ impl Domain {
     pub fn terminate(&self, end: End) {
         if self.lifecycle.record_end(end) {
             match end {
-                End::Off => log::info!("{}: powered off", self.id),
-                End::Reset => log::info!("{}: reset", self.id),
-                End::Crash => log::warn!("{}: crashed", self.id),
+                End::Off => log_limited!(Info, self.id; "{}: powered off", self.id),
+                End::Reset => log_limited!(Info, self.id; "{}: reset", self.id),
+                End::Crash => log_limited!(Warn, self.id; "{}: crashed", self.id),
             }
             self.vcpus.iter().for_each(|vcpu| self.kick(vcpu));
         }
@@ -253,6 +254,28 @@ impl Domain {
         let _ = self.host.wake(vcpu);
     }
 
+    /// Makes a vCPU leave its guest if it is in it ([`recall`]).
+    fn recall(&self, vcpu: VcpuId) {
+        if let Some(vcpu) = self.vcpu(vcpu)
+            && vcpu.recall()
+        {
+            self.recalls.begin();
+            self.kick(vcpu);
+        }
+    }
+
+    /// The number of recalls so far.
+    #[must_use]
+    pub fn recalls(&self) -> u64 {
+        self.recalls.count()
+    }
+
+    /// Whether all vCPUs that were recalled have left their guests since.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.recalls.have_ended(|| self.vcpus.iter().any(|vcpu| vcpu.is_recalled()))
+    }
+
     /// Removes the domain's vPEs and their tables from the GIC. Returns `false` if a vPE is still resident: the caller
     /// then has to call it again later.
     #[must_use]
@@ -263,11 +286,11 @@ impl Domain {
             match v4.remove_vpe(vpe) {
                 Err(V4Error::Resident(_)) => return false,
                 Err(V4Error::NoSuchVpe(_)) | Ok(()) => {}
-                Err(error) => log::error!("{}: {vpe}: cannot be removed: {error}", self.id),
+                Err(error) => log_limited!(Error, self.id; "{}: {vpe}: cannot be removed: {error}", self.id),
             }
         }
         if let Err(error) = v4.destroy_vm(vm) {
-            log::error!("{}: vLPI tables cannot be freed: {error}", self.id);
+            log_limited!(Error, self.id; "{}: vLPI tables cannot be freed: {error}", self.id);
         }
         true
     }

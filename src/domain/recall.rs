@@ -3,14 +3,13 @@
 //! Some registers of the virtual GIC concern interrupts that are in the list registers of other vCPUs, and some concern
 //! residency. Such an access takes effect when these vCPUs have left their guests, and the vCPU that makes it may not
 //! go on before. Its CPU does not wait for the others: it kicks them and goes on with its run loop, which takes
-//! interrupts and asks the scheduler, until the domain [is settled](Domain::is_settled).
+//! interrupts and asks the scheduler, until the domain is settled
+//! (`Domain::is_settled`).
 //!
 //! Who has recalled whom is not recorded. A vCPU waits until none of its domain is recalled, so it may wait for a recall
 //! of another vCPU, too. A vCPU that waits is out of its guest, so none waits for it, and they cannot wait for each
 //! other.
 
-use super::Domain;
-use crate::ids::VcpuId;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// The recalls of one domain, by number, from 1 on.
@@ -28,12 +27,12 @@ impl Recalls {
     }
 
     /// Counts a recall. The vCPU reads as recalled already.
-    fn begin(&self) {
+    pub(super) fn begin(&self) {
         self.last.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Whether all have ended. `any` says whether any vCPU reads as recalled.
-    fn have_ended(&self, any: impl FnOnce() -> bool) -> bool {
+    pub(super) fn have_ended(&self, any: impl FnOnce() -> bool) -> bool {
         // Read before `any` is asked: what is begun later is not looked at by `any`.
         let last = self.last.load(Ordering::SeqCst);
         if self.ended.load(Ordering::SeqCst) >= last {
@@ -45,29 +44,10 @@ impl Recalls {
         self.ended.fetch_max(last, Ordering::SeqCst);
         true
     }
-}
-
-impl Domain {
-    /// Makes a vCPU leave its guest if it is in it.
-    pub(super) fn recall(&self, vcpu: VcpuId) {
-        if let Some(vcpu) = self.vcpu(vcpu)
-            && vcpu.recall()
-        {
-            self.recalls.begin();
-            self.kick(vcpu);
-        }
-    }
 
     /// The number of recalls so far.
-    #[must_use]
-    pub fn recalls(&self) -> u64 {
-        self.recalls.last.load(Ordering::SeqCst)
-    }
-
-    /// Whether all vCPUs that were recalled have left their guests since.
-    #[must_use]
-    pub fn is_settled(&self) -> bool {
-        self.recalls.have_ended(|| self.vcpus().iter().any(|vcpu| vcpu.is_recalled()))
+    pub(super) fn count(&self) -> u64 {
+        self.last.load(Ordering::SeqCst)
     }
 }
 

@@ -27,6 +27,7 @@ use crate::domain::Domain;
 use crate::domain::lifecycle::End;
 use crate::host::Host;
 use crate::ids::Intid;
+use crate::log_limited;
 use crate::trace::{Event, count};
 use crate::vcpu::{Context, Vcpu, Work};
 use crate::vgic::SgiGroup;
@@ -93,7 +94,7 @@ impl Exit<'_> {
             Class::InstrAbortLower => {
                 self.count(Event::ExitInstrAbort);
                 if !self.domain.is_dom0() && self.has_no_vectors() {
-                    log::warn!(
+                    log_limited!(Warn, self.domain.id();
                         "{} {}: exception vectors at {:#x} are not in its memory: crashed",
                         self.domain.id(),
                         self.vcpu.id,
@@ -169,7 +170,7 @@ impl Exit<'_> {
     fn report_undef(&self, access: SysRegAccess) {
         let SysRegAccess { op0, op1, crn, crm, op2, is_read, .. } = access;
         let verb = if is_read { "read" } else { "write" };
-        log::debug!(
+        log_limited!(Debug, self.domain.id();
             "{} {}: S{op0}_{op1}_C{crn}_C{crm}_{op2}: unsupported {verb} at pc {:#x}: injected an UNDEF exception",
             self.domain.id(),
             self.vcpu.id,
@@ -271,7 +272,7 @@ impl Exit<'_> {
 
     fn inject_data_abort(&mut self, far: u64, abort: &DataAbort) -> Next {
         self.count(Event::AbortInjected);
-        log::debug!(
+        log_limited!(Debug, self.domain.id();
             "{} {}: access to {far:#x} at pc {:#x} not allowed: injected a data abort",
             self.domain.id(),
             self.vcpu.id,
@@ -288,7 +289,7 @@ impl Exit<'_> {
             false => 0,
         };
         if *faults >= HANDLER_FAULTS && !self.domain.is_dom0() {
-            log::warn!(
+            log_limited!(Warn, self.domain.id();
                 "{} {}: exception handler faults repeatedly at {:#x}: crashed",
                 self.domain.id(),
                 self.vcpu.id,

@@ -9,6 +9,7 @@ use crate::dev::psci::{self, PsciAction, affinity, status};
 use crate::domain::Domain;
 use crate::domain::lifecycle::End;
 use crate::ids::{Ipa, Mpidr};
+use crate::log_limited;
 use crate::sched::State;
 use crate::vcpu::{Start, Vcpu};
 
@@ -80,7 +81,7 @@ fn psci(caller: &Caller<'_>, x: [u64; 4]) -> Answer {
         PsciAction::SystemOff if !domain.is_dom0() => end(domain, End::Off),
         PsciAction::SystemReset if !domain.is_dom0() => end(domain, End::Reset),
         PsciAction::SystemCrash { cookie } if !domain.is_dom0() => {
-            log::warn!("{} {}: reported a crash by SYSTEM_RESET2: cookie {cookie:#x}", domain.id(), vcpu.id);
+            log_limited!(Warn, domain.id(); "{} {}: reported a crash by SYSTEM_RESET2: cookie {cookie:#x}", domain.id(), vcpu.id);
             end(domain, End::Crash)
         }
         PsciAction::SystemOff => {

@@ -17,6 +17,7 @@ use crate::host::Host;
 use crate::host::cmdline::Vwfi;
 use crate::host::cpu_state::CpuState;
 use crate::ids::{CpuId, Intid, VpeId};
+use crate::log_limited;
 use crate::mm::hw::El2;
 use crate::mmio::Hw;
 use crate::sched::{Schedulable, Verdict, Why};
@@ -172,7 +173,7 @@ impl VcpuRun<'_> {
             if timer::now().saturating_sub(since) > timer::us_to_ticks(LONG_RECALL_US) {
                 context.work = Some(Work::Recall { load, since: timer::now() });
                 let (domain, vcpu) = (self.domain.id(), self.vcpu.id);
-                self.host.warn_limited(format_args!("{domain} {vcpu}: waits for another vCPU to leave its guest"));
+                log_limited!(Warn, domain; "{domain} {vcpu}: waits for another vCPU to leave its guest");
             }
             return Next::Resume;
         }
@@ -368,8 +369,7 @@ impl VcpuRun<'_> {
                 context.resident_on = before;
                 let (domain, vcpu) = (self.domain.id(), self.vcpu.id);
                 let cpu = self.cpu;
-                self.host
-                    .warn_limited(format_args!("{domain} {vcpu}: {vpe}: cannot be made resident on {cpu}: {error}"));
+                log_limited!(Warn, domain; "{domain} {vcpu}: {vpe}: cannot be made resident on {cpu}: {error}");
                 debug_assert!(
                     !matches!(error, EnterError::Elsewhere(_) | EnterError::Occupied(_)),
                     "{vpe} on {}: {error}",

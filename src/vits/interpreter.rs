@@ -14,6 +14,7 @@ use super::regs::{self, Effect, Registers};
 use super::shadow::{Collections, Cursor, Device, Event, Shadow, Step};
 use super::{Backend, BackendError};
 use crate::ids::{CollectionId, DeviceId, EventId, EventKey, Lpi, VIntid, VcpuId};
+use crate::log_limited;
 
 /// How much work may still be done before the interpreter returns.
 pub(super) struct Budget(usize);
@@ -233,14 +234,14 @@ impl State {
     fn refuse(&mut self, why: Refusal) {
         if self.counters.count(why) {
             let (domain, its) = (self.config.domain, self.config.its);
-            log::warn!("{domain} {its}: request refused: {}; further ones are only counted", why.text());
+            log_limited!(Warn, domain; "{domain} {its}: request refused: {}; further ones are only counted", why.text());
         }
     }
 
     fn host_failed(&mut self, name: EventKey, why: Refusal, error: BackendError) {
         if self.counters.count(why) {
             let (domain, EventKey { its, device, event }) = (self.config.domain, name);
-            log::warn!(
+            log_limited!(Warn, domain;
                 "{domain} {its}: {device} {event}: {}: {error:?}; further failures are only counted",
                 why.text()
             );

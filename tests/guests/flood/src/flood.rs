@@ -32,7 +32,8 @@ const ENABLED: u8 = 0xa1;
 const DISABLED: u8 = 0xa0;
 
 /// The acts, by seed.
-const ACTS: [fn(&Flood) -> !; 7] = [move_all, map_collection, map_devices, unmap_full_device, invalidate, enable_lpis, cwriter];
+const ACTS: [fn(&Flood) -> !; 7] =
+    [move_all, map_collection, map_devices, unmap_full_device, invalidate, enable_lpis, cwriter];
 
 /// The redistributors of the two vCPUs.
 struct Flood {

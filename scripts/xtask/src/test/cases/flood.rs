@@ -44,8 +44,14 @@ const LONGEST_STEP_US: u32 = 2 * 200;
 pub fn cases() -> Vec<Case> {
     let case = |name, shows, run| Case { name, shows, bare: false, run };
     vec![
-        case("sched-its-flood", "a dom0 that fills its ITS's command queue shares a CPU by weight, within 5 %", its_flood),
-        case("sched-its-mapc", "127 MAPC of 2,048 events keep another domain from a CPU for a slice at most", |lab| act(lab, 1, 1)),
+        case(
+            "sched-its-flood",
+            "a dom0 that fills its ITS's command queue shares a CPU by weight, within 5 %",
+            its_flood,
+        ),
+        case("sched-its-mapc", "127 MAPC of 2,048 events keep another domain from a CPU for a slice at most", |lab| {
+            act(lab, 1, 1)
+        }),
         case("sched-its-mapd", "MAPD of many devices, mapped and not: the same", |lab| act(lab, 2, 1)),
         case("sched-its-unmap", "MAPD without V of a device with 2,048 events: the same", |lab| act(lab, 3, 1)),
         case("sched-its-invall", "INVALL of 2,048 events: the same", |lab| act(lab, 4, 1)),

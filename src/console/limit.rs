@@ -1,0 +1,134 @@
+//! Log lines at a limited rate.
+//!
+//! What a guest or broken hardware can cause without end is logged by [`warn_limited!`](crate::warn_limited) and its
+//! siblings: the first lines of each kind at once, then one in a second. A kind is a place in the code; of what a domain
+//! causes, each domain has its own limit there, which stays when the domain is built again. `cargo xtask lint` checks
+//! that the rooms that run for guests use no other log macros.
+
+use crate::ids::DomId;
+use core::fmt;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// The number of lines that are logged at once.
+const BURST: u64 = 8;
+/// After them, one line in so many microseconds.
+const PERIOD_US: u64 = 1_000_000;
+/// The number of domains; those beyond share the last limit.
+const DOMAINS: usize = 64;
+
+/// The limit of one kind of line.
+pub struct Limit {
+    /// The time up to which lines are used up, in microseconds: each line uses up a period.
+    used_until: AtomicU64,
+    /// The number of lines that were not logged since the last one that was.
+    withheld: AtomicU32,
+}
+
+impl Limit {
+    /// No line was logged yet.
+    #[must_use]
+    pub const fn new() -> Limit {
+        Limit { used_until: AtomicU64::new(0), withheld: AtomicU32::new(0) }
+    }
+
+    /// Whether a line may be logged at `now_us`; then with the number of those before it that were not.
+    pub fn admit(&self, now_us: u64) -> Option<Withheld> {
+        let used = self.used_until.load(Ordering::Relaxed).max(now_us);
+        if used.saturating_sub(now_us) > (BURST - 1) * PERIOD_US {
+            self.withheld.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        // Two CPUs at once may log one line too many.
+        self.used_until.store(used.saturating_add(PERIOD_US), Ordering::Relaxed);
+        Some(Withheld(self.withheld.swap(0, Ordering::Relaxed)))
+    }
+}
+
+impl Default for Limit {
+    fn default() -> Limit {
+        Limit::new()
+    }
+}
+
+/// The limits of one kind of line, one for each domain.
+pub struct Limits([Limit; DOMAINS]);
+
+impl Limits {
+    /// No line was logged yet.
+    #[must_use]
+    #[allow(clippy::new_without_default, reason = "it is for statics")]
+    pub const fn new() -> Limits {
+        Limits([const { Limit::new() }; DOMAINS])
+    }
+
+    /// The limit of a domain.
+    #[must_use]
+    pub fn of(&self, domain: DomId) -> &Limit {
+        let [.., last] = &self.0;
+        self.0.get(usize::from(domain.0)).unwrap_or(last)
+    }
+}
+
+/// The number of lines that were not logged. It is displayed behind the one that is.
+pub struct Withheld(u32);
+
+impl fmt::Display for Withheld {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => Ok(()),
+            n => write!(f, " ({n} like it not logged)"),
+        }
+    }
+}
+
+/// The time, in microseconds. In tests on the host there is none.
+#[must_use]
+pub fn now_us() -> u64 {
+    if cfg!(target_os = "none") { crate::arch::timer::now_us() } else { 0 }
+}
+
+/// Logs at a limited rate: `log_limited!(Warn, domain; "text {}", …)` for what the domain of this number has caused,
+/// `log_limited!(Warn; "text")` for what no domain has.
+#[macro_export]
+macro_rules! log_limited {
+    ($level:ident; $($text:tt)+) => {{
+        static LIMIT: $crate::console::limit::Limit = $crate::console::limit::Limit::new();
+        if let Some(withheld) = LIMIT.admit($crate::console::limit::now_us()) {
+            log::log!(log::Level::$level, "{}{withheld}", format_args!($($text)+));
+        }
+    }};
+    ($level:ident, $domain:expr; $($text:tt)+) => {{
+        static LIMITS: $crate::console::limit::Limits = $crate::console::limit::Limits::new();
+        if let Some(withheld) = LIMITS.of($domain).admit($crate::console::limit::now_us()) {
+            log::log!(log::Level::$level, "{}{withheld}", format_args!($($text)+));
+        }
+    }};
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::string::ToString;
+
+    #[test]
+    fn a_burst_is_logged_then_one_line_in_a_second_with_the_number_of_the_others() {
+        let limit = Limit::new();
+        let at = |us: u64| limit.admit(us).map(|withheld| withheld.to_string());
+        let first: std::vec::Vec<bool> = (0..100).map(|us| at(us).is_some()).collect();
+        assert_eq!(first.iter().filter(|&&logged| logged).count() as u64, BURST);
+        assert!(first[7] && !first[8]);
+        assert_eq!(at(1_000_000).as_deref(), Some(" (92 like it not logged)"));
+        assert_eq!(at(1_500_000), None);
+        assert_eq!(at(2_000_000).as_deref(), Some(" (1 like it not logged)"));
+        // After a pause, a burst again.
+        assert_eq!((0..20).filter(|_| at(60_000_000).is_some()).count() as u64, BURST);
+    }
+
+    #[test]
+    fn each_domain_has_a_limit_of_its_own() {
+        let limits = Limits::new();
+        while limits.of(DomId(1)).admit(0).is_some() {}
+        assert!(limits.of(DomId(2)).admit(0).is_some());
+        assert!(core::ptr::eq(limits.of(DomId(64)), limits.of(DomId(9999))));
+    }
+}
