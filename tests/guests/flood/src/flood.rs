@@ -1,7 +1,8 @@
 //! dom0: one act again and again, each of which makes EL2 do as much work as one store can.
 //!
 //! The seed of the image says which act ([`ACTS`]). After each time one line: `GUEST FLOOD commands=N from_us=T us=T end`, with the
-//! number of commands (or stores), the time of the first store, and how long all took. vCPU 1 is started by the act `cwriter` only.
+//! number of commands (or stores), the time of the first store, and how long all took. vCPU 1 is started by the acts `cwriter` and
+//! `group1` only.
 
 use crate::guest::now_us;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -32,8 +33,8 @@ const ENABLED: u8 = 0xa1;
 const DISABLED: u8 = 0xa0;
 
 /// The acts, by seed.
-const ACTS: [fn(&Flood) -> !; 7] =
-    [move_all, map_collection, map_devices, unmap_full_device, invalidate, enable_lpis, cwriter];
+const ACTS: [fn(&Flood) -> !; 8] =
+    [move_all, map_collection, map_devices, unmap_full_device, invalidate, enable_lpis, cwriter, group1];
 
 /// The redistributors of the two vCPUs.
 struct Flood {
@@ -194,6 +195,31 @@ fn cwriter(flood: &Flood) -> ! {
         let some = writes - before;
         before = writes;
         some
+    })
+}
+
+/// GICD_CTLR.EnableGrp1 off and on again, while the other vCPU is in its guest all the time.
+fn group1(_: &Flood) -> ! {
+    const ROUNDS: u64 = 4;
+    const CTLR: u64 = 0;
+    const ENABLE_GRP1: u32 = 1 << 1;
+    static RUNS: AtomicU64 = AtomicU64::new(0);
+    fn spin() -> ! {
+        loop {
+            RUNS.store(1, Ordering::Relaxed);
+        }
+    }
+    if cpu::start(1, spin) != 0 || !cpu::wait(cpu::LONG, || RUNS.load(Ordering::Relaxed) != 0) {
+        say!("GUEST FAIL flood: vCPU1 does not start");
+        off()
+    }
+    again(|| {
+        for _ in 0..ROUNDS {
+            let on = read32(gic::GICD + CTLR);
+            write32(gic::GICD + CTLR, on & !ENABLE_GRP1);
+            write32(gic::GICD + CTLR, on);
+        }
+        2 * ROUNDS
     })
 }
 

@@ -56,6 +56,11 @@ pub fn cases() -> Vec<Case> {
         case("sched-its-unmap", "MAPD without V of a device with 2,048 events: the same", |lab| act(lab, 3, 1)),
         case("sched-its-invall", "INVALL of 2,048 events: the same", |lab| act(lab, 4, 1)),
         case("sched-its-lpis", "EnableLPIs with full tables and GITS_CTLR.Enabled: the same", |lab| act(lab, 5, 1)),
+        case(
+            "sched-group1",
+            "EnableGrp1 off and on: a vCPU that has to leave its guest does, and nothing is logged",
+            group1,
+        ),
         case("sched-teardown", "a domain that ends is taken down though no CPU is idle or interrupted", teardown),
         case("sched-its-cwriter", "a second vCPU that keeps moving CWRITER: the same", |lab| act(lab, 6, 2)),
     ]
@@ -107,6 +112,31 @@ fn its_flood(lab: &Lab) -> Verdict {
 fn act(lab: &Lab, seed: u64, dom0_vcpus: u32) -> Verdict {
     let wrong = Run::of(lab, &machine(lab, seed)?, DOM0_WEIGHT, dom0_vcpus)?.wrong();
     if wrong.is_empty() { lab.complaints() } else { Err(wrong.join("; ")) }
+}
+
+/// A dom0 that toggles GICD_CTLR.EnableGrp1 while its other vCPU, on another CPU, is in its guest all the time. With [`CLOCK`] QEMU
+/// runs its CPUs in turn, so that the other one takes up to 100 ms to leave its guest: no wait with a deadline would do.
+fn group1(lab: &Lab) -> Verdict {
+    const SEED: u64 = 7;
+    let machine =
+        Machine { smp: 2, hv: "sched=null".into(), extra: CLOCK.map(str::to_owned).to_vec(), ..machine(lab, SEED)? };
+    let mut found = None;
+    let transcript = lab.watch(&machine, 60, |session, line| {
+        if line.contains("GUEST FAIL") {
+            return Err(line.to_owned());
+        }
+        found = found.or(store(line).zip(Transcript::field::<u32>(line, "commands")));
+        if found.is_some() {
+            session.kill();
+        }
+        Ok(())
+    })?;
+    let (us, stores) = found.ok_or("the guest made no stores")?;
+    println!("   {stores} stores took {us} us, {} us each", us / stores);
+    if let Some((_, line)) = transcript.lines.iter().find(|(_, line)| line.contains(" warn ")) {
+        return Err(line.clone());
+    }
+    lab.complaints()
 }
 
 /// The seeds with which `tests/guests/ends` is busy for ever, and powers off.
