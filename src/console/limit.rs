@@ -1,7 +1,6 @@
 //! Log lines at a limited rate.
 //!
-//! What a guest or broken hardware can cause without end is logged by [`warn_limited!`](crate::warn_limited) and its
-//! siblings: the first lines of each kind at once, then one in a second. A kind is a place in the code; of what a domain
+//! What a guest or broken hardware can cause without end is logged by [`log_limited!`](crate::log_limited): the first lines of each kind at once, then one in a second. A kind is a place in the code; of what a domain
 //! causes, each domain has its own limit there, which stays when the domain is built again. `cargo xtask lint` checks
 //! that the rooms that run for guests use no other log macros.
 

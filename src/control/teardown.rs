@@ -115,7 +115,7 @@ impl Teardown {
         self.background.mark_busy(cpu);
     }
 
-    /// Performs steps for [`ASSIST_US`] if no CPU is idle. Called by a CPU that runs a vCPU: after an exit because of an
+    /// Performs steps for `ASSIST_US` if no CPU is idle. Called by a CPU that runs a vCPU: after an exit because of an
     /// interrupt, and between steps of a vCPU's work. The vCPU is not charged for the time.
     pub fn assist(&self, cpu: CpuId) {
         if !self.background.is_empty() {

@@ -22,6 +22,7 @@ pub struct Recalls {
 
 impl Recalls {
     /// There was none.
+    #[allow(clippy::new_without_default, reason = "a default would not say that there was none")]
     pub fn new() -> Recalls {
         Recalls { last: AtomicU64::new(0), ended: AtomicU64::new(0) }
     }

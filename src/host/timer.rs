@@ -1,8 +1,8 @@
 //! The deadlines of one CPU's EL2 timer.
 //!
-//! Each CPU has one EL2 timer (CNTHP), which is armed for the earliest of five deadlines: the emulated CNTP of the
-//! current vCPU, the scheduler's next decision, the wake-up of a vCPU that is blocked with a timer, the unmasking of
-//! interrupts that are above their rate, and this CPU's share of background work.
+//! Each CPU has one EL2 timer (CNTHP), which is armed for the earliest of four deadlines: the emulated CNTP of the
+//! current vCPU, the scheduler's next decision, the wake-up of a vCPU that is blocked with a timer, and rare work: the
+//! unmasking of interrupts that are above their rate, or this CPU's share of background work.
 //!
 //! Only this CPU accesses the deadlines. The list of sleepers has a lock: a vCPU is added by the CPU that it blocks on,
 //! and removed by the CPU that it runs on next, which may be another. That CPU does not re-arm the timer, so the timer
@@ -35,7 +35,8 @@ pub struct SoftTimer {
     resched: AtomicU64,
     /// The earliest deadline in `sleepers`.
     wake: AtomicU64,
-    /// The time at which masked interrupts have to be unmasked.
+    /// The time at which masked interrupts have to be unmasked, or `assist` if that is earlier. One deadline for both: a
+    /// fifth would cost each sleep its instructions.
     unmask: AtomicU64,
     /// The time at which background work is due.
     assist: AtomicU64,
@@ -71,7 +72,7 @@ impl SoftTimer {
 
     /// Arms the hardware for the earliest deadline.
     fn program(&self) {
-        let deadlines = [&self.guest, &self.resched, &self.wake, &self.unmask, &self.assist];
+        let deadlines = [&self.guest, &self.resched, &self.wake, &self.unmask];
         let at = deadlines.map(|deadline| deadline.load(Relaxed)).into_iter().fold(NEVER, u64::min);
         if self.armed.load(Relaxed) != at {
             self.armed.store(at, Relaxed);
@@ -98,7 +99,8 @@ impl SoftTimer {
     /// this CPU.
     pub fn set_assist(&self, at: u64) {
         if self.assist.load(Relaxed) == NEVER {
-            self.set(&self.assist, Some(at));
+            self.assist.store(at, Relaxed);
+            self.unmask_at(at);
         }
     }
 
@@ -162,6 +164,8 @@ impl SoftTimer {
             due
         };
         let fired = Fired { resched: is_due(&self.resched), unmask: is_due(&self.unmask) };
+        // Not yet due, though the deadline that it shares was.
+        self.unmask.fetch_min(self.assist.load(Relaxed), Relaxed);
         self.program();
         fired
     }
