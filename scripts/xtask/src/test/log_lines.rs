@@ -53,7 +53,7 @@ fn judge(files: &[(String, String)], exceptions: &[(&str, &str, &str)]) -> Verdi
         find(tokens, "", &mut uses);
         for Use { function, line } in uses {
             let excepted = |&(name, of, _): &(&str, &str, &str)| name == file && (of == function || of == "*");
-            match exceptions.iter().position(|exception| excepted(exception)) {
+            match exceptions.iter().position(excepted) {
                 Some(index) => _ = needed.insert(index),
                 None => wrong.push(format!("{file}:{line}: {function} logs at no limited rate: use log_limited!")),
             }
