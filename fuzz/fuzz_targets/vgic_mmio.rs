@@ -7,7 +7,7 @@
 #![no_main]
 
 use doorward::ids;
-use doorward::vgic::{LrImage, Owner, Port, SgiGroup, Signal, Trigger, Vgic, VgicConfig};
+use doorward::vgic::{LrImage, Owner, Port, SgiGroup, Signal, TableCursor, Trigger, Vgic, VgicConfig};
 use libfuzzer_sys::fuzz_target;
 
 #[path = "../../src/vgic/random_tests.rs"]

@@ -15,6 +15,7 @@
 //! | `target` | the console of the running image |
 
 pub mod keys;
+pub mod limit;
 pub mod lines;
 pub mod mux;
 pub mod onpanic;

@@ -11,7 +11,7 @@ use crate::domain::table::Domains;
 use crate::gic::its::Kind;
 use crate::host::Host;
 use crate::ids::{DomId, Intid};
-use crate::trace::{Event, on, total};
+use crate::trace::{self, Event, on, total};
 use core::sync::atomic::{AtomicU16, Ordering};
 
 /// The domU that `K` ends; 0 for none.
@@ -58,7 +58,7 @@ fn show_interrupts(domains: &Domains) {
 }
 
 fn domain_interrupts(domain: &Domain) {
-    line(format_args!("{}: {} waits for a vCPU to exit missed", domain.id(), domain.vgic().missed_recalls()));
+    line(format_args!("{}: {} times a vCPU was recalled", domain.id(), domain.recalls()));
     for vcpu in domain.vcpus() {
         for intid in (0..32).map(Intid) {
             if let Some(view) = domain.vgic().irq_state(vcpu.id, intid).filter(|view| view.pending || view.active) {
@@ -150,6 +150,8 @@ fn show_scheduler(domains: &Domains) {
 fn show_exits(host: &Host) {
     let cpus = host.cpus.ids();
     line(format_args!("in {} ms:", timer::now_us() / 1000));
+    let step = timer::ticks_to_us(trace::longest_step(), timer::frequency());
+    line(format_args!("  longest step of a vCPU's work: {step} us"));
     for &event in Event::ALL {
         let sum = total(event);
         if sum == 0 {

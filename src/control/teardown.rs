@@ -1,7 +1,8 @@
 //! Teardown: removes a domU that has ended for good and frees its resources.
 //!
-//! The run loop announces a domain when its last vCPU has gone off, unless it is restarted (`domain/restart.rs`). From then on, CPUs that have nothing else to run
-//! perform the work, one short step at a time ([`Background`]):
+//! The run loop announces a domain when its last vCPU has gone off, unless it is restarted (`domain/restart.rs`). From
+//! then on, CPUs that have nothing else to run perform the work, one short step at a time ([`Background`]); if there are
+//! none, a CPU that runs a vCPU gives it a tenth of its time, whether its vCPU takes interrupts or not:
 //!
 //! 1. The domain is taken out of the table of domains, the scheduler and the console.
 //! 2. It is removed from the hardware: events of its devices are unmapped, its vPEs and their tables are removed, and
@@ -22,6 +23,10 @@ use alloc::sync::Arc;
 
 /// The time after which a teardown that makes no progress is logged, in microseconds from its start.
 const DELAY_LIMIT_US: u64 = 5_000_000;
+
+/// How long a CPU that has a vCPU to run works for teardowns at a time, and how often, in microseconds.
+const ASSIST_US: u64 = 100;
+const ASSIST_PERIOD_US: u64 = 1_000;
 
 /// The teardown of one domain.
 struct Work {
@@ -63,15 +68,31 @@ impl Teardown {
     }
 
     /// Announces that a domain has ended and that all its vCPUs are off. Called once for each domain that is built.
-    pub fn announce(&self, id: DomId) {
+    pub fn announce(&self, cpu: CpuId, id: DomId) {
         self.background.announce(id);
-        self.hand_over();
+        self.hand_over(cpu);
     }
 
-    /// Kicks an idle CPU if there is work that no CPU performs. Called by a CPU that performs no more steps for now.
-    pub fn hand_over(&self) {
-        if let Some(cpu) = self.background.idle_cpu_to_kick() {
-            self.domains.host.send_kick(cpu);
+    /// Kicks an idle CPU if there is work that no CPU performs; if no CPU is idle, sets the timer of `cpu`, which is this
+    /// CPU, for its next share of the work. Called by a CPU that performs no more steps for now.
+    pub fn hand_over(&self, cpu: CpuId) {
+        if self.background.is_empty() {
+            return;
+        }
+        let host = self.domains.host;
+        match self.background.idle_cpu_to_kick() {
+            Some(idle) => host.send_kick(idle),
+            None => host.cpu(cpu).timer.set_assist(timer::now() + timer::us_to_ticks(ASSIST_PERIOD_US)),
+        }
+    }
+
+    /// Passes the work on to another CPU, because this CPU, `cpu`, leaves service.
+    pub fn leave(&self, cpu: CpuId) {
+        let host = self.domains.host;
+        if !self.background.is_empty()
+            && let Some(other) = host.cpus.ids().find(|&other| other != cpu && host.cpu(other).is_online())
+        {
+            host.send_kick(other);
         }
     }
 
@@ -85,15 +106,22 @@ impl Teardown {
         self.background.mark_busy(cpu);
     }
 
-    /// Performs a step if no CPU is idle. Called by a CPU that runs a vCPU: after an exit because
-    /// of an interrupt, and between steps of a virtual ITS's work.
+    /// Performs steps for `ASSIST_US` if no CPU is idle. Called by a CPU that runs a vCPU: after an exit because of an
+    /// interrupt, and between steps of a vCPU's work. The vCPU is not charged for the time.
     pub fn assist(&self, cpu: CpuId) {
-        if self.background.is_empty() {
-            return;
+        if !self.background.is_empty() {
+            self.assist_now(cpu);
         }
-        if self.background.idle_cpu_to_kick().is_some() || self.step(cpu) {
-            self.hand_over();
+    }
+
+    #[cold]
+    fn assist_now(&self, cpu: CpuId) {
+        let (host, from) = (self.domains.host, timer::now());
+        if self.background.idle_cpu_to_kick().is_none() && host.cpu(cpu).timer.may_assist(from) {
+            while self.step(cpu) && timer::now() - from < timer::us_to_ticks(ASSIST_US) {}
+            host.sched.exclude(cpu, timer::now() - from);
         }
+        self.hand_over(cpu);
     }
 
     /// Performs one step. Returns `false` if there is no work or if another CPU performs it.

@@ -9,13 +9,18 @@
 use super::Domain;
 use super::msi::LpiBackend;
 use super::port::DomainPort;
+use crate::arch::timer;
 use crate::ids::{DeviceId, EventId, EventKey, ItsId, VcpuId};
 use crate::mm::hw::El2;
 use crate::vcpu::ItsWork;
 use crate::vits::Progress;
 
-/// The largest number of operations of the host's ITSs in one step. One takes up to 4500 instructions of EL2, so a step
-/// takes 150 us at 10^9 instructions a second.
+/// How long a step may take, in microseconds. An operation that has begun is finished: an operation of the host's ITSs
+/// takes up to 4500 instructions of EL2, and as long as the ITS takes for its commands.
+const STEP_US: u64 = 100;
+
+/// The largest number of operations of the host's ITSs in one step. They take about as long as [`STEP_US`] at 10^9
+/// instructions a second, so that a faster CPU does not hold the lock of a virtual ITS longer than it has to.
 const BUDGET: usize = 32;
 
 /// The largest number of pending LPIs that are passed to the hardware in one step.
@@ -38,12 +43,17 @@ impl Domain {
             domain: self.id,
             paths: &self.paths,
             routes: &self.host.routes,
+            until: timer::now().saturating_add(timer::us_to_ticks(STEP_US)),
         }
     }
 
-    /// Starts the work that follows when GICR_CTLR.EnableLPIs of a vCPU is set: the configuration bytes of its events
-    /// are read again, and the pending bits of directly injected LPIs are passed to the hardware.
-    pub(super) fn lpis_enabled(&self, vcpu: VcpuId) -> Option<ItsWork> {
+    /// Starts the work that follows when the LPI tables of a vCPU have been read: the configuration bytes of its events
+    /// are applied, and the pending bits of directly injected LPIs are passed to the hardware.
+    fn lpis_enabled(&self, vcpu: VcpuId) -> Option<ItsWork> {
+        if !self.vgic.lpis_on(vcpu) {
+            // Another vCPU has disabled them already.
+            return None;
+        }
         for vits in self.itss() {
             let _ = vits.lpis_enabled(vcpu);
         }
@@ -60,10 +70,17 @@ impl Domain {
     /// Performs one step of `work`. Returns `None` when the work is finished.
     #[must_use]
     pub fn step_its_work(&self, work: ItsWork) -> Option<ItsWork> {
+        if let ItsWork::LpiTables { vcpu, cursor } = work {
+            return match self.vgic.read_tables(&self.port(), vcpu, cursor) {
+                Some(cursor) => Some(ItsWork::LpiTables { vcpu, cursor }),
+                None => self.lpis_enabled(vcpu),
+            };
+        }
         if self.step_itss() == Progress::More {
             return Some(work);
         }
         match work {
+            ItsWork::LpiTables { .. } => None,
             ItsWork::Commands => None,
             ItsWork::LpisEnabled { vcpu, of_all, next } => self.pass_pending_lpis(vcpu, of_all, next),
         }

@@ -56,7 +56,9 @@ impl Domain {
         Some(Emulated::Its(its, at.0 - self.itss.get(its)?.0.base.0))
     }
 
-    /// Performs a load of `bytes` bytes from an emulated device and returns the value.
+    /// Performs a load of `bytes` bytes from an emulated device and returns the value. If [`recalls`](Domain::recalls)
+    /// rises, the state of interrupts in the list registers of other vCPUs is missing; the load is then to be performed
+    /// again after [`is_settled`](Domain::is_settled).
     pub fn mmio_read(&self, from: VcpuId, device: Emulated, bytes: u8) -> u64 {
         let port = self.port();
         match device {
@@ -81,18 +83,16 @@ impl Domain {
     }
 
     /// Performs a store of `bytes` bytes to an emulated device. Returns the work of the virtual ITSs that the store has
-    /// started: the vCPU may not enter the guest before [`step_its_work`](Domain::step_its_work) has finished it.
+    /// started: the vCPU may not enter the guest before [`step_its_work`](Domain::step_its_work) has finished it. Nor
+    /// may it before [`is_settled`](Domain::is_settled).
     #[must_use]
     pub fn mmio_write(&self, from: VcpuId, device: Emulated, bytes: u8, value: u64) -> Option<ItsWork> {
         let port = self.port();
         match device {
             Emulated::Dist(offset) => self.vgic.dist_write(&port, from, offset, bytes, value),
             Emulated::Redist(frame, offset) => {
-                let was_on = self.vgic.lpis_on(frame);
-                self.vgic.redist_write(&port, from, frame, offset, bytes, value);
-                if !was_on && self.vgic.lpis_on(frame) {
-                    return self.lpis_enabled(frame);
-                }
+                let cursor = self.vgic.redist_write(&port, from, frame, offset, bytes, value)?;
+                return Some(ItsWork::LpiTables { vcpu: frame, cursor });
             }
             Emulated::Its(its, offset) => {
                 if offset >= TRANSLATION_FRAME {

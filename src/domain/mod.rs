@@ -7,11 +7,11 @@
 //! | [`its_work`] | work of the virtual ITSs, in steps |
 //! | [`msi`] | how the virtual ITS reaches the host's ITS: directly injected and software-injected events |
 //! | [`port`] | what the virtual GIC needs from the domain |
+//! | [`recall`] | vCPUs that have to leave their guests before another one may go on |
 //! | [`irq`] | physical interrupts: which domain gets each |
 //! | [`lifecycle`] | how the domain ends, and when its last vCPU is off |
 //! | [`restart`], `pace` | how it begins anew, in steps; after which delay |
 //! | [`images`] | what it starts from, and how that gets into its RAM |
-//! | [`reports`] | what it can cause to be logged over and over |
 
 pub mod images;
 pub mod irq;
@@ -21,11 +21,10 @@ pub mod mmio;
 pub mod msi;
 mod pace;
 pub mod port;
-pub mod reports;
+pub mod recall;
 pub mod restart;
 pub mod table;
 
-use crate::arch::timer;
 use crate::dev::pl011::Vpl011;
 use crate::gic::v4::V4Error;
 use crate::host::Host;
@@ -40,15 +39,15 @@ use crate::util::range::Range;
 use crate::vcpu::{Start, Vcpu};
 use crate::vgic::{Signal, Vgic};
 use crate::vits::Vits;
+use crate::{log_each_second, log_limited};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::fmt;
 use core::sync::atomic::{AtomicU16, Ordering};
 use images::Images;
 use lifecycle::{End, Lifecycle};
 use msi::LpiPaths;
 use pace::Pace;
-use reports::{Report, Reports};
+use recall::Recalls;
 
 /// The console that a domain sees: an emulated PL011.
 struct Console {
@@ -109,7 +108,7 @@ pub struct Domain {
     images: Option<Images>,
     lifecycle: Lifecycle,
     pace: Pace,
-    reports: Reports,
+    recalls: Recalls,
 }
 
 impl Domain {
@@ -138,7 +137,7 @@ impl Domain {
             images,
             lifecycle: Lifecycle::new(),
             pace: Pace::new(),
-            reports: Reports::default(),
+            recalls: Recalls::new(),
         }
     }
 
@@ -247,18 +246,12 @@ impl Domain {
         }
     }
 
-    /// Logs a line about the domain, unless there was one of this kind within the last second. Returns whether it has.
-    pub fn report(&self, kind: Report, text: fmt::Arguments<'_>) -> bool {
-        self.reports.log(self.id, timer::now_us(), kind, text)
-    }
-
     fn say_end(&self, end: End) {
-        let (kind, how) = match end {
-            End::Off => (Report::Off, "powered off"),
-            End::Reset => (Report::Reset, "reset"),
-            End::Crash => (Report::Crashed, "crashed"),
+        let _logged = match end {
+            End::Off => log_each_second!(Info, self.id; "{}: powered off", self.id),
+            End::Reset => log_each_second!(Info, self.id; "{}: reset", self.id),
+            End::Crash => log_each_second!(Warn, self.id; "{}: crashed", self.id),
         };
-        self.report(kind, format_args!("{how}"));
     }
 
     /// Powers a vCPU on and makes it runnable. Returns `false` if it was on already. The caller runs on a vCPU that is
@@ -292,6 +285,28 @@ impl Domain {
     /// guest.
     pub fn kick(&self, vcpu: &Vcpu) {
         let _ = self.host.wake(vcpu);
+    }
+
+    /// Makes a vCPU leave its guest if it is in it ([`recall`]).
+    fn recall(&self, vcpu: VcpuId) {
+        if let Some(vcpu) = self.vcpu(vcpu)
+            && vcpu.recall()
+        {
+            self.recalls.begin();
+            self.kick(vcpu);
+        }
+    }
+
+    /// The number of recalls so far.
+    #[must_use]
+    pub fn recalls(&self) -> u64 {
+        self.recalls.count()
+    }
+
+    /// Whether all vCPUs that were recalled have left their guests since.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.recalls.have_ended(|| self.vcpus.iter().any(|vcpu| vcpu.is_recalled()))
     }
 
     /// Removes the domain's vPEs and their tables from the GIC. Returns `false` if a vPE is still resident: the caller
@@ -330,11 +345,11 @@ pub fn remove_vpes(host: &Host, id: DomId, paths: &LpiPaths) -> bool {
         match v4.remove_vpe(vpe) {
             Err(V4Error::Resident(_)) => return false,
             Err(V4Error::NoSuchVpe(_)) | Ok(()) => {}
-            Err(error) => log::error!("{id}: {vpe}: cannot be removed: {error}"),
+            Err(error) => log_limited!(Error, id; "{id}: {vpe}: cannot be removed: {error}"),
         }
     }
     if let Err(error) = v4.destroy_vm(vm) {
-        log::error!("{id}: vLPI tables cannot be freed: {error}");
+        log_limited!(Error, id; "{id}: vLPI tables cannot be freed: {error}");
     }
     true
 }

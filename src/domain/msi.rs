@@ -9,6 +9,7 @@
 //! the guest's LPI configuration, and `vits` the guest's mappings.
 
 use crate::arch::nospec;
+use crate::arch::timer;
 use crate::gic::v4::{V4, VmHandle};
 use crate::gic::{Event, Gic, ItsError};
 use crate::host::routes::{PRIORITY, Route, Routes};
@@ -61,6 +62,8 @@ pub struct LpiBackend<'a, H: Hw + Clone> {
     pub paths: &'a LpiPaths,
     /// The routes of physical LPIs, for all domains.
     pub routes: &'a Routes,
+    /// When its user has to stop, in ticks.
+    pub until: u64,
 }
 
 fn failed(error: ItsError) -> BackendError {
@@ -265,6 +268,15 @@ impl<H: Hw + Clone> Backend for LpiBackend<'_, H> {
 
     fn move_all_pending(&self, from: VcpuId, to: VcpuId, resume: u32) -> Option<u32> {
         self.vgic.move_all_lpis(self.port, from, to, resume)
+    }
+
+    fn is_settled(&self) -> bool {
+        self.port.is_settled()
+    }
+
+    fn is_late(&self) -> bool {
+        // Without a limit, as in a test, the time is not read.
+        self.until != u64::MAX && timer::now() >= self.until
     }
 }
 

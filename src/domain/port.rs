@@ -5,13 +5,7 @@ use crate::arch::percpu;
 use crate::gic;
 use crate::host::Host;
 use crate::ids::{CpuId, Intid, Ipa, VcpuId};
-use crate::mm::hw::El2;
-use crate::mmio::Hw;
-use crate::vcpu::Vcpu;
 use crate::vgic::{Port, Trigger};
-
-/// How long a CPU waits for another one to leave its guest, in microseconds.
-const LEAVE_LIMIT_US: u64 = 1_000;
 
 /// The [`Port`] of a domain's virtual GIC and virtual ITSs.
 pub struct DomainPort<'a> {
@@ -35,17 +29,6 @@ fn is_here(cpu: CpuId) -> bool {
 impl DomainPort<'_> {
     fn cpu_of(&self, vcpu: VcpuId) -> Option<CpuId> {
         Some(self.domain.vcpu(vcpu)?.cpu())
-    }
-
-    /// Makes the vCPUs that `which` selects, except the one on this CPU, exit from the guest, and waits until they
-    /// have. Each evaluates its state again before it re-enters the guest.
-    fn make_exit(&self, which: impl Fn(&Vcpu) -> bool) {
-        for vcpu in self.domain.vcpus().iter().filter(|vcpu| which(vcpu) && !is_here(vcpu.cpu())) {
-            self.domain.kick(vcpu);
-            if !El2.wait(LEAVE_LIMIT_US, || !vcpu.is_in_guest()) {
-                log::warn!("{} {}: still in its guest 1 ms after a kick", self.domain.id(), vcpu.id);
-            }
-        }
     }
 }
 
@@ -113,16 +96,20 @@ impl Port for DomainPort<'_> {
     }
 
     fn group1_enabled(&self, _: bool) {
-        // On GICv4.0 residency depends on this bit. Each vCPU reads it before it enters; the vCPU on this CPU does so
-        // when this trap returns.
-        self.make_exit(|_| true);
+        // On GICv4.0 residency depends on this bit. Each vCPU reads it before it enters; the one whose store this is does
+        // so when this trap returns.
+        (0..).map(VcpuId).take(self.domain.vcpus().len()).for_each(|vcpu| self.domain.recall(vcpu));
     }
 
     fn lpis_enabled(&self, vcpu: VcpuId, _: bool, _: u64, _: u64) {
-        self.make_exit(|other| other.id == vcpu);
+        self.domain.recall(vcpu);
     }
 
-    fn wait(&self, done: &dyn Fn() -> bool) -> bool {
-        El2.wait(LEAVE_LIMIT_US, done)
+    fn recall(&self, vcpu: VcpuId) {
+        self.domain.recall(vcpu);
+    }
+
+    fn is_settled(&self) -> bool {
+        self.domain.is_settled()
     }
 }

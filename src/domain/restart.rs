@@ -19,11 +19,11 @@
 use super::Domain;
 use super::images::NotLoaded;
 use super::lifecycle::End;
-use super::reports::Report;
 use crate::arch::timer;
 use crate::console;
 use crate::host::cmdline::OnCrash;
 use crate::ids::VcpuId;
+use crate::log_each_second;
 use crate::mm::guest_ram::PIECE;
 use crate::vcpu::{Loaded, Restart, Start, Vcpu, Work};
 use alloc::sync::Arc;
@@ -153,7 +153,7 @@ impl Domain {
         let now_us = timer::now_us();
         let delay_us = self.pace.end(now_us, u64::from(self.host.options.restart_delay_ms) * 1000);
         if delay_us > 0 {
-            self.report(Report::Delayed, format_args!("restart delayed by {} ms", delay_us / 1000));
+            let _logged = log_each_second!(Info, self.id; "{}: restart delayed by {} ms", self.id, delay_us / 1000);
         }
         console::detach(self.id);
         vcpu.power_on_for(Work::Restart(Restart::Wait { until_us: now_us + delay_us }));
@@ -191,7 +191,7 @@ impl Domain {
         if self.console.is_some() {
             console::attach(self.id);
         }
-        if self.report(Report::Restarted, format_args!("restarted")) {
+        if log_each_second!(Info, self.id; "{}: restarted", self.id) {
             self.host.log_free_memory();
         }
         self.start(images.start)

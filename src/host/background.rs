@@ -3,7 +3,7 @@
 //! One CPU at a time performs the work. An idle CPU performs one step after the other, and sleeps only if there is no
 //! work or another CPU is performing it. A CPU that stops because it gets a vCPU to run, and a CPU that announces work,
 //! kicks an idle CPU if no CPU is performing the work. If no CPU is idle, each CPU that exits from a guest because of
-//! an interrupt performs one step.
+//! an interrupt performs some steps, and sets its timer so that it exits for the next ones.
 
 use crate::ids::{CpuId, DomId};
 use crate::sync::Exclusive;

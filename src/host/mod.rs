@@ -46,9 +46,6 @@ use routes::Routes;
 /// The SGI that makes another CPU exit from its guest or wake up.
 pub const KICK: u8 = 0;
 
-/// The number of warnings that [`Host::warn_limited`] logs; the rest are suppressed.
-const LIMITED_WARNINGS: u32 = 16;
-
 /// The period in which a vCPU may use its cap, in time slices.
 const CAP_PERIOD: u64 = 6;
 
@@ -103,8 +100,6 @@ pub struct Host {
     pub guest_pool: Lock<GuestPool>,
     /// The state of each CPU.
     pub cpus: Cpus,
-    /// The number of calls of [`Host::warn_limited`].
-    limited_warnings: AtomicU32,
     /// The number of vCPUs in the scheduler.
     vcpus: AtomicU32,
 }
@@ -156,7 +151,6 @@ impl Host {
             vmids: VmIds::new(),
             guest_pool: Lock::new(Rank::Domain, GuestPool::new()),
             cpus: Cpus::new(machine.cpus.len()),
-            limited_warnings: AtomicU32::new(0),
             vcpus: AtomicU32::new(0),
         }
     }
@@ -344,14 +338,6 @@ impl Host {
                 return;
             }
             to = percpu::cpu();
-        }
-    }
-
-    /// Logs a warning that a guest or broken hardware could cause without end: only the first `LIMITED_WARNINGS` are
-    /// logged.
-    pub fn warn_limited(&self, text: fmt::Arguments<'_>) {
-        if self.limited_warnings.fetch_add(1, Ordering::Relaxed) < LIMITED_WARNINGS {
-            log::warn!("{text}");
         }
     }
 

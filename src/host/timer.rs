@@ -1,8 +1,8 @@
 //! The deadlines of one CPU's EL2 timer.
 //!
 //! Each CPU has one EL2 timer (CNTHP), which is armed for the earliest of four deadlines: the emulated CNTP of the
-//! current vCPU, the scheduler's next decision, the wake-up of a vCPU that is blocked with a timer, and the unmasking
-//! of interrupts that are above their rate.
+//! current vCPU, the scheduler's next decision, the wake-up of a vCPU that is blocked with a timer, and rare work: the
+//! unmasking of interrupts that are above their rate, or this CPU's share of background work.
 //!
 //! Only this CPU accesses the deadlines. The list of sleepers has a lock: a vCPU is added by the CPU that it blocks on,
 //! and removed by the CPU that it runs on next, which may be another. That CPU does not re-arm the timer, so the timer
@@ -35,8 +35,11 @@ pub struct SoftTimer {
     resched: AtomicU64,
     /// The earliest deadline in `sleepers`.
     wake: AtomicU64,
-    /// The time at which masked interrupts have to be unmasked.
+    /// The time at which masked interrupts have to be unmasked, or `assist` if that is earlier. One deadline for both: a
+    /// fifth would cost each sleep its instructions.
     unmask: AtomicU64,
+    /// The time at which background work is due.
+    assist: AtomicU64,
     /// The deadline that the hardware is armed for.
     armed: AtomicU64,
     /// The vCPUs that this timer has to wake.
@@ -53,6 +56,7 @@ impl SoftTimer {
             resched: never(),
             wake: never(),
             unmask: never(),
+            assist: never(),
             armed: never(),
             sleepers: Lock::new(Rank::RunQueue, Sleepers::default()),
         }
@@ -91,6 +95,22 @@ impl SoftTimer {
         self.set(&self.unmask, Some(at.min(self.unmask.load(Relaxed))));
     }
 
+    /// Requests that this CPU exits from its guest for background work at `at`; a request that stands stays. Called on
+    /// this CPU.
+    pub fn set_assist(&self, at: u64) {
+        if self.assist.load(Relaxed) == NEVER {
+            self.assist.store(at, Relaxed);
+            self.unmask_at(at);
+        }
+    }
+
+    /// Whether no background work is requested for later than `now`. Called on this CPU.
+    #[must_use]
+    pub fn may_assist(&self, now: u64) -> bool {
+        let at = self.assist.load(Relaxed);
+        at == NEVER || at <= now
+    }
+
     /// Adds `vcpu` to the vCPUs to wake, at `at`, unless it is removed before. Called on this CPU.
     pub fn sleep(&self, vcpu: Arc<Vcpu>, at: u64) {
         let mut sleepers = self.sleepers.lock();
@@ -112,7 +132,7 @@ impl SoftTimer {
             let Some(vcpu) = sleeper else { break };
             wake(&vcpu);
         }
-        let deadlines = [&self.guest, &self.resched, &self.wake, &self.unmask];
+        let deadlines = [&self.guest, &self.resched, &self.wake, &self.unmask, &self.assist];
         deadlines.into_iter().for_each(|deadline| deadline.store(NEVER, Relaxed));
         self.program();
     }
@@ -129,9 +149,12 @@ impl SoftTimer {
             wake(&vcpu);
         }
         self.wake.store(self.sleepers.lock().next().unwrap_or(NEVER), Relaxed);
-        // Nothing is returned for this deadline: the vCPU's CNTP is evaluated each time before it enters the guest.
-        if self.guest.load(Relaxed) <= now {
-            self.guest.store(NEVER, Relaxed);
+        // Nothing is returned for these deadlines: the vCPU's CNTP is evaluated each time before it enters the guest, and
+        // background work is looked for after each exit because of an interrupt.
+        for deadline in [&self.guest, &self.assist] {
+            if deadline.load(Relaxed) <= now {
+                deadline.store(NEVER, Relaxed);
+            }
         }
         let is_due = |deadline: &AtomicU64| {
             let due = deadline.load(Relaxed) <= now;
@@ -141,6 +164,8 @@ impl SoftTimer {
             due
         };
         let fired = Fired { resched: is_due(&self.resched), unmask: is_due(&self.unmask) };
+        // Not yet due, though the deadline that it shares was.
+        self.unmask.fetch_min(self.assist.load(Relaxed), Relaxed);
         self.program();
         fired
     }

@@ -35,16 +35,20 @@ pub unsafe fn init(base: Pa, size: u64) {
 /// alignment is given). Returns `None` if there is no such run of pages.
 #[must_use]
 pub fn alloc(size: usize, align: usize) -> Option<Pa> {
+    let base = alloc_dirty(size, align)?;
+    // SAFETY: the pages were free, and `alloc_dirty` has given them to this call alone.
+    unsafe { slice::from_raw_parts_mut(base.0 as *mut u64, size.div_ceil(PAGE).max(1) * PAGE / 8).fill(0) };
+    Some(base)
+}
+
+/// [`alloc()`] without zeroes: the memory holds what its last owner in EL2 left there.
+#[must_use]
+pub fn alloc_dirty(size: usize, align: usize) -> Option<Pa> {
     let (count, align) = (size.div_ceil(PAGE).max(1), align.max(PAGE) / PAGE);
-    let base = {
-        let mut pool = POOL.lock();
-        let pool = pool.as_mut()?;
-        let offset = (pool.base as usize / PAGE).wrapping_neg() & (align - 1);
-        pool.base + (pool.map.take(count, align, offset)? * PAGE) as u64
-    };
-    // SAFETY: the pages were free, and `take` has given them to this call alone.
-    unsafe { slice::from_raw_parts_mut(base as *mut u64, count * PAGE / 8).fill(0) };
-    Some(Pa(base))
+    let mut pool = POOL.lock();
+    let pool = pool.as_mut()?;
+    let offset = (pool.base as usize / PAGE).wrapping_neg() & (align - 1);
+    Some(Pa(pool.base + (pool.map.take(count, align, offset)? * PAGE) as u64))
 }
 
 /// Frees an allocation of [`alloc()`] with the same `size`.

@@ -26,12 +26,13 @@ use crate::arch::{barrier, timer, tlb};
 use crate::dev::vtimer::{CNTP_PPI, VTimer};
 use crate::domain::Domain;
 use crate::domain::lifecycle::End;
-use crate::domain::reports::Report;
 use crate::host::Host;
 use crate::ids::Intid;
 use crate::trace::{Event, count};
 use crate::vcpu::{Again, Context, Vcpu, Work};
 use crate::vgic::SgiGroup;
+use crate::{log_each_second, log_limited};
+use arrayvec::ArrayVec;
 
 /// The number of consecutive faults at one instruction of its exception handler after which a domU counts as crashed.
 const HANDLER_FAULTS: u32 = 1000;
@@ -48,6 +49,11 @@ const PSTATE_EL0T: u64 = 0;
 /// Whether SP is SP_EL1: M[0], in EL1h (DDI 0487, C5.2.19).
 const fn uses_sp_el1(pstate: u64) -> bool {
     pstate & PSTATE_MODE == 0b0101
+}
+
+/// What a vCPU has to wait for before it goes on if vCPUs of its domain are recalled.
+pub(super) fn recall_to_await(domain: &Domain) -> Option<Work> {
+    (!domain.is_settled()).then(|| Work::Recall { load: None, since: timer::now() })
 }
 
 /// One synchronous exit.
@@ -92,15 +98,16 @@ impl Exit<'_> {
             }
             Class::DataAbortLower => {
                 self.count(Event::ExitDataAbort);
-                self.data_abort(esr, exit)
+                self.data_abort(exit, false)
             }
             Class::InstrAbortLower => {
                 self.count(Event::ExitInstrAbort);
                 if !self.domain.is_dom0() && self.has_no_vectors() {
-                    let (vcpu, pc) = (self.vcpu.id, self.context.regs.pc);
-                    self.domain.report(
-                        Report::Cause,
-                        format_args!("{vcpu}: exception vectors at {pc:#x} are not in its memory: crashed"),
+                    let _logged = log_each_second!(Warn, self.domain.id();
+                        "{} {}: exception vectors at {:#x} are not in its memory: crashed",
+                        self.domain.id(),
+                        self.vcpu.id,
+                        self.context.regs.pc
                     );
                     return self.end(End::Crash);
                 }
@@ -172,7 +179,7 @@ impl Exit<'_> {
     fn report_undef(&self, access: SysRegAccess) {
         let SysRegAccess { op0, op1, crn, crm, op2, is_read, .. } = access;
         let verb = if is_read { "read" } else { "write" };
-        log::debug!(
+        log_limited!(Debug, self.domain.id();
             "{} {}: S{op0}_{op1}_C{crn}_C{crm}_{op2}: unsupported {verb} at pc {:#x}: injected an UNDEF exception",
             self.domain.id(),
             self.vcpu.id,
@@ -180,7 +187,14 @@ impl Exit<'_> {
         );
     }
 
-    fn data_abort(&mut self, esr: Esr, exit: &RawExit) -> Next {
+    /// Performs a load that has recalled vCPUs, after they have left their guests.
+    pub(super) fn load_again(&mut self, exit: &RawExit) -> Next {
+        self.data_abort(exit, true)
+    }
+
+    /// Carries out an access to an emulated device. `again` says that it is a load that has recalled vCPUs before.
+    fn data_abort(&mut self, exit: &RawExit, again: bool) -> Next {
+        let esr = Esr(exit.esr);
         let abort = esr.data_abort();
         // All memory is readable and writable at stage 2, so the only permission faults are of walks that reach a device
         // (HCR_EL2.PTW). For others HPFAR_EL2 is UNKNOWN.
@@ -216,6 +230,7 @@ impl Exit<'_> {
         if insn.is_some() {
             self.context.executed_again.times = 0;
         }
+        let mut loaded: ArrayVec<(mmio::Load, u64), 2> = ArrayVec::new();
         for access in plan.accesses() {
             // The two registers of a load or store pair may lie in two devices, so each is a separate access.
             let device = self.domain.emulated(access.at);
@@ -226,11 +241,20 @@ impl Exit<'_> {
                     self.context.work = self.context.work.or(work.map(Work::Its));
                 }
                 (mmio::Op::Read(load), device) => {
+                    let recalls = self.domain.recalls();
                     let raw = device.map_or(0, |device| self.domain.mmio_read(self.vcpu.id, device, access.bytes));
-                    self.context.regs.set(load.rt(), load.value(raw));
+                    if !again && self.domain.recalls() != recalls {
+                        // Even if they have left by now: they may not have when the state was read.
+                        self.context.work = Some(Work::Recall { load: Some(*exit), since: timer::now() });
+                        return Next::Resume;
+                    }
+                    let _ = loaded.try_push((load, raw));
                 }
                 (mmio::Op::Write(_), None) => {}
             }
+        }
+        for (load, raw) in loaded {
+            self.context.regs.set(load.rt(), load.value(raw));
         }
         if let Some((base, value)) = plan.writeback {
             match base {
@@ -240,6 +264,9 @@ impl Exit<'_> {
             }
         }
         self.advance(esr);
+        if self.context.work.is_none() {
+            self.context.work = recall_to_await(self.domain);
+        }
         Next::Resume
     }
 
@@ -306,7 +333,7 @@ impl Exit<'_> {
 
     fn inject_data_abort(&mut self, far: u64, abort: &DataAbort) -> Next {
         self.count(Event::AbortInjected);
-        log::debug!(
+        log_limited!(Debug, self.domain.id();
             "{} {}: access to {far:#x} at pc {:#x} not allowed: injected a data abort",
             self.domain.id(),
             self.vcpu.id,
@@ -323,9 +350,12 @@ impl Exit<'_> {
             false => 0,
         };
         if *faults >= HANDLER_FAULTS && !self.domain.is_dom0() {
-            let (vcpu, pc) = (self.vcpu.id, entry.elr_el1);
-            self.domain
-                .report(Report::Cause, format_args!("{vcpu}: exception handler faults repeatedly at {pc:#x}: crashed"));
+            let _logged = log_each_second!(Warn, self.domain.id();
+                "{} {}: exception handler faults repeatedly at {:#x}: crashed",
+                self.domain.id(),
+                self.vcpu.id,
+                entry.elr_el1
+            );
             return self.end(End::Crash);
         }
         self.context.regs.pc = entry.pc;

@@ -34,13 +34,14 @@ pub fn cpu_loop(control: &'static Control, cpu: CpuId) -> ! {
     let mut hcr = None;
     loop {
         if state.is_leaving() {
+            control.teardown.leave(cpu);
             hotplug::leave(domains, cpu);
         }
         let next = host.sched.next(cpu, timer::now());
         state.timer.set_resched(host.sched.next_resched_at(cpu));
         match next {
             Some(vcpu) => {
-                control.teardown.hand_over();
+                control.teardown.hand_over(cpu);
                 let Some(domain) = domains.get(vcpu.domain) else { unreachable!("a vCPU without a domain") };
                 let hcr = *hcr.get_or_insert_with(|| features::program(host.features()));
                 let late = Some(timer::now() + long_switch);

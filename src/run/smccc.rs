@@ -9,9 +9,9 @@ use crate::dev::arch_calls;
 use crate::dev::psci::{self, PsciAction, affinity, status};
 use crate::domain::Domain;
 use crate::domain::lifecycle::End;
-use crate::domain::reports::Report;
 use crate::host::Host;
 use crate::ids::{Ipa, Mpidr};
+use crate::log_each_second;
 use crate::sched::State;
 use crate::vcpu::{Start, Vcpu};
 
@@ -89,8 +89,7 @@ fn psci(caller: &Caller<'_>, x: [u64; 4]) -> Answer {
         PsciAction::SystemOff if !domain.is_dom0() => end(domain, End::Off),
         PsciAction::SystemReset if !domain.is_dom0() => end(domain, End::Reset),
         PsciAction::SystemCrash { cookie } if !domain.is_dom0() => {
-            let vcpu = vcpu.id;
-            domain.report(Report::Cause, format_args!("{vcpu}: reported a crash by SYSTEM_RESET2: cookie {cookie:#x}"));
+            let _logged = log_each_second!(Warn, domain.id(); "{} {}: reported a crash by SYSTEM_RESET2: cookie {cookie:#x}", domain.id(), vcpu.id);
             end(domain, End::Crash)
         }
         PsciAction::SystemOff => {

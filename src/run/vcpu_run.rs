@@ -1,6 +1,6 @@
 //! One vCPU on this CPU, from switch-in to switch-out.
 
-use super::exit::Exit;
+use super::exit::{Exit, recall_to_await};
 use super::next::Next;
 use crate::arch::el1::{El1Context, Present, VirtualTimer};
 use crate::arch::fp::FpContext;
@@ -18,9 +18,12 @@ use crate::host::Host;
 use crate::host::cmdline::Vwfi;
 use crate::host::cpu_state::CpuState;
 use crate::ids::{CpuId, Intid, VpeId};
+use crate::log_limited;
+use crate::mm::hw::El2;
+use crate::mmio::Hw;
 use crate::sched::{Found, Schedulable, Verdict, Why};
 use crate::sync::ExclusiveGuard;
-use crate::trace::{Event, count};
+use crate::trace::{self, Event, count};
 use crate::util::bits::set_bits;
 use crate::vcpu::{Again, Context, Restart, Start, Vcpu, Work, list_regs};
 use alloc::sync::Arc;
@@ -30,6 +33,9 @@ const CNTP_ENABLE: u64 = 1;
 
 /// A switch to a vCPU that takes longer than this, in microseconds, is not counted as the vCPU's time.
 pub(super) const LONG_SWITCH_US: u64 = 200;
+
+/// A vCPU that takes longer than this to leave its guest after a recall, in microseconds, is reported.
+const LONG_RECALL_US: u64 = 1_000_000;
 
 /// A vCPU on this CPU, from switch-in to switch-out.
 pub(super) struct VcpuRun<'a> {
@@ -66,7 +72,7 @@ impl VcpuRun<'_> {
                 break Next::Preempt;
             }
             let next = match context.work {
-                Some(work) => self.step_work(&mut context, work),
+                Some(work) => self.step(&mut context, work),
                 None => self.enter_once(&mut context),
             };
             match next {
@@ -140,24 +146,60 @@ impl VcpuRun<'_> {
         false
     }
 
-    /// Performs a step of the work of EL2 that this vCPU has to do, and takes physical interrupts after it, so that the
-    /// scheduler's timer is handled. Like an exit because of an interrupt, a step also advances the teardown of other
-    /// domains.
-    fn step_work(&mut self, context: &mut Context, work: Work) -> Next {
+    /// Performs a step of what this vCPU has started, and takes physical interrupts after it, so that the scheduler's
+    /// timer is handled. Like an exit because of an interrupt, a step also advances the teardown of other domains.
+    fn step(&mut self, context: &mut Context, work: Work) -> Next {
         // The time of the work is not part of the switch: it is charged, and slices end during it.
         self.end_switch();
-        let (left, next) = match work {
-            Work::Its(work) => (self.domain.step_its_work(work).map(Work::Its), Next::Resume),
-            Work::Restart(restart) => match self.domain.step_restart(restart) {
-                Stepped::More(left) => (Some(Work::Restart(left)), Next::Resume),
-                Stepped::Later(left) => (Some(Work::Restart(left)), Next::Sleep),
-                Stepped::Finished => (None, Next::Restarted),
-            },
+        let from = timer::now();
+        let next = match work {
+            Work::Its(work) => {
+                context.work = match self.domain.step_its_work(work) {
+                    Some(work) => Some(Work::Its(work)),
+                    None => recall_to_await(self.domain),
+                };
+                Next::Resume
+            }
+            Work::Recall { load, since } => self.await_recall(context, load, since),
+            Work::Restart(restart) => {
+                let (left, next) = match self.domain.step_restart(restart) {
+                    Stepped::More(left) => (Some(left), Next::Resume),
+                    Stepped::Later(left) => (Some(left), Next::Sleep),
+                    Stepped::Finished => (None, Next::Restarted),
+                };
+                context.work = left.map(Work::Restart);
+                next
+            }
         };
-        context.work = left;
+        trace::record_step(self.cpu, timer::now().saturating_sub(from));
         irq::take_all(self.control.domains, self.cpu);
         self.control.teardown.assist(self.cpu);
-        if matches!(work, Work::Its(_)) && self.domain.is_ending() { Next::Off } else { next }
+        // A domain that restarts has ended.
+        if self.domain.is_ending() && !matches!(work, Work::Restart(_)) { Next::Off } else { next }
+    }
+
+    /// Looks whether the vCPUs that were recalled have left their guests, and if so, performs the load that waits for
+    /// them. There is no deadline: the vCPU may not go on, and it keeps no CPU from other work. If a vCPU never leaves,
+    /// the domain hangs until it is ended.
+    fn await_recall(&self, context: &mut Context, load: Option<RawExit>, since: u64) -> Next {
+        if !self.domain.is_settled() {
+            El2.relax();
+            if timer::now().saturating_sub(since) > timer::us_to_ticks(LONG_RECALL_US) {
+                context.work = Some(Work::Recall { load, since: timer::now() });
+                let (domain, vcpu) = (self.domain.id(), self.vcpu.id);
+                log_limited!(Warn, domain; "{domain} {vcpu}: waits for another vCPU to leave its guest");
+            }
+            return Next::Resume;
+        }
+        context.work = None;
+        match load {
+            Some(exit) => self.exit(context).load_again(&exit),
+            None => Next::Resume,
+        }
+    }
+
+    fn exit<'a>(&'a self, context: &'a mut Context) -> Exit<'a> {
+        Exit { host: self.host, domain: self.domain, vcpu: self.vcpu, context }
     }
 
     /// Whether an interrupt other than a vLPI is pending, so that blocking would end at once. If the CPU is not shared,
@@ -222,7 +264,7 @@ impl VcpuRun<'_> {
     fn off(&mut self) {
         self.leave();
         if self.domain.count_power_off() && !self.domain.begin_restart(self.vcpu) {
-            self.control.teardown.announce(self.domain.id());
+            self.control.teardown.announce(self.cpu, self.domain.id());
         }
     }
 
@@ -231,7 +273,7 @@ impl VcpuRun<'_> {
     fn restarted(&mut self) {
         self.leave();
         if !self.domain.finish_restart() {
-            self.control.teardown.announce(self.domain.id());
+            self.control.teardown.announce(self.cpu, self.domain.id());
         }
     }
 
@@ -272,7 +314,6 @@ impl VcpuRun<'_> {
         }
         let exit = enter(&mut context.regs, self.present.ras());
         list_regs::store(&mut context.lrs);
-        vcpu.left();
         if context.serror {
             // The CPU clears VSE when the guest takes the virtual SError; until then it stays pending.
             context.serror = HCR_EL2.is_set(HCR_EL2::VSE);
@@ -283,6 +324,8 @@ impl VcpuRun<'_> {
         }
         let port = self.domain.port();
         let synced = vgic.sync(&port, vcpu.id, &mut context.lrs);
+        // A vCPU that has recalled this one goes on from here.
+        vcpu.left();
         let vtimer = self.host.machine.timer.virt;
         if synced.hw_ppis_pending & 1 << vtimer.0 != 0 && !irq::virtual_timer_line() {
             vgic.retract_hw_ppi(&port, vcpu.id, vtimer);
@@ -298,7 +341,7 @@ impl VcpuRun<'_> {
                 self.control.teardown.assist(self.cpu);
                 Next::Resume
             }
-            Reason::Sync => Exit { host: self.host, domain: self.domain, vcpu: self.vcpu, context }.sync(exit),
+            Reason::Sync => self.exit(context).sync(exit),
             Reason::SError => {
                 // An access of the guest caused the SError, so the guest gets it.
                 count(self.cpu, Event::ExitSerror);
@@ -306,7 +349,7 @@ impl VcpuRun<'_> {
                 Next::Resume
             }
             Reason::OwnSError => {
-                self.host.warn_limited(format_args!("{}: SError of EL2: ignored", self.cpu));
+                log_limited!(Warn; "{}: SError of EL2: ignored", self.cpu);
                 Next::Resume
             }
         }
@@ -386,8 +429,7 @@ impl VcpuRun<'_> {
                 context.resident_on = before;
                 let (domain, vcpu) = (self.domain.id(), self.vcpu.id);
                 let cpu = self.cpu;
-                self.host
-                    .warn_limited(format_args!("{domain} {vcpu}: {vpe}: cannot be made resident on {cpu}: {error}"));
+                log_limited!(Warn, domain; "{domain} {vcpu}: {vpe}: cannot be made resident on {cpu}: {error}");
                 debug_assert!(
                     !matches!(error, EnterError::Elsewhere(_) | EnterError::Occupied(_)),
                     "{vpe} on {}: {error}",

@@ -463,6 +463,10 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
         self.publish(this, &queue, now);
     }
 
+    fn exclude(&self, cpu: CpuId, ticks: u64) {
+        self.cpu(cpu).queue.lock().exclude(ticks);
+    }
+
     fn should_resched(&self, cpu: CpuId, now: u64) -> Verdict {
         let this = self.cpu(cpu);
         this.resched.store(false, Ordering::SeqCst);

@@ -98,6 +98,10 @@ pub trait Scheduler<V>: Send + Sync {
     /// instruction.
     fn restart_slice(&self, _cpu: CpuId, _now: u64) {}
 
+    /// Does not charge the vCPU of this CPU for the last `ticks`, which have passed since it was charged: they went into
+    /// work of another domain. Its slice ends when it would have ended.
+    fn exclude(&self, _cpu: CpuId, _ticks: u64) {}
+
     /// Decides whether the vCPU of this CPU goes on running. Call it when [`Scheduler::needs_resched`] is true.
     fn should_resched(&self, cpu: CpuId, now: u64) -> Verdict;
 

@@ -219,6 +219,11 @@ impl<V: Scheduled> Queue<V> {
         self.started = now;
     }
 
+    /// Leaves `ticks` out of the next charge.
+    pub fn exclude(&mut self, ticks: u64) {
+        self.charged = self.charged.saturating_add(ticks);
+    }
+
     /// Takes the current vCPU off, charged until `now`.
     pub fn stop(&mut self, now: u64, slices: &Slices) -> Option<Arc<V>> {
         self.charge(now, slices);
@@ -283,6 +288,17 @@ mod tests {
         assert_eq!(take(&mut queue, 0), Some("middle"));
         assert_eq!(take(&mut queue, 0), Some("late"));
         assert_eq!(take(&mut queue, 0), None);
+    }
+
+    #[test]
+    fn time_that_is_excluded_is_not_charged_and_does_not_prolong_the_slice() {
+        let (mut queue, vcpus) = queue(&["one", "two"]);
+        let one = queue.take(0, |_| true).unwrap();
+        queue.start(one, 0);
+        queue.exclude(300);
+        queue.charge(800, &SLICES);
+        assert_eq!(vcpus[0].entity().ran(), 500);
+        assert!(!queue.slice_is_over(999, &SLICES) && queue.slice_is_over(1000, &SLICES));
     }
 
     #[test]

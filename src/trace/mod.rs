@@ -134,6 +134,20 @@ pub fn total(event: Event) -> u64 {
     COUNTS.iter().map(|counters| counters.0[event as usize].load(Ordering::Relaxed)).sum()
 }
 
+/// The longest steps, in ticks.
+static LONGEST_STEP: [AtomicU64; SETS] = [const { AtomicU64::new(0) }; SETS];
+
+/// Records how long a step of what a vCPU had started took on `cpu`, in ticks.
+pub fn record_step(cpu: CpuId, ticks: u64) {
+    LONGEST_STEP[cpu.index().min(SETS - 1)].fetch_max(ticks, Ordering::Relaxed);
+}
+
+/// Returns how long the longest step on any CPU took, in ticks.
+#[must_use]
+pub fn longest_step() -> u64 {
+    LONGEST_STEP.iter().map(|longest| longest.load(Ordering::Relaxed)).max().unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

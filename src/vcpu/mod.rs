@@ -17,7 +17,7 @@ use crate::ids::{CpuId, DomId, Intid, Ipa, Mpidr, VcpuId, VpeId};
 use crate::sched::{Entity, RunState, State};
 use crate::sync::{Exclusive, ExclusiveGuard, Lock, Rank};
 use crate::vgic::LrImage;
-use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, Ordering};
 use meter::Meter;
 pub use work::{ItsWork, Loaded, Restart, Work};
 
@@ -32,6 +32,14 @@ pub struct Start {
 
 /// "No CPU", in atomics that hold a CPU number.
 const NO_CPU: u16 = u16::MAX;
+
+/// The vCPU is out of the guest, and its list registers have been read back.
+const OUT: u8 = 0;
+/// It is in the guest, or about to enter it and may have put pending interrupts into list registers. A change takes
+/// effect only after an SGI has made it exit.
+const IN_GUEST: u8 = 1;
+/// The same, and it has been recalled: something waits for it to leave.
+const RECALLED: u8 = 2;
 
 /// A virtual CPU.
 pub struct Vcpu {
@@ -49,9 +57,8 @@ pub struct Vcpu {
     pub entity: Entity,
     /// The cost of the device interrupts that EL2 has taken for the vCPU.
     pub meter: Meter,
-    /// True from before pending interrupts are put into list registers until the vCPU has left the guest. A change
-    /// made while it is true takes effect only after an SGI has made the vCPU exit.
-    in_guest: AtomicBool,
+    /// [`OUT`], [`IN_GUEST`] or [`RECALLED`].
+    presence: AtomicU8,
     /// The CPU that holds its system registers and physical PPIs.
     live: AtomicU16,
     /// The CPU whose EL2 timer wakes it while it is blocked.
@@ -122,7 +129,7 @@ impl Vcpu {
             run: RunState::new(),
             entity: Entity::new(home),
             meter: Meter::default(),
-            in_guest: AtomicBool::new(false),
+            presence: AtomicU8::new(OUT),
             live: AtomicU16::new(NO_CPU),
             timer_cpu: AtomicU16::new(NO_CPU),
             deactivate: AtomicU32::new(0),
@@ -248,18 +255,34 @@ impl Vcpu {
 
     /// Marks the vCPU as in the guest. Its CPU calls this before it looks for pending interrupts and enters the guest.
     pub fn entering(&self) {
-        self.in_guest.store(true, Ordering::SeqCst);
+        self.presence.store(IN_GUEST, Ordering::SeqCst);
     }
 
-    /// Marks the vCPU as out of the guest. Its CPU calls this after an exit, or if it does not enter the guest.
+    /// Marks the vCPU as out of the guest. Its CPU calls this after an exit, when it has read the list registers back,
+    /// or if it does not enter the guest.
     pub fn left(&self) {
-        self.in_guest.store(false, Ordering::SeqCst);
+        self.presence.store(OUT, Ordering::SeqCst);
     }
 
     /// Whether the vCPU is in the guest or about to enter it, so that it sees a change only after an SGI has made it
     /// exit.
     #[must_use]
     pub fn is_in_guest(&self) -> bool {
-        self.in_guest.load(Ordering::SeqCst)
+        self.presence.load(Ordering::SeqCst) != OUT
+    }
+
+    /// Recalls the vCPU if it is in the guest. The caller then makes it exit; until it has,
+    /// [`is_recalled`](Vcpu::is_recalled) returns `true`. Returns `false` if it is not in the guest.
+    #[must_use]
+    pub fn recall(&self) -> bool {
+        // A vCPU that is recalled already has not left since, so it will see what the caller has changed.
+        let found = self.presence.compare_exchange(IN_GUEST, RECALLED, Ordering::SeqCst, Ordering::SeqCst);
+        found != Err(OUT)
+    }
+
+    /// Whether the vCPU was recalled and has not left the guest since.
+    #[must_use]
+    pub fn is_recalled(&self) -> bool {
+        self.presence.load(Ordering::SeqCst) == RECALLED
     }
 }

@@ -2,13 +2,22 @@
 //!
 //! A value here is a cursor: what is left to do. The run loop performs one step after the other.
 
+use crate::arch::vcpu::RawExit;
 use crate::ids::{EventKey, VcpuId};
+use crate::vgic::TableCursor;
 
 /// Work of EL2 that a vCPU performs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
     /// Work of the domain's virtual ITSs.
     Its(ItsWork),
+    /// vCPUs of the domain were recalled. They have to leave their guests, so that what was changed holds for them.
+    Recall {
+        /// The load that has to be performed then, as its exit was reported. Its registers are not written yet.
+        load: Option<RawExit>,
+        /// When it began, in ticks.
+        since: u64,
+    },
     /// The restart of the domain.
     Restart(Restart),
 }
@@ -18,7 +27,14 @@ pub enum Work {
 pub enum ItsWork {
     /// Commands in a queue, or a change of GITS_CTLR.
     Commands,
-    /// GICR_CTLR.EnableLPIs of `vcpu` was set: configuration and pending bits of its LPIs are passed to the hardware.
+    /// GICR_CTLR.EnableLPIs of `vcpu` was set: its tables are read.
+    LpiTables {
+        /// The vCPU.
+        vcpu: VcpuId,
+        /// How far they have been read.
+        cursor: TableCursor,
+    },
+    /// The tables of `vcpu` were read: configuration and pending bits of its LPIs are passed to the hardware.
     LpisEnabled {
         /// The vCPU.
         vcpu: VcpuId,

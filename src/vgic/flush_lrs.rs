@@ -33,6 +33,10 @@ pub(super) struct Best {
     total: usize,
 }
 
+/// The most LPIs that one flush selects from. A guest can make all of its LPIs pending at once in its pending table; then
+/// those of the lowest numbers go first.
+const MOST_LPIS: u32 = 1024;
+
 /// The INTID in a key of [`Best`].
 pub(super) const INTID_MASK: u32 = 0x00ff_ffff;
 
@@ -112,12 +116,14 @@ impl Vgic {
         if let Some(dist) = &dist {
             dist.for_each_queued(vcpu, |intid, irq| offer(irq, intid));
         }
-        if work.contains(Work::LPI) && state.lpis_on && Self::group_on(ctlr, true) {
+        if work.contains(Work::LPI) && cpu.lpis_on.load(Ordering::SeqCst) && Self::group_on(ctlr, true) {
+            let mut left = MOST_LPIS;
             cpu.lpis.for_each(|index| {
                 if let Some(priority) = self.lpis.deliverable(index) {
                     waiting.offer(priority & self.priority_mask, index.wrapping_add(Lpi::FIRST));
+                    left = left.saturating_sub(1);
                 }
-                true
+                left > 0
             });
         }
 
@@ -193,7 +199,7 @@ impl Vgic {
         if let Some(dist) = &dist {
             dist.for_each_queued(vcpu, |_, irq| found |= signalled(irq));
         }
-        if !found && state.lpis_on {
+        if !found && cpu.lpis_on.load(Ordering::SeqCst) {
             cpu.lpis.for_each(|index| {
                 let priority = self.lpis.deliverable(index);
                 found |= priority.is_some_and(|p| taken(p & self.priority_mask, true));
@@ -367,5 +373,31 @@ mod tests {
         let _ = machine.exit(ONE);
         let listed = machine.enter(ONE);
         assert_eq!(machine.enter(ONE), listed);
+    }
+
+    #[test]
+    fn a_flush_selects_from_a_limited_number_of_lpis_and_later_ones_from_the_rest() {
+        let machine = Machine::new(1);
+        let all: Vec<(u32, u8)> = (8192..8192 + MOST_LPIS + 8).map(|v| (v, 0xa1)).collect();
+        machine.enable_lpis(BOOT, &all);
+        // The last one has the highest priority, and is not looked at first.
+        machine.vgic.set_lpi_config(&machine, VIntid(8192 + MOST_LPIS + 7), 0x01);
+        all.iter().for_each(|(v, _)| assert!(machine.vgic.inject_lpi(&machine, BOOT, VIntid(*v))));
+        let mut taken = 0;
+        let mut first = None;
+        loop {
+            let listed = machine.enter(BOOT);
+            first = first.or(listed.first().map(|lr| lr.0));
+            taken += listed.len();
+            for (intid, ..) in &listed {
+                machine.acknowledge(BOOT, *intid);
+                machine.end(BOOT, *intid);
+            }
+            let _ = machine.exit(BOOT);
+            if listed.is_empty() {
+                break;
+            }
+        }
+        assert_eq!((first, taken), (Some(8192), all.len()));
     }
 }

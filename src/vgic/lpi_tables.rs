@@ -5,6 +5,9 @@
 //! used. Addresses and sizes come from the guest: reads go through the port, which checks that they are in the domain's
 //! memory, and stop at the number of LPIs of the domain.
 //!
+//! The tables are read in steps, because a table may hold thousands of changes. The vCPU that has set EnableLPIs does not
+//! enter its guest before the last step, with which LPIs are enabled.
+//!
 //! When EnableLPIs changes from 1 to 0, the pending state stays in EL2 and is not written to the guest's table. When it
 //! changes from 0 to 1, what the table holds becomes pending in addition; with GICR_PENDBASER.PTZ, nothing is pending.
 
@@ -14,6 +17,7 @@ use super::regs::PENDBASER_PTZ;
 use super::state::Vgic;
 use super::vcpu::Work;
 use crate::ids::{Ipa, Lpi, VIntid, VcpuId};
+use core::sync::atomic::Ordering;
 
 /// Offset of the first LPI's byte in a pending table: INTID / 8.
 const PENDING_TABLE_SKIP: u64 = Lpi::FIRST as u64 / 8;
@@ -25,6 +29,26 @@ const PENDBASER_ADDRESS: u64 = 0x000f_ffff_ffff_0000;
 const PROPBASER_IDBITS: u64 = 0x1f;
 /// Number of bytes of the guest's memory that are read at once.
 const CHUNK: usize = 256;
+/// How many times a vCPU is looked at in one step because of a changed configuration byte, if all bytes have changed.
+const STEP_LOOKS: usize = 8192;
+/// What a changed byte costs apart from that, in looks.
+const BYTE_LOOKS: usize = 16;
+
+/// How far a redistributor has read its LPI tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableCursor {
+    /// GICR_PENDBASER when LPIs were enabled.
+    pendbaser: u64,
+    part: Part,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// The configuration table, from this LPI on.
+    Configuration(VIntid),
+    /// The pending table, from this word on.
+    Pending(u32),
+}
 
 impl Vgic {
     /// Number of LPIs that are covered by the guest's configuration table.
@@ -83,21 +107,45 @@ impl Vgic {
         (index < covered).then_some(VIntid(index.saturating_add(Lpi::FIRST)))
     }
 
-    /// Reads the configuration and pending tables when EnableLPIs changes from 0 to 1.
-    pub(super) fn start_lpis(&self, port: &dyn Port, vcpu: VcpuId, pendbaser: u64) {
-        let _ = self.reload_lpi_configs(port, VIntid(Lpi::FIRST), usize::MAX, &mut |_, _| {});
-        let Some(cpu) = self.vcpu(vcpu) else { return };
-        if pendbaser & PENDBASER_PTZ != 0 {
-            let _state = cpu.state.lock();
-            (0..cpu.lpis.words()).for_each(|word| {
-                let _ = cpu.lpis.take_word(word);
-            });
-            return;
+    /// Begins to read the tables, after EnableLPIs of a vCPU has changed from 0 to 1.
+    pub(super) fn begin_tables(pendbaser: u64) -> TableCursor {
+        TableCursor { pendbaser, part: Part::Configuration(VIntid(Lpi::FIRST)) }
+    }
+
+    /// Reads a part of the LPI tables of a vCPU, from `cursor` on. Returns the cursor for the next call, or `None` when
+    /// all is read and LPIs are enabled. Stops if EnableLPIs is cleared meanwhile.
+    #[must_use]
+    pub fn read_tables(&self, port: &dyn Port, vcpu: VcpuId, cursor: TableCursor) -> Option<TableCursor> {
+        let cpu = self.vcpu(vcpu)?;
+        if !cpu.state.lock().lpis_on {
+            return None;
         }
-        let mut cursor = Some(0);
-        while let Some(at) = cursor {
-            cursor = self.load_pending_table(port, vcpu, at);
+        let next = match cursor.part {
+            Part::Configuration(from) => {
+                let max = STEP_LOOKS.checked_div(self.vcpus.len().saturating_add(BYTE_LOOKS)).unwrap_or(1);
+                let next = self.reload_lpi_configs(port, from, max.max(1), &mut |_, _| {});
+                Some(next.map_or(Part::Pending(0), Part::Configuration))
+            }
+            Part::Pending(_) if cursor.pendbaser & PENDBASER_PTZ != 0 => {
+                let _state = cpu.state.lock();
+                (0..cpu.lpis.words()).for_each(|word| {
+                    let _ = cpu.lpis.take_word(word);
+                });
+                None
+            }
+            Part::Pending(word) => self.load_pending_table(port, vcpu, word).map(Part::Pending),
+        };
+        if let Some(part) = next {
+            return Some(TableCursor { part, ..cursor });
         }
+        {
+            // Under the lock, so that this does not undo a write of 0.
+            let state = cpu.state.lock();
+            cpu.lpis_on.store(state.lpis_on, Ordering::SeqCst);
+        }
+        self.notify_one(port, None, vcpu, Work::LPI);
+        port.lpis_enabled(vcpu, true, cursor.pendbaser, self.propbaser());
+        None
     }
 
     /// Makes the LPIs pending that the guest's pending table holds: a bounded number of words, from `cursor` on.
@@ -148,8 +196,8 @@ mod tests {
     const PENDING: u64 = 0x2_0000;
 
     fn enable_lpis_with_table(machine: &Machine, vcpu: VcpuId) {
-        machine.vgic.redist_write(machine, vcpu, vcpu, 0x70, 8, CONFIG | 13);
-        machine.vgic.redist_write(machine, vcpu, vcpu, 0x78, 8, PENDING);
+        let _ = machine.vgic.redist_write(machine, vcpu, vcpu, 0x70, 8, CONFIG | 13);
+        let _ = machine.vgic.redist_write(machine, vcpu, vcpu, 0x78, 8, PENDING);
         machine.redist_write(vcpu, 0, 1);
     }
 
@@ -167,6 +215,46 @@ mod tests {
         assert_eq!(machine.vgic.lpi_config(VIntid(8193)), 0x42);
         assert_eq!(machine.vgic.lpi_config(VIntid(16383)), 0xff);
         assert_eq!(machine.vgic.lpi_config(VIntid(16384)), 0);
+    }
+
+    /// The number of steps in which a vCPU's tables are read, the most changed bytes in one step, and whether LPIs were
+    /// delivered before the end.
+    fn read_in_steps(vcpus: u64) -> (usize, usize, bool) {
+        let machine = Machine::new(vcpus);
+        machine.poke(CONFIG, &[0xa1; 8192]);
+        machine.poke(PENDING + 1024, &[0xff; 1024]);
+        let _ = machine.vgic.redist_write(&machine, BOOT, BOOT, 0x70, 8, CONFIG | 13);
+        let _ = machine.vgic.redist_write(&machine, BOOT, BOOT, 0x78, 8, PENDING);
+        let mut cursor = machine.vgic.redist_write(&machine, BOOT, BOOT, 0, 4, 1);
+        assert_eq!(machine.redist_read(BOOT, 0), 3, "the register reads as written");
+        let changed = || (8192..16384).filter(|&v| machine.vgic.lpi_config(VIntid(v)) == 0xa1).count();
+        let (mut steps, mut most, mut early) = (0, 0, false);
+        while let Some(at) = cursor {
+            early |= machine.vgic.lpis_on(BOOT) || pend(&machine, BOOT, 9000);
+            let before = changed();
+            cursor = machine.vgic.read_tables(&machine, BOOT, at);
+            most = most.max(changed() - before);
+            steps += 1;
+        }
+        assert!(machine.vgic.lpis_on(BOOT));
+        assert_eq!((changed(), machine.vgic.pending_lpis(BOOT)), (8192, 8192));
+        (steps, most, early)
+    }
+
+    #[test]
+    fn tables_are_read_in_steps_that_are_shorter_the_more_vcpus_there_are_and_then_take_effect() {
+        assert_eq!(read_in_steps(1), (19, 481, false));
+        assert_eq!(read_in_steps(16), (33, 256, false));
+    }
+
+    #[test]
+    fn reading_the_tables_ends_when_lpis_are_disabled_meanwhile() {
+        let machine = Machine::new(2);
+        let cursor = machine.vgic.redist_write(&machine, BOOT, BOOT, 0, 4, 1).unwrap();
+        let cursor = machine.vgic.read_tables(&machine, BOOT, cursor).unwrap();
+        assert_eq!(machine.vgic.redist_write(&machine, ONE, BOOT, 0, 4, 0), None);
+        assert_eq!(machine.vgic.read_tables(&machine, BOOT, cursor), None);
+        assert!(!machine.vgic.lpis_on(BOOT));
     }
 
     #[test]

@@ -25,10 +25,11 @@
 //!
 //! **The list registers are empty while a vCPU is out of its guest.** A sync moves their contents back into software,
 //! and the next flush lists the interrupts again. So a guest reads the exact state of the interrupts of the vCPU that
-//! reads. Before it reads or changes interrupts in the list registers of a vCPU that runs on another CPU, these are
-//! *recalled*: that vCPU is kicked, and the access waits for its sync, with a deadline and without a lock. This cannot
-//! deadlock, because the vCPU that waits has been synced itself. If the deadline is missed, the access is answered from
-//! the state in software and counted; a write then takes effect at the next sync.
+//! reads. When a vCPU reads or changes interrupts in the list registers of one that runs on another CPU, these are
+//! *recalled* ([`Port::recall`]): that vCPU is kicked, and the one that made the access does not enter its guest before
+//! the other one has been synced. A write takes effect at that sync. A read returns the state in software; its caller
+//! reads again after the sync. No CPU waits for another one in this module, and two vCPUs cannot wait for each other,
+//! because one that waits has been synced itself.
 //!
 //! **The port.** The trait [`Port`] is what the virtual GIC needs from the domain. None of its functions is called with
 //! a lock of this module held: changes are collected under the lock and carried out after it is released. Where a
@@ -93,6 +94,7 @@ pub use config::{BadConfig, MAX_VCPUS, VgicConfig};
 pub use inject::{IrqView, Signal};
 pub use irq::Trigger;
 pub use lpi_state::Owner;
+pub use lpi_tables::TableCursor;
 pub use lr::LrImage;
 pub use port::Port;
 pub use regs::VGICR_SIZE;

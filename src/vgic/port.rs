@@ -25,21 +25,15 @@ pub trait Port {
     /// A physical PPI that is active on behalf of `vcpu` has to be deactivated, on the CPU where `vcpu` runs or will
     /// run next.
     fn ppi_deactivate(&self, vcpu: VcpuId, intid: Intid);
-    /// The guest has set GICD_CTLR.EnableGrp1 to `on`. On GICv4.0, residency depends on it.
+    /// The guest has set GICD_CTLR.EnableGrp1 to `on`. On GICv4.0, residency depends on it. May recall vCPUs.
     fn group1_enabled(&self, on: bool);
     /// The guest has set GICR_CTLR.EnableLPIs of this vCPU to `on`. When it is on, the guest's configuration and
-    /// pending tables have been read.
+    /// pending tables have been read. May recall the vCPU.
     fn lpis_enabled(&self, vcpu: VcpuId, on: bool, pendbaser: u64, propbaser: u64);
-    /// Polls `done` until it returns `true`. Returns `false` when that takes longer than a deadline, which is of the
-    /// order of a context switch.
-    ///
-    /// Called after a kick, to wait for another vCPU to leave its guest. The default has no clock and limits the number
-    /// of polls.
-    fn wait(&self, done: &dyn Fn() -> bool) -> bool {
-        const POLLS: u32 = 1 << 20;
-        (0..POLLS).any(|_| {
-            core::hint::spin_loop();
-            done()
-        })
-    }
+    /// Makes a vCPU leave its guest if it is in it, so that what has just changed holds for it when it enters again. Does
+    /// not wait for that: the vCPU on whose behalf the call is made may not enter its guest before
+    /// [`is_settled`](Port::is_settled).
+    fn recall(&self, vcpu: VcpuId);
+    /// Whether each vCPU that was recalled has left its guest since.
+    fn is_settled(&self) -> bool;
 }

@@ -107,13 +107,16 @@ impl Port for Threads {
     fn ppi_deactivate(&self, _: VcpuId, _: Intid) {}
     fn group1_enabled(&self, _: bool) {}
     fn lpis_enabled(&self, _: VcpuId, _: bool, _: u64, _: u64) {}
-    fn wait(&self, done: &dyn Fn() -> bool) -> bool {
-        while !done() {
-            if !self.running() {
-                return false;
-            }
+    /// Waits for the vCPU, as the run loop does before it enters the guest of the one that has recalled it.
+    fn recall(&self, vcpu: VcpuId) {
+        let Some(cpu) = self.vgic.vcpu(vcpu) else { return };
+        let epoch = cpu.epoch.load(Ordering::SeqCst);
+        self.kick(vcpu);
+        while epoch & 1 != 0 && cpu.epoch.load(Ordering::SeqCst) == epoch && self.running() {
             self.yield_now();
         }
+    }
+    fn is_settled(&self) -> bool {
         true
     }
 }
@@ -144,7 +147,10 @@ fn start() -> Threads {
         vgic.redist_write(&threads, AT_EL2, vcpu, 0x1_0100, 4, 0xffff_ffff);
         vgic.redist_write(&threads, AT_EL2, vcpu, 0x70, 8, 13);
         vgic.redist_write(&threads, AT_EL2, vcpu, 0x78, 8, 1 << 62);
-        vgic.redist_write(&threads, AT_EL2, vcpu, 0, 4, 1);
+        let mut cursor = vgic.redist_write(&threads, AT_EL2, vcpu, 0, 4, 1);
+        while let Some(at) = cursor {
+            cursor = vgic.read_tables(&threads, vcpu, at);
+        }
     }
     vgic.set_lpi_config(&threads, VIntid(LPI), 0xa1);
     threads

@@ -15,7 +15,7 @@
 //! This file uses only the public interface of the virtual GIC, so that the fuzz target can include it.
 
 use super::ids::{Intid, Ipa, Mpidr, VIntid, VcpuId};
-use super::{LrImage, Owner, Port, SgiGroup, Signal, Trigger, Vgic, VgicConfig};
+use super::{LrImage, Owner, Port, SgiGroup, Signal, TableCursor, Trigger, Vgic, VgicConfig};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::vec::Vec;
@@ -251,8 +251,15 @@ impl World<'_> {
             _ => (u64::from(self.word() & 0x3_ffff), [1, 2, 4, 8][usize::from(self.byte()) % 4]),
         };
         let value = u64::from(self.word()) | u64::from(self.byte()) << 56;
-        self.vgic.redist_write(self, from, frame, offset, size, value);
+        let cursor = self.vgic.redist_write(self, from, frame, offset, size, value);
+        self.read_tables(frame, cursor);
         let _ = self.vgic.redist_read(self, from, frame, offset, size);
+    }
+
+    fn read_tables(&self, frame: VcpuId, mut cursor: Option<TableCursor>) {
+        while let Some(at) = cursor {
+            cursor = self.vgic.read_tables(self, frame, at);
+        }
     }
 
     fn lpi(&self, from: VcpuId) {
@@ -344,7 +351,8 @@ impl World<'_> {
         for vcpu in (0..VCPUS).map(VcpuId) {
             self.vgic.set_ppi_level(self, vcpu, Intid(30), false);
             self.vgic.redist_write(self, vcpu, vcpu, 0x1_0100, 4, 0xffff_ffff);
-            self.vgic.redist_write(self, vcpu, vcpu, 0, 4, 1);
+            let cursor = self.vgic.redist_write(self, vcpu, vcpu, 0, 4, 1);
+            self.read_tables(vcpu, cursor);
         }
         for vintid in LPIS {
             self.vgic.set_lpi_config(self, VIntid(vintid), 0xa1);
@@ -420,8 +428,11 @@ impl Port for World<'_> {
     fn lpis_enabled(&self, vcpu: VcpuId, on: bool, _: u64, _: u64) {
         assert_eq!(self.vgic.lpis_on(vcpu), on);
     }
-    fn wait(&self, done: &dyn Fn() -> bool) -> bool {
-        done()
+    fn recall(&self, vcpu: VcpuId) {
+        self.kick(vcpu);
+    }
+    fn is_settled(&self) -> bool {
+        true
     }
 }
 
@@ -458,7 +469,8 @@ pub fn run(bytes: &[u8]) {
         world.vgic.redist_write(&world, vcpu, vcpu, 0x1_0100, 4, 0xffff_ffff);
         world.vgic.redist_write(&world, vcpu, vcpu, 0x70, 8, 0x1_0000 | 13);
         world.vgic.redist_write(&world, vcpu, vcpu, 0x78, 8, 1 << 62);
-        world.vgic.redist_write(&world, vcpu, vcpu, 0, 4, 1);
+        let cursor = world.vgic.redist_write(&world, vcpu, vcpu, 0, 4, 1);
+        world.read_tables(vcpu, cursor);
     }
     while !world.input.borrow().is_empty() {
         world.act();

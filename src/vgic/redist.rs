@@ -7,6 +7,7 @@
 //! its timers, which are level-sensitive.
 
 use super::dist::{IIDR, PIDR2, config_field, read_fields, write_fields};
+use super::lpi_tables::TableCursor;
 use super::port::Port;
 use super::regs::{BitReg, IrqReg, PENDBASER_PTZ, RedistReg, SPI_FIRST, decode_redist};
 use super::state::Vgic;
@@ -92,11 +93,20 @@ impl Vgic {
         }
     }
 
-    /// Handles a write of vCPU `from`: `size` bytes at `offset` of the redistributor of vCPU `frame`.
-    pub fn redist_write(&self, port: &dyn Port, from: VcpuId, frame: VcpuId, offset: u64, size: u8, value: u64) {
-        let Some(cpu) = self.vcpu(frame) else { return };
+    /// Handles a write of vCPU `from`: `size` bytes at `offset` of the redistributor of vCPU `frame`. If it sets
+    /// GICR_CTLR.EnableLPIs, returns the cursor for [`read_tables`](Vgic::read_tables), with whose end it takes effect.
+    pub fn redist_write(
+        &self,
+        port: &dyn Port,
+        from: VcpuId,
+        frame: VcpuId,
+        offset: u64,
+        size: u8,
+        value: u64,
+    ) -> Option<TableCursor> {
+        let cpu = self.vcpu(frame)?;
         match decode_redist(offset, size) {
-            RedistReg::Ctlr => self.write_redist_ctlr(port, from, frame, value as u32),
+            RedistReg::Ctlr => return self.write_redist_ctlr(port, from, frame, value as u32),
             RedistReg::Waker => cpu.state.lock().asleep = value as u32 & WAKER_PROCESSOR_SLEEP != 0,
             RedistReg::Propbaser(part) => {
                 let mut state = cpu.state.lock();
@@ -128,6 +138,7 @@ impl Vgic {
             | RedistReg::Pidr2
             | RedistReg::None => {}
         }
+        None
     }
 
     fn recall_one(&self, port: &dyn Port, vcpu: VcpuId) {
@@ -166,18 +177,21 @@ impl Vgic {
         }
     }
 
-    fn write_redist_ctlr(&self, port: &dyn Port, from: VcpuId, frame: VcpuId, value: u32) {
-        let Some(cpu) = self.vcpu(frame) else { return };
+    fn write_redist_ctlr(&self, port: &dyn Port, from: VcpuId, frame: VcpuId, value: u32) -> Option<TableCursor> {
+        let cpu = self.vcpu(frame)?;
         if !self.lpis.exist() {
-            return;
+            return None;
         }
         let on = value & CTLR_ENABLE_LPIS != 0;
         let (pendbaser, propbaser) = {
             let mut state = cpu.state.lock();
             if state.lpis_on == on {
-                return;
+                return None;
             }
             state.lpis_on = on;
+            if !on {
+                cpu.lpis_on.store(false, Ordering::SeqCst);
+            }
             let tables = (state.pendbaser, state.propbaser);
             // PTZ is valid once: at the next enable, the table may have bits set.
             state.pendbaser &= !PENDBASER_PTZ;
@@ -185,19 +199,16 @@ impl Vgic {
         };
         if on {
             self.propbaser.store(propbaser, Ordering::SeqCst);
-            self.start_lpis(port, frame, pendbaser);
-            cpu.lpis_on.store(true, Ordering::SeqCst);
-            self.notify_one(port, Some(from), frame, Work::LPI);
-        } else {
-            cpu.lpis_on.store(false, Ordering::SeqCst);
-            if from != frame {
-                self.recall_one(port, frame);
-            }
+            return Some(Vgic::begin_tables(pendbaser));
         }
-        port.lpis_enabled(frame, on, pendbaser, propbaser);
+        if from != frame {
+            self.recall_one(port, frame);
+        }
+        port.lpis_enabled(frame, false, pendbaser, propbaser);
+        None
     }
 
-    /// GICR_CTLR.EnableLPIs of this vCPU.
+    /// Whether LPIs are enabled on this vCPU: GICR_CTLR.EnableLPIs is set and its tables have been read.
     #[must_use]
     pub fn lpis_on(&self, vcpu: VcpuId) -> bool {
         self.vcpu(vcpu).is_some_and(|cpu| cpu.lpis_on.load(Ordering::SeqCst))
@@ -246,7 +257,7 @@ mod tests {
     #[test]
     fn table_registers_are_read_only_while_lpis_are_enabled() {
         let machine = Machine::new(1);
-        let write = |offset, value| machine.vgic.redist_write(&machine, BOOT, BOOT, offset, 8, value);
+        let write = |offset, value| _ = machine.vgic.redist_write(&machine, BOOT, BOOT, offset, 8, value);
         let read = |offset| machine.vgic.redist_read(&machine, BOOT, BOOT, offset, 8);
         // Inner-shareable, RaWaWb, as Linux writes them.
         write(0x70, 0x1234_5000 | 7 << 7 | 1 << 10 | 13);

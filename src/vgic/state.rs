@@ -27,7 +27,6 @@ pub struct Vgic {
     pub(super) propbaser: AtomicU64,
     pub(super) list_registers: usize,
     pub(super) priority_mask: u8,
-    missed_recalls: AtomicU32,
 }
 
 impl Vgic {
@@ -72,7 +71,6 @@ impl Vgic {
             propbaser: AtomicU64::new(0),
             list_registers,
             priority_mask: 0xffu8.wrapping_shl(8u32.wrapping_sub(u32::from(priority_bits))),
-            missed_recalls: AtomicU32::new(0),
         })
     }
 
@@ -93,12 +91,6 @@ impl Vgic {
         let wanted = affinity.packed();
         let at = self.by_affinity.binary_search_by_key(&wanted, |(packed, _)| *packed).ok()?;
         self.by_affinity.get(at).map(|(_, vcpu)| *vcpu)
-    }
-
-    /// How many register accesses had to wait for a vCPU to leave its guest and missed their deadline.
-    #[must_use]
-    pub fn missed_recalls(&self) -> u32 {
-        self.missed_recalls.load(Ordering::Relaxed)
     }
 
     /// GICD_CTLR.EnableGrp1.
@@ -134,18 +126,10 @@ impl Vgic {
         }
     }
 
-    /// Kicks those of these vCPUs whose list registers are in use, and waits until they have been synced.
+    /// Recalls those of these vCPUs whose list registers are in use: their interrupts return into software.
     pub(super) fn recall(&self, port: &dyn Port, who: &VcpuSet) {
-        for vcpu in who.iter() {
-            let Some(cpu) = self.vcpu(vcpu) else { continue };
-            let epoch = cpu.epoch.load(Ordering::Acquire);
-            if epoch & 1 == 0 {
-                continue;
-            }
-            port.kick(vcpu);
-            if !port.wait(&|| cpu.epoch.load(Ordering::Acquire) != epoch) {
-                self.missed_recalls.fetch_add(1, Ordering::Relaxed);
-            }
+        for vcpu in who.iter().filter(|&vcpu| self.vcpu(vcpu).is_some_and(Vcpu::loaded)) {
+            port.recall(vcpu);
         }
     }
 }

@@ -29,6 +29,8 @@ pub struct Machine {
     memory: RefCell<BTreeMap<u64, u8>>,
     /// Whether a vCPU that is in its guest leaves it when it is kicked.
     pub obey_kicks: Cell<bool>,
+    /// How many recalls were not obeyed.
+    pub unsettled: Cell<u32>,
 }
 
 pub const BOOT: VcpuId = VcpuId(0);
@@ -75,6 +77,7 @@ impl Machine {
             images,
             memory: RefCell::default(),
             obey_kicks: Cell::new(true),
+            unsettled: Cell::new(0),
         }
     }
 
@@ -105,8 +108,12 @@ impl Machine {
         self.vgic.dist_read(self, BOOT, offset, 4)
     }
 
+    /// Writes a register, and reads the LPI tables if it enables LPIs.
     pub fn redist_write(&self, vcpu: VcpuId, offset: u64, value: u64) {
-        self.vgic.redist_write(self, vcpu, vcpu, offset, 4, value);
+        let mut cursor = self.vgic.redist_write(self, vcpu, vcpu, offset, 4, value);
+        while let Some(at) = cursor {
+            cursor = self.vgic.read_tables(self, vcpu, at);
+        }
     }
 
     pub fn redist_read(&self, vcpu: VcpuId, offset: u64) -> u64 {
@@ -229,7 +236,13 @@ impl Port for Machine {
     fn lpis_enabled(&self, vcpu: VcpuId, on: bool, pendbaser: u64, propbaser: u64) {
         self.asked.borrow_mut().push(Asked::Lpis(vcpu.0, on, pendbaser, propbaser));
     }
-    fn wait(&self, done: &dyn Fn() -> bool) -> bool {
-        done()
+    fn recall(&self, vcpu: VcpuId) {
+        self.kick(vcpu);
+        if !self.obey_kicks.get() {
+            self.unsettled.set(self.unsettled.get() + 1);
+        }
+    }
+    fn is_settled(&self) -> bool {
+        self.unsettled.get() == 0
     }
 }

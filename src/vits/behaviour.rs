@@ -367,6 +367,53 @@ fn movall_continues_where_the_host_stopped() {
 }
 
 #[test]
+fn a_command_is_complete_when_it_is_in_effect_on_all_vcpus() {
+    let mut g = guest();
+    g.commands(&[mapc(0, 0), mapd(1, 3), mapti(1, 0, 8192, 0)]);
+    let reader = g.read(CREADR);
+    // The LPI is in a list register of another vCPU, which is still in its guest.
+    g.host.settled.set(false);
+    g.enqueue(&[discard(1, 0), sync(0)]);
+    assert_eq!(g.ring(), Progress::More);
+    g.host.take_calls();
+    for _ in 0..3 {
+        assert_eq!(g.vits.run(&g.host, 1000), Progress::More);
+        assert_eq!(g.read(CREADR), reader);
+    }
+    assert_eq!(g.host.take_calls(), []);
+    g.host.settled.set(true);
+    assert_eq!(g.vits.run(&g.host, 1000), Progress::Done);
+    assert_eq!(g.read(CREADR), g.writer());
+}
+
+#[test]
+fn a_run_ends_when_its_time_is_over() {
+    for command in [mapc(0, 1), unmapc(0), invall(0), unmapd(1), mapd(1, 4)] {
+        let mut g = large();
+        g.enqueue(&[command]);
+        g.host.in_time.set(Some(3));
+        assert_eq!(g.ring(), Progress::More);
+        g.host.take_calls();
+        for _ in 0..10 {
+            g.host.in_time.set(Some(3));
+            assert_eq!(g.vits.run(&g.host, 1000), Progress::More);
+            assert!(g.host.take_calls().len() <= 2 * 3);
+        }
+        g.host.in_time.set(None);
+        g.finish(1000);
+        assert_eq!(g.read(CREADR), g.writer());
+    }
+}
+
+#[test]
+fn a_store_executes_one_command_itself() {
+    let mut g = guest();
+    g.enqueue(&[mapd(1, 3), mapd(2, 3), mapd(3, 3)]);
+    assert_eq!(g.ring(), Progress::More);
+    assert_eq!(g.host.take_calls(), [Call::MapDevice(1, 3)]);
+}
+
+#[test]
 fn a_budget_of_zero_still_makes_progress() {
     let mut g = large();
     g.enqueue(&[unmapd(1)]);
@@ -379,7 +426,7 @@ fn a_budget_of_zero_still_makes_progress() {
 fn with_on_error_stall_a_command_error_stops_the_queue_until_retry() {
     let mut g = Guest::new(VitsConfig { on_error: OnError::Stall, ..config() }, Host::new());
     g.enqueue(&[mapc(0, 0), int(1, 0), mapd(1, 3)]);
-    assert_eq!(g.ring(), Progress::Done);
+    g.write(CWRITER, g.writer());
     assert_eq!(g.read(CREADR), 32 | 1);
     assert_eq!(g.host.take_calls(), []);
     // The guest corrects the command and writes Retry.

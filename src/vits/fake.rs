@@ -69,6 +69,10 @@ pub struct Host {
     pub failures: Cell<u32>,
     /// Number of calls that a MOVALL takes.
     pub movall_calls: u32,
+    /// Whether all that was changed is in effect.
+    pub settled: Cell<bool>,
+    /// How often [`Backend::is_late`] returns `false` before it returns `true`; `None` for ever.
+    pub in_time: Cell<Option<u32>>,
 }
 
 impl Host {
@@ -86,6 +90,8 @@ impl Host {
             applied: RefCell::default(),
             failures: Cell::new(0),
             movall_calls: 1,
+            settled: Cell::new(true),
+            in_time: Cell::new(None),
         }
     }
 
@@ -247,6 +253,21 @@ impl Backend for Host {
             self.pending.borrow_mut().insert((to.0, vintid));
         }
         None
+    }
+
+    fn is_settled(&self) -> bool {
+        self.settled.get()
+    }
+
+    fn is_late(&self) -> bool {
+        match self.in_time.get() {
+            None => false,
+            Some(0) => true,
+            Some(n) => {
+                self.in_time.set(Some(n - 1));
+                false
+            }
+        }
     }
 }
 

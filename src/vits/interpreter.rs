@@ -14,6 +14,7 @@ use super::regs::{self, Effect, Registers};
 use super::shadow::{Collections, Cursor, Device, Event, Shadow, Step};
 use super::{Backend, BackendError};
 use crate::ids::{CollectionId, DeviceId, EventId, EventKey, Lpi, VIntid, VcpuId};
+use crate::log_limited;
 
 /// How much work may still be done before the interpreter returns.
 pub(super) struct Budget(usize);
@@ -45,6 +46,11 @@ impl Budget {
     fn spent(&self) -> bool {
         self.0 == 0
     }
+
+    /// Ends the run.
+    fn end(&mut self) {
+        self.0 = 0;
+    }
 }
 
 /// Work that can be interrupted, with its position.
@@ -60,6 +66,8 @@ enum Work {
     Invalidate { next: u16 },
     /// Move interrupts that are pending in software.
     MovePending { from: VcpuId, to: VcpuId, resume: u32 },
+    /// Wait until what was changed is in effect on all vCPUs.
+    Settle,
 }
 
 /// The work at hand.
@@ -226,14 +234,14 @@ impl State {
     fn refuse(&mut self, why: Refusal) {
         if self.counters.count(why) {
             let (domain, its) = (self.config.domain, self.config.its);
-            log::warn!("{domain} {its}: request refused: {}; further ones are only counted", why.text());
+            log_limited!(Warn, domain; "{domain} {its}: request refused: {}; further ones are only counted", why.text());
         }
     }
 
     fn host_failed(&mut self, name: EventKey, why: Refusal, error: BackendError) {
         if self.counters.count(why) {
             let (domain, EventKey { its, device, event }) = (self.config.domain, name);
-            log::warn!(
+            log_limited!(Warn, domain;
                 "{domain} {its}: {device} {event}: {}: {error:?}; further failures are only counted",
                 why.text()
             );
@@ -246,11 +254,11 @@ impl State {
     }
 
     pub fn run(&mut self, backend: &dyn Backend, budget: &mut Budget) -> Progress {
-        while !budget.spent() {
+        while !budget.spent() && !backend.is_late() {
             if let Some(task) = self.task.take() {
                 match self.work(backend, task.work, budget) {
                     Some(work) => self.task = Some(Task { work, ..task }),
-                    None if task.of_command => self.complete(),
+                    None if task.of_command => self.complete(backend, budget),
                     None => {}
                 }
             } else if self.reset {
@@ -289,12 +297,12 @@ impl State {
             Err(_) => Err(Refusal::UnknownCommand),
         };
         match outcome {
-            Ok(None) => self.complete(),
+            Ok(None) => self.complete(backend, budget),
             Ok(Some(work)) => self.task = Some(Task { work, of_command: true }),
             Err(why) => {
                 self.refuse(why);
                 match self.config.on_error {
-                    OnError::Skip => self.complete(),
+                    OnError::Skip => self.complete(backend, budget),
                     OnError::Stall => self.regs.stall(),
                 }
             }
@@ -302,8 +310,13 @@ impl State {
         true
     }
 
-    /// Completes the command at GITS_CREADR.
-    fn complete(&mut self) {
+    /// Completes the command at GITS_CREADR, once its work is in effect on all vCPUs.
+    fn complete(&mut self, backend: &dyn Backend, budget: &mut Budget) {
+        if !backend.is_settled() {
+            self.task = Some(Task { work: Work::Settle, of_command: true });
+            budget.end();
+            return;
+        }
         self.counters.commands = self.counters.commands.saturating_add(1);
         self.regs.advance();
     }
@@ -522,7 +535,7 @@ impl State {
             Work::UnmapDevice { device, next, remap } => self.unmap_device(backend, device, next, remap, budget),
             Work::Reconcile { only, mut cursor } => {
                 let (enabled, its) = (self.regs.enabled(), self.config.its);
-                while !budget.spent() {
+                while !budget.spent() && !backend.is_late() {
                     let Step { device, id, event, collections } = self.shadow.walk(&mut cursor)?;
                     budget.entry();
                     let Some(event) = event else { continue };
@@ -541,7 +554,7 @@ impl State {
                 Some(Work::Reconcile { only, cursor })
             }
             Work::Reload { only, mut cursor } => {
-                while !budget.spent() {
+                while !budget.spent() && !backend.is_late() {
                     let Some(Step { event, .. }) = self.shadow.walk(&mut cursor) else {
                         budget.operation();
                         let Some(vcpu) = only else { return Some(Work::Invalidate { next: 0 }) };
@@ -565,6 +578,8 @@ impl State {
                 budget.operation();
                 next.checked_add(1).map(|next| Work::Invalidate { next })
             }
+            // `complete` looks.
+            Work::Settle => None,
             Work::MovePending { from, to, resume } => {
                 budget.operation();
                 backend.move_all_pending(from, to, resume).map(|resume| Work::MovePending { from, to, resume })
@@ -582,7 +597,7 @@ impl State {
     ) -> Option<Work> {
         let device = self.shadow.device(id)?;
         while next < device.entries() {
-            if budget.spent() {
+            if budget.spent() || backend.is_late() {
                 return Some(Work::UnmapDevice { device: id, next, remap });
             }
             budget.entry();

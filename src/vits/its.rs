@@ -10,8 +10,9 @@ use super::regs;
 use crate::ids::{CollectionId, DeviceId, EventId, VIntid, VcpuId};
 use crate::sync::{Lock, Rank};
 
-/// Number of host operations that a register write does itself.
-const WRITE_BUDGET: usize = 32;
+/// Number of host operations that a register write does itself: those of one command. Another vCPU that accesses the
+/// registers meanwhile waits for the lock.
+const WRITE_BUDGET: usize = 1;
 
 /// A virtual ITS.
 pub struct Vits {
@@ -52,9 +53,13 @@ impl Vits {
         state.run(backend, &mut Budget::new(WRITE_BUDGET))
     }
 
-    /// Continues the work, for about `budget` host operations and at least one.
+    /// Continues the work, for about `budget` host operations and at least one. Does nothing, and returns
+    /// [`Progress::More`], while another CPU does the work.
     pub fn run(&self, backend: &dyn Backend, budget: usize) -> Progress {
-        self.state.lock().run(backend, &mut Budget::new(budget))
+        match self.state.try_lock() {
+            Some(mut state) => state.run(backend, &mut Budget::new(budget)),
+            None => Progress::More,
+        }
     }
 
     /// Requests that [`run`](Vits::run) reads the configuration of a vCPU's events: its GICR_CTLR.EnableLPIs has

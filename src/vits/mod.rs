@@ -25,8 +25,8 @@
 //!
 //! One command of a guest may need thousands of operations on the host: MAPC of a full collection, MAPD with V = 0 for
 //! a large device, INVALL, MOVALL, and a change of GITS_CTLR.Enabled. Such work is a task with a cursor. [`Vits::run`]
-//! does as much of it as its budget allows, and GITS_CREADR advances past a command only when its work is done. The
-//! vCPU that wrote the register must not run before [`Progress::Done`].
+//! does as much of it as its budget and its time allow, and GITS_CREADR advances past a command only when its work is
+//! done and is in effect on all vCPUs. The vCPU that wrote the register must not run before [`Progress::Done`].
 //!
 //! Commands and registers are described in IHI 0069, chapter 5 and 12.19. Not here: the LPI tables of the virtual
 //! redistributors, MSIs (devices write to the physical ITS), saving and restoring, and the guest's ITS tables.
@@ -134,4 +134,10 @@ pub trait Backend {
     /// Moves a bounded number of interrupts that are pending in software (MOVALL), from `resume` on. `resume` is 0 at
     /// first, then the value that the previous call returned; `None` means that all are moved.
     fn move_all_pending(&self, from: VcpuId, to: VcpuId, resume: u32) -> Option<u32>;
+
+    /// Whether all that the calls so far have changed is in effect on all vCPUs. If not, [`Vits::run`] leaves the
+    /// command uncompleted and returns.
+    fn is_settled(&self) -> bool;
+    /// Whether the time for one call of [`Vits::run`] is over.
+    fn is_late(&self) -> bool;
 }

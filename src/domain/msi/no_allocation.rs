@@ -65,8 +65,11 @@ impl Port for Outside<'_> {
     fn lpis_enabled(&self, vcpu: VcpuId, on: bool, pendbaser: u64, propbaser: u64) {
         outside(|| self.0.lpis_enabled(vcpu, on, pendbaser, propbaser));
     }
-    fn wait(&self, done: &dyn Fn() -> bool) -> bool {
-        done()
+    fn recall(&self, vcpu: VcpuId) {
+        outside(|| self.0.recall(vcpu));
+    }
+    fn is_settled(&self) -> bool {
+        self.0.is_settled()
     }
 }
 
@@ -121,8 +124,15 @@ fn run(direct: impl Fn(u16) -> bool, seed: u64) -> (usize, u64) {
     (0..VCPUS).for_each(|n| guest.enable_lpis(VcpuId(n), &[]));
     let routes = Routes::new(gic.facts().lpis);
     let port = Outside(&guest);
-    let backend =
-        LpiBackend { gic: &gic, vgic: &guest.vgic, port: &port, domain: DomId(0), paths: &paths, routes: &routes };
+    let backend = LpiBackend {
+        gic: &gic,
+        vgic: &guest.vgic,
+        port: &port,
+        domain: DomId(0),
+        paths: &paths,
+        routes: &routes,
+        until: u64::MAX,
+    };
     let vits = Vits::new(VitsConfig {
         domain: DomId(0),
         its: ITS0,
@@ -160,7 +170,12 @@ fn run(direct: impl Fn(u16) -> bool, seed: u64) -> (usize, u64) {
                 }
                 1 => _ = vits.write(&backend, 0, 4, value & 1),
                 2..5 => guest.vgic.dist_write(&port, vcpu, value & 0xfffc, 4, value >> 16),
-                5..8 => guest.vgic.redist_write(&port, vcpu, vcpu, value & 0x1_fffc, 4, value >> 20),
+                5..8 => {
+                    let mut cursor = guest.vgic.redist_write(&port, vcpu, vcpu, value & 0x1_fffc, 4, value >> 20);
+                    while let Some(next) = cursor {
+                        cursor = guest.vgic.read_tables(&port, vcpu, next);
+                    }
+                }
                 8 => _ = vits.lpis_enabled(vcpu),
                 _ => {}
             }

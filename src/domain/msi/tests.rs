@@ -52,6 +52,7 @@ impl World {
             domain: DomId(0),
             paths: &self.paths,
             routes: &self.routes,
+            until: u64::MAX,
         }
     }
 

@@ -18,6 +18,7 @@ use crate::gic::command_kind::Kind;
 use crate::gic::counters::Counters;
 use crate::gic::error::ItsError;
 use crate::ids::{ItsId, Pa};
+use crate::log_limited;
 use crate::mmio::{Coherence, Hw};
 use crate::sync::{Lock, Rank};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -220,7 +221,7 @@ impl<H: Hw> Queue<H> {
         // While this CPU waited for the lock, another one may have retried and declared the ITS dead.
         if !self.is_dead() {
             counters.stalls.bump();
-            log::error!(
+            log_limited!(Error;
                 "{}: stalled at command {} of {}: {}; retrying once",
                 self.id,
                 at,
@@ -247,7 +248,7 @@ impl<H: Hw> Queue<H> {
         let now = self.hw.now_us();
         if self.stuck_at.swap(at + 1, Ordering::AcqRel) != at + 1 {
             self.stuck_since.store(now, Ordering::Release);
-            log::error!(
+            log_limited!(Error;
                 "{}: timed out waiting for command {wanted}: stopped before command {at} of {}: {}",
                 self.id,
                 ring.produced,

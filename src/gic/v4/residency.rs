@@ -21,6 +21,7 @@ use super::vpe::{InterruptGroups, Left, PendingDoorbell, Vpe, Why, WriteBack};
 use crate::gic::redist::Redist;
 use crate::gic::regs::GICR_VPENDBASER;
 use crate::ids::{CpuId, VpeId};
+use crate::log_limited;
 use crate::mmio::Hw;
 use core::marker::PhantomData;
 use core::mem;
@@ -62,7 +63,7 @@ impl Drop for Resident {
     fn drop(&mut self) {
         // The register cannot be reached from here. The redistributor stays claimed, so that no other vPE is entered
         // while Valid is set.
-        log::error!("{}: dropped while resident on {}; no vPE can run there any more", self.vpe, self.cpu);
+        log_limited!(Error; "{}: dropped while resident on {}; no vPE can run there any more", self.vpe, self.cpu);
     }
 }
 
@@ -218,5 +219,5 @@ impl<H: Hw + Clone> V4<'_, H> {
 
 #[cold]
 fn log_dirty(vpe: VpeId, cpu: CpuId) {
-    log::error!("{vpe}: VPENDBASER.Dirty timed out on {cpu}; assuming a pending interrupt");
+    log_limited!(Error; "{vpe}: VPENDBASER.Dirty timed out on {cpu}; assuming a pending interrupt");
 }

@@ -13,6 +13,7 @@ use crate::gic::lpi::{TABLE_ALIGN, config_bytes, config_offset, pending_bytes};
 use crate::gic::redist::Redist;
 use crate::gic::regs::config;
 use crate::ids::{CpuId, VIntid, VpeId};
+use crate::log_limited;
 use crate::mmio::Hw;
 
 /// The fewest INTID bits that a VM can have: LPIs start at 2^13.
@@ -217,7 +218,7 @@ impl<H: Hw + Clone> V4<'_, H> {
             Ok(()) => self.free_tables(v, proof.as_ref()),
             Err(e) => {
                 counters.quarantined_bytes.add(pending_bytes(v.id_bits) as u64);
-                log::error!("{vpe}: removal failed: {e}; its pending table and vPEID are never used again");
+                log_limited!(Error; "{vpe}: removal failed: {e}; its pending table and vPEID are never used again");
             }
         }
         result

@@ -13,6 +13,7 @@
 use super::view::V4;
 use crate::gic::error::ItsError;
 use crate::gic::its::COMMAND_LIMIT_US;
+use crate::log_limited;
 use crate::mmio::Hw;
 
 impl<H: Hw + Clone> V4<'_, H> {
@@ -30,7 +31,7 @@ impl<H: Hw + Clone> V4<'_, H> {
             return;
         }
         counters.vmovp_recoveries.bump();
-        log::error!("ITSs wait for one another at a VMOVP: disabling all of them to find the one that is at fault");
+        log_limited!(Error; "ITSs wait for one another at a VMOVP: disabling all of them to find the one that is at fault");
         for its in alive() {
             if !its.queue.disable() {
                 its.queue.mark_dead(counters);

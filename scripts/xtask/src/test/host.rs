@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::time::Instant;
 
-use super::{Mark, Options, Summary, Verdict, fuzz, imports};
+use super::{Mark, Options, Summary, Verdict, fuzz, imports, log_lines};
 use crate::{paths, sh};
 
 const TRIPLE: &str = "aarch64-unknown-none-softfloat";
@@ -64,6 +64,9 @@ fn read_checks(takes: &dyn Fn(&str) -> bool, summary: &Summary) {
     }
     if takes("host/imports") {
         summary.case("host/imports", imports::check);
+    }
+    if takes("host/log-lines") {
+        summary.case("host/log-lines", log_lines::check);
     }
 }
 

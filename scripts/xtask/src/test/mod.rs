@@ -8,6 +8,7 @@ mod fuzz;
 mod host;
 mod imports;
 pub mod linux;
+mod log_lines;
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -199,6 +200,7 @@ pub fn lint(options: &LintOptions) -> Outcome {
     let summary = Summary::default();
     if options.imports {
         summary.case("host/imports", imports::check);
+        summary.case("host/log-lines", log_lines::check);
     } else {
         setup::rust_targets()?;
         host::lint(&summary);

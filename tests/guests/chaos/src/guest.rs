@@ -1,5 +1,8 @@
 //! The random accesses, and the loop that makes them.
 
+#[path = "work.rs"]
+mod work;
+
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use guest_rt::exception::{Outcome, probe};
@@ -361,7 +364,7 @@ fn chaos() {
         Dice(SEED.load(Ordering::Relaxed).wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1);
     let acts = acts();
     for act in 0..acts {
-        match dice.below(18) {
+        match dice.below(19) {
             0 | 1 => distributor(&mut dice),
             2 | 3 => redistributor(&mut dice),
             4..=7 if !HAS_ITS.load(Ordering::Relaxed) => elsewhere(&mut dice),
@@ -375,6 +378,7 @@ fn chaos() {
             14 if HAS_ITS.load(Ordering::Relaxed) => crate::devices::sweep(&mut dice),
             14 | 15 => elsewhere(&mut dice),
             16 => crate::walk::walk(&mut dice),
+            17 => work::act(&mut dice),
             _ => uart(&mut dice),
         }
         PROGRESS[index].store(act + 1, Ordering::Release);

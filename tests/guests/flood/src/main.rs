@@ -1,8 +1,7 @@
 //! An EL1 guest for two domains that share a CPU. It is the kernel of both and finds out by GICD_TYPER.LPIS which it is:
 //!
-//! * dom0 has an ITS. It stores to GITS_CWRITER again and again, each time for as many commands as the largest queue holds
-//!   (`flood.rs`).
-//! * A domU has none. It computes, and measures how long it has a CPU and how long it is without one.
+//! * dom0 has an ITS. It makes a store again and again that causes EL2 as much work as one can (`flood.rs`).
+//! * A domU has none. It computes, and measures how long it has a CPU and how long it is without one (`guest_rt::meter`).
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "guest_main is called by name")]
 

@@ -147,18 +147,17 @@ impl Its {
 
     /// MAPD: a device with `2^event_bits` events and its table.
     pub fn map_device(&mut self, device: u32, event_bits: u32, table: u64) {
-        self.command([0x08 | u64::from(device) << 32, u64::from(event_bits - 1), VALID | table, 0]);
+        self.command(map_device(device, event_bits, Some(table)));
     }
 
     /// MAPC.
     pub fn map_collection(&mut self, collection: u16, target: u64) {
-        self.command([0x09, 0, VALID | target | u64::from(collection), 0]);
+        self.command(map_collection(collection, target));
     }
 
     /// MAPTI.
     pub fn map_event(&mut self, device: u32, event: u32, lpi: u32, collection: u16) {
-        let ids = u64::from(event) | u64::from(lpi) << 32;
-        self.command([0x0a | u64::from(device) << 32, ids, u64::from(collection), 0]);
+        self.command(map_event(device, event, lpi, collection));
     }
 
     /// INV.
@@ -198,6 +197,30 @@ pub fn unmap_device(device: u32) -> [u64; 4] {
 #[must_use]
 pub fn move_all(from: u64, to: u64) -> [u64; 4] {
     [0x0e, 0, from, to]
+}
+
+/// MAPC, for [`Its::fill`].
+#[must_use]
+pub fn map_collection(collection: u16, target: u64) -> [u64; 4] {
+    [0x09, 0, VALID | target | u64::from(collection), 0]
+}
+
+/// MAPD, for [`Its::fill`]; without a table, the device is unmapped.
+#[must_use]
+pub fn map_device(device: u32, event_bits: u32, table: Option<u64>) -> [u64; 4] {
+    [0x08 | u64::from(device) << 32, u64::from(event_bits - 1), table.map_or(0, |table| VALID | table), 0]
+}
+
+/// MAPTI, for [`Its::fill`].
+#[must_use]
+pub fn map_event(device: u32, event: u32, lpi: u32, collection: u16) -> [u64; 4] {
+    [0x0a | u64::from(device) << 32, u64::from(event) | u64::from(lpi) << 32, u64::from(collection), 0]
+}
+
+/// INVALL, for [`Its::fill`].
+#[must_use]
+pub fn invalidate_all(collection: u16) -> [u64; 4] {
+    [0x0d, 0, u64::from(collection), 0]
 }
 
 /// Whether this is the address of the ring of [`Its::on`].

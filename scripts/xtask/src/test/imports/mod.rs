@@ -49,6 +49,16 @@ pub fn check() -> Verdict {
     judge(&sources)
 }
 
+/// The files of production code, with their text.
+pub fn production_files() -> Result<Vec<(String, String)>, String> {
+    let mut sources = BTreeMap::new();
+    read(&paths::root().join("src"), "src", &mut sources).map_err(|error| format!("src: {error}"))?;
+    let tree = Tree::parse(&sources)?;
+    let files: BTreeSet<&str> = tree.files().collect();
+    let text = |file: &str| sources.get(file).cloned().unwrap_or_default();
+    Ok(files.into_iter().map(|file| (file.to_owned(), text(file))).collect())
+}
+
 /// Reads every Rust file below `folder` under the name that it has from the root of the checkout.
 fn read(folder: &Path, name: &str, sources: &mut BTreeMap<String, String>) -> std::io::Result<()> {
     for entry in std::fs::read_dir(folder)? {
@@ -94,7 +104,7 @@ fn judge(sources: &BTreeMap<String, String>) -> Verdict {
 }
 
 /// The room that a file belongs to. The library's root is in none; what is beside `main.rs` in the program is in `main`.
-fn room(file: &str) -> Option<&str> {
+pub fn room(file: &str) -> Option<&str> {
     let first = file.strip_prefix("src/")?.split('/').next()?;
     match first.strip_suffix(".rs").unwrap_or(first) {
         "lib" => None,
