@@ -120,7 +120,7 @@ impl Anew for Domain {
     }
 
     fn give_up(&self, error: NotLoaded) {
-        log::error!("{}: not restarted: {error}", self.id);
+        let _logged = log_each_second!(Error, self.id; "{}: not restarted: {error}", self.id);
         self.lifecycle.end_for_good();
     }
 }

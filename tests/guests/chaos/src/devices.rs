@@ -2,7 +2,7 @@
 
 use crate::guest::{Dice, write_command};
 use guest_rt::exception::probe;
-use guest_rt::its::{GITS, is_ring, map_device, unmap_device};
+use guest_rt::its::{GITS, is_ring, map_device};
 use guest_rt::mmio::{read64, write64};
 
 /// One sweep is so many commands.
@@ -25,8 +25,8 @@ pub fn sweep(dice: &mut Dice) {
         for n in 0..COMMANDS as u32 / 2 {
             let device = first.wrapping_add(n * step) & if dice.one_in(8) { u32::MAX } else { 0xffff };
             let table = dice.below(1 << 40) & !0xff;
-            let second = if keep { map_device(device ^ 1, table) } else { unmap_device(device) };
-            for words in [map_device(device, table), second] {
+            let second = if keep { map_device(device ^ 1, 1, Some(table)) } else { map_device(device, 1, None) };
+            for words in [map_device(device, 1, Some(table)), second] {
                 write_command(at + write, words);
                 write = (write + 32) % size;
             }

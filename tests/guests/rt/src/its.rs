@@ -181,18 +181,6 @@ impl Its {
     }
 }
 
-/// MAPD of a device with 2 events, for [`Its::fill`].
-#[must_use]
-pub fn map_device(device: u32, table: u64) -> [u64; 4] {
-    [0x08 | u64::from(device) << 32, 0, VALID | table, 0]
-}
-
-/// MAPD that unmaps a device, for [`Its::fill`].
-#[must_use]
-pub fn unmap_device(device: u32) -> [u64; 4] {
-    [0x08 | u64::from(device) << 32, 0, 0, 0]
-}
-
 /// MOVALL, for [`Its::fill`].
 #[must_use]
 pub fn move_all(from: u64, to: u64) -> [u64; 4] {

@@ -10,7 +10,7 @@ fn main() {
 
 #[cfg(target_os = "none")]
 mod guest {
-    use guest_rt::its::{Its, Table, map_device, unmap_device};
+    use guest_rt::its::{Its, Table, map_device};
     use guest_rt::{console, off, say};
 
     /// The distance of two DeviceIDs: less than those of a PCI bus, and than the entries of any page of a device table.
@@ -33,7 +33,7 @@ mod guest {
             its.fill_from_here(|slot| {
                 let n = first + slot as u32;
                 let device = n / 2 * STEP % DEVICES;
-                if n % 2 == 0 { map_device(device, EVENTS.address()) } else { unmap_device(device) }
+                map_device(device, 1, (n % 2 == 0).then_some(EVENTS.address()))
             });
             let _ = its.execute_full_ring();
             first += COMMANDS;
