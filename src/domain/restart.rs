@@ -188,9 +188,7 @@ impl Domain {
                 _ => return false,
             }
         }
-        if self.console.is_some() {
-            console::attach(self.id);
-        }
+        self.attach_console();
         if self.report(Report::Restarted, format_args!("restarted")) {
             self.host.log_free_memory();
         }

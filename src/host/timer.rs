@@ -1,8 +1,8 @@
 //! The deadlines of one CPU's EL2 timer.
 //!
 //! Each CPU has one EL2 timer (CNTHP), which is armed for the earliest of four deadlines: the emulated CNTP of the
-//! current vCPU, the scheduler's next decision, the wake-up of a vCPU that is blocked with a timer, and the unmasking
-//! of interrupts that are above their rate.
+//! current vCPU, the scheduler's next decision, the wake-up of a vCPU that is blocked with a timer, and chores: the
+//! unmasking of interrupts that are above their rate, and output that waits for a UART without an interrupt.
 //!
 //! Only this CPU accesses the deadlines. The list of sleepers has a lock: a vCPU is added by the CPU that it blocks on,
 //! and removed by the CPU that it runs on next, which may be another. That CPU does not re-arm the timer, so the timer
@@ -23,8 +23,8 @@ const NEVER: u64 = u64::MAX;
 pub struct Fired {
     /// The scheduler has to decide.
     pub resched: bool,
-    /// Masked interrupts have to be unmasked.
-    pub unmask: bool,
+    /// Masked interrupts have to be unmasked, or output has to be printed.
+    pub chores: bool,
 }
 
 /// The EL2 timer of one CPU. Deadlines are in ticks; `u64::MAX` for none.
@@ -35,8 +35,8 @@ pub struct SoftTimer {
     resched: AtomicU64,
     /// The earliest deadline in `sleepers`.
     wake: AtomicU64,
-    /// The time at which masked interrupts have to be unmasked.
-    unmask: AtomicU64,
+    /// The time at which masked interrupts have to be unmasked, or output has to be printed.
+    chores: AtomicU64,
     /// The deadline that the hardware is armed for.
     armed: AtomicU64,
     /// The vCPUs that this timer has to wake.
@@ -52,7 +52,7 @@ impl SoftTimer {
             guest: never(),
             resched: never(),
             wake: never(),
-            unmask: never(),
+            chores: never(),
             armed: never(),
             sleepers: Lock::new(Rank::RunQueue, Sleepers::default()),
         }
@@ -68,7 +68,7 @@ impl SoftTimer {
 
     /// Arms the hardware for the earliest deadline.
     fn program(&self) {
-        let deadlines = [&self.guest, &self.resched, &self.wake, &self.unmask];
+        let deadlines = [&self.guest, &self.resched, &self.wake, &self.chores];
         let at = deadlines.map(|deadline| deadline.load(Relaxed)).into_iter().fold(NEVER, u64::min);
         if self.armed.load(Relaxed) != at {
             self.armed.store(at, Relaxed);
@@ -86,9 +86,9 @@ impl SoftTimer {
         self.set(&self.resched, at);
     }
 
-    /// Requests that interrupts are unmasked at `at`; an earlier request stays. Called on this CPU.
-    pub fn unmask_at(&self, at: u64) {
-        self.set(&self.unmask, Some(at.min(self.unmask.load(Relaxed))));
+    /// Requests that chores are done at `at`; an earlier request stays. Called on this CPU.
+    pub fn chores_at(&self, at: u64) {
+        self.set(&self.chores, Some(at.min(self.chores.load(Relaxed))));
     }
 
     /// Adds `vcpu` to the vCPUs to wake, at `at`, unless it is removed before. Called on this CPU.
@@ -112,7 +112,7 @@ impl SoftTimer {
             let Some(vcpu) = sleeper else { break };
             wake(&vcpu);
         }
-        let deadlines = [&self.guest, &self.resched, &self.wake, &self.unmask];
+        let deadlines = [&self.guest, &self.resched, &self.wake, &self.chores];
         deadlines.into_iter().for_each(|deadline| deadline.store(NEVER, Relaxed));
         self.program();
     }
@@ -140,7 +140,7 @@ impl SoftTimer {
             }
             due
         };
-        let fired = Fired { resched: is_due(&self.resched), unmask: is_due(&self.unmask) };
+        let fired = Fired { resched: is_due(&self.resched), chores: is_due(&self.chores) };
         self.program();
         fired
     }
