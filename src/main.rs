@@ -27,12 +27,13 @@ fn start(own: boot::BootInfo) -> ! {
     use alloc::vec::Vec;
     use doorward::arch::{percpu, psci};
     use doorward::build::{dom0, domu};
+    use doorward::console::onpanic::Facts;
     use doorward::control::{Control, debug_keys};
     use doorward::domain::table::Domains;
     use doorward::gic::errata::{self, Identity};
     use doorward::gic::{Gic, ItsLayout, Layout};
     use doorward::host::Host;
-    use doorward::host::cmdline::{self, Direct};
+    use doorward::host::cmdline::{self, Direct, OnPanic};
     use doorward::ids::Pa;
     use doorward::mm::firmware::FirmwareMemory;
     use doorward::mm::hw::El2;
@@ -50,6 +51,7 @@ fn start(own: boot::BootInfo) -> ! {
     let options = cmdline::parse(&machine.bootargs, |word| log::warn!("cmdline: unknown option `{word}`, ignored"))
         .unwrap_or_else(|invalid| fatal!("{invalid}"));
     console::set_level(options.loglvl);
+    console::set_onpanic(Facts { off: options.on_panic == OnPanic::Off, psci_by_hvc: None });
     let (memory, cpus) = (machine.memory_size() >> 20, machine.enabled_cpus());
     log::info!("{memory} MiB of memory, {cpus} CPUs, described by {}", own.firmware);
 

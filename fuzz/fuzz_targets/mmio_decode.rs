@@ -7,6 +7,7 @@
 
 use doorward::arch::esr::{self, Esr};
 use doorward::arch::speculation::Protections;
+use doorward::console::ring::Ring;
 use doorward::dev::arch_calls;
 use doorward::dev::pl011::Vpl011;
 use doorward::dev::psci;
@@ -16,6 +17,7 @@ use doorward::run::decode::mmio::{self, Op, Refused, Registers};
 use doorward::run::decode::{aarch32, inject, sysreg, walk};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
+use std::sync::Arc;
 
 #[derive(Arbitrary, Debug)]
 struct Input {
@@ -134,15 +136,17 @@ fuzz_target!(|input: Input| {
 });
 
 fn uart(at: Ipa, bytes: u8, op: Op, raw: u64) {
-    let mut port = Vpl011::new();
+    let mut port = Vpl011::new(Arc::new(Ring::new(8)));
     for n in 0..40 {
         let _ = port.push_input(n);
     }
     match op {
-        Op::Write(value) => _ = port.write(at.0 & 0xfff, bytes, value),
+        Op::Write(value) => port.write(at.0 & 0xfff, bytes, value),
         Op::Read(_) => _ = port.read(at.0 & 0xfff, bytes),
     }
-    let _ = port.write(raw & 0xfff, bytes, raw);
+    port.write(raw & 0xfff, bytes, raw);
+    (0..10).for_each(|_| port.write(0, bytes, raw));
+    port.update_transmit();
     assert!(port.room() <= 32);
     let _ = port.irq_level();
 }

@@ -1,6 +1,7 @@
 //! The storage of the machine's description, and the console that it describes.
 
 use doorward::console;
+use doorward::console::onpanic::{self, Facts};
 use doorward::console::uart::{Kind as UartKind, Uart};
 use doorward::platform::{self, Machine};
 
@@ -11,6 +12,14 @@ pub static mut STORAGE: Machine = Machine::new();
 pub fn set_console(machine: &Machine) {
     if let Some(uart) = &machine.uart {
         console::set_uart(Some(Uart { kind: uart_kind(uart.kind), base: uart.regs.base }));
+    }
+}
+
+/// What the machine's description says about fatal errors.
+pub fn onpanic(machine: &Machine) -> Facts {
+    Facts {
+        off: onpanic::powers_off(machine.bootargs.as_bytes()),
+        psci_by_hvc: machine.psci.map(|conduit| conduit == platform::Conduit::Hvc),
     }
 }
 

@@ -106,7 +106,9 @@ pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>) -> Result<(), BuildErr
     let domain = assemble(host, spec).map_err(|failure| failure.error)?;
     let kept = kept_spis(machine);
     host.spis.give(DomId(0), |spi| !kept.contains(&spi));
-    start(domains.add_dom0(domain), entry)
+    let dom0 = domains.add_dom0(domain);
+    dom0.attach_console();
+    start(dom0, entry)
 }
 
 fn module(machine: &Machine, kind: ModuleKind) -> Option<&Module> {

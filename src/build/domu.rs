@@ -8,7 +8,6 @@ use super::layout::domu::{
     DIST, MAX_VCPUS, RAM, SPIS, UART, UART_IRQ, affinities, place_modules, plan_pool, ram_size, redists,
 };
 use super::{BuildError, Devices, DomainSpec, Failure, Homes, assemble, images, kernel_header, start};
-use crate::console;
 use crate::dev::vtimer::CNTP_PPI;
 use crate::domain::table::Domains;
 use crate::host::Host;
@@ -125,9 +124,7 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig) -> Result<(), Buil
     let cpus: Vec<String> = domain.vcpus().iter().map(|vcpu| vcpu.cpu().to_string()).collect();
     log::info!("{id} `{}`: {count} vCPUs ({}), {} MiB", config.name, cpus.join(", "), size >> 20);
     let domain = Arc::new(domain);
-    if config.vpl011 {
-        console::attach(id);
-    }
+    domain.attach_console();
     if domains.add(domain.clone()).is_err() {
         unreachable!("{id} is built twice");
     }

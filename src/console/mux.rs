@@ -1,18 +1,22 @@
 //! The input focus: which domain receives the keys that are typed, or whether they are debug keys.
 //!
 //! Typing Ctrl-A three times moves the focus to the next in this order: dom0, the domUs with a console, the
-//! hypervisor's debug keys, and dom0 again. One or two Ctrl-A are passed to the domain like any other key, but only
+//! hypervisor's debug keys, and dom0 again. When the domain with the focus ends, nobody has it until the user moves it: what
+//! is typed for a domain must not reach another one. One or two Ctrl-A are passed to the domain like any other key, but only
 //! when the key after them shows that no third one follows.
 
+use super::turns::DOMAINS;
 use crate::ids::DomId;
 
-/// The owner of the input focus. The output of a domain with the focus is printed unbuffered.
+/// The owner of the input focus. The output of a domain with the focus is printed as it comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Focus {
     /// A domain.
     Domain(DomId),
     /// The hypervisor's debug keys.
     Hypervisor,
+    /// Nobody: the domain that had it has ended.
+    Nobody,
 }
 
 /// The effect of a key.
@@ -31,15 +35,14 @@ pub enum Typed {
     },
     /// A debug key is typed.
     Debug(u8),
+    /// Nobody receives the key.
+    Dropped,
     /// The focus has moved to this owner.
     Moved(Focus),
 }
 
 const CTRL_A: u8 = 1;
 const TIMES: u8 = 3;
-
-/// The largest number of domains with a console.
-pub const DOMAINS: usize = 16;
 
 /// The state of the input focus.
 #[derive(Debug)]
@@ -68,22 +71,32 @@ impl Mux {
         self.present |= 1u16.checked_shl(u32::from(domain.0)).unwrap_or(0);
     }
 
-    /// Removes a domain. If it had the focus, that moves to dom0. Returns whether the focus has moved.
+    /// Removes a domain. If it had the focus, nobody has it now. Returns whether it had the focus.
     pub fn detach(&mut self, domain: DomId) -> bool {
         self.present &= !1u16.checked_shl(u32::from(domain.0)).unwrap_or(0) | 1;
         let had = self.focus == Focus::Domain(domain) && domain != DomId(0);
         if had {
-            self.focus = Focus::Domain(DomId(0));
+            self.focus = Focus::Nobody;
         }
         had
     }
 
+    /// The domain with the focus, as an index.
+    #[must_use]
+    pub fn domain(&self) -> Option<usize> {
+        match self.focus {
+            Focus::Domain(domain) => Some(domain.0.into()),
+            Focus::Hypervisor | Focus::Nobody => None,
+        }
+    }
+
     fn next(&self) -> Focus {
         let after = match self.focus {
-            Focus::Hypervisor => 0,
+            Focus::Hypervisor | Focus::Nobody => 0,
             Focus::Domain(domain) => domain.0 + 1,
         };
-        let left = u32::from(self.present) >> after.min(16) << after.min(16);
+        let after = after.min(DOMAINS as u16);
+        let left = u32::from(self.present) >> after << after;
         if left == 0 { Focus::Hypervisor } else { Focus::Domain(DomId(left.trailing_zeros() as u16)) }
     }
 
@@ -102,6 +115,7 @@ impl Mux {
         match self.focus {
             Focus::Domain(to) => Typed::Domain { to, held, byte },
             Focus::Hypervisor => Typed::Debug(byte),
+            Focus::Nobody => Typed::Dropped,
         }
     }
 }
@@ -128,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn the_focus_moves_over_all_domains_and_to_dom0_if_its_owner_is_removed() {
+    fn the_focus_moves_over_all_domains_and_to_nobody_if_its_owner_is_removed() {
         let three = |mux: &mut Mux| [mux.key(1), mux.key(1), mux.key(1)][2];
         let domain = |id| Typed::Moved(Focus::Domain(DomId(id)));
         let mut mux = Mux::new();
@@ -138,8 +152,12 @@ mod tests {
         assert!(!mux.detach(DomId(1)) && !mux.detach(DomId(0)));
         assert_eq!(three(&mut mux), domain(3));
         assert!(mux.detach(DomId(3)));
-        assert_eq!(mux.focus(), Focus::Domain(DomId(0)));
-        assert_eq!(three(&mut mux), domain(15));
+        assert_eq!(mux.focus(), Focus::Nobody);
+        assert_eq!(mux.key(b'x'), Typed::Dropped);
+        mux.attach(DomId(3));
+        assert_eq!(mux.key(b'x'), Typed::Dropped, "a domain that is built again does not get it by itself");
+        mux.detach(DomId(3));
+        assert_eq!([three(&mut mux), three(&mut mux)], [domain(0), domain(15)]);
         mux.attach(DomId(16));
         assert_eq!(three(&mut mux), Typed::Moved(Focus::Hypervisor));
     }

@@ -1,16 +1,19 @@
 //! The console of the running image.
 
 use super::keys;
-use super::lines::Line;
-use super::mux::{DOMAINS, Focus, Mux, Typed};
+use super::mux::{Focus, Typed};
 use super::onpanic::Facts;
+use super::printer::{Again, POLL_US, Printer};
+use super::ring::Ring;
 use super::stamp::Stamp;
-use super::uart::{Kind, Registers, Uart};
+use super::uart::{Kind, POLLS, Registers, Uart};
 use crate::arch::{barrier, psci, timer};
 use crate::ids::{DomId, Pa};
 use crate::sync::{Lock, Rank};
+use crate::util::bits::set_bits;
+use alloc::sync::Arc;
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use log::{LevelFilter, Log, Metadata, Record};
 
 /// The UART's kind and address. Plain words, because they are set before stage 1 is on, when only loads and stores
@@ -19,55 +22,38 @@ static KIND: AtomicU64 = AtomicU64::new(0);
 static BASE: AtomicU64 = AtomicU64::new(0);
 /// Whether `onpanic=off` is set.
 static OFF: AtomicBool = AtomicBool::new(false);
-/// Whether printing takes the lock: locks work, and no CPU has panicked.
-static SHARED: AtomicBool = AtomicBool::new(false);
+/// How printing excludes other CPUs: [`EARLY`], [`SHARED`] or [`SEIZED`].
+static PHASE: AtomicU8 = AtomicU8::new(EARLY);
+/// Not at all: locks do not work yet, and only the boot CPU runs.
+const EARLY: u8 = 0;
+/// By the lock.
+const SHARED: u8 = 1;
+/// Not at all: a CPU has panicked.
+const SEIZED: u8 = 2;
 
-/// The time to wait for the lock before a line is printed without it.
-const LINE_US: u64 = 100_000;
+/// Whether the last byte was sent although the UART had no room: then the next one does not wait for it, so that a line
+/// on a stuck UART takes no longer than a byte.
+static STUCK: AtomicBool = AtomicBool::new(false);
 
-/// The time to wait for the lock for a key or for the change of a domain, which without the lock would be lost.
-const CHANGE_US: u64 = 5_000_000;
+/// What has to be done for domains: [`WORK`], and a bit for each domain that waits for room in its ring and has it now.
+static TODO: AtomicU32 = AtomicU32::new(0);
 
-struct State {
-    mux: Mux,
-    lines: [Line; DOMAINS],
-    /// Index of the domain whose line is on the terminal and has not ended, if there is one.
-    unfinished: Option<usize>,
-    /// A bit for each domain, by index, whose line was cut and not continued yet: see [`CUT`].
-    cut: u16,
-}
+/// The bit in [`TODO`] that says that a ring may have something to print.
+const WORK: u32 = 1 << 31;
 
-impl State {
-    /// Makes sure that the next byte starts a line, by cutting an unfinished one.
-    fn start_line(&mut self) {
-        if let Some(slot) = self.unfinished.take() {
-            self.cut(slot);
-        }
-    }
+/// The time to wait for the lock. Its owner prints a line at most, or what the UART takes at once. So a CPU waits for no
+/// more than the lines of all other CPUs, unless the owner has stopped for ever: then it prints without the lock.
+const LOCK_US: u64 = 5_000_000;
 
-    /// Ends a line that goes on later.
-    fn cut(&mut self, slot: usize) {
-        let _ = Raw.write_str(CUT);
-        self.cut |= 1 << slot;
-    }
+/// The time for which the machine, before it stops, waits for the output of the domains.
+const FLUSH_US: u64 = 2_000_000;
 
-    /// Marks what follows as the rest of this domain's line, if that was cut.
-    fn resume(&mut self, slot: usize) {
-        if self.cut & (1 << slot) != 0 {
-            self.cut &= !(1 << slot);
-            put(b'\r');
-        }
-    }
-}
+/// Undoes what a domain may have done to the terminal, when it loses the keyboard and before a panic is reported, so that
+/// the lines of others can be seen: ends an unfinished control sequence or string (CAN, ST); soft reset (DECSTR); colours
+/// off; the ASCII character set and UTF-8; the main screen; wrapping and the cursor on; no scroll region.
+const RESTORE: &str = "\x18\x1b\\\x1b[!p\x1b[0m\x0f\x1b(B\x1b%G\x1b[?47l\x1b[?7h\x1b[?25h\x1b7\x1b[r\x1b8\n";
 
-/// Ends a line that another one cuts: with three carriage returns instead of one. The rest of the line starts with a carriage
-/// return when its turn comes. A terminal shows neither, but a program that reads the console can join the parts.
-const CUT: &str = "\r\r\n";
-
-static STATE: Lock<State> = Lock::new(
-    Rank::Console,
-    State { mux: Mux::new(), lines: [const { Line::new() }; DOMAINS], unfinished: None, cut: 0 },
-);
+static STATE: Lock<Printer> = Lock::new(Rank::Console, Printer::new());
 
 /// Makes `uart` the console; with `None` there is no output.
 pub fn set_uart(uart: Option<Uart>) {
@@ -103,7 +89,8 @@ fn enable() {
 
 fn put(byte: u8) {
     if let Some(uart) = uart() {
-        uart.put(&Registers, byte);
+        let polls = if STUCK.load(Ordering::Relaxed) { 1 } else { POLLS };
+        STUCK.store(!uart.put(&Registers, byte, polls), Ordering::Relaxed);
     }
 }
 
@@ -122,15 +109,17 @@ impl Write for Raw {
     }
 }
 
-/// Runs `print` with the lock if it can be taken within `limit_us`, and otherwise without the lock and the state.
-fn with_state<R>(limit_us: u64, print: impl FnOnce(Option<&mut State>) -> R) -> R {
-    if SHARED.load(Ordering::Relaxed) {
+/// Runs `print` with the lock. If that cannot be taken, because there are no locks yet or its owner has stopped, runs it
+/// without the state, on a line of its own.
+fn with_state<R>(print: impl FnOnce(Option<&mut Printer>) -> R) -> R {
+    let shared = PHASE.load(Ordering::Relaxed) == SHARED;
+    if shared {
         let begin = timer::now_us();
         loop {
             if let Some(mut state) = STATE.try_lock() {
                 return print(Some(&mut state));
             }
-            if timer::now_us() - begin > limit_us {
+            if timer::now_us() - begin > LOCK_US {
                 break;
             }
             barrier::yield_cpu();
@@ -139,24 +128,38 @@ fn with_state<R>(limit_us: u64, print: impl FnOnce(Option<&mut State>) -> R) -> 
     // Early output, or output after a panic. The UART is only accessed when there is something to print: the early UART
     // of an image that was not patched for its board may not exist.
     enable();
+    if shared {
+        let _ = Raw.write_str("\n");
+    }
     print(None)
 }
 
 /// Prints a line. If the cursor is not at the start of a line, a new one is started.
 pub fn line(text: fmt::Arguments<'_>) {
-    with_state(LINE_US, |state| {
-        if let Some(state) = state {
-            state.start_line();
+    with_state(|state| print_line(state, "", text));
+}
+
+/// Prints a line after a domain has lost the keyboard.
+fn line_on_restored_terminal(text: fmt::Arguments<'_>) {
+    with_state(|state| print_line(state, RESTORE, text));
+}
+
+fn print_line(state: Option<&mut Printer>, before: &str, text: fmt::Arguments<'_>) {
+    if let Some(state) = state {
+        state.turns.start_line();
+        while let Some(byte) = state.turns.staged() {
+            put(byte);
         }
-        let _ = Raw.write_fmt(text);
-        let _ = Raw.write_str("\n");
-    });
+    }
+    let _ = Raw.write_str(before);
+    let _ = Raw.write_fmt(text);
+    let _ = Raw.write_str("\n");
 }
 
 /// Makes printing take the lock, so that lines of several CPUs do not mix, and starts the log. Called once locks work.
 pub fn unlock() {
     enable();
-    SHARED.store(true, Ordering::Relaxed);
+    PHASE.store(SHARED, Ordering::Relaxed);
     if log::set_logger(&Sink).is_ok() {
         log::set_max_level(LevelFilter::Info);
     }
@@ -164,8 +167,9 @@ pub fn unlock() {
 
 /// Makes printing take no lock, for a CPU that panics.
 pub fn seize() {
-    SHARED.store(false, Ordering::Relaxed);
+    PHASE.store(SEIZED, Ordering::Relaxed);
     let _ = Raw.write_str("\n");
+    let _ = Raw.write_str(RESTORE);
 }
 
 /// Sets the log level.
@@ -188,75 +192,127 @@ impl Log for Sink {
     fn flush(&self) {}
 }
 
-/// Prints a byte of a domain's output: at once if the domain has the focus, otherwise when its line is complete.
-pub fn guest_write(domain: DomId, byte: u8) {
-    with_state(LINE_US, |state| {
-        let Some(state) = state else { return put(byte) };
-        let slot = usize::from(domain.0).min(DOMAINS - 1);
-        if state.mux.focus() == Focus::Domain(domain) {
-            state.resume(slot);
-            put(byte);
-            state.unfinished = (byte != b'\n').then_some(slot);
-        } else if state.lines[slot].push(byte) {
-            print_line(state, domain, slot, byte == b'\n');
+/// Says that there may be something to print. The caller then calls [`drain`].
+pub fn announce() {
+    TODO.fetch_or(WORK, Ordering::AcqRel);
+}
+
+/// Whether [`drain`] has something to do. An idle CPU looks each time before it sleeps.
+#[inline]
+#[must_use]
+pub fn has_work() -> bool {
+    TODO.load(Ordering::Relaxed) != 0
+}
+
+/// Prints what waits in the rings of domains, as far as the UART takes it at once, and tells the domains that wait for room
+/// in their rings and have it now: `tell` returns `false` for a domain that it cannot tell. Waits for nothing. The caller
+/// holds no lock.
+///
+/// Returns the time in microseconds after which it has to be called again, on any CPU; `None` if somebody will call it
+/// when that is needed.
+pub fn drain(tell: &mut dyn FnMut(DomId) -> bool) -> Option<u64> {
+    if !has_work() || PHASE.load(Ordering::Relaxed) != SHARED {
+        return None;
+    }
+    let mut again = None;
+    // Cleared before the rings are read: what a domain announces later is done later.
+    if TODO.fetch_and(!WORK, Ordering::AcqRel) & WORK != 0 {
+        let (mut work, mut requests) = (WORK, 0);
+        match STATE.try_lock() {
+            None => again = Some(POLL_US),
+            Some(mut state) => {
+                let now = timer::now_us();
+                match state.visit(uart().as_ref(), &Registers, now) {
+                    Again::Never => work = 0,
+                    Again::Interrupt => {}
+                    Again::At(at) => again = Some(at.saturating_sub(now)),
+                }
+                requests = state.take_requests();
+            }
+        }
+        TODO.fetch_or(work | requests, Ordering::AcqRel);
+    }
+    for domain in set_bits(u64::from(TODO.fetch_and(WORK, Ordering::AcqRel) & !WORK)) {
+        if !tell(DomId(domain as u16)) {
+            TODO.fetch_or(1 << domain, Ordering::AcqRel);
+            again = Some(0);
+        }
+    }
+    again
+}
+
+/// Prints what the domains have printed so far, because the machine stops; some of it, if the UART is slow.
+pub fn flush() {
+    with_state(|state| {
+        if let Some(state) = state {
+            flush_state(state, true);
         }
     });
 }
 
-/// Adds a domain with a console.
-pub fn attach(domain: DomId) {
-    with_state(CHANGE_US, |state| {
+fn flush_state(state: &mut Printer, raw: bool) {
+    if let Some(uart) = uart() {
+        state.flush(&uart, &Registers, raw, timer::now_us() + FLUSH_US, timer::now_us);
+    }
+}
+
+/// Adds a domain with a console, whose output comes from `ring`.
+pub fn attach(domain: DomId, ring: Arc<Ring>) {
+    with_state(|state| {
         if let Some(state) = state {
             state.mux.attach(domain);
+            state.turns.add(domain.0.into(), ring);
         }
     });
 }
 
-/// Removes a domain's console. Its incomplete line is printed, and if it had the focus, that moves to dom0.
+/// Takes the keyboard from a domain that has ended. Its output goes on until [`release`].
 pub fn detach(domain: DomId) {
-    let moved = with_state(CHANGE_US, |state| {
+    let had_focus = with_state(|state| {
         let Some(state) = state else { return false };
-        let slot = usize::from(domain.0).min(DOMAINS - 1);
-        if !state.lines[slot].is_empty() {
-            print_line(state, domain, slot, true);
-        }
-        state.cut &= !(1 << slot);
+        state.turns.close(domain.0.into());
         state.mux.detach(domain)
     });
-    if moved {
-        line(format_args!("({} has the keyboard)", DomId(0)));
+    announce();
+    if had_focus {
+        line_on_restored_terminal(format_args!(
+            "(nobody has the keyboard: {domain} has ended; three times Ctrl-A moves it to {})",
+            DomId(0)
+        ));
     }
 }
 
-/// Prints what a domain without the focus has written; the line is cut there unless `complete`.
-fn print_line(state: &mut State, domain: DomId, slot: usize, complete: bool) {
-    state.start_line();
-    state.resume(slot);
-    let _ = write!(Raw, "(d{}) ", domain.0);
-    state.lines[slot].take().iter().for_each(|&byte| put(byte));
-    if complete {
-        let _ = Raw.write_str("\n");
-    } else {
-        state.cut(slot);
+/// Removes the ring of a domain that has ended, if all is printed, or else if `late`. Returns whether the domain has no
+/// ring now.
+pub fn release(domain: DomId, late: bool) -> bool {
+    let Some(mut state) = STATE.try_lock() else { return false };
+    let slot = usize::from(domain.0);
+    let Some(ring) = state.turns.ring(slot) else { return true };
+    let gone = late || ring.is_empty();
+    if gone {
+        state.turns.remove(slot);
     }
+    gone
 }
 
-/// Enables the UART's receive interrupt, which [`irq`] handles.
+/// Enables the UART's receive interrupt, which [`irq`] handles, and lets its transmit interrupt be used.
 pub fn listen() {
-    if let Some(uart) = uart() {
-        uart.listen(&Registers);
-    }
+    with_state(|state| {
+        if let (Some(state), Some(uart)) = (state, uart()) {
+            state.listen(&uart, &Registers);
+        }
+    });
 }
 
 /// Handles the UART's receive interrupt. Keys for a domain are passed to `to_domain`. Debug keys are run here, so the
-/// caller must not hold a lock.
+/// caller must not hold a lock. The transmit interrupt is handled by [`drain`], which the caller calls next.
 pub fn irq(to_domain: &mut dyn FnMut(DomId, u8)) {
     let Some(uart) = uart() else { return };
     uart.acknowledge(&Registers);
     while let Some(byte) = uart.get(&Registers) {
-        let typed = with_state(CHANGE_US, |state| state.map(|state| key(state, byte)));
+        let typed = with_state(|state| state.map(|state| state.mux.key(byte)));
         match typed {
-            None | Some(Typed::Held) => {}
+            None | Some(Typed::Held | Typed::Dropped) => {}
             Some(Typed::Domain { to, held, byte }) => {
                 (0..held).for_each(|_| to_domain(to, 1));
                 to_domain(to, byte);
@@ -266,24 +322,18 @@ pub fn irq(to_domain: &mut dyn FnMut(DomId, u8)) {
                     line(format_args!("(`h` lists the debug keys; three times Ctrl-A moves the keyboard to dom0)"));
                 }
             }
-            Some(Typed::Moved(Focus::Hypervisor)) => {
-                line(format_args!("(the hypervisor has the keyboard; `h` for help, three times Ctrl-A for dom0)"));
+            Some(Typed::Moved(focus)) => {
+                match focus {
+                    Focus::Domain(domain) => line_on_restored_terminal(format_args!("({domain} has the keyboard)")),
+                    Focus::Hypervisor | Focus::Nobody => line_on_restored_terminal(format_args!(
+                        "(the hypervisor has the keyboard; `h` for help, three times Ctrl-A for dom0)"
+                    )),
+                }
+                // The incomplete line of a domain that has the keyboard now is printed.
+                announce();
             }
-            Some(Typed::Moved(Focus::Domain(domain))) => line(format_args!("({domain} has the keyboard)")),
         }
     }
-}
-
-/// Processes a key. If a domain gets the focus, its incomplete line is printed first.
-fn key(state: &mut State, byte: u8) -> Typed {
-    let typed = state.mux.key(byte);
-    if let Typed::Moved(Focus::Domain(domain)) = typed {
-        let slot = usize::from(domain.0).min(DOMAINS - 1);
-        if !state.lines[slot].is_empty() {
-            print_line(state, domain, slot, false);
-        }
-    }
-    typed
 }
 
 /// Prints the list of debug keys.
@@ -305,8 +355,14 @@ pub fn fatal(message: fmt::Arguments<'_>) -> ! {
     stop()
 }
 
-/// Parks this CPU, or powers the machine off with `onpanic=off`.
+/// Parks this CPU, or powers the machine off with `onpanic=off`. What the domains have printed comes before, if the lock is
+/// free; no domain controls the terminal any more.
 pub fn stop() -> ! {
+    if PHASE.load(Ordering::Relaxed) != EARLY
+        && let Some(mut state) = STATE.try_lock()
+    {
+        flush_state(&mut state, false);
+    }
     if OFF.load(Ordering::Relaxed) {
         psci::system_off();
     }

@@ -193,5 +193,6 @@ fn kill(domains: &Domains) {
 
 fn reboot() {
     line(format_args!("rebooting"));
+    console::flush();
     power::reset()
 }

@@ -28,6 +28,9 @@ const DELAY_LIMIT_US: u64 = 5_000_000;
 const ASSIST_US: u64 = 100;
 const ASSIST_PERIOD_US: u64 = 1_000;
 
+/// The time after which what a domain has printed and the UART has not taken is dropped, in microseconds from the start.
+const OUTPUT_LIMIT_US: u64 = 2_000_000;
+
 /// The teardown of one domain.
 struct Work {
     id: DomId,
@@ -169,6 +172,9 @@ fn advance(host: &Host, cpu: CpuId, work: &mut Work) -> Progress {
             if domain.is_stage2_loaded() {
                 // That CPU is about to switch to a vCPU of another domain, or to sleep.
                 report_delay(work, "a CPU still has its stage 2 loaded");
+                Stage::References(domain)
+            } else if !console::release(domain.id(), timer::now_us() - work.since > OUTPUT_LIMIT_US) {
+                // Its last lines wait for the UART.
                 Stage::References(domain)
             } else if domain.vcpus().iter().any(|vcpu| Arc::strong_count(vcpu) > 1) {
                 report_delay(work, "a vCPU is still referenced");

@@ -1,16 +1,22 @@
 //! The emulated PL011: a domain's serial port.
 //!
-//! Bytes that the guest sends leave at once, so the transmit FIFO is always empty. Input waits in a receive FIFO of 32
-//! bytes and, when that is full, in a backlog of [`BACKLOG_LEN`] bytes: pasted text arrives faster than a guest reads,
+//! The transmit FIFO is the domain's ring in the console, which is larger than a guest expects: it is full (TXFF) when the
+//! ring is. A byte that is in the ring counts as sent, so the FIFO is empty (TXFE) and the port idle (BUSY) while the ring
+//! has room for a FIFO of the usual size. TXRIS is raised when a byte is sent, and, after the ring has been more than half
+//! full, when half of it is empty again. A byte that is sent while the FIFO is full is lost, as on a real port.
+//!
+//! Input waits in a receive FIFO of 32 bytes and, when that is full, in a backlog of [`BACKLOG_LEN`] bytes: pasted text arrives faster than a guest reads,
 //! since no baud rate limits it here. The receive timeout is immediate: a byte in the FIFO raises RTRIS, which a real
 //! port does 32 bit periods later, and raises it again if the guest clears it while bytes are left. Baud rate, parity,
 //! modem lines, DMA and loopback have no effect: their fields are stored or read as zero.
 //!
 //! Arm DDI 0183 (PrimeCell UART PL011, r1p5), chapter 3.
 
+use crate::console::ring::Ring;
 use alloc::collections::VecDeque;
+use alloc::sync::Arc;
 
-/// Size of the receive FIFO in bytes, that of a port of revision 3.
+/// Size in bytes of the receive FIFO, and of the transmit FIFO that a guest expects, that of a port of revision 3.
 pub const FIFO_LEN: usize = 32;
 /// Number of bytes of input that can wait for room in the FIFO.
 pub const BACKLOG_LEN: usize = 1024;
@@ -36,7 +42,9 @@ const IDS: [u8; 8] = [0x11, 0x10, 0x34, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
 const FR_CTS: u32 = 1 << 0;
 const FR_DSR: u32 = 1 << 1;
 const FR_DCD: u32 = 1 << 2;
+const FR_BUSY: u32 = 1 << 3;
 const FR_RXFE: u32 = 1 << 4;
+const FR_TXFF: u32 = 1 << 5;
 const FR_RXFF: u32 = 1 << 6;
 const FR_TXFE: u32 = 1 << 7;
 
@@ -48,8 +56,11 @@ const INT_RT: u32 = 1 << 6;
 const INT_ALL: u32 = 0x7ff;
 
 /// An emulated PL011.
-#[derive(Clone, Debug)]
 pub struct Vpl011 {
+    /// What the guest sends.
+    output: Arc<Ring>,
+    /// Whether the ring has been more than half full since TXRIS was raised.
+    output_was_high: bool,
     fifo: [u8; FIFO_LEN],
     head: usize,
     len: usize,
@@ -61,35 +72,31 @@ pub struct Vpl011 {
     cr: u32,
     ifls: u32,
     imsc: u32,
-    /// Interrupts that stay raised until they are cleared: TX since the last byte sent, RT since the last byte
-    /// received.
+    /// Interrupts that stay raised until they are cleared: TX since the last byte sent or since there is room again, RT
+    /// since the last byte received.
     latched: u32,
     dmacr: u32,
 }
 
-impl Default for Vpl011 {
-    fn default() -> Self {
-        Vpl011::new()
-    }
-}
-
 impl Vpl011 {
-    /// Returns a port in its reset state (table 3-1).
+    /// Returns a port in its reset state (table 3-1), which sends into `output`.
     #[must_use]
-    pub fn new() -> Vpl011 {
-        Vpl011::with(VecDeque::with_capacity(BACKLOG_LEN))
+    pub fn new(output: Arc<Ring>) -> Vpl011 {
+        Vpl011::with(output, VecDeque::with_capacity(BACKLOG_LEN))
     }
 
-    /// Puts the port into its reset state. Input that waits is lost.
+    /// Puts the port into its reset state. Input that waits is lost; what was sent is not.
     pub fn reset(&mut self) {
         let mut backlog = core::mem::take(&mut self.backlog);
         backlog.clear();
-        *self = Vpl011::with(backlog);
+        *self = Vpl011::with(self.output.clone(), backlog);
     }
 
     /// A port in its reset state, with an empty backlog that has room.
-    const fn with(backlog: VecDeque<u8>) -> Vpl011 {
+    const fn with(output: Arc<Ring>, backlog: VecDeque<u8>) -> Vpl011 {
         Vpl011 {
+            output,
+            output_was_high: false,
             fifo: [0; FIFO_LEN],
             head: 0,
             len: 0,
@@ -227,8 +234,13 @@ impl Vpl011 {
         }
     }
 
-    const fn flags(&self) -> u32 {
-        let mut flags = FR_TXFE | FR_CTS | FR_DSR | FR_DCD;
+    fn flags(&self) -> u32 {
+        let mut flags = FR_CTS | FR_DSR | FR_DCD;
+        match self.output.room() {
+            0 => flags |= FR_TXFF | FR_BUSY,
+            room if room < FIFO_LEN => flags |= FR_BUSY,
+            _ => flags |= FR_TXFE,
+        }
         if self.len == 0 {
             flags |= FR_RXFE;
         }
@@ -238,14 +250,33 @@ impl Vpl011 {
         flags
     }
 
-    /// Emulates a store of `bytes` bytes at `offset`. Returns the byte that the guest sends, if any.
+    /// Adds a byte to the transmit FIFO. If that is full, the byte is lost.
+    fn send(&mut self, byte: u8) {
+        let _ = self.output.push(byte);
+        if self.output.is_low() {
+            self.latched |= INT_TX;
+        } else {
+            self.latched &= !INT_TX;
+            self.output_was_high = true;
+        }
+        self.update_transmit();
+    }
+
+    /// Raises TXRIS if the ring has become half empty, or else requests that this is called again when it has.
+    pub fn update_transmit(&mut self) {
+        if self.output_was_high && !self.output.request_room() {
+            self.output_was_high = false;
+            self.latched |= INT_TX;
+        }
+    }
+
+    /// Emulates a store of `bytes` bytes at `offset`.
     ///
     /// Bytes are sent even while the port is disabled, since an early console writes before a driver has enabled it.
-    #[must_use]
-    pub fn write(&mut self, offset: u64, bytes: u8, value: u64) -> Option<u8> {
+    pub fn write(&mut self, offset: u64, bytes: u8, value: u64) {
         self.raise_timeout();
         if offset & 3 != 0 || bytes == 0 {
-            return None;
+            return;
         }
         let word = match bytes {
             1 => value as u32 & 0xff,
@@ -253,10 +284,7 @@ impl Vpl011 {
             _ => value as u32,
         };
         match offset {
-            DR => {
-                self.latched |= INT_TX;
-                return Some(word as u8);
-            }
+            DR => self.send(word as u8),
             IBRD => self.ibrd = word & 0xffff,
             FBRD => self.fbrd = word & 0x3f,
             LCR_H => {
@@ -276,7 +304,6 @@ impl Vpl011 {
             // A write to RSR clears errors, of which there are none. All other offsets are read-only or reserved.
             _ => {}
         }
-        None
     }
 }
 
@@ -284,17 +311,28 @@ impl Vpl011 {
 mod tests {
     use super::*;
 
+    use crate::console::ring::RING_LEN;
+
+    fn port() -> Vpl011 {
+        Vpl011::new(Arc::new(Ring::new(RING_LEN)))
+    }
+
+    /// Takes what the guest has sent, at most `limit` bytes.
+    fn taken(port: &Vpl011, limit: usize) -> Vec<u8> {
+        (0..limit).map_while(|_| port.output.pop()).collect()
+    }
+
     fn enabled(fifo: bool, interrupts: u32) -> Vpl011 {
-        let mut port = Vpl011::new();
-        assert_eq!(port.write(LCR_H, 4, if fifo { 0x70 } else { 0x60 }), None);
-        assert_eq!(port.write(CR, 4, 0x301), None);
-        assert_eq!(port.write(IMSC, 4, u64::from(interrupts)), None);
+        let mut port = port();
+        port.write(LCR_H, 4, if fifo { 0x70 } else { 0x60 });
+        port.write(CR, 4, 0x301);
+        port.write(IMSC, 4, u64::from(interrupts));
         port
     }
 
     #[test]
     fn the_port_identifies_as_a_pl011_of_revision_3() {
-        let mut port = Vpl011::new();
+        let mut port = port();
         let ids: Vec<u64> = (0..8).map(|n| port.read(0xfe0 + 4 * n, 4)).collect();
         assert_eq!(ids, [0x11, 0x10, 0x34, 0, 0x0d, 0xf0, 0x05, 0xb1]);
         assert_eq!((port.read(CR, 4), port.read(IFLS, 4), port.read(FR, 4)), (0x300, 0x12, 0x97));
@@ -306,12 +344,12 @@ mod tests {
         let mut port = enabled(true, INT_ALL);
         (0..FIFO_LEN + 100).for_each(|_| assert!(port.push_input(b'x')));
         for register in [IBRD, FBRD, IFLS, DMACR, DR] {
-            let _ = port.write(register, 4, 0x15);
+            port.write(register, 4, 0x15);
         }
         let room = port.backlog.capacity();
         port.reset();
         assert!(!port.irq_level() && port.backlog.is_empty());
-        let mut fresh = Vpl011::new();
+        let mut fresh = Vpl011::new(port.output.clone());
         for offset in (0..0x1000).step_by(4) {
             assert_eq!(port.read(offset, 4), fresh.read(offset, 4), "{offset:#x}");
         }
@@ -336,7 +374,7 @@ mod tests {
     fn a_timeout_that_is_cleared_with_bytes_left_is_raised_again() {
         let mut port = enabled(true, INT_RT);
         assert!(port.push_input(b'a') && port.push_input(b'b'));
-        assert_eq!(port.write(ICR, 4, u64::from(INT_RT)), None);
+        port.write(ICR, 4, u64::from(INT_RT));
         assert!(!port.irq_level());
         assert_eq!(port.read(DR, 1), u64::from(b'a'));
         assert!(port.irq_level(), "a byte is left");
@@ -352,7 +390,7 @@ mod tests {
             assert!(port.push_input(n));
         }
         assert!(port.irq_level(), "half full");
-        assert_eq!(port.write(IFLS, 4, 0 << 3), None);
+        port.write(IFLS, 4, 0 << 3);
         for n in 0..16 {
             assert_eq!(port.irq_level(), 16 - n >= 4, "{n}");
             assert_eq!(port.read(DR, 4), n);
@@ -386,34 +424,68 @@ mod tests {
         assert_eq!(port.read(FR, 4) as u32 & FR_RXFF, FR_RXFF);
         assert_eq!(port.read(DR, 4), u64::from(b'x'));
         assert!(port.irq_level());
-        assert_eq!(port.write(LCR_H, 4, 0x70), None);
+        port.write(LCR_H, 4, 0x70);
         assert_eq!(port.read(DR, 4), u64::from(b'z'), "enabling the FIFOs empties them");
         assert!(!port.irq_level());
     }
 
     #[test]
-    fn a_byte_is_sent_at_once_and_raises_the_transmit_interrupt() {
-        let mut port = Vpl011::new();
-        assert_eq!(port.write(DR, 1, 0x141), Some(b'A'), "before a driver has enabled the port");
-        assert_eq!(port.write(IMSC, 4, u64::from(INT_TX)), None);
+    fn a_byte_is_sent_and_raises_the_transmit_interrupt() {
+        let mut port = port();
+        port.write(DR, 1, 0x141);
+        assert_eq!(taken(&port, 9), b"A", "before a driver has enabled the port");
+        port.write(IMSC, 4, u64::from(INT_TX));
         assert!(port.irq_level());
-        assert_eq!(port.write(ICR, 4, 0x7ff), None);
+        port.write(ICR, 4, 0x7ff);
         assert!(!port.irq_level());
-        assert_eq!(port.write(DR, 4, 0x0a), Some(b'\n'));
-        assert!(port.irq_level(), "the FIFO has drained");
-        assert_eq!(port.write(IMSC, 4, 0), None);
+        port.write(DR, 4, 0x0a);
+        assert!(port.irq_level(), "there is room for more");
+        port.write(IMSC, 4, 0);
         assert!(!port.irq_level());
         assert_eq!(port.read(RIS, 4), u64::from(INT_TX));
     }
 
     #[test]
+    fn the_transmit_fifo_is_full_when_the_ring_is_and_what_is_sent_then_is_lost() {
+        let mut port = port();
+        let transmit = |port: &mut Vpl011| port.read(FR, 4) as u32 & (FR_TXFF | FR_TXFE | FR_BUSY);
+        for n in 0..RING_LEN {
+            let busy = if n > RING_LEN - FIFO_LEN { FR_BUSY } else { FR_TXFE };
+            assert_eq!(transmit(&mut port), busy, "{n}");
+            port.write(DR, 1, n as u64);
+        }
+        assert_eq!(transmit(&mut port), FR_TXFF | FR_BUSY);
+        port.write(DR, 1, 0xee);
+        let sent: Vec<u8> = (0..RING_LEN).map(|n| n as u8).collect();
+        assert_eq!(taken(&port, 2 * RING_LEN), sent, "without the last byte");
+        assert_eq!(transmit(&mut port), FR_TXFE);
+    }
+
+    /// Linux sends 16 bytes on a transmit interrupt without a look at TXFF.
+    #[test]
+    fn the_transmit_interrupt_waits_until_half_of_a_full_ring_is_empty() {
+        let mut port = enabled(true, INT_TX);
+        (0..RING_LEN).for_each(|_| port.write(DR, 1, 0x41));
+        assert!(!port.irq_level());
+        taken(&port, RING_LEN / 2 - 1);
+        assert!(!port.output.take_request());
+        taken(&port, 1);
+        assert!(port.output.take_request(), "whoever empties the ring has to say so");
+        port.update_transmit();
+        assert!(port.irq_level());
+        port.write(ICR, 4, u64::from(INT_TX));
+        port.update_transmit();
+        assert!(!port.irq_level(), "raised once");
+    }
+
+    #[test]
     fn unaligned_and_reserved_accesses_have_no_effect() {
-        let mut port = Vpl011::new();
+        let mut port = port();
         for (offset, bytes) in [(1u64, 1u8), (2, 2), (0x3a, 4), (u64::MAX, 8), (0x1004, 4), (0, 0)] {
-            assert_eq!(port.write(offset, bytes, u64::MAX), None, "{offset:#x}");
+            port.write(offset, bytes, u64::MAX);
             assert_eq!(port.read(offset, bytes), 0, "{offset:#x}");
         }
-        assert_eq!(port.write(CR, 8, u64::MAX), None);
+        port.write(CR, 8, u64::MAX);
         assert_eq!(port.read(CR, 8), 0xff87);
         assert_eq!(port.read(IMSC, 4), 0);
     }

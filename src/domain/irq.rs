@@ -65,7 +65,7 @@ fn take(domains: &Domains, cpu: CpuId, intid: Intid) {
             cpuif::deactivate(intid);
         }
         _ if Some(intid) == host.console_irq => {
-            take_console_input(domains);
+            take_console(domains);
             cpuif::deactivate(intid);
         }
         32.. => {
@@ -109,8 +109,9 @@ fn take_el2_timer(domains: &Domains, cpu: CpuId, intid: Intid) {
         }
     });
     cpuif::deactivate(intid);
-    if fired.unmask {
+    if fired.chores {
         unmask_due(domains, cpu);
+        drain_console(domains);
     }
     if fired.resched {
         host.sched.set_need_resched(cpu);
@@ -123,13 +124,24 @@ fn take_el2_timer(domains: &Domains, cpu: CpuId, intid: Intid) {
     }
 }
 
-/// Passes what was typed to the domain that has the keyboard, or to the debug keys.
-fn take_console_input(domains: &Domains) {
+/// Passes what was typed to the domain that has the keyboard, or to the debug keys, and prints what waits.
+fn take_console(domains: &Domains) {
     console::irq(&mut |domain, byte| {
         if let Some(domain) = domains.get(domain) {
             // Bytes that do not fit into the FIFO and the buffer behind it are lost, as on a real UART.
             domain.input(byte);
         }
+    });
+    drain_console(domains);
+}
+
+/// Prints what the domains' rings hold, as far as the UART takes it, and tells domains that wait for room in them.
+pub fn drain_console(domains: &Domains) {
+    domains.host.drain_console(&mut |domain| {
+        if let Some(domain) = domains.get(domain) {
+            domain.output_has_room();
+        }
+        true
     });
 }
 
@@ -175,7 +187,7 @@ fn take_lpi(domains: &Domains, cpu: CpuId, lpi: Lpi) {
 fn charge(host: &Host, cpu: CpuId, lpi: Lpi, meter: &Meter) {
     if let Some(at) = host.rate_limits.charge(&host.gic, &host.routes, lpi, meter, timer::now()) {
         count(cpu, Event::RateLimitMask);
-        host.cpu(cpu).timer.unmask_at(at);
+        host.cpu(cpu).timer.chores_at(at);
     }
 }
 
@@ -183,7 +195,7 @@ fn charge(host: &Host, cpu: CpuId, lpi: Lpi, meter: &Meter) {
 /// masked.
 pub fn unmask_due(domains: &Domains, cpu: CpuId) {
     if let Some(at) = unmask_as_of(domains, cpu, timer::now()) {
-        domains.host.cpu(cpu).timer.unmask_at(at);
+        domains.host.cpu(cpu).timer.chores_at(at);
     }
 }
 

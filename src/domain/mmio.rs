@@ -7,7 +7,7 @@ use crate::ids::{Ipa, Pa, VcpuId};
 use crate::pci::Ecam;
 use crate::trace::{Event, count};
 use crate::vcpu::ItsWork;
-use crate::vgic::{Signal, VGICR_SIZE};
+use crate::vgic::VGICR_SIZE;
 use crate::vits::Progress;
 
 /// The offset of an ITS's second frame, which holds GITS_TRANSLATER (IHI 0069, 12.18).
@@ -71,13 +71,8 @@ impl Domain {
                 self.bridges.get(index).map_or(u64::MAX, |bridge| bridge.read(&Ecam, offset, bytes))
             }
             Emulated::Uart(offset) => {
-                let Some(console) = &self.console else { return 0 };
-                let mut uart = console.uart.lock();
-                let value = uart.read(offset, bytes);
-                let level = uart.irq_level();
-                drop(uart);
-                self.vgic.inject_spi(&port, console.irq, Signal::Level(level));
-                value
+                self.drain_if_full();
+                self.with_uart(|uart| uart.read(offset, bytes)).unwrap_or(0)
             }
         }
     }
@@ -110,17 +105,31 @@ impl Domain {
                 }
             }
             Emulated::Uart(offset) => {
-                let Some(console) = &self.console else { return None };
-                let mut uart = console.uart.lock();
-                let sent = uart.write(offset, bytes, value);
-                let level = uart.irq_level();
-                drop(uart);
-                if let Some(byte) = sent {
-                    console::guest_write(self.id, byte);
-                }
-                self.vgic.inject_spi(&port, console.irq, Signal::Level(level));
+                let _ = self.with_uart(|uart| uart.write(offset, bytes, value));
+                self.drain_output();
             }
         }
         None
+    }
+
+    /// Moves what the domain has printed to the UART, as far as that takes it without waiting. A domain that waits for
+    /// room in its console does so by itself, whenever it looks whether there is room.
+    fn drain_output(&self) {
+        if self.console.as_ref().is_some_and(|console| !console.output.is_empty()) {
+            console::announce();
+            self.host.drain_console(&mut |domain| {
+                let is_this = domain == self.id;
+                if is_this {
+                    self.output_has_room();
+                }
+                is_this
+            });
+        }
+    }
+
+    fn drain_if_full(&self) {
+        if self.console.as_ref().is_some_and(|console| console.output.room() == 0) {
+            self.drain_output();
+        }
     }
 }

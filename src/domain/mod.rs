@@ -25,6 +25,8 @@ pub mod recall;
 pub mod restart;
 pub mod table;
 
+use crate::console;
+use crate::console::ring::{RING_LEN, Ring};
 use crate::dev::pl011::Vpl011;
 use crate::gic::v4::V4Error;
 use crate::host::Host;
@@ -53,7 +55,17 @@ use recall::Recalls;
 struct Console {
     regs: Range,
     irq: Intid,
+    /// Held until the level of the line has been reported, so that two CPUs report it in the order in which it changes.
     uart: Lock<Vpl011>,
+    /// What the port sends.
+    output: Arc<Ring>,
+}
+
+impl Console {
+    fn new(regs: Range, irq: Intid) -> Console {
+        let output = Arc::new(Ring::new(RING_LEN));
+        Console { regs, irq, uart: Lock::new(Rank::Domain, Vpl011::new(output.clone())), output }
+    }
 }
 
 /// The parts that `build` makes a domain of.
@@ -129,7 +141,7 @@ impl Domain {
             redists,
             itss,
             paths,
-            console: console.map(|(regs, irq)| Console { regs, irq, uart: Lock::new(Rank::Domain, Vpl011::new()) }),
+            console: console.map(|(regs, irq)| Console::new(regs, irq)),
             last_ran: LastRan::new(host.cpus.ids().len()),
             absent,
             bridges,
@@ -208,13 +220,28 @@ impl Domain {
 
     /// Passes a typed byte to the emulated console. Returns `false` if the console is full, or if there is none.
     pub fn input(&self, byte: u8) -> bool {
-        let Some(console) = &self.console else { return false };
+        self.with_uart(|uart| uart.push_input(byte)).unwrap_or(false)
+    }
+
+    /// Gives the output of the emulated console to EL2's console. Called before the domain is started.
+    pub fn attach_console(&self) {
+        if let Some(console) = &self.console {
+            console::attach(self.id, console.output.clone());
+        }
+    }
+
+    /// Tells the guest that its console has room again for what it sends.
+    pub fn output_has_room(&self) {
+        let _ = self.with_uart(Vpl011::update_transmit);
+    }
+
+    /// Accesses the emulated console, and reports the level of its interrupt line. `None` if there is no console.
+    fn with_uart<R>(&self, access: impl FnOnce(&mut Vpl011) -> R) -> Option<R> {
+        let console = self.console.as_ref()?;
         let mut uart = console.uart.lock();
-        let taken = uart.push_input(byte);
-        let level = uart.irq_level();
-        drop(uart);
-        self.vgic.inject_spi(&self.port(), console.irq, Signal::Level(level));
-        taken
+        let result = access(&mut uart);
+        self.vgic.inject_spi(&self.port(), console.irq, Signal::Level(uart.irq_level()));
+        Some(result)
     }
 
     /// Whether the domain has ended. Its vCPUs then no longer enter the guest.

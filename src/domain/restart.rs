@@ -188,9 +188,7 @@ impl Domain {
                 _ => return false,
             }
         }
-        if self.console.is_some() {
-            console::attach(self.id);
-        }
+        self.attach_console();
         if log_each_second!(Info, self.id; "{}: restarted", self.id) {
             self.host.log_free_memory();
         }

@@ -240,12 +240,6 @@ pub fn parse<'a>(line: &'a str, mut unknown: impl FnMut(&'a str)) -> Result<Opti
     Ok(options)
 }
 
-/// Whether `line` asks for power-off after a fatal error. Usable before the console and the heap are.
-#[must_use]
-pub fn powers_off_on_panic(line: &str) -> bool {
-    line.split_ascii_whitespace().any(|word| word == "onpanic=off")
-}
-
 /// The list of `spec-ctrl=`. A boolean by itself sets everything; what follows it changes a part. `None` if it is
 /// invalid.
 fn spec_ctrl(list: &str, wanted: &mut Wanted) -> Option<()> {

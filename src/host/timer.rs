@@ -1,8 +1,9 @@
 //! The deadlines of one CPU's EL2 timer.
 //!
 //! Each CPU has one EL2 timer (CNTHP), which is armed for the earliest of four deadlines: the emulated CNTP of the
-//! current vCPU, the scheduler's next decision, the wake-up of a vCPU that is blocked with a timer, and rare work: the
-//! unmasking of interrupts that are above their rate, or this CPU's share of background work.
+//! current vCPU, the scheduler's next decision, the wake-up of a vCPU that is blocked with a timer, and chores: the
+//! unmasking of interrupts that are above their rate, output that waits for a UART without an interrupt, and this CPU's
+//! share of background work.
 //!
 //! Only this CPU accesses the deadlines. The list of sleepers has a lock: a vCPU is added by the CPU that it blocks on,
 //! and removed by the CPU that it runs on next, which may be another. That CPU does not re-arm the timer, so the timer
@@ -23,8 +24,8 @@ const NEVER: u64 = u64::MAX;
 pub struct Fired {
     /// The scheduler has to decide.
     pub resched: bool,
-    /// Masked interrupts have to be unmasked.
-    pub unmask: bool,
+    /// Masked interrupts have to be unmasked, or output has to be printed.
+    pub chores: bool,
 }
 
 /// The EL2 timer of one CPU. Deadlines are in ticks; `u64::MAX` for none.
@@ -35,9 +36,9 @@ pub struct SoftTimer {
     resched: AtomicU64,
     /// The earliest deadline in `sleepers`.
     wake: AtomicU64,
-    /// The time at which masked interrupts have to be unmasked, or `assist` if that is earlier. One deadline for both: a
-    /// fifth would cost each sleep its instructions.
-    unmask: AtomicU64,
+    /// The time at which masked interrupts have to be unmasked, output has to be printed, or `assist` if that is earlier.
+    /// One deadline for all: a fifth would cost each sleep its instructions.
+    chores: AtomicU64,
     /// The time at which background work is due.
     assist: AtomicU64,
     /// The deadline that the hardware is armed for.
@@ -55,7 +56,7 @@ impl SoftTimer {
             guest: never(),
             resched: never(),
             wake: never(),
-            unmask: never(),
+            chores: never(),
             assist: never(),
             armed: never(),
             sleepers: Lock::new(Rank::RunQueue, Sleepers::default()),
@@ -72,7 +73,7 @@ impl SoftTimer {
 
     /// Arms the hardware for the earliest deadline.
     fn program(&self) {
-        let deadlines = [&self.guest, &self.resched, &self.wake, &self.unmask];
+        let deadlines = [&self.guest, &self.resched, &self.wake, &self.chores];
         let at = deadlines.map(|deadline| deadline.load(Relaxed)).into_iter().fold(NEVER, u64::min);
         if self.armed.load(Relaxed) != at {
             self.armed.store(at, Relaxed);
@@ -90,9 +91,9 @@ impl SoftTimer {
         self.set(&self.resched, at);
     }
 
-    /// Requests that interrupts are unmasked at `at`; an earlier request stays. Called on this CPU.
-    pub fn unmask_at(&self, at: u64) {
-        self.set(&self.unmask, Some(at.min(self.unmask.load(Relaxed))));
+    /// Requests that chores are done at `at`; an earlier request stays. Called on this CPU.
+    pub fn chores_at(&self, at: u64) {
+        self.set(&self.chores, Some(at.min(self.chores.load(Relaxed))));
     }
 
     /// Requests that this CPU exits from its guest for background work at `at`; a request that stands stays. Called on
@@ -100,7 +101,7 @@ impl SoftTimer {
     pub fn set_assist(&self, at: u64) {
         if self.assist.load(Relaxed) == NEVER {
             self.assist.store(at, Relaxed);
-            self.unmask_at(at);
+            self.chores_at(at);
         }
     }
 
@@ -132,7 +133,7 @@ impl SoftTimer {
             let Some(vcpu) = sleeper else { break };
             wake(&vcpu);
         }
-        let deadlines = [&self.guest, &self.resched, &self.wake, &self.unmask, &self.assist];
+        let deadlines = [&self.guest, &self.resched, &self.wake, &self.chores, &self.assist];
         deadlines.into_iter().for_each(|deadline| deadline.store(NEVER, Relaxed));
         self.program();
     }
@@ -163,9 +164,9 @@ impl SoftTimer {
             }
             due
         };
-        let fired = Fired { resched: is_due(&self.resched), unmask: is_due(&self.unmask) };
+        let fired = Fired { resched: is_due(&self.resched), chores: is_due(&self.chores) };
         // Not yet due, though the deadline that it shares was.
-        self.unmask.fetch_min(self.assist.load(Relaxed), Relaxed);
+        self.chores.fetch_min(self.assist.load(Relaxed), Relaxed);
         self.program();
         fired
     }

@@ -19,6 +19,7 @@ mod vcpu_run;
 
 use crate::arch::el1::Present;
 use crate::arch::{features, timer};
+use crate::console;
 use crate::control::{Control, hotplug};
 use crate::domain::irq;
 use crate::ids::CpuId;
@@ -63,6 +64,9 @@ pub fn cpu_loop(control: &'static Control, cpu: CpuId) -> ! {
                 .run();
             }
             None => {
+                if console::has_work() {
+                    irq::drain_console(domains);
+                }
                 control.teardown.idle(cpu);
                 irq::take_all(domains, cpu);
             }

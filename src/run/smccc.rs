@@ -5,6 +5,7 @@
 
 use super::next::Next;
 use crate::arch::power;
+use crate::console;
 use crate::dev::arch_calls;
 use crate::dev::psci::{self, PsciAction, affinity, status};
 use crate::domain::Domain;
@@ -94,20 +95,26 @@ fn psci(caller: &Caller<'_>, x: [u64; 4]) -> Answer {
         }
         PsciAction::SystemOff => {
             log::info!("{}: powered off: powering off the machine", domain.id());
+            console::flush();
             power::off()
         }
         PsciAction::SystemReset => {
             log::info!("{}: reset: resetting the machine", domain.id());
-            power::reset()
+            reset()
         }
         PsciAction::SystemCrash { cookie } => {
             log::error!(
                 "{}: reported a crash by SYSTEM_RESET2: cookie {cookie:#x}: resetting the machine",
                 domain.id()
             );
-            power::reset()
+            reset()
         }
     }
+}
+
+fn reset() -> ! {
+    console::flush();
+    power::reset()
 }
 
 /// Ends the domain. The calling vCPU goes off.

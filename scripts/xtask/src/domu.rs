@@ -98,15 +98,25 @@ fn lay_out(domains: &[DomU], start: u64) -> Outcome<Vec<Blob>> {
     Ok(blobs)
 }
 
-/// Adds to a complete command of QEMU what `domains` need: their files from `start` on, and a device tree, written to `tree`.
-/// That tree maps the PCI function with requester ID `device0` to DeviceID 0.
-pub fn equip(qemu: &mut Command, domains: &[DomU], device0: Option<u16>, start: u64, tree: &Path) -> Outcome {
-    let blobs = lay_out(domains, start)?;
+/// What the device tree has in addition to QEMU's.
+#[derive(Clone, Copy)]
+pub struct Extras<'a> {
+    /// The domUs.
+    pub domains: &'a [DomU],
+    /// The PCI function with this requester ID is mapped to DeviceID 0.
+    pub device0: Option<u16>,
+    /// `/chosen/xen,xen-bootargs`.
+    pub own_words: Option<&'a str>,
+}
+
+/// Adds `extras` to a complete command of QEMU: the files of domUs from `start` on, and a device tree, written to `tree`.
+pub fn equip(qemu: &mut Command, extras: &Extras<'_>, start: u64, tree: &Path) -> Outcome {
+    let blobs = lay_out(extras.domains, start)?;
     let mut dump = Command::new(qemu.get_program());
     dump.args(qemu.get_args()).args(["-machine", &format!("dumpdtb={}", tree.display())]);
     sh::quiet(&mut dump)?;
     let host = std::fs::read(tree).doing(format_args!("reading {}", tree.display()))?;
-    let edited = edited(&host, domains, &blobs, device0).map_err(Failure::new)?;
+    let edited = edited(&host, extras, &blobs).map_err(Failure::new)?;
     std::fs::write(tree, edited).doing(format_args!("writing {}", tree.display()))?;
     for blob in &blobs {
         let file = blob.file.to_string_lossy().replace(',', ",,");
@@ -135,8 +145,9 @@ fn map_with_device0(host: &Fdt, rid: u16) -> Result<Vec<u8>, String> {
     Ok([&u32::from(rid).to_be_bytes()[..], its, &[0; 4], &1u32.to_be_bytes(), map.value()].concat())
 }
 
-/// The host's tree with a node for each domain, and with the PCI function `device0` mapped to DeviceID 0.
-fn edited(host: &[u8], domains: &[DomU], blobs: &[Blob], device0: Option<u16>) -> Result<Vec<u8>, String> {
+/// The host's tree with `extras`.
+fn edited(host: &[u8], extras: &Extras<'_>, blobs: &[Blob]) -> Result<Vec<u8>, String> {
+    let Extras { domains, device0, own_words } = *extras;
     let host = Fdt::new(host).map_err(|error| format!("QEMU's device tree: {error}"))?;
     let mut tree = DeviceTree::from_fdt(&host);
     if let Some(rid) = device0 {
@@ -145,6 +156,9 @@ fn edited(host: &[u8], domains: &[DomU], blobs: &[Blob], device0: Option<u16>) -
         old.ok_or("QEMU's device tree has no msi-map")?.set_value(map.as_slice());
     }
     let chosen = tree.root.child_mut("chosen").ok_or("QEMU's device tree has no /chosen")?;
+    if let Some(words) = own_words {
+        set(chosen, "xen,xen-bootargs", words);
+    }
     for (number, domain) in domains.iter().enumerate() {
         let mut node = DeviceTreeNode::new_unchecked(format!("domU{}", number + 1));
         set(&mut node, "compatible", "xen,domain");
@@ -197,7 +211,8 @@ mod tests {
             Blob { file: "k".into(), at: 0x5600_0000, bytes: 5 },
             Blob { file: "i".into(), at: 0x1_5620_0000, bytes: 7 },
         ];
-        let blob = edited(&host, &domains, &blobs, Some(0xf0)).unwrap();
+        let extras = Extras { domains: &domains, device0: Some(0xf0), own_words: Some("loglvl=debug") };
+        let blob = edited(&host, &extras, &blobs).unwrap();
         let tree = Fdt::new(&blob).unwrap();
         let cells = |path: &str, name: &str| {
             let bytes = tree.find_node(path).unwrap().property(name).unwrap().value().to_vec();
@@ -207,6 +222,8 @@ mod tests {
         assert_eq!(cells("/chosen/domU1", "doorward,cpu-weight"), [512]);
         assert_eq!(cells("/chosen/domU1/module@56000000", "reg"), [0, 0x5600_0000, 0, 5]);
         assert_eq!(cells("/chosen/domU1/module@156200000", "reg"), [1, 0x5620_0000, 0, 7]);
+        let words = tree.find_node("/chosen").unwrap().property("xen,xen-bootargs").unwrap();
+        assert_eq!(words.value(), b"loglvl=debug\0");
         let map = cells("/pcie@10000000", "msi-map");
         assert_eq!((map[0], map[2], map[3], &map[4..]), (0xf0, 0, 1, &[0, map[1], 0, 0x1_0000][..]));
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::disk_image::{self, Contents};
-use crate::domu::{self, DomU};
+use crate::domu::{self, DomU, Extras};
 use crate::fail::{Failure, Outcome};
 use crate::setup::gicv41;
 use crate::{paths, sh};
@@ -91,6 +91,8 @@ pub struct Machine {
     pub append: String,
     /// The hypervisor's command line.
     pub hv: String,
+    /// `/chosen/xen,xen-bootargs`: the hypervisor's command line instead of `hv`, which is then dom0's.
+    pub own_words: Option<String>,
     /// The NVMe disk.
     pub disk: Disk,
     /// Number of CPUs.
@@ -125,6 +127,7 @@ impl Default for Machine {
             initrd: Some(paths::initramfs()),
             append: CONSOLE.into(),
             hv: String::new(),
+            own_words: None,
             disk: Disk::Scratch(paths::disk()),
             smp: 4,
             mem: "2G".into(),
@@ -199,12 +202,13 @@ impl Machine {
             qemu.args(["-s", "-S"]);
         }
         qemu.args(&self.extra);
-        if !self.domus.is_empty() || self.device0.is_some() {
+        if !self.domus.is_empty() || self.device0.is_some() || self.own_words.is_some() {
             let tree = self
                 .log
                 .as_ref()
                 .map_or_else(|| paths::target().join("domu.dtb"), |log| log.with_file_name("domu.dtb"));
-            domu::equip(&mut qemu, &self.domus, self.device0, DOMUS, &tree)?;
+            let own_words = self.own_words.as_deref();
+            domu::equip(&mut qemu, &Extras { domains: &self.domus, device0: self.device0, own_words }, DOMUS, &tree)?;
         }
         Ok(qemu)
     }

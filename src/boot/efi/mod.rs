@@ -14,7 +14,7 @@ mod files;
 mod firmware;
 
 use super::image;
-use super::machine::{STORAGE, set_console};
+use super::machine::{STORAGE, onpanic, set_console};
 use arrayvec::{ArrayString, ArrayVec};
 use core::arch::asm;
 use core::fmt;
@@ -332,6 +332,7 @@ fn leave(
         }
         TABLE.store(ptr::null_mut(), Ordering::Relaxed);
         set_console(machine);
+        console::set_onpanic(onpanic(machine));
         if let Err(error) = fill_memory(machine, kept, map) {
             console::fatal(format_args!("{error}"));
         }

@@ -7,7 +7,7 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use guest_rt::exception::{Outcome, probe};
 use guest_rt::its::{GITS, Its, Table};
-use guest_rt::{console, cpu, gic, mrs, off, say, smccc};
+use guest_rt::{cpu, gic, mrs, off, say, smccc};
 
 /// Accesses of a single vCPU, if the seed gives no number.
 const ACTS: u64 = 40_000;
@@ -28,7 +28,7 @@ static VCPUS: AtomicU32 = AtomicU32::new(1);
 pub struct Dice(u64);
 
 impl Dice {
-    fn roll(&mut self) -> u64 {
+    pub fn roll(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -74,7 +74,7 @@ impl Dice {
 }
 
 /// Makes one load or store of any size. Three of four are aligned: the rest takes an alignment fault in stage 1.
-fn touch(dice: &mut Dice, at: u64) {
+pub fn touch(dice: &mut Dice, at: u64) {
     let size = dice.below(4);
     let at = if dice.one_in(4) { at } else { at & !((1 << size) - 1) };
     let value = dice.value();
@@ -97,7 +97,7 @@ fn touch(dice: &mut Dice, at: u64) {
 }
 
 /// Makes an access in a form that has no syndrome.
-fn touch_oddly(dice: &mut Dice, at: u64) {
+pub fn touch_oddly(dice: &mut Dice, at: u64) {
     let at = at & !0xf;
     let (a, b) = (dice.value(), dice.value());
     let form = dice.below(8);
@@ -333,16 +333,6 @@ fn elsewhere(dice: &mut Dice) {
     if dice.one_in(4) { touch_oddly(dice, at) } else { touch(dice, at) }
 }
 
-fn uart(dice: &mut Dice) {
-    // All registers but the data register, to keep the log readable.
-    let offset = 8 + dice.below(0xff8);
-    if dice.one_in(4) {
-        touch_oddly(dice, console::PL011 + (offset | 0x10))
-    } else {
-        touch(dice, console::PL011 + offset)
-    }
-}
-
 /// The number of accesses for each vCPU.
 fn acts() -> u64 {
     let vcpus = u64::from(VCPUS.load(Ordering::Relaxed));
@@ -379,7 +369,7 @@ fn chaos() {
             14 | 15 => elsewhere(&mut dice),
             16 => crate::walk::walk(&mut dice),
             17 => work::act(&mut dice),
-            _ => uart(&mut dice),
+            _ => crate::console::act(&mut dice),
         }
         PROGRESS[index].store(act + 1, Ordering::Release);
         if index == 0 && act % (acts / STEPS) == 0 {

@@ -17,6 +17,8 @@ fn main() {
 }
 
 #[cfg(target_os = "none")]
+mod console;
+#[cfg(target_os = "none")]
 mod devices;
 #[cfg(target_os = "none")]
 mod guest;

@@ -41,6 +41,19 @@ pub fn line(text: fmt::Arguments<'_>) {
     BUSY.store(false, Ordering::Release);
 }
 
+/// Prints bytes as they are, and the end of a line. With `patient`, it waits until there is room for each of them.
+pub fn line_of(bytes: impl Iterator<Item = u8>, patient: bool) {
+    while BUSY.swap(true, Ordering::Acquire) {
+        core::hint::spin_loop();
+    }
+    for byte in bytes {
+        while patient && mmio::read32(PL011 + FR) & TXFF != 0 {}
+        mmio::write32(PL011, u32::from(byte));
+    }
+    let _ = Port.write_str("\r\n");
+    BUSY.store(false, Ordering::Release);
+}
+
 /// The next byte that was typed, if there is one.
 #[must_use]
 pub fn read() -> Option<u8> {

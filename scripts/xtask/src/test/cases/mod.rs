@@ -1,6 +1,7 @@
 //! The cases that boot a machine, by topic.
 
 mod boot;
+mod console;
 mod cpus;
 mod domains;
 pub mod exits;
@@ -29,6 +30,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(guests::cases());
     cases.extend(quota::cases());
     cases.extend(boot::cases());
+    cases.extend(console::cases());
     cases.extend(io::cases());
     cases.extend(domains::cases());
     cases.extend(sched::cases());

@@ -25,6 +25,11 @@ pub fn cases() -> Vec<Case> {
             let machine = Machine { kernel: None, initrd: None, hv: "onpanic=off".into(), ..Machine::default() };
             switched_off(lab, machine)
         }),
+        case("refuse-off-xen", "the same if xen,xen-bootargs has the option", |lab| {
+            let hv = "quiet".to_owned();
+            let own_words = Some("onpanic=off".to_owned());
+            switched_off(lab, Machine { kernel: None, initrd: None, hv, own_words, ..Machine::default() })
+        }),
     ]
 }
 
@@ -47,7 +52,7 @@ pub fn refused(lab: &Lab, machine: Machine, words: &[&str]) -> Verdict {
 }
 
 /// Checks that QEMU ends by itself.
-fn switched_off(lab: &Lab, machine: Machine) -> Verdict {
+pub fn switched_off(lab: &Lab, machine: Machine) -> Verdict {
     let mut session = lab.start(&machine, 20)?;
     while let Event::Line(_) = session.next() {}
     match session.exit_code() {

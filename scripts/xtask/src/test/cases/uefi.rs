@@ -8,6 +8,8 @@ use crate::test::linux::Transcript;
 use crate::test::{Case, Lab, Verdict};
 use crate::{disk_image, image};
 
+use super::refuse;
+
 /// The cases of this topic.
 pub fn cases() -> Vec<Case> {
     let case = |name, shows, run| Case { name, shows, bare: false, run };
@@ -65,6 +67,14 @@ pub fn cases() -> Vec<Case> {
         case("uefi-refuse-config", "a configuration with a mistyped key", |lab| {
             let mistype = |text: &mut String| *text = text.replace("ramdisk=", "ramdsik=");
             refused(lab, &from_disk(lab, "boot", Tables::Fdt), mistype, &["doorward.cfg", "line ", "ramdsik="])
+        }),
+        case("uefi-refuse-off", "after the firmware has been left, onpanic=off powers the machine off", |lab| {
+            let hv = "onpanic=off sched=none".into();
+            let machine = Machine { hv, ..from_disk(lab, "boot", Tables::Fdt) };
+            machine.make_disk_image().map_err(|failure| failure.text)?;
+            let verdict = refuse::switched_off(lab, machine.clone());
+            forget(&machine);
+            verdict
         }),
         case("uefi-refuse-gicv2", "an unusable machine is reported before the firmware is left", |lab| {
             let properties = "virtualization=on,gic-version=2".into();
