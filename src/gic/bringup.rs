@@ -5,7 +5,7 @@
 //! that *all* redistributors have, so they are read before the tables are made. Each CPU then enables its own part.
 
 use super::counters::Counters;
-use super::dist::Dist;
+use super::dist::{self, Dist};
 use super::driver::Gic;
 use super::error::{GicError, ItsError};
 use super::facts::Facts;
@@ -13,21 +13,20 @@ use super::its::{self, Its, Plan};
 use super::layout::{ItsLayout, Layout};
 use super::lpi::{self, Lpis};
 use super::redist::{self, Redist};
-use super::regs::{GICD_TYPER, GICD_TYPER2, GICR_TYPER, PIDR2, PIDR2_FIELDS};
+use super::regs::{GICD_TYPER, GICD_TYPER2, GICR_TYPER};
 use super::v4::{self, Generation, VpeTables};
 use crate::ids::{CpuId, ItsId, Lpi};
 use crate::mmio::{Coherence, Hw};
 use alloc::vec::Vec;
-use tock_registers::LocalRegisterCopy;
 
 impl<H: Hw + Clone> Gic<H> {
     /// Reads what the hardware supports and brings up what all CPUs share: the distributor, the ITSs and the tables.
     /// Called on the boot CPU. An ITS that cannot be brought up is logged and not used. No CPU takes an interrupt
     /// before its [`init_cpu`](Self::init_cpu).
     pub fn discover(hw: H, layout: &Layout<'_>) -> Result<Gic<H>, GicError> {
-        let pidr2 = LocalRegisterCopy::<u32, PIDR2_FIELDS::Register>::new(hw.read32(layout.dist.add(PIDR2)));
-        if !matches!(pidr2.read(PIDR2_FIELDS::ARCH_REV), 3 | 4) {
-            return Err(GicError::NotGicV3(pidr2.read(PIDR2_FIELDS::ARCH_REV)));
+        let arch_rev = dist::arch_rev(&hw, layout.dist);
+        if !matches!(arch_rev, 3 | 4) {
+            return Err(GicError::NotGicV3(arch_rev));
         }
         // All ITSs are disabled before any memory that they may still use is touched.
         let quiet: Vec<bool> = layout.itss.iter().map(|its| its::quiesce(&hw, its.base).is_ok()).collect();

@@ -52,7 +52,7 @@ mod tests;
 pub mod v4;
 
 pub use counters::Counters;
-pub use dist::Trigger;
+pub use dist::{Trigger, arch_rev};
 pub use driver::Gic;
 pub use error::{GicError, ItsError};
 pub use events::Batch;

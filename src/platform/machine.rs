@@ -58,6 +58,9 @@ pub struct Gic {
     pub dist: Range,
     /// The redistributor regions; the redistributors of one region are adjacent.
     pub redists: ArrayVec<Range, CPUS>,
+    /// Each region is the redistributor of one CPU, whose size the firmware does not state: it is taken for that of a
+    /// GICv3 until [`size_redists`](Gic::size_redists).
+    pub redists_unsized: bool,
     /// The distance between two redistributors in bytes, where it differs from what GICR_TYPER implies.
     pub redist_stride: Option<u64>,
     /// The PPI of the CPU interface's maintenance interrupt.
@@ -66,6 +69,40 @@ pub struct Gic {
     pub non_coherent: bool,
     /// The ITSs; an `ItsId` is an index into this list.
     pub itss: ArrayVec<Its, 16>,
+}
+
+/// The sizes of a redistributor without and with the frames for virtual LPIs (IHI 0069, 12.10).
+pub(super) const GICV3_REDIST: u64 = 0x2_0000;
+const GICV4_REDIST: u64 = 0x4_0000;
+
+impl Gic {
+    /// Sets the sizes of redistributors that the firmware does not state, and joins adjacent ones to regions. The
+    /// redistributors are those of a GIC of revision `arch_rev` (GICD_PIDR2.ArchRev). None reaches into the next one.
+    pub fn size_redists(&mut self, arch_rev: u32) {
+        if !core::mem::take(&mut self.redists_unsized) {
+            return;
+        }
+        self.redists.sort_unstable();
+        let size = if arch_rev >= 4 { GICV4_REDIST } else { GICV3_REDIST };
+        for index in 0..self.redists.len() {
+            let next = self.redists.get(index + 1).map(|next| next.base.0);
+            let redist = &mut self.redists[index];
+            redist.size = next.map_or(size, |next| size.min(next - redist.base.0));
+        }
+        // In place, because the list is too large for a boot stack.
+        let mut regions = 0;
+        for index in 0..self.redists.len() {
+            let redist = self.redists[index];
+            match self.redists[..regions].last_mut() {
+                Some(last) if last.end() == redist.base => last.size += redist.size,
+                _ => {
+                    self.redists[regions] = redist;
+                    regions += 1;
+                }
+            }
+        }
+        self.redists.truncate(regions);
+    }
 }
 
 /// The generic timer's PPIs.
@@ -306,6 +343,7 @@ impl Machine {
                 version_hint: GicKind::Other,
                 dist: NOWHERE,
                 redists: ArrayVec::new_const(),
+                redists_unsized: false,
                 redist_stride: None,
                 maintenance: Intid(0),
                 non_coherent: false,

@@ -26,7 +26,8 @@ struct Dom0 {
 }
 
 fn dom0(host: &Memory, vcpus: usize) -> Dom0 {
-    let machine = host.read().unwrap();
+    let mut machine = host.read().unwrap();
+    machine.gic.size_redists(4);
     let vcpus: Vec<Mpidr> = machine.cpus.iter().map(|cpu| cpu.mpidr).take(vcpus).collect();
     let places = places(&machine, vcpus.len(), POOL).unwrap();
     let initrd = Some(Range::new(Pa(0x4100_0000), 5));

@@ -1,12 +1,13 @@
 //! MADT: CPUs, the GIC and the ITSs (ACPI 6.5, 5.2.12.14 to 5.2.12.18).
 //!
 //! Redistributors are described in one of two ways. Most firmware lists regions. Some (Graviton's) lists no regions but
-//! the redistributor of each CPU. Those are collected here and joined to regions where one ends exactly where the next
-//! begins: a gap may hold a redistributor that has been fused off and must not be accessed. The size of a redistributor
-//! follows from the GIC's version.
+//! the redistributor of each CPU, without a size. It follows from the GIC's version, which only the distributor's
+//! registers tell reliably, so [`Gic::size_redists`](crate::platform::Gic::size_redists) sets it later. Those that touch
+//! then become one region: a gap may hold a redistributor that has been fused off and must not be accessed.
 
 use super::{AcpiError, Fields};
 use crate::ids::{Intid, Mpidr, Pa};
+use crate::platform::machine::GICV3_REDIST;
 use crate::platform::{CPUS, Cpu, GicKind, Its, Machine, MachineError, Part};
 use crate::util::range::Range;
 use arrayvec::ArrayVec;
@@ -33,16 +34,13 @@ const HAS_COHERENCE: u8 = 7;
 
 const FRAME: u64 = 0x1_0000;
 const ITS_SIZE: u64 = 2 * FRAME;
-/// The sizes of a redistributor without and with the frames for virtual LPIs (IHI 0069, 12.10).
-const GICV3_REDIST: u64 = 2 * FRAME;
-const GICV4_REDIST: u64 = 4 * FRAME;
 
 /// The identifiers by which the IORT refers to the ITSs, in the order of [`Gic::itss`](crate::platform::Gic::itss).
 pub(crate) type ItsNames = ArrayVec<u32, 16>;
 
 /// Fills CPUs, GIC and ITSs.
 pub(super) fn read(madt: Fields<'_>, machine: &mut Machine) -> Result<ItsNames, AcpiError> {
-    let version = read_distributor(madt, machine)?;
+    read_distributor(madt, machine)?;
     let flagged = madt.revision() >= HAS_COHERENCE;
     let mut names = ItsNames::new();
     let mut from_cpus: ArrayVec<Range, CPUS> = ArrayVec::new();
@@ -52,7 +50,7 @@ pub(super) fn read(madt: Fields<'_>, machine: &mut Machine) -> Result<ItsNames, 
                 let redist = read_cpu(entry, machine, flagged)?;
                 if let Some(base) = redist {
                     // Cannot fail: there are at most as many as CPUs.
-                    let _ = from_cpus.try_push(Range::new(base, 0));
+                    let _ = from_cpus.try_push(Range::new(base, GICV3_REDIST));
                 }
             }
             (GICR, entry) => {
@@ -74,7 +72,8 @@ pub(super) fn read(madt: Fields<'_>, machine: &mut Machine) -> Result<ItsNames, 
         }
     }
     if machine.gic.redists.is_empty() {
-        join(&mut from_cpus, version, machine);
+        machine.gic.redists = from_cpus;
+        machine.gic.redists_unsized = true;
     }
     if machine.gic.redists.is_empty() {
         return Err(MachineError::NoRedistributors.into());
@@ -85,8 +84,8 @@ pub(super) fn read(madt: Fields<'_>, machine: &mut Machine) -> Result<ItsNames, 
     Ok(names)
 }
 
-/// Reads the distributor. Returns the GIC version in its entry; 0 means that it is not stated.
-fn read_distributor(madt: Fields<'_>, machine: &mut Machine) -> Result<u8, AcpiError> {
+/// Reads the distributor. The GIC version in its entry may be 0, which means that it is not stated.
+fn read_distributor(madt: Fields<'_>, machine: &mut Machine) -> Result<(), AcpiError> {
     let mut version = None;
     let mut newer = false;
     for entry in madt.entries(ENTRIES) {
@@ -101,9 +100,9 @@ fn read_distributor(madt: Fields<'_>, machine: &mut Machine) -> Result<u8, AcpiE
     }
     match version {
         Some(1 | 2) => Err(MachineError::GicTooOld.into()),
-        Some(version @ (0 | 3 | 4)) => {
+        Some(0 | 3 | 4) => {
             machine.gic.version_hint = GicKind::V3;
-            Ok(version)
+            Ok(())
         }
         None if !newer => Err(MachineError::NoGic.into()),
         Some(_) | None => Err(MachineError::GicTooNew.into()),
@@ -134,25 +133,4 @@ fn read_cpu(entry: Fields<'_>, machine: &mut Machine, flagged: bool) -> Result<O
     let redist = entry.u64(60)?;
     machine.gic.non_coherent |= flagged && redist != 0 && flags & GICC_NON_COHERENT != 0;
     Ok((redist != 0).then_some(Pa(redist)))
-}
-
-/// Sets the size of the CPUs' redistributors and joins adjacent ones to regions.
-fn join(redists: &mut [Range], version: u8, machine: &mut Machine) {
-    redists.sort_unstable();
-    let size = match version {
-        3 => GICV3_REDIST,
-        4 => GICV4_REDIST,
-        _ => {
-            // Only the GIC's registers tell; but so does the distance between two neighbours.
-            let gap = redists.array_windows().map(|[a, b]| b.base.0 - a.base.0).min();
-            if gap.is_some_and(|gap| gap >= GICV4_REDIST) { GICV4_REDIST } else { GICV3_REDIST }
-        }
-    };
-    for redist in redists {
-        match machine.gic.redists.last_mut() {
-            Some(last) if last.end() == redist.base => last.size += size,
-            // Cannot fail: there is room for one region per CPU.
-            _ => machine.gic.redists.extend([Range::new(redist.base, size)]),
-        }
-    }
 }
