@@ -63,10 +63,12 @@ pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>) -> Result<(), BuildErr
 
     let places =
         places(machine, affinities.len(), in_use).map_err(|error| BuildError::because("redistributors", error))?;
+    let absent_itss = absent_itss(host);
     let plan = Dom0Plan {
         vcpus: &affinities,
         memory: &banks,
         gicr: places.gicr,
+        absent_itss: &absent_itss,
         bootargs: &kernel.bootargs,
         initrd: place.initrd,
     };
@@ -226,7 +228,13 @@ fn mapped_devices(host: &Host, in_use: &MemoryInUse<'_>, absent: &[Range]) -> Re
     Ok(mapped)
 }
 
-/// Makes a virtual ITS for each of the host's ITSs, at the same address.
+/// The control frames of the ITSs that could not be brought up.
+fn absent_itss(host: &Host) -> Vec<Pa> {
+    let itss = (0..).map(ItsId).zip(&host.machine.gic.itss);
+    itss.filter(|&(id, _)| host.gic.facts().its(id).is_none()).map(|(_, its)| its.control.base).collect()
+}
+
+/// Makes a virtual ITS for each of the host's ITSs that was brought up, at the same address.
 fn virtual_itss(host: &Host) -> Result<Vec<(Range, Vits)>, BuildError> {
     let mut itss = Vec::new();
     for (index, its) in host.machine.gic.itss.iter().enumerate() {
