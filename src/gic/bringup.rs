@@ -9,6 +9,7 @@ use super::dist::{self, Dist};
 use super::driver::Gic;
 use super::error::{GicError, ItsError};
 use super::facts::Facts;
+use super::interface::{Interface, Interfaces, NO_LPIS, NO_SGIS};
 use super::its::{self, Its, Plan};
 use super::layout::{ItsLayout, Layout};
 use super::lpi::{self, Lpis};
@@ -84,6 +85,7 @@ impl<H: Hw + Clone> Gic<H> {
             redists,
             itss,
             lpis,
+            interfaces: Interfaces::new(),
             v4: None,
             facts,
             counters: Counters::new(),
@@ -110,6 +112,28 @@ impl<H: Hw + Clone> Gic<H> {
                 None
             }
         }
+    }
+
+    /// Adds a CPU that comes up, before [`init_cpu`](Self::init_cpu).
+    pub fn join(&self, cpu: CpuId, interface: Interface) -> Result<(), GicError> {
+        let mut lacks = 0;
+        if self.facts.virtual_lpis && !interface.virtual_lpis {
+            lacks |= NO_LPIS;
+        }
+        if self.facts.vsgi && !interface.virtual_sgis {
+            lacks |= NO_SGIS;
+        }
+        let result = self.interfaces.join(lacks);
+        match result {
+            Ok(()) if lacks & NO_LPIS != 0 => {
+                log::warn!("{cpu}: its GIC interface takes no virtual LPIs: no direct injection on this machine");
+            }
+            Ok(()) if lacks & NO_SGIS != 0 => {
+                log::warn!("{cpu}: its GIC interface takes no virtual SGIs: they are not used on this machine");
+            }
+            _ => {}
+        }
+        result.map_err(|what| GicError::Interface(cpu, if what & NO_LPIS != 0 { "LPIs" } else { "SGIs" }))
     }
 
     /// Brings up one CPU's part: wakes its redistributor, enables SGIs and LPIs, disables PPIs, and maps its collection

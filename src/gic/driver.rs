@@ -4,6 +4,7 @@ use super::counters::Counters;
 use super::dist::Dist;
 use super::error::ItsError;
 use super::facts::Facts;
+use super::interface::Interfaces;
 use super::its::{Command, Its, Synced, Ticket, collection};
 use super::lpi::Lpis;
 use super::redist::Redist;
@@ -19,6 +20,7 @@ pub struct Gic<H: Hw + Clone> {
     pub(super) redists: Vec<Redist<H>>,
     pub(super) itss: Vec<Option<Its<H>>>,
     pub(super) lpis: Option<Lpis<H>>,
+    pub(super) interfaces: Interfaces,
     pub(super) v4: Option<State>,
     pub(super) facts: Facts,
     pub(super) counters: Counters,
@@ -30,6 +32,13 @@ impl<H: Hw + Clone> Gic<H> {
     #[must_use]
     pub fn facts(&self) -> &Facts {
         &self.facts
+    }
+
+    /// Whether virtual SGIs can be used: the GIC and all CPUs support them.
+    #[inline]
+    #[must_use]
+    pub fn has_virtual_sgis(&self) -> bool {
+        self.facts.vsgi && self.interfaces.all_take_sgis()
     }
 
     /// The event counters.

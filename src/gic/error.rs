@@ -25,6 +25,8 @@ pub enum GicError {
     /// An earlier owner of the machine left GICR_CTLR.EnableLPIs set and it cannot be cleared: the redistributor uses
     /// tables that are not ours.
     LpisStuckOn(CpuId),
+    /// The CPU's GIC interface does not take virtual LPIs or SGIs, which guests may already use.
+    Interface(CpuId, &'static str),
     /// There is no vPE table for the CPU's redistributor (GICv4.1).
     VpeTable(CpuId, TableError),
     /// Out of memory.
@@ -47,6 +49,9 @@ impl fmt::Display for GicError {
                     f,
                     "LPIs of {c} were left enabled and cannot be disabled: its redistributor keeps foreign tables"
                 )
+            }
+            GicError::Interface(c, what) => {
+                write!(f, "the GIC interface of {c} takes no virtual {what}, which guests may already use")
             }
             GicError::VpeTable(c, e) => write!(f, "no vPE table for the GIC redistributor of {c}: {e}"),
             GicError::NoMemory => write!(f, "out of memory for GIC tables"),

@@ -9,6 +9,7 @@
 //! | `table`, `error`, `facts`, `command_kind`, `counters` | types that several files share |
 //! | `dist` | the distributor |
 //! | `lpi` | LPI numbers and their configuration table |
+//! | `interface` | which CPUs take what redistributors deliver directly |
 //! | `redist` | each CPU's redistributor |
 //! | `its` | interrupt translation services: bring-up, commands, devices |
 //! | `v4` | virtual LPIs: VMs, vPEs, residency, doorbells; `driver` uses its `state`, its verbs use `driver` |
@@ -38,6 +39,9 @@ mod events;
 mod events_tests;
 mod facts;
 mod hotplug;
+mod interface;
+#[cfg(test)]
+mod interface_tests;
 pub mod its;
 mod layout;
 mod lines;
@@ -58,6 +62,7 @@ pub use error::{GicError, ItsError};
 pub use events::Batch;
 pub use facts::{Facts, ItsFacts};
 pub use hotplug::{Moved, TakeOutError};
+pub use interface::Interface;
 pub use its::Event;
 pub use layout::{ItsLayout, Layout};
 pub use v4::V4;

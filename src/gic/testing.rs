@@ -1,7 +1,7 @@
 //! The executable GIC behind [`Hw`], for the driver's tests.
 
 use super::v4::{InterruptGroups, PendingLast, Resident, V4, VmHandle, Why};
-use super::{Gic, GicError, ItsLayout, Layout};
+use super::{Gic, GicError, Interface, ItsLayout, Layout};
 use crate::ids::{CpuId, DeviceId, EventId, EventKey, ItsId, Lpi, Mpidr, Pa, VIntid, VpeId};
 use crate::mmio::{Coherence, Hw};
 use gic_model::{Config, Machine};
@@ -124,6 +124,11 @@ impl Described {
     }
 }
 
+/// What the interface of a CPU of the model takes.
+pub fn interface(cpu: &gic_model::Cpu) -> Interface {
+    Interface::new(cpu.id_gic() as u8, cpu.nv4())
+}
+
 /// A driver on a model machine.
 pub struct Bench {
     pub machine: Machine,
@@ -141,9 +146,10 @@ impl Bench {
 
     /// With all CPUs brought up.
     pub fn up(config: Config) -> Bench {
-        let cpus = config.cpus.len();
+        let interfaces: Vec<Interface> = config.cpus.iter().map(interface).collect();
         let bench = Bench::discovered(config).expect("discover");
-        for cpu in 0..cpus {
+        for (cpu, interface) in interfaces.into_iter().enumerate() {
+            bench.gic.join(CpuId(cpu as u16), interface).expect("join");
             bench.gic.init_cpu(CpuId(cpu as u16)).expect("init_cpu");
         }
         bench.machine.assert_clean();

@@ -13,11 +13,12 @@ pub mod routes;
 pub mod sleepers;
 pub mod timer;
 
+use crate::arch::features::ids::reg;
 use crate::arch::features::{Features, IdRegs};
 use crate::arch::sysreg::{self, Writeable};
 use crate::arch::{barrier, ich, percpu, timer as counter, tlb};
 use crate::console;
-use crate::gic::{Gic, GicError, cpuif};
+use crate::gic::{Gic, GicError, Interface, cpuif};
 use crate::ids::{CpuId, Intid, Mpidr};
 use crate::mm::guest_pool::GuestPool;
 use crate::mm::hw::El2;
@@ -187,9 +188,12 @@ impl Host {
         cpuif::init().map_err(|_| CpuError::NoSystemRegisters)?;
         // List registers are UNKNOWN after a reset.
         ich::clear_lrs(ich::count());
-        if self.cpu_features.join(&IdRegs::read()).map_err(CpuError::Features)? {
+        let ids = IdRegs::read();
+        if self.cpu_features.join(&ids).map_err(CpuError::Features)? {
             log::info!("{cpu}: lacks features of earlier CPUs: these are hidden from guests");
         }
+        let interface = Interface::new(ids.field(reg::PFR0, 24), ich::nv4());
+        self.gic.join(cpu, interface).map_err(CpuError::Gic)?;
         // This comes last: from here on interrupts may be routed to the CPU.
         self.gic.init_cpu(cpu).map_err(CpuError::Gic)?;
         self.own_ppis().for_each(|ppi| self.gic.ppi_enable(cpu, ppi));

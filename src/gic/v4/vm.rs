@@ -19,8 +19,12 @@ use crate::mmio::Hw;
 const MIN_ID_BITS: u8 = 14;
 
 impl<H: Hw + Clone> V4<'_, H> {
-    /// Makes a VM whose vINTIDs have `id_bits` bits (14: 8192 vLPIs). All of them are disabled.
+    /// Makes a VM whose vINTIDs have `id_bits` bits (14: 8192 vLPIs). All of them are disabled. From the first call on,
+    /// CPUs come up only if they take virtual LPIs; if one has come up before that does not, there are no VMs.
     pub fn create_vm(self, id_bits: u8) -> Result<VmHandle, V4Error> {
+        if !self.gic.interfaces.settle() {
+            return Err(V4Error::Interface);
+        }
         if id_bits < MIN_ID_BITS || id_bits > self.gic.facts.lpi_bits {
             return Err(V4Error::IdBits(id_bits));
         }
