@@ -165,6 +165,7 @@ pub fn discover(generation: Generation) -> Gic<Instant> {
     let layout = Layout {
         dist: DIST,
         redists: &[(REDISTS, u64::from(CPUS) * REDIST_SIZE)],
+        redists_listed: false,
         stride: None,
         cpus: &cpus,
         boot_cpu: CpuId(0),

@@ -78,7 +78,7 @@ fn range_of(bytes: &[u8]) -> Range {
 fn size_redistributors() {
     // SAFETY: only the boot CPU runs, and there is no other reference to the description yet.
     let machine = unsafe { &mut *ptr::addr_of_mut!(machine::STORAGE) };
-    if !machine.gic.redists_unsized {
+    if !machine.gic.redists_listed {
         return;
     }
     let dist = machine.gic.dist;

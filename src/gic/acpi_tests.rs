@@ -24,6 +24,7 @@ fn guest(homes: &[u16]) -> Guest {
     let layout = Layout {
         dist: tables.gic.dist.base,
         redists: &tables.gic.redists.iter().map(|range| (range.base, range.size)).collect::<Vec<_>>(),
+        redists_listed: tables.gic.redists_listed,
         stride: tables.gic.redist_stride,
         cpus: &tables.cpus.iter().map(|cpu| cpu.mpidr).collect::<Vec<Mpidr>>(),
         boot_cpu: CpuId(0),

@@ -35,9 +35,13 @@ impl<H: Hw + Clone> Gic<H> {
         if !dist.init() {
             return Err(GicError::Distributor);
         }
-        let redists = redist::find(&hw, layout)?;
+        let redists = redist::find(&hw, layout);
         let boot = redists.get(layout.boot_cpu.index()).ok_or(GicError::NoSuchCpu(layout.boot_cpu))?;
-        for redist in &redists {
+        let boot = boot.as_ref().ok_or(GicError::NoRedistributor(layout.boot_cpu))?;
+        for (n, _) in redists.iter().enumerate().filter(|(_, redist)| redist.is_none()) {
+            log::warn!("{}: no redistributor: stays off", CpuId(n as u16));
+        }
+        for redist in redists.iter().flatten() {
             if !redist.clear_stale_residency() {
                 log::warn!("{}: an earlier owner's vPE is still being written back", redist.cpu);
             }
@@ -56,7 +60,8 @@ impl<H: Hw + Clone> Gic<H> {
         };
         let reach = |its: &ItsLayout| if facts.v41 { its::shares_vpe_table(&hw, its.base) } else { None };
         let reaches: Vec<_> = layout.itss.iter().map(reach).collect();
-        let sharing = v4::Sharing::of(&reaches, &redists.iter().map(Redist::group).collect::<Vec<_>>());
+        let sharing =
+            v4::Sharing::of(&reaches, &redists.iter().map(|r| r.as_ref().map(Redist::group)).collect::<Vec<_>>());
         let mut numbers = 0;
         let mut itss = Vec::new();
         for (n, (its, quiet)) in layout.itss.iter().zip(quiet).enumerate() {
@@ -140,7 +145,7 @@ impl<H: Hw + Clone> Gic<H> {
     /// on every ITS. Called on that CPU, or on another one before it is started. If the CPU was [taken out of
     /// service](Self::take_out) before, its redistributor keeps its tables.
     pub fn init_cpu(&self, cpu: CpuId) -> Result<(), GicError> {
-        let redist = self.redists.get(cpu.index()).ok_or(GicError::NoSuchCpu(cpu))?;
+        let redist = self.redist(cpu).ok_or(GicError::NoRedistributor(cpu))?;
         redist.wake()?;
         let Some(lpis) = &self.lpis else { return Ok(()) };
         redist.enable_lpis(lpis, self.coherent)?;
@@ -156,9 +161,11 @@ impl<H: Hw + Clone> Gic<H> {
 }
 
 /// What the distributor and all redistributors support. [`settle_facts`] adds what depends on the ITSs.
-fn common_facts<H: Hw + Clone>(dist: &Dist<H>, redists: &[Redist<H>], layout: &Layout<'_>) -> Facts {
+fn common_facts<H: Hw + Clone>(dist: &Dist<H>, redists: &[Option<Redist<H>>], layout: &Layout<'_>) -> Facts {
     let typer = dist.typer();
-    let all = |has: fn(&Redist<H>) -> bool| !redists.is_empty() && redists.iter().all(has);
+    // Not empty: the boot CPU has one.
+    let redists = || redists.iter().flatten();
+    let all = |has: fn(&Redist<H>) -> bool| redists().all(has);
     let has_lpis =
         typer.is_set(GICD_TYPER::LPIS) && all(|r| r.typer.is_set(GICR_TYPER::PLPIS)) && !layout.itss.is_empty();
     let bits = (typer.read(GICD_TYPER::ID_BITS) as u8 + 1).min(lpi::MAX_ID_BITS);
@@ -170,7 +177,7 @@ fn common_facts<H: Hw + Clone>(dist: &Dist<H>, redists: &[Redist<H>], layout: &L
     };
     let v41 = all(Redist::has_rvpeid);
     let mut virtual_lpis = layout.virtual_lpis_wanted && lpi_bits != 0 && all(Redist::has_vlpis);
-    if virtual_lpis && redists.iter().any(Redist::has_rvpeid) != v41 {
+    if virtual_lpis && redists().any(Redist::has_rvpeid) != v41 {
         log::warn!("GIC: only some redistributors support GICv4.1: no virtual LPIs");
         virtual_lpis = false;
     }
@@ -185,7 +192,7 @@ fn common_facts<H: Hw + Clone>(dist: &Dist<H>, redists: &[Redist<H>], layout: &L
         spis: dist.spis(),
         lpi_bits,
         lpis,
-        cpus: redists.len() as u16,
+        cpus: redists().count() as u16,
         virtual_lpis,
         v41,
         can_invlpi: all(Redist::can_invlpi),

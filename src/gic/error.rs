@@ -4,7 +4,7 @@
 //! redistributors, report [`ItsError`].
 
 use super::table::TableError;
-use crate::ids::{CpuId, DeviceId, EventId, ItsId, Lpi, Mpidr, VIntid, VpeId};
+use crate::ids::{CpuId, DeviceId, EventId, ItsId, Lpi, VIntid, VpeId};
 use core::fmt;
 
 /// Why the GIC, or one CPU's part of it, cannot be used.
@@ -15,7 +15,7 @@ pub enum GicError {
     /// The distributor did not complete a register write in time, or does not support affinity routing.
     Distributor,
     /// No redistributor has this CPU's affinity.
-    NoRedistributor(Mpidr),
+    NoRedistributor(CpuId),
     /// There is no such CPU.
     NoSuchCpu(CpuId),
     /// The CPU's redistributor did not leave its low-power state in time.
@@ -40,7 +40,7 @@ impl fmt::Display for GicError {
         match self {
             GicError::NotGicV3(rev) => write!(f, "the interrupt controller is not a GICv3 or GICv4 (ArchRev {rev})"),
             GicError::Distributor => write!(f, "the GIC distributor does not complete register writes"),
-            GicError::NoRedistributor(m) => write!(f, "no GIC redistributor has a CPU's affinity {m}"),
+            GicError::NoRedistributor(c) => write!(f, "no GIC redistributor has the affinity of {c}"),
             GicError::NoSuchCpu(c) => write!(f, "the GIC has no {c}"),
             GicError::Asleep(c) => write!(f, "the GIC redistributor of {c} does not wake up"),
             GicError::RegisterWrite(c) => write!(f, "the GIC redistributor of {c} does not complete register writes"),

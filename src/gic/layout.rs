@@ -18,6 +18,8 @@ pub struct Layout<'a> {
     pub dist: Pa,
     /// Redistributor regions: address and size in bytes.
     pub redists: &'a [(Pa, u64)],
+    /// The platform lists each redistributor by itself, so that all of a region exists.
+    pub redists_listed: bool,
     /// Bytes from one redistributor to the next, if the platform states them.
     pub stride: Option<u64>,
     /// The CPUs to serve; the index is the [`CpuId`](crate::ids::CpuId).

@@ -46,6 +46,8 @@ pub mod its;
 mod layout;
 mod lines;
 mod lpi;
+#[cfg(test)]
+mod presence_tests;
 mod redist;
 mod regs;
 mod table;

@@ -2,8 +2,9 @@
 //! 12.12).
 //!
 //! A CPU's redistributor is found by its affinity. The distance to the next one follows from its own GICR_TYPER.VLPIS
-//! (four frames or two), unless the platform states a stride. GICR_TYPER.Last is not relied upon: on some machines it
-//! is clear at the end of a region, on others it is set before the end.
+//! (four frames or two), unless the platform states a stride. GICR_TYPER.Last ends a region, beyond which there may be
+//! nothing; but not where the firmware lists each redistributor by itself: there the bit is unreliable, and all of a
+//! region exists. On some machines it is clear at the end of a region.
 
 use super::dist::{Bank, RWP_LIMIT_US};
 use super::error::GicError;
@@ -84,26 +85,21 @@ fn typer_at<H: Hw>(hw: &H, base: Pa) -> Typer {
     Typer::new(hw.read64(base.add(gicr::TYPER)))
 }
 
-/// Finds the redistributor of each CPU in `layout`, in the same order.
-pub fn find<H: Hw + Clone>(hw: &H, layout: &Layout<'_>) -> Result<Vec<Redist<H>>, GicError> {
+/// Finds the redistributor of each CPU in `layout`, in the same order. A CPU that the firmware has disabled, or that has
+/// been removed, may have none.
+pub fn find<H: Hw + Clone>(hw: &H, layout: &Layout<'_>) -> Vec<Option<Redist<H>>> {
     let mut found: Vec<Option<(Pa, Typer)>> = layout.cpus.iter().map(|_| None).collect();
-    // GICR_TYPER.Last ends a region in the first pass. If CPUs are still missing, a second pass ignores it.
-    for past_last in [false, true] {
-        for &(start, size) in layout.redists {
-            if found.iter().any(Option::is_none) {
-                walk(hw, layout, (start, size), past_last, &mut found);
-            }
+    for &region in layout.redists {
+        if found.iter().any(Option::is_none) {
+            walk(hw, layout, region, &mut found);
         }
     }
-    let mut redists = Vec::new();
-    for (n, (&mpidr, place)) in layout.cpus.iter().zip(found).enumerate() {
-        let (base, typer) = place.ok_or(GicError::NoRedistributor(mpidr))?;
-        redists.push(Redist::new(hw.clone(), CpuId(n as u16), base, typer));
-    }
-    Ok(redists)
+    let redist =
+        |(n, place): (usize, Option<_>)| place.map(|(at, typer)| Redist::new(hw.clone(), CpuId(n as u16), at, typer));
+    found.into_iter().enumerate().map(redist).collect()
 }
 
-fn walk<H: Hw>(hw: &H, layout: &Layout<'_>, region: (Pa, u64), past_last: bool, found: &mut [Option<(Pa, Typer)>]) {
+fn walk<H: Hw>(hw: &H, layout: &Layout<'_>, region: (Pa, u64), found: &mut [Option<(Pa, Typer)>]) {
     let (start, size) = region;
     let mut offset = 0;
     while offset + TWO_FRAMES <= size {
@@ -122,7 +118,7 @@ fn walk<H: Hw>(hw: &H, layout: &Layout<'_>, region: (Pa, u64), past_last: bool, 
                 return;
             }
         }
-        if typer.is_set(GICR_TYPER::LAST) && !past_last {
+        if typer.is_set(GICR_TYPER::LAST) && !layout.redists_listed {
             return;
         }
         let own = if typer.is_set(GICR_TYPER::VLPIS) { FOUR_FRAMES } else { TWO_FRAMES };

@@ -114,6 +114,7 @@ impl Described {
         Layout {
             dist: self.dist,
             redists: &self.redists,
+            redists_listed: true,
             stride: None,
             cpus: &self.cpus,
             boot_cpu: CpuId(0),

@@ -58,9 +58,9 @@ pub struct Gic {
     pub dist: Range,
     /// The redistributor regions; the redistributors of one region are adjacent.
     pub redists: ArrayVec<Range, CPUS>,
-    /// Each region is the redistributor of one CPU, whose size the firmware does not state: it is taken for that of a
-    /// GICv3 until [`size_redists`](Gic::size_redists).
-    pub redists_unsized: bool,
+    /// The firmware lists each redistributor by itself, and does not state their sizes: they are those of a GICv3 until
+    /// [`size_redists`](Gic::size_redists) makes regions of them.
+    pub redists_listed: bool,
     /// The distance between two redistributors in bytes, where it differs from what GICR_TYPER implies.
     pub redist_stride: Option<u64>,
     /// The PPI of the CPU interface's maintenance interrupt.
@@ -76,10 +76,11 @@ pub(super) const GICV3_REDIST: u64 = 0x2_0000;
 const GICV4_REDIST: u64 = 0x4_0000;
 
 impl Gic {
-    /// Sets the sizes of redistributors that the firmware does not state, and joins adjacent ones to regions. The
-    /// redistributors are those of a GIC of revision `arch_rev` (GICD_PIDR2.ArchRev). None reaches into the next one.
+    /// Sets the sizes of redistributors that the firmware does not state, and joins adjacent ones to regions: once,
+    /// before the regions are used. The redistributors are those of a GIC of revision `arch_rev` (GICD_PIDR2.ArchRev).
+    /// None reaches into the next one.
     pub fn size_redists(&mut self, arch_rev: u32) {
-        if !core::mem::take(&mut self.redists_unsized) {
+        if !self.redists_listed {
             return;
         }
         self.redists.sort_unstable();
@@ -343,7 +344,7 @@ impl Machine {
                 version_hint: GicKind::Other,
                 dist: NOWHERE,
                 redists: ArrayVec::new_const(),
-                redists_unsized: false,
+                redists_listed: false,
                 redist_stride: None,
                 maintenance: Intid(0),
                 non_coherent: false,

@@ -128,7 +128,7 @@ impl<H: Hw + Clone> V4<'_, H> {
     }
 
     fn wait_for_table(self, cpu: CpuId) {
-        if let Some(redist) = self.gic.redists.get(cpu.index())
+        if let Some(redist) = self.gic.redist(cpu)
             && !redist.clean()
         {
             self.gic.counters.redist_timeouts.bump();
@@ -144,7 +144,7 @@ impl<H: Hw + Clone> V4<'_, H> {
             Why::Preempt => counters.leaves_preempt.bump(),
             Why::Block => counters.leaves_block.bump(),
         }
-        let (Some(redist), Some(slot)) = (self.gic.redists.get(cpu.index()), self.state.slot(vpe)) else {
+        let (Some(redist), Some(slot)) = (self.gic.redist(cpu), self.state.slot(vpe)) else {
             return PendingLast(true);
         };
         let mut guard = slot.vpe.lock();
@@ -193,7 +193,7 @@ impl<H: Hw + Clone> V4<'_, H> {
     /// its register alone says with which IDAI the vPE left.
     #[cold]
     pub(super) fn finish_write_back(self, v: &mut Vpe) -> Result<(), EnterError> {
-        let Some(redist) = v.unclean_on.and_then(|cpu| self.gic.redists.get(cpu.index())) else { return Ok(()) };
+        let Some(redist) = v.unclean_on.and_then(|cpu| self.gic.redist(cpu)) else { return Ok(()) };
         if v.resident.is_some() {
             if !redist.clean_before_change() {
                 return Err(EnterError::Busy);

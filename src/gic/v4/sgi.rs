@@ -45,7 +45,7 @@ impl<H: Hw + Clone> V4<'_, H> {
         // The vPE's lock keeps it mapped.
         let guard = slot.vpe.lock();
         let v = guard.as_ref().ok_or(V4Error::NoSuchVpe(vpe))?;
-        let home = self.gic.redists.get(v.home.index()).map_or(0, |r| r.affinity());
+        let home = self.gic.redist(v.home).map_or(0, |r| r.affinity());
         let near = self
             .itss()
             .find(|its| v.mapped & bit(its) != 0 && !its.queue.is_dead() && its.facts.shares_vpes_with(home));

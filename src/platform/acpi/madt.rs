@@ -73,7 +73,7 @@ pub(super) fn read(madt: Fields<'_>, machine: &mut Machine) -> Result<ItsNames, 
     }
     if machine.gic.redists.is_empty() {
         machine.gic.redists = from_cpus;
-        machine.gic.redists_unsized = true;
+        machine.gic.redists_listed = true;
     }
     if machine.gic.redists.is_empty() {
         return Err(MachineError::NoRedistributors.into());
