@@ -71,6 +71,7 @@ fn start(own: boot::BootInfo) -> ! {
         redists_listed: gic.redists_listed,
         stride: gic.redist_stride,
         cpus: &machine.cpus.iter().map(|cpu| cpu.mpidr).collect::<Vec<_>>(),
+        reserved: &machine.reserved,
         boot_cpu,
         itss: &[],
         coherent: !gic.non_coherent,

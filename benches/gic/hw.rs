@@ -168,6 +168,7 @@ pub fn discover(generation: Generation) -> Gic<Instant> {
         redists_listed: false,
         stride: None,
         cpus: &cpus,
+        reserved: &[],
         boot_cpu: CpuId(0),
         itss: &[ItsLayout { base: ITS, coherent: true }],
         coherent: true,

@@ -212,6 +212,7 @@ fn mapped_devices(host: &Host, in_use: &MemoryInUse<'_>, absent: &[Range]) -> Re
         // memory nor used by EL2. AML also reads memory that the firmware has reserved.
         let mut own = kept_frames(machine);
         own.extend([in_use.image, in_use.pool]);
+        own.extend(host.gic.inherited_tables());
         mapped.extend(pages_without(&machine.reserved, &own).into_iter().map(|range| (range, Attr::Ram)));
         hidden.extend(own);
         hidden.extend(machine.reserved.iter());

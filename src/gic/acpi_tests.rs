@@ -27,6 +27,7 @@ fn guest(homes: &[u16]) -> Guest {
         redists_listed: tables.gic.redists_listed,
         stride: tables.gic.redist_stride,
         cpus: &tables.cpus.iter().map(|cpu| cpu.mpidr).collect::<Vec<Mpidr>>(),
+        reserved: &[],
         boot_cpu: CpuId(0),
         itss: &tables
             .gic

@@ -9,6 +9,7 @@ use super::dist::{self, Dist};
 use super::driver::Gic;
 use super::error::{GicError, ItsError};
 use super::facts::Facts;
+use super::inherited::Inherited;
 use super::interface::{Interface, Interfaces, NO_LPIS, NO_SGIS};
 use super::its::{self, Its, Plan};
 use super::layout::{ItsLayout, Layout};
@@ -48,10 +49,8 @@ impl<H: Hw + Clone> Gic<H> {
         }
 
         let mut facts = common_facts(&dist, &redists, layout);
-        let lpis = match facts.lpi_bits {
-            0 => None,
-            bits => Some(Lpis::new(hw.clone(), bits, facts.lpis, layout.coherent)?),
-        };
+        let inherited = Inherited::new(layout.reserved);
+        let lpis = lpis(&hw, &mut facts, &redists, boot, &inherited, layout.coherent)?;
         let plan = Plan {
             cpus: layout.cpus.len() as u64,
             virtual_lpis: facts.virtual_lpis,
@@ -90,6 +89,7 @@ impl<H: Hw + Clone> Gic<H> {
             redists,
             itss,
             lpis,
+            inherited,
             interfaces: Interfaces::new(),
             v4: None,
             facts,
@@ -148,7 +148,7 @@ impl<H: Hw + Clone> Gic<H> {
         let redist = self.redist(cpu).ok_or(GicError::NoRedistributor(cpu))?;
         redist.wake()?;
         let Some(lpis) = &self.lpis else { return Ok(()) };
-        redist.enable_lpis(lpis, self.coherent)?;
+        redist.enable_lpis(lpis, self.coherent, &self.inherited)?;
         if let Some(v4) = self.v4() {
             v4::init_redist(v4, redist, lpis.coherence() == Coherence::Coherent)?;
         }
@@ -169,7 +169,7 @@ fn common_facts<H: Hw + Clone>(dist: &Dist<H>, redists: &[Option<Redist<H>>], la
     let has_lpis =
         typer.is_set(GICD_TYPER::LPIS) && all(|r| r.typer.is_set(GICR_TYPER::PLPIS)) && !layout.itss.is_empty();
     let bits = (typer.read(GICD_TYPER::ID_BITS) as u8 + 1).min(lpi::MAX_ID_BITS);
-    let lpi_bits = if has_lpis && bits > 13 { bits } else { 0 };
+    let lpi_bits = if has_lpis && bits >= lpi::MIN_ID_BITS { bits } else { 0 };
     let room = (1u32 << lpi_bits).saturating_sub(Lpi::FIRST);
     let lpis = match typer.read(GICD_TYPER::NUM_LPIS) {
         0 => room,
@@ -205,6 +205,57 @@ fn common_facts<H: Hw + Clone>(dist: &Dist<H>, redists: &[Option<Redist<H>>], la
         proxy: None,
         itss: Vec::new(),
     }
+}
+
+/// Disables LPIs that an earlier owner of the machine left enabled, and makes the tables for new ones. `None`: there are
+/// no LPIs.
+///
+/// Where LPIs cannot be disabled, the redistributor's tables are used further, and all other redistributors use its
+/// configuration table. Those that share tables (GICR_TYPER.CommonLPIAff) must all use the same one (IHI 0069, 12.11
+/// GICR_PROPBASER). So there are no LPIs at all if the boot CPU's tables cannot be used, or those of another CPU that
+/// shares with a third. The CPU stays off if it shares with none.
+fn lpis<H: Hw + Clone>(
+    hw: &H,
+    facts: &mut Facts,
+    redists: &[Option<Redist<H>>],
+    boot: &Redist<H>,
+    inherited: &Inherited,
+    coherent: bool,
+) -> Result<Option<Lpis<H>>, GicError> {
+    if facts.lpi_bits == 0 {
+        return Ok(None);
+    }
+    let stuck: Vec<&Redist<H>> = redists.iter().flatten().filter(|redist| !redist.disable_lpis()).collect();
+    let boot_is_stuck = stuck.iter().any(|redist| redist.cpu == boot.cpu);
+    let may_lead = |redist: &&&Redist<H>| !boot_is_stuck || redist.cpu == boot.cpu;
+    let lead = stuck.iter().filter(may_lead).map(|redist| redist.lpi_tables()).find(|tables| {
+        let (config, pending) = tables.ranges();
+        (lpi::MIN_ID_BITS..=facts.lpi_bits).contains(&tables.id_bits)
+            && inherited.is_free(config)
+            && inherited.is_free(pending)
+    });
+    let fits = |redist: &Redist<H>| {
+        let tables = redist.lpi_tables();
+        lead.is_some_and(|lead| tables.shares_config_with(lead)) && inherited.is_free(tables.ranges().1)
+    };
+    let shares =
+        |one: &Redist<H>| redists.iter().flatten().any(|other| other.cpu != one.cpu && other.shares_tables_with(one));
+    if let Some(unfit) = stuck.iter().find(|redist| !fits(redist) && (redist.cpu == boot.cpu || shares(redist))) {
+        log::warn!(
+            "{}: LPIs were left enabled and cannot be disabled, with tables that cannot be used: no LPIs on this machine: \
+             dom0 gets no ITS and no MSIs",
+            unfit.cpu
+        );
+        (facts.lpi_bits, facts.lpis, facts.virtual_lpis) = (0, 0, false);
+        return Ok(None);
+    }
+    let Some(lead) = lead.filter(|lead| inherited.take(hw, lead.ranges().0)) else {
+        return Lpis::new(hw.clone(), facts.lpi_bits, facts.lpis, coherent).map(Some);
+    };
+    log::info!("GIC: LPIs were left enabled: the tables are used further, with the configuration at {}", lead.config);
+    facts.lpi_bits = lead.id_bits;
+    facts.lpis = facts.lpis.min(lpi::config_bytes(lead.id_bits) as u32);
+    Ok(Some(Lpis::with_table(hw.clone(), lead.config, lead.id_bits, facts.lpis, coherent && lead.coherent)))
 }
 
 /// Plans the vPE tables of redistributors, where they have any, and makes that of the boot CPU. If that fails there are

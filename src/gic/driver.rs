@@ -4,6 +4,7 @@ use super::counters::Counters;
 use super::dist::Dist;
 use super::error::ItsError;
 use super::facts::Facts;
+use super::inherited::Inherited;
 use super::interface::Interfaces;
 use super::its::{Command, Its, Synced, Ticket, collection};
 use super::lpi::Lpis;
@@ -11,6 +12,7 @@ use super::redist::Redist;
 use super::v4::State;
 use crate::ids::{CpuId, ItsId, Lpi, VpeId};
 use crate::mmio::Hw;
+use crate::util::range::Range;
 use alloc::vec::Vec;
 
 /// The GIC driver. Everything is reached through `&self`; one instance serves all CPUs.
@@ -21,6 +23,7 @@ pub struct Gic<H: Hw + Clone> {
     pub(super) redists: Vec<Option<Redist<H>>>,
     pub(super) itss: Vec<Option<Its<H>>>,
     pub(super) lpis: Option<Lpis<H>>,
+    pub(super) inherited: Inherited,
     pub(super) interfaces: Interfaces,
     pub(super) v4: Option<State>,
     pub(super) facts: Facts,
@@ -51,6 +54,24 @@ impl<H: Hw + Clone> Gic<H> {
     /// An ITS that was brought up.
     pub(super) fn its(&self, id: ItsId) -> Result<&Its<H>, ItsError> {
         self.itss.get(id.index()).and_then(Option::as_ref).ok_or(ItsError::NoSuchIts(id))
+    }
+
+    /// A CPU's redistributor.
+    #[inline]
+    pub(super) fn redist(&self, cpu: CpuId) -> Option<&Redist<H>> {
+        self.redists.get(cpu.index())?.as_ref()
+    }
+
+    /// Whether a CPU has a redistributor. Without one it stays off.
+    #[must_use]
+    pub fn has_redistributor(&self, cpu: CpuId) -> bool {
+        self.redist(cpu).is_some()
+    }
+
+    /// The LPI tables in memory that the firmware has reserved which redistributors use.
+    #[must_use]
+    pub fn inherited_tables(&self) -> Vec<Range> {
+        self.inherited.tables()
     }
 
     /// A CPU's redistributor, if its LPIs are enabled.

@@ -23,7 +23,7 @@ pub enum GicError {
     /// The CPU's redistributor did not complete a register write in time, or did not keep the value.
     RegisterWrite(CpuId),
     /// An earlier owner of the machine left GICR_CTLR.EnableLPIs set and it cannot be cleared: the redistributor uses
-    /// tables that are not ours.
+    /// tables that are neither ours nor in reserved memory, or another configuration table than the others.
     LpisStuckOn(CpuId),
     /// The CPU's GIC interface does not take virtual LPIs or SGIs, which guests may already use.
     Interface(CpuId, &'static str),
@@ -47,7 +47,8 @@ impl fmt::Display for GicError {
             GicError::LpisStuckOn(c) => {
                 write!(
                     f,
-                    "LPIs of {c} were left enabled and cannot be disabled: its redistributor keeps foreign tables"
+                    "LPIs of {c} were left enabled and cannot be disabled: its redistributor keeps foreign tables, and other \
+                     CPUs use LPIs"
                 )
             }
             GicError::Interface(c, what) => {

@@ -1,6 +1,7 @@
 //! The GIC as the platform describes it, by device tree or ACPI tables.
 
 use crate::ids::{CpuId, Mpidr, Pa};
+use crate::util::range::Range;
 
 /// An ITS as the platform describes it.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +25,8 @@ pub struct Layout<'a> {
     pub stride: Option<u64>,
     /// The CPUs to serve; the index is the [`CpuId`](crate::ids::CpuId).
     pub cpus: &'a [Mpidr],
+    /// Memory that the firmware has reserved.
+    pub reserved: &'a [Range],
     /// The CPU that discovers the GIC. Its redistributor is powered; those of the others need not be.
     pub boot_cpu: CpuId,
     /// The ITSs; the index is the [`ItsId`](crate::ids::ItsId).

@@ -9,6 +9,7 @@
 //! | `table`, `error`, `facts`, `command_kind`, `counters` | types that several files share |
 //! | `dist` | the distributor |
 //! | `lpi` | LPI numbers and their configuration table |
+//! | `inherited` | LPI tables that an earlier owner of the machine has left in use |
 //! | `interface` | which CPUs take what redistributors deliver directly |
 //! | `redist` | each CPU's redistributor |
 //! | `its` | interrupt translation services: bring-up, commands, devices |
@@ -39,6 +40,9 @@ mod events;
 mod events_tests;
 mod facts;
 mod hotplug;
+mod inherited;
+#[cfg(test)]
+mod inherited_tests;
 mod interface;
 #[cfg(test)]
 mod interface_tests;

@@ -8,12 +8,14 @@
 
 use super::dist::{Bank, RWP_LIMIT_US};
 use super::error::GicError;
+use super::facts::common_affinity;
+use super::inherited::Inherited;
 use super::layout::Layout;
-use super::lpi::{Lpis, TABLE_ALIGN, pending_bytes};
+use super::lpi::{LpiTables, Lpis, TABLE_ALIGN, pending_bytes};
 use super::regs::{
     GICR_CTLR, GICR_INVLPIR, GICR_PENDBASER, GICR_PROPBASER, GICR_SYNCR, GICR_TYPER, GICR_VPENDBASER,
     GICR_VPENDBASER_4_1, GICR_VPROPBASER, GICR_VPROPBASER_4_1, GICR_VSGIPENDR, GICR_WAKER, PIDR2, PIDR2_FIELDS,
-    attributes, gicr, pa_4k, pa_64k,
+    attributes, from_pa_4k, from_pa_64k, gicr, pa_4k, pa_64k,
 };
 use super::table::{Table, TableError, page_bytes};
 use crate::ids::{CpuId, Intid, Lpi, Mpidr, Pa, VpeId};
@@ -293,8 +295,8 @@ impl<H: Hw> Redist<H> {
     ///
     /// EnableLPIs may be impossible to clear. If it is set already and the registers point at our tables, because the
     /// CPU was out of service before, they are used as they are. If an earlier owner set it and it cannot be cleared,
-    /// the tables in use are unknown memory, and the CPU gets no LPIs.
-    pub fn enable_lpis(&self, lpis: &Lpis<H>, coherent: bool) -> Result<(), GicError> {
+    /// the tables are used further if they can be; otherwise the CPU gets no LPIs.
+    pub fn enable_lpis(&self, lpis: &Lpis<H>, coherent: bool, inherited: &Inherited) -> Result<(), GicError> {
         if self.has_lpis() {
             return Ok(());
         }
@@ -307,11 +309,12 @@ impl<H: Hw> Redist<H> {
             if self.has_our_tables(lpis) {
                 return Ok(());
             }
-            let mut off = self.ctlr();
-            off.modify(GICR_CTLR::ENABLE_LPIS::CLEAR);
-            self.hw.write32(self.base.add(gicr::CTLR), off.get());
-            if !self.settled() || self.ctlr().is_set(GICR_CTLR::ENABLE_LPIS) {
-                return Err(GicError::LpisStuckOn(self.cpu));
+            if !self.disable_lpis() {
+                self.inherit(lpis, inherited)?;
+                if vlpis_v40 {
+                    self.accept_vlpis(lpis);
+                }
+                return Ok(());
             }
         }
         let pending = self.pending_table(lpis)?;
@@ -326,10 +329,59 @@ impl<H: Hw> Redist<H> {
             return Err(GicError::RegisterWrite(self.cpu));
         }
         if vlpis_v40 {
-            // Before the first residency IDbits already limits which vLPIs the redistributor accepts.
-            self.set_vpropbaser(GICR_VPROPBASER::ID_BITS.val(u64::from(lpis.id_bits() - 1)).value);
+            self.accept_vlpis(lpis);
         }
         Ok(())
+    }
+
+    /// Sets IDbits, which limits already before the first residency which vLPIs the redistributor accepts (GICv4.0).
+    fn accept_vlpis(&self, lpis: &Lpis<H>) {
+        self.set_vpropbaser(GICR_VPROPBASER::ID_BITS.val(u64::from(lpis.id_bits() - 1)).value);
+    }
+
+    /// Disables LPIs. `false`: they stay enabled.
+    pub fn disable_lpis(&self) -> bool {
+        let mut off = self.ctlr();
+        if !off.is_set(GICR_CTLR::ENABLE_LPIS) {
+            return true;
+        }
+        off.modify(GICR_CTLR::ENABLE_LPIS::CLEAR);
+        self.hw.write32(self.base.add(gicr::CTLR), off.get());
+        self.settled() && !self.ctlr().is_set(GICR_CTLR::ENABLE_LPIS)
+    }
+
+    /// Uses the tables that the redistributor has been left with.
+    fn inherit(&self, lpis: &Lpis<H>, inherited: &Inherited) -> Result<(), GicError> {
+        let tables = self.lpi_tables();
+        if !lpis.is_configured_by(&tables) || !inherited.take(&self.hw, tables.ranges().1) {
+            return Err(GicError::LpisStuckOn(self.cpu));
+        }
+        if !tables.coherent {
+            lpis.set_noncoherent();
+        }
+        self.pending.store(tables.pending.0, Ordering::Release);
+        Ok(())
+    }
+
+    /// The tables that its registers point at.
+    pub fn lpi_tables(&self) -> LpiTables {
+        let prop =
+            LocalRegisterCopy::<u64, GICR_PROPBASER::Register>::new(self.hw.read64(self.base.add(gicr::PROPBASER)));
+        let pend =
+            LocalRegisterCopy::<u64, GICR_PENDBASER::Register>::new(self.hw.read64(self.base.add(gicr::PENDBASER)));
+        LpiTables {
+            config: from_pa_4k(prop.read(GICR_PROPBASER::PA_4K)),
+            pending: from_pa_64k(pend.read(GICR_PENDBASER::PA_64K)),
+            id_bits: prop.read(GICR_PROPBASER::ID_BITS) as u8 + 1,
+            coherent: prop.read(GICR_PROPBASER::SHAREABILITY) != 0
+                && prop.read(GICR_PROPBASER::INNER_CACHE) > attributes::NON_CACHEABLE,
+        }
+    }
+
+    /// Whether two redistributors must use the same configuration table.
+    pub fn shares_tables_with(&self, other: &Redist<H>) -> bool {
+        let ((own, levels), (affinity, other_levels)) = (self.group(), other.group());
+        levels == other_levels && common_affinity(own, levels) == common_affinity(affinity, levels)
     }
 
     /// This redistributor's pending table, zeroed: the one that it had before, or a new one.
@@ -350,15 +402,8 @@ impl<H: Hw> Redist<H> {
 
     /// Whether the redistributor uses the tables that this driver made.
     fn has_our_tables(&self, lpis: &Lpis<H>) -> bool {
-        let prop =
-            LocalRegisterCopy::<u64, GICR_PROPBASER::Register>::new(self.hw.read64(self.base.add(gicr::PROPBASER)));
-        let pend =
-            LocalRegisterCopy::<u64, GICR_PENDBASER::Register>::new(self.hw.read64(self.base.add(gicr::PENDBASER)));
-        let own = self.pending.load(Ordering::Acquire);
-        own != 0
-            && pend.read(GICR_PENDBASER::PA_64K) == pa_64k(Pa(own))
-            && prop.read(GICR_PROPBASER::PA_4K) == pa_4k(lpis.table())
-            && prop.read(GICR_PROPBASER::ID_BITS) == u64::from(lpis.id_bits() - 1)
+        let (tables, own) = (self.lpi_tables(), self.pending.load(Ordering::Acquire));
+        own != 0 && tables.pending == Pa(own) && lpis.is_configured_by(&tables)
     }
 
     /// Writes GICR_PROPBASER. `false`: the redistributor does not snoop the caches.

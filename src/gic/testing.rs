@@ -4,6 +4,7 @@ use super::v4::{InterruptGroups, PendingLast, Resident, V4, VmHandle, Why};
 use super::{Gic, GicError, Interface, ItsLayout, Layout};
 use crate::ids::{CpuId, DeviceId, EventId, EventKey, ItsId, Lpi, Mpidr, Pa, VIntid, VpeId};
 use crate::mmio::{Coherence, Hw};
+use crate::util::range::Range;
 use gic_model::{Config, Machine};
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -61,6 +62,9 @@ impl Hw for ModelHw {
     fn free(&self, memory: Pa, size: usize, align: usize) {
         self.0.free(memory.0, size, align);
     }
+    fn claim(&self, memory: Pa, size: usize) -> bool {
+        self.0.claim(memory.0, size)
+    }
     fn load8(&self, at: Pa) -> u8 {
         self.0.load8(at.0)
     }
@@ -93,6 +97,8 @@ pub struct Described {
     cpus: Vec<Mpidr>,
     itss: Vec<ItsLayout>,
     dist: Pa,
+    /// Memory that the firmware has reserved.
+    pub reserved: Vec<Range>,
 }
 
 impl Described {
@@ -102,6 +108,7 @@ impl Described {
             cpus: config.cpus.iter().map(|c| Mpidr::from_packed(c.affinity)).collect(),
             itss: config.its.iter().map(|i| ItsLayout { base: Pa(i.base), coherent: true }).collect(),
             dist: Pa(config.gicd),
+            reserved: Vec::new(),
         }
     }
 
@@ -117,6 +124,7 @@ impl Described {
             redists_listed: true,
             stride: None,
             cpus: &self.cpus,
+            reserved: &self.reserved,
             boot_cpu: CpuId(0),
             itss: &self.itss,
             coherent: true,
