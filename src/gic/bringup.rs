@@ -38,11 +38,14 @@ impl<H: Hw + Clone> Gic<H> {
         }
         let redists = redist::find(&hw, layout);
         let boot = redists.get(layout.boot_cpu.index()).ok_or(GicError::NoSuchCpu(layout.boot_cpu))?;
-        let boot = boot.as_ref().ok_or(GicError::NoRedistributor(layout.boot_cpu))?;
-        for (n, _) in redists.iter().enumerate().filter(|(_, redist)| redist.is_none()) {
-            log::warn!("{}: no redistributor: stays off", CpuId(n as u16));
+        if !boot.is_present() {
+            return Err(GicError::NoRedistributor(layout.boot_cpu));
         }
-        for redist in redists.iter().flatten() {
+        for redist in &redists {
+            if !redist.is_present() {
+                log::warn!("{}: no redistributor: stays off", redist.cpu);
+                continue;
+            }
             if !redist.clear_stale_residency() {
                 log::warn!("{}: an earlier owner's vPE is still being written back", redist.cpu);
             }
@@ -60,7 +63,7 @@ impl<H: Hw + Clone> Gic<H> {
         let reach = |its: &ItsLayout| if facts.v41 { its::shares_vpe_table(&hw, its.base) } else { None };
         let reaches: Vec<_> = layout.itss.iter().map(reach).collect();
         let sharing =
-            v4::Sharing::of(&reaches, &redists.iter().map(|r| r.as_ref().map(Redist::group)).collect::<Vec<_>>());
+            v4::Sharing::of(&reaches, &redists.iter().map(|r| r.is_present().then(|| r.group())).collect::<Vec<_>>());
         let mut numbers = 0;
         let mut itss = Vec::new();
         for (n, (its, quiet)) in layout.itss.iter().zip(quiet).enumerate() {
@@ -161,10 +164,10 @@ impl<H: Hw + Clone> Gic<H> {
 }
 
 /// What the distributor and all redistributors support. [`settle_facts`] adds what depends on the ITSs.
-fn common_facts<H: Hw + Clone>(dist: &Dist<H>, redists: &[Option<Redist<H>>], layout: &Layout<'_>) -> Facts {
+fn common_facts<H: Hw + Clone>(dist: &Dist<H>, redists: &[Redist<H>], layout: &Layout<'_>) -> Facts {
     let typer = dist.typer();
     // Not empty: the boot CPU has one.
-    let redists = || redists.iter().flatten();
+    let redists = || redists.iter().filter(|r| r.is_present());
     let all = |has: fn(&Redist<H>) -> bool| redists().all(has);
     let has_lpis =
         typer.is_set(GICD_TYPER::LPIS) && all(|r| r.typer.is_set(GICR_TYPER::PLPIS)) && !layout.itss.is_empty();
@@ -217,7 +220,7 @@ fn common_facts<H: Hw + Clone>(dist: &Dist<H>, redists: &[Option<Redist<H>>], la
 fn lpis<H: Hw + Clone>(
     hw: &H,
     facts: &mut Facts,
-    redists: &[Option<Redist<H>>],
+    redists: &[Redist<H>],
     boot: &Redist<H>,
     inherited: &Inherited,
     coherent: bool,
@@ -225,7 +228,8 @@ fn lpis<H: Hw + Clone>(
     if facts.lpi_bits == 0 {
         return Ok(None);
     }
-    let stuck: Vec<&Redist<H>> = redists.iter().flatten().filter(|redist| !redist.disable_lpis()).collect();
+    let stuck: Vec<&Redist<H>> =
+        redists.iter().filter(|r| r.is_present()).filter(|redist| !redist.disable_lpis()).collect();
     let boot_is_stuck = stuck.iter().any(|redist| redist.cpu == boot.cpu);
     let may_lead = |redist: &&&Redist<H>| !boot_is_stuck || redist.cpu == boot.cpu;
     let lead = stuck.iter().filter(may_lead).map(|redist| redist.lpi_tables()).find(|tables| {
@@ -238,8 +242,9 @@ fn lpis<H: Hw + Clone>(
         let tables = redist.lpi_tables();
         lead.is_some_and(|lead| tables.shares_config_with(lead)) && inherited.is_free(tables.ranges().1)
     };
-    let shares =
-        |one: &Redist<H>| redists.iter().flatten().any(|other| other.cpu != one.cpu && other.shares_tables_with(one));
+    let shares = |one: &Redist<H>| {
+        redists.iter().filter(|r| r.is_present()).any(|other| other.cpu != one.cpu && other.shares_tables_with(one))
+    };
     if let Some(unfit) = stuck.iter().find(|redist| !fits(redist) && (redist.cpu == boot.cpu || shares(redist))) {
         log::warn!(
             "{}: LPIs were left enabled and cannot be disabled, with tables that cannot be used: no LPIs on this machine: \

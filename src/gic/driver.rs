@@ -19,8 +19,9 @@ use alloc::vec::Vec;
 pub struct Gic<H: Hw + Clone> {
     pub(super) hw: H,
     pub(super) dist: Dist<H>,
-    /// By [`CpuId`]; `None` for a CPU that has none, which stays off.
-    pub(super) redists: Vec<Option<Redist<H>>>,
+    /// By [`CpuId`]. Those that are absent hold a place, which costs the hot paths nothing: their state says that they
+    /// are not in service, and no vPE is resident there. All other code uses [`redist`](Gic::redist).
+    pub(super) redists: Vec<Redist<H>>,
     pub(super) itss: Vec<Option<Its<H>>>,
     pub(super) lpis: Option<Lpis<H>>,
     pub(super) inherited: Inherited,
@@ -59,7 +60,7 @@ impl<H: Hw + Clone> Gic<H> {
     /// A CPU's redistributor.
     #[inline]
     pub(super) fn redist(&self, cpu: CpuId) -> Option<&Redist<H>> {
-        self.redists.get(cpu.index())?.as_ref()
+        self.redists.get(cpu.index()).filter(|r| r.is_present())
     }
 
     /// Whether a CPU has a redistributor. Without one it stays off.
@@ -77,20 +78,20 @@ impl<H: Hw + Clone> Gic<H> {
     /// A CPU's redistributor, if its LPIs are enabled.
     #[inline]
     pub(super) fn online(&self, cpu: CpuId) -> Result<&Redist<H>, ItsError> {
-        self.redist(cpu).filter(|r| r.has_lpis()).ok_or(ItsError::CpuOffline(cpu))
+        self.redists.get(cpu.index()).filter(|r| r.has_lpis()).ok_or(ItsError::CpuOffline(cpu))
     }
 
     /// The same, if LPIs and vPEs may be sent there. They may not if the CPU is being taken out of service.
     #[inline]
     pub(super) fn in_service(&self, cpu: CpuId) -> Result<&Redist<H>, ItsError> {
-        self.redist(cpu).filter(|r| r.is_in_service()).ok_or(ItsError::CpuOffline(cpu))
+        self.redists.get(cpu.index()).filter(|r| r.is_in_service()).ok_or(ItsError::CpuOffline(cpu))
     }
 
     /// A CPU in service, to which LPIs may be sent: this one if it is, or the next one that is.
     #[must_use]
     pub fn nearest_in_service(&self, cpu: CpuId) -> Option<CpuId> {
         let (before, from) = self.redists.split_at_checked(cpu.index())?;
-        from.iter().chain(before).flatten().find(|redist| redist.is_in_service()).map(|redist| redist.cpu)
+        from.iter().chain(before).find(|redist| redist.is_in_service()).map(|redist| redist.cpu)
     }
 
     /// Allocates an LPI. It is disabled and no event is mapped to it.

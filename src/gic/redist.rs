@@ -45,14 +45,15 @@ type Ctlr = LocalRegisterCopy<u32, GICR_CTLR::Register>;
 type Vprop = LocalRegisterCopy<u64, GICR_VPROPBASER_4_1::Register>;
 pub type Vpend = LocalRegisterCopy<u64, GICR_VPENDBASER::Register>;
 
-/// States of a redistributor. LEAVING: its CPU is being taken out of service; LPIs are enabled, and no more of them are
+/// States of a redistributor. ABSENT: there is none, and no register is accessed. LEAVING: its CPU is being taken out of service; LPIs are enabled, and no more of them are
 /// sent there.
-const OFFLINE: u8 = 0;
-const AWAKE: u8 = 1;
-const LEAVING: u8 = 2;
-const LPIS: u8 = 3;
+const ABSENT: u8 = 0;
+const OFFLINE: u8 = 1;
+const AWAKE: u8 = 2;
+const LEAVING: u8 = 3;
+const LPIS: u8 = 4;
 
-/// One redistributor.
+/// The redistributor of a CPU, or the place of one that is absent.
 pub struct Redist<H> {
     hw: H,
     pub base: Pa,
@@ -89,15 +90,14 @@ fn typer_at<H: Hw>(hw: &H, base: Pa) -> Typer {
 
 /// Finds the redistributor of each CPU in `layout`, in the same order. A CPU that the firmware has disabled, or that has
 /// been removed, may have none.
-pub fn find<H: Hw + Clone>(hw: &H, layout: &Layout<'_>) -> Vec<Option<Redist<H>>> {
+pub fn find<H: Hw + Clone>(hw: &H, layout: &Layout<'_>) -> Vec<Redist<H>> {
     let mut found: Vec<Option<(Pa, Typer)>> = layout.cpus.iter().map(|_| None).collect();
     for &region in layout.redists {
         if found.iter().any(Option::is_none) {
             walk(hw, layout, region, &mut found);
         }
     }
-    let redist =
-        |(n, place): (usize, Option<_>)| place.map(|(at, typer)| Redist::new(hw.clone(), CpuId(n as u16), at, typer));
+    let redist = |(n, place)| Redist::new(hw.clone(), CpuId(n as u16), place);
     found.into_iter().enumerate().map(redist).collect()
 }
 
@@ -144,8 +144,9 @@ fn v41_leave(held: u64, with: FieldValue<u64, GICR_VPENDBASER_4_1::Register>) ->
 }
 
 impl<H: Hw + Clone> Redist<H> {
-    fn new(hw: H, cpu: CpuId, base: Pa, typer: Typer) -> Self {
-        let ctlr = Ctlr::new(hw.read32(base.add(gicr::CTLR)));
+    fn new(hw: H, cpu: CpuId, place: Option<(Pa, Typer)>) -> Self {
+        let ctlr = Ctlr::new(place.map_or(0, |(base, _)| hw.read32(base.add(gicr::CTLR))));
+        let (base, typer) = place.unwrap_or((Pa(0), Typer::new(0)));
         Redist {
             bank: Bank::new(hw.clone(), base.add(gicr::SGI_BASE)),
             hw,
@@ -154,7 +155,7 @@ impl<H: Hw + Clone> Redist<H> {
             typer,
             ir: ctlr.is_set(GICR_CTLR::IR),
             invalidate: Lock::new(Rank::Redist, ()),
-            state: AtomicU8::new(OFFLINE),
+            state: AtomicU8::new(if place.is_some() { OFFLINE } else { ABSENT }),
             pending: AtomicU64::new(0),
             resident: AtomicU32::new(0),
             vprop: AtomicU64::new(0),
@@ -166,6 +167,11 @@ impl<H: Hw + Clone> Redist<H> {
 }
 
 impl<H: Hw> Redist<H> {
+    /// Whether there is one.
+    pub fn is_present(&self) -> bool {
+        self.state.load(Ordering::Relaxed) != ABSENT
+    }
+
     pub fn has_vlpis(&self) -> bool {
         self.typer.is_set(GICR_TYPER::VLPIS)
     }

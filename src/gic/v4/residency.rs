@@ -128,7 +128,7 @@ impl<H: Hw + Clone> V4<'_, H> {
     }
 
     fn wait_for_table(self, cpu: CpuId) {
-        if let Some(redist) = self.gic.redist(cpu)
+        if let Some(redist) = self.gic.redists.get(cpu.index())
             && !redist.clean()
         {
             self.gic.counters.redist_timeouts.bump();
@@ -144,7 +144,7 @@ impl<H: Hw + Clone> V4<'_, H> {
             Why::Preempt => counters.leaves_preempt.bump(),
             Why::Block => counters.leaves_block.bump(),
         }
-        let (Some(redist), Some(slot)) = (self.gic.redist(cpu), self.state.slot(vpe)) else {
+        let (Some(redist), Some(slot)) = (self.gic.redists.get(cpu.index()), self.state.slot(vpe)) else {
             return PendingLast(true);
         };
         let mut guard = slot.vpe.lock();
