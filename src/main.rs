@@ -34,7 +34,7 @@ fn start(own: boot::BootInfo) -> ! {
     use doorward::gic::{Gic, ItsLayout, Layout};
     use doorward::host::Host;
     use doorward::host::cmdline::{self, Direct, OnPanic};
-    use doorward::ids::Pa;
+    use doorward::ids::{CpuId, Pa};
     use doorward::mm::firmware::FirmwareMemory;
     use doorward::mm::hw::El2;
     use doorward::mm::tlb::Tlbs;
@@ -70,8 +70,10 @@ fn start(own: boot::BootInfo) -> ! {
     let mut layout = Layout {
         dist: gic.dist.base,
         redists: &gic.redists.iter().map(|range| (range.base, range.size)).collect::<Vec<_>>(),
+        redists_listed: gic.redists_listed,
         stride: gic.redist_stride,
         cpus: &machine.cpus.iter().map(|cpu| cpu.mpidr).collect::<Vec<_>>(),
+        reserved: &machine.reserved,
         boot_cpu,
         itss: &[],
         coherent: !gic.non_coherent,
@@ -106,7 +108,8 @@ fn start(own: boot::BootInfo) -> ! {
     }
     debug_keys::register(domains);
 
-    for cpu in host.cpus.ids().filter(|&cpu| cpu != boot_cpu && machine.cpus[cpu.index()].enabled) {
+    let can_start = |cpu: CpuId| machine.cpus[cpu.index()].enabled && host.gic.has_redistributor(cpu);
+    for cpu in host.cpus.ids().filter(|&cpu| cpu != boot_cpu && can_start(cpu)) {
         match boot::start_cpu(cpu, secondary) {
             Err(error) => log::warn!("{cpu}: stays off: {error}"),
             Ok(_) if !El2.wait(BRING_UP_LIMIT_US, || host.cpu(cpu).is_online()) => {

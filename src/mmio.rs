@@ -46,6 +46,12 @@ pub trait Hw {
     /// uses it.
     fn free(&self, memory: Pa, size: usize, align: usize);
 
+    /// Makes memory accessible that a device already uses and that the firmware has reserved, in whole pages. `false`: it
+    /// cannot be accessed.
+    fn claim(&self, _memory: Pa, _size: usize) -> bool {
+        false
+    }
+
     /// Loads a byte from shared memory.
     fn load8(&self, at: Pa) -> u8;
     /// Stores a byte to shared memory.

@@ -165,8 +165,10 @@ pub fn discover(generation: Generation) -> Gic<Instant> {
     let layout = Layout {
         dist: DIST,
         redists: &[(REDISTS, u64::from(CPUS) * REDIST_SIZE)],
+        redists_listed: false,
         stride: None,
         cpus: &cpus,
+        reserved: &[],
         boot_cpu: CpuId(0),
         itss: &[ItsLayout { base: ITS, coherent: true }],
         coherent: true,

@@ -8,7 +8,7 @@
 
 mod hw;
 
-use doorward::gic::v4::{PendingLast, Resident, Why};
+use doorward::gic::v4::{InterruptGroups, PendingLast, Resident, Why};
 use doorward::gic::{Gic, V4};
 use doorward::ids::{CpuId, DeviceId, EventId, EventKey, ItsId, Lpi, VIntid, VpeId};
 use gungraun::prelude::*;
@@ -18,6 +18,8 @@ use std::hint::black_box;
 /// The CPU at which the measured vPE lives, and the one that it is moved to.
 const HOME: CpuId = CpuId(3);
 const AWAY: CpuId = CpuId(hw::CPUS - 1);
+/// What a guest usually has enabled.
+const GROUPS: InterruptGroups = InterruptGroups { group0: false, group1: true };
 const ITS: ItsId = ItsId(0);
 
 /// The number of vPEs of a VM. Each VM has a device, and each vPE one event of it.
@@ -74,14 +76,14 @@ fn machine(generation: Generation, vpes: u32) -> &'static Machine {
 
 fn resident(generation: Generation, vpes: u32) -> (&'static Machine, Resident) {
     let machine = machine(generation, vpes);
-    (machine, machine.v4().enter(machine.vpe, HOME).expect("resident"))
+    (machine, machine.v4().enter(machine.vpe, HOME, GROUPS).expect("resident"))
 }
 
 #[library_benchmark]
 #[benches::v40(args = [(Generation::V40, 1), (Generation::V40, 64), (Generation::V40, 16384)], setup = machine)]
 #[benches::v41(args = [(Generation::V41, 1), (Generation::V41, 64), (Generation::V41, 16384)], setup = machine)]
 fn enter(m: &'static Machine) -> Resident {
-    m.v4().enter(black_box(m.vpe), HOME).expect("resident")
+    m.v4().enter(black_box(m.vpe), HOME, GROUPS).expect("resident")
 }
 
 #[library_benchmark]
@@ -103,7 +105,7 @@ fn doorbell(m: &'static Machine) -> Option<VpeId> {
 #[benches::v40(args = [(Generation::V40, 1), (Generation::V40, 64), (Generation::V40, 16384)], setup = machine)]
 #[benches::v41(args = [(Generation::V41, 1), (Generation::V41, 64), (Generation::V41, 16384)], setup = machine)]
 fn vmovp(m: &'static Machine) -> Resident {
-    m.v4().enter(black_box(m.vpe), AWAY).expect("moved")
+    m.v4().enter(black_box(m.vpe), AWAY, GROUPS).expect("moved")
 }
 
 #[library_benchmark]

@@ -10,6 +10,12 @@ pub fn count() -> usize {
     ICH_VTR_EL2.read(ICH_VTR_EL2::ListRegs) as usize + 1
 }
 
+/// Whether this CPU takes no virtual interrupts from its redistributor (ICH_VTR_EL2.nV4).
+#[must_use]
+pub fn nv4() -> bool {
+    ICH_VTR_EL2.read(ICH_VTR_EL2_NV4) != 0
+}
+
 /// Returns the number of active-priority registers per group: 1, 2 or 4, by the number of preemption bits.
 fn apr_count() -> u32 {
     match ICH_VTR_EL2.read(ICH_VTR_EL2::PREbits) {

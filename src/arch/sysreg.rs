@@ -21,6 +21,7 @@
 
 use super::asm::asm;
 pub use aarch64_cpu::registers::*;
+use tock_registers::fields::Field;
 use tock_registers::register_bitfields;
 
 macro_rules! registers {
@@ -212,3 +213,6 @@ register_bitfields! {u64,
         TargetList OFFSET(0) NUMBITS(16) []
     ]
 }
+
+/// ICH_VTR_EL2.nV4: virtual interrupts are not injected directly. The crate does not define it.
+pub const ICH_VTR_EL2_NV4: Field<u64, ICH_VTR_EL2::Register> = Field::new(1, 20);

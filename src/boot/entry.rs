@@ -7,8 +7,10 @@ use doorward::arch::sysreg::{HCR_EL2, MPIDR_EL1, Readable};
 use doorward::arch::{mmu, percpu, psci, vectors};
 use doorward::console::{self, onpanic};
 use doorward::fatal;
+use doorward::gic;
 use doorward::ids::{CpuId, Mpidr, Pa};
 use doorward::mm::el2_map::{self, Stacks};
+use doorward::mm::hw::El2;
 use doorward::mm::stage1::Kind;
 use doorward::mm::{frames, guest_ram, pool};
 use doorward::platform::efi::Firmware;
@@ -57,6 +59,7 @@ extern "C" fn boot_cpu(at: Pa, el: u64) -> ! {
             (handover.fdt, handover.described)
         }
     };
+    size_redistributors();
     let machine = adopt_machine();
     let image = image::range();
     let pool = take_memory(machine, image, range_of(fdt));
@@ -69,6 +72,21 @@ extern "C" fn boot_cpu(at: Pa, el: u64) -> ! {
 
 fn range_of(bytes: &[u8]) -> Range {
     Range::new(Pa(bytes.as_ptr() as u64), bytes.len() as u64)
+}
+
+/// Sets the sizes of the redistributors if the firmware does not state them: they follow from the distributor's version.
+fn size_redistributors() {
+    // SAFETY: only the boot CPU runs, and there is no other reference to the description yet.
+    let machine = unsafe { &mut *ptr::addr_of_mut!(machine::STORAGE) };
+    if !machine.gic.redists_listed {
+        return;
+    }
+    let dist = machine.gic.dist;
+    early::map(dist.base, dist.size, Kind::Device);
+    machine.gic.size_redists(gic::arch_rev(&El2, dist.base));
+    if let Err(error) = machine.check() {
+        fatal!("{error}");
+    }
 }
 
 /// Sets what depends on the machine's description: the boot CPU's number, the PSCI conduit, the console.

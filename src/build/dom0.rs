@@ -67,10 +67,12 @@ pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>) -> Result<(), BuildErr
 
     let places =
         places(machine, affinities.len(), in_use).map_err(|error| BuildError::because("redistributors", error))?;
+    let absent_itss = absent_itss(host);
     let plan = Dom0Plan {
         vcpus: &affinities,
         memory: &banks,
         gicr: places.gicr,
+        absent_itss: &absent_itss,
         bootargs: &kernel.bootargs,
         initrd: place.initrd,
     };
@@ -224,6 +226,7 @@ fn mapped_devices(host: &Host, in_use: &MemoryInUse<'_>, of_pci: &Hidden) -> Res
     hidden.extend(of_pci.pages());
     hidden.extend([in_use.image, in_use.pool]);
     if machine.rsdp.is_some() && host.options.dom0_acpi == Dom0Acpi::On {
+        hidden.extend(host.gic.inherited_tables());
         let top = 1 << ipa_bits(host.features().stage2().pa_range);
         return Ok(all_but(machine, hidden, Range::new(Pa(0), top)));
     }
@@ -281,8 +284,14 @@ fn with(attr: Attr, ranges: Vec<Range>) -> Vec<(Range, Attr)> {
     ranges.into_iter().map(|range| (range, attr)).collect()
 }
 
-/// Makes a virtual ITS for each of the host's ITSs, at the same address, and reserves the memory of its devices on the
-/// host: those of `device_ids`.
+/// The control frames of the ITSs that could not be brought up.
+fn absent_itss(host: &Host) -> Vec<Pa> {
+    let itss = (0..).map(ItsId).zip(&host.machine.gic.itss);
+    itss.filter(|&(id, _)| host.gic.facts().its(id).is_none()).map(|(_, its)| its.control.base).collect()
+}
+
+/// Makes a virtual ITS for each of the host's ITSs that was brought up, at the same address, and reserves the memory of
+/// its devices on the host: those of `device_ids`.
 fn virtual_itss(host: &Host, device_ids: &[Vec<DeviceIds>]) -> Result<Vec<(Range, Vits)>, BuildError> {
     let mut itss = Vec::new();
     for ((id, its), ids) in (0..).map(ItsId).zip(&host.machine.gic.itss).zip(device_ids) {

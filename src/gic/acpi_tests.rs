@@ -3,7 +3,7 @@
 
 use super::testing::{DEV, Guest, ITS0, ModelHw, vlpi};
 use super::v4::Why::{Block, Preempt};
-use super::{Gic, ItsLayout, Layout};
+use super::{Gic, ItsLayout, Layout, arch_rev};
 use crate::gic::testing::key;
 use crate::ids::{CpuId, Mpidr, Pa};
 use crate::platform::acpi::testing::{Memory, graviton3};
@@ -14,17 +14,20 @@ const CPUS: usize = 64;
 
 /// The driver on the model, with the layout that the tables describe.
 fn guest(homes: &[u16]) -> Guest {
-    let tables = Memory::with(&graviton3()).read().unwrap();
+    let mut tables = Memory::with(&graviton3()).read().unwrap();
     let config = Config::graviton3(CPUS).each_cpu(|n, cpu| cpu.affinity = tables.cpus[n].mpidr.packed());
+    let machine = gic_model::Machine::new(config.clone());
+    tables.gic.size_redists(arch_rev(&ModelHw::new(machine.clone()), tables.gic.dist.base));
     for cpu in &config.cpus {
-        assert!(tables.gic.redists.iter().any(|region| region.contains(Pa(cpu.gicr))));
+        assert!(tables.gic.redists.iter().any(|region| region.contains(Pa(cpu.gicr + cpu.frames_size() - 1))));
     }
-    let machine = gic_model::Machine::new(config);
     let layout = Layout {
         dist: tables.gic.dist.base,
         redists: &tables.gic.redists.iter().map(|range| (range.base, range.size)).collect::<Vec<_>>(),
+        redists_listed: tables.gic.redists_listed,
         stride: tables.gic.redist_stride,
         cpus: &tables.cpus.iter().map(|cpu| cpu.mpidr).collect::<Vec<Mpidr>>(),
+        reserved: &[],
         boot_cpu: CpuId(0),
         itss: &tables
             .gic

@@ -3,7 +3,7 @@
 //!
 //! Extended SPIs and PPIs (GICv3.1) are not used: they stay disabled, as after reset.
 
-use super::regs::{GICD_CTLR, GICD_TYPER, gicd};
+use super::regs::{GICD_CTLR, GICD_TYPER, PIDR2, PIDR2_FIELDS, gicd};
 use crate::ids::{Intid, Mpidr, Pa};
 use crate::mmio::Hw;
 use crate::sync::{Lock, Rank};
@@ -17,6 +17,11 @@ const SPI_END: u32 = 1020;
 const DEFAULT_PRIORITY: u32 = 0xa0a0_a0a0;
 /// How long the hardware may take to complete a register write.
 pub const RWP_LIMIT_US: u64 = 100_000;
+
+/// The architecture revision of a distributor, GICD_PIDR2.ArchRev: 3 is a GICv3, 4 a GICv4.
+pub fn arch_rev<H: Hw>(hw: &H, dist: Pa) -> u32 {
+    LocalRegisterCopy::<u32, PIDR2_FIELDS::Register>::new(hw.read32(dist.add(PIDR2))).read(PIDR2_FIELDS::ARCH_REV)
+}
 
 /// How an interrupt line is interpreted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,21 +4,28 @@ use super::counters::Counters;
 use super::dist::Dist;
 use super::error::ItsError;
 use super::facts::Facts;
+use super::inherited::Inherited;
+use super::interface::Interfaces;
 use super::its::{Command, Its, Synced, Ticket, collection};
 use super::lpi::Lpis;
 use super::redist::Redist;
 use super::v4::State;
 use crate::ids::{CpuId, ItsId, Lpi, VpeId};
 use crate::mmio::Hw;
+use crate::util::range::Range;
 use alloc::vec::Vec;
 
 /// The GIC driver. Everything is reached through `&self`; one instance serves all CPUs.
 pub struct Gic<H: Hw + Clone> {
     pub(super) hw: H,
     pub(super) dist: Dist<H>,
+    /// By [`CpuId`]. Those that are absent hold a place, which costs the hot paths nothing: their state says that they
+    /// are not in service, and no vPE is resident there. All other code uses [`redist`](Gic::redist).
     pub(super) redists: Vec<Redist<H>>,
     pub(super) itss: Vec<Option<Its<H>>>,
     pub(super) lpis: Option<Lpis<H>>,
+    pub(super) inherited: Inherited,
+    pub(super) interfaces: Interfaces,
     pub(super) v4: Option<State>,
     pub(super) facts: Facts,
     pub(super) counters: Counters,
@@ -32,6 +39,13 @@ impl<H: Hw + Clone> Gic<H> {
         &self.facts
     }
 
+    /// Whether virtual SGIs can be used: the GIC and all CPUs support them.
+    #[inline]
+    #[must_use]
+    pub fn has_virtual_sgis(&self) -> bool {
+        self.facts.vsgi && self.interfaces.all_take_sgis()
+    }
+
     /// The event counters.
     #[must_use]
     pub fn counters(&self) -> &Counters {
@@ -41,6 +55,24 @@ impl<H: Hw + Clone> Gic<H> {
     /// An ITS that was brought up.
     pub(super) fn its(&self, id: ItsId) -> Result<&Its<H>, ItsError> {
         self.itss.get(id.index()).and_then(Option::as_ref).ok_or(ItsError::NoSuchIts(id))
+    }
+
+    /// A CPU's redistributor.
+    #[inline]
+    pub(super) fn redist(&self, cpu: CpuId) -> Option<&Redist<H>> {
+        self.redists.get(cpu.index()).filter(|r| r.is_present())
+    }
+
+    /// Whether a CPU has a redistributor. Without one it stays off.
+    #[must_use]
+    pub fn has_redistributor(&self, cpu: CpuId) -> bool {
+        self.redist(cpu).is_some()
+    }
+
+    /// The LPI tables in memory that the firmware has reserved which redistributors use.
+    #[must_use]
+    pub fn inherited_tables(&self) -> Vec<Range> {
+        self.inherited.tables()
     }
 
     /// A CPU's redistributor, if its LPIs are enabled.

@@ -4,7 +4,7 @@
 //! redistributors, report [`ItsError`].
 
 use super::table::TableError;
-use crate::ids::{CpuId, DeviceId, EventId, ItsId, Lpi, Mpidr, VIntid, VpeId};
+use crate::ids::{CpuId, DeviceId, EventId, ItsId, Lpi, VIntid, VpeId};
 use core::fmt;
 
 /// Why the GIC, or one CPU's part of it, cannot be used.
@@ -15,7 +15,7 @@ pub enum GicError {
     /// The distributor did not complete a register write in time, or does not support affinity routing.
     Distributor,
     /// No redistributor has this CPU's affinity.
-    NoRedistributor(Mpidr),
+    NoRedistributor(CpuId),
     /// There is no such CPU.
     NoSuchCpu(CpuId),
     /// The CPU's redistributor did not leave its low-power state in time.
@@ -23,8 +23,10 @@ pub enum GicError {
     /// The CPU's redistributor did not complete a register write in time, or did not keep the value.
     RegisterWrite(CpuId),
     /// An earlier owner of the machine left GICR_CTLR.EnableLPIs set and it cannot be cleared: the redistributor uses
-    /// tables that are not ours.
+    /// tables that are neither ours nor in reserved memory, or another configuration table than the others.
     LpisStuckOn(CpuId),
+    /// The CPU's GIC interface does not take virtual LPIs or SGIs, which guests may already use.
+    Interface(CpuId, &'static str),
     /// There is no vPE table for the CPU's redistributor (GICv4.1).
     VpeTable(CpuId, TableError),
     /// Out of memory.
@@ -38,15 +40,19 @@ impl fmt::Display for GicError {
         match self {
             GicError::NotGicV3(rev) => write!(f, "the interrupt controller is not a GICv3 or GICv4 (ArchRev {rev})"),
             GicError::Distributor => write!(f, "the GIC distributor does not complete register writes"),
-            GicError::NoRedistributor(m) => write!(f, "no GIC redistributor has a CPU's affinity {m}"),
+            GicError::NoRedistributor(c) => write!(f, "no GIC redistributor has the affinity of {c}"),
             GicError::NoSuchCpu(c) => write!(f, "the GIC has no {c}"),
             GicError::Asleep(c) => write!(f, "the GIC redistributor of {c} does not wake up"),
             GicError::RegisterWrite(c) => write!(f, "the GIC redistributor of {c} does not complete register writes"),
             GicError::LpisStuckOn(c) => {
                 write!(
                     f,
-                    "LPIs of {c} were left enabled and cannot be disabled: its redistributor keeps foreign tables"
+                    "LPIs of {c} were left enabled and cannot be disabled: its redistributor keeps foreign tables, and other \
+                     CPUs use LPIs"
                 )
+            }
+            GicError::Interface(c, what) => {
+                write!(f, "the GIC interface of {c} takes no virtual {what}, which guests may already use")
             }
             GicError::VpeTable(c, e) => write!(f, "no vPE table for the GIC redistributor of {c}: {e}"),
             GicError::NoMemory => write!(f, "out of memory for GIC tables"),

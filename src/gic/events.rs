@@ -311,7 +311,7 @@ impl<'a, H: Hw + Clone> Batch<'a, H> {
             return Ok(());
         }
         for cpu in self.cpus.take() {
-            if let Some(redist) = self.gic.redists.get(cpu.index()) {
+            if let Some(redist) = self.gic.redist(cpu) {
                 self.commands.push(Command::sync(self.its.target(redist)));
             }
         }

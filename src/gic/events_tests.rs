@@ -228,7 +228,7 @@ fn an_operation_that_cannot_be_posted_changes_nothing() {
     // The ring is full, and the ITS consumes nothing for a while.
     g.machine.inject(Fault::Command { its: 0, nth: 1, fault: CommandFault::Late { us: 600_000 } });
     let its = g.gic.its(ITS0).unwrap();
-    let harmless = Command::sync(its.target(&g.gic.redists[0]));
+    let harmless = Command::sync(its.target(g.gic.redist(CpuId(0)).unwrap()));
     let room = RING_SIZE / Command::SIZE - 1;
     (0..room).for_each(|_| assert!(its.queue.post(g.gic.counters(), &[harmless]).is_ok()));
     let refused = Err(ItsError::Timeout);

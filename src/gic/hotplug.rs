@@ -76,8 +76,8 @@ impl<H: Hw + Clone> Gic<H> {
     /// Takes a CPU out of service: moves its SPIs, events and vPEs to `to` without losing a pending interrupt. No vPE
     /// is resident there. It may be called on any CPU, for one CPU at a time. Pending SGIs and PPIs stay with the CPU.
     pub fn take_out(&self, cpu: CpuId, to: CpuId) -> Result<Moved, TakeOutError> {
-        let from = self.redists.get(cpu.index()).ok_or(TakeOutError::NotInService(cpu))?;
-        let to = self.redists.get(to.index()).filter(|r| r.cpu != cpu).ok_or(TakeOutError::NoTarget(to))?;
+        let from = self.redist(cpu).ok_or(TakeOutError::NotInService(cpu))?;
+        let to = self.redist(to).filter(|r| r.cpu != cpu).ok_or(TakeOutError::NoTarget(to))?;
         if self.lpis.is_none() {
             return Ok(Moved { spis: self.reroute(from, to), ..Moved::default() });
         }

@@ -1,6 +1,7 @@
 //! The GIC as the platform describes it, by device tree or ACPI tables.
 
 use crate::ids::{CpuId, Mpidr, Pa};
+use crate::util::range::Range;
 
 /// An ITS as the platform describes it.
 #[derive(Clone, Copy, Debug)]
@@ -18,10 +19,14 @@ pub struct Layout<'a> {
     pub dist: Pa,
     /// Redistributor regions: address and size in bytes.
     pub redists: &'a [(Pa, u64)],
+    /// The platform lists each redistributor by itself, so that all of a region exists.
+    pub redists_listed: bool,
     /// Bytes from one redistributor to the next, if the platform states them.
     pub stride: Option<u64>,
     /// The CPUs to serve; the index is the [`CpuId`](crate::ids::CpuId).
     pub cpus: &'a [Mpidr],
+    /// Memory that the firmware has reserved.
+    pub reserved: &'a [Range],
     /// The CPU that discovers the GIC. Its redistributor is powered; those of the others need not be.
     pub boot_cpu: CpuId,
     /// The ITSs; the index is the [`ItsId`](crate::ids::ItsId).

@@ -53,7 +53,7 @@ impl<H: Hw + Clone> Gic<H> {
 
     /// Disables a CPU's SGI or PPI and waits for completion.
     pub fn ppi_disable(&self, cpu: CpuId, i: Intid) {
-        if let Some(redist) = self.redists.get(cpu.index()) {
+        if let Some(redist) = self.redist(cpu) {
             redist.disable(i);
         }
     }
@@ -69,7 +69,7 @@ impl<H: Hw + Clone> Gic<H> {
     }
 
     fn bank(&self, cpu: CpuId, i: Intid) -> Option<&Bank<H>> {
-        self.redists.get(cpu.index())?.private(i)
+        self.redist(cpu)?.private(i)
     }
 
     fn ppi(&self, cpu: CpuId, i: Intid, act: impl FnOnce(&Bank<H>)) {

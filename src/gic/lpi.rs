@@ -9,9 +9,12 @@ use super::regs::config;
 use crate::ids::{Lpi, Pa, VpeId};
 use crate::mmio::{Coherence, Hw};
 use crate::util::bits::IdAllocator;
+use crate::util::range::Range;
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
+/// The fewest INTID bits with which there are LPIs.
+pub const MIN_ID_BITS: u8 = 14;
 /// The most INTID bits that are used: 57344 LPIs.
 pub const MAX_ID_BITS: u8 = 16;
 const NO_VPE: u16 = u16::MAX;
@@ -34,15 +37,21 @@ pub struct Lpis<H> {
 impl<H: Hw> Lpis<H> {
     /// Makes a configuration table for `id_bits` INTID bits. All LPIs are disabled; the first `count` can be allocated.
     pub fn new(hw: H, id_bits: u8, count: u32, coherent: bool) -> Result<Self, GicError> {
+        let table = hw.alloc(config_bytes(id_bits), TABLE_ALIGN).ok_or(GicError::NoMemory)?;
+        Ok(Self::with_table(hw, table, id_bits, count, coherent))
+    }
+
+    /// The same with the memory of a table that is in use already. A redistributor may have cached its old content until
+    /// the INVALL of its CPU's collection.
+    pub fn with_table(hw: H, table: Pa, id_bits: u8, count: u32, coherent: bool) -> Self {
         let bytes = config_bytes(id_bits);
-        let table = hw.alloc(bytes, TABLE_ALIGN).ok_or(GicError::NoMemory)?;
         let word = u64::from_le_bytes([config::DEFAULT; 8]);
         for at in (0..bytes as u64).step_by(8) {
             hw.store64(table.add(at), word);
         }
         hw.publish(table, bytes, Coherence::NonCoherent);
         let doorbells = (0..count).map(|_| AtomicU16::new(NO_VPE)).collect();
-        Ok(Lpis {
+        Lpis {
             hw,
             table,
             id_bits,
@@ -50,11 +59,16 @@ impl<H: Hw> Lpis<H> {
             coherent: AtomicBool::new(coherent),
             numbers: IdAllocator::new(count),
             doorbells,
-        })
+        }
     }
 
     pub fn table(&self) -> Pa {
         self.table
+    }
+
+    /// Whether a redistributor with these tables uses the configuration table.
+    pub fn is_configured_by(&self, tables: &LpiTables) -> bool {
+        tables.config == self.table && tables.id_bits == self.id_bits
     }
 
     pub fn id_bits(&self) -> u8 {
@@ -127,9 +141,34 @@ impl<H: Hw> Lpis<H> {
     }
 }
 
+/// The LPI tables in the registers of a redistributor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LpiTables {
+    /// The configuration table.
+    pub config: Pa,
+    /// The pending table.
+    pub pending: Pa,
+    /// The number of INTID bits.
+    pub id_bits: u8,
+    /// The redistributor snoops the caches when it accesses them.
+    pub coherent: bool,
+}
+
+impl LpiTables {
+    /// The memory of the two tables.
+    pub fn ranges(&self) -> (Range, Range) {
+        let of = |at, bytes| Range::new(at, bytes as u64);
+        (of(self.config, config_bytes(self.id_bits)), of(self.pending, pending_bytes(self.id_bits)))
+    }
+
+    pub fn shares_config_with(&self, other: LpiTables) -> bool {
+        self.config == other.config && self.id_bits == other.id_bits
+    }
+}
+
 /// Bytes of a configuration table: one for each INTID from 8192 on.
 pub const fn config_bytes(id_bits: u8) -> usize {
-    (1usize << id_bits) - Lpi::FIRST as usize
+    (1usize << id_bits).saturating_sub(Lpi::FIRST as usize)
 }
 
 /// The offset of an LPI's or vLPI's byte in a configuration table; `None` if the table has none.

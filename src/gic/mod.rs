@@ -9,6 +9,8 @@
 //! | `table`, `error`, `facts`, `command_kind`, `counters` | types that several files share |
 //! | `dist` | the distributor |
 //! | `lpi` | LPI numbers and their configuration table |
+//! | `inherited` | LPI tables that an earlier owner of the machine has left in use |
+//! | `interface` | which CPUs take what redistributors deliver directly |
 //! | `redist` | each CPU's redistributor |
 //! | `its` | interrupt translation services: bring-up, commands, devices |
 //! | `v4` | virtual LPIs: VMs, vPEs, residency, doorbells; `driver` uses its `state`, its verbs use `driver` |
@@ -38,10 +40,18 @@ mod events;
 mod events_tests;
 mod facts;
 mod hotplug;
+mod inherited;
+#[cfg(test)]
+mod inherited_tests;
+mod interface;
+#[cfg(test)]
+mod interface_tests;
 pub mod its;
 mod layout;
 mod lines;
 mod lpi;
+#[cfg(test)]
+mod presence_tests;
 mod redist;
 mod regs;
 mod table;
@@ -52,12 +62,13 @@ mod tests;
 pub mod v4;
 
 pub use counters::Counters;
-pub use dist::Trigger;
+pub use dist::{Trigger, arch_rev};
 pub use driver::Gic;
 pub use error::{GicError, ItsError};
 pub use events::Batch;
 pub use facts::{Facts, ItsFacts};
 pub use hotplug::{Moved, TakeOutError};
+pub use interface::Interface;
 pub use its::{DeviceQuota, Event, MIN_EVENT_BITS};
 pub use layout::{ItsLayout, Layout};
 pub use v4::V4;

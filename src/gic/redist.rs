@@ -2,17 +2,20 @@
 //! 12.12).
 //!
 //! A CPU's redistributor is found by its affinity. The distance to the next one follows from its own GICR_TYPER.VLPIS
-//! (four frames or two), unless the platform states a stride. GICR_TYPER.Last is not relied upon: on some machines it
-//! is clear at the end of a region, on others it is set before the end.
+//! (four frames or two), unless the platform states a stride. GICR_TYPER.Last ends a region, beyond which there may be
+//! nothing; but not where the firmware lists each redistributor by itself: there the bit is unreliable, and all of a
+//! region exists. On some machines it is clear at the end of a region.
 
 use super::dist::{Bank, RWP_LIMIT_US};
 use super::error::GicError;
+use super::facts::common_affinity;
+use super::inherited::Inherited;
 use super::layout::Layout;
-use super::lpi::{Lpis, TABLE_ALIGN, pending_bytes};
+use super::lpi::{LpiTables, Lpis, TABLE_ALIGN, pending_bytes};
 use super::regs::{
     GICR_CTLR, GICR_INVLPIR, GICR_PENDBASER, GICR_PROPBASER, GICR_SYNCR, GICR_TYPER, GICR_VPENDBASER,
     GICR_VPENDBASER_4_1, GICR_VPROPBASER, GICR_VPROPBASER_4_1, GICR_VSGIPENDR, GICR_WAKER, PIDR2, PIDR2_FIELDS,
-    attributes, gicr, pa_4k, pa_64k,
+    attributes, from_pa_4k, from_pa_64k, gicr, pa_4k, pa_64k,
 };
 use super::table::{Table, TableError, page_bytes};
 use crate::ids::{CpuId, Intid, Lpi, Mpidr, Pa, VpeId};
@@ -42,14 +45,15 @@ type Ctlr = LocalRegisterCopy<u32, GICR_CTLR::Register>;
 type Vprop = LocalRegisterCopy<u64, GICR_VPROPBASER_4_1::Register>;
 pub type Vpend = LocalRegisterCopy<u64, GICR_VPENDBASER::Register>;
 
-/// States of a redistributor. LEAVING: its CPU is being taken out of service; LPIs are enabled, and no more of them are
+/// States of a redistributor. ABSENT: there is none, and no register is accessed. LEAVING: its CPU is being taken out of service; LPIs are enabled, and no more of them are
 /// sent there.
-const OFFLINE: u8 = 0;
-const AWAKE: u8 = 1;
-const LEAVING: u8 = 2;
-const LPIS: u8 = 3;
+const ABSENT: u8 = 0;
+const OFFLINE: u8 = 1;
+const AWAKE: u8 = 2;
+const LEAVING: u8 = 3;
+const LPIS: u8 = 4;
 
-/// One redistributor.
+/// The redistributor of a CPU, or the place of one that is absent.
 pub struct Redist<H> {
     hw: H,
     pub base: Pa,
@@ -84,26 +88,20 @@ fn typer_at<H: Hw>(hw: &H, base: Pa) -> Typer {
     Typer::new(hw.read64(base.add(gicr::TYPER)))
 }
 
-/// Finds the redistributor of each CPU in `layout`, in the same order.
-pub fn find<H: Hw + Clone>(hw: &H, layout: &Layout<'_>) -> Result<Vec<Redist<H>>, GicError> {
+/// Finds the redistributor of each CPU in `layout`, in the same order. A CPU that the firmware has disabled, or that has
+/// been removed, may have none.
+pub fn find<H: Hw + Clone>(hw: &H, layout: &Layout<'_>) -> Vec<Redist<H>> {
     let mut found: Vec<Option<(Pa, Typer)>> = layout.cpus.iter().map(|_| None).collect();
-    // GICR_TYPER.Last ends a region in the first pass. If CPUs are still missing, a second pass ignores it.
-    for past_last in [false, true] {
-        for &(start, size) in layout.redists {
-            if found.iter().any(Option::is_none) {
-                walk(hw, layout, (start, size), past_last, &mut found);
-            }
+    for &region in layout.redists {
+        if found.iter().any(Option::is_none) {
+            walk(hw, layout, region, &mut found);
         }
     }
-    let mut redists = Vec::new();
-    for (n, (&mpidr, place)) in layout.cpus.iter().zip(found).enumerate() {
-        let (base, typer) = place.ok_or(GicError::NoRedistributor(mpidr))?;
-        redists.push(Redist::new(hw.clone(), CpuId(n as u16), base, typer));
-    }
-    Ok(redists)
+    let redist = |(n, place)| Redist::new(hw.clone(), CpuId(n as u16), place);
+    found.into_iter().enumerate().map(redist).collect()
 }
 
-fn walk<H: Hw>(hw: &H, layout: &Layout<'_>, region: (Pa, u64), past_last: bool, found: &mut [Option<(Pa, Typer)>]) {
+fn walk<H: Hw>(hw: &H, layout: &Layout<'_>, region: (Pa, u64), found: &mut [Option<(Pa, Typer)>]) {
     let (start, size) = region;
     let mut offset = 0;
     while offset + TWO_FRAMES <= size {
@@ -122,7 +120,7 @@ fn walk<H: Hw>(hw: &H, layout: &Layout<'_>, region: (Pa, u64), past_last: bool, 
                 return;
             }
         }
-        if typer.is_set(GICR_TYPER::LAST) && !past_last {
+        if typer.is_set(GICR_TYPER::LAST) && !layout.redists_listed {
             return;
         }
         let own = if typer.is_set(GICR_TYPER::VLPIS) { FOUR_FRAMES } else { TWO_FRAMES };
@@ -146,8 +144,9 @@ fn v41_leave(held: u64, with: FieldValue<u64, GICR_VPENDBASER_4_1::Register>) ->
 }
 
 impl<H: Hw + Clone> Redist<H> {
-    fn new(hw: H, cpu: CpuId, base: Pa, typer: Typer) -> Self {
-        let ctlr = Ctlr::new(hw.read32(base.add(gicr::CTLR)));
+    fn new(hw: H, cpu: CpuId, place: Option<(Pa, Typer)>) -> Self {
+        let ctlr = Ctlr::new(place.map_or(0, |(base, _)| hw.read32(base.add(gicr::CTLR))));
+        let (base, typer) = place.unwrap_or((Pa(0), Typer::new(0)));
         Redist {
             bank: Bank::new(hw.clone(), base.add(gicr::SGI_BASE)),
             hw,
@@ -156,7 +155,7 @@ impl<H: Hw + Clone> Redist<H> {
             typer,
             ir: ctlr.is_set(GICR_CTLR::IR),
             invalidate: Lock::new(Rank::Redist, ()),
-            state: AtomicU8::new(OFFLINE),
+            state: AtomicU8::new(if place.is_some() { OFFLINE } else { ABSENT }),
             pending: AtomicU64::new(0),
             resident: AtomicU32::new(0),
             vprop: AtomicU64::new(0),
@@ -168,6 +167,11 @@ impl<H: Hw + Clone> Redist<H> {
 }
 
 impl<H: Hw> Redist<H> {
+    /// Whether there is one.
+    pub fn is_present(&self) -> bool {
+        self.state.load(Ordering::Relaxed) != ABSENT
+    }
+
     pub fn has_vlpis(&self) -> bool {
         self.typer.is_set(GICR_TYPER::VLPIS)
     }
@@ -297,8 +301,8 @@ impl<H: Hw> Redist<H> {
     ///
     /// EnableLPIs may be impossible to clear. If it is set already and the registers point at our tables, because the
     /// CPU was out of service before, they are used as they are. If an earlier owner set it and it cannot be cleared,
-    /// the tables in use are unknown memory, and the CPU gets no LPIs.
-    pub fn enable_lpis(&self, lpis: &Lpis<H>, coherent: bool) -> Result<(), GicError> {
+    /// the tables are used further if they can be; otherwise the CPU gets no LPIs.
+    pub fn enable_lpis(&self, lpis: &Lpis<H>, coherent: bool, inherited: &Inherited) -> Result<(), GicError> {
         if self.has_lpis() {
             return Ok(());
         }
@@ -311,11 +315,12 @@ impl<H: Hw> Redist<H> {
             if self.has_our_tables(lpis) {
                 return Ok(());
             }
-            let mut off = self.ctlr();
-            off.modify(GICR_CTLR::ENABLE_LPIS::CLEAR);
-            self.hw.write32(self.base.add(gicr::CTLR), off.get());
-            if !self.settled() || self.ctlr().is_set(GICR_CTLR::ENABLE_LPIS) {
-                return Err(GicError::LpisStuckOn(self.cpu));
+            if !self.disable_lpis() {
+                self.inherit(lpis, inherited)?;
+                if vlpis_v40 {
+                    self.accept_vlpis(lpis);
+                }
+                return Ok(());
             }
         }
         let pending = self.pending_table(lpis)?;
@@ -330,10 +335,59 @@ impl<H: Hw> Redist<H> {
             return Err(GicError::RegisterWrite(self.cpu));
         }
         if vlpis_v40 {
-            // Before the first residency IDbits already limits which vLPIs the redistributor accepts.
-            self.set_vpropbaser(GICR_VPROPBASER::ID_BITS.val(u64::from(lpis.id_bits() - 1)).value);
+            self.accept_vlpis(lpis);
         }
         Ok(())
+    }
+
+    /// Sets IDbits, which limits already before the first residency which vLPIs the redistributor accepts (GICv4.0).
+    fn accept_vlpis(&self, lpis: &Lpis<H>) {
+        self.set_vpropbaser(GICR_VPROPBASER::ID_BITS.val(u64::from(lpis.id_bits() - 1)).value);
+    }
+
+    /// Disables LPIs. `false`: they stay enabled.
+    pub fn disable_lpis(&self) -> bool {
+        let mut off = self.ctlr();
+        if !off.is_set(GICR_CTLR::ENABLE_LPIS) {
+            return true;
+        }
+        off.modify(GICR_CTLR::ENABLE_LPIS::CLEAR);
+        self.hw.write32(self.base.add(gicr::CTLR), off.get());
+        self.settled() && !self.ctlr().is_set(GICR_CTLR::ENABLE_LPIS)
+    }
+
+    /// Uses the tables that the redistributor has been left with.
+    fn inherit(&self, lpis: &Lpis<H>, inherited: &Inherited) -> Result<(), GicError> {
+        let tables = self.lpi_tables();
+        if !lpis.is_configured_by(&tables) || !inherited.take(&self.hw, tables.ranges().1) {
+            return Err(GicError::LpisStuckOn(self.cpu));
+        }
+        if !tables.coherent {
+            lpis.set_noncoherent();
+        }
+        self.pending.store(tables.pending.0, Ordering::Release);
+        Ok(())
+    }
+
+    /// The tables that its registers point at.
+    pub fn lpi_tables(&self) -> LpiTables {
+        let prop =
+            LocalRegisterCopy::<u64, GICR_PROPBASER::Register>::new(self.hw.read64(self.base.add(gicr::PROPBASER)));
+        let pend =
+            LocalRegisterCopy::<u64, GICR_PENDBASER::Register>::new(self.hw.read64(self.base.add(gicr::PENDBASER)));
+        LpiTables {
+            config: from_pa_4k(prop.read(GICR_PROPBASER::PA_4K)),
+            pending: from_pa_64k(pend.read(GICR_PENDBASER::PA_64K)),
+            id_bits: prop.read(GICR_PROPBASER::ID_BITS) as u8 + 1,
+            coherent: prop.read(GICR_PROPBASER::SHAREABILITY) != 0
+                && prop.read(GICR_PROPBASER::INNER_CACHE) > attributes::NON_CACHEABLE,
+        }
+    }
+
+    /// Whether two redistributors must use the same configuration table.
+    pub fn shares_tables_with(&self, other: &Redist<H>) -> bool {
+        let ((own, levels), (affinity, other_levels)) = (self.group(), other.group());
+        levels == other_levels && common_affinity(own, levels) == common_affinity(affinity, levels)
     }
 
     /// This redistributor's pending table, zeroed: the one that it had before, or a new one.
@@ -354,15 +408,8 @@ impl<H: Hw> Redist<H> {
 
     /// Whether the redistributor uses the tables that this driver made.
     fn has_our_tables(&self, lpis: &Lpis<H>) -> bool {
-        let prop =
-            LocalRegisterCopy::<u64, GICR_PROPBASER::Register>::new(self.hw.read64(self.base.add(gicr::PROPBASER)));
-        let pend =
-            LocalRegisterCopy::<u64, GICR_PENDBASER::Register>::new(self.hw.read64(self.base.add(gicr::PENDBASER)));
-        let own = self.pending.load(Ordering::Acquire);
-        own != 0
-            && pend.read(GICR_PENDBASER::PA_64K) == pa_64k(Pa(own))
-            && prop.read(GICR_PROPBASER::PA_4K) == pa_4k(lpis.table())
-            && prop.read(GICR_PROPBASER::ID_BITS) == u64::from(lpis.id_bits() - 1)
+        let (tables, own) = (self.lpi_tables(), self.pending.load(Ordering::Acquire));
+        own != 0 && tables.pending == Pa(own) && lpis.is_configured_by(&tables)
     }
 
     /// Writes GICR_PROPBASER. `false`: the redistributor does not snoop the caches.

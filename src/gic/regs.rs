@@ -300,6 +300,18 @@ pub const fn pa_4k(pa: Pa) -> u64 {
     pa.0 >> 12
 }
 
+/// The address that [`pa_64k`] has encoded.
+#[must_use]
+pub const fn from_pa_64k(field: u64) -> Pa {
+    Pa(field << 16)
+}
+
+/// The address that [`pa_4k`] has encoded.
+#[must_use]
+pub const fn from_pa_4k(field: u64) -> Pa {
+    Pa(field << 12)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,10 +1,11 @@
 //! The executable GIC behind [`Hw`], for the driver's tests.
 
 use super::v4::{InterruptGroups, PendingLast, Resident, V4, VmHandle, Why};
-use super::{DeviceQuota, Gic, GicError, ItsLayout, Layout};
+use super::{DeviceQuota, Gic, GicError, Interface, ItsLayout, Layout};
 use crate::ids::{CpuId, DeviceId, DeviceIds, EventId, EventKey, ItsId, Lpi, Mpidr, Pa, VIntid, VpeId};
 use crate::mm::counting::outside;
 use crate::mmio::{Coherence, Hw};
+use crate::util::range::Range;
 use gic_model::{Config, Machine};
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -66,6 +67,9 @@ impl Hw for ModelHw {
     fn free(&self, memory: Pa, size: usize, align: usize) {
         outside(|| self.0.free(memory.0, size, align));
     }
+    fn claim(&self, memory: Pa, size: usize) -> bool {
+        self.0.claim(memory.0, size)
+    }
     fn load8(&self, at: Pa) -> u8 {
         outside(|| self.0.load8(at.0))
     }
@@ -98,6 +102,8 @@ pub struct Described {
     cpus: Vec<Mpidr>,
     itss: Vec<ItsLayout>,
     dist: Pa,
+    /// Memory that the firmware has reserved.
+    pub reserved: Vec<Range>,
 }
 
 impl Described {
@@ -107,6 +113,7 @@ impl Described {
             cpus: config.cpus.iter().map(|c| Mpidr::from_packed(c.affinity)).collect(),
             itss: config.its.iter().map(|i| ItsLayout { base: Pa(i.base), coherent: true }).collect(),
             dist: Pa(config.gicd),
+            reserved: Vec::new(),
         }
     }
 
@@ -119,14 +126,21 @@ impl Described {
         Layout {
             dist: self.dist,
             redists: &self.redists,
+            redists_listed: true,
             stride: None,
             cpus: &self.cpus,
+            reserved: &self.reserved,
             boot_cpu: CpuId(0),
             itss: &self.itss,
             coherent: true,
             virtual_lpis_wanted: true,
         }
     }
+}
+
+/// What the interface of a CPU of the model takes.
+pub fn interface(cpu: &gic_model::Cpu) -> Interface {
+    Interface::new(cpu.id_gic() as u8, cpu.nv4())
 }
 
 /// A driver on a model machine.
@@ -147,9 +161,10 @@ impl Bench {
 
     /// With all CPUs brought up.
     pub fn up(config: Config) -> Bench {
-        let cpus = config.cpus.len();
+        let interfaces: Vec<Interface> = config.cpus.iter().map(interface).collect();
         let bench = Bench::discovered(config).expect("discover");
-        for cpu in 0..cpus {
+        for (cpu, interface) in interfaces.into_iter().enumerate() {
+            bench.gic.join(CpuId(cpu as u16), interface).expect("join");
             bench.gic.init_cpu(CpuId(cpu as u16)).expect("init_cpu");
         }
         bench.machine.assert_clean();

@@ -13,12 +13,13 @@ pub mod routes;
 pub mod sleepers;
 pub mod timer;
 
+use crate::arch::features::ids::reg;
 use crate::arch::features::{Features, IdRegs};
 use crate::arch::speculation::{Mitigations, Protections};
 use crate::arch::sysreg::{self, Writeable};
 use crate::arch::{barrier, ich, percpu, protect, psci, timer as counter, tlb};
 use crate::console;
-use crate::gic::{Gic, GicError, cpuif};
+use crate::gic::{Gic, GicError, Interface, cpuif};
 use crate::ids::{CpuId, DomId, Intid, Mpidr};
 use crate::mm::guest_pool::GuestPool;
 use crate::mm::hw::El2;
@@ -191,6 +192,8 @@ impl Host {
         protect::apply(&mitigations);
         let level = if mitigations.is_lacking() { log::Level::Warn } else { log::Level::Info };
         log::log!(level, "{cpu}: {mitigations}");
+        let interface = Interface::new(ids.field(reg::PFR0, 24), ich::nv4());
+        self.gic.join(cpu, interface).map_err(CpuError::Gic)?;
         // This comes last: from here on interrupts may be routed to the CPU.
         self.gic.init_cpu(cpu).map_err(CpuError::Gic)?;
         self.own_ppis().for_each(|ppi| self.gic.ppi_enable(cpu, ppi));

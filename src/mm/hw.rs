@@ -1,9 +1,10 @@
 //! The implementation of [`Hw`] on hardware.
 
-use super::frames;
+use super::{el2_map, frames};
 use crate::arch::{barrier, cache, timer};
 use crate::ids::Pa;
 use crate::mmio::{Coherence, Device, Hw};
+use crate::util::range::Range;
 
 /// The hardware that EL2 runs on. All copies are equivalent.
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,6 +40,10 @@ impl Hw for El2 {
 
     fn free(&self, memory: Pa, size: usize, _align: usize) {
         frames::free(memory, size);
+    }
+
+    fn claim(&self, memory: Pa, size: usize) -> bool {
+        el2_map::map_memory(Range::new(memory, size as u64)).is_ok()
     }
 
     // Shared memory is accessed like registers: each call is exactly one access, which is not torn.

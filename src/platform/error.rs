@@ -145,13 +145,6 @@ pub enum MachineError {
     GicTooNew,
     /// The firmware describes no redistributors.
     NoRedistributors,
-    /// The redistributor regions are too small for the number of CPUs.
-    TooFewRedistributors {
-        /// The number of redistributors that fit at most.
-        room: u64,
-        /// The number of enabled CPUs.
-        cpus: usize,
-    },
     /// The redistributor stride is not a multiple of a redistributor's size.
     BadStride(u64),
     /// The firmware describes no maintenance interrupt.
@@ -252,9 +245,6 @@ impl fmt::Display for MachineError {
             E::GicTooOld => f.write_str("GIC: a GICv2 is not supported; a GICv3 or GICv4 is required"),
             E::GicTooNew => f.write_str("GIC: a GICv5 is not supported; a GICv3 or GICv4 is required"),
             E::NoRedistributors => f.write_str("GIC: the firmware describes no redistributor region"),
-            E::TooFewRedistributors { room, cpus } => {
-                write!(f, "GIC: the redistributor regions hold at most {room} redistributors for {cpus} CPUs")
-            }
             E::BadStride(stride) => {
                 write!(f, "GIC: the redistributor stride {stride:#x} is not a multiple of 128 KiB")
             }

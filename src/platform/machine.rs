@@ -58,6 +58,9 @@ pub struct Gic {
     pub dist: Range,
     /// The redistributor regions; the redistributors of one region are adjacent.
     pub redists: ArrayVec<Range, CPUS>,
+    /// The firmware lists each redistributor by itself, and does not state their sizes: they are those of a GICv3 until
+    /// [`size_redists`](Gic::size_redists) makes regions of them.
+    pub redists_listed: bool,
     /// The distance between two redistributors in bytes, where it differs from what GICR_TYPER implies.
     pub redist_stride: Option<u64>,
     /// The PPI of the CPU interface's maintenance interrupt.
@@ -79,6 +82,41 @@ impl Gic {
         }
         let full = MachineError::TooMany { part: Part::GicFrame, limit: self.unused.capacity() };
         self.unused.try_push(range).map_err(|_| full)
+    }
+}
+
+/// The sizes of a redistributor without and with the frames for virtual LPIs (IHI 0069, 12.10).
+pub(super) const GICV3_REDIST: u64 = 0x2_0000;
+const GICV4_REDIST: u64 = 0x4_0000;
+
+impl Gic {
+    /// Sets the sizes of redistributors that the firmware does not state, and joins adjacent ones to regions: once,
+    /// before the regions are used. The redistributors are those of a GIC of revision `arch_rev` (GICD_PIDR2.ArchRev).
+    /// None reaches into the next one.
+    pub fn size_redists(&mut self, arch_rev: u32) {
+        if !self.redists_listed {
+            return;
+        }
+        self.redists.sort_unstable();
+        let size = if arch_rev >= 4 { GICV4_REDIST } else { GICV3_REDIST };
+        for index in 0..self.redists.len() {
+            let next = self.redists.get(index + 1).map(|next| next.base.0);
+            let redist = &mut self.redists[index];
+            redist.size = next.map_or(size, |next| size.min(next - redist.base.0));
+        }
+        // In place, because the list is too large for a boot stack.
+        let mut regions = 0;
+        for index in 0..self.redists.len() {
+            let redist = self.redists[index];
+            match self.redists[..regions].last_mut() {
+                Some(last) if last.end() == redist.base => last.size += redist.size,
+                _ => {
+                    self.redists[regions] = redist;
+                    regions += 1;
+                }
+            }
+        }
+        self.redists.truncate(regions);
     }
 }
 
@@ -335,6 +373,7 @@ impl Machine {
                 version_hint: GicKind::Other,
                 dist: NOWHERE,
                 redists: ArrayVec::new_const(),
+                redists_listed: false,
                 redist_stride: None,
                 maintenance: Intid(0),
                 non_coherent: false,

@@ -64,6 +64,7 @@ mod tests {
     #[test]
     fn virtual_devices_that_the_machine_has_no_room_for_are_in_el2s_memory() {
         let mut machine = Memory::with(&graviton3()).read().unwrap();
+        machine.gic.size_redists(4);
         let found = places(&machine, 64, POOL).unwrap();
         // 64 virtual redistributors of 128 KiB fit into a region of 32 physical ones of 256 KiB.
         assert_eq!(found.gicr, Range::new(Pa(0xb8_0014_0000), 0x80_0000));

@@ -17,7 +17,7 @@ use crate::build::acpi::efi::{Blob, DESCRIPTOR, add_system_table, memory_map, st
 use crate::build::acpi::places::Places;
 use crate::build::acpi::{aml, iort};
 use crate::build::fdt::edit::Dom0Plan;
-use crate::ids::Mpidr;
+use crate::ids::{Mpidr, Pa};
 use crate::platform::acpi::{AcpiError, Fields, HEADER, Signature, Tables, dsdt, fadt, madt};
 use crate::platform::{Machine, UartKind};
 use crate::util::range::Range;
@@ -208,6 +208,9 @@ fn write_madt(host: Fields<'_>, machine: &Machine, plan: &Dom0Plan<'_>) -> Resul
         let (kind, its) = found?;
         if kind == madt::ITS {
             let (name, base) = (its.u32(4)?, its.u64(8)?);
+            if plan.absent_itss.contains(&Pa(base)) {
+                continue;
+            }
             entry(madt::ITS, 20, &[(4, &name.to_le_bytes()), (8, &base.to_le_bytes())]);
         }
     }

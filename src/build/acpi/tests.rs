@@ -26,11 +26,13 @@ struct Dom0 {
 }
 
 fn dom0(host: &Memory, vcpus: usize) -> Dom0 {
-    let machine = host.read().unwrap();
+    let mut machine = host.read().unwrap();
+    machine.gic.size_redists(4);
     let vcpus: Vec<Mpidr> = machine.cpus.iter().map(|cpu| cpu.mpidr).take(vcpus).collect();
     let places = places(&machine, vcpus.len(), POOL).unwrap();
     let initrd = Some(Range::new(Pa(0x4100_0000), 5));
-    let plan = Dom0Plan { vcpus: &vcpus, memory: &BANKS, gicr: places.gicr, bootargs: "quiet", initrd };
+    let plan =
+        Dom0Plan { vcpus: &vcpus, memory: &BANKS, gicr: places.gicr, absent_itss: &[], bootargs: "quiet", initrd };
     let tables = Tables::open(host.rsdp, host).unwrap();
     let bytes = build(&tables, &machine, &plan, &places, ROOM).unwrap();
     assert!(bytes.len() as u64 <= ROOM.size);
@@ -127,6 +129,30 @@ fn dom0s_tables_describe_the_host_without_the_devices_that_el2_keeps() {
 }
 
 #[test]
+fn an_its_that_could_not_be_brought_up_is_not_listed() {
+    let host = Memory::of(GICV4);
+    let machine = host.read().unwrap();
+    let places = places(&machine, 1, POOL).unwrap();
+    let absent_itss = [machine.gic.itss[0].control.base];
+    let plan = Dom0Plan {
+        vcpus: &[Mpidr(0)],
+        memory: &BANKS,
+        gicr: places.gicr,
+        absent_itss: &absent_itss,
+        bootargs: "",
+        initrd: None,
+    };
+    let tables = Tables::open(host.rsdp, &host).unwrap();
+    let count = |plan: &Dom0Plan<'_>| {
+        let bytes = build(&tables, &machine, plan, &places, ROOM).unwrap();
+        let base = machine.gic.itss[0].control.base.0.to_le_bytes();
+        // An ITS entry has its type and length first, and the address at offset 8.
+        bytes.windows(20).filter(|entry| entry[..2] == [0x0f, 20] && entry[8..16] == base).count()
+    };
+    assert_eq!((count(&plan), count(&Dom0Plan { absent_itss: &[], ..plan })), (0, 1));
+}
+
+#[test]
 fn dom0_on_a_graviton3_has_one_redistributor_region_the_hosts_uids_and_a_pl011() {
     let host = Memory::with(&graviton3());
     let Dom0 { memory, machine, places, map } = dom0(&host, 64);
@@ -201,7 +227,14 @@ fn tables_without_room_and_vcpus_without_a_cpu_are_errors() {
     let machine = host.read().unwrap();
     let places = places(&machine, 1, POOL).unwrap();
     let tables = Tables::open(host.rsdp, &host).unwrap();
-    let mut plan = Dom0Plan { vcpus: &[Mpidr(0)], memory: &BANKS, gicr: places.gicr, bootargs: "", initrd: None };
+    let mut plan = Dom0Plan {
+        vcpus: &[Mpidr(0)],
+        memory: &BANKS,
+        gicr: places.gicr,
+        absent_itss: &[],
+        bootargs: "",
+        initrd: None,
+    };
     let small = Range::new(ROOM.base, 0x1_1000);
     assert_eq!(build(&tables, &machine, &plan, &places, small), Err(Dom0AcpiError::TooLarge { size: 0x2_0000 }));
     plan.vcpus = &[Mpidr(0x500)];

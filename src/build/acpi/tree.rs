@@ -9,6 +9,7 @@ use crate::build::fdt::edit::Dom0Plan;
 use crate::build::fdt::node::{
     EMPTY, LEVEL_HIGH, PPI, SPI, memory, node, reg, set, set_boot_args, set_cells, set_psci,
 };
+use crate::ids::ItsId;
 use crate::platform::{Machine, PciHost, PciWindowKind};
 use crate::util::range::Range;
 use alloc::format;
@@ -36,9 +37,11 @@ pub fn build(machine: &Machine, plan: &Dom0Plan<'_>, places: &Places) -> Vec<u8>
     set_psci(&mut psci);
     root.add_child(psci);
     root.add_child(timer(machine));
-    root.add_child(gic(machine, places));
+    root.add_child(gic(machine, plan, places));
+    let its_is_there =
+        |its: ItsId| machine.gic.itss.get(its.index()).is_some_and(|its| !plan.absent_itss.contains(&its.control.base));
     for host in &machine.pci {
-        root.add_child(pci(host));
+        root.add_child(pci(host, &its_is_there));
     }
     if let Some((regs, irq)) = places.console {
         let mut uart = node(uart_name(regs));
@@ -100,7 +103,7 @@ fn timer(machine: &Machine) -> DeviceTreeNode {
     timer
 }
 
-fn gic(machine: &Machine, places: &Places) -> DeviceTreeNode {
+fn gic(machine: &Machine, plan: &Dom0Plan<'_>, places: &Places) -> DeviceTreeNode {
     let mut gic = node(format!("interrupt-controller@{:x}", machine.gic.dist.base.0));
     set(&mut gic, "compatible", "arm,gic-v3");
     set_cells(&mut gic, 2, 2);
@@ -109,7 +112,8 @@ fn gic(machine: &Machine, places: &Places) -> DeviceTreeNode {
     set(&mut gic, "#interrupt-cells", 3u32);
     set(&mut gic, "interrupt-controller", EMPTY);
     set(&mut gic, "phandle", GIC);
-    for (index, its) in machine.gic.itss.iter().enumerate() {
+    let itss = machine.gic.itss.iter().enumerate();
+    for (index, its) in itss.filter(|(_, its)| !plan.absent_itss.contains(&its.control.base)) {
         let mut node = node(format!("msi-controller@{:x}", its.control.base.0));
         set(&mut node, "compatible", "arm,gic-v3-its");
         set(&mut node, "reg", reg(&[its.control]));
@@ -125,7 +129,7 @@ fn its_phandle(index: usize) -> u32 {
     GIC + 1 + u32::try_from(index).unwrap_or(0)
 }
 
-fn pci(host: &PciHost) -> DeviceTreeNode {
+fn pci(host: &PciHost, its_is_there: &dyn Fn(ItsId) -> bool) -> DeviceTreeNode {
     let mut node = node(format!("pcie@{:x}", host.ecam.base.0));
     set(&mut node, "compatible", "pci-host-ecam-generic");
     set(&mut node, "device_type", "pci");
@@ -148,7 +152,7 @@ fn pci(host: &PciHost) -> DeviceTreeNode {
     }
     set(&mut node, "ranges", ranges);
     let mut map = Vec::new();
-    for line in &host.msi_map {
+    for line in host.msi_map.iter().filter(|line| its_is_there(line.target)) {
         for cell in [line.rid_base, its_phandle(line.target.index()), line.out_base, line.length] {
             map.extend(cell.to_be_bytes());
         }
@@ -182,7 +186,7 @@ mod tests {
     fn read_as_host(machine: &Machine, vcpus: &[Mpidr]) -> (Box<Machine>, Places) {
         let places = places(machine, vcpus.len(), POOL).unwrap();
         let initrd = Some(Range::new(Pa(0x4100_0000), 5));
-        let plan = Dom0Plan { vcpus, memory: &BANKS, gicr: places.gicr, bootargs: "quiet", initrd };
+        let plan = Dom0Plan { vcpus, memory: &BANKS, gicr: places.gicr, absent_itss: &[], bootargs: "quiet", initrd };
         let blob = build(machine, &plan, &places);
         let gic = format!("/interrupt-controller@{:x}", machine.gic.dist.base.0);
         let whole = edited(&blob, |tree| {
@@ -224,6 +228,23 @@ mod tests {
     }
 
     #[test]
+    fn an_its_that_could_not_be_brought_up_is_not_in_the_tree() {
+        let machine = Memory::of(GICV4).read().unwrap();
+        let vcpus = [Mpidr(0)];
+        let places = places(&machine, 1, POOL).unwrap();
+        let whole =
+            Dom0Plan { vcpus: &vcpus, memory: &BANKS, gicr: places.gicr, absent_itss: &[], bootargs: "", initrd: None };
+        let names = |plan: &Dom0Plan<'_>| {
+            let blob = build(&machine, plan, &places);
+            let has = |name: &[u8]| blob.windows(name.len()).any(|text| text == name);
+            (has(b"arm,gic-v3-its\0"), has(b"msi-map\0"))
+        };
+        assert_eq!(names(&whole), (true, true));
+        let absent = [machine.gic.itss[0].control.base];
+        assert_eq!(names(&Dom0Plan { absent_itss: &absent, ..whole }), (false, false));
+    }
+
+    #[test]
     fn the_tree_of_a_graviton3_keeps_affinities_segment_and_device_ids_and_has_a_pl011() {
         let mut machine = Memory::with(&graviton3()).read().unwrap();
         machine.bootargs.push_str("pci_windows=1:mem32:0xe0000000+0x20000000,1:mem64:0x1e000000000+0x2000000000");
@@ -245,7 +266,8 @@ mod tests {
         let mut machine = Memory::with(&graviton3()).read().unwrap();
         let vcpus = [Mpidr(0)];
         let places = places(&machine, 1, POOL).unwrap();
-        let plan = Dom0Plan { vcpus: &vcpus, memory: &BANKS, gicr: places.gicr, bootargs: "", initrd: None };
+        let plan =
+            Dom0Plan { vcpus: &vcpus, memory: &BANKS, gicr: places.gicr, absent_itss: &[], bootargs: "", initrd: None };
         let probe_only = |machine: &Machine| {
             let blob = build(machine, &plan, &places);
             let fdt = fdt::parse(&blob).unwrap();

@@ -20,9 +20,9 @@ use crate::build::fdt::node::{
     cell, cells_of, for_each, node, push_number, set, set_boot_args, set_cells, set_psci, string,
 };
 use crate::build::fdt::removal::{
-    Removed, remove_broken_paths, remove_fixed_reservations, remove_hidden, remove_references,
+    Removed, remove_broken_paths, remove_fixed_reservations, remove_hidden, remove_itss, remove_references,
 };
-use crate::ids::Mpidr;
+use crate::ids::{Mpidr, Pa};
 use crate::platform::{Machine, MachineError, fdt};
 use crate::util::range::Range;
 use crate::vgic::VGICR_SIZE;
@@ -46,6 +46,8 @@ pub struct Dom0Plan<'a> {
     pub memory: &'a [Range],
     /// The virtual redistributors: see [`vgicr_region`].
     pub gicr: Range,
+    /// The control frames of the ITSs that could not be brought up, which dom0 does not get.
+    pub absent_itss: &'a [Pa],
     /// The command line.
     pub bootargs: &'a str,
     /// The RAM disk.
@@ -123,6 +125,9 @@ pub fn build_dom0_fdt(host: &[u8], machine: &Machine, plan: &Dom0Plan<'_>) -> Re
     remove_hidden(&mut tree.root, true, &mut removed);
     write_memory(&mut tree, plan)?;
     remove_fixed_reservations(&mut tree, &mut removed);
+    let is_absent =
+        |its: usize| machine.gic.itss.get(its).is_some_and(|its| plan.absent_itss.contains(&its.control.base));
+    remove_itss(&mut tree.root, &mut 0, &is_absent, &mut removed);
     write_gic(&mut tree.root, machine, plan)?;
     write_cpus(&mut tree.root, plan, &mut removed);
     write_psci(&mut tree.root);
@@ -318,6 +323,7 @@ mod tests {
             vcpus,
             memory,
             gicr: r(0x080a_0000, VGICR_SIZE * vcpus.len() as u64),
+            absent_itss: &[],
             bootargs: "console=ttyAMA0 quiet",
             initrd: Some(r(0x4c00_0000, 5)),
         }
@@ -376,6 +382,19 @@ mod tests {
         pci[0].iommu_map.clear();
         assert_eq!(seen.pci, pci);
         assert_eq!(seen.timer.phys_s, Some(Intid(29)));
+    }
+
+    #[test]
+    fn an_its_that_could_not_be_brought_up_is_removed_with_every_reference_to_it() {
+        let host = fdt::read(DOM0).unwrap();
+        let absent = [host.gic.itss[0].control.base];
+        let blob = build(DOM0, &Dom0Plan { absent_itss: &absent, ..plan(&TWO, &BANKS) });
+        let seen = read_as_host(&blob);
+        assert!(!host.pci[0].msi_map.is_empty());
+        assert!(seen.gic.itss.is_empty() && seen.pci[0].msi_map.is_empty());
+        let tree = fdt::parse(&blob).unwrap();
+        let pci = tree.find_node("/pcie@10000000").unwrap();
+        assert!(pci.property("msi-map").is_none() && pci.property("msi-map-mask").is_none());
     }
 
     #[test]

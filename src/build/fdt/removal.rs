@@ -66,6 +66,48 @@ pub(crate) fn remove_hidden(node: &mut DeviceTreeNode, is_root: bool, removed: &
     }
 }
 
+/// Removes the ITSs that dom0 does not get. `is_absent` gets the number of each available ITS in the order of the tree,
+/// which is that of the machine's description; `next` is the first number.
+pub(crate) fn remove_itss(
+    node: &mut DeviceTreeNode,
+    next: &mut usize,
+    is_absent: &dyn Fn(usize) -> bool,
+    removed: &mut Removed,
+) {
+    let mut leaving: Vec<String> = Vec::new();
+    for child in node.children_mut() {
+        if !matches!(string(child, "status"), None | Some("okay" | "ok")) {
+            continue;
+        }
+        if child.is_compatible("arm,gic-v3-its") {
+            if is_absent(*next) {
+                leaving.push(child.name().to_string());
+            }
+            *next += 1;
+        }
+        remove_itss(child, next, is_absent, removed);
+    }
+    for name in leaving {
+        if let Some(child) = node.remove_child(&name) {
+            removed.add(&child);
+        }
+    }
+}
+
+/// Removes the lines of `msi-map` that lead to removed ITSs.
+fn remove_msis(node: &mut DeviceTreeNode, removed: &Removed) {
+    let Some(map) = node.property("msi-map").map(|map| map.value().to_vec()) else { return };
+    // A line is requester ID, ITS, DeviceID, length.
+    let stays = |line: &&[u8]| line.get(4..8).is_some_and(|its| !removed.is_named_in(its));
+    let kept: Vec<u8> = map.chunks(16).filter(stays).flatten().copied().collect();
+    if kept.is_empty() {
+        node.remove_property("msi-map");
+        node.remove_property("msi-map-mask");
+    } else if kept.len() != map.len() {
+        set(node, "msi-map", kept);
+    }
+}
+
 /// Removes fixed reservations, since their memory is not dom0's. Dynamic ones, whose place dom0 chooses itself, stay.
 pub(crate) fn remove_fixed_reservations(tree: &mut DeviceTree, removed: &mut Removed) {
     let Some(reserved) = tree.root.child_mut("reserved-memory") else { return };
@@ -96,7 +138,9 @@ pub(crate) fn remove_references(node: &mut DeviceTreeNode, removed: &Removed) {
         node.remove_property("memory-region");
         set(node, "status", "disabled");
     }
-    for property in ["affinity", "interrupt-affinity", "cpus", "cpu", "cooling-device", "cpu-idle-states"] {
+    remove_msis(node, removed);
+    for property in ["msi-parent", "affinity", "interrupt-affinity", "cpus", "cpu", "cooling-device", "cpu-idle-states"]
+    {
         if refers(node, property) {
             node.remove_property(property);
         }

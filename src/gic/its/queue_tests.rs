@@ -34,7 +34,7 @@ fn queue<H: Hw + Clone>(gic: &Gic<H>) -> &Queue<H> {
 
 /// A command without effect.
 fn harmless<H: Hw + Clone>(gic: &Gic<H>) -> Command {
-    Command::sync(gic.its(ITS0).unwrap().target(&gic.redists[0]))
+    Command::sync(gic.its(ITS0).unwrap().target(gic.redist(CpuId(0)).unwrap()))
 }
 
 fn late(machine: &Machine, nth: usize, ms: u64) {
@@ -318,7 +318,7 @@ fn a_disabled_its_consumes_nothing_and_continues_where_it_was_disabled() {
 #[test]
 fn unlisting_changes_pending_vmovps_and_no_other_command() {
     let Bench { machine, gic } = bench(Config::its_list(2, 2));
-    let target = gic.its(ITS0).unwrap().target(&gic.redists[1]);
+    let target = gic.its(ITS0).unwrap().target(gic.redist(CpuId(1)).unwrap());
     let moved = |n| Command::vmovp_listed(VpeId(n), target, 7, 0b11);
     assert!(queue(&gic).disable());
     let base = {

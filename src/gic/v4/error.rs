@@ -33,6 +33,8 @@ pub enum V4Error {
     Its(ItsError),
     /// A redistributor did not complete an operation in time.
     Redist(CpuId),
+    /// The GIC interface of some CPU takes no virtual LPIs.
+    Interface,
     /// There is no such virtual SGI, or the hardware has no virtual SGIs.
     NoSuchSgi(u8),
 }
@@ -52,6 +54,7 @@ impl fmt::Display for V4Error {
             V4Error::IdBits(n) => write!(f, "{n} INTID bits are not possible"),
             V4Error::VIntidRange(v) => write!(f, "{v} is not a vLPI of the VM"),
             V4Error::Its(e) => write!(f, "{e}"),
+            V4Error::Interface => write!(f, "the GIC interface of some CPU takes no virtual LPIs"),
             V4Error::NoSuchSgi(n) => write!(f, "there is no virtual SGI {n}"),
             V4Error::Redist(c) => write!(f, "the redistributor of {c} did not complete the operation in time"),
         }

@@ -194,7 +194,7 @@ impl<H: Hw + Clone> V4<'_, H> {
     /// its register alone says with which IDAI the vPE left.
     #[cold]
     pub(super) fn finish_write_back(self, v: &mut Vpe) -> Result<(), EnterError> {
-        let Some(redist) = v.unclean_on.and_then(|cpu| self.gic.redists.get(cpu.index())) else { return Ok(()) };
+        let Some(redist) = v.unclean_on.and_then(|cpu| self.gic.redist(cpu)) else { return Ok(()) };
         if v.resident.is_some() {
             if !redist.clean_before_change() {
                 return Err(EnterError::Busy);

@@ -15,7 +15,7 @@ const SGIS: u8 = 16;
 
 impl<H: Hw + Clone> V4<'_, H> {
     fn sgi_commands(self, vpe: VpeId, sgi: u8, command: Command) -> Result<(), V4Error> {
-        if sgi >= SGIS || !self.gic.facts.vsgi {
+        if sgi >= SGIS || !self.gic.has_virtual_sgis() {
             return Err(V4Error::NoSuchSgi(sgi));
         }
         let slot = self.state.slot(vpe).ok_or(V4Error::NoSuchVpe(vpe))?;
@@ -38,14 +38,14 @@ impl<H: Hw + Clone> V4<'_, H> {
 
     /// Makes a virtual SGI pending by one store, without a command.
     pub fn send_sgi(self, vpe: VpeId, sgi: u8) -> Result<(), V4Error> {
-        if sgi >= SGIS || !self.gic.facts.vsgi {
+        if sgi >= SGIS || !self.gic.has_virtual_sgis() {
             return Err(V4Error::NoSuchSgi(sgi));
         }
         let slot = self.state.slot(vpe).ok_or(V4Error::NoSuchVpe(vpe))?;
         // The vPE's lock keeps it mapped.
         let guard = slot.vpe.lock();
         let v = guard.as_ref().ok_or(V4Error::NoSuchVpe(vpe))?;
-        let home = self.gic.redists.get(v.home.index()).map_or(0, |r| r.affinity());
+        let home = self.gic.redist(v.home).map_or(0, |r| r.affinity());
         let near = self
             .itss()
             .find(|its| v.mapped & bit(its) != 0 && !its.queue.is_dead() && its.facts.shares_vpes_with(home));
@@ -55,7 +55,7 @@ impl<H: Hw + Clone> V4<'_, H> {
 
     /// The pending virtual SGIs of a vPE, one bit each.
     pub fn pending_sgis(self, vpe: VpeId) -> Result<u16, V4Error> {
-        if !self.gic.facts.vsgi {
+        if !self.gic.has_virtual_sgis() {
             return Err(V4Error::NoSuchSgi(0));
         }
         let slot = self.state.slot(vpe).ok_or(V4Error::NoSuchVpe(vpe))?;

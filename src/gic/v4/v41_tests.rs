@@ -226,7 +226,7 @@ fn with_two_vpeids_the_third_vcpu_gets_no_vpe() {
 fn a_vpe_table_is_made_when_the_first_cpu_of_its_group_has_power() {
     // Two groups of redistributors; only those of the first have power.
     let config = Config::v4_1(4, 1).each_cpu(|n, cpu| {
-        (cpu.affinity, cpu.common_lpi_aff) = ((n as u32 / 2) << 24 | n as u32 % 2, 1);
+        (cpu.affinity, cpu.common_lpi_aff) = (((n as u32 / 2) << 24) | (n as u32 % 2), 1);
         cpu.powered_at_reset = n < 2;
     });
     let Bench { machine, gic } = Bench::discovered(config).unwrap();

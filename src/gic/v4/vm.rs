@@ -9,19 +9,20 @@ use super::view::{V4, bit};
 use super::vpe::{BackendState, ITSS, Vm, VmHandle, Vpe};
 use crate::gic::error::ItsError;
 use crate::gic::its::{COMMAND_LIMIT_US, Synced};
-use crate::gic::lpi::{TABLE_ALIGN, config_bytes, config_offset, pending_bytes};
+use crate::gic::lpi::{MIN_ID_BITS, TABLE_ALIGN, config_bytes, config_offset, pending_bytes};
 use crate::gic::redist::Redist;
 use crate::gic::regs::config;
 use crate::ids::{CpuId, VIntid, VpeId};
 use crate::log_limited;
 use crate::mmio::Hw;
 
-/// The fewest INTID bits that a VM can have: LPIs start at 2^13.
-const MIN_ID_BITS: u8 = 14;
-
 impl<H: Hw + Clone> V4<'_, H> {
-    /// Makes a VM whose vINTIDs have `id_bits` bits (14: 8192 vLPIs). All of them are disabled.
+    /// Makes a VM whose vINTIDs have `id_bits` bits (14: 8192 vLPIs). All of them are disabled. From the first call on,
+    /// CPUs come up only if they take virtual LPIs; if one has come up before that does not, there are no VMs.
     pub fn create_vm(self, id_bits: u8) -> Result<VmHandle, V4Error> {
+        if !self.gic.interfaces.settle() {
+            return Err(V4Error::Interface);
+        }
         if id_bits < MIN_ID_BITS || id_bits > self.gic.facts.lpi_bits {
             return Err(V4Error::IdBits(id_bits));
         }

@@ -207,7 +207,7 @@ fn a_vpe_whose_map_finds_no_room_in_the_ring_is_named_in_no_command() {
     let g = Guest::new(config, 0);
     g.machine.inject(Fault::Command { its: 0, nth: 1, fault: CommandFault::Late { us: 150_000 } });
     let its = g.gic.its(ITS0).unwrap();
-    let harmless = crate::gic::its::Command::sync(its.target(&g.gic.redists[0]));
+    let harmless = crate::gic::its::Command::sync(its.target(g.gic.redist(CpuId(0)).unwrap()));
     (0..0x1_0000 / 32 - 1).for_each(|_| assert!(its.queue.post(g.gic.counters(), &[harmless]).is_ok()));
     assert!(g.v4().add_vpe(g.vm, CpuId(0)).is_err());
     g.machine.advance_us(150_000);

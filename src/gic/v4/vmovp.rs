@@ -132,7 +132,7 @@ impl<H: Hw + Clone> V4<'_, H> {
     /// Posts a broadcast on the queues that it is missing on, in ITS order, and stops at the first one that has no
     /// room. ITSs that have died are no longer missing.
     fn post_missing(self, all: &mut Broadcast, mut posted: impl FnMut(ItsId, Ticket)) {
-        let Some(to) = self.gic.redists.get(all.to.index()) else { return };
+        let Some(to) = self.gic.redist(all.to) else { return };
         for its in self.itss() {
             if all.missing & bit(its) == 0 {
                 continue;

@@ -29,7 +29,7 @@ fn held_up(ms: u64) -> Guest {
     }
     g.machine.inject(Fault::Command { its: 1, nth: 1, fault: CommandFault::Late { us: ms * 1000 } });
     let its = g.gic.its(SECOND).unwrap();
-    let harmless: Vec<_> = (0..ROOM).map(|_| Command::sync(its.target(&g.gic.redists[0]))).collect();
+    let harmless: Vec<_> = (0..ROOM).map(|_| Command::sync(its.target(g.gic.redist(CpuId(0)).unwrap()))).collect();
     assert!(its.queue.post(g.gic.counters(), &harmless).is_ok());
     g
 }
@@ -113,7 +113,8 @@ fn a_move_whose_rest_was_posted_on_two_rings_is_waited_for_on_these_two_only() {
     for its in [1, 2] {
         g.machine.inject(Fault::Command { its, nth: 1, fault: CommandFault::Late { us: 250_000 } });
         let queue = &g.gic.its(ItsId(its as u8)).unwrap();
-        let harmless: Vec<_> = (0..ROOM).map(|_| Command::sync(queue.target(&g.gic.redists[0]))).collect();
+        let harmless: Vec<_> =
+            (0..ROOM).map(|_| Command::sync(queue.target(g.gic.redist(CpuId(0)).unwrap()))).collect();
         assert!(queue.queue.post(g.gic.counters(), &harmless).is_ok());
     }
     // The command after the VMOVP is slow on the third ITS; the others have finished by then.

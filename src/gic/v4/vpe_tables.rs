@@ -35,17 +35,19 @@ pub struct Sharing {
 }
 
 impl Sharing {
-    /// Computes the labels from the reach of each ITS (`None`: it shares with none) and of each redistributor.
-    pub fn of(itss: &[Option<Reach>], redists: &[Reach]) -> Sharing {
-        let count = itss.len() + redists.len();
+    /// Computes the labels from the reach of each ITS and of each redistributor (`None`: it shares with none, or is
+    /// absent).
+    pub fn of(itss: &[Option<Reach>], redists: &[Option<Reach>]) -> Sharing {
+        let all: Vec<Option<Reach>> = itss.iter().chain(redists).copied().collect();
+        let count = all.len();
         let mut labels: Vec<usize> = (0..count).collect();
-        let share = |a: usize, b: usize| match (itss.get(a), itss.get(b)) {
-            (Some(a), Some(b)) => matches!((a, b), (Some(a), Some(b)) if a.1 == b.1 && reaches(*a, b.0)),
-            (Some(its), None) => its.is_some_and(|its| reaches(its, redists[b - itss.len()].0)),
-            (None, _) => {
-                let (a, b) = (redists[a - itss.len()], redists[b - itss.len()]);
-                a.1 == b.1 && reaches(a, b.0)
+        // Called with `a` before `b`. The level of an ITS says with which redistributors it shares.
+        let share = |a: usize, b: usize| match (all[a], all[b]) {
+            (Some(one), Some(other)) => {
+                let mixed = a < itss.len() && b >= itss.len();
+                (mixed || one.1 == other.1) && reaches(one, other.0)
             }
+            _ => false,
         };
         // Repeated until nothing changes, because each round may carry a label only one step further.
         let mut changed = true;
@@ -179,13 +181,19 @@ mod tests {
     #[test]
     fn sharing_is_transitive() {
         // All redistributors share one table (CommonLPIAff 0), so two ITSs of different sockets share it, too.
-        let s = Sharing::of(&[Some((0, 1)), Some((1 << 24, 1)), None], &[(0, 0), (1 << 24, 0)]);
+        let s = Sharing::of(&[Some((0, 1)), Some((1 << 24, 1)), None], &[Some((0, 0)), Some((1 << 24, 0))]);
         assert_eq!((s.itss, s.redists), (vec![0, 0, 2], vec![0, 0]));
         // Each socket has its own table.
-        let s = Sharing::of(&[Some((0, 1)), Some((1 << 24, 1))], &[(0x100, 1), (1 << 24, 1), (0x200, 1)]);
+        let s =
+            Sharing::of(&[Some((0, 1)), Some((1 << 24, 1))], &[Some((0x100, 1)), Some((1 << 24, 1)), Some((0x200, 1))]);
         assert_eq!((s.itss, s.redists), (vec![0, 1], vec![0, 1, 0]));
         // Graviton3: one ITS shares with the first half of the redistributors; the second half has a table of its own.
-        let s = Sharing::of(&[Some((0, 1))], &[(0, 1), (1 << 24, 1), (0x100, 1), (1 << 24 | 0x100, 1)]);
-        assert_eq!((s.itss, s.redists), (vec![0], vec![0, 2, 0, 2]));
+        let half = |n: u32| [Some((n << 24, 1)), None, Some((n << 24 | 0x100, 1))];
+        let s = Sharing::of(&[Some((0, 1))], &[half(0), half(1)].concat());
+        assert_eq!(
+            (s.itss, s.redists),
+            (vec![0], vec![0, 2, 0, 4, 5, 4]),
+            "a CPU without a redistributor shares with none"
+        );
     }
 }

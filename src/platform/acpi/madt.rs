@@ -1,15 +1,16 @@
 //! MADT: CPUs, the GIC and the ITSs (ACPI 6.5, 5.2.12.14 to 5.2.12.18).
 //!
 //! Redistributors are described in one of two ways. Most firmware lists regions. Some (Graviton's) lists no regions but
-//! the redistributor of each CPU. Those are collected here and joined to regions where one ends exactly where the next
-//! begins: a gap may hold a redistributor that has been fused off and must not be accessed. The size of a redistributor
-//! follows from the GIC's version.
+//! the redistributor of each CPU, without a size. It follows from the GIC's version, which only the distributor's
+//! registers tell reliably, so [`Gic::size_redists`](crate::platform::Gic::size_redists) sets it later. Those that touch
+//! then become one region: a gap may hold a redistributor that has been fused off and must not be accessed.
 //!
 //! What the table names and EL2 does not use (redistributors of disabled CPUs, memory-mapped CPU interfaces, message
 //! frames) is kept in a list, so that no guest gets it.
 
 use super::{AcpiError, Fields};
 use crate::ids::{Intid, Mpidr, Pa};
+use crate::platform::machine::GICV3_REDIST;
 use crate::platform::{CPUS, Cpu, GicKind, Its, Machine, MachineError, Part};
 use crate::util::range::Range;
 use arrayvec::ArrayVec;
@@ -37,9 +38,9 @@ const HAS_COHERENCE: u8 = 7;
 
 const FRAME: u64 = 0x1_0000;
 const ITS_SIZE: u64 = 2 * FRAME;
-/// The sizes of a redistributor without and with the frames for virtual LPIs (IHI 0069, 12.10).
-const GICV3_REDIST: u64 = 2 * FRAME;
-const GICV4_REDIST: u64 = 4 * FRAME;
+/// The size of a redistributor that is not used: the frames of a GICv4 (IHI 0069, 12.10), since its version is not known
+/// yet. On a GICv3 that costs dom0 a hole at most.
+const UNUSED_REDIST: u64 = 4 * FRAME;
 /// The size of a memory-mapped CPU interface (IHI 0048, 1.3 and 5.3): GICC and GICV have 8 KiB, GICH less.
 const CPU_INTERFACE: u64 = 0x2000;
 /// The size of a message frame (Server Base System Architecture, appendix on GICv2m).
@@ -50,7 +51,7 @@ pub(crate) type ItsNames = ArrayVec<u32, 16>;
 
 /// Fills CPUs, GIC and ITSs.
 pub(super) fn read(madt: Fields<'_>, machine: &mut Machine) -> Result<ItsNames, AcpiError> {
-    let version = read_distributor(madt, machine)?;
+    read_distributor(madt, machine)?;
     let flagged = madt.revision() >= HAS_COHERENCE;
     let mut names = ItsNames::new();
     let mut from_cpus: ArrayVec<Range, CPUS> = ArrayVec::new();
@@ -60,7 +61,7 @@ pub(super) fn read(madt: Fields<'_>, machine: &mut Machine) -> Result<ItsNames, 
                 let redist = read_cpu(entry, machine, flagged)?;
                 if let Some(base) = redist {
                     // Cannot fail: there are at most as many as CPUs.
-                    let _ = from_cpus.try_push(Range::new(base, 0));
+                    let _ = from_cpus.try_push(Range::new(base, GICV3_REDIST));
                 }
             }
             (GICR, entry) => {
@@ -81,11 +82,11 @@ pub(super) fn read(madt: Fields<'_>, machine: &mut Machine) -> Result<ItsNames, 
             _ => {}
         }
     }
-    let size = redist_size(&mut from_cpus, version);
     if machine.gic.redists.is_empty() {
-        join(&from_cpus, size, machine);
+        machine.gic.redists = from_cpus;
+        machine.gic.redists_listed = true;
     }
-    read_unused(madt, size, machine)?;
+    read_unused(madt, machine)?;
     if machine.gic.redists.is_empty() {
         return Err(MachineError::NoRedistributors.into());
     }
@@ -95,8 +96,8 @@ pub(super) fn read(madt: Fields<'_>, machine: &mut Machine) -> Result<ItsNames, 
     Ok(names)
 }
 
-/// Reads the distributor. Returns the GIC version in its entry; 0 means that it is not stated.
-fn read_distributor(madt: Fields<'_>, machine: &mut Machine) -> Result<u8, AcpiError> {
+/// Reads the distributor. The GIC version in its entry may be 0, which means that it is not stated.
+fn read_distributor(madt: Fields<'_>, machine: &mut Machine) -> Result<(), AcpiError> {
     let mut version = None;
     let mut newer = false;
     for entry in madt.entries(ENTRIES) {
@@ -111,9 +112,9 @@ fn read_distributor(madt: Fields<'_>, machine: &mut Machine) -> Result<u8, AcpiE
     }
     match version {
         Some(1 | 2) => Err(MachineError::GicTooOld.into()),
-        Some(version @ (0 | 3 | 4)) => {
+        Some(0 | 3 | 4) => {
             machine.gic.version_hint = GicKind::V3;
-            Ok(version)
+            Ok(())
         }
         None if !newer => Err(MachineError::NoGic.into()),
         Some(_) | None => Err(MachineError::GicTooNew.into()),
@@ -147,7 +148,7 @@ fn read_cpu(entry: Fields<'_>, machine: &mut Machine, flagged: bool) -> Result<O
 }
 
 /// Adds the frames that are not used.
-fn read_unused(madt: Fields<'_>, redist_size: u64, machine: &mut Machine) -> Result<(), AcpiError> {
+fn read_unused(madt: Fields<'_>, machine: &mut Machine) -> Result<(), AcpiError> {
     for entry in madt.entries(ENTRIES) {
         let frames = match entry? {
             (GICC, entry) => {
@@ -163,7 +164,7 @@ fn read_unused(madt: Fields<'_>, redist_size: u64, machine: &mut Machine) -> Res
                     (interface(32)?, CPU_INTERFACE),
                     (interface(40)?, CPU_INTERFACE),
                     (interface(48)?, CPU_INTERFACE),
-                    (redist, redist_size),
+                    (redist, UNUSED_REDIST),
                 ]
             }
             (GIC_MSI_FRAME, entry) => [(entry.u64(8)?, MSI_FRAME), (0, 0), (0, 0), (0, 0)],
@@ -176,29 +177,4 @@ fn read_unused(madt: Fields<'_>, redist_size: u64, machine: &mut Machine) -> Res
         }
     }
     Ok(())
-}
-
-/// Sorts the CPUs' redistributors and returns the size of one.
-fn redist_size(redists: &mut [Range], version: u8) -> u64 {
-    redists.sort_unstable();
-    match version {
-        3 => GICV3_REDIST,
-        4 => GICV4_REDIST,
-        _ => {
-            // Only the GIC's registers tell; but so does the distance between two neighbours.
-            let gap = redists.array_windows().map(|[a, b]| b.base.0 - a.base.0).min();
-            if gap.is_some_and(|gap| gap >= GICV4_REDIST) { GICV4_REDIST } else { GICV3_REDIST }
-        }
-    }
-}
-
-/// Joins adjacent redistributors to regions.
-fn join(redists: &[Range], size: u64, machine: &mut Machine) {
-    for redist in redists {
-        match machine.gic.redists.last_mut() {
-            Some(last) if last.end() == redist.base => last.size += size,
-            // Cannot fail: there is room for one region per CPU.
-            _ => machine.gic.redists.extend([Range::new(redist.base, size)]),
-        }
-    }
 }

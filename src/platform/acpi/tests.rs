@@ -1,5 +1,6 @@
 //! Tests of the ACPI reader: tables in, description out.
 
+use super::madt::ENTRIES;
 use super::testing::{
     self, GICV2, GICV3, GICV4, GRAVITON3_GICR, Memory, bytes, fadt, gicc, gicd, graviton3, gtdt, iort, its, its_group,
     madt, mcfg, root_complex, smmu_v3, spcr,
@@ -68,6 +69,7 @@ fn graviton3s_layout_is_read() {
     assert_eq!(machine.cpus[31].mpidr, Mpidr(0x1f_0000));
     assert_eq!(machine.cpus[32].mpidr, Mpidr(0x1_0000_0000));
     let [low, high] = GRAVITON3_GICR;
+    machine.gic.size_redists(4);
     assert_eq!(machine.gic.redists[..], [r(low, 32 * 0x4_0000), r(high, 32 * 0x4_0000)]);
     assert_eq!(machine.gic.redist_stride, None);
     assert_eq!(machine.gic.dist, r(0xb8_0000_0000, 0x1_0000));
@@ -93,17 +95,38 @@ fn redistributors_are_joined_only_where_they_touch() {
     let cpus = |at: &[u64]| -> Vec<Vec<u8>> {
         at.iter().enumerate().map(|(n, &at)| gicc(n as u64, n as u64, 1, 25, at)).collect()
     };
-    let regions = |version, at: &[u64]| {
-        let entries: Vec<_> = core::iter::once(gicd(0x800_0000, version)).chain(cpus(at)).collect();
-        with(madt(5, &entries)).unwrap().gic.redists.clone()
+    let regions = |arch_rev, at: &[u64]| {
+        let entries: Vec<_> = core::iter::once(gicd(0x800_0000, 0)).chain(cpus(at)).collect();
+        let mut gic = with(madt(5, &entries)).unwrap().gic.clone();
+        gic.size_redists(arch_rev);
+        gic.redists
     };
     let at = [0x1010_0000, 0x1000_0000, 0x1004_0000, 0x1014_0000];
     assert_eq!(regions(4, &at)[..], [r(0x1000_0000, 0x8_0000), r(0x1010_0000, 0x8_0000)]);
-    // Four frames each according to the version in the table, or to the distance between two; two frames otherwise.
-    assert_eq!(regions(0, &at), regions(4, &at));
-    assert_eq!(regions(3, &at)[0], r(0x1000_0000, 0x2_0000));
-    assert_eq!(regions(0, &[0x1000_0000, 0x1002_0000])[..], [r(0x1000_0000, 0x4_0000)]);
+    assert_eq!(regions(3, &at)[..2], [r(0x1000_0000, 0x2_0000), r(0x1004_0000, 0x2_0000)]);
+    assert_eq!(regions(3, &[0x1000_0000, 0x1002_0000])[..], [r(0x1000_0000, 0x4_0000)]);
     assert_eq!(regions(4, &[0x1000_0000, 0x1008_0000]).len(), 2);
+    // Redistributors without virtual LPIs on a GICv4.
+    assert_eq!(regions(4, &[0x1000_0000, 0x1002_0000])[..], [r(0x1000_0000, 0x6_0000)]);
+}
+
+#[test]
+fn the_size_of_redistributors_follows_from_the_distributor_and_not_from_the_version_in_the_table() {
+    // Graviton3's tables, whose version byte says something else than the hardware.
+    for (said, arch_rev, size) in [(3, 4, 0x4_0000), (4, 3, 0x2_0000), (0, 4, 0x4_0000), (0, 3, 0x2_0000)] {
+        let mut tables = Memory::with(&graviton3());
+        tables.edit(Signature::MADT, |madt| madt[ENTRIES + 20] = said);
+        let mut machine = tables.read().unwrap();
+        machine.gic.size_redists(arch_rev);
+        machine.memory.push(r(0x8000_0000, 1 << 30));
+        assert_eq!(machine.check(), Ok(()));
+        let bases: Vec<u64> = (0..64).map(|n| GRAVITON3_GICR[n / 32] + (n as u64 % 32) * 0x4_0000).collect();
+        let covered = |at: u64| machine.gic.redists.iter().any(|region| region.contains(Pa(at)));
+        for base in bases {
+            assert!((base..base + size).step_by(0x1_0000).all(covered), "{said} {arch_rev}: {base:#x}");
+            assert!(size == 0x4_0000 || !covered(base + size), "{said} {arch_rev}: {base:#x}");
+        }
+    }
 }
 
 #[test]
@@ -116,7 +139,8 @@ fn only_usable_cpus_are_listed_and_only_enabled_ones_have_a_redistributor() {
         gicc(2, 2, 1 << 3, 25, 0x2000_0000),
         gicc(3, 3, 1, 25, 0x1002_0000),
     ];
-    let machine = with(madt(6, &entries)).unwrap();
+    let mut machine = with(madt(6, &entries)).unwrap();
+    machine.gic.size_redists(3);
     let cpus: Vec<_> = machine.cpus.iter().map(|cpu| (cpu.mpidr.0, cpu.enabled)).collect();
     assert_eq!(cpus, [(0, true), (2, false), (3, true)]);
     assert_eq!(machine.gic.redists[..], [r(0x1000_0000, 0x4_0000)]);
