@@ -1,6 +1,6 @@
 //! LPIs that an earlier owner of the machine has left enabled, on the executable GIC.
 
-use super::testing::{Bench, DEV, Described, ITS0, ModelHw, interface, key};
+use super::testing::{Bench, DEV, Described, ITS0, ModelHw, interface, key, reserve};
 use super::v4::{InterruptGroups, Why};
 use super::{Gic, GicError};
 use crate::ids::{CpuId, Lpi, Pa, VIntid};
@@ -62,6 +62,7 @@ fn up(config: Config, reserved: &[Range]) -> (Bench, Vec<Result<(), GicError>>) 
 
 /// A device's interrupt arrives at each of these CPUs, as a physical LPI and where possible as a vLPI.
 fn interrupts_arrive(Bench { machine, gic }: &Bench, cpus: &[usize]) {
+    reserve(gic);
     gic.map_device(ITS0, DEV, 5).unwrap();
     let vm = gic.v4().map(|v4| (v4, v4.create_vm(gic.facts().lpi_bits).unwrap()));
     for &cpu in cpus {

@@ -1,6 +1,6 @@
 //! CPUs without a redistributor, on the executable GIC.
 
-use super::testing::{Bench, DEV, Described, ITS0, ModelHw, interface, key};
+use super::testing::{Bench, DEV, Described, ITS0, ModelHw, interface, key, reserve};
 use super::v4::{InterruptGroups, Why};
 use super::{Gic, GicError, Layout, TakeOutError};
 use crate::ids::{CpuId, Intid, Mpidr, Pa};
@@ -45,6 +45,7 @@ fn a_cpu_without_a_redistributor_stays_off_and_the_others_work() {
         gic.ppi_enable(ABSENT, Intid(27));
         gic.ppi_disable(ABSENT, Intid(27));
         assert!(!gic.ppi_is_active(ABSENT, Intid(27)));
+        reserve(&gic);
         gic.map_device(ITS0, DEV, 3).unwrap();
         let lpi = gic.alloc_lpi().unwrap();
         gic.configure_lpi(lpi, 0x80, true);
