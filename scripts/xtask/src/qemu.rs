@@ -143,11 +143,29 @@ impl Default for Machine {
     }
 }
 
+/// A GICv4.1 and what makes it unkind: see `scripts/qemu-gicv41/README.md`.
+#[derive(Clone)]
+pub struct Gicv41 {
+    /// The QEMU of `setup --gicv41`.
+    pub program: PathBuf,
+    /// Properties of the machine, each after a comma.
+    pub properties: &'static str,
+    /// Properties of devices.
+    pub globals: &'static [&'static str],
+}
+
 impl Machine {
     /// This machine with a GICv4.1, which the QEMU of `setup --gicv41` has.
     pub fn with_gicv41(self) -> Outcome<Self> {
-        let properties = self.properties.replace("gic-version=4", "gic-version=4.1");
-        Ok(Self { program: gicv41::required()?, properties, ..self })
+        Ok(self.on_gicv41(&Gicv41 { program: gicv41::required()?, properties: "", globals: &[] }))
+    }
+
+    /// This machine with this GICv4.1.
+    pub fn on_gicv41(mut self, gic: &Gicv41) -> Self {
+        self.program.clone_from(&gic.program);
+        self.properties = self.properties.replace("gic-version=4", "gic-version=4.1") + gic.properties;
+        self.extra.extend(gic.globals.iter().flat_map(|global| ["-global".to_owned(), (*global).to_owned()]));
+        self
     }
 
     /// The command, without a console: see [`Machine::batch`] and [`Machine::interactive`].

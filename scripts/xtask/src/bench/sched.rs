@@ -57,7 +57,7 @@ fn lab(name: &str, boot: Boot) -> Outcome<Lab> {
     let dir = paths::target().join("bench/sched").join(name);
     let _ = std::fs::remove_dir_all(&dir);
     std::fs::create_dir_all(&dir).map_err(|why| Failure::new(format!("creating {}: {why}", dir.display())))?;
-    Ok(Lab { dir, boot, long: false })
+    Ok(Lab { dir, boot, long: false, gicv41: None })
 }
 
 /// Counts exceptions to EL2 for each I/O.

@@ -54,7 +54,10 @@ impl Lab {
         if matches!(self.boot, Boot::Bare) {
             machine.append += " iommu.passthrough=1";
         }
-        machine
+        match &self.gicv41 {
+            Some(gic) => machine.on_gicv41(gic),
+            None => machine,
+        }
     }
 
     /// The same machine with a GICv4.1. Flags in `extra` make it unkind: see `scripts/qemu-gicv41/README.md`.

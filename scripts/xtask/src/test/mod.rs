@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::fail::{Doing, Failure, Outcome};
 use crate::image::{self, Profile};
-use crate::qemu::Boot;
+use crate::qemu::{Boot, Gicv41};
 use crate::{paths, setup};
 
 /// What a case returns: nothing, or a message with what was expected and what came.
@@ -112,6 +112,8 @@ pub struct Lab {
     pub boot: Boot,
     /// Whether `--long` was given.
     pub long: bool,
+    /// The GICv4.1 that the Linux machines of the case have instead of a GICv4.0.
+    pub gicv41: Option<Gicv41>,
 }
 
 /// The topic of the cases that need the QEMU of `setup --gicv41`. Without it they are skipped.
@@ -152,7 +154,7 @@ pub struct Options {
     /// Build QEMU with a GICv4.1 if it is missing, for the tests that need it (otherwise they are skipped)
     #[arg(long)]
     gicv41: bool,
-    /// Longer runs: ten minutes of moved vCPUs instead of one, ten times as many random accesses
+    /// Longer runs: ten minutes of moved vCPUs instead of one, ten times as many random accesses, all cases on the GICv4.1 machine
     #[arg(long)]
     long: bool,
     /// Random steps of the GIC driver's property tests [default: 100000]
@@ -240,7 +242,7 @@ fn on_qemu(options: &Options, summary: &Summary) -> Outcome {
     if options.gicv41 {
         setup::ensure_gicv41()?;
     }
-    let gicv41 = setup::gicv41::program().is_some();
+    let gicv41 = setup::gicv41::program();
     if !options.bare {
         let start = Instant::now();
         if let Err(failure) = image::build(Profile::Release) {
@@ -249,15 +251,24 @@ fn on_qemu(options: &Options, summary: &Summary) -> Outcome {
         }
     }
     for case in chosen {
-        if case.name.starts_with(GICV41) && !gicv41 {
-            let why = "there is no QEMU with a GICv4.1: --gicv41 builds it".to_owned();
-            summary.count(&format!("qemu/{}", case.name), Mark::Skipped(why), Duration::ZERO);
+        let again = cases::again(case.name);
+        let skipped = match (&gicv41, again) {
+            (None, _) if case.name.starts_with(GICV41) => "there is no QEMU with a GICv4.1: --gicv41 builds it",
+            (_, Some(again)) if again.long && !options.long => "only with --long",
+            _ => "",
+        };
+        if !skipped.is_empty() {
+            summary.count(&format!("qemu/{}", case.name), Mark::Skipped(skipped.to_owned()), Duration::ZERO);
             continue;
         }
         let dir = paths::target().join("tests").join(case.name);
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir).doing(format_args!("creating {}", dir.display()))?;
-        let lab = Lab { dir, boot: if options.bare { Boot::Bare } else { Boot::Doorward }, long: options.long };
+        let boot = if options.bare { Boot::Bare } else { Boot::Doorward };
+        let kind = again.zip(gicv41.clone());
+        let gicv41 =
+            kind.map(|(again, program)| Gicv41 { program, properties: again.properties, globals: again.globals });
+        let lab = Lab { dir, boot, long: options.long, gicv41 };
         summary.case(&format!("qemu/{}", case.name), || (case.run)(&lab));
     }
     Ok(())

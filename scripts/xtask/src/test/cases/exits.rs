@@ -52,7 +52,7 @@ impl<'a> Run<'a> {
 
     /// Runs it; returns the counts and the number of interrupts in the guest's /proc/interrupts.
     pub fn go(self, lab: &Lab) -> Result<(Counts, u64), String> {
-        let inner = Lab { dir: lab.dir.join(self.what), boot: self.boot, long: lab.long };
+        let inner = Lab { dir: lab.dir.join(self.what), boot: self.boot, long: lab.long, gicv41: lab.gicv41.clone() };
         std::fs::create_dir_all(&inner.dir).map_err(|error| error.to_string())?;
         let table = inner.dir.join("table");
         let mut machine = Machine { hv: self.hv.into(), disk: self.disk, ..inner.linux("count", self.arg) };

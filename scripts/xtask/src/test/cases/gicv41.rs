@@ -9,6 +9,88 @@ use crate::session::End;
 use crate::setup;
 use crate::test::{Case, Lab, Verdict};
 
+/// A case that runs again on the GICv4.1 machine.
+pub struct Again {
+    /// The name of the case.
+    name: &'static str,
+    /// The name of the case that it repeats.
+    of: &'static str,
+    /// Properties of the machine, each after a comma.
+    pub properties: &'static str,
+    /// Properties of devices.
+    pub globals: &'static [&'static str],
+    /// Whether it runs with `--long` only.
+    pub long: bool,
+}
+
+impl Again {
+    const fn kind(name: &'static str, of: &'static str) -> Again {
+        Again { name, of, properties: "", globals: &[], long: false }
+    }
+
+    /// On a machine with these properties.
+    const fn unkind(self, properties: &'static str, globals: &'static [&'static str]) -> Again {
+        Again { properties, globals, ..self }
+    }
+
+    const fn long(self) -> Again {
+        Again { long: true, ..self }
+    }
+}
+
+const STRICT: &[&str] = &["arm-gicv3.x-strict=on"];
+/// Dirty takes 20 us and Busy 10 us, and only 64 KiB pages are accepted.
+const SLOW: &[&str] = &["arm-gicv3.x-dirty-ns=20000", "arm-gicv3.x-busy-ns=10000", "arm-gicv3.x-64k-tables=on"];
+const POWER: &[&str] = &["arm-gicv3.x-vlpi-needs-power=on", "arm-gicv3.x-strict=on"];
+/// VMOVPs go to all ITSs.
+const LISTED: &[&str] = &["arm-gicv3-its.x-vmovp=off"];
+/// All redistributors share one table with all ITSs, those of one Aff3, Aff2 and Aff1, or few vPEs.
+const ONE_GROUP: &[&str] = &["arm-gicv3.common-lpi-aff=0", "arm-gicv3-its.svpet=0"];
+const SMALL_GROUPS: &[&str] = &["arm-gicv3.common-lpi-aff=3", "arm-gicv3-its.svpet=3"];
+const FEW_VPES: &[&str] = &["arm-gicv3.common-lpi-aff=2", "arm-gicv3-its.svpet=2", "arm-gicv3.vpeid-bits=4"];
+/// Half of the CPUs have Aff3 = 1.
+const AFF3: &str = ",x-aff3=on";
+const TWO_ITSS: &str = ",x-its-count=2,x-aff3=on";
+const FOUR_ITSS: &str = ",x-its-count=4,x-aff3=on";
+
+/// Each mechanism is in a case that runs by default: direct delivery without exits, doorbells, VMOVPs within a table and
+/// between tables, CPUs that come and go, and tables that are made late.
+const AGAIN: &[Again] = &[
+    Again::kind("gicv41-counts", "counts-direct-4k-qd1"),
+    Again::kind("gicv41-strict-oversubscribed", "sched-oversubscribed").unkind(AFF3, STRICT),
+    Again::kind("gicv41-listed-cpus", "cpus-out-and-back").unkind(TWO_ITSS, LISTED),
+    Again::kind("gicv41-power-hotplug", "io-hotplug").unkind(AFF3, POWER),
+    Again::kind("gicv41-uefi-counts", "counts-uefi"),
+    Again::kind("gicv41-fio", "io-fio-max").long(),
+    Again::kind("gicv41-slow-fio", "io-fio-trapped-wfi").unkind("", SLOW).long(),
+    Again::kind("gicv41-slow-oversubscribed", "sched-trapped-wfi").unkind(AFF3, SLOW).long(),
+    Again::kind("gicv41-strict-rebind", "io-rebind").unkind("", STRICT).long(),
+    Again::kind("gicv41-one-group-torture", "sched-torture").unkind(AFF3, ONE_GROUP).long(),
+    Again::kind("gicv41-small-groups-torture", "sched-torture-debug").unkind(AFF3, SMALL_GROUPS).long(),
+    Again::kind("gicv41-few-vpes", "sched-crowded").unkind("", FEW_VPES).long(),
+    Again::kind("gicv41-listed-torture", "sched-torture").unkind(FOUR_ITSS, LISTED).long(),
+    Again::kind("gicv41-two-itss-hotplug", "sched-hotplug").unkind(TWO_ITSS, STRICT).long(),
+    Again::kind("gicv41-storm", "storm-io").long(),
+    Again::kind("gicv41-shared", "counts-shared").long(),
+    Again::kind("gicv41-doorbells", "counts-doorbells").unkind("", STRICT).long(),
+    Again::kind("gicv41-uefi-fio", "uefi-fio-acpi-8").unkind(AFF3, STRICT).long(),
+    Again::kind("gicv41-uefi-same", "uefi-acpi-same").long(),
+];
+
+/// How the case `name` repeats another one, if it does.
+pub fn again(name: &str) -> Option<&'static Again> {
+    AGAIN.iter().find(|again| again.name == name)
+}
+
+/// The cases that repeat some of `others`.
+pub fn cases_again(others: &[Case]) -> Vec<Case> {
+    let repeated = |again: &Again| {
+        let of = others.iter().find(|case| case.name == again.of).expect("a case of this name");
+        Case { name: again.name, shows: of.shows, bare: of.bare, run: of.run }
+    };
+    AGAIN.iter().map(repeated).collect()
+}
+
 /// The cases of this topic.
 pub fn cases() -> Vec<Case> {
     let case = |name, shows, bare, run| Case { name, shows, bare, run };

@@ -47,7 +47,7 @@ fn latency(lab: &Lab) -> Verdict {
     if ours <= LONGEST {
         return Ok(());
     }
-    let inner = Lab { dir: lab.dir.join("bare"), boot: Boot::Bare, long: lab.long };
+    let inner = Lab { dir: lab.dir.join("bare"), boot: Boot::Bare, long: lab.long, gicv41: lab.gicv41.clone() };
     std::fs::create_dir_all(&inner.dir).map_err(|error| error.to_string())?;
     let bare = quickest(&inner, inner.linux("latency", "2000"))?;
     if bare > LONGEST && ours <= 2 * bare {

@@ -21,6 +21,7 @@ mod trace;
 mod uefi;
 
 use super::Case;
+pub use gicv41::again;
 
 /// All cases in the order in which they run: quick ones that cover much come first.
 pub fn all() -> Vec<Case> {
@@ -43,6 +44,8 @@ pub fn all() -> Vec<Case> {
     cases.extend(trace::cases());
     cases.extend(uefi::cases());
     cases.extend(exits::cases());
+    let again = gicv41::cases_again(&cases);
     cases.extend(gicv41::cases());
+    cases.extend(again);
     cases
 }
