@@ -34,6 +34,17 @@ extern crate alloc;
 #[cfg(not(target_os = "none"))]
 extern crate std;
 
+// The fuzz targets are tests of the library, too. They name it as any other crate does.
+#[cfg(all(test, not(loom)))]
+extern crate self as doorward;
+#[cfg(all(test, not(loom)))]
+#[path = "../fuzz/host.rs"]
+#[allow(
+    clippy::duplicate_mod,
+    reason = "each target is a program of its own with libFuzzer, and includes what it shares"
+)]
+mod fuzz;
+
 pub mod arch;
 pub mod build;
 pub mod console;

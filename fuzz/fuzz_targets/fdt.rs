@@ -1,15 +1,18 @@
 //! The device tree reader does not panic on any input, and a tree that it accepts can be edited for dom0.
 //!
 //! `cargo +nightly fuzz run fdt fuzz/corpus/fdt tests/data -- -max_total_time=60 -max_len=16384`
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use doorward::build::fdt::edit;
 use doorward::build::layout;
 use doorward::ids::Mpidr;
 use doorward::platform::{Machine, fdt};
-use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|blob: &[u8]| {
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|blob: &[u8]| run(blob));
+
+/// Reads a blob.
+pub fn run(blob: &[u8]) {
     let _ = fdt::for_each_device(blob, |device| {
         assert!(device.path.starts_with('/'));
         assert!(!device.regs.is_empty() || !device.spis.is_empty());
@@ -18,7 +21,7 @@ fuzz_target!(|blob: &[u8]| {
         Ok(machine) => edit_for_dom0(blob, &machine),
         Err(error) => assert!(!error.to_string().is_empty()),
     }
-});
+}
 
 fn edit_for_dom0(blob: &[u8], machine: &Machine) {
     let banks = layout::plan_dom0_memory(machine, &[], 64 << 20);

@@ -3,7 +3,7 @@
 //! input goes to the emulation of system registers and to firmware calls.
 //!
 //! `cargo +nightly fuzz run mmio_decode -- -max_total_time=60`
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use doorward::arch::esr::{self, Esr};
 use doorward::arch::speculation::Protections;
@@ -15,11 +15,14 @@ use doorward::dev::vtimer::VTimer;
 use doorward::ids::Ipa;
 use doorward::run::decode::mmio::{self, Op, Refused, Registers};
 use doorward::run::decode::{aarch32, inject, sysreg, walk};
-use libfuzzer_sys::arbitrary::{self, Arbitrary};
-use libfuzzer_sys::fuzz_target;
 use std::sync::Arc;
 
-#[derive(Arbitrary, Debug)]
+#[path = "../input.rs"]
+mod input;
+
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| run(bytes));
+
 struct Input {
     esr: u64,
     far: u64,
@@ -32,6 +35,25 @@ struct Input {
     aim: bool,
     raw: u64,
     pstate: u64,
+}
+
+impl Input {
+    fn read(bytes: &[u8]) -> Input {
+        let mut from = input::Input(bytes);
+        let flags = from.byte();
+        Input {
+            esr: from.word(),
+            far: from.word(),
+            hpfar: from.word(),
+            instruction: (flags & 1 != 0).then(|| from.word() as u32),
+            sp: from.word(),
+            big_endian: flags & 2 != 0,
+            aim: flags & 4 != 0,
+            raw: from.word(),
+            pstate: from.word(),
+            x: std::array::from_fn(|_| from.word()),
+        }
+    }
 }
 
 struct Regs<'a>(&'a Input);
@@ -82,7 +104,9 @@ impl sysreg::SysRegPort for Port<'_> {
     fn set_way(&mut self) {}
 }
 
-fuzz_target!(|input: Input| {
+/// Decodes one access, and makes one call.
+pub fn run(bytes: &[u8]) {
+    let input = Input::read(bytes);
     let esr = Esr(input.esr);
     let abort = esr.data_abort();
     let ipa = esr::ipa(input.hpfar, input.far);
@@ -133,7 +157,7 @@ fuzz_target!(|input: Input| {
     for protections in [Protections::BEST, Protections::WORST] {
         let _ = arch_calls::call(call, arch_calls::Cpus { protections, ssbs: input.raw & 1 != 0 });
     }
-});
+}
 
 fn uart(at: Ipa, bytes: u8, op: Op, raw: u64) {
     let mut port = Vpl011::new(Arc::new(Ring::new(8)));

@@ -4,13 +4,13 @@
 //! This is the test `vgic::random_tests`, which documents what is checked, with the fuzzer's input instead of random bytes.
 //!
 //! `cargo +nightly fuzz run vgic_mmio -- -max_total_time=60 -max_len=4096`
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use doorward::ids;
 use doorward::vgic::{LrImage, Owner, Port, SgiGroup, Signal, TableCursor, Trigger, Vgic, VgicConfig};
-use libfuzzer_sys::fuzz_target;
 
 #[path = "../../src/vgic/random_tests.rs"]
 mod random_tests;
 
-fuzz_target!(|bytes: &[u8]| random_tests::run(bytes));
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| random_tests::run(bytes));

@@ -6,31 +6,22 @@
 //! of range.
 //!
 //! `cargo +nightly fuzz run vits -- -max_total_time=60 -max_len=4096`
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use doorward::ids::{DeviceId, DomId, EventKey, Ipa, ItsId, VIntid, VcpuId};
 use doorward::vits::{Backend, BackendError, OnError, Progress, Quota, Vits, VitsConfig};
-use libfuzzer_sys::fuzz_target;
 use std::collections::BTreeMap;
 
 #[path = "../../src/vits/fake.rs"]
 mod fake;
 use fake::encode;
 
-/// The input, read from the front; zeros after its end.
-struct Input<'a>(&'a [u8]);
+#[path = "../input.rs"]
+mod input;
+use input::Input;
 
-impl Input<'_> {
-    fn byte(&mut self) -> u8 {
-        let Some((&first, rest)) = self.0.split_first() else { return 0 };
-        self.0 = rest;
-        first
-    }
-
-    fn word(&mut self) -> u64 {
-        u64::from_le_bytes(std::array::from_fn(|_| self.byte()))
-    }
-}
+#[cfg(fuzzing)]
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| run(bytes));
 
 fn command(input: &mut Input<'_>) -> encode::Words {
     let opcode = input.byte() % 16;
@@ -68,7 +59,8 @@ fn consistent(guest: &fake::Guest) {
     assert!(guest.host.devices.borrow().values().map(|&bits| 1u32 << bits).sum::<u32>() <= 48);
 }
 
-fuzz_target!(|bytes: &[u8]| {
+/// Performs a list of steps.
+pub fn run(bytes: &[u8]) {
     let mut input = Input(bytes);
     let quota = Quota { devices: 4, events: 20, itt_entries: 48, min_event_bits: 1, device_event_bits: 4 };
     let on_error = if input.byte() & 1 == 0 { OnError::Skip } else { OnError::Stall };
@@ -111,4 +103,4 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = guest.vits.reset();
     guest.finish(1);
     assert!(guest.host.devices.borrow().is_empty());
-});
+}

@@ -1,6 +1,8 @@
-//! Runs of the fuzz targets. `cargo xtask test` runs each for ten seconds if cargo-fuzz is installed; `cargo xtask fuzz`
-//! installs it and runs them for as long as it is told.
+//! Runs of the fuzz targets with libFuzzer. `cargo xtask test` runs each for ten seconds if cargo-fuzz is installed; `cargo
+//! xtask fuzz` installs it and runs them for as long as it is told. Without cargo-fuzz, the unit tests in `fuzz/host.rs` run
+//! them, for a bounded number of inputs, and [`check`] shows that all compile for libFuzzer.
 
+use std::process::Command;
 use std::time::Duration;
 
 use super::{Mark, Options, Summary};
@@ -43,6 +45,15 @@ pub fn install_and_run(filter: Option<&str>, seconds: u32, summary: &Summary) ->
     }
     run_each(&chosen, seconds, summary);
     Ok(())
+}
+
+/// Completes a command that checks all targets as cargo-fuzz builds them, but with the stable compiler and without libFuzzer,
+/// whose build takes longer than all the rest.
+pub fn check(mut cargo: Command) -> Command {
+    cargo.args(["--bins", "--manifest-path", "fuzz/Cargo.toml", "--target-dir"]).arg(paths::root().join("target/fuzz"));
+    // What is only checked is not linked, so the library need not exist.
+    cargo.env("CUSTOM_LIBFUZZER_PATH", "/nonexistent/libfuzzer.a").env("RUSTFLAGS", "--cfg fuzzing -D warnings");
+    cargo
 }
 
 fn case(target: &str) -> String {

@@ -86,6 +86,7 @@ fn built_checks(takes: &dyn Fn(&str) -> bool, summary: &Summary) {
         ("host/clippy-target", clippy(&target)),
         ("host/doc", doc(&["--workspace"])),
         ("host/doc-target", doc(&target)),
+        ("host/fuzz-targets", fuzz::check(cargo(&["check", "--quiet"]))),
     ] {
         if takes(name) {
             summary.case(name, || run_cargo(&mut command));

@@ -135,7 +135,8 @@ pub struct Case {
 #[derive(clap::Args)]
 #[command(after_help = "\
 The last line counts passed, failed and skipped tests. Exit code 1 if one failed. Logs of each test on QEMU are kept in
-target/tests/NAME/. Fuzz targets run for ten seconds each if `cargo xtask fuzz` has installed its tools.")]
+target/tests/NAME/. Fuzz targets get a bounded number of inputs, and run for ten seconds each if `cargo xtask fuzz` has
+installed its tools.")]
 pub struct Options {
     /// A part of the names of the tests to run
     filter: Option<String>,

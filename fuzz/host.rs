@@ -1,0 +1,163 @@
+//! The fuzz targets as tests of the library: each gets a bounded number of inputs, the same in every run.
+//!
+//! There is no coverage to guide them, so inputs are made from samples of what the target reads, with a few changes. A
+//! target without samples gets random bytes. The input of a failure is written to `fuzz/artifacts/TARGET/`, where
+//! `cargo fuzz` puts its own; what is there is run first.
+//!
+//! `vgic_mmio` is not here: it is the unit test `vgic::random_tests`.
+
+use std::path::PathBuf;
+use std::vec::Vec;
+use std::{format, fs, println, thread};
+
+#[path = "fuzz_targets/acpi.rs"]
+mod acpi;
+#[path = "fuzz_targets/fdt.rs"]
+mod fdt;
+#[path = "fuzz_targets/mmio_decode.rs"]
+mod mmio_decode;
+#[path = "fuzz_targets/vits.rs"]
+mod vits;
+
+/// The longest input in bytes that is not a sample.
+const LONGEST: u64 = 1024;
+
+struct Dice(u64);
+
+impl Dice {
+    /// The next number of SplitMix64.
+    fn roll(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        (self.roll() % limit.max(1) as u64) as usize
+    }
+
+    fn of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+        &all[self.below(all.len())]
+    }
+}
+
+/// What targets are given.
+struct Source {
+    /// Valid inputs, or none.
+    samples: Vec<Vec<u8>>,
+    /// Words that mean something to the target.
+    words: &'static [&'static [u8]],
+}
+
+const RANDOM: Source = Source { samples: Vec::new(), words: &[] };
+
+impl Source {
+    /// The files in `tests/data` with this suffix.
+    fn files(suffix: &str) -> Source {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+        let mut paths: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        paths.retain(|path| path.extension().is_some_and(|found| found == suffix));
+        paths.sort();
+        assert!(!paths.is_empty());
+        Source { samples: paths.iter().map(|path| fs::read(path).unwrap()).collect(), words: &[] }
+    }
+
+    fn input(&self, dice: &mut Dice) -> Vec<u8> {
+        if self.samples.is_empty() {
+            let length = dice.below(LONGEST as usize);
+            // Small values are more often valid.
+            let mask = *dice.of(&[0xff, 0xff, 0x3f, 0x0f]);
+            return (0..length).map(|_| dice.roll() as u8 & mask).collect();
+        }
+        let mut bytes = dice.of(&self.samples).clone();
+        for _ in 0..dice.below(8) {
+            self.change(dice, &mut bytes);
+        }
+        bytes
+    }
+
+    fn change(&self, dice: &mut Dice, bytes: &mut Vec<u8>) {
+        let at = dice.below(bytes.len() + 1);
+        let end = (at + 1 + dice.below(16)).min(bytes.len());
+        match dice.below(8) {
+            0 => bytes.truncate(at),
+            1 => drop(bytes.drain(at.min(end)..end)),
+            2 => {
+                // A piece of the input, again.
+                let from = dice.below(bytes.len() + 1);
+                let piece = bytes[from..(from + dice.below(32)).min(bytes.len())].to_vec();
+                bytes.splice(at..at, piece);
+            }
+            3 | 4 if !self.words.is_empty() => {
+                let word = *dice.of(self.words);
+                bytes.splice(at..at, word.iter().copied());
+            }
+            5 => {
+                let boundary =
+                    *dice.of(&[0u64, 1, 0x7f, 0xff, 0x8000_0000, 1 << 32, i64::MAX as u64, u64::MAX - 7, u64::MAX]);
+                let boundary = if dice.below(2) == 0 { boundary.to_le_bytes() } else { boundary.to_be_bytes() };
+                let size = *dice.of(&[1, 2, 4, 8]);
+                bytes.iter_mut().skip(at & !3).zip(&boundary[..size]).for_each(|(byte, new)| *byte = *new);
+            }
+            6 => bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= 1 << dice.below(8)),
+            _ => bytes.iter_mut().skip(at).take(1 + dice.below(4)).for_each(|byte| *byte = dice.roll() as u8),
+        }
+    }
+}
+
+/// Keeps the input if the target panics.
+struct Kept<'a> {
+    name: &'a str,
+    number: u32,
+    input: &'a [u8],
+}
+
+fn artifacts(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/artifacts").join(name)
+}
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let file = artifacts(self.name).join(format!("host-{}", self.number));
+            let _ = fs::create_dir_all(artifacts(self.name));
+            let kept = fs::write(&file, self.input);
+            println!("{}: {kept:?}: `cargo xtask fuzz {}` runs it, too", file.display(), self.name);
+        }
+    }
+}
+
+fn run(name: &str, inputs: u32, source: &Source, target: fn(&[u8])) {
+    for entry in fs::read_dir(artifacts(name)).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        println!("{}", path.display());
+        target(&fs::read(path).unwrap());
+    }
+    let mut dice = Dice(1);
+    for number in 0..inputs {
+        let input = source.input(&mut dice);
+        let _kept = Kept { name, number, input: &input };
+        target(&input);
+    }
+}
+
+#[test]
+fn acpi_tables() {
+    run("acpi", 1_000, &Source::files("acpi"), acpi::run);
+}
+
+#[test]
+fn device_trees() {
+    run("fdt", 300, &Source::files("dtb"), fdt::run);
+}
+
+#[test]
+fn decoding_of_accesses() {
+    run("mmio_decode", 20_000, &RANDOM, mmio_decode::run);
+}
+
+#[test]
+fn its_commands() {
+    run("vits", 500, &RANDOM, vits::run);
+}
