@@ -12,10 +12,20 @@ use std::{format, fs, println, thread};
 
 #[path = "fuzz_targets/acpi.rs"]
 mod acpi;
+#[path = "fuzz_targets/efi_config.rs"]
+mod efi_config;
 #[path = "fuzz_targets/fdt.rs"]
 mod fdt;
+#[path = "fuzz_targets/kernel_image.rs"]
+mod kernel_image;
+#[path = "fuzz_targets/load_options.rs"]
+mod load_options;
 #[path = "fuzz_targets/mmio_decode.rs"]
 mod mmio_decode;
+#[path = "fuzz_targets/pl011.rs"]
+mod pl011;
+#[path = "fuzz_targets/smccc.rs"]
+mod smccc;
 #[path = "fuzz_targets/vits.rs"]
 mod vits;
 
@@ -150,6 +160,90 @@ fn acpi_tables() {
 #[test]
 fn device_trees() {
     run("fdt", 300, &Source::files("dtb"), fdt::run);
+}
+
+#[test]
+fn efi_configuration() {
+    let samples = [
+        &b"[global]\r\ndefault=b\r\noptions=loglvl=debug\r\n[a]\r\nkernel=one\r\n; comment\r\n[b]\r\nkernel=\\boot\\Image console=ttyAMA0  quiet \r\nramdisk=initrd\r\noptions=direct=off\r\n"[..],
+        b"\xef\xbb\xbf# \xc3\xa4\n[linux]\nkernel=Image\ndtb=board.dtb\n",
+        b"[a]\nkernel=K\n[a b]\nkernel=L x=y\nramdisk=R\n",
+    ];
+    let words: &[&[u8]] = &[
+        b"\n",
+        b"\r\n",
+        b"=",
+        b"[",
+        b"]",
+        b"[global]\n",
+        b"default=",
+        b"kernel=",
+        b"ramdisk=",
+        b"dtb=",
+        b"options=",
+        b"xsm=",
+        b"#",
+        b";",
+        b" ",
+        b"\t",
+        b"\xe2\x80\xa8",
+        b"\xc2\xa0",
+        b"\xff",
+        b"\0",
+    ];
+    let source = Source { samples: samples.map(<[u8]>::to_vec).to_vec(), words };
+    run("efi_config", 10_000, &source, efi_config::run);
+}
+
+#[test]
+fn efi_load_options() {
+    let wide = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let samples = [
+        "\\EFI\\BOOT\\BOOTAA64.EFI -cfg=doorward.cfg linux -- loglvl=debug direct=off",
+        "safe initrd=initrd -- sched=credit",
+        "bootaa64 -cfg=\\x.cfg",
+        "fs0:doorward.efi  second --",
+    ];
+    let words: &[&[u8]] = &[
+        b" \0",
+        b"-\0-\0",
+        b" \0-\0-\0 \0",
+        b"-\0c\0f\0g\0=\0",
+        b".\0e\0f\0i\0",
+        b"\0\xd8",
+        b"\0\xdc",
+        b"\x28\x20",
+        b"\0\0",
+    ];
+    let source = Source { samples: samples.map(wide).to_vec(), words };
+    run("load_options", 10_000, &source, load_options::run);
+}
+
+#[test]
+fn kernel_images() {
+    let mut image = std::vec![0; 160];
+    image[96..98].copy_from_slice(b"MZ");
+    image[96 + 16..][..8].copy_from_slice(&(30u64 << 20).to_le_bytes());
+    image[96 + 24] = 0xa;
+    image[96 + 56..][..4].copy_from_slice(b"ARM\x64");
+    // Two banks, a kernel of 20 MiB behind them, and a RAM disk.
+    for (at, value) in
+        [(0, 0x4000_0000u64), (8, 64 << 20), (16, 0x8000_0000), (24, 1 << 30), (32, 0x6000_0000), (40, 20 << 20)]
+    {
+        image[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    let words: &[&[u8]] = &[b"\x1f\x8b", b"zimg", b"MZ", b"\x7fELF"];
+    run("kernel_image", 10_000, &Source { samples: [image].into(), words }, kernel_image::run);
+}
+
+#[test]
+fn serial_port() {
+    run("pl011", 2_000, &RANDOM, pl011::run);
+}
+
+#[test]
+fn firmware_calls() {
+    run("smccc", 20_000, &RANDOM, smccc::run);
 }
 
 #[test]

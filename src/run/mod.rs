@@ -13,7 +13,7 @@
 pub mod decode;
 mod exit;
 mod next;
-mod smccc;
+pub mod smccc;
 mod switch;
 mod vcpu_run;
 

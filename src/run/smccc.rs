@@ -1,6 +1,6 @@
 //! Dispatch of a guest's HVC and SMC calls by the SMC Calling Convention (Arm DEN 0028).
 //!
-//! A function identifier names its owner in bits [29:24]. [`SERVICES`] maps owners to handlers; a call to an owner that
+//! A function identifier names its owner in bits 29 to 24. `SERVICES` maps owners to handlers; a call to an owner that
 //! is not in the table is answered NOT_SUPPORTED. To add a service, add a row.
 
 use super::next::Next;
@@ -69,6 +69,13 @@ fn handler(immediate: u16, function: u64) -> Option<Handler> {
         return None;
     }
     SERVICES.iter().find(|&&(service, _)| service == owner(function)).map(|&(_, handler)| handler)
+}
+
+/// Whether a call is dispatched to a handler, given the immediate and X0.
+#[cfg(any(test, fuzzing))]
+#[must_use]
+pub fn is_served(immediate: u16, function: u64) -> bool {
+    handler(immediate, function).is_some()
 }
 
 fn architecture(caller: &Caller<'_>, x: [u64; 4]) -> Answer {
