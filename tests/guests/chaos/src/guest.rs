@@ -23,6 +23,8 @@ static PROGRESS: [AtomicU64; cpu::MAX] = [const { AtomicU64::new(0) }; cpu::MAX]
 static SEED: AtomicU64 = AtomicU64::new(0);
 static REDISTRIBUTORS: [AtomicU64; cpu::MAX] = [const { AtomicU64::new(0) }; cpu::MAX];
 static VCPUS: AtomicU32 = AtomicU32::new(1);
+/// The bit of the seed that makes the guest end at random moments.
+const ENDS: u64 = 1 << 63;
 
 /// An xorshift generator.
 pub struct Dice(u64);
@@ -336,7 +338,7 @@ fn elsewhere(dice: &mut Dice) {
 /// The number of accesses for each vCPU.
 fn acts() -> u64 {
     let vcpus = u64::from(VCPUS.load(Ordering::Relaxed));
-    match cpu::seed() >> 32 {
+    match (cpu::seed() & !ENDS) >> 32 {
         // With more vCPUs than CPUs, the hypervisor's locks are contended.
         0 => ACTS / (vcpus * vcpus),
         thousands => thousands * 1000 / vcpus,
@@ -353,8 +355,12 @@ fn chaos() {
     let mut dice =
         Dice(SEED.load(Ordering::Relaxed).wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1);
     let acts = acts();
+    let ends = cpu::seed() & ENDS != 0;
     for act in 0..acts {
-        match dice.below(19) {
+        if ends {
+            crate::calls::end(&mut dice);
+        }
+        match dice.below(20) {
             0 | 1 => distributor(&mut dice),
             2 | 3 => redistributor(&mut dice),
             4..=7 if !HAS_ITS.load(Ordering::Relaxed) => elsewhere(&mut dice),
@@ -369,6 +375,7 @@ fn chaos() {
             14 | 15 => elsewhere(&mut dice),
             16 => crate::walk::walk(&mut dice),
             17 => work::act(&mut dice),
+            18 => crate::calls::architecture(&mut dice),
             _ => crate::console::act(&mut dice),
         }
         PROGRESS[index].store(act + 1, Ordering::Release);

@@ -2,12 +2,14 @@
 //!
 //! It uses the registers of the GIC, the ITS and the serial port in every size and alignment, ITS commands (half of them
 //! plausible), system registers by random encoding, random calls by HVC and SMC, SGIs, loads and stores without a syndrome,
-//! some from broken tables, and memory that is not its own. It leaves out calls that legally end or stop the guest (SYSTEM_OFF, SYSTEM_RESET,
-//! SYSTEM_RESET2, CPU_OFF, CPU_SUSPEND), and devices that access memory by themselves.
+//! some from broken tables, and memory that is not its own. It leaves out devices that access memory by
+//! themselves, and, unless it is a domU that is restarted, calls that legally end or stop the guest (SYSTEM_OFF, SYSTEM_RESET,
+//! SYSTEM_RESET2, CPU_OFF, CPU_SUSPEND).
 //!
 //! It prints `GUEST PASS chaos` at its end; whether the hypervisor is unharmed, its log shows. The lower half of
 //! `guest_rt::cpu::seed` is the seed; 0 uses the counter. The upper half is the number of accesses of all vCPUs together, in
-//! thousands; 0 uses the guest's own number. With one vCPU, the same seed repeats a run.
+//! thousands; 0 uses the guest's own number. With bit 63 the guest ends at random moments, and lives again when it is restarted.
+//! With one vCPU, the same seed repeats a run.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "random accesses")]
 
@@ -16,6 +18,8 @@ fn main() {
     eprintln!("a guest: build it for aarch64-unknown-none-softfloat and boot it as dom0's kernel under Doorward");
 }
 
+#[cfg(target_os = "none")]
+mod calls;
 #[cfg(target_os = "none")]
 mod console;
 #[cfg(target_os = "none")]

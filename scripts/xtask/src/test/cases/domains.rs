@@ -1,12 +1,11 @@
-//! DomUs: a Linux with a console of its own, domains that are restarted 200 times, domains that end in every possible way, and one
-//! that makes random accesses. Meanwhile dom0 does verified I/O.
+//! DomUs: a Linux with a console of its own, domains that are restarted 200 times, domains that end in every possible way.
+//! Meanwhile dom0 does verified I/O.
 
 use crate::domu::DomU;
 use crate::image;
 use crate::paths;
 use crate::qemu::{Boot, Machine};
 use crate::session::{NEXT, Session};
-use crate::test::linux::Transcript;
 use crate::test::{Case, Lab, Verdict};
 
 /// dom0 has two of the four CPUs; the domUs have the others.
@@ -20,11 +19,6 @@ const LIVES: [&str; 2] = ["GUEST AGAIN ", "GUEST ENDS "];
 
 /// So many reports of free memory come before that of dom0 stays as it is.
 const SETTLING: usize = 3;
-
-/// Random accesses of all vCPUs of the chaos guest together.
-const ACTS: u64 = 1_000_000;
-/// The same with `--long`.
-const ACTS_LONG: u64 = 10_000_000;
 
 /// The cases of this topic.
 pub fn cases() -> Vec<Case> {
@@ -47,17 +41,16 @@ pub fn cases() -> Vec<Case> {
             "domains that crash, hang or power off are torn down, those that hang by a debug key",
             ends,
         ),
-        case("domain-chaos", "a domain that makes random accesses everywhere harms no other domain", chaos),
     ]
 }
 
 /// A machine with `domu`, and a dom0 that does verified I/O until a line is typed.
-fn machine(lab: &Lab, domu: DomU) -> Machine {
+pub(super) fn machine(lab: &Lab, domu: DomU) -> Machine {
     Machine { hv: HV.into(), domus: vec![domu], ..lab.linux("until", "") }
 }
 
 /// Types the line that ends dom0's test if it is `time`, when dom0 prints a line and has the keyboard.
-fn stop(session: &mut Session, line: &str, time: bool) -> Verdict {
+pub(super) fn stop(session: &mut Session, line: &str, time: bool) -> Verdict {
     if time && line.starts_with("DW-TEST: round ") {
         session.type_in("\r").map_err(|failure| failure.text)?;
     }
@@ -213,24 +206,4 @@ fn ends(lab: &Lab) -> Verdict {
         Some(free) if free.contains(&format!(" {pool} MiB for domUs")) => Ok(()),
         other => Err(format!("at the end: {other:?}")),
     }
-}
-
-fn chaos(lab: &Lab) -> Verdict {
-    let (wanted, seconds) = if lab.long { (ACTS_LONG, 3600) } else { (ACTS, 300) };
-    let machine = machine(lab, DomU { mem: 64, ..seeded(lab, "guest-chaos", (wanted / 1000) << 32)? });
-    let (mut passed, mut gone) = (None, false);
-    let transcript = lab.watch(&machine, seconds, |session, line| {
-        if line.contains("GUEST FAIL") {
-            return Err(line.to_owned());
-        }
-        if line.contains("GUEST PASS chaos") {
-            passed = Transcript::field::<u64>(line, "acts");
-        }
-        gone |= line.contains(" dom1: powered off");
-        stop(session, line, gone)
-    })?;
-    lab.judge(&transcript)?;
-    let acts = passed.ok_or("the guest did not finish")?;
-    println!("   {acts} acts; dom0: {} rounds of verified writes meanwhile", transcript.number("rounds")?);
-    if acts == wanted { Ok(()) } else { Err(format!("{acts} acts, not {wanted}")) }
 }

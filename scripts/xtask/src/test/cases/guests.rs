@@ -1,4 +1,4 @@
-//! Small EL1 guests as dom0: one that checks its features, one that makes random accesses, one whose vCPUs share a CPU and map an
+//! Small EL1 guests as dom0: one that checks its features, one whose vCPUs share a CPU and map an
 //! address to different pages, one that sleeps until an LPI wakes it.
 
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::test::{Case, Lab, Verdict};
 pub(super) const TRANSLATER: u64 = 0x0809_0040;
 
 /// A device whose BAR does not answer reads of eight bytes, and so no walk of a stage 1 table there.
-const XHCI: [&str; 2] = ["-device", "qemu-xhci"];
+pub(super) const XHCI: [&str; 2] = ["-device", "qemu-xhci"];
 
 /// The number of MSIs that are sent and of which none may be lost.
 const MESSAGES: u64 = 10_000;
@@ -56,10 +56,6 @@ pub fn cases() -> Vec<Case> {
             let does = "Cortex-A57; Spectre v2: vulnerable (the firmware has no SMCCC_ARCH_WORKAROUND_1)";
             features(lab, "cortex-a57", "", &Expected { does, told: "-1 -1 -1", serrors: "0" })
         }),
-        case("chaos-1", "random accesses to registers, commands and calls harm neither EL2 nor the guest", |lab| {
-            chaos(lab, 1, "")
-        }),
-        case("chaos-2", "the same from two vCPUs at once, direct=off", |lab| chaos(lab, 2, "vwfi=trap direct=off")),
         case(
             "walk",
             "EL2 survives a guest that breaks its tables before an access without a syndrome; AArch32",
@@ -138,20 +134,6 @@ pub(super) fn features_on(lab: &Lab, machine: &Machine, expected: &Expected) -> 
     }
     lab.complaints()?;
     Ok(transcript)
-}
-
-fn chaos(lab: &Lab, smp: u32, hv: &str) -> Verdict {
-    let mut machine = Machine { smp, hv: hv.into(), cpu: "max".into(), ..machine(lab, "guest-chaos")? };
-    machine.extra.extend(XHCI.map(String::from));
-    let transcript = lab.watch(&machine, 300, |_, _| Ok(()))?;
-    let lines = || transcript.lines.iter().map(|(_, line)| line.trim());
-    // The seed, so that a bad run can be had again.
-    let start = lines().find(|line| line.starts_with("GUEST START chaos")).ok_or("the guest did not start")?;
-    if transcript.end != End::Off || !lines().any(|line| line.starts_with("GUEST PASS chaos")) {
-        return Err(format!("{start}: {:?} ({})", transcript.end, lab.dir.join("console.log").display()));
-    }
-    println!("   {start}, {} acts", lines().find_map(|line| Transcript::field::<u64>(line, "acts")).unwrap_or(0));
-    lab.complaints()
 }
 
 /// Runs the guest `walk` on `machine`.

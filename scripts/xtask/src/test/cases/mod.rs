@@ -1,6 +1,7 @@
 //! The cases that boot a machine, by topic.
 
 mod boot;
+mod chaos;
 mod console;
 mod cpus;
 mod domains;
@@ -29,6 +30,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(refuse::cases());
     cases.extend(placed::cases());
     cases.extend(guests::cases());
+    cases.extend(chaos::cases());
     cases.extend(quota::cases());
     cases.extend(boot::cases());
     cases.extend(console::cases());
