@@ -360,7 +360,7 @@ fn chaos() {
         if ends {
             crate::calls::end(&mut dice);
         }
-        match dice.below(20) {
+        match dice.below(21) {
             0 | 1 => distributor(&mut dice),
             2 | 3 => redistributor(&mut dice),
             4..=7 if !HAS_ITS.load(Ordering::Relaxed) => elsewhere(&mut dice),
@@ -376,6 +376,7 @@ fn chaos() {
             16 => crate::walk::walk(&mut dice),
             17 => work::act(&mut dice),
             18 => crate::calls::architecture(&mut dice),
+            19 => crate::narrow::act(&mut dice),
             _ => crate::console::act(&mut dice),
         }
         PROGRESS[index].store(act + 1, Ordering::Release);
@@ -422,6 +423,7 @@ extern "C" fn guest_main() -> ! {
         let _ = Its::on();
     }
     crate::walk::prepare();
+    crate::narrow::prepare();
     gic::cpu_on(1 << 27 | 1 << 30);
     for index in 1..vcpus as usize {
         let answer = cpu::start(index, other);

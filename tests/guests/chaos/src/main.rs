@@ -2,7 +2,7 @@
 //!
 //! It uses the registers of the GIC, the ITS and the serial port in every size and alignment, ITS commands (half of them
 //! plausible), system registers by random encoding, random calls by HVC and SMC, SGIs, loads and stores without a syndrome,
-//! some from broken tables, and memory that is not its own. It leaves out devices that access memory by
+//! some from broken tables or from AArch32 at EL0, and memory that is not its own. It leaves out devices that access memory by
 //! themselves, and, unless it is a domU that is restarted, calls that legally end or stop the guest (SYSTEM_OFF, SYSTEM_RESET,
 //! SYSTEM_RESET2, CPU_OFF, CPU_SUSPEND).
 //!
@@ -26,5 +26,7 @@ mod console;
 mod devices;
 #[cfg(target_os = "none")]
 mod guest;
+#[cfg(target_os = "none")]
+mod narrow;
 #[cfg(target_os = "none")]
 mod walk;

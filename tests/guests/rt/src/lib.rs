@@ -10,6 +10,8 @@
 #![allow(unsafe_code, reason = "a small kernel: registers, vectors and page tables")]
 
 #[cfg(target_os = "none")]
+pub mod aarch32;
+#[cfg(target_os = "none")]
 pub mod console;
 #[cfg(target_os = "none")]
 pub mod cpu;
