@@ -58,7 +58,7 @@ fn virtual_sgis_are_used_only_if_the_interface_of_every_cpu_takes_them() {
     let on = SgiConfig { enabled: true, group1: true, priority: 0xa0 };
     let g = Guest::new(with_odd(Config::v4_1(CPUS, 1), Version::V4_0), 2);
     assert!(g.gic.facts().vsgi && !g.gic.has_virtual_sgis());
-    assert_eq!(g.v4().configure_sgi(g.vpes[0], 1, on), Err(V4Error::NoSuchSgi(1)));
+    assert_eq!(g.v4().configure_sgis(g.vpes[0], 1 << 1, |_| on), Err(V4Error::NoSuchSgi(0)));
     assert_eq!(g.v4().send_sgi(g.vpes[0], 1), Err(V4Error::NoSuchSgi(1)));
     assert!(g.v4().pending_sgis(g.vpes[0]).is_err());
     // Virtual LPIs reach all CPUs.

@@ -10,35 +10,42 @@ use crate::gic::error::ItsError;
 use crate::gic::its::{Command, SgiConfig};
 use crate::ids::VpeId;
 use crate::mmio::Hw;
+use crate::util::bits::set_bits;
+use arrayvec::ArrayVec;
 
-const SGIS: u8 = 16;
+const SGIS: usize = 16;
 
 impl<H: Hw + Clone> V4<'_, H> {
-    fn sgi_commands(self, vpe: VpeId, sgi: u8, command: Command) -> Result<(), V4Error> {
-        if sgi >= SGIS || !self.gic.has_virtual_sgis() {
-            return Err(V4Error::NoSuchSgi(sgi));
+    /// Posts the commands for the SGIs `which` of a vPE (one bit each), and a VSYNC after them.
+    fn sgi_commands(self, vpe: VpeId, which: u16, command: impl Fn(u8) -> Command) -> Result<(), V4Error> {
+        if !self.gic.has_virtual_sgis() {
+            return Err(V4Error::NoSuchSgi(0));
         }
         let slot = self.state.slot(vpe).ok_or(V4Error::NoSuchVpe(vpe))?;
         let mut guard = slot.vpe.lock();
         let v = guard.as_mut().ok_or(V4Error::NoSuchVpe(vpe))?;
         let its = self.alive(v.mapped).ok_or(V4Error::Its(ItsError::Dead))?;
-        its.run(&self.gic.counters, &[command, Command::vsync(vpe)])?;
+        let mut commands: ArrayVec<Command, { SGIS + 1 }> =
+            set_bits(which).map(|sgi| command(sgi as u8)).collect();
+        commands.push(Command::vsync(vpe));
+        its.run(&self.gic.counters, &commands)?;
         Ok(())
     }
 
-    /// Sets the enable bit, the group and the priority of a virtual SGI. Its pending state does not change.
-    pub fn configure_sgi(self, vpe: VpeId, sgi: u8, config: SgiConfig) -> Result<(), V4Error> {
-        self.sgi_commands(vpe, sgi, Command::vsgi(vpe, sgi, config))
+    /// Sets the enable bits, groups and priorities of the virtual SGIs `which`, one bit each. Their pending state does
+    /// not change.
+    pub fn configure_sgis(self, vpe: VpeId, which: u16, config: impl Fn(u8) -> SgiConfig) -> Result<(), V4Error> {
+        self.sgi_commands(vpe, which, |sgi| Command::vsgi(vpe, sgi, config(sgi)))
     }
 
-    /// Clears the pending state of a virtual SGI.
-    pub fn clear_sgi(self, vpe: VpeId, sgi: u8) -> Result<(), V4Error> {
-        self.sgi_commands(vpe, sgi, Command::vsgi_clear(vpe, sgi))
+    /// Clears the pending state of the virtual SGIs `which`, one bit each.
+    pub fn clear_sgis(self, vpe: VpeId, which: u16) -> Result<(), V4Error> {
+        self.sgi_commands(vpe, which, |sgi| Command::vsgi_clear(vpe, sgi))
     }
 
     /// Makes a virtual SGI pending by one store, without a command.
     pub fn send_sgi(self, vpe: VpeId, sgi: u8) -> Result<(), V4Error> {
-        if sgi >= SGIS || !self.gic.has_virtual_sgis() {
+        if usize::from(sgi) >= SGIS || !self.gic.has_virtual_sgis() {
             return Err(V4Error::NoSuchSgi(sgi));
         }
         let slot = self.state.slot(vpe).ok_or(V4Error::NoSuchVpe(vpe))?;

@@ -168,7 +168,7 @@ fn a_virtual_sgi_reaches_a_resident_vpe_without_an_interrupt_of_el2() {
     let g = guest(2);
     assert!(g.gic.facts().vsgi);
     let v4 = g.v4();
-    v4.configure_sgi(g.vpes[1], 5, ON).unwrap();
+    v4.configure_sgis(g.vpes[1], 1 << 5, |_| ON).unwrap();
     let r = g.enter(1, 1);
     v4.send_sgi(g.vpes[1], 5).unwrap();
     assert_eq!(g.machine.guest_ack(1), Some(5));
@@ -177,7 +177,7 @@ fn a_virtual_sgi_reaches_a_resident_vpe_without_an_interrupt_of_el2() {
     v4.send_sgi(g.vpes[1], 5).unwrap();
     assert_eq!(g.all_doorbells(), [g.vpes[1]]);
     assert_eq!(v4.pending_sgis(g.vpes[1]), Ok(1 << 5));
-    v4.clear_sgi(g.vpes[1], 5).unwrap();
+    v4.clear_sgis(g.vpes[1], 1 << 5).unwrap();
     assert_eq!(v4.pending_sgis(g.vpes[1]), Ok(0));
     assert_eq!(v4.send_sgi(g.vpes[1], 16), Err(V4Error::NoSuchSgi(16)));
     g.take_down();
@@ -195,7 +195,7 @@ fn a_virtual_sgi_is_sent_to_the_its_of_the_vpes_socket() {
     );
     let v4 = g.v4();
     for (vpe, sgir) in g.machine.config().its.iter().map(|its| crate::ids::Pa(its.base + 0x2_0020)).enumerate() {
-        v4.configure_sgi(g.vpes[vpe], 3, ON).unwrap();
+        v4.configure_sgis(g.vpes[vpe], 1 << 3, |_| ON).unwrap();
         v4.send_sgi(g.vpes[vpe], 3).unwrap();
         assert_eq!(g.gic.hw.writes().last(), Some(&sgir));
     }
@@ -207,7 +207,7 @@ fn there_are_no_virtual_sgis_unless_all_itss_and_redistributors_support_them() {
     let g = Guest::new(Config::v4_1(CPUS, 2).each_its(|n, its| its.vsgi = n == 0), 1);
     assert!(!g.gic.facts().vsgi);
     assert_eq!(g.v4().send_sgi(g.vpes[0], 1), Err(V4Error::NoSuchSgi(1)));
-    assert_eq!(g.v4().configure_sgi(g.vpes[0], 1, ON), Err(V4Error::NoSuchSgi(1)));
+    assert_eq!(g.v4().configure_sgis(g.vpes[0], 1 << 1, |_| ON), Err(V4Error::NoSuchSgi(0)));
 }
 
 #[test]
@@ -296,26 +296,24 @@ fn virtual_sgis_are_sent_by_any_its_that_is_not_dead() {
     let (v4, vpe) = (g.v4(), g.vpes[0]);
     let dead = |its: u8| g.gic.its(ItsId(its)).unwrap().queue.mark_dead(g.gic.counters());
     let sgir = |its: usize| crate::ids::Pa(g.machine.config().its[its].base + 0x2_0020);
-    v4.configure_sgi(vpe, 15, ON).unwrap();
+    v4.configure_sgis(vpe, 1 << 15, |_| ON).unwrap();
     v4.send_sgi(vpe, 15).unwrap();
     assert_eq!(g.gic.hw.writes().last(), Some(&sgir(0)));
     dead(0);
-    v4.configure_sgi(vpe, 2, ON).unwrap();
+    v4.configure_sgis(vpe, 1 << 2, |_| ON).unwrap();
     v4.send_sgi(vpe, 2).unwrap();
     assert_eq!(g.gic.hw.writes().last(), Some(&sgir(1)));
     assert_eq!(v4.pending_sgis(vpe), Ok(1 << 15 | 1 << 2));
-    v4.clear_sgi(vpe, 2).unwrap();
+    v4.clear_sgis(vpe, 1 << 2).unwrap();
     assert_eq!(v4.pending_sgis(vpe), Ok(1 << 15));
-    assert_eq!(v4.configure_sgi(vpe, 16, ON), Err(V4Error::NoSuchSgi(16)));
-    assert_eq!(v4.clear_sgi(vpe, 16), Err(V4Error::NoSuchSgi(16)));
     dead(1);
     assert_eq!(v4.send_sgi(vpe, 2), Err(V4Error::Its(ItsError::Dead)));
-    assert_eq!(v4.configure_sgi(vpe, 2, ON), Err(V4Error::Its(ItsError::Dead)));
+    assert_eq!(v4.configure_sgis(vpe, 1 << 2, |_| ON), Err(V4Error::Its(ItsError::Dead)));
 }
 
 #[test]
 fn there_are_no_virtual_sgis_on_gicv4_0() {
     let g = Guest::new(Config::v4_0(CPUS), 1);
     assert_eq!(g.v4().pending_sgis(g.vpes[0]), Err(V4Error::NoSuchSgi(0)));
-    assert_eq!(g.v4().clear_sgi(g.vpes[0], 3), Err(V4Error::NoSuchSgi(3)));
+    assert_eq!(g.v4().clear_sgis(g.vpes[0], 1 << 3), Err(V4Error::NoSuchSgi(0)));
 }
