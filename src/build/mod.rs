@@ -178,6 +178,10 @@ fn make_parts(host: &'static Host, spec: &DomainSpec) -> Result<MadeParts, Build
     .map_err(|error| BuildError::because("interrupt controller", error))?;
     let stage2 = address_space(host, &spec.ram, &spec.devices.mapped)?;
     let paths = lpi_paths(host, spec);
+    if paths.vcpus.iter().all(|(_, vpe)| vpe.is_some()) && host.gic.has_virtual_sgis() {
+        vgic.offer_direct_sgis();
+        log::info!("{}: SGIs are virtual SGIs if the guest does without their active state", spec.id);
+    }
     match place_vcpus(host, spec, &paths) {
         Ok(vcpus) => Ok((stage2, vgic, paths, vcpus)),
         Err(error) => {

@@ -1,10 +1,14 @@
-//! What the virtual GIC needs from its domain: vCPUs to kick, guest memory to read, physical SPIs and PPIs to program.
+//! What the virtual GIC needs from its domain: vCPUs to kick, guest memory to read, physical SPIs and PPIs and virtual SGIs
+//! to program.
 
 use super::Domain;
 use crate::arch::percpu;
-use crate::gic;
+use crate::gic::v4::{SgiConfig, V4Error};
+use crate::gic::{self, V4};
 use crate::host::Host;
-use crate::ids::{CpuId, Intid, Ipa, VcpuId};
+use crate::ids::{CpuId, Intid, Ipa, VcpuId, VpeId};
+use crate::log_limited;
+use crate::mm::hw::El2;
 use crate::vgic::{Port, Trigger};
 
 /// The [`Port`] of a domain's virtual GIC and virtual ITSs.
@@ -29,6 +33,16 @@ fn is_here(cpu: CpuId) -> bool {
 impl DomainPort<'_> {
     fn cpu_of(&self, vcpu: VcpuId) -> Option<CpuId> {
         Some(self.domain.vcpu(vcpu)?.cpu())
+    }
+
+    /// Performs an operation on the virtual SGIs of a vCPU. `None`: it failed.
+    fn on_vpe<R>(&self, vcpu: VcpuId, act: impl FnOnce(V4<'_, El2>, VpeId) -> Result<R, V4Error>) -> Option<R> {
+        let (v4, vpe) = (self.host.gic.v4()?, self.domain.vcpu(vcpu)?.vpe?);
+        let domain = self.domain.id();
+        let failed = |error: &V4Error| {
+            log_limited!(Warn, domain; "{domain} {vcpu}: {vpe}: virtual SGIs: {error}");
+        };
+        act(v4, vpe).inspect_err(failed).ok()
     }
 }
 
@@ -111,5 +125,21 @@ impl Port for DomainPort<'_> {
 
     fn is_settled(&self) -> bool {
         self.domain.is_settled()
+    }
+
+    fn sgis_configure(&self, vcpu: VcpuId, which: u16, config: &dyn Fn(u8) -> SgiConfig) -> bool {
+        self.on_vpe(vcpu, |v4, vpe| v4.configure_sgis(vpe, which, config)).is_some()
+    }
+
+    fn sgi_send(&self, vcpu: VcpuId, sgi: u8) -> bool {
+        self.on_vpe(vcpu, |v4, vpe| v4.send_sgi(vpe, sgi)).is_some()
+    }
+
+    fn sgis_clear(&self, vcpu: VcpuId, which: u16) -> bool {
+        self.on_vpe(vcpu, |v4, vpe| v4.clear_sgis(vpe, which)).is_some()
+    }
+
+    fn sgis_pending(&self, vcpu: VcpuId) -> Option<u16> {
+        self.on_vpe(vcpu, |v4, vpe| v4.pending_sgis(vpe))
     }
 }

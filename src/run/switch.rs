@@ -118,7 +118,9 @@ impl Schedulable for VcpuRun<'_> {
     }
 
     fn switch_out(&mut self, why: Why) -> Found {
-        let mut found = Found::Nothing;
+        // An SGI that is sent to a vPE that was not resident rings no doorbell.
+        let deaf = self.resident.is_none() && self.domain.vgic().has_direct_sgis(self.vcpu.id);
+        let mut found = if deaf { Found::Pending } else { Found::Nothing };
         if let (Some(v4), Some(resident)) = (self.host.gic.v4(), self.resident.take()) {
             let why = match why {
                 Why::Preempt => v4::Why::Preempt,

@@ -305,6 +305,9 @@ impl VcpuRun<'_> {
             vcpu.left();
             return Next::Preempt;
         }
+        if vcpu.vpe.is_some() {
+            vgic.update_sgis(&self.domain.port(), vcpu.id, self.resident.is_some());
+        }
         self.end_switch();
         vgic.flush(vcpu.id, &mut context.lrs);
         list_regs::load(&context.lrs);

@@ -2,7 +2,9 @@
 
 use super::irq::{Irq, Trigger};
 use super::port::Port;
-use super::regs::{BitReg, DistReg, ENABLE_GROUP0, ENABLE_GROUP1, IrqReg, Part, SPI_END, SPI_FIRST, decode_dist};
+use super::regs::{
+    BitReg, DistReg, ENABLE_GROUP0, ENABLE_GROUP1, IrqReg, NASSGI_REQ, Part, SPI_END, SPI_FIRST, decode_dist,
+};
 use super::spi::{NO_VCPU, some_vcpu};
 use super::state::Vgic;
 use super::vcpu::Work;
@@ -14,6 +16,9 @@ use core::sync::atomic::Ordering;
 const ENABLES: u32 = ENABLE_GROUP0 | ENABLE_GROUP1;
 /// GICD_CTLR.ARE and GICD_CTLR.DS, which are always 1.
 const CTLR_FIXED: u32 = 1 << 4 | 1 << 6;
+
+/// GICD_TYPER2.nASSGIcap: the guest can set nASSGIreq.
+const TYPER2_NASSGI_CAP: u64 = 1 << 8;
 
 const TYPER_LPIS: u32 = 1 << 17;
 const TYPER_A3V: u32 = 1 << 24;
@@ -53,6 +58,8 @@ impl Vgic {
             DistReg::Ctlr => u64::from(self.ctlr.load(Ordering::SeqCst) | CTLR_FIXED),
             DistReg::Typer => self.typer(),
             DistReg::Iidr => IIDR,
+            DistReg::Typer2 if self.direct_sgis.load(Ordering::SeqCst) => TYPER2_NASSGI_CAP,
+            DistReg::Typer2 => 0,
             DistReg::Pidr2 => PIDR2,
             DistReg::Irq(IrqReg::Bits(register, first)) => self.read_spi_bits(port, from, register, first),
             DistReg::Irq(IrqReg::Priority(first, count)) => {
@@ -85,16 +92,25 @@ impl Vgic {
             }
             DistReg::Irq(IrqReg::Config(first)) => self.write_config(port, from, first, value),
             DistReg::Route(intid, part) => self.write_route(port, from, intid, part, value),
-            DistReg::Typer | DistReg::Iidr | DistReg::Pidr2 | DistReg::None => {}
+            DistReg::Typer | DistReg::Typer2 | DistReg::Iidr | DistReg::Pidr2 | DistReg::None => {}
         }
     }
 
     fn write_ctlr(&self, port: &dyn Port, from: VcpuId, value: u32) {
-        let new = value & ENABLES;
-        let old = {
+        let (old, new) = {
             let _dist = self.dist.lock();
-            self.ctlr.swap(new, Ordering::SeqCst)
+            let old = self.ctlr.load(Ordering::SeqCst);
+            // While a group is enabled, nASSGIreq does not change.
+            let settable = if self.direct_sgis.load(Ordering::SeqCst) { NASSGI_REQ } else { old & NASSGI_REQ };
+            let nassgi = if old & ENABLES == 0 { value & settable } else { old & NASSGI_REQ };
+            let new = value & ENABLES | nassgi;
+            self.ctlr.store(new, Ordering::SeqCst);
+            (old, new)
         };
+        if (old ^ new) & NASSGI_REQ != 0 {
+            self.nassgi_changed(port, from);
+        }
+        let (old, new) = (old & ENABLES, new & ENABLES);
         if old == new {
             return;
         }

@@ -85,9 +85,10 @@ impl Vgic {
         if image.used != 0 {
             return;
         }
-        image.clear();
-        // Cleared before the interrupts are read: what becomes pending later sets it again, and kicks the vCPU.
+        // Cleared before the state is read: what changes later sets it again, and kicks the vCPU.
         let work = Work::from_bits_truncate(cpu.work.swap(0, Ordering::SeqCst));
+        image.count_sgi_ends(!self.sgis_are_never_active());
+        image.clear();
         if !work.is_empty() {
             self.fill(cpu, vcpu, work, image);
         }

@@ -160,6 +160,11 @@ impl Vgic {
                 }
             }
         }
+        {
+            let _state = cpu.state.lock();
+            let pending = self.direct_pending(port, vcpu, cpu);
+            self.clear_direct(port, vcpu, cpu, pending);
+        }
         for intid in set_bits(to_deactivate) {
             port.ppi_deactivate(vcpu, Intid(intid));
         }

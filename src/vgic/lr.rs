@@ -34,6 +34,8 @@ pub const HCR_LRENPIE: u64 = 1 << 2;
 pub const HCR_NPIE: u64 = 1 << 3;
 /// ICH_HCR_EL2.TDIR: writes to ICC_DIR_EL1 trap.
 pub const HCR_TDIR: u64 = 1 << 14;
+/// ICH_HCR_EL2.vSGIEOICount: ends of SGIs, which then have no active state, are not counted (GICv4.1).
+pub const HCR_VSGI_EOI_COUNT: u64 = 1 << 8;
 const HCR_EOICOUNT_SHIFT: u32 = 27;
 const HCR_EOICOUNT_MASK: u64 = 0x1f;
 
@@ -82,6 +84,8 @@ pub struct LrImage {
     pub write: u8,
     /// While `used` is 0: number of list registers, from the first, that may hold old values in the hardware.
     pub(super) stale: u8,
+    /// The value of `hcr` for an empty image.
+    base: u64,
 }
 
 impl LrImage {
@@ -90,7 +94,7 @@ impl LrImage {
     #[must_use]
     pub fn new(list_registers: usize) -> LrImage {
         let count = list_registers.min(MAX_LIST_REGISTERS) as u8;
-        LrImage { lr: [0; MAX_LIST_REGISTERS], hcr: HCR_EN, used: 0, write: 0, stale: count }
+        LrImage { lr: [0; MAX_LIST_REGISTERS], hcr: HCR_EN, used: 0, write: 0, stale: count, base: HCR_EN }
     }
 
     /// Returns the number of list registers, from the first, that the caller has to write as zero now because the vCPU
@@ -101,10 +105,15 @@ impl LrImage {
         usize::from(core::mem::take(&mut self.stale))
     }
 
+    /// Sets whether ends of SGIs are counted: not if SGIs have no active state.
+    pub(super) fn count_sgi_ends(&mut self, counted: bool) {
+        self.base = HCR_EN | if counted { 0 } else { HCR_VSGI_EOI_COUNT };
+    }
+
     /// Empties the image for a flush. Registers that [`seal`](Self::seal) adds to the used ones are zero.
     pub(super) fn clear(&mut self) {
         self.lr.iter_mut().take(usize::from(self.stale)).for_each(|lr| *lr = 0);
-        self.hcr = HCR_EN;
+        self.hcr = self.base;
         self.used = 0;
     }
 
@@ -130,7 +139,7 @@ impl LrImage {
         let used = self.used;
         self.stale = self.stale.max(used);
         self.used = 0;
-        self.hcr = HCR_EN;
+        self.hcr = self.base;
         (self.lr.get(..usize::from(used)).unwrap_or_default(), ends)
     }
 }

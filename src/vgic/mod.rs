@@ -1,4 +1,5 @@
-//! The GIC that a guest sees: a GICv3 with one security state (GICD_CTLR.DS = 1), without anything of GICv4.
+//! The GIC that a guest sees: a GICv3 with one security state (GICD_CTLR.DS = 1). Of GICv4.1 it has, where the machine has it,
+//! SGIs without active state.
 //!
 //! | file | contents |
 //! |---|---|
@@ -9,6 +10,7 @@
 //! | `spi`, `private`, `vcpu` | the SPIs; the SGIs, PPIs and listed LPIs of one vCPU; the state of one vCPU |
 //! | `irq` | the state machine of one SGI, PPI or SPI |
 //! | `sgi` | writes to ICC_SGI1R_EL1 and the targets that they name |
+//! | `direct_sgis` | SGIs that GICv4.1 delivers |
 //! | `lr` | images of the list registers |
 //! | `flush_lrs`, `sync_lrs` | fill the list registers before an entry and empty them after an exit |
 //! | `inject` | interrupts of emulated devices and of hardware that the domain owns |
@@ -31,8 +33,8 @@
 //! reads again after the sync. No CPU waits for another one in this module, and two vCPUs cannot wait for each other,
 //! because one that waits has been synced itself.
 //!
-//! **The port.** The trait [`Port`] is what the virtual GIC needs from the domain. None of its functions is called with
-//! a lock of this module held: changes are collected under the lock and carried out after it is released. Where a
+//! **The port.** The trait [`Port`] is what the virtual GIC needs from the domain. Except for those on SGIs, none of its
+//! functions is called with a lock of this module held: changes are collected under the lock and carried out after it is released. Where a
 //! physical SPI follows the virtual one, the virtual state is read again after each change of the physical one, so that
 //! two vCPUs that race cannot leave the two different.
 //!
@@ -63,6 +65,7 @@
 )]
 
 mod config;
+mod direct_sgis;
 mod dist;
 mod flush_lrs;
 mod inject;

@@ -1,9 +1,10 @@
 //! What a virtual GIC asks of its domain.
 
 use super::irq::Trigger;
+use crate::gic::v4::SgiConfig;
 use crate::ids::{Intid, Ipa, VcpuId};
 
-/// What a virtual GIC asks of its domain. Called with no lock of the virtual GIC held.
+/// What a virtual GIC asks of its domain. Called with no lock of the virtual GIC held, except where it is said.
 pub trait Port {
     /// Makes a vCPU flush its list registers anew: it leaves its guest if it is in it, and wakes if it sleeps. The
     /// request must not get lost between a flush and the entry that follows it.
@@ -30,6 +31,25 @@ pub trait Port {
     /// The guest has set GICR_CTLR.EnableLPIs of this vCPU to `on`. When it is on, the guest's configuration and
     /// pending tables have been read. May recall the vCPU.
     fn lpis_enabled(&self, vcpu: VcpuId, on: bool, pendbaser: u64, propbaser: u64);
+    /// Sets how the GIC delivers the virtual SGIs `which` (one bit each) of a vCPU. Returns `false` if that has failed.
+    ///
+    /// This and the next three are called with the vCPU's lock held, and only for a domain that is offered
+    /// [direct SGIs](super::Vgic::offer_direct_sgis).
+    fn sgis_configure(&self, _vcpu: VcpuId, _which: u16, _config: &dyn Fn(u8) -> SgiConfig) -> bool {
+        false
+    }
+    /// Makes a virtual SGI of a vCPU pending. If the vCPU sleeps, it is woken. Returns `false` if that has failed.
+    fn sgi_send(&self, _vcpu: VcpuId, _sgi: u8) -> bool {
+        false
+    }
+    /// Clears the pending state of the virtual SGIs `which` (one bit each) of a vCPU. Returns `false` if that has failed.
+    fn sgis_clear(&self, _vcpu: VcpuId, _which: u16) -> bool {
+        false
+    }
+    /// The pending virtual SGIs of a vCPU, one bit each; `None` if they cannot be read.
+    fn sgis_pending(&self, _vcpu: VcpuId) -> Option<u16> {
+        None
+    }
     /// Makes a vCPU leave its guest if it is in it, so that what has just changed holds for it when it enters again. Does
     /// not wait for that: the vCPU on whose behalf the call is made may not enter its guest before
     /// [`is_settled`](Port::is_settled).

@@ -6,6 +6,7 @@
 //! PPIs signal by level and GICR_ICFGR1 is read-only, which the architecture allows: the PPIs of a guest are those of
 //! its timers, which are level-sensitive.
 
+use super::direct_sgis::SGIS;
 use super::dist::{IIDR, PIDR2, config_field, read_fields, write_fields};
 use super::lpi_tables::TableCursor;
 use super::port::Port;
@@ -79,7 +80,12 @@ impl Vgic {
                     self.recall_one(port, frame);
                 }
                 let state = cpu.state.lock();
-                read_fields(0, 32, 1, |i| state.irq(i).is_some_and(|irq| irq.read(register)).into())
+                let direct = match register {
+                    BitReg::SetPending | BitReg::ClearPending => self.direct_pending(port, frame, cpu),
+                    _ => 0,
+                };
+                let software = read_fields(0, 32, 1, |i| state.irq(i).is_some_and(|irq| irq.read(register)).into());
+                software | u64::from(direct)
             }
             RedistReg::Irq(IrqReg::Priority(first, count)) => {
                 let state = cpu.state.lock();
@@ -126,11 +132,14 @@ impl Vgic {
             }
             RedistReg::Irq(IrqReg::Priority(first, count)) => {
                 let mut state = cpu.state.lock();
+                let mut written = 0u32;
                 write_fields(first, count, 8, value, |intid, field| {
                     if let Some(irq) = state.irq_mut(intid) {
                         irq.priority = field as u8 & self.priority_mask;
+                        written |= 1u32.wrapping_shl(intid);
                     }
                 });
+                self.configure_sgis(port, frame, cpu, &mut state, written);
             }
             RedistReg::Irq(IrqReg::Config(_))
             | RedistReg::Iidr
@@ -150,8 +159,22 @@ impl Vgic {
     fn write_private_bits(&self, port: &dyn Port, from: VcpuId, frame: VcpuId, register: BitReg, value: u32) {
         let Some(cpu) = self.vcpu(frame) else { return };
         let (mut to_deactivate, mut listed, mut queued) = (0u32, false, false);
+        let mut value = value;
         {
             let mut state = cpu.state.lock();
+            match register {
+                BitReg::SetPending => {
+                    for sgi in set_bits(value & SGIS) {
+                        if self.send_direct(port, frame, cpu, &mut state, sgi as u8) {
+                            value &= !1u32.wrapping_shl(sgi);
+                        }
+                    }
+                }
+                BitReg::ClearPending => self.clear_direct(port, frame, cpu, value),
+                BitReg::SetActive if self.sgis_are_never_active() => value &= !SGIS,
+                _ => {}
+            }
+            let mut changed = 0u32;
             for intid in 0..SPI_FIRST {
                 let mask = 1u32.wrapping_shl(intid);
                 let Some(irq) = state.irq_mut(intid) else { continue };
@@ -162,8 +185,14 @@ impl Vgic {
                 if change.changed {
                     listed |= irq.is_listed();
                     queued |= irq.is_queued();
+                    changed |= mask;
                     state.requeue(intid);
                 }
+            }
+            if matches!(register, BitReg::Group | BitReg::SetEnable | BitReg::ClearEnable) {
+                self.configure_sgis(port, frame, cpu, &mut state, changed);
+                // A doorbell need not ring for an SGI that was pending before.
+                queued |= changed & SGIS != 0 && cpu.direct_sgis.load(Ordering::SeqCst);
             }
         }
         if queued {

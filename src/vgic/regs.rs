@@ -86,6 +86,8 @@ pub enum DistReg {
     Typer,
     /// GICD_IIDR.
     Iidr,
+    /// GICD_TYPER2.
+    Typer2,
     /// GICD_PIDR2.
     Pidr2,
     /// A register of SPIs.
@@ -127,6 +129,8 @@ pub const VGICR_SIZE: u64 = 2 * FRAME;
 pub(super) const ENABLE_GROUP0: u32 = 1 << 0;
 /// GICD_CTLR.EnableGrp1 with DS = 1.
 pub(super) const ENABLE_GROUP1: u32 = 1 << 1;
+/// GICD_CTLR.nASSGIreq: SGIs have no active state.
+pub(super) const NASSGI_REQ: u32 = 1 << 8;
 /// GICR_PENDBASER.PTZ: the guest's table contains zeros only. Reads as zero.
 pub(super) const PENDBASER_PTZ: u64 = 1 << 62;
 /// First INTID above the SPIs.
@@ -171,6 +175,7 @@ pub fn decode_dist(offset: u64, size: u8) -> DistReg {
         (0x0000, 4) => return DistReg::Ctlr,
         (0x0004, 4) => return DistReg::Typer,
         (0x0008, 4) => return DistReg::Iidr,
+        (0x000c, 4) => return DistReg::Typer2,
         (0xffe8, 4) => return DistReg::Pidr2,
         _ => {}
     }
@@ -229,6 +234,7 @@ mod tests {
     #[test]
     fn distributor_registers_have_the_offsets_of_the_manual() {
         assert_eq!(decode_dist(0x0, 4), DistReg::Ctlr);
+        assert_eq!(decode_dist(0xc, 4), DistReg::Typer2);
         assert_eq!(decode_dist(0x84, 4), DistReg::Irq(IrqReg::Bits(BitReg::Group, 32)));
         assert_eq!(decode_dist(0x104, 4), DistReg::Irq(IrqReg::Bits(BitReg::SetEnable, 32)));
         assert_eq!(decode_dist(0x1fc, 4), DistReg::Irq(IrqReg::Bits(BitReg::ClearEnable, 992)));
@@ -279,8 +285,8 @@ mod tests {
 
     #[test]
     fn registers_of_features_that_are_not_advertised_do_not_exist() {
-        // GICD_TYPER2, SETSPI_NSR, SGIR, ITARGETSR of PPIs as words, IGRPMODR, IROUTER below 32.
-        for offset in [0xc, 0x40, 0xf00, 0x800, 0xd00, 0x6000, 0x60f8] {
+        // SETSPI_NSR, SGIR, ITARGETSR of PPIs as words, IGRPMODR, IROUTER below 32.
+        for offset in [0x40, 0xf00, 0x800, 0xd00, 0x6000, 0x60f8] {
             assert_eq!(decode_dist(offset, 4), DistReg::None, "{offset:#x}");
         }
         // SETLPIR, CLRLPIR, INVLPIR, INVALLR, SYNCR, and the VLPI frame of GICv4.

@@ -1,10 +1,12 @@
 //! The reset of a virtual GIC whose domain begins anew.
 
+use super::direct_sgis::SGIS;
 use super::irq::Irq;
 use super::port::Port;
 use super::private::Private;
 use super::regs::SPI_FIRST;
 use super::state::Vgic;
+use super::vcpu::Work;
 use crate::ids::{Intid, VcpuId};
 use core::sync::atomic::Ordering;
 
@@ -26,12 +28,17 @@ impl Vgic {
     pub fn reset_redist(&self, port: &dyn Port, vcpu: VcpuId) -> bool {
         self.reset_vcpu(port, vcpu);
         let Some(cpu) = self.vcpu(vcpu) else { return false };
-        *cpu.state.lock() = Private::new();
+        let mut state = cpu.state.lock();
+        *state = Private::new();
+        self.configure_sgis(port, vcpu, cpu, &mut state, SGIS);
+        cpu.direct_sgis.store(false, Ordering::SeqCst);
+        drop(state);
         cpu.lpis_on.store(false, Ordering::SeqCst);
         for word in 0..cpu.lpis.words() {
             let _ = cpu.lpis.take_word(word);
         }
-        cpu.work.store(0, Ordering::SeqCst);
+        // The next flush looks at GICD_CTLR anew.
+        cpu.work.store(Work::PRIVATE.bits(), Ordering::SeqCst);
         true
     }
 

@@ -67,10 +67,11 @@ impl Vgic {
     fn pend_sgi(&self, port: &dyn Port, from: VcpuId, vcpu: VcpuId, intid: u32, group: SgiGroup) {
         let Some(cpu) = self.vcpu(vcpu) else { return };
         let mut state = cpu.state.lock();
-        let Some(irq) = state.irq_mut(intid) else { return };
-        if group == SgiGroup::Zero && irq.is_group1() {
+        let Some(irq) = state.irq(intid) else { return };
+        if (group == SgiGroup::Zero && irq.is_group1()) || self.send_direct(port, vcpu, cpu, &mut state, intid as u8) {
             return;
         }
+        let Some(irq) = state.irq_mut(intid) else { return };
         let _ = irq.write(BitReg::SetPending, true);
         let notify = irq.is_enabled();
         state.requeue(intid);

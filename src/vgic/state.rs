@@ -12,7 +12,7 @@ use crate::ids::{Mpidr, VcpuId};
 use crate::sync::{Lock, Rank};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// The virtual GIC of one domain, shared by the CPUs that run its vCPUs.
 pub struct Vgic {
@@ -20,11 +20,13 @@ pub struct Vgic {
     /// The vCPUs by affinity, in rising order of its packed form.
     pub(super) by_affinity: Box<[(u32, VcpuId)]>,
     pub(super) dist: Lock<Dist>,
-    /// The enable bits of GICD_CTLR; written under the distributor's lock.
+    /// The enable bits and nASSGIreq of GICD_CTLR; written under the distributor's lock.
     pub(super) ctlr: AtomicU32,
     pub(super) lpis: Lpis,
     /// GICR_PROPBASER of the redistributor that enabled LPIs last: all share one table (GICR_TYPER.CommonLPIAff = 0).
     pub(super) propbaser: AtomicU64,
+    /// SGIs can be delivered by the hardware (`direct_sgis`).
+    pub(super) direct_sgis: AtomicBool,
     pub(super) list_registers: usize,
     pub(super) priority_mask: u8,
 }
@@ -69,6 +71,7 @@ impl Vgic {
             ctlr: AtomicU32::new(0),
             lpis,
             propbaser: AtomicU64::new(0),
+            direct_sgis: AtomicBool::new(false),
             list_registers,
             priority_mask: 0xffu8.wrapping_shl(8u32.wrapping_sub(u32::from(priority_bits))),
         })

@@ -76,7 +76,10 @@ impl Vgic {
                 continue;
             }
             let deactivate = if intid < SPI_FIRST {
-                let deactivate = state.irq_mut(intid).is_some_and(|irq| irq.unlist(*value));
+                let mut deactivate = state.irq_mut(intid).is_some_and(|irq| irq.unlist(*value));
+                if intid < 16 && self.sgis_are_never_active() {
+                    deactivate |= state.irq_mut(intid).is_some_and(Irq::clear_active);
+                }
                 state.requeue(intid);
                 deactivate
             } else if let Some(dist) = dist.as_deref_mut() {

@@ -1,6 +1,7 @@
 //! A machine for the tests of the virtual GIC: a port that records its calls, and vCPUs that handle what is listed.
 
 use super::*;
+use crate::gic::v4::SgiConfig;
 use crate::ids::{Intid, Ipa, Mpidr, VIntid, VcpuId};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -27,6 +28,11 @@ pub struct Machine {
     asked: RefCell<Vec<Asked>>,
     pub images: Vec<RefCell<LrImage>>,
     memory: RefCell<BTreeMap<u64, u8>>,
+    /// The virtual SGIs of each vCPU's vPE: how they are delivered, and which are pending.
+    pub vsgis: RefCell<Vec<([SgiConfig; 16], u16)>>,
+    /// Whether the ITS executes commands; whether redistributors say which virtual SGIs are pending.
+    pub its_works: Cell<bool>,
+    pub vpes_answer: Cell<bool>,
     /// Whether a vCPU that is in its guest leaves it when it is kicked.
     pub obey_kicks: Cell<bool>,
     /// How many recalls were not obeyed.
@@ -68,8 +74,13 @@ impl Machine {
     /// A machine at reset.
     pub fn blank(vcpus: Vec<Mpidr>) -> Machine {
         let images = vcpus.iter().map(|_| RefCell::new(LrImage::new(4))).collect();
+        let off = SgiConfig { enabled: false, group1: false, priority: 0 };
+        let vsgis = vcpus.iter().map(|_| ([off; 16], 0)).collect();
         let config = VgicConfig { vcpus, spis: 64, id_bits: 14, has_lpis: true, list_registers: 4, priority_bits: 5 };
         Machine {
+            vsgis: RefCell::new(vsgis),
+            its_works: Cell::new(true),
+            vpes_answer: Cell::new(true),
             vgic: Vgic::new(config).unwrap(),
             owned: Vec::new(),
             kicks: RefCell::default(),
@@ -235,6 +246,26 @@ impl Port for Machine {
     }
     fn lpis_enabled(&self, vcpu: VcpuId, on: bool, pendbaser: u64, propbaser: u64) {
         self.asked.borrow_mut().push(Asked::Lpis(vcpu.0, on, pendbaser, propbaser));
+    }
+    fn sgis_configure(&self, vcpu: VcpuId, which: u16, config: &dyn Fn(u8) -> SgiConfig) -> bool {
+        let mut vsgis = self.vsgis.borrow_mut();
+        for sgi in (0..16).filter(|sgi| which & 1 << sgi != 0) {
+            vsgis[vcpu.index()].0[usize::from(sgi)] = config(sgi);
+        }
+        self.its_works.get()
+    }
+    fn sgi_send(&self, vcpu: VcpuId, sgi: u8) -> bool {
+        if self.its_works.get() {
+            self.vsgis.borrow_mut()[vcpu.index()].1 |= 1 << sgi;
+        }
+        self.its_works.get()
+    }
+    fn sgis_clear(&self, vcpu: VcpuId, which: u16) -> bool {
+        self.vsgis.borrow_mut()[vcpu.index()].1 &= !which;
+        self.its_works.get()
+    }
+    fn sgis_pending(&self, vcpu: VcpuId) -> Option<u16> {
+        self.vpes_answer.get().then(|| self.vsgis.borrow()[vcpu.index()].1)
     }
     fn recall(&self, vcpu: VcpuId) {
         self.kick(vcpu);

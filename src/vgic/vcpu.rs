@@ -31,6 +31,8 @@ pub(super) struct Vcpu {
     pub epoch: AtomicU32,
     /// GICR_CTLR.EnableLPIs, to be read without the lock.
     pub lpis_on: AtomicBool,
+    /// Its SGIs are direct (`direct_sgis`). Changed under the lock.
+    pub direct_sgis: AtomicBool,
     /// The LPIs that are pending in software: they wait for a list register or until they are enabled.
     pub lpis: LpiSet,
     pub state: Lock<Private>,
@@ -44,6 +46,7 @@ impl Vcpu {
             work: AtomicU32::new(0),
             epoch: AtomicU32::new(0),
             lpis_on: AtomicBool::new(false),
+            direct_sgis: AtomicBool::new(false),
             lpis: LpiSet::new(lpis),
             state: Lock::new(Rank::VgicCpu, Private::new()),
         }

@@ -25,8 +25,7 @@ impl<H: Hw + Clone> V4<'_, H> {
         let mut guard = slot.vpe.lock();
         let v = guard.as_mut().ok_or(V4Error::NoSuchVpe(vpe))?;
         let its = self.alive(v.mapped).ok_or(V4Error::Its(ItsError::Dead))?;
-        let mut commands: ArrayVec<Command, { SGIS + 1 }> =
-            set_bits(which).map(|sgi| command(sgi as u8)).collect();
+        let mut commands: ArrayVec<Command, { SGIS + 1 }> = set_bits(which).map(|sgi| command(sgi as u8)).collect();
         commands.push(Command::vsync(vpe));
         its.run(&self.gic.counters, &commands)?;
         Ok(())

@@ -3,6 +3,7 @@
 //! That QEMU reports each access that the architecture forbids. As for every Linux case, one such report fails the case.
 
 mod forbidden;
+mod ipis;
 
 use crate::qemu::{Boot, Machine};
 use crate::session::End;
@@ -97,6 +98,8 @@ pub fn cases() -> Vec<Case> {
     vec![
         case("gicv41-forbidden", "what the architecture forbids on a GICv4.1 is reported", false, forbidden::run),
         case("gicv41-boot", "dom0 boots, sleeps and does I/O on a GICv4.1 without a forbidden access", true, boots),
+        case("gicv41-ipis", "an IPI of dom0 costs one exit to send and none to receive", false, ipis::running),
+        case("gicv41-ipis-asleep", "IPIs wake vCPUs that sleep and move, by doorbell", false, ipis::asleep),
         case(
             "gicv41-kvm",
             "the GICv4.1 is one for KVM, too: vLPIs and vSGIs of a guest with a passed-through NVMe",
@@ -120,6 +123,13 @@ fn boots(lab: &Lab) -> Verdict {
     } else {
         Err(format!("no line `{says}`: the GICv4.1 is not used"))
     }
+}
+
+/// The vLPIs and vSGIs that vPEs have acknowledged, from the trace.
+fn acknowledged(lab: &Lab) -> Result<Vec<u64>, String> {
+    let log = std::fs::read_to_string(lab.dir.join("guest.log")).map_err(|error| error.to_string())?;
+    let taken = log.lines().filter(|line| line.starts_with("gicv3_vpe_acknowledge "));
+    Ok(taken.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect())
 }
 
 /// The smallest LPI; vSGIs are below 16.
@@ -150,9 +160,7 @@ fn kvm(lab: &Lab) -> Verdict {
     }
     lab.complaints()?;
 
-    let log = std::fs::read_to_string(lab.dir.join("guest.log")).map_err(|error| error.to_string())?;
-    let taken = log.lines().filter(|line| line.starts_with("gicv3_vpe_acknowledge "));
-    let taken: Vec<u64> = taken.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
+    let taken = acknowledged(lab)?;
     let vlpis = taken.iter().filter(|&&irq| irq >= LPI).count();
     let vsgis = taken.iter().filter(|&&irq| irq < 16).count();
     let host = transcript.lines.iter().find_map(|(_, line)| line.trim().strip_prefix("KVM-HOST: vfio ")?.parse().ok());
