@@ -305,7 +305,7 @@ impl VcpuRun<'_> {
             vcpu.left();
             return Next::Preempt;
         }
-        if vcpu.vpe.is_some() {
+        if vgic.offers_direct_sgis() {
             vgic.update_sgis(&self.domain.port(), vcpu.id, self.resident.is_some());
         }
         self.end_switch();

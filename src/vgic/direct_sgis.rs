@@ -44,7 +44,15 @@ fn config(state: &Private, sgi: u8) -> SgiConfig {
 impl Vgic {
     /// Offers SGIs without active state to the guest, because each of its vCPUs has a vPE with virtual SGIs.
     pub fn offer_direct_sgis(&self) {
+        self.sgis_offered.store(true, Ordering::Relaxed);
         self.direct_sgis.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether they were offered. It does not change after the guest has started.
+    #[inline]
+    #[must_use]
+    pub fn offers_direct_sgis(&self) -> bool {
+        self.sgis_offered.load(Ordering::Relaxed)
     }
 
     /// GICD_CTLR.nASSGIreq: SGIs have no active state.
@@ -55,7 +63,7 @@ impl Vgic {
     /// Whether the SGIs of a vCPU are direct.
     #[must_use]
     pub fn has_direct_sgis(&self, vcpu: VcpuId) -> bool {
-        self.vcpu(vcpu).is_some_and(|cpu| cpu.direct_sgis.load(Ordering::SeqCst))
+        self.offers_direct_sgis() && self.vcpu(vcpu).is_some_and(|cpu| cpu.direct_sgis.load(Ordering::SeqCst))
     }
 
     /// Makes the SGIs of a vCPU direct or not, as it has to be for the next entry. `resident`: its vPE is resident.

@@ -87,7 +87,9 @@ impl Vgic {
         }
         // Cleared before the state is read: what changes later sets it again, and kicks the vCPU.
         let work = Work::from_bits_truncate(cpu.work.swap(0, Ordering::SeqCst));
-        image.count_sgi_ends(!self.sgis_are_never_active());
+        if self.offers_direct_sgis() {
+            image.count_sgi_ends(!self.sgis_are_never_active());
+        }
         image.clear();
         if !work.is_empty() {
             self.fill(cpu, vcpu, work, image);

@@ -25,7 +25,9 @@ pub struct Vgic {
     pub(super) lpis: Lpis,
     /// GICR_PROPBASER of the redistributor that enabled LPIs last: all share one table (GICR_TYPER.CommonLPIAff = 0).
     pub(super) propbaser: AtomicU64,
-    /// SGIs can be delivered by the hardware (`direct_sgis`).
+    /// SGIs without active state have been offered to the guest (`direct_sgis`).
+    pub(super) sgis_offered: AtomicBool,
+    /// SGIs can be delivered by the hardware: offered, and the hardware has not failed (`direct_sgis`).
     pub(super) direct_sgis: AtomicBool,
     pub(super) list_registers: usize,
     pub(super) priority_mask: u8,
@@ -71,6 +73,7 @@ impl Vgic {
             ctlr: AtomicU32::new(0),
             lpis,
             propbaser: AtomicU64::new(0),
+            sgis_offered: AtomicBool::new(false),
             direct_sgis: AtomicBool::new(false),
             list_registers,
             priority_mask: 0xffu8.wrapping_shl(8u32.wrapping_sub(u32::from(priority_bits))),
