@@ -143,9 +143,9 @@ fn group1(lab: &Lab) -> Verdict {
 const BUSY: u64 = 7;
 const POWERS_OFF: u64 = 6;
 
-/// How long the teardown of a domain of 16 MiB may take, in microseconds: a millisecond for each of the 64 pieces of its RAM that
+/// How long the teardown of a domain of 16 MiB may take, in microseconds: a millisecond for each of the 128 pieces of its RAM that
 /// are zeroed, and half as long again for the rest.
-const TEARDOWN_US: u64 = 96_000;
+const TEARDOWN_US: u64 = 192_000;
 
 /// The time stamp of a line of EL2's log, in microseconds.
 fn logged_at(line: &str) -> Option<u64> {
