@@ -8,6 +8,7 @@ use crate::gic::v4::{InterruptGroups, PendingLast, Resident, SgiConfig, Why};
 use crate::ids::{CpuId, Intid, Ipa, Mpidr, VcpuId};
 use gic_model::Config;
 use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
 use std::cell::RefCell;
 use std::vec::Vec;
 
@@ -318,7 +319,11 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 128,
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
+        ..ProptestConfig::default()
+    })]
     #[test]
     fn no_sgi_is_lost_or_repeated_however_it_changes_who_delivers_them(acts in prop::collection::vec(act(), 1..80)) {
         let mut world = World::new();
