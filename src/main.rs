@@ -35,6 +35,7 @@ fn start(own: boot::BootInfo) -> ! {
     use doorward::host::Host;
     use doorward::host::cmdline::{self, Direct, OnPanic};
     use doorward::ids::{CpuId, Pa};
+    use doorward::mm::el2_map;
     use doorward::mm::firmware::FirmwareMemory;
     use doorward::mm::hw::El2;
     use doorward::mm::tlb::Tlbs;
@@ -87,7 +88,8 @@ fn start(own: boot::BootInfo) -> ! {
         None => log::info!("GIC: {erratum}"),
     });
     let layout = Layout { itss: &itss, ..layout };
-    let gic = Gic::discover(El2, &layout).unwrap_or_else(|error| fatal!("GIC: {error}"));
+    let mut gic = Gic::discover(El2, &layout).unwrap_or_else(|error| fatal!("GIC: {error}"));
+    gic.map_sgi_frames(el2_map::map_device);
     log::info!("{}", gic.facts());
 
     let tlbs: &'static Tlbs = Box::leak(Box::new(Tlbs::new().unwrap_or_else(|| fatal!("no memory for stage 2"))));

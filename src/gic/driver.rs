@@ -14,6 +14,7 @@ use crate::ids::{CpuId, ItsId, Lpi, VpeId};
 use crate::mmio::Hw;
 use crate::util::range::Range;
 use alloc::vec::Vec;
+use core::fmt;
 
 /// The GIC driver. Everything is reached through `&self`; one instance serves all CPUs.
 pub struct Gic<H: Hw + Clone> {
@@ -44,6 +45,17 @@ impl<H: Hw + Clone> Gic<H> {
     #[must_use]
     pub fn has_virtual_sgis(&self) -> bool {
         self.facts.vsgi && self.interfaces.all_take_sgis()
+    }
+
+    /// Passes `map` the frame with GITS_SGIR of each ITS that has one: what the platform says of an ITS need not contain
+    /// it (a MADT states no size). If one cannot be mapped, virtual SGIs are not used. Called before the GIC is.
+    pub fn map_sgi_frames<E: fmt::Display>(&mut self, mut map: impl FnMut(Range) -> Result<(), E>) {
+        for its in self.itss.iter().flatten().filter(|its| its.facts.vsgi) {
+            if let Err(error) = map(its.sgi_frame()) {
+                log::warn!("{}: the frame of GITS_SGIR cannot be mapped: {error}; no virtual SGIs", its.id);
+                self.facts.vsgi = false;
+            }
+        }
     }
 
     /// The event counters.

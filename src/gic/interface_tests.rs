@@ -5,6 +5,7 @@ use super::v4::{SgiConfig, V4Error, Why};
 use super::{GicError, Interface};
 use crate::ids::CpuId;
 use gic_model::{Config, Version};
+use std::vec::Vec;
 
 const CPUS: usize = 4;
 /// The CPU whose interface lacks something.
@@ -78,4 +79,21 @@ fn what_the_machine_does_not_use_no_cpu_has_to_take() {
     let g = Guest::new(Config::v4_0(CPUS), 1);
     assert_eq!(g.gic.join(ODD, Interface::new(1, false)), Ok(()), "GICv4.0 has no virtual SGIs");
     assert_eq!(interface(&Config::v4_1(1, 1).cpus[0]), Interface::new(3, false));
+}
+
+#[test]
+fn virtual_sgis_are_used_only_if_the_frame_with_their_register_can_be_mapped() {
+    for maps in [true, false] {
+        let Bench { machine, mut gic } = Bench::up(Config::v4_1(CPUS, 2));
+        let mut frames = Vec::new();
+        gic.map_sgi_frames(|frame| {
+            frames.push((frame.base.0, frame.size));
+            if maps { Ok(()) } else { Err("no table") }
+        });
+        let expected: Vec<_> = machine.config().its.iter().map(|its| (its.base + 0x2_0000, 0x1_0000)).collect();
+        assert_eq!((frames, gic.has_virtual_sgis()), (expected, maps));
+    }
+    // GICv4.0 has no such frame.
+    let Bench { mut gic, .. } = Bench::up(Config::v4_0(CPUS));
+    gic.map_sgi_frames(|_| Err::<(), _>("an access to a frame that is not there"));
 }

@@ -13,8 +13,10 @@ pub mod gits {
     pub const CBASER: u64 = 0x0080;
     pub const CWRITER: u64 = 0x0088;
     pub const CREADR: u64 = 0x0090;
-    /// GICv4.1.
-    pub const SGIR: u64 = 0x2_0020;
+    /// Bytes of a frame. Behind those of control and translation, GICv4.1 has one for virtual SGIs.
+    pub const FRAME: u64 = 0x1_0000;
+    pub const SGI_FRAME: u64 = 2 * FRAME;
+    pub const SGIR: u64 = SGI_FRAME + 0x0020;
 
     const BASER: u64 = 0x0100;
     /// Number of GITS_BASER registers.

@@ -21,6 +21,7 @@ use crate::ids::{CollectionId, CpuId, DeviceId, DeviceIds, ItsId, Pa, VpeId};
 use crate::mmio::{Coherence, Hw};
 use crate::sync::{Lock, Rank};
 use crate::util::PAGE;
+use crate::util::range::Range;
 use tock_registers::LocalRegisterCopy;
 
 /// How long an ITS may take to become quiescent.
@@ -332,6 +333,11 @@ impl<H: Hw> Its<H> {
     /// Bytes of a device's translation table, as far as it can be used.
     pub fn itt_bytes(&self, device: &Device) -> u64 {
         u64::from(device.events()) * self.itt_entry
+    }
+
+    /// The frame that contains GITS_SGIR (GICv4.1).
+    pub fn sgi_frame(&self) -> Range {
+        Range::new(self.base.add(gits::SGI_FRAME), gits::FRAME)
     }
 
     /// Makes a virtual SGI pending (GICv4.1).
