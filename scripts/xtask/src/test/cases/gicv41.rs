@@ -71,7 +71,6 @@ const AGAIN: &[Again] = &[
     Again::kind("gicv41-few-vpes", "sched-crowded").unkind("", FEW_VPES).long(),
     Again::kind("gicv41-listed-torture", "sched-torture").unkind(FOUR_ITSS, LISTED).long(),
     Again::kind("gicv41-two-itss-hotplug", "sched-hotplug").unkind(TWO_ITSS, STRICT).long(),
-    Again::kind("gicv41-storm", "storm-io").long(),
     Again::kind("gicv41-shared", "counts-shared").long(),
     Again::kind("gicv41-doorbells", "counts-doorbells").unkind("", STRICT).long(),
     Again::kind("gicv41-uefi-fio", "uefi-fio-acpi-8").unkind(AFF3, STRICT).long(),
