@@ -19,8 +19,6 @@ const DOMAINS: usize = 64;
 
 /// The limit of one kind of line.
 pub struct Limit {
-    /// The number of lines that are logged at once; at least 1.
-    burst: u64,
     /// The time up to which lines are used up, in microseconds: each line uses up a period.
     used_until: AtomicU64,
     /// The number of lines that were not logged since the last one that was.
@@ -28,16 +26,18 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// No line was logged yet; `burst` of them are logged at once, one at least.
+    /// No line was logged yet.
     #[must_use]
-    pub const fn new(burst: u64) -> Limit {
-        Limit { burst, used_until: AtomicU64::new(0), withheld: AtomicU32::new(0) }
+    #[allow(clippy::new_without_default, reason = "it is for statics")]
+    pub const fn new() -> Limit {
+        Limit { used_until: AtomicU64::new(0), withheld: AtomicU32::new(0) }
     }
 
-    /// Whether a line may be logged at `now_us`; then with the number of those before it that were not.
-    pub fn admit(&self, now_us: u64) -> Option<Withheld> {
+    /// Whether a line may be logged at `now_us`, if `burst` of them, one at least, are logged at once; then with the
+    /// number of those before it that were not.
+    pub fn admit(&self, now_us: u64, burst: u64) -> Option<Withheld> {
         let used = self.used_until.load(Ordering::Relaxed).max(now_us);
-        if used.saturating_sub(now_us) > self.burst.saturating_sub(1) * PERIOD_US {
+        if used.saturating_sub(now_us) > burst.saturating_sub(1) * PERIOD_US {
             self.withheld.fetch_add(1, Ordering::Relaxed);
             return None;
         }
@@ -51,16 +51,11 @@ impl Limit {
 pub struct Limits([Limit; DOMAINS]);
 
 impl Limits {
-    /// No line was logged yet; `burst` of them are logged at once.
+    /// No line was logged yet.
     #[must_use]
-    pub const fn new(burst: u64) -> Limits {
-        let mut limits = [const { Limit::new(1) }; DOMAINS];
-        let mut n = 0;
-        while n < DOMAINS {
-            limits[n].burst = burst;
-            n += 1;
-        }
-        Limits(limits)
+    #[allow(clippy::new_without_default, reason = "it is for statics")]
+    pub const fn new() -> Limits {
+        Limits([const { Limit::new() }; DOMAINS])
     }
 
     /// The limit of a domain.
@@ -94,15 +89,14 @@ pub fn now_us() -> u64 {
 #[macro_export]
 macro_rules! log_limited {
     ($level:ident; $($text:tt)+) => {{
-        static LIMIT: $crate::console::limit::Limit = $crate::console::limit::Limit::new($crate::console::limit::BURST);
-        if let Some(withheld) = LIMIT.admit($crate::console::limit::now_us()) {
+        static LIMIT: $crate::console::limit::Limit = $crate::console::limit::Limit::new();
+        if let Some(withheld) = LIMIT.admit($crate::console::limit::now_us(), $crate::console::limit::BURST) {
             log::log!(log::Level::$level, "{}{withheld}", format_args!($($text)+));
         }
     }};
     ($level:ident, $domain:expr; $($text:tt)+) => {{
-        static LIMITS: $crate::console::limit::Limits =
-            $crate::console::limit::Limits::new($crate::console::limit::BURST);
-        if let Some(withheld) = LIMITS.of($domain).admit($crate::console::limit::now_us()) {
+        static LIMITS: $crate::console::limit::Limits = $crate::console::limit::Limits::new();
+        if let Some(withheld) = LIMITS.of($domain).admit($crate::console::limit::now_us(), $crate::console::limit::BURST) {
             log::log!(log::Level::$level, "{}{withheld}", format_args!($($text)+));
         }
     }};
@@ -113,8 +107,8 @@ macro_rules! log_limited {
 #[macro_export]
 macro_rules! log_each_second {
     ($level:ident, $domain:expr; $($text:tt)+) => {{
-        static LIMITS: $crate::console::limit::Limits = $crate::console::limit::Limits::new(1);
-        let admitted = LIMITS.of($domain).admit($crate::console::limit::now_us());
+        static LIMITS: $crate::console::limit::Limits = $crate::console::limit::Limits::new();
+        let admitted = LIMITS.of($domain).admit($crate::console::limit::now_us(), 1);
         if let Some(withheld) = &admitted {
             log::log!(log::Level::$level, "{}{withheld}", format_args!($($text)+));
         }
@@ -129,8 +123,8 @@ mod tests {
 
     #[test]
     fn a_burst_is_logged_then_one_line_in_a_second_with_the_number_of_the_others() {
-        let limit = Limit::new(BURST);
-        let at = |us: u64| limit.admit(us).map(|withheld| withheld.to_string());
+        let limit = Limit::new();
+        let at = |us: u64| limit.admit(us, BURST).map(|withheld| withheld.to_string());
         let first: std::vec::Vec<bool> = (0..100).map(|us| at(us).is_some()).collect();
         assert_eq!(first.iter().filter(|&&logged| logged).count() as u64, BURST);
         assert!(first[7] && !first[8]);
@@ -143,9 +137,9 @@ mod tests {
 
     #[test]
     fn each_domain_has_a_limit_of_its_own() {
-        let limits = Limits::new(BURST);
-        while limits.of(DomId(1)).admit(0).is_some() {}
-        assert!(limits.of(DomId(2)).admit(0).is_some());
+        let limits = Limits::new();
+        while limits.of(DomId(1)).admit(0, BURST).is_some() {}
+        assert!(limits.of(DomId(2)).admit(0, BURST).is_some());
         assert!(core::ptr::eq(limits.of(DomId(64)), limits.of(DomId(9999))));
     }
 }

@@ -70,17 +70,12 @@ impl Domain {
     /// Performs one step of `work`. Returns `None` when the work is finished.
     #[must_use]
     pub fn step_its_work(&self, work: ItsWork) -> Option<ItsWork> {
-        if let ItsWork::LpiTables { vcpu, cursor } = work {
-            return match self.vgic.read_tables(&self.port(), vcpu, cursor) {
+        match work {
+            ItsWork::LpiTables { vcpu, cursor } => match self.vgic.read_tables(&self.port(), vcpu, cursor) {
                 Some(cursor) => Some(ItsWork::LpiTables { vcpu, cursor }),
                 None => self.lpis_enabled(vcpu),
-            };
-        }
-        if self.step_itss() == Progress::More {
-            return Some(work);
-        }
-        match work {
-            ItsWork::LpiTables { .. } => None,
+            },
+            work if self.step_itss() == Progress::More => Some(work),
             ItsWork::Commands => None,
             ItsWork::LpisEnabled { vcpu, of_all, next } => self.pass_pending_lpis(vcpu, of_all, next),
         }
