@@ -11,7 +11,7 @@ use super::{
     start,
 };
 use crate::domain::table::Domains;
-use crate::gic::{DeviceQuota, MIN_EVENT_BITS};
+use crate::gic::{DeviceQuota, ITS_BYTES_V41, MIN_EVENT_BITS};
 use crate::host::Host;
 use crate::host::cmdline::Dom0Acpi;
 use crate::ids::{CpuId, DeviceIds, DomId, Intid, ItsId, Mpidr, Pa};
@@ -185,13 +185,11 @@ fn kept_spis(machine: &Machine) -> Vec<Intid> {
 /// The registers of the devices that EL2 uses itself or emulates, and those of the GIC that nobody uses. They are never
 /// mapped in a guest's stage 2. `is_v41` says whether an ITS is one of GICv4.1.
 fn kept_frames(machine: &Machine, is_v41: impl Fn(ItsId) -> bool) -> Vec<Range> {
-    /// Control, translation, and with GICv4.1 a frame whose register makes virtual SGIs pending (IHI 0069, 12.18).
-    const ITS_FRAMES: u64 = 3 * 0x1_0000;
     let mut kept = alloc::vec![machine.gic.dist];
     kept.extend(machine.gic.redists.iter());
     kept.extend(machine.gic.unused.iter());
     for (id, its) in (0..).map(ItsId).zip(&machine.gic.itss) {
-        let size = if is_v41(id) { its.control.size.max(ITS_FRAMES) } else { its.control.size };
+        let size = if is_v41(id) { its.control.size.max(ITS_BYTES_V41) } else { its.control.size };
         kept.push(Range::new(its.control.base, size));
     }
     kept.extend(machine.smmus.iter().map(|smmu| smmu.regs));

@@ -69,6 +69,6 @@ pub use events::Batch;
 pub use facts::{Facts, ItsFacts};
 pub use hotplug::{Moved, TakeOutError};
 pub use interface::Interface;
-pub use its::{DeviceQuota, Event, MIN_EVENT_BITS};
+pub use its::{DeviceQuota, Event, ITS_BYTES_V41, MIN_EVENT_BITS};
 pub use layout::{ItsLayout, Layout};
 pub use v4::V4;

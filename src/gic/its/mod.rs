@@ -40,5 +40,7 @@ pub(super) use devices::State;
 pub(super) use queue::{COMMAND_LIMIT_US, Synced, Ticket};
 #[cfg(test)]
 pub(super) use queue::{DEAD_AFTER_US, RING_SIZE};
+pub use regs::gits::BYTES_V41 as ITS_BYTES_V41;
+
 pub(super) use regs::gits::IIDR;
 pub(super) use service::{Its, Plan, collection, quiesce, shares_vpe_table};

@@ -17,6 +17,8 @@ pub mod gits {
     pub const FRAME: u64 = 0x1_0000;
     pub const SGI_FRAME: u64 = 2 * FRAME;
     pub const SGIR: u64 = SGI_FRAME + 0x0020;
+    /// Bytes of the frames of an ITS with GICv4.1: control, translation, and virtual SGIs (IHI 0069, 12.18).
+    pub const BYTES_V41: u64 = SGI_FRAME + FRAME;
 
     const BASER: u64 = 0x0100;
     /// Number of GITS_BASER registers.
