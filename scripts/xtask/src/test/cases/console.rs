@@ -27,10 +27,10 @@ pub fn cases() -> Vec<Case> {
             "a domU that floods the console mixes no lines and its control sequences are shown",
             flood,
         ),
-        case("console-ended", "what is typed for a domain that has powered off goes to nobody", |lab| {
+        case("console-ended", "no domain gets what is typed after the one with the keyboard has powered off", |lab| {
             ends_with_keyboard(lab, "e")
         }),
-        case("console-reset", "what is typed for a domain that has been reset goes to nobody", |lab| {
+        case("console-reset", "no domain gets what is typed after the one with the keyboard has been reset", |lab| {
             ends_with_keyboard(lab, "r")
         }),
     ]
