@@ -97,6 +97,8 @@ impl Printer {
         let focus = self.mux.domain().filter(|_| raw);
         let mut ends = [0; DOMAINS];
         for (domain, ring) in self.turns.rings() {
+            // A domain that goes on would otherwise have each part of a line printed as a line.
+            ring.seal();
             ends[domain] = ring.end();
         }
         let is_done = |turns: &Turns| turns.is_between() && turns.rings().all(|(at, ring)| ring.has_passed(ends[at]));

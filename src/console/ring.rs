@@ -21,6 +21,8 @@ pub struct Ring {
     line: AtomicU64,
     /// Whether the producer waits for room.
     waiting: AtomicBool,
+    /// No more bytes are taken from the producer.
+    sealed: AtomicBool,
 }
 
 impl Ring {
@@ -33,6 +35,7 @@ impl Ring {
             tail: AtomicU64::new(0),
             line: AtomicU64::new(0),
             waiting: AtomicBool::new(false),
+            sealed: AtomicBool::new(false),
         }
     }
 
@@ -74,11 +77,18 @@ impl Ring {
         self.head.load(Ordering::SeqCst) >= end
     }
 
-    /// Appends a byte. Called by the producer. Returns `false` if the ring is full: then the byte is lost.
+    /// From now on, what the producer pushes is lost.
+    pub fn seal(&self) {
+        self.sealed.store(true, Ordering::SeqCst);
+    }
+
+    /// Appends a byte. Called by the producer. Returns `false` if the ring is full or sealed: then the byte is lost.
     pub fn push(&self, byte: u8) -> bool {
         let tail = self.tail.load(Ordering::Relaxed);
         match self.slot(tail) {
-            Some(slot) if self.room() > 0 => slot.store(byte, Ordering::Relaxed),
+            Some(slot) if self.room() > 0 && !self.sealed.load(Ordering::Relaxed) => {
+                slot.store(byte, Ordering::Relaxed)
+            }
             _ => return false,
         }
         self.tail.store(tail.saturating_add(1), Ordering::SeqCst);

@@ -221,3 +221,15 @@ fn lines_of_domains_that_print_at_random_are_never_mixed() {
         assert_eq!(String::from_utf8_lossy(parts), line(domain).trim_end().repeat(lines[domain]));
     }
 }
+
+#[test]
+fn what_a_domain_prints_while_the_machine_stops_is_lost_and_cuts_no_line() {
+    let mut turns = turns(2);
+    say(&turns, 1, b"one\ntw");
+    turns.close_all();
+    turns.rings().for_each(|(_, ring)| ring.seal());
+    assert!(!turns.ring(1).unwrap().push(b'o'));
+    assert_eq!(printed(&mut turns, None, 0), "(d1) one\r\n(d1) tw\r\n");
+    assert!(!turns.ring(1).unwrap().push(b'\n'));
+    assert_eq!(printed(&mut turns, None, 0), "");
+}
