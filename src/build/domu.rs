@@ -67,6 +67,9 @@ fn build_or_log(domains: &Domains, id: DomId) {
 }
 
 fn build(domains: &Domains, id: DomId, config: &DomainConfig) -> Result<(), BuildError> {
+    if let Some(problem) = &config.problem {
+        return Err(BuildError(problem.to_string()));
+    }
     let host = domains.host;
     let count = usize::from(config.cpus);
     // A guest can have its domain built anew at any time, so a heap that is full must not be the end of EL2.

@@ -1,5 +1,6 @@
 //! The description of the machine, as plain data.
 
+use super::domu::{DOMAINS, DomainConfig};
 use super::error::{MachineError, Part};
 use crate::ids::{DeviceIds, Intid, ItsId, Mpidr, Pa};
 use crate::util::range::Range;
@@ -292,33 +293,6 @@ pub struct Module {
     pub bootargs: ArrayString<1024>,
 }
 
-/// A domU to create at boot, as `/chosen` describes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DomainConfig {
-    /// The name of its node.
-    pub name: ArrayString<32>,
-    /// The number of its vCPUs.
-    pub cpus: u16,
-    /// The size of its RAM in bytes.
-    pub memory: u64,
-    /// Whether it has a serial port.
-    pub vpl011: bool,
-    /// The weight of each of its vCPUs in the sharing of CPU time, where the scheduler has weights.
-    pub weight: Option<u32>,
-    /// The limit of the CPU time of each of its vCPUs, in percent of a CPU.
-    pub cap: Option<u32>,
-    /// Its kernel and the files for it.
-    pub modules: ArrayVec<Module, 4>,
-}
-
-impl DomainConfig {
-    /// Returns the first module of a kind.
-    #[must_use]
-    pub fn module(&self, kind: ModuleKind) -> Option<&Module> {
-        self.modules.iter().find(|module| module.kind == kind)
-    }
-}
-
 /// The description of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
@@ -354,9 +328,6 @@ pub struct Machine {
     /// The command line of the hypervisor.
     pub bootargs: ArrayString<2048>,
 }
-
-/// The largest number of domUs in a machine's description.
-pub const DOMAINS: usize = 8;
 
 impl Machine {
     /// An empty description; `const`, so that the real one can be a static.

@@ -12,6 +12,7 @@
 //! | file | content |
 //! |---|---|
 //! | [`machine`] | the description itself |
+//! | [`domu`] | the part of it that describes domUs |
 //! | [`fdt`], [`acpi`] | the two readers |
 //! | [`efi`] | what UEFI adds: configuration file, load options, memory map |
 //! | [`windows`] | PCI windows from the command line |
@@ -20,6 +21,7 @@
 
 pub mod acpi;
 pub mod check;
+pub mod domu;
 pub mod efi;
 pub mod error;
 pub mod fdt;
@@ -29,8 +31,9 @@ pub mod windows;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use domu::{ConfigProblem, DOMAINS, DomainConfig, FUNCTIONS};
 pub use error::{MachineError, Part};
 pub use machine::{
-    CPUS, Conduit, Cpu, DOMAINS, DomainConfig, Gic, GicKind, IdMap, Its, Machine, Module, ModuleKind, MsiDevices,
-    PciHost, PciWindow, PciWindowKind, Smmu, SmmuId, TimerPpis, Uart, UartKind,
+    CPUS, Conduit, Cpu, Gic, GicKind, IdMap, Its, Machine, Module, ModuleKind, MsiDevices, PciHost, PciWindow,
+    PciWindowKind, Smmu, SmmuId, TimerPpis, Uart, UartKind,
 };
