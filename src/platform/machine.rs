@@ -1,7 +1,7 @@
 //! The description of the machine, as plain data.
 
 use super::error::{MachineError, Part};
-use crate::ids::{DeviceIds, Intid, ItsId, Mpidr, Pa};
+use crate::ids::{DeviceIds, Intid, ItsId, Mpidr, Pa, SmmuId};
 use crate::util::range::Range;
 use arrayvec::{ArrayString, ArrayVec};
 
@@ -157,10 +157,6 @@ pub struct PciWindow {
     pub pci_base: u64,
 }
 
-/// An SMMU, as an index into [`Machine::smmus`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SmmuId(pub u8);
-
 /// One entry of `msi-map` or `iommu-map`: requester IDs `rid_base .. rid_base + length` become IDs from `out_base` on
 /// at `target`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,7 +171,6 @@ pub struct IdMap<T> {
     pub length: u32,
 }
 
-#[cfg(test)]
 impl<T: Copy> IdMap<T> {
     /// Translates a requester ID. Returns `None` if this entry does not cover it.
     #[must_use]
@@ -206,7 +201,6 @@ pub struct PciHost {
     pub iommu_map: ArrayVec<IdMap<SmmuId>, 16>,
 }
 
-#[cfg(test)]
 impl PciHost {
     /// Returns the ITS that receives a function's MSIs, and the DeviceID they carry.
     #[must_use]
