@@ -44,6 +44,10 @@ number! {
     DeviceId(u32), "device {:#x}"
 }
 number! {
+    /// An SMMU, as an index into `platform::Machine::smmus`.
+    SmmuId(u8), "SMMU{}"
+}
+number! {
     /// The ID by which an SMMU distinguishes devices; the interconnect adds it to each of their accesses (IHI 0070,
     /// 3.2).
     StreamId(u32), "stream {:#x}"
@@ -107,6 +111,39 @@ impl DeviceIds {
     #[must_use]
     pub fn contains(self, device: DeviceId) -> bool {
         (self.first..=self.last).contains(&device)
+    }
+}
+
+/// Consecutive StreamIDs of an SMMU.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Streams {
+    /// The SMMU.
+    pub smmu: SmmuId,
+    /// The first one.
+    pub first: StreamId,
+    /// The last one.
+    pub last: StreamId,
+}
+
+impl Streams {
+    /// Whether a stream of an SMMU is one of them.
+    #[must_use]
+    pub fn contains(self, smmu: SmmuId, stream: StreamId) -> bool {
+        self.smmu == smmu && (self.first..=self.last).contains(&stream)
+    }
+
+    /// Whether any stream is one of both.
+    #[must_use]
+    pub fn overlaps(self, other: Streams) -> bool {
+        self.smmu == other.smmu && self.first <= other.last && other.first <= self.last
+    }
+}
+
+impl SmmuId {
+    /// Returns the index into the list of SMMUs.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
     }
 }
 

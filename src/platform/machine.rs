@@ -2,7 +2,7 @@
 
 use super::domu::{DOMAINS, DomainConfig};
 use super::error::{MachineError, Part};
-use crate::ids::{DeviceIds, Intid, ItsId, Mpidr, Pa};
+use crate::ids::{DeviceIds, Intid, ItsId, Mpidr, Pa, SmmuId};
 use crate::util::range::Range;
 use arrayvec::{ArrayString, ArrayVec};
 
@@ -158,10 +158,6 @@ pub struct PciWindow {
     pub pci_base: u64,
 }
 
-/// An SMMU, as an index into [`Machine::smmus`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SmmuId(pub u8);
-
 /// One entry of `msi-map` or `iommu-map`: requester IDs `rid_base .. rid_base + length` become IDs from `out_base` on
 /// at `target`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,7 +172,6 @@ pub struct IdMap<T> {
     pub length: u32,
 }
 
-#[cfg(test)]
 impl<T: Copy> IdMap<T> {
     /// Translates a requester ID. Returns `None` if this entry does not cover it.
     #[must_use]
@@ -207,7 +202,6 @@ pub struct PciHost {
     pub iommu_map: ArrayVec<IdMap<SmmuId>, 16>,
 }
 
-#[cfg(test)]
 impl PciHost {
     /// Returns the ITS that receives a function's MSIs, and the DeviceID they carry.
     #[must_use]

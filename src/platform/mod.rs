@@ -31,9 +31,10 @@ pub mod windows;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use crate::ids::SmmuId;
 pub use domu::{ConfigProblem, DOMAINS, DomainConfig, FUNCTIONS};
 pub use error::{MachineError, Part};
 pub use machine::{
     CPUS, Conduit, Cpu, Gic, GicKind, IdMap, Its, Machine, Module, ModuleKind, MsiDevices, PciHost, PciWindow,
-    PciWindowKind, Smmu, SmmuId, TimerPpis, Uart, UartKind,
+    PciWindowKind, Smmu, TimerPpis, Uart, UartKind,
 };
