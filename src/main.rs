@@ -55,6 +55,9 @@ fn start(own: boot::BootInfo) -> ! {
     console::set_onpanic(Facts { off: options.on_panic == OnPanic::Off, psci_by_hvc: None });
     let (memory, cpus) = (machine.memory_size() >> 20, machine.enabled_cpus());
     log::info!("{memory} MiB of memory, {cpus} CPUs, described by {}", own.firmware);
+    for part in &machine.left_out {
+        log::warn!("machine description: too many {}: not all are known", part.plural());
+    }
 
     for smmu in &machine.smmus {
         let base = smmu.regs.base;

@@ -35,6 +35,6 @@ pub use crate::ids::SmmuId;
 pub use domu::{ConfigProblem, DOMAINS, DomainConfig, FUNCTIONS};
 pub use error::{MachineError, Part};
 pub use machine::{
-    CPUS, Conduit, Cpu, Gic, GicKind, IdMap, Its, Machine, Module, ModuleKind, MsiDevices, PciHost, PciWindow,
-    PciWindowKind, Smmu, TimerPpis, Uart, UartKind,
+    CPUS, Conduit, Cpu, DmaReserved, Gic, GicKind, IdMap, Its, Machine, Module, ModuleKind, MsiDevices, PciHost,
+    PciWindow, PciWindowKind, Smmu, TimerPpis, Uart, UartKind,
 };
