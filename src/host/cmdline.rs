@@ -6,6 +6,7 @@
 //! docs/cmdline.md lists all options.
 
 use crate::arch::speculation::{Ssbd, Wanted};
+use crate::util::values::{boolean, size};
 use core::fmt;
 
 /// Names the PCI functions that dom0 does not see; parsed by `build::pci_hide`.
@@ -258,29 +259,9 @@ fn spec_ctrl(list: &str, wanted: &mut Wanted) -> Option<()> {
     Some(())
 }
 
-/// A boolean as Xen writes it.
-fn boolean(text: &str) -> Option<bool> {
-    match text {
-        "yes" | "on" | "true" | "enable" | "1" => Some(true),
-        "no" | "off" | "false" | "disable" | "0" => Some(false),
-        _ => None,
-    }
-}
-
 /// A number of milliseconds, 1 to 1000.
 fn milliseconds(text: &str) -> Option<u32> {
     text.parse().ok().filter(|ms| (1..=1000).contains(ms))
-}
-
-/// A size in bytes, or with one of the suffixes K, M and G.
-fn size(text: &str) -> Option<u64> {
-    let (digits, shift) = match text.char_indices().next_back()? {
-        (at, 'k' | 'K') => (&text[..at], 10),
-        (at, 'm' | 'M') => (&text[..at], 20),
-        (at, 'g' | 'G') => (&text[..at], 30),
-        _ => (text, 0),
-    };
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 pub mod bits;
 pub mod range;
 pub mod runs;
+pub mod values;
 
 /// Bytes of a page: the translation granule of both stages, and the unit of many GIC registers.
 pub const PAGE: u64 = 4096;

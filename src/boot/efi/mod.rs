@@ -110,6 +110,14 @@ struct Payload {
     ramdisk: Option<Range>,
     dtb: Option<&'static [u8]>,
     hypervisor_words: ArrayString<2048>,
+    domains: ArrayVec<DomainFiles, DOMAINS>,
+}
+
+/// A domU, with the places of its files.
+struct DomainFiles {
+    section: DomainSection<'static>,
+    kernel: Range,
+    ramdisk: Option<Range>,
 }
 
 fn run(firmware: &Firmware) -> Outcome<core::convert::Infallible> {
@@ -149,7 +157,8 @@ fn load(firmware: &Firmware) -> Outcome<Payload> {
         firmware.say(format_args!("load options: unknown option `{word}`, ignored"));
     }
     let (volume, path) = find_config(firmware, &loaded, words.config)?;
-    let text = volume.read(firmware, &path)?;
+    let text: &'static [u8] = volume.read(firmware, &path)?;
+    // The section's name is in the load options, which are not static; the domUs are from the file alone.
     let config = Config::parse(text, words.section)
         .map_err(|error| Refusal::new(Status::LOAD_ERROR, format_args!("{path}: {error}")))?;
     firmware.say(format_args!("booting [{}] of {path}", config.section));
@@ -176,6 +185,7 @@ fn load(firmware: &Firmware) -> Outcome<Payload> {
         ramdisk: ramdisk.map(|bytes| range_of(bytes)),
         dtb: dtb.map(|bytes| &*bytes),
         hypervisor_words,
+        domains,
     })
 }
 
