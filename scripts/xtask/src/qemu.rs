@@ -220,13 +220,15 @@ impl Machine {
             qemu.args(["-s", "-S"]);
         }
         qemu.args(&self.extra);
-        if !self.domus.is_empty() || self.device0.is_some() || self.own_words.is_some() {
+        // By UEFI, they are on the disk.
+        let domains = if matches!(self.boot, Boot::Uefi(_)) { &[] } else { &self.domus[..] };
+        if !domains.is_empty() || self.device0.is_some() || self.own_words.is_some() {
             let tree = self
                 .log
                 .as_ref()
                 .map_or_else(|| paths::target().join("domu.dtb"), |log| log.with_file_name("domu.dtb"));
             let own_words = self.own_words.as_deref();
-            domu::equip(&mut qemu, &Extras { domains: &self.domus, device0: self.device0, own_words }, DOMUS, &tree)?;
+            domu::equip(&mut qemu, &Extras { domains, device0: self.device0, own_words }, DOMUS, &tree)?;
         }
         Ok(qemu)
     }
@@ -241,6 +243,7 @@ impl Machine {
             // The board's configuration names the console already.
             append: self.append.replacen(CONSOLE, "", 1).trim().into(),
             hv: self.hv.clone(),
+            domus: self.domus.clone(),
             root: None,
         }
     }

@@ -328,7 +328,7 @@ fn headings(text: &str) -> impl Iterator<Item = (usize, &str)> {
 }
 
 /// Returns the pairs of a section with their line numbers. A section may be in several parts of the file.
-fn pairs<'a>(text: &'a str, is_section: impl Fn(&str) -> bool) -> impl Iterator<Item = (usize, &'a str, &'a str)> {
+fn pairs(text: &str, is_section: impl Fn(&str) -> bool) -> impl Iterator<Item = (usize, &str, &str)> {
     let mut inside = false;
     items(text).filter_map(move |(line, item)| match item {
         Ok(Item::Section(name)) => {

@@ -9,7 +9,7 @@ use crate::session::{NEXT, Session};
 use crate::test::{Case, Lab, Verdict};
 
 /// dom0 has two of the four CPUs; the domUs have the others.
-const HV: &str = "dom0_max_vcpus=2";
+pub(super) const HV: &str = "dom0_max_vcpus=2";
 
 /// Restarts of a small domain.
 const RESETS: usize = 200;
@@ -77,10 +77,19 @@ pub(super) fn free(line: &str) -> Option<&str> {
 }
 
 fn linux(lab: &Lab) -> Verdict {
-    let domu = DomU { initrd: Some(paths::initramfs()), cpus: 2, mem: 512, ..DomU::default() };
-    let machine = machine(lab, domu);
+    second_linux(lab, &machine(lab, second_domu()))
+}
+
+/// A Linux with two vCPUs.
+pub(super) fn second_domu() -> DomU {
+    DomU { initrd: Some(paths::initramfs()), cpus: 2, mem: 512, ..DomU::default() }
+}
+
+/// Runs a machine of [`machine`] with [`second_domu`]: a command that is typed there is answered, it powers off, and its
+/// memory is free again.
+pub(super) fn second_linux(lab: &Lab, machine: &Machine) -> Verdict {
     let (mut moved, mut answered, mut gone) = (false, false, false);
-    let transcript = lab.watch(&machine, 150, |session, line| {
+    let transcript = lab.watch(machine, 150, |session, line| {
         let say = |failure: crate::fail::Failure| failure.text;
         if line.starts_with("(d1) A shell of the test initramfs") {
             session.type_in(NEXT).map_err(say)?;
