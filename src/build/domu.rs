@@ -70,6 +70,9 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig) -> Result<(), Buil
     if let Some(problem) = &config.problem {
         return Err(BuildError(problem.to_string()));
     }
+    if let Some(function) = config.pci.first() {
+        return Err(BuildError(alloc::format!("{function}: a domU cannot get a PCI function yet")));
+    }
     let host = domains.host;
     let count = usize::from(config.cpus);
     // A guest can have its domain built anew at any time, so a heap that is full must not be the end of EL2.

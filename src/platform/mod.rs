@@ -6,7 +6,8 @@
 //! that it never changes.
 //!
 //! It does not use the heap, because it is needed to find the memory for the heap. Capacities are fixed, and a machine
-//! that exceeds one is refused with an error, never truncated. It takes about 60 KiB, so it must be in a static (see
+//! that exceeds one is refused with an error, never truncated; only devices behind SMMUs may be left out, and
+//! [`Machine::left_out`] says so. It takes about 90 KiB, so it must be in a static (see
 //! [`Machine::new`]) and not on a boot stack.
 //!
 //! | file | content |
