@@ -47,6 +47,10 @@ number! {
     EventId(u32), "event {}"
 }
 number! {
+    /// The ID by which an SMMU distinguishes devices.
+    StreamId(u32), "stream {:#x}"
+}
+number! {
     /// An ITS, as an index into `platform::Gic::itss`.
     ItsId(u8), "ITS{}"
 }
