@@ -4,6 +4,7 @@
 //! reset state is not guaranteed. Where EL2 does not use the SMMU (`iommu=off`), it is explicitly set to pass every
 //! transaction unchanged, and the setting is read back (IHI 0070: SMMU_CR0, SMMU_GBPA). dom0 does not see the SMMU,
 //! because both EL2 and dom0 controlling it would end in translation faults.
+#![allow(clippy::arithmetic_side_effects, reason = "what is added are fields of registers, not integers")]
 
 use super::LIMIT_US;
 use super::control;

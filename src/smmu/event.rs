@@ -136,3 +136,26 @@ impl fmt::Display for EventKind {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::ToString;
+
+    #[test]
+    fn records_are_decoded_as_the_manual_has_them() {
+        // F_PERMISSION of stage 2 (bit 103), CLASS = IN (bits 105:104), a write: RnW, bit 99, is 0.
+        let record = [0x0001_2345_0000_0013, 0x0000_0280_0000_0000, 0x4_5678_9abc, 0x4_5678_9000];
+        let write = Event::decode(record);
+        let access = Some(Access { address: Ipa(0x4_5678_9abc), write: true });
+        assert_eq!(write, Event::Stream { stream: StreamId(0x1_2345), kind: EventKind::Permission, access });
+        assert_eq!(write.to_string(), "stream 0x12345: write of 0x456789abc: not permitted");
+        // A read, with a substream that is ignored.
+        let read = Event::decode([0x18_0004_5810, 0x288_0000_0000, 0x1000, 0x1000]);
+        assert_eq!(read.to_string(), "stream 0x18: read of 0x1000: not mapped");
+        // C_BAD_STREAMID has no address.
+        let bad = Event::decode([0xffff_ffff_0000_0002, 0, 0x55, 0]);
+        assert_eq!(bad, Event::Stream { stream: StreamId(u32::MAX), kind: EventKind::BadStream, access: None });
+        assert_eq!(Event::decode([0xe0, 0, 0, 0]).to_string(), "stream 0x0: event 0xe0");
+    }
+}

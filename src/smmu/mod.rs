@@ -12,11 +12,13 @@
 //! | `control` | registers that acknowledge an update |
 //! | `facts` | what an SMMU can do |
 //! | `regs` | registers and their fields |
+//! | `range` | ranges of streams and addresses as commands |
 //! | `command`, `queue` | commands, and the queue that carries them, with deadlines and errors |
 //! | `ste`, `stream_table` | the entry of a stream, and the table of all |
-//! | `event`, `event_queue` | events: what devices did that they may not, and the queue that carries them |
-//! | `global_errors` | errors of the SMMU itself (GERROR) |
+//! | `event` | event records: what devices did that they may not |
+//! | `faults` | the event queue, and errors of the SMMU itself (GERROR) |
 //! | `error` | [`SmmuError`] |
+//! | `testing` | tests: an SMMU that executes commands and nothing else |
 #![deny(
     clippy::panic,
     clippy::unwrap_used,
@@ -35,6 +37,7 @@
     )
 )]
 
+mod bringup;
 mod bypass;
 mod command;
 mod control;
@@ -42,8 +45,16 @@ mod driver;
 mod error;
 mod event;
 mod facts;
-mod global_errors;
+mod faults;
+mod queue;
+mod range;
 mod regs;
+mod ste;
+mod stream_table;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use bypass::bypass;
 pub use command::Command;
@@ -51,7 +62,7 @@ pub use driver::Smmu;
 pub use error::{BadView, Reason, SmmuError};
 pub use event::{Access, Event, EventKind};
 pub use facts::Facts;
-pub use global_errors::Errors;
+pub use faults::Errors;
 
 use crate::ids::VmId;
 use crate::mm::stage2::Fwb;
