@@ -172,7 +172,9 @@ impl<H: Hw> Core<H> {
     /// If an operation has failed, makes the SMMU forget all that it has cached.
     fn recover(&mut self, faults: &Lock<Faults<H>>) -> Result<(), SmmuError> {
         if self.uncertain {
-            self.run(faults, [Command::cfgi_all(), Command::tlbi_nsnh_all()])?;
+            // Not in one go: until the first is complete, an old entry may fill the TLB again (4.3.6).
+            self.run(faults, [Command::cfgi_all()])?;
+            self.run(faults, [Command::tlbi_nsnh_all()])?;
             self.uncertain = false;
             self.table.free_unused();
         }

@@ -19,6 +19,7 @@
 //! | `faults` | the event queue, and errors of the SMMU itself (GERROR) |
 //! | `error` | [`SmmuError`] |
 //! | `testing` | tests: an SMMU that executes commands and nothing else |
+//! | `property_tests` | random operations on the executable SMMU (`tests/smmu-model`) |
 #![deny(
     clippy::panic,
     clippy::unwrap_used,
@@ -46,6 +47,8 @@ mod error;
 mod event;
 mod facts;
 mod faults;
+#[cfg(test)]
+mod property_tests;
 mod queue;
 mod range;
 mod regs;
