@@ -54,7 +54,7 @@ pub enum BadView {
         /// The bits of the SMMU.
         smmu: u8,
     },
-    /// The root table is beyond the output address size.
+    /// The root table is beyond the output address size, or not aligned to its size.
     Root(Pa),
     /// VTCR_EL2 has a granule other than 4 KiB or a reserved value.
     Vtcr(u64),
@@ -116,7 +116,7 @@ impl fmt::Display for BadView {
             BadView::AddressBits { view, smmu } => {
                 write!(f, "the stage 2 has addresses of {view} bits, the SMMU of {smmu} bits")
             }
-            BadView::Root(pa) => write!(f, "the SMMU cannot address the stage 2 tables at {pa}"),
+            BadView::Root(pa) => write!(f, "the stage 2 tables at {pa} are misaligned, or out of reach of the SMMU"),
             BadView::Vtcr(vtcr) => {
                 write!(f, "the SMMU does not support stage 2 tables as VTCR_EL2 = {vtcr:#x} has them")
             }

@@ -14,7 +14,7 @@
 //! | `regs` | registers and their fields |
 //! | `range` | ranges of streams and addresses as commands |
 //! | `command`, `queue` | commands, and the queue that carries them, with deadlines and errors |
-//! | `ste`, `stream_table` | the entry of a stream, and the table of all |
+//! | `ste`, `stream_table`, `shape` | the entry of a stream, the table of all, and its division into leaves |
 //! | `event` | event records: what devices did that they may not |
 //! | `faults` | the event queue, and errors of the SMMU itself (GERROR) |
 //! | `error` | [`SmmuError`] |
@@ -52,6 +52,7 @@ mod property_tests;
 mod queue;
 mod range;
 mod regs;
+mod shape;
 mod ste;
 mod stream_table;
 #[cfg(test)]

@@ -87,7 +87,9 @@ fn check(view: &View, facts: &Facts) -> Result<(), BadView> {
         2 => (16..=24).contains(&t0sz),
         _ => false,
     };
-    if !fits || tg0 != 0 || view.vtcr & VTCR_LPA2 != 0 {
+    // A walk from level 0 is reserved where addresses have fewer than 44 bits.
+    let reserved = sl0 == 2 && facts.address_bits < 44;
+    if !fits || reserved || tg0 != 0 || view.vtcr & VTCR_LPA2 != 0 {
         return Err(BadView::Vtcr(view.vtcr));
     }
     let output = address_bits(ps);
@@ -95,8 +97,11 @@ fn check(view: &View, facts: &Facts) -> Result<(), BadView> {
     if bits > facts.address_bits {
         return Err(BadView::AddressBits { view: bits, smmu: facts.address_bits });
     }
+    // Tables that are concatenated are aligned to their total size. The SMMU would ignore the bits below.
+    let resolved = 39u8.saturating_sub(9u8.saturating_mul(2u8.saturating_sub(sl0)));
+    let first = 12u8.max(3u8.saturating_add(64u8.saturating_sub(t0sz)).saturating_sub(resolved));
     let root = view.vttbr & S2TTB;
-    if root >> output != 0 {
+    if root >> output != 0 || root & !(u64::MAX << first) != 0 {
         return Err(BadView::Root(Pa(root)));
     }
     if view.fwb == Fwb::On && !facts.fwb {
@@ -157,11 +162,18 @@ mod tests {
         // Output of 36 bits, but still input of 40.
         assert_eq!(bad(&|v| v.vtcr = VTCR & !(7 << 16) | 1 << 16, small), bits);
         assert_eq!(bad(&|v| v.vttbr = 1 << 40, facts()), SmmuError::BadView(BadView::Root(Pa(1 << 40))));
+        // Two concatenated tables, of which the second one is the root.
+        assert_eq!(bad(&|v| v.vttbr = 0x4567_9000, facts()), SmmuError::BadView(BadView::Root(Pa(0x4567_9000))));
         assert_eq!(bad(&|v| v.fwb = Fwb::On, facts()), SmmuError::BadView(BadView::Fwb));
         // A granule of 64 KiB, LPA2, a walk from a reserved level, and input sizes that do not go with the level.
         for vtcr in [VTCR | 1 << 14, VTCR | 1 << 32, VTCR | 3 << 6, VTCR & !0x3f | 34, VTCR & !0x3f | 20, VTCR & !0xff]
         {
             assert_eq!(bad(&|v| v.vtcr = vtcr, facts()), SmmuError::BadView(BadView::Vtcr(vtcr)), "{vtcr:#x}");
         }
+        // 40 bits from level 0, which is for SMMUs of 44 bits or more.
+        let vtcr = VTCR & !0xc0 | 2 << 6;
+        assert!(Translation::new(&View { vtcr, ..view() }, &facts()).is_ok());
+        let medium = Facts { address_bits: 42, ..facts() };
+        assert_eq!(bad(&|v| v.vtcr = vtcr, medium), SmmuError::BadView(BadView::Vtcr(vtcr)));
     }
 }

@@ -25,6 +25,7 @@
 
 use super::error::SmmuError;
 use super::facts::Facts;
+use super::shape::{DESCRIPTOR, Parts, Shape};
 use super::ste::{ABORT, SIZE, TRANSLATE, Translation};
 use crate::ids::{Pa, StreamId};
 use crate::mmio::{Coherence, Hw};
@@ -33,105 +34,10 @@ use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 use core::ops::{Range, RangeInclusive};
 
-/// Bytes of a first-level descriptor.
-const DESCRIPTOR: u64 = 8;
 /// L2Ptr of a first-level descriptor, bits 55:6.
 const L2PTR: u64 = 0x00ff_ffff_ffff_ffc0;
 /// Bytes of a word of an entry.
 const WORD: u64 = 8;
-
-/// The shape of a stream table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
-    /// log2 of the number of streams.
-    pub bits: u8,
-    /// log2 of the number of entries of a leaf: all of a linear table, or SPLIT.
-    pub leaf_bits: u8,
-    /// Whether there are first-level descriptors.
-    pub two_levels: bool,
-}
-
-impl Shape {
-    /// The shape of the table for an SMMU: the smallest leaves with which the first level has at most 256 KiB.
-    pub fn new(facts: &Facts) -> Shape {
-        let bits = facts.stream_bits;
-        let leaf_bits = match bits {
-            ..=18 => 6,
-            19..=21 => 8,
-            _ => 10,
-        };
-        if facts.two_levels && bits > leaf_bits {
-            Shape { bits, leaf_bits, two_levels: true }
-        } else {
-            Shape { bits, leaf_bits: bits, two_levels: false }
-        }
-    }
-
-    /// Bytes of a leaf.
-    const fn leaf_size(self) -> usize {
-        (SIZE as usize).wrapping_shl(self.leaf_bits as u32)
-    }
-
-    /// The number of entries of a leaf.
-    const fn leaf_entries(self) -> u64 {
-        1u64.wrapping_shl(self.leaf_bits as u32)
-    }
-
-    /// The number of leaves, or of first-level descriptors.
-    const fn leaves(self) -> u64 {
-        1u64.wrapping_shl(self.bits.saturating_sub(self.leaf_bits) as u32)
-    }
-
-    /// Bytes of the table that STRTAB_BASE points at.
-    const fn root_size(self) -> usize {
-        if self.two_levels { self.leaves().wrapping_mul(DESCRIPTOR) as usize } else { self.leaf_size() }
-    }
-
-    /// The leaves of these streams, all in the table.
-    fn parts(self, streams: &RangeInclusive<StreamId>) -> Parts {
-        let entries = self.leaf_entries();
-        let leaf_of = |stream: u64| stream.wrapping_shr(self.leaf_bits.into());
-        let index_of = |stream: u64| stream & entries.saturating_sub(1);
-        let (first, last) = (u64::from(streams.start().0), u64::from(streams.end().0));
-        let end = last.saturating_add(1);
-        // Leaves from the first one that begins in the range, up to the last one that ends in it. A linear table's leaf
-        // is never replaced.
-        let whole = leaf_of(first.saturating_add(entries.saturating_sub(1)))..leaf_of(end);
-        let mut parts = Parts { edges: ArrayVec::new(), whole };
-        if !self.two_levels || parts.whole.is_empty() {
-            parts.whole = 0..0;
-            let (low, high) = (leaf_of(first), leaf_of(last));
-            let split = if low == high { index_of(last) } else { entries.saturating_sub(1) };
-            parts.edges.push(Edge { leaf: low, entries: index_of(first)..split.saturating_add(1) });
-            if low != high {
-                parts.edges.push(Edge { leaf: high, entries: 0..index_of(end) });
-            }
-            return parts;
-        }
-        if index_of(first) != 0 {
-            parts.edges.push(Edge { leaf: leaf_of(first), entries: index_of(first)..entries });
-        }
-        if index_of(end) != 0 {
-            parts.edges.push(Edge { leaf: leaf_of(end), entries: 0..index_of(end) });
-        }
-        parts
-    }
-}
-
-/// A range of streams, by leaves.
-struct Parts {
-    /// The leaves of which the range has a part.
-    edges: ArrayVec<Edge, 2>,
-    /// The leaves that the range has as a whole.
-    whole: Range<u64>,
-}
-
-/// A part of a leaf.
-#[derive(Clone)]
-struct Edge {
-    leaf: u64,
-    entries: Range<u64>,
-}
 
 /// What happens to streams after [`StreamTable::abort`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -44,7 +44,7 @@ pub fn described() -> machine::Smmu {
 
 /// A view with a VMID and root table of this number.
 pub fn view(n: u16) -> View {
-    View { vmid: VmId(n), vttbr: 0x8000_0000 + (u64::from(n) << 12), vtcr: 0x8002_3558, fwb: Fwb::Off }
+    View { vmid: VmId(n), vttbr: 0x8000_0000 + (u64::from(n) << 13), vtcr: 0x8002_3558, fwb: Fwb::Off }
 }
 
 /// What a stream reaches, as an entry says.
