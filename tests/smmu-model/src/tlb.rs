@@ -57,6 +57,12 @@ pub(crate) struct Scope {
 }
 
 impl Scope {
+    /// Whether translations of an address are covered.
+    pub(crate) fn reaches(&self, vmid: u16, address: u64) -> bool {
+        self.vmid.is_none_or(|v| v == vmid)
+            && self.range.is_none_or(|(first, size)| address >= first && address - first < size)
+    }
+
     fn covers(&self, leaf: &Leaf) -> bool {
         self.range.is_none_or(|(first, size)| leaf.overlaps(first, size)) && self.level.is_none_or(|l| l == leaf.level)
     }

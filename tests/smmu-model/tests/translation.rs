@@ -389,12 +389,15 @@ fn a_transaction_ends_before_the_sync_after_the_invalidation_of_its_translation(
     let (mut b, tables) = bench();
     b.m.dma_write_later(5, IPA, &[1]).expect("mapped");
     b.put(entry(tables[2], IPA, 3), 0);
+    b.run(&[s2_ipa(7, IPA + 0x1000, 1), s12_vmall(8), cfgi_ste(6, 1)]);
+    assert!(b.m.take_landings().is_empty(), "other invalidations do not wait for it");
     b.commands(&[s2_ipa(7, IPA, 1)]);
     b.m.advance_us(100);
     assert!(b.m.take_landings().is_empty());
     b.sync();
     assert_eq!(b.m.take_landings()[0].physical, OUT);
     b.m.dma_write_later(5, IPA, &[1]).expect_err("not mapped any more");
+    b.m.assert_clean();
 }
 
 #[test]
