@@ -312,24 +312,23 @@ impl State {
 
     fn synchronize(&mut self) {
         let pending = std::mem::take(&mut self.commands.pending);
-        // Transactions that used what is invalidated end first.
-        if !pending.is_empty() || matches!(self.cfg.staleness, Staleness::Immediate | Staleness::OnUse) {
-            self.land_all();
-        }
         let (streams, others): (Vec<Invalidation>, Vec<Invalidation>) =
             pending.into_iter().partition(|i| matches!(i, Invalidation::Streams { .. }));
         others.into_iter().chain(streams).for_each(|i| self.invalidate(i));
     }
 
+    /// Carries out an invalidation, after the transactions that have used what is invalidated.
     fn invalidate(&mut self, invalidation: Invalidation) {
         match invalidation {
             Invalidation::Streams { first, last, descriptors } => {
+                self.land_those(|p| (first..=last).contains(&p.landing.stream));
                 self.invalidate_streams(first, last, descriptors);
                 if (first, last) == (0, u32::MAX) {
                     self.unknown.streams = false;
                 }
             }
             Invalidation::Translations(scope) => {
+                self.land_those(|p| p.vmid.is_some_and(|vmid| scope.reaches(vmid, p.landing.address)));
                 self.invalidate_translations(scope);
                 if scope.vmid.is_none() {
                     self.unknown.translations = false;

@@ -65,6 +65,20 @@ pub struct Landing {
     pub descriptor: Option<u64>,
 }
 
+/// The result of a translation.
+struct Translated {
+    physical: u64,
+    /// VMID and descriptor, if it was translated.
+    stage2: Option<(u16, u64)>,
+}
+
+/// A part of a transaction that was let through, and has not landed.
+pub(crate) struct Passed {
+    pub(crate) landing: Landing,
+    pub(crate) vmid: Option<u16>,
+    bytes: Vec<u8>,
+}
+
 impl State {
     /// Aborts a transaction, with an event if `recorded`.
     fn abort(&mut self, why: Why, event: Option<[u64; 4]>) -> Aborted {
@@ -79,8 +93,8 @@ impl State {
         if new != old && !self.stale() { new } else { old }
     }
 
-    /// Translates the address of a part of a transaction. Returns the physical address and the descriptor.
-    pub(crate) fn translate(&mut self, cause: Cause) -> Result<(u64, Option<u64>), Aborted> {
+    /// Translates the address of a part of a transaction.
+    fn translate(&mut self, cause: Cause) -> Result<Translated, Aborted> {
         let Cause { stream, address, .. } = cause;
         if self.failed() {
             return Err(self.abort(Why::ServiceFailure, None));
@@ -95,7 +109,7 @@ impl State {
             if gbpa & ABORT != 0 || !implemented {
                 return Err(self.abort(Why::Disabled, None));
             }
-            return Ok((address, None));
+            return Ok(Translated { physical: address, stage2: None });
         }
         let ste = match self.look_up(stream) {
             Ok(ste) => ste,
@@ -110,7 +124,7 @@ impl State {
             Action::Bypass | Action::Translate(_) if !implemented => {
                 Err(self.abort(Why::AddressSize, Some(record(F_ADDR_SIZE, cause, false, 0))))
             }
-            Action::Bypass => Ok((address, None)),
+            Action::Bypass => Ok(Translated { physical: address, stage2: None }),
             Action::Translate(stage2) => {
                 let found = self.through_stage2(&stage2, cause);
                 found.map_err(|(why, kind, fetch)| {
@@ -122,7 +136,7 @@ impl State {
         }
     }
 
-    fn through_stage2(&mut self, stage2: &Stage2, cause: Cause) -> Result<(u64, Option<u64>), (Why, u8, u64)> {
+    fn through_stage2(&mut self, stage2: &Stage2, cause: Cause) -> Result<Translated, (Why, u8, u64)> {
         if std::mem::take(&mut self.faults.tlb_conflict) {
             return Err((Why::TlbConflict, F_TLB_CONFLICT, 0));
         }
@@ -138,75 +152,77 @@ impl State {
         if !leaf.allows(cause.write) {
             return Err((Why::Permission, F_PERMISSION, 0));
         }
-        Ok((leaf.output_of(cause.address), Some(leaf.word)))
+        Ok(Translated { physical: leaf.output_of(cause.address), stage2: Some((stage2.vmid, leaf.word)) })
     }
 
     /// Translates a transaction, page by page, until one aborts. Returns what was let through before.
-    pub(crate) fn pass(
-        &mut self,
-        stream: u32,
-        address: u64,
-        size: u64,
-        write: bool,
-    ) -> (Vec<Landing>, Result<(), Aborted>) {
-        let mut landings = Vec::new();
+    fn pass(&mut self, stream: u32, address: u64, size: u64, write: bool) -> (Vec<Passed>, Result<(), Aborted>) {
+        let mut passed = Vec::new();
         let mut done = 0;
         while done < size {
             let at = address.wrapping_add(done);
             let part = (size - done).min(4096 - at % 4096);
             match self.translate(Cause { stream, address: at, write }) {
-                Ok((physical, descriptor)) => {
-                    landings.push(Landing { stream, address: at, physical, size: part, write, descriptor });
+                Ok(Translated { physical, stage2 }) => {
+                    let descriptor = stage2.map(|(_, word)| word);
+                    let landing = Landing { stream, address: at, physical, size: part, write, descriptor };
+                    passed.push(Passed { landing, vmid: stage2.map(|(vmid, _)| vmid), bytes: Vec::new() });
                 }
-                Err(aborted) => return (landings, Err(aborted)),
+                Err(aborted) => return (passed, Err(aborted)),
             }
             done += part;
         }
-        (landings, Ok(()))
+        (passed, Ok(()))
     }
 
     /// Carries out a part of a write.
-    fn land(&mut self, landing: Landing, bytes: &[u8]) {
+    fn land(&mut self, passed: &Passed) {
+        let landing = passed.landing;
         if let Some(used) = self.mem.used_by(landing.physical, landing.size) {
             let Landing { stream, physical, .. } = landing;
             self.flag("memory", format!("stream {stream:#x} writes to {physical:#x}, which is in use as {used}"));
         }
         // A write outside of allocated RAM may be one to a device.
-        let _ = self.mem.device_write(landing.physical, bytes, self.device_snoop());
+        let _ = self.mem.device_write(landing.physical, &passed.bytes, self.device_snoop());
         self.landings.push(landing);
     }
 
-    pub(crate) fn write(&mut self, stream: u32, address: u64, bytes: &[u8]) -> Result<(), Aborted> {
-        let (landings, end) = self.pass(stream, address, bytes.len() as u64, true);
-        for landing in landings {
-            let from = (landing.address.wrapping_sub(address)) as usize;
-            self.land(landing, &bytes[from..from + landing.size as usize]);
+    /// Translates a write.
+    fn pass_write(&mut self, stream: u32, address: u64, bytes: &[u8]) -> (Vec<Passed>, Result<(), Aborted>) {
+        let (mut passed, end) = self.pass(stream, address, bytes.len() as u64, true);
+        for p in &mut passed {
+            let from = p.landing.address.wrapping_sub(address) as usize;
+            p.bytes = bytes[from..from + p.landing.size as usize].to_vec();
         }
+        (passed, end)
+    }
+
+    pub(crate) fn write(&mut self, stream: u32, address: u64, bytes: &[u8]) -> Result<(), Aborted> {
+        let (passed, end) = self.pass_write(stream, address, bytes);
+        passed.iter().for_each(|p| self.land(p));
         end
     }
 
     /// Translates a write, which takes place later.
     pub(crate) fn write_later(&mut self, stream: u32, address: u64, bytes: &[u8]) -> Result<(), Aborted> {
-        let (landings, end) = self.pass(stream, address, bytes.len() as u64, true);
-        for landing in landings {
-            let from = (landing.address.wrapping_sub(address)) as usize;
-            self.in_flight.push((landing, bytes[from..from + landing.size as usize].to_vec()));
-        }
+        let (passed, end) = self.pass_write(stream, address, bytes);
+        self.in_flight.extend(passed);
         end
     }
 
-    /// Carries out all writes that are under way.
-    pub(crate) fn land_all(&mut self) {
-        for (landing, bytes) in std::mem::take(&mut self.in_flight) {
-            self.land(landing, &bytes);
-        }
+    /// Carries out the writes under way that `which` names.
+    pub(crate) fn land_those(&mut self, which: impl Fn(&Passed) -> bool) {
+        let (due, rest) = std::mem::take(&mut self.in_flight).into_iter().partition(which);
+        self.in_flight = rest;
+        let due: Vec<Passed> = due;
+        due.iter().for_each(|p| self.land(p));
     }
 
     pub(crate) fn read(&mut self, stream: u32, address: u64, size: u64) -> Result<Vec<u8>, Aborted> {
-        let (landings, end) = self.pass(stream, address, size, false);
+        let (passed, end) = self.pass(stream, address, size, false);
         let mut bytes = vec![0; size as usize];
-        for landing in landings {
-            let from = (landing.address.wrapping_sub(address)) as usize;
+        for Passed { landing, .. } in passed {
+            let from = landing.address.wrapping_sub(address) as usize;
             let part = &mut bytes[from..from + landing.size as usize];
             let _ = self.mem.device_read(landing.physical, part, self.device_snoop());
             self.landings.push(landing);

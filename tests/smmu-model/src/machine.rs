@@ -6,7 +6,7 @@
 use crate::cmdq::{Commands, Unknown};
 use crate::command::Command;
 use crate::config::{Config, Firmware, Staleness};
-use crate::dma::{Aborted, Landing};
+use crate::dma::{Aborted, Landing, Passed};
 use crate::faults::{Armed, Fault};
 use crate::memory::{Allocation, Memory, Trouble};
 use crate::regs::{CMDQEN, EVENTQEN, Regs, SMMUEN};
@@ -50,7 +50,7 @@ pub(crate) struct State {
     pub(crate) streams: Streams,
     pub(crate) tlb: Tlb,
     pub(crate) faults: Armed,
-    pub(crate) in_flight: Vec<(Landing, Vec<u8>)>,
+    pub(crate) in_flight: Vec<Passed>,
     pub(crate) landings: Vec<Landing>,
     pub(crate) events: Vec<[u64; 4]>,
     pub(crate) interrupts: Vec<Interrupt>,
@@ -363,8 +363,8 @@ impl Machine {
         s.write(stream, address, bytes)
     }
 
-    /// A device starts a write to memory. It is translated now, and carried out when a SYNC or a change of SMMUEN has to
-    /// wait for it, or by [`land`](Machine::land).
+    /// A device starts a write to memory. It is translated now, and carried out when a SYNC has to wait for it, because
+    /// what it used is invalidated, or by [`land`](Machine::land).
     ///
     /// # Errors
     ///
@@ -379,7 +379,7 @@ impl Machine {
     pub fn land(&self) {
         let mut s = self.lock();
         s.settle();
-        s.land_all();
+        s.land_those(|_| true);
     }
 
     /// A device reads memory. Memory that is not allocated reads as zero.

@@ -457,8 +457,5 @@ impl State {
         if cleared & SMMUEN != 0 {
             self.close_streams();
         }
-        if done & SMMUEN != 0 {
-            self.land_all();
-        }
     }
 }

@@ -275,7 +275,11 @@ impl State {
     /// Finds the stage 2 tables of the STEs of an array.
     fn bind_array(&mut self, array: Array) {
         for n in 0..array.count {
-            let now = self.read_ste(array.at + u64::from(n) * 64).0;
+            let (now, trouble) = self.read_ste(array.at + u64::from(n) * 64);
+            // What is not published has been reported for the array as a whole.
+            if trouble.is_some() {
+                continue;
+            }
             if ste::valid(&now) || self.streams.stes.contains_key(&(array.first + n)) {
                 self.check_ste(array.first + n, &now);
                 self.bind_stream(array.first + n, &now);

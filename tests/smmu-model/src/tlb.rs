@@ -57,6 +57,12 @@ pub(crate) struct Scope {
 }
 
 impl Scope {
+    /// Whether translations of an address are covered.
+    pub(crate) fn reaches(&self, vmid: u16, address: u64) -> bool {
+        self.vmid.is_none_or(|v| v == vmid)
+            && self.range.is_none_or(|(first, size)| address >= first && address - first < size)
+    }
+
     fn covers(&self, leaf: &Leaf) -> bool {
         self.range.is_none_or(|(first, size)| leaf.overlaps(first, size)) && self.level.is_none_or(|l| l == leaf.level)
     }
@@ -140,7 +146,9 @@ impl State {
             }
         }
         let trouble = self.mem.trouble(place.at, place.bytes(), self.walk_snoop(stage2));
-        self.flag_memory("3.21.1", "a stage 2 table that the SMMU can reach", place.at, trouble);
+        if self.flag_memory("3.21.1", "a stage 2 table that the SMMU can reach", place.at, trouble) {
+            return;
+        }
         for entry in 0..place.entries {
             self.descriptor_added(stage2, place, entry);
         }
@@ -160,21 +168,27 @@ impl State {
         }
     }
 
+    /// Whether a change between this block and smaller blocks or pages needs break-before-make.
+    fn sizes_matter(&self, block: u64) -> bool {
+        self.cfg.bbml == 0 || (self.cfg.bbml == 1 && block & NT == 0)
+    }
+
     /// Records a violation if a new translation contradicts one that may be cached.
     fn check_break(&mut self, stage2: &Stage2, new: Leaf) {
         let Some(space) = self.tlb.spaces.get(&stage2.vmid) else { return };
-        let sizes_matter = self.cfg.bbml < 2 && (self.cfg.bbml == 0 || new.word & NT == 0);
+        let sizes = self.sizes_matter(new.word);
         let contradicts = |old: &Leaf| {
             let at = old.first.max(new.first);
             old.overlaps(new.first, new.size())
                 && (old.output_of(at) != new.output_of(at)
                     || old.attributes() != new.attributes()
-                    || (old.level != new.level && sizes_matter))
+                    || (old.level < new.level && self.sizes_matter(old.word))
+                    || (old.level > new.level && sizes))
         };
         let below = |t: &Table| !t.live && t.place.overlaps(new.first, new.size()) && t.place.level > new.level;
         let why = if let Some(old) = space.leaves.iter().find(|l| contradicts(l)) {
             format!("{:#x} was mapped to {:#x}", old.first, old.output)
-        } else if sizes_matter && space.tables.iter().any(below) {
+        } else if sizes && space.tables.iter().any(below) {
             "it was mapped by a table".into()
         } else {
             return;
@@ -191,10 +205,10 @@ impl State {
         let Some(space) = self.tlb.spaces.get(&stage2.vmid) else { return };
         let other =
             |t: &Table| !t.live && t.place.level == new.level && t.place.first == new.first && t.place.at != new.at;
-        let block = |l: &Leaf| l.level < new.level && l.overlaps(new.first, new.span());
+        let block = |l: &Leaf| l.level < new.level && l.overlaps(new.first, new.span()) && self.sizes_matter(l.word);
         let why = if space.tables.iter().any(other) {
             "another table"
-        } else if self.cfg.bbml == 0 && space.leaves.iter().any(block) {
+        } else if space.leaves.iter().any(block) {
             "a block"
         } else {
             return;

@@ -95,23 +95,43 @@ impl Bench {
     /// With both queues enabled.
     pub fn queues(c: Config) -> Bench {
         let b = Bench::new(c);
-        b.w32(CR1, 0xd75);
-        b.w32(CR2, 2);
-        b.w64(STRTAB_BASE, b.table);
-        b.w32(STRTAB_BASE_CFG, b.format);
-        b.w64(CMDQ_BASE, b.queue | u64::from(b.bits.0));
-        b.w32(CMDQ_PROD, 0);
-        b.w32(CMDQ_CONS, 0);
-        b.w64(EVENTQ_BASE, b.events | u64::from(b.bits.1));
-        b.w32(EVENTQ_PROD, 0);
-        b.w32(EVENTQ_CONS, 0);
-        b.cr0(CMDQEN | EVENTQEN);
+        b.program();
         b
+    }
+
+    /// Writes the registers and enables the queues.
+    pub fn program(&self) {
+        self.w32(CR1, 0xd75);
+        self.w32(CR2, 2);
+        self.w64(STRTAB_BASE, self.table);
+        self.w32(STRTAB_BASE_CFG, self.format);
+        self.w64(CMDQ_BASE, self.queue | u64::from(self.bits.0));
+        self.w32(CMDQ_PROD, 0);
+        self.w32(CMDQ_CONS, 0);
+        self.w64(EVENTQ_BASE, self.events | u64::from(self.bits.1));
+        self.w32(EVENTQ_PROD, 0);
+        self.w32(EVENTQ_CONS, 0);
+        self.cr0(CMDQEN | EVENTQEN);
     }
 
     /// Enabled, with caches invalidated and an empty stream table.
     pub fn up(c: Config) -> Bench {
         let mut b = Bench::queues(c);
+        b.invalidate_all();
+        b.cr0(CMDQEN | EVENTQEN | SMMUEN);
+        b.m.assert_clean();
+        b
+    }
+
+    /// As [`up`](Bench::up), on a machine that need not be in its reset state.
+    pub fn up_dirty(c: Config) -> Bench {
+        if c.firmware.is_none() {
+            return Bench::up(c);
+        }
+        let b = Bench::new(c);
+        b.cr0(0);
+        b.program();
+        let mut b = b;
         b.invalidate_all();
         b.cr0(CMDQEN | EVENTQEN | SMMUEN);
         b.m.assert_clean();
