@@ -3,7 +3,7 @@
 use super::check::TOP;
 use super::domu::{DOMAINS, DomainConfig};
 use super::error::{MachineError, Part};
-use crate::ids::{DeviceIds, Intid, ItsId, Mpidr, Pa, SmmuId, Streams};
+use crate::ids::{DeviceId, DeviceIds, Intid, ItsId, Mpidr, Pa, SmmuId, StreamId, Streams};
 use crate::util::range::{Range, gaps, pages_around};
 use arrayvec::{ArrayString, ArrayVec};
 
@@ -206,14 +206,16 @@ pub struct PciHost {
 impl PciHost {
     /// Returns the ITS that receives a function's MSIs, and the DeviceID they carry.
     #[must_use]
-    pub fn device_id(&self, rid: u16) -> Option<(ItsId, u32)> {
-        self.msi_map.iter().find_map(|line| line.map(u32::from(rid) & self.msi_map_mask))
+    pub fn device_id(&self, rid: u16) -> Option<(ItsId, DeviceId)> {
+        let found = self.msi_map.iter().find_map(|line| line.map(u32::from(rid) & self.msi_map_mask));
+        found.map(|(its, id)| (its, DeviceId(id)))
     }
 
     /// Returns the SMMU in front of a function, and the function's StreamID there.
     #[must_use]
-    pub fn stream_id(&self, rid: u16) -> Option<(SmmuId, u32)> {
-        self.iommu_map.iter().find_map(|line| line.map(u32::from(rid) & self.iommu_map_mask))
+    pub fn stream_id(&self, rid: u16) -> Option<(SmmuId, StreamId)> {
+        let found = self.iommu_map.iter().find_map(|line| line.map(u32::from(rid) & self.iommu_map_mask));
+        found.map(|(smmu, id)| (smmu, StreamId(id)))
     }
 }
 
@@ -511,7 +513,7 @@ mod tests {
             iommu_map: ArrayVec::new(),
         };
         host.msi_map.push(IdMap { rid_base: 0x100, target: ItsId(1), out_base: 0x8000, length: 0x100 });
-        assert_eq!(host.device_id(0x10b), Some((ItsId(1), 0x8008)));
+        assert_eq!(host.device_id(0x10b), Some((ItsId(1), DeviceId(0x8008))));
         assert_eq!(host.device_id(0xff), None);
         assert_eq!(host.device_id(0x200), None);
         assert_eq!(host.stream_id(0x10b), None);

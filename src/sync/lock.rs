@@ -37,6 +37,10 @@ pub enum Rank {
     ItsQueue,
     /// The invalidate registers of one redistributor.
     Redist,
+    /// The stream table and the command queue of one SMMU.
+    Smmu,
+    /// The event queue and the error registers of one SMMU.
+    SmmuEvents,
     /// A run queue; taken while none of the above is held.
     RunQueue,
     /// EL2's own stage 1.

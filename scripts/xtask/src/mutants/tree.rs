@@ -7,8 +7,8 @@ use std::process::Command;
 use crate::fail::{Doing, Outcome};
 use crate::{paths, sh};
 
-/// The rooms of the library that the GIC driver's tests need on the host.
-const ROOMS: [&str; 9] = ["arch", "console", "gic", "ids", "mm", "mmio", "platform", "sync", "util"];
+/// The rooms of the library that the tests of the GIC's and the SMMU's drivers need on the host.
+const ROOMS: [&str; 10] = ["arch", "console", "gic", "ids", "mm", "mmio", "platform", "smmu", "sync", "util"];
 
 /// The folder for everything about mutants.
 pub fn folder() -> PathBuf {
@@ -44,7 +44,7 @@ pub fn prepare() -> Outcome<PathBuf> {
     Ok(tree)
 }
 
-/// The library's root with only the rooms that the driver needs.
+/// The library's root with only the rooms that the drivers need.
 fn library(root: &str) -> String {
     let room = |line: &str| line.strip_prefix("pub mod ")?.strip_suffix(';').map(str::to_owned);
     let kept = |line: &&str| room(line).is_none_or(|room| ROOMS.contains(&room.as_str()));
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_copy_of_the_library_has_only_the_rooms_that_the_driver_needs() {
+    fn the_copy_of_the_library_has_only_the_rooms_that_the_drivers_need() {
         let root = "//! Text.\nextern crate std;\npub mod gic;\npub mod vm;\npub mod ids;\n";
         assert_eq!(library(root), "//! Text.\nextern crate std;\npub mod gic;\npub mod ids;\n");
     }
