@@ -233,3 +233,6 @@ fn write_bar(facts: &mut Facts, index: usize, pci: u64, config: &impl ConfigSpac
     }
     config.write(facts.page.add(COMMAND), 2, command);
 }
+
+#[cfg(test)]
+mod tests;

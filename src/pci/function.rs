@@ -431,7 +431,8 @@ impl Facts {
                 Bar { space, prefetchable, base: join(value, high.0), size }
             };
             // The bits that can be written are the upper ones, without a gap.
-            if !bar.size.is_power_of_two() {
+            let is_too_large = bar.space == Space::Memory32 && bar.size > 1 << 31;
+            if !bar.size.is_power_of_two() || is_too_large {
                 return Err(broken);
             }
             if let Some(place) = bars.get_mut(index) {
@@ -464,3 +465,6 @@ fn port(kind: u32) -> Port {
         _ => Port::Other,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -160,3 +160,6 @@ impl Sets {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

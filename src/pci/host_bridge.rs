@@ -111,9 +111,9 @@ impl HostBridge {
     }
 
     /// The function in a slot has been reset and may be used: the guest finds it as after a reset. One that has not come
-    /// back stays away.
+    /// back stays away. Nothing happens if the function is not away.
     pub fn returns(&mut self, config: &impl ConfigSpace, slot: usize) {
-        if let Some(function) = self.slots.get_mut(slot) {
+        if let Some(function) = self.slots.get_mut(slot).filter(|function| function.is_away()) {
             function.returns(config);
         }
     }
@@ -161,7 +161,7 @@ impl HostBridge {
 
     /// Whether a BAR may be at these guest addresses.
     fn is_free(&self, wanted: Range) -> bool {
-        // A range that wraps ends below where it should.
+        // A range that wraps ends at the top of all addresses, which no window reaches.
         let is_within = self.windows.iter().any(|window| window.covers(wanted));
         is_within && !self.mappings().any(|(at, to)| Range::new(Pa(at.0), to.size).overlaps(wanted))
     }
@@ -182,3 +182,6 @@ fn place(offset: u64, bytes: u8) -> Option<(usize, u64, u32)> {
 fn low_bytes(bytes: u8) -> u32 {
     u32::MAX.checked_shr(32u32.saturating_sub(8u32.saturating_mul(bytes.into()))).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -286,3 +286,6 @@ pub fn silence(facts: &Facts, config: &impl ConfigSpace) {
         config.write(page.add(at).add(MESSAGE_CONTROL), 2, 0);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -125,7 +125,7 @@ pub struct VirtualFunction {
 
 impl VirtualFunction {
     /// The function with these facts, whose BARs are at the CPU addresses `places` (see [`assign`](super::assign)). It is
-    /// away until [`returns`](Self::returns) is called. `can_reset` is whether EL2 carries out a Function Level Reset.
+    /// away until [`HostBridge::returns`](super::host_bridge::HostBridge::returns) is called. `can_reset` is whether EL2 carries out a Function Level Reset.
     ///
     /// # Errors
     ///
@@ -166,9 +166,15 @@ impl VirtualFunction {
         &self.facts
     }
 
+    /// Whether the guest cannot reach it now, because it is being reset or has not come back.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        self.is_away
+    }
+
     /// The function has been reset: the guest finds it as after a reset. It decodes its memory from now on, and sends
     /// nothing.
-    pub fn returns(&mut self, config: &impl ConfigSpace) {
+    pub(super) fn returns(&mut self, config: &impl ConfigSpace) {
         self.registers = Registers::default();
         self.is_away = false;
         self.set_command(config);
