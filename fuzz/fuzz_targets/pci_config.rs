@@ -29,7 +29,7 @@ use input::Input;
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| run(bytes));
 
 const PAGES: [u64; 2] = [0x40_1000_8000, 0x40_1001_0000];
-const WINDOWS: [Range; 2] = [Range::new(Pa(0x1000_0000), 0x10_0000), Range::new(Pa(0x80_0000_0000), 0x100_0000)];
+const WINDOWS: [Range; 2] = [Range::new(Pa(0x1000_0000), 0x100_0000), Range::new(Pa(0x80_0000_0000), 0x100_0000)];
 /// The BARs of function `n` are from `n + 1 << PLACES` on.
 const PLACES: u32 = 44;
 /// No BAR is larger.
@@ -245,39 +245,59 @@ impl World {
 
     fn act(&mut self, input: &mut Input) {
         let act = input.byte();
-        let slot = usize::from(act >> 7);
-        let offset = match input.byte() {
-            place @ ..0x60 => u64::from(place / 24 * 4 + 0x10) & 0x3c,
-            place @ 0x60..0x80 => u64::from(place & 7),
-            place @ 0x80..0xf8 => u64::from(input.byte() ^ place & 3),
-            _ => u64::from(input.half()) << 4 | u64::from(input.byte() & 15),
-        };
-        let offset = if offset < 0x1000 { offset | (slot as u64 + 1) << 15 } else { offset };
-        let bytes = [4, 4, 2, 1, 4, 2, 1, 4, 4, 4, 4, 4, 4, 0, 3, 8][usize::from(input.byte() & 15)];
-        match act & 0x1f {
+        let slot = usize::from(act & 1);
+        let base = (slot as u64 + 1) << 15;
+        let bytes = [4, 2, 1, 4, 2, 1, 4, 4, 3, 0, 8][usize::from(input.byte() % 11)];
+        let nearby = u64::from(input.byte() & 3) * u64::from(bytes != 4);
+        match act >> 1 & 7 {
             0 => {
+                let offset = u64::from(input.half()) << 4 | u64::from(input.byte() & 15);
+                let value = self.bridge.read(&self.machine, offset, bytes);
+                let end = 8 * u32::from(bytes);
+                assert!(end == 0 || value.checked_shr(end).unwrap_or(0) == 0 || end > 32);
+            }
+            1 => {
                 self.bridge.returns(&self.machine, slot);
                 self.away[slot] = false;
             }
-            1 if input.byte() < 32 => {
+            2 if input.byte() == 0 => {
                 let mapped = &mut self.mapped;
                 self.bridge.leave(&self.machine, |effect| apply(mapped, effect));
                 self.away.fill(true);
             }
-            2..8 => {
-                let value = self.bridge.read(&self.machine, offset, bytes);
-                assert!(bytes >= 4 || bytes == 3 || value.checked_shr(8 * u32::from(bytes)).unwrap_or(0) == 0);
+            2 => self.write(base | 4, 2, u32::from(input.byte()) ^ 6),
+            3 => {
+                let register = u64::from(input.byte() % 6) * 4 + 0x10;
+                self.write(base | register, 4, 0x1000_0000 + u32::from(input.byte()) * 0x8000);
+            }
+            4 => {
+                let value = match input.byte() & 3 {
+                    0 => 0x80,
+                    1 => 0,
+                    2 => u32::MAX,
+                    _ => input.word() as u32,
+                };
+                let register = u64::from(input.byte() % 6) * 4 + 0x10;
+                self.write(base | register + nearby, bytes, value);
+            }
+            5 | 6 => {
+                // A register of a capability.
+                let mut at = u64::from(self.bridge.read(&self.machine, base | 0x34, 1));
+                for _ in 0..input.byte() % 4 {
+                    at = u64::from(self.bridge.read(&self.machine, base | at + 1, 1));
+                }
+                let value = match input.byte() & 3 {
+                    0 => u32::MAX,
+                    1 => 1 << (input.byte() & 31),
+                    2 => 0x8000,
+                    _ => input.word() as u32,
+                };
+                self.write(base | at + u64::from(input.byte() % 7) * 4 + nearby, bytes, value);
             }
             _ => {
-                let value = match input.byte() {
-                    0..0x40 => input.word() as u32,
-                    0x40..0x60 => u32::MAX,
-                    0x60..0xa0 => 0x1000_0000 + u32::from(input.half()) * 16,
-                    0xa0..0xc0 => 0x80,
-                    0xc0..0xe0 => 6,
-                    bit => 1 << (bit & 31),
-                };
-                self.write(offset, bytes, value);
+                let offset = u64::from(input.half()) << 4 | u64::from(input.byte() & 15);
+                let offset = if act & 16 == 0 { offset } else { base | offset & 0xff };
+                self.write(offset, bytes, input.word() as u32);
             }
         }
     }

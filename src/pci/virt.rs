@@ -326,11 +326,11 @@ impl VirtualFunction {
     fn write_capability(&mut self, config: &impl ConfigSpace, at: u64, bytes: u32, value: u32) -> Outcome {
         let Some((shown, offset)) = self.capability(at) else { return Outcome::Nothing };
         let page = self.facts.page;
-        // The upper half of a capability's first word.
+        // The upper half of a capability's first word. Reserved bits are preserved, here and below.
         let control = |bits: u32| {
-            if bytes >> 16 != 0 {
+            if bytes >> 16 & bits != 0 {
                 let at = page.add(at).add(MESSAGE_CONTROL);
-                config.write(at, 2, merge(config.read(at, 2), bytes >> 16, value >> 16) & bits);
+                config.write(at, 2, merge(config.read(at, 2), bytes >> 16 & bits, value >> 16));
             }
         };
         match (shown.id, offset) {
@@ -352,7 +352,7 @@ impl VirtualFunction {
                 let bits = self.facts.msi.map_or(0, |msi| msi_bits(msi, offset).1);
                 if bytes & bits != 0 {
                     let now = config.read32(page.add(at));
-                    config.write(page.add(at), 4, merge(now, bytes & bits, value) & bits);
+                    config.write(page.add(at), 4, merge(now, bytes & bits, value));
                 }
             }
             (EXPRESS, DEVICE_CONTROL) => return self.write_device_control(config, at, bytes, value),
