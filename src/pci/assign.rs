@@ -5,8 +5,9 @@
 //! is in one piece. dom0 then numbers the buses and places its own functions, so a function behind a bridge that has no
 //! windows yet cannot be given away: nothing would lead to its BARs.
 //!
-//! Stage 2 maps pages, so a BAR takes whole pages, and a page with a BAR of a function that is given away holds nothing of
-//! another. A BAR that the firmware has put into a page with another's is refused.
+//! Stage 2 maps pages, so a BAR takes whole pages from the beginning of one, and a page with a BAR of a function that is
+//! given away holds nothing of another. A BAR that the firmware has placed otherwise is moved if it is on the root bus, and
+//! refused behind a bridge.
 
 use super::ConfigSpace;
 use super::function::{Bar, Facts, Kind, Space, bar_at};
@@ -33,7 +34,7 @@ pub struct Places {
 pub enum Problem {
     /// It is behind a bridge that does not lead to it: the firmware has given the bridge no window for it.
     NoWindow,
-    /// The firmware has put it into a page with something else.
+    /// It is behind a bridge, and the firmware has put it into a page with something else, or not at the beginning of one.
     Shared,
     /// There is no room for it in the host's windows.
     NoRoom,
@@ -54,7 +55,7 @@ impl fmt::Display for Unplaced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let problem = match self.problem {
             Problem::NoWindow => "is behind a bridge whose windows do not lead to it",
-            Problem::Shared => "shares a page with another's",
+            Problem::Shared => "has no pages of its own, and is behind a bridge",
             Problem::NoRoom => "finds no room in the windows of the PCI host",
         };
         write!(f, "BAR {} {problem}", self.bar)
@@ -107,17 +108,22 @@ pub fn place(
         functions.iter().map(|facts| Places { rid: facts.rid, bars: [None; BAR_COUNT] }).collect();
     let mut wanted: Vec<(usize, usize, Bar)> = Vec::new();
     for (number, facts) in functions.iter().enumerate() {
+        let is_on_root = (facts.rid >> 8) as u8 == host.buses.0;
         for (index, bar) in facts.memory_bars() {
             let unplaced = |problem| Unplaced { rid: facts.rid, bar: index as u8, problem };
-            match kept(host, facts, bar, config).map_err(unplaced)? {
-                Some(range) if taken.iter().any(|other| other.overlaps(range)) => {
-                    return Err(unplaced(Problem::Shared));
-                }
+            let there = placed(host, bar);
+            if !is_on_root && (there.is_none() || !is_reached(host, facts.rid, bar, config)) {
+                return Err(unplaced(Problem::NoWindow));
+            }
+            let begins_page = |range: &Range| range.base.0.is_multiple_of(PAGE);
+            let is_own = |range: &Range| !taken.iter().any(|other| other.overlaps(*range));
+            match there.filter(begins_page).map(pages_around).filter(is_own) {
                 Some(range) => {
                     taken.push(range);
                     set(&mut places, number, index, range);
                 }
-                None => wanted.push((number, index, bar)),
+                None if is_on_root => wanted.push((number, index, bar)),
+                None => return Err(unplaced(Problem::Shared)),
             }
         }
     }
@@ -140,25 +146,20 @@ fn set(places: &mut [Places], number: usize, index: usize, range: Range) {
     }
 }
 
-/// Where the firmware has put a BAR, if it is of use there.
-fn kept(host: &PciHost, facts: &Facts, bar: Bar, config: &impl ConfigSpace) -> Result<Option<Range>, Problem> {
-    let there = if bar.base == 0 { None } else { cpu_range(&host.windows, bar.base, bar.size) };
-    if (facts.rid >> 8) as u8 == host.buses.0 {
-        return Ok(there.map(pages_around));
-    }
-    let range = there.ok_or(Problem::NoWindow)?;
-    let leads = |page: Pa| {
+/// The CPU addresses at which the firmware has placed a BAR, if it has.
+fn placed(host: &PciHost, bar: Bar) -> Option<Range> {
+    if bar.base == 0 { None } else { cpu_range(&host.windows, bar.base, bar.size) }
+}
+
+/// Whether all bridges above a function forward accesses to its BAR.
+fn is_reached(host: &PciHost, rid: u16, bar: Bar, config: &impl ConfigSpace) -> bool {
+    let leads = |page: &Pa| {
         let is_within =
             |(base, size): (u64, u64)| Range::new(Pa(base), size).covers(Range::new(Pa(bar.base), bar.size));
-        forwarded(page, config).into_iter().flatten().any(is_within)
+        forwarded(*page, config).into_iter().flatten().any(is_within)
     };
-    let bus = (facts.rid >> 8) as u8;
-    let above = bridges_above(&[buses(host)], bus, config);
-    if above.is_empty() || !above.into_iter().all(leads) {
-        Err(Problem::NoWindow)
-    } else {
-        Ok(Some(pages_around(range)))
-    }
+    let above = bridges_above(&[buses(host)], (rid >> 8) as u8, config);
+    !above.is_empty() && above.iter().all(leads)
 }
 
 /// The PCI addresses that a bridge forwards: base and size of its memory window and of its prefetchable window (7.5.1.3.8,

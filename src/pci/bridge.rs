@@ -133,6 +133,7 @@ mod tests {
     const POWER_AT: u64 = 0x80;
     const FLATTENING_AT: u64 = 0x90;
     const DPC_AT: u64 = 0x140;
+    const ACS_AT: u64 = 0x160;
 
     /// A bridge to bus 3, with a window, all capabilities, and the firmware's values.
     fn bridge() -> (Fake, Bridge) {
@@ -149,7 +150,9 @@ mod tests {
                 (POWER_AT, 0x0003_9001),
                 (FLATTENING_AT, 0x0000_0015),
                 (EXTENDED, 0x1401_0001),
-                (DPC_AT, 0x0001_001d),
+                (DPC_AT, 0x1601_001d),
+                (ACS_AT, 0x0001_000d),
+                (ACS_AT + ACS_REGISTERS, 0x0014_005f),
             ],
         );
         let bridge = Bridge::new(PAGE, &fake);
@@ -185,6 +188,7 @@ mod tests {
         stays(POWER_AT + POWER_CONTROL, POWER_STATE);
         (0..FLATTENING_WORDS).for_each(|n| stays(FLATTENING_AT + 4 * n, u32::MAX));
         stays(DPC_AT + CONTAINMENT_CONTROL, SOFTWARE_TRIGGER);
+        stays(ACS_AT + ACS_REGISTERS, u32::from(ACS_ISOLATES) << 16);
     }
 
     #[test]

@@ -12,6 +12,7 @@
 
 use super::ConfigSpace;
 use super::regs::BAR_COUNT;
+use super::reset::silence;
 use super::topology::FUNCTION;
 use super::virt::{Outcome, VirtualFunction};
 use crate::arch::nospec;
@@ -46,8 +47,9 @@ pub enum Effect {
         /// Whether reads have no side effects.
         prefetchable: bool,
     },
-    /// Reset the function in a slot ([`Reset`](super::reset::Reset)), and then call [`HostBridge::returns`]. Until then the
-    /// guest reads ones. Its BARs have been unmapped by the effects before.
+    /// Begin a reset of the function in a slot ([`Reset`](super::reset::Reset)), and call [`HostBridge::returns`] when it is
+    /// done. Until then the guest reads ones. The function's BARs have been unmapped by the effects before; it sends until
+    /// the first step of its reset.
     Reset {
         /// The slot.
         slot: usize,
@@ -67,7 +69,8 @@ pub struct HostBridge {
 
 impl HostBridge {
     /// A host with these windows, in the guest's addresses, and these functions; more than [`SLOTS`] are not seen. All
-    /// functions are away: [`returns`](Self::returns) is called for each when it has been reset.
+    /// functions are away: [`returns`](Self::returns) is called for each when it has been reset. That has to be before the
+    /// domain begins, since a guest looks for functions once.
     #[must_use]
     pub fn new(windows: &[Range], mut slots: Vec<VirtualFunction>) -> HostBridge {
         slots.truncate(SLOTS);
@@ -102,7 +105,8 @@ impl HostBridge {
             Outcome::Nothing => {}
             Outcome::Moved => self.remap(slot, &mut effects),
             Outcome::Reset => {
-                function.leave(config);
+                // It still decodes until its BARs are unmapped, and sends until its reset begins.
+                function.leave();
                 self.remap(slot, &mut effects);
                 let _ = effects.try_push(Effect::Reset { slot });
             }
@@ -122,9 +126,10 @@ impl HostBridge {
     /// the functions have to be reset; the guest reads ones until they return.
     pub fn leave(&mut self, config: &impl ConfigSpace, mut unmap: impl FnMut(Effect)) {
         for function in &mut self.slots {
-            function.leave(config);
+            function.leave();
             function.mappings().for_each(|(at, to)| unmap(Effect::Unmap { at, to }));
             function.mapped = [None; BAR_COUNT];
+            silence(function.facts(), config);
         }
     }
 

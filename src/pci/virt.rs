@@ -33,7 +33,6 @@
 use super::ConfigSpace;
 use super::function::{Facts, Msi, Space};
 use super::regs::*;
-use super::reset::silence;
 use crate::arch::nospec;
 use crate::ids::Ipa;
 use crate::util::PAGE;
@@ -180,17 +179,17 @@ impl VirtualFunction {
         self.set_command(config);
     }
 
-    /// The function goes away: it is silenced, and the guest reads ones. The caller unmaps its BARs.
-    pub(super) fn leave(&mut self, config: &impl ConfigSpace) {
+    /// The function goes away: the guest reads ones. The caller unmaps its BARs, and then silences it.
+    pub(super) fn leave(&mut self) {
         self.is_away = true;
         self.registers = Registers::default();
-        silence(&self.facts, config);
     }
 
     /// Where the guest wants a BAR: the address, and what is to be there.
     pub(super) fn wanted(&self, index: usize) -> Option<(Ipa, Range, bool)> {
         let shape = self.bars.get(index).copied().flatten()?;
-        if self.is_away || self.registers.command & MEMORY_SPACE == 0 {
+        // While it is away, the command is as after a reset.
+        if self.registers.command & MEMORY_SPACE == 0 {
             return None;
         }
         let low = self.registers.bars.get(index)?;
@@ -363,15 +362,15 @@ impl VirtualFunction {
 
     fn write_device_control(&mut self, config: &impl ConfigSpace, at: u64, bytes: u32, value: u32) -> Outcome {
         let page = self.facts.page;
+        if value & bytes & FUNCTION_RESET != 0 && self.can_reset {
+            return Outcome::Reset;
+        }
         let errors = (value & bytes) >> 16 & DEVICE_ERRORS;
         if errors != 0 {
             config.write(page.add(at).add(DEVICE_STATUS.saturating_sub(DEVICE_CONTROL)), 2, errors);
         }
         if bytes & 0xffff == 0 {
             return Outcome::Nothing;
-        }
-        if value & bytes & FUNCTION_RESET != 0 && self.can_reset {
-            return Outcome::Reset;
         }
         self.registers.error_messages = merge(self.registers.error_messages, bytes, value) & ERROR_MESSAGES;
         let mut passed = bytes & ORDERING;

@@ -107,7 +107,7 @@ fn small_bars_get_pages_of_their_own_and_what_belongs_to_others_is_left_out() {
 }
 
 #[test]
-fn what_the_firmware_has_placed_stays_unless_it_shares_a_page() {
+fn what_the_firmware_has_placed_stays() {
     let (fake, _) = machine(&["nvme", "edu"]);
     fake.words(page(0x08), &[(0x10, 0x0000_8004), (0x14, 0x80)]);
     fake.words(page(0x10), &[(0x10, 0x1010_0000)]);
@@ -120,13 +120,31 @@ fn what_the_firmware_has_placed_stays_unless_it_shares_a_page() {
     assert_eq!(places[0].bars[0], Some(Range::new(Pa(0x80_0000_8000), 0x4000)));
     assert_eq!(places[1].bars[0], Some(Range::new(Pa(0x1010_0000), 0x10_0000)));
     assert!(fake.take_writes().is_empty() && all == before);
-    let other = [Range::new(Pa(0x80_0000_bffc), 4)];
-    let error = place(&host(), &mut read(), &other, &fake).unwrap_err();
-    assert_eq!(error, Unplaced { rid: 0x08, bar: 0, problem: Problem::Shared });
     // An address that no window leads to is none.
     fake.words(page(0x10), &[(0x10, 0xe010_0000)]);
     let places = place(&host(), &mut read(), &[], &fake).unwrap();
     assert_eq!(places[1].bars[0], Some(Range::new(Pa(0x3ee0_0000), 0x10_0000)));
+}
+
+#[test]
+fn a_bar_without_pages_of_its_own_is_moved_or_refused_behind_a_bridge() {
+    let (fake, _) = machine(&["nvme"]);
+    fake.words(page(0x08), &[(0x10, 0x0000_8004), (0x14, 0x80)]);
+    let other = [Range::new(Pa(0x80_0000_bffc), 4)];
+    let places = place(&host(), &mut [facts(&fake, 0x08)], &other, &fake).unwrap();
+    assert_eq!(places[0].bars[0], Some(Range::new(Pa(MEM64.end().0 - 0x4000), 0x4000)));
+    // Its registers would be in the middle of a page, and so nowhere where a guest looks for them.
+    fake.bar_register(page(0x08), 0, 0xffff_ff00);
+    fake.words(page(0x08), &[(0x10, 0x1000_0100), (0x14, 0), (0x34, 0)]);
+    let places = place(&host(), &mut [facts(&fake, 0x08)], &[], &fake).unwrap();
+    assert_eq!(places[0].bars[0], Some(Range::new(Pa(0x3efe_f000), PAGE)));
+
+    let (fake, mut all) = behind_a_port(0x1020_0000, 0x1020_1020, MEMORY_SPACE);
+    let refused = Err(Unplaced { rid: 0x100, bar: 0, problem: Problem::Shared });
+    assert_eq!(place(&host(), &mut all, &[Range::new(Pa(0x102f_f000), 8)], &fake), refused);
+    fake.bar_register(page(0x100), 0, 0xffff_ff00);
+    fake.words(page(0x100), &[(0x10, 0x1020_0100)]);
+    assert_eq!(place(&host(), &mut [facts(&fake, 0x100)], &[], &fake), refused);
 }
 
 #[test]

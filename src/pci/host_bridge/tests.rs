@@ -304,8 +304,8 @@ fn a_function_level_reset_takes_the_function_away_until_it_returns() {
     let effects = bridge.write(&fake, at(0, 0x88), 2, FUNCTION_RESET);
     let to = Range::new(Pa(PLACES), 0x4000);
     assert_eq!(effects[..], [Effect::Unmap { at: Ipa(0x1000_4000), to }, Effect::Reset { slot: 0 }]);
-    assert_eq!(fake.read(page(0).add(COMMAND), 2), INTERRUPT_DISABLE);
-    fake.take_writes();
+    // While a BAR is mapped, the function answers there.
+    assert!(fake.take_writes().is_empty());
     assert!(bridge.functions()[0].is_away());
     assert_eq!(bridge.read(&fake, at(0, 0), 4), u32::MAX);
     assert!(bridge.write(&fake, at(0, 4), 2, MEMORY_SPACE).is_empty());
