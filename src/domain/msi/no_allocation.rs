@@ -115,7 +115,8 @@ impl Dice {
 /// commands it executed.
 fn run(direct: impl Fn(u16) -> bool, seed: u64) -> (usize, u64) {
     let Bench { machine, gic } = Bench::up(Config::qemu(usize::from(VCPUS)));
-    gic.reserve_devices(ITS0, &IDS, DeviceQuota { devices: QUOTA.devices, events: QUOTA.itt_entries }).unwrap();
+    gic.reserve_devices(ITS0, DomId(0), &IDS, DeviceQuota { devices: QUOTA.devices, events: QUOTA.itt_entries })
+        .unwrap();
     let v4 = gic.v4().unwrap();
     let vm = v4.create_vm(14).unwrap();
     let vcpus = (0..VCPUS).map(|n| (CpuId(n), direct(n).then(|| v4.add_vpe(vm, CpuId(n)).unwrap()))).collect();
