@@ -45,12 +45,21 @@ pub struct MemoryInUse<'a> {
     pub domus: Vec<Range>,
 }
 
+/// What dom0 does not get of the machine's interrupts, because domUs do.
+#[derive(Default)]
+pub struct GivenAway {
+    /// The devices of domUs that send MSIs, by ITS.
+    pub devices: Vec<(ItsId, DeviceIds)>,
+    /// Physical LPIs for domUs. dom0 reserves what is left, up to one for each event that it may map.
+    pub lpis: u32,
+}
+
 /// Builds dom0 and powers its first vCPU on.
 ///
 /// # Errors
 ///
 /// [`BuildError`]; the machine cannot run without dom0.
-pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>) -> Result<(), BuildError> {
+pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>, given: &GivenAway) -> Result<(), BuildError> {
     let host = domains.host;
     let machine = host.machine;
     let kernel = module(machine, ModuleKind::Kernel)
@@ -82,13 +91,16 @@ pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>) -> Result<(), BuildErr
     let hidden = hidden(machine)?;
     let mapped = mapped_devices(host, in_use, &hidden)?;
     let device_ids: Vec<_> =
-        (0..).map(ItsId).take(machine.gic.itss.len()).map(|its| device_ids::of_its(machine, its)).collect();
+        (0..).map(ItsId).take(machine.gic.itss.len()).map(|its| own_devices(machine, its, given)).collect();
+    let itss = virtual_itss(host, DomId(0), &own_itss(host, &device_ids), QUOTA)?;
+    let lpis = (itss.len() as u32).saturating_mul(QUOTA.events);
     let devices = Devices {
         dist: machine.gic.dist,
         redists: places.gicr,
         spis: host.gic.facts().spis,
-        itss: virtual_itss(host, DomId(0), &own_itss(host, &device_ids), QUOTA)?,
+        itss,
         device_ids,
+        lpis: lpis.min(host.gic.unreserved_lpis().saturating_sub(given.lpis)),
         console: places.console,
         absent: hidden.absent,
         bridges: hidden.bridges,
@@ -286,6 +298,12 @@ fn with(attr: Attr, ranges: Vec<Range>) -> Vec<(Range, Attr)> {
 fn absent_itss(host: &Host) -> Vec<Pa> {
     let itss = (0..).map(ItsId).zip(&host.machine.gic.itss);
     itss.filter(|&(id, _)| host.gic.facts().its(id).is_none()).map(|(_, its)| its.control.base).collect()
+}
+
+/// The devices that dom0 may map on an ITS.
+fn own_devices(machine: &Machine, its: ItsId, given: &GivenAway) -> Vec<DeviceIds> {
+    let of_domus: Vec<_> = given.devices.iter().filter(|(at, _)| *at == its).map(|&(_, ids)| ids).collect();
+    device_ids::without(device_ids::of_its(machine, its), &of_domus)
 }
 
 /// The host's ITSs that were brought up, each with its registers, which are also those of the virtual ITS, and the devices

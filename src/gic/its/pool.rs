@@ -358,7 +358,7 @@ mod tests {
     #[test]
     fn a_domain_that_is_taken_down_leaves_memory_and_heap_as_they_were() {
         let (machine, gic) = bench();
-        let mut life = |owner, first: u32| {
+        let life = |owner, first: u32| {
             gic.reserve_devices(ITS0, owner, &[ids(first, first + 0xff)], QUOTA).unwrap();
             for dev in [first, first + 0x80] {
                 gic.map_device(ITS0, DeviceId(dev), 6).unwrap();

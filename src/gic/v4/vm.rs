@@ -107,7 +107,7 @@ impl<H: Hw + Clone> V4<'_, H> {
             free(e)
         };
         let lpis = gic.lpis.as_ref().ok_or_else(|| give_back(V4Error::NoLpi))?;
-        let doorbell = lpis.alloc().ok_or_else(|| give_back(V4Error::NoLpi))?;
+        let doorbell = lpis.alloc_doorbell().ok_or_else(|| give_back(V4Error::NoLpi))?;
 
         let mut vms = self.state.vms.lock();
         // Checked again under this lock, which is also taken before a CPU that is taken out is searched for vPEs.
@@ -127,7 +127,7 @@ impl<H: Hw + Clone> V4<'_, H> {
             Ok(both) => both,
             Err(e) => {
                 drop(vms);
-                lpis.free(doorbell);
+                lpis.free_doorbell(doorbell);
                 return Err(give_back(e));
             }
         };
@@ -230,7 +230,7 @@ impl<H: Hw + Clone> V4<'_, H> {
     fn free_tables(self, v: &Vpe, _complete: Option<&Synced>) {
         self.gic.hw.free(v.vpt, pending_bytes(v.id_bits), TABLE_ALIGN);
         if let Some(lpis) = &self.gic.lpis {
-            lpis.free(v.doorbell);
+            lpis.free_doorbell(v.doorbell);
         }
     }
 }
