@@ -93,8 +93,7 @@ pub struct Parts {
     pub bridges: Vec<Bridge>,
     /// The vCPUs, in the order of their numbers. They are off.
     pub vcpus: Vec<Arc<Vcpu>>,
-    /// What the domain is restarted from; `None` if it cannot be restarted. One that has vPEs cannot: their pending
-    /// tables would have to be emptied.
+    /// What the domain is restarted from; `None` if it cannot be restarted.
     pub images: Option<Images>,
 }
 

@@ -10,7 +10,7 @@
 
 mod paths;
 
-pub use paths::{LpiPaths, LpiQuota};
+pub use paths::{LpiPaths, LpiQuota, NotRenewed, Renewed};
 
 use crate::arch::nospec;
 use crate::arch::timer;

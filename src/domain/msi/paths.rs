@@ -1,12 +1,13 @@
 //! What a domain has of the physical GIC: its VM, the vPEs of its vCPUs, the devices that it may map, and its share of
 //! the physical LPIs.
 
-use crate::gic::Gic;
 use crate::gic::v4::{V4Error, VmHandle};
+use crate::gic::{Gic, ItsError};
 use crate::ids::{CpuId, DeviceId, DeviceIds, DomId, ItsId, Lpi, VcpuId, VpeId};
 use crate::log_limited;
 use crate::mmio::Hw;
 use alloc::vec::Vec;
+use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 /// The physical LPIs that a domain may have at the same time, for the events that are injected by software. They are
@@ -57,6 +58,38 @@ impl LpiQuota {
     }
 }
 
+/// Why what a domain has of the physical GIC cannot be made as new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotRenewed {
+    /// An ITS does not answer, or has not when a device or an event was unmapped.
+    Devices(ItsId, ItsError),
+    /// The vLPIs cannot be disabled.
+    Vm(V4Error),
+    /// A vPE cannot be emptied.
+    Vpe(VpeId, V4Error),
+}
+
+impl fmt::Display for NotRenewed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NotRenewed::Devices(its, error) => write!(f, "devices on {its}: {error}"),
+            NotRenewed::Vm(error) => write!(f, "vLPIs: {error}"),
+            NotRenewed::Vpe(vpe, error) => write!(f, "{vpe}: {error}"),
+        }
+    }
+}
+
+/// What has become of a vPE that is to be as new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewed {
+    /// It is as new, or the vCPU has none.
+    Done,
+    /// The redistributor is still writing it back.
+    Busy,
+    /// There is no such vCPU.
+    NoVcpu,
+}
+
 /// How LPIs reach the vCPUs of a domain.
 pub struct LpiPaths {
     /// The domain's VM in the physical GIC; `None` if no event is injected directly.
@@ -90,6 +123,34 @@ impl LpiPaths {
     /// that is out of service.
     pub(super) fn cpu<H: Hw + Clone>(&self, vcpu: VcpuId, gic: &Gic<H>) -> Option<CpuId> {
         gic.nearest_in_service(self.vcpus.get(vcpu.index())?.0)
+    }
+
+    /// Begins to make as new what domain `id` has of the physical GIC, in the memory that it has: disables its vLPIs. Its
+    /// vCPUs are off, and its virtual ITSs have unmapped its events and devices. Each vPE follows
+    /// ([`renew_vpe`](Self::renew_vpe)).
+    ///
+    /// # Errors
+    ///
+    /// [`NotRenewed`]: the domain can only be taken down.
+    pub fn renew_vm<H: Hw + Clone>(&self, gic: &Gic<H>, id: DomId) -> Result<(), NotRenewed> {
+        gic.check_devices(id).map_err(|(its, error)| NotRenewed::Devices(its, error))?;
+        let Some((v4, vm)) = gic.v4().zip(self.vm) else { return Ok(()) };
+        v4.renew_vm(vm).map_err(NotRenewed::Vm)
+    }
+
+    /// Makes the vPE of a vCPU as new.
+    ///
+    /// # Errors
+    ///
+    /// [`NotRenewed`]: the domain can only be taken down.
+    pub fn renew_vpe<H: Hw + Clone>(&self, gic: &Gic<H>, vcpu: VcpuId) -> Result<Renewed, NotRenewed> {
+        let Some(&(_, vpe)) = self.vcpus.get(vcpu.index()) else { return Ok(Renewed::NoVcpu) };
+        let Some((v4, vpe)) = gic.v4().zip(vpe) else { return Ok(Renewed::Done) };
+        match v4.renew_vpe(vpe) {
+            Ok(()) => Ok(Renewed::Done),
+            Err(V4Error::Resident(_)) => Ok(Renewed::Busy),
+            Err(error) => Err(NotRenewed::Vpe(vpe, error)),
+        }
     }
 
     /// Gives all back that domain `id` has of the physical GIC: vPEs and their tables, the memory of its devices, and
