@@ -255,6 +255,8 @@ impl<H: Hw + Clone> Backend for LpiBackend<'_, H> {
 }
 
 #[cfg(test)]
+mod lives;
+#[cfg(test)]
 mod no_allocation;
 #[cfg(test)]
 mod tests;

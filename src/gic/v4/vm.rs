@@ -213,7 +213,10 @@ impl<H: Hw + Clone> V4<'_, H> {
             let posted = self.unmap_on(its, vpe, v);
             match posted.and_then(|ticket| its.queue.wait(counters, ticket, COMMAND_LIMIT_US)) {
                 Ok(synced) => proof = Some(synced),
-                Err(e) => result = result.and(Err(V4Error::Its(e))),
+                Err(e) => {
+                    v.is_lost = true;
+                    result = result.and(Err(V4Error::Its(e)));
+                }
             }
         }
         let result = result.and(backend::disable_doorbell(self, v));
