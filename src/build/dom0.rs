@@ -346,6 +346,7 @@ fn placement(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::DeviceId;
     use crate::platform::acpi::testing::{GICV4, Memory};
 
     const MIB: u64 = 1 << 20;
@@ -425,6 +426,18 @@ mod tests {
         assert!(hides(false, 0x1_0000) && hides(true, 0x1_0000));
         // On this machine redistributors follow the ITS, and are the second range.
         assert!(!hides(false, 0x2_0020) && hides(true, 0x2_0020));
+    }
+
+    #[test]
+    fn devices_that_domus_get_are_not_dom0s_on_the_its_where_they_are() {
+        let machine = machine();
+        let ids = |first, last| DeviceIds { first: DeviceId(first), last: DeviceId(last) };
+        let all = own_devices(&machine, ItsId(0), &GivenAway::default());
+        assert!(all.iter().any(|ids| ids.contains(DeviceId(0x108))));
+        let devices = alloc::vec![(ItsId(0), ids(0x108, 0x108)), (ItsId(1), ids(0x110, 0x117))];
+        let left = own_devices(&machine, ItsId(0), &GivenAway { devices, lpis: 0 });
+        let has = |dev| left.iter().any(|ids| ids.contains(DeviceId(dev)));
+        assert!(has(0x107) && !has(0x108) && has(0x109) && has(0x110));
     }
 
     #[test]
