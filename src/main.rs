@@ -129,7 +129,7 @@ fn start(own: boot::BootInfo) -> ! {
     let fdt = Range::new(Pa(own.fdt.as_ptr() as u64), own.fdt.len() as u64);
     let domus = domu::reserve(host, &[own.image, own.pool, fdt]);
     let in_use = dom0::MemoryInUse { fdt: own.fdt, fdt_range: fdt, image: own.image, pool: own.pool, domus };
-    if let Err(error) = dom0::build(domains, &in_use) {
+    if let Err(error) = dom0::build(domains, &in_use, &dom0::GivenAway::default()) {
         fatal!("dom0: {error}");
     }
     domu::build_all(domains);

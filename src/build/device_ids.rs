@@ -1,6 +1,6 @@
 //! The DeviceIDs of the devices that send MSIs.
 //!
-//! dom0 may map these devices on its ITSs and no others, so that memory for all that it can map is reserved when it is
+//! dom0 may map these devices on its ITSs, except those that a domU gets, and no others, so that memory for all that it can map is reserved when it is
 //! built. They are what the description of the machine says: the translations of requester IDs that PCI hosts have
 //! (`msi-map`, IORT root complexes), and the devices that are named one by one (`msi-parent`, IORT named components).
 
@@ -13,6 +13,30 @@ pub fn of_its(machine: &Machine, its: ItsId) -> Vec<DeviceIds> {
     let mut all: Vec<DeviceIds> = machine.pci.iter().flat_map(|host| of_host(host, its)).collect();
     all.extend(machine.msi_devices.iter().filter(|devices| devices.its == its).map(|devices| devices.ids));
     merged(all)
+}
+
+/// The DeviceIDs in `ids`, which are sorted and disjoint, that are not `given` to another domain. The result is sorted and
+/// disjoint, too.
+pub fn without(ids: Vec<DeviceIds>, given: &[DeviceIds]) -> Vec<DeviceIds> {
+    let mut left = ids;
+    for taken in given {
+        let mut cut = Vec::new();
+        for ids in left {
+            if taken.last < ids.first || ids.last < taken.first {
+                cut.push(ids);
+                continue;
+            }
+            // Neither subtraction nor addition can overflow: there is a DeviceID below, or above.
+            if ids.first < taken.first {
+                cut.push(DeviceIds { first: ids.first, last: DeviceId(taken.first.0 - 1) });
+            }
+            if taken.last < ids.last {
+                cut.push(DeviceIds { first: DeviceId(taken.last.0 + 1), last: ids.last });
+            }
+        }
+        left = cut;
+    }
+    left
 }
 
 /// The DeviceIDs of a PCI host's functions on an ITS.
@@ -122,6 +146,19 @@ mod tests {
         let apart = host((0, 0xff), u32::MAX, &[(0x100, 0, 0x8000, 0x100), (0x200, 0, 0, 0x10), (0xff00, 0, !0, 0x10)]);
         assert_eq!(ids(&apart, 0), [(0, 0xf), (0x8000, 0x80ff)]);
         assert_eq!(ids(&host((0x20, 0x20), 0xff, &[(0, 0, 0, 0x1_0000)]), 0), [(0, 0x20ff)]);
+    }
+
+    #[test]
+    fn devices_that_are_given_away_are_cut_out_wherever_they_are() {
+        let r = |first, last| DeviceIds { first: DeviceId(first), last: DeviceId(last) };
+        let all = || alloc::vec![r(0, 0xff), r(0x200, u32::MAX)];
+        let left = |given: &[DeviceIds]| without(all(), given);
+        assert_eq!(left(&[]), all());
+        assert_eq!(left(&[r(0x100, 0x1ff)]), all());
+        assert_eq!(left(&[r(0, 0)]), [r(1, 0xff), r(0x200, u32::MAX)]);
+        assert_eq!(left(&[r(0x80, 0x80), r(0xff, 0x200)]), [r(0, 0x7f), r(0x81, 0xfe), r(0x201, u32::MAX)]);
+        assert_eq!(left(&[r(u32::MAX, u32::MAX), r(0, 0xff)]), [r(0x200, u32::MAX - 1)]);
+        assert_eq!(left(&[r(0, u32::MAX)]), []);
     }
 
     #[test]

@@ -45,12 +45,21 @@ pub struct MemoryInUse<'a> {
     pub domus: Vec<Range>,
 }
 
+/// What dom0 does not get of the machine's interrupts, because domUs do.
+#[derive(Default)]
+pub struct GivenAway {
+    /// The devices of domUs that send MSIs, by ITS.
+    pub devices: Vec<(ItsId, DeviceIds)>,
+    /// Physical LPIs for domUs. dom0 reserves what is left, up to one for each event that it may map.
+    pub lpis: u32,
+}
+
 /// Builds dom0 and powers its first vCPU on.
 ///
 /// # Errors
 ///
 /// [`BuildError`]; the machine cannot run without dom0.
-pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>) -> Result<(), BuildError> {
+pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>, given: &GivenAway) -> Result<(), BuildError> {
     let host = domains.host;
     let machine = host.machine;
     let kernel = module(machine, ModuleKind::Kernel)
@@ -82,13 +91,16 @@ pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>) -> Result<(), BuildErr
     let hidden = hidden(machine)?;
     let mapped = mapped_devices(host, in_use, &hidden)?;
     let device_ids: Vec<_> =
-        (0..).map(ItsId).take(machine.gic.itss.len()).map(|its| device_ids::of_its(machine, its)).collect();
+        (0..).map(ItsId).take(machine.gic.itss.len()).map(|its| own_devices(machine, its, given)).collect();
+    let itss = virtual_itss(host, DomId(0), &own_itss(host, &device_ids), QUOTA)?;
+    let lpis = (itss.len() as u32).saturating_mul(QUOTA.events);
     let devices = Devices {
         dist: machine.gic.dist,
         redists: places.gicr,
         spis: host.gic.facts().spis,
-        itss: virtual_itss(host, DomId(0), &own_itss(host, &device_ids), QUOTA)?,
+        itss,
         device_ids,
+        lpis: lpis.min(host.gic.unreserved_lpis().saturating_sub(given.lpis)),
         console: places.console,
         absent: hidden.absent,
         bridges: hidden.bridges,
@@ -288,6 +300,12 @@ fn absent_itss(host: &Host) -> Vec<Pa> {
     itss.filter(|&(id, _)| host.gic.facts().its(id).is_none()).map(|(_, its)| its.control.base).collect()
 }
 
+/// The devices that dom0 may map on an ITS.
+fn own_devices(machine: &Machine, its: ItsId, given: &GivenAway) -> Vec<DeviceIds> {
+    let of_domus: Vec<_> = given.devices.iter().filter(|(at, _)| *at == its).map(|&(_, ids)| ids).collect();
+    device_ids::without(device_ids::of_its(machine, its), &of_domus)
+}
+
 /// The host's ITSs that were brought up, each with its registers, which are also those of the virtual ITS, and the devices
 /// that dom0 may map on it.
 fn own_itss(host: &Host, device_ids: &[Vec<DeviceIds>]) -> Vec<ItsOf> {
@@ -328,6 +346,7 @@ fn placement(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::DeviceId;
     use crate::platform::acpi::testing::{GICV4, Memory};
 
     const MIB: u64 = 1 << 20;
@@ -407,6 +426,18 @@ mod tests {
         assert!(hides(false, 0x1_0000) && hides(true, 0x1_0000));
         // On this machine redistributors follow the ITS, and are the second range.
         assert!(!hides(false, 0x2_0020) && hides(true, 0x2_0020));
+    }
+
+    #[test]
+    fn devices_that_domus_get_are_not_dom0s_on_the_its_where_they_are() {
+        let machine = machine();
+        let ids = |first, last| DeviceIds { first: DeviceId(first), last: DeviceId(last) };
+        let all = own_devices(&machine, ItsId(0), &GivenAway::default());
+        assert!(all.iter().any(|ids| ids.contains(DeviceId(0x108))));
+        let devices = alloc::vec![(ItsId(0), ids(0x108, 0x108)), (ItsId(1), ids(0x110, 0x117))];
+        let left = own_devices(&machine, ItsId(0), &GivenAway { devices, lpis: 0 });
+        let has = |dev| left.iter().any(|ids| ids.contains(DeviceId(dev)));
+        assert!(has(0x107) && !has(0x108) && has(0x109) && has(0x110));
     }
 
     #[test]

@@ -62,6 +62,9 @@ fn build_or_log(domains: &Domains, id: DomId) {
     let configs = &domains.host.machine.domains;
     let Some(config) = usize::from(id.0).checked_sub(1).and_then(|index| configs.get(index)) else { return };
     if let Err(error) = build(domains, id, config) {
+        // What was reserved for its devices; none of them has been mapped.
+        let released = domains.host.gic.release_devices(id);
+        debug_assert!(released, "{id} has never run");
         log::error!("{id} `{}`: not built: {error}", config.name);
     }
 }
@@ -111,6 +114,7 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig) -> Result<(), Buil
         spis: SPIS,
         itss: Vec::new(),
         device_ids: Vec::new(),
+        lpis: 0,
         console: config.vpl011.then_some((UART, UART_IRQ)),
         absent: Vec::new(),
         bridges: Vec::new(),

@@ -20,12 +20,11 @@ pub mod pci_hide;
 
 use crate::arch::{ich, percpu};
 use crate::domain::images::{File, Images};
-use crate::domain::msi::LpiPaths;
-use crate::domain::{Domain, Parts, remove_vpes};
-use crate::gic::v4::VmHandle;
+use crate::domain::msi::{LpiPaths, LpiQuota};
+use crate::domain::{Domain, Parts, release_gic};
 use crate::host::Host;
 use crate::host::cmdline::Direct;
-use crate::ids::{CpuId, DeviceIds, DomId, Intid, Ipa, Mpidr, VcpuId, VpeId};
+use crate::ids::{CpuId, DeviceIds, DomId, Intid, Ipa, Mpidr, VcpuId};
 use crate::mm::guest_ram::{GuestRam, peek};
 use crate::mm::hw::El2;
 use crate::mm::stage2::{Attr, Fwb, Stage2, Stage2Error, ipa_bits};
@@ -106,6 +105,8 @@ struct Devices {
     itss: Vec<(Range, Vits)>,
     /// The devices that the domain may map on each of the host's ITSs.
     device_ids: Vec<Vec<DeviceIds>>,
+    /// The physical LPIs that it gets if a vCPU has no vPE: as many as it may have events mapped at the same time.
+    lpis: u32,
     /// The registers and the interrupt of the emulated console.
     console: Option<(Range, Intid)>,
     /// ECAM pages of PCI functions that the domain does not see.
@@ -122,6 +123,24 @@ enum Homes {
     Fixed(Vec<CpuId>),
     /// Any CPU that the scheduler accepts. `assemble` chooses it.
     Any,
+}
+
+impl Homes {
+    /// The CPU on which each of `vcpus` vCPUs is placed first, and where its vPE is made. The vPE moves with its vCPU if
+    /// the scheduler does not accept that there.
+    fn first(&self, host: &Host, vcpus: usize) -> Vec<CpuId> {
+        match self {
+            Homes::Fixed(homes) => homes.clone(),
+            Homes::Any => {
+                let free = |&cpu: &CpuId| host.sched.shares_cpus() || host.sched.current(cpu).is_none();
+                let mut all: Vec<CpuId> = any_cpu(host).filter(free).collect();
+                if all.is_empty() {
+                    all.push(percpu::cpu());
+                }
+                all.into_iter().cycle().take(vcpus).collect()
+            }
+        }
+    }
 }
 
 /// The specification of a domain.
@@ -178,7 +197,14 @@ fn make_parts(host: &'static Host, spec: &DomainSpec) -> Result<MadeParts, Build
     })
     .map_err(|error| BuildError::because("interrupt controller", error))?;
     let stage2 = address_space(host, &spec.ram, &spec.devices.mapped)?;
-    let paths = lpi_paths(host, spec);
+    let undo = |stage2, error| {
+        host.free_stage2(stage2);
+        Err(error)
+    };
+    let paths = match lpi_paths(host, spec) {
+        Ok(paths) => paths,
+        Err(error) => return undo(stage2, error),
+    };
     if paths.vcpus.iter().all(|(_, vpe)| vpe.is_some()) && host.gic.has_virtual_sgis() {
         vgic.offer_direct_sgis();
         log::info!("{}: SGIs are virtual SGIs if the guest does without their active state", spec.id);
@@ -186,10 +212,9 @@ fn make_parts(host: &'static Host, spec: &DomainSpec) -> Result<MadeParts, Build
     match place_vcpus(host, spec, &paths) {
         Ok(vcpus) => Ok((stage2, vgic, paths, vcpus)),
         Err(error) => {
-            let removed = remove_vpes(host, spec.id, &paths);
-            debug_assert!(removed, "none of them has been resident");
-            host.free_stage2(stage2);
-            Err(error)
+            let removed = release_gic(host, spec.id, &paths);
+            debug_assert!(removed, "none of the vPEs has been resident");
+            undo(stage2, error)
         }
     }
 }
@@ -239,32 +264,34 @@ fn address_space(
 }
 
 /// Creates the VM and, as long as there are free ones, a vPE for each vCPU. The LPIs of a vCPU without a vPE are
-/// injected by software.
-fn lpi_paths(host: &Host, spec: &DomainSpec) -> LpiPaths {
-    let homes: Vec<CpuId> = match &spec.homes {
-        Homes::Fixed(homes) => homes.clone(),
-        Homes::Any => alloc::vec![percpu::cpu(); spec.affinities.len()],
+/// injected by software: for these, physical LPIs are reserved.
+fn lpi_paths(host: &Host, spec: &DomainSpec) -> Result<LpiPaths, BuildError> {
+    let (id, gic) = (spec.id, &host.gic);
+    let homes = spec.homes.first(host, spec.affinities.len());
+    let has_itss = !spec.devices.itss.is_empty();
+    let v4 = gic.v4().filter(|_| host.options.direct == Direct::On && has_itss);
+    let vm = v4.and_then(|v4| {
+        v4.create_vm(ID_BITS)
+            .inspect_err(|error| log::warn!("{id}: no vLPI tables: {error}; LPIs are injected by software"))
+            .ok()
+    });
+    let vpe_at = |cpu: CpuId| {
+        v4?.add_vpe(vm?, cpu)
+            .inspect_err(|error| {
+                log::warn!("{id}: no vPE for the vCPU on {cpu}: {error}; its LPIs are injected by software");
+            })
+            .ok()
     };
-    let with = |vm: Option<VmHandle>, vpe: &dyn Fn(CpuId) -> Option<VpeId>| LpiPaths {
-        vm,
-        vcpus: homes.iter().map(|&cpu| (cpu, vpe(cpu))).collect(),
-        devices: spec.devices.device_ids.clone(),
+    let vcpus: Vec<_> = homes.iter().map(|&cpu| (cpu, vpe_at(cpu))).collect();
+    let all_direct = vcpus.iter().all(|(_, vpe)| vpe.is_some());
+    let count = if all_direct || !has_itss { 0 } else { spec.devices.lpis };
+    let paths = LpiPaths { vm, vcpus, devices: spec.devices.device_ids.clone(), lpis: LpiQuota::none() };
+    let Some(lpis) = LpiQuota::reserve(gic, count) else {
+        let removed = release_gic(host, id, &paths);
+        debug_assert!(removed, "none of the vPEs has been resident");
+        return Err(BuildError(alloc::format!("{count} LPIs are not free")));
     };
-    let wanted = host.options.direct == Direct::On && !spec.devices.itss.is_empty();
-    let Some(v4) = host.gic.v4().filter(|_| wanted) else { return with(None, &|_| None) };
-    match v4.create_vm(ID_BITS) {
-        Ok(vm) => with(Some(vm), &|cpu| {
-            v4.add_vpe(vm, cpu)
-                .inspect_err(|error| {
-                    log::warn!("{}: no vPE for the vCPU on {cpu}: {error}; its LPIs are injected by software", spec.id);
-                })
-                .ok()
-        }),
-        Err(error) => {
-            log::warn!("{}: no vLPI tables: {error}; LPIs are injected by software", spec.id);
-            with(None, &|_| None)
-        }
-    }
+    Ok(LpiPaths { lpis, ..paths })
 }
 
 /// Makes the vCPUs and adds them to the scheduler. On failure they are removed from it again.
@@ -274,7 +301,7 @@ fn place_vcpus(host: &Host, spec: &DomainSpec, paths: &LpiPaths) -> Result<Vec<A
         let make = |cpu| Arc::new(Vcpu::new(spec.id, id, affinity, cpu, paths.vpe(id), ich::count()));
         let placed = match &spec.homes {
             Homes::Fixed(homes) => homes.get(id.index()).and_then(|&cpu| try_place(host, make(cpu), cpu)),
-            Homes::Any => place_anywhere(host, make),
+            Homes::Any => any_cpu(host).find_map(|cpu| try_place(host, make(cpu), cpu)),
         };
         let Some(vcpu) = placed else {
             vcpus.iter().for_each(|vcpu| host.remove_vcpu(vcpu));
@@ -301,13 +328,13 @@ fn try_place(host: &Host, vcpu: Arc<Vcpu>, cpu: CpuId) -> Option<Arc<Vcpu>> {
     host.add_vcpu(&vcpu, cpu).is_ok().then_some(vcpu)
 }
 
-/// Places a vCPU on the first CPU that accepts it. The boot CPU is tried last, because it takes the console's
-/// interrupts. If vCPUs share CPUs, each CPU accepts any number of vCPUs, and they are distributed in turn.
-fn place_anywhere(host: &Host, make: impl Fn(CpuId) -> Arc<Vcpu>) -> Option<Arc<Vcpu>> {
+/// The CPUs for the next vCPU that may be on any: it is placed on the first one that accepts it. The boot CPU is the last
+/// one, because it takes the console's interrupts. If vCPUs share CPUs, each CPU accepts any number of vCPUs, and they are
+/// distributed in turn.
+fn any_cpu(host: &Host) -> impl Iterator<Item = CpuId> {
     let count = host.cpus.ids().len();
     let turn = if host.sched.shares_cpus() { host.vcpus() % count } else { 0 };
-    let all = host.cpus.ids().rev().cycle().skip(turn).take(count);
-    all.filter(|&cpu| host.cpu(cpu).is_online()).find_map(|cpu| try_place(host, make(cpu), cpu))
+    host.cpus.ids().rev().cycle().skip(turn).take(count).filter(|&cpu| host.cpu(cpu).is_online())
 }
 
 /// Starts a domain.

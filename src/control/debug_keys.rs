@@ -66,16 +66,16 @@ fn domain_interrupts(domain: &Domain) {
             }
         }
     }
-    for (index, vits) in domain.itss().enumerate() {
-        let mut mapped = 0;
+    for vits in domain.itss() {
+        let (its, mut mapped) = (vits.its(), 0);
         vits.for_each_event(&mut |device, event, vintid, collection, vcpu| {
             mapped += 1;
             match vcpu {
-                Some(vcpu) => line(format_args!("  ITS{index} {device} {event}: {vintid} to {vcpu}")),
-                None => line(format_args!("  ITS{index} {device} {event}: {vintid} parked in {collection}")),
+                Some(vcpu) => line(format_args!("  {its} {device} {event}: {vintid} to {vcpu}")),
+                None => line(format_args!("  {its} {device} {event}: {vintid} parked in {collection}")),
             }
         });
-        line(format_args!("ITS{index}: {mapped} events; {:?}", vits.counters()));
+        line(format_args!("{its}: {mapped} events; {:?}", vits.counters()));
     }
 }
 

@@ -5,8 +5,8 @@
 //! none, a CPU that runs a vCPU gives it a tenth of its time, whether its vCPU takes interrupts or not:
 //!
 //! 1. The domain is taken out of the table of domains, the scheduler and the console.
-//! 2. It is removed from the hardware: events of its devices are unmapped, its vPEs and their tables are removed, and
-//!    interrupts that are active for it are deactivated.
+//! 2. It is removed from the hardware: events of its devices are unmapped, its vPEs and their tables and the memory of
+//!    its devices are freed, and interrupts that are active for it are deactivated.
 //! 3. When no reference to it is left and no CPU has its stage 2 loaded, its stage 2 tables are freed.
 //! 4. Its RAM is zeroed, piece by piece, and given back to the pool.
 
@@ -157,8 +157,8 @@ fn advance(host: &Host, cpu: CpuId, work: &mut Work) -> Progress {
         Stage::Interrupts(domain) => {
             if domain.step_itss() == Progress::More {
                 Stage::Interrupts(domain)
-            } else if !domain.remove_vpes() {
-                report_delay(work, "a vPE is still resident");
+            } else if !domain.release_gic() {
+                report_delay(work, "a vPE is still resident, or a device mapped");
                 Stage::Interrupts(domain)
             } else {
                 domain.release_interrupts();

@@ -28,9 +28,9 @@ pub mod table;
 use crate::console;
 use crate::console::ring::{RING_LEN, Ring};
 use crate::dev::pl011::Vpl011;
-use crate::gic::v4::V4Error;
 use crate::host::Host;
 use crate::ids::{CpuId, DomId, Intid, Mpidr, VcpuId};
+use crate::log_each_second;
 use crate::mm::guest_ram::GuestRam;
 use crate::mm::hw::El2;
 use crate::mm::stage2::Stage2;
@@ -41,7 +41,6 @@ use crate::util::range::Range;
 use crate::vcpu::{Start, Vcpu};
 use crate::vgic::{Signal, Vgic};
 use crate::vits::Vits;
-use crate::{log_each_second, log_limited};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU16, Ordering};
@@ -94,8 +93,7 @@ pub struct Parts {
     pub bridges: Vec<Bridge>,
     /// The vCPUs, in the order of their numbers. They are off.
     pub vcpus: Vec<Arc<Vcpu>>,
-    /// What the domain is restarted from; `None` if it cannot be restarted. One that has vPEs cannot: their pending
-    /// tables would have to be emptied.
+    /// What the domain is restarted from; `None` if it cannot be restarted.
     pub images: Option<Images>,
 }
 
@@ -336,11 +334,11 @@ impl Domain {
         self.recalls.have_ended(|| self.vcpus.iter().any(|vcpu| vcpu.is_recalled()))
     }
 
-    /// Removes the domain's vPEs and their tables from the GIC. Returns `false` if a vPE is still resident: the caller
-    /// then has to call it again later.
+    /// Gives back what the domain has of the physical GIC: its vPEs, and the memory of its devices. Returns `false` if
+    /// something is still in use: the caller then has to call it again later.
     #[must_use]
-    pub fn remove_vpes(&self) -> bool {
-        remove_vpes(self.host, self.id, &self.paths)
+    pub fn release_gic(&self) -> bool {
+        release_gic(self.host, self.id, &self.paths)
     }
 
     /// Releases the interrupts of a domain that has ended: deactivates the physical interrupts that are active for it,
@@ -362,23 +360,12 @@ impl Domain {
     }
 }
 
-/// Removes the vPEs of domain `id` and their tables from the GIC. Returns `false` if a vPE is still resident: the caller
-/// then has to call it again later.
+/// Gives all back that domain `id` has of the physical GIC ([`LpiPaths::release`]). Returns `false` if something is still
+/// in use: the caller then has to call it again later.
 #[must_use]
-pub fn remove_vpes(host: &Host, id: DomId, paths: &LpiPaths) -> bool {
-    let (Some(v4), Some(vm)) = (host.gic.v4(), paths.vm) else { return true };
-    for vpe in paths.vcpus.iter().filter_map(|&(_, vpe)| vpe) {
-        host.vpes.take_back(vpe);
-        match v4.remove_vpe(vpe) {
-            Err(V4Error::Resident(_)) => return false,
-            Err(V4Error::NoSuchVpe(_)) | Ok(()) => {}
-            Err(error) => log_limited!(Error, id; "{id}: {vpe}: cannot be removed: {error}"),
-        }
-    }
-    if let Err(error) = v4.destroy_vm(vm) {
-        log_limited!(Error, id; "{id}: vLPI tables cannot be freed: {error}");
-    }
-    true
+pub fn release_gic(host: &Host, id: DomId, paths: &LpiPaths) -> bool {
+    paths.vpes().for_each(|vpe| host.vpes.take_back(vpe));
+    paths.release(&host.gic, id)
 }
 
 /// The vCPU of a domain that each CPU ran last.
