@@ -1,76 +1,32 @@
-//! The DeviceIDs of the devices that send MSIs.
+//! The DeviceIDs of dom0's devices that send MSIs.
 //!
-//! dom0 may map these devices on its ITSs, except those that a domU gets, and no others, so that memory for all that it can map is reserved when it is
+//! dom0 may map these devices on its ITSs and no others, so that memory for all that it can map is reserved when it is
 //! built. They are what the description of the machine says: the translations of requester IDs that PCI hosts have
 //! (`msi-map`, IORT root complexes), and the devices that are named one by one (`msi-parent`, IORT named components).
 
 use crate::ids::{DeviceId, DeviceIds, ItsId};
 use crate::platform::{Machine, PciHost};
+use crate::util::id_ranges::{IdRange, merged, without};
 use alloc::vec::Vec;
 
-/// The DeviceIDs that reach an ITS: sorted, disjoint.
-pub fn of_its(machine: &Machine, its: ItsId) -> Vec<DeviceIds> {
-    let mut all: Vec<DeviceIds> = machine.pci.iter().flat_map(|host| of_host(host, its)).collect();
-    all.extend(machine.msi_devices.iter().filter(|devices| devices.its == its).map(|devices| devices.ids));
-    merged(all)
-}
-
-/// The DeviceIDs in `ids`, which are sorted and disjoint, that are not `given` to another domain. The result is sorted and
-/// disjoint, too.
-pub fn without(ids: Vec<DeviceIds>, given: &[DeviceIds]) -> Vec<DeviceIds> {
-    let mut left = ids;
-    for taken in given {
-        let mut cut = Vec::new();
-        for ids in left {
-            if taken.last < ids.first || ids.last < taken.first {
-                cut.push(ids);
-                continue;
-            }
-            // Neither subtraction nor addition can overflow: there is a DeviceID below, or above.
-            if ids.first < taken.first {
-                cut.push(DeviceIds { first: ids.first, last: DeviceId(taken.first.0 - 1) });
-            }
-            if taken.last < ids.last {
-                cut.push(DeviceIds { first: DeviceId(taken.last.0 + 1), last: ids.last });
-            }
-        }
-        left = cut;
-    }
-    left
+/// The DeviceIDs of dom0's devices that reach an ITS, sorted and disjoint: all but those of `given`, which belong to domUs.
+pub fn of_dom0(machine: &Machine, its: ItsId, given: &[DeviceIds]) -> Vec<DeviceIds> {
+    let named = machine.msi_devices.iter().filter(|devices| devices.its == its);
+    let named = named.map(|devices| (devices.ids.first.0, devices.ids.last.0));
+    let all = machine.pci.iter().flat_map(|host| of_host(host, its)).chain(named);
+    let left = without(merged(all.collect()), given.iter().map(|ids| (ids.first.0, ids.last.0)));
+    left.into_iter().map(|(first, last)| DeviceIds { first: DeviceId(first), last: DeviceId(last) }).collect()
 }
 
 /// The DeviceIDs of a PCI host's functions on an ITS.
-fn of_host(host: &PciHost, its: ItsId) -> Vec<DeviceIds> {
-    let (first, last) = (u32::from(host.buses.0) << 8, u32::from(host.buses.1) << 8 | 0xff);
+fn of_host(host: &PciHost, its: ItsId) -> Vec<IdRange> {
     if host.msi_map.is_empty() {
         // The description does not say. Then drivers take the requester ID, and any ITS.
-        return alloc::vec![DeviceIds { first: DeviceId(first), last: DeviceId(last) }];
+        let (first, last) = host.buses;
+        return alloc::vec![(u32::from(first) << 8, u32::from(last) << 8 | 0xff)];
     }
-    let mut all = Vec::new();
-    for line in host.msi_map.iter().filter(|line| line.target == its) {
-        // The mask merges functions: it clears bits of each requester ID. So its results are between 0 and `last`.
-        let first = if host.msi_map_mask & 0xffff == 0xffff { first } else { 0 };
-        let from = first.max(line.rid_base);
-        let Some(end) = line.length.checked_sub(1).and_then(|more| line.rid_base.checked_add(more)) else { continue };
-        let to = last.min(end);
-        let out = |rid: u32| line.out_base.checked_add(rid.checked_sub(line.rid_base)?);
-        if let (true, Some(first), Some(last)) = (from <= to, out(from), out(to)) {
-            all.push(DeviceIds { first: DeviceId(first), last: DeviceId(last) });
-        }
-    }
-    all
-}
-
-fn merged(mut all: Vec<DeviceIds>) -> Vec<DeviceIds> {
-    all.sort_unstable();
-    let mut merged: Vec<DeviceIds> = Vec::new();
-    for ids in all {
-        match merged.last_mut() {
-            Some(last) if ids.first.0 <= last.last.0.saturating_add(1) => last.last = last.last.max(ids.last),
-            _ => merged.push(ids),
-        }
-    }
-    merged
+    let lines = host.msi_map.iter().filter(|line| line.target == its);
+    lines.filter_map(|line| line.ids(host.buses, host.msi_map_mask)).collect()
 }
 
 #[cfg(test)]
@@ -84,7 +40,7 @@ mod tests {
     use crate::util::range::Range;
 
     fn ids(machine: &Machine, its: u8) -> Vec<(u32, u32)> {
-        of_its(machine, ItsId(its)).iter().map(|ids| (ids.first.0, ids.last.0)).collect()
+        of_dom0(machine, ItsId(its), &[]).iter().map(|ids| (ids.first.0, ids.last.0)).collect()
     }
 
     #[test]
@@ -104,6 +60,15 @@ mod tests {
     }
 
     #[test]
+    fn devices_that_domus_get_are_not_dom0s() {
+        let machine = fdt::read(DOM0).unwrap();
+        let given = DeviceIds { first: DeviceId(0x108), last: DeviceId(0x108) };
+        let left = of_dom0(&machine, ItsId(0), &[given]);
+        let left: Vec<_> = left.iter().map(|ids| (ids.first.0, ids.last.0)).collect();
+        assert_eq!(left, [(0, 0x107), (0x109, 0xffff)]);
+    }
+
+    #[test]
     fn a_graviton3_has_the_devices_of_its_root_complexes() {
         let machine = Memory::with(&graviton3()).read().unwrap();
         let all: Vec<_> = (0..machine.gic.itss.len()).flat_map(|its| ids(&machine, its as u8)).collect();
@@ -111,7 +76,7 @@ mod tests {
         for host in &machine.pci {
             for rid in [u16::from(host.buses.0) << 8, u16::from(host.buses.1) << 8 | 0xff] {
                 let Some((its, dev)) = host.device_id(rid) else { continue };
-                assert!(of_its(&machine, its).iter().any(|ids| ids.contains(dev)), "{rid:#x}");
+                assert!(of_dom0(&machine, its, &[]).iter().any(|ids| ids.contains(dev)), "{rid:#x}");
             }
         }
     }
@@ -134,6 +99,7 @@ mod tests {
             msi_map: lines.collect(),
             iommu_map_mask: u32::MAX,
             iommu_map: Default::default(),
+            coherent: true,
         });
         machine
     }
@@ -146,19 +112,6 @@ mod tests {
         let apart = host((0, 0xff), u32::MAX, &[(0x100, 0, 0x8000, 0x100), (0x200, 0, 0, 0x10), (0xff00, 0, !0, 0x10)]);
         assert_eq!(ids(&apart, 0), [(0, 0xf), (0x8000, 0x80ff)]);
         assert_eq!(ids(&host((0x20, 0x20), 0xff, &[(0, 0, 0, 0x1_0000)]), 0), [(0, 0x20ff)]);
-    }
-
-    #[test]
-    fn devices_that_are_given_away_are_cut_out_wherever_they_are() {
-        let r = |first, last| DeviceIds { first: DeviceId(first), last: DeviceId(last) };
-        let all = || alloc::vec![r(0, 0xff), r(0x200, u32::MAX)];
-        let left = |given: &[DeviceIds]| without(all(), given);
-        assert_eq!(left(&[]), all());
-        assert_eq!(left(&[r(0x100, 0x1ff)]), all());
-        assert_eq!(left(&[r(0, 0)]), [r(1, 0xff), r(0x200, u32::MAX)]);
-        assert_eq!(left(&[r(0x80, 0x80), r(0xff, 0x200)]), [r(0, 0x7f), r(0x81, 0xfe), r(0x201, u32::MAX)]);
-        assert_eq!(left(&[r(u32::MAX, u32::MAX), r(0, 0xff)]), [r(0x200, u32::MAX - 1)]);
-        assert_eq!(left(&[r(0, u32::MAX)]), []);
     }
 
     #[test]

@@ -13,24 +13,30 @@ pub mod device_ids;
 pub mod dom0;
 pub mod domu;
 pub mod fdt;
+mod guest_pci;
 pub mod image;
 mod itss;
 pub mod layout;
+pub mod passthrough;
 pub mod pci_hide;
+mod streams;
 
 use crate::arch::{ich, percpu};
 use crate::domain::images::{File, Images};
 use crate::domain::msi::{LpiPaths, LpiQuota};
+use crate::domain::pci::PciHost;
 use crate::domain::{Domain, Parts, release_gic};
 use crate::host::Host;
 use crate::host::cmdline::Direct;
-use crate::ids::{CpuId, DeviceIds, DomId, Intid, Ipa, Mpidr, VcpuId};
+use crate::ids::{CpuId, DeviceIds, DomId, Intid, Ipa, Mpidr, Pa, Streams, VcpuId, VmId};
 use crate::mm::guest_ram::{GuestRam, peek};
 use crate::mm::hw::El2;
 use crate::mm::stage2::{Attr, Fwb, Stage2, Stage2Error, ipa_bits};
 use crate::mm::tlb::Tlbs;
 use crate::pci::bridge::Bridge;
 use crate::platform::Module;
+use crate::smmu::iommu::DeviceView;
+use crate::util::PAGE;
 use crate::util::range::Range;
 use crate::vcpu::{Loaded, Start, Vcpu};
 use crate::vgic::{Vgic, VgicConfig};
@@ -115,6 +121,21 @@ struct Devices {
     bridges: Vec<Bridge>,
     /// Ranges of the machine that are mapped at their own addresses, besides RAM.
     mapped: Vec<(Range, Attr)>,
+    /// The PCI host of a domU.
+    pci: Option<PciHost>,
+    /// What the domain's devices reach by DMA.
+    dma: Dma,
+}
+
+/// What the devices of a domain reach by DMA, besides its RAM.
+#[derive(Default)]
+struct Dma {
+    /// The streams of the devices.
+    streams: Vec<Streams>,
+    /// The pages with GITS_TRANSLATER, as the devices address them, and those of the host's ITSs.
+    doorbells: Vec<(Ipa, Pa)>,
+    /// Memory of the firmware that devices go on to use, at its own addresses.
+    reserved: Vec<Range>,
 }
 
 /// The CPUs on which a domain's vCPUs start.
@@ -160,6 +181,12 @@ struct DomainSpec {
     devices: Devices,
 }
 
+impl DomainSpec {
+    fn is_dom0(&self) -> bool {
+        self.id == DomId(0)
+    }
+}
+
 /// A domain that could not be built. Its RAM may hold parts of its images.
 struct Failure {
     error: BuildError,
@@ -169,19 +196,41 @@ struct Failure {
 /// Builds a domain. Its vCPUs are off, and it is not in the table of domains yet.
 fn assemble(host: &'static Host, spec: DomainSpec) -> Result<Domain, Box<Failure>> {
     match make_parts(host, &spec) {
-        Ok((stage2, vgic, paths, vcpus)) => {
-            let Devices { dist, redists, itss, console, absent, bridges, .. } = spec.devices;
-            let (id, ram, images) = (spec.id, spec.ram, spec.restarts.then_some(spec.images));
-            let parts =
-                Parts { id, stage2, ram, vgic, dist, redists, itss, paths, console, absent, bridges, vcpus, images };
-            Ok(Domain::new(host, parts))
+        Ok(made) => {
+            let Devices { dist, redists, itss, console, absent, bridges, pci, .. } = spec.devices;
+            Ok(Domain::new(
+                host,
+                Parts {
+                    id: spec.id,
+                    stage2: made.stage2,
+                    device_view: made.device_view,
+                    ram: spec.ram,
+                    vgic: made.vgic,
+                    dist,
+                    redists,
+                    itss,
+                    paths: made.paths,
+                    console,
+                    absent,
+                    bridges,
+                    pci,
+                    vcpus: made.vcpus,
+                    images: spec.restarts.then_some(spec.images),
+                },
+            ))
         }
         Err(error) => Err(Box::new(Failure { error, ram: spec.ram })),
     }
 }
 
 /// The parts of a domain that are made from its specification.
-type MadeParts = (Stage2<'static, El2, Tlbs>, Vgic, LpiPaths, Vec<Arc<Vcpu>>);
+struct MadeParts {
+    stage2: Stage2<'static, El2, Tlbs>,
+    device_view: Option<DeviceView<El2>>,
+    vgic: Vgic,
+    paths: LpiPaths,
+    vcpus: Vec<Arc<Vcpu>>,
+}
 
 /// Loads the images and makes the parts of a domain. On failure everything is freed again, but the RAM may hold parts
 /// of the images.
@@ -209,8 +258,10 @@ fn make_parts(host: &'static Host, spec: &DomainSpec) -> Result<MadeParts, Build
         vgic.offer_direct_sgis();
         log::info!("{}: SGIs are virtual SGIs if the guest does without their active state", spec.id);
     }
-    match place_vcpus(host, spec, &paths) {
-        Ok(vcpus) => Ok((stage2, vgic, paths, vcpus)),
+    let made = device_view(host, spec, stage2.vmid())
+        .and_then(|device_view| Ok((place_vcpus(host, spec, &paths)?, device_view)));
+    match made {
+        Ok((vcpus, device_view)) => Ok(MadeParts { stage2, device_view, vgic, paths, vcpus }),
         Err(error) => {
             let removed = release_gic(host, spec.id, &paths);
             debug_assert!(removed, "none of the vPEs has been resident");
@@ -261,6 +312,54 @@ fn address_space(
             Err(failed(error))
         }
     }
+}
+
+/// Makes what the domain's devices reach, and assigns their streams to it. `None` if no SMMU limits what they reach.
+///
+/// dom0 does without a device that cannot be assigned. A domU is not built then.
+fn device_view(host: &Host, spec: &DomainSpec, vmid: VmId) -> Result<Option<DeviceView<El2>>, BuildError> {
+    let (id, dma) = (spec.id, &spec.devices.dma);
+    if dma.streams.is_empty() || !host.iommu.translates() {
+        return Ok(None);
+    }
+    let failed = |error: Stage2Error| BuildError::because("address space of its devices", error);
+    let mut view = host.iommu.new_view(vmid, ipa_bits(host.features().stage2().pa_range)).map_err(failed)?;
+    let banks = spec.ram.banks().iter().map(|bank| (bank.ipa, bank.pa, bank.size, Attr::Ram));
+    let doorbells = dma.doorbells.iter().map(|&(ipa, pa)| (ipa, pa, PAGE, Attr::Doorbell));
+    let reserved = dma.reserved.iter().map(|range| (Ipa(range.base.0), range.base, range.size, Attr::Ram));
+    for (ipa, pa, size, attr) in banks.chain(doorbells).chain(reserved) {
+        match view.map(ipa, pa, size, attr) {
+            Ok(()) => {}
+            Err(error) if spec.is_dom0() => {
+                log::error!("{id}: {}: not for devices: {error}: DMA to it fails", Range::new(pa, size));
+            }
+            Err(error) => {
+                view.destroy();
+                return Err(failed(error));
+            }
+        }
+    }
+    for &streams in &dma.streams {
+        match host.iommu.assign(id, streams, &view) {
+            Ok(()) => {}
+            Err(error) if spec.is_dom0() => {
+                log::error!("{id}: {streams}: not assigned: {error}: its devices reach no memory");
+            }
+            Err(error) => {
+                let error = BuildError(alloc::format!("{streams}: {error}"));
+                // Streams that were assigned before this one.
+                return Err(match host.iommu.block(id) {
+                    Ok(()) => {
+                        host.iommu.release(id);
+                        view.destroy();
+                        error
+                    }
+                    Err(stuck) => BuildError(alloc::format!("{error}; and a device cannot be stopped: {stuck}")),
+                });
+            }
+        }
+    }
+    Ok(Some(view))
 }
 
 /// Creates the VM and, as long as there are free ones, a vPE for each vCPU. The LPIs of a vCPU without a vPE are

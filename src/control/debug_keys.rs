@@ -22,7 +22,7 @@ pub fn register(domains: &'static Domains) {
     let host = domains.host;
     keys::register(b'h', "this list", console::help);
     keys::register(b'd', "domains and vCPUs", move || show_domains(domains));
-    keys::register(b'i', "interrupts", move || show_interrupts(domains));
+    keys::register(b'i', "interrupts and DMA", move || show_interrupts(domains));
     keys::register(b'v', "vPEs and residency", move || show_vpes(domains));
     keys::register(b'x', "exits by reason", move || show_exits(host));
     keys::register(b's', "the scheduler", move || show_scheduler(domains));
@@ -54,6 +54,7 @@ fn domain_state(domain: &Domain) {
 
 fn show_interrupts(domains: &Domains) {
     line(format_args!("{}", domains.host.gic.counters()));
+    domains.host.iommu.for_each_line(&mut |text| line(text));
     domains.iter().for_each(|domain| domain_interrupts(&domain));
 }
 

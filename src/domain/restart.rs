@@ -9,19 +9,21 @@
 //! A domain that is restarted over and over is delayed (`pace.rs`). The steps are:
 //!
 //! 1. Wait.
-//! 2. Reset the virtual ITSs: unmap all events and devices.
-//! 3. Make the vPEs as new (`gic::v4`), one in a step, so that no interrupt of the former life is pending there.
-//! 4. Reset the virtual GIC, one redistributor in a step, and the console; invalidate the guest's TLB entries.
-//! 5. Zero the RAM, piece by piece.
-//! 6. Load the images, piece by piece.
+//! 2. Stop the devices, and reset the PCI functions.
+//! 3. Reset the virtual ITSs: unmap all events and devices.
+//! 4. Make the vPEs as new (`gic::v4`), one in a step, so that no interrupt of the former life is pending there.
+//! 5. Reset the virtual GIC, one redistributor in a step, and the console; invalidate the guest's TLB entries.
+//! 6. Zero the RAM, piece by piece.
+//! 7. Load the images, piece by piece; let the devices reach the RAM.
 //!
-//! Then the first vCPU is powered on as at boot. If the ITSs do not answer, or an image cannot be loaded, the domain is
+//! Then the first vCPU is powered on as at boot. If the ITSs or the SMMUs do not answer, or an image cannot be loaded, the domain is
 //! taken down. The operator can end the domain at any moment; it is then taken down like any other.
 
 use super::Domain;
 use super::images::NotLoaded;
 use super::lifecycle::End;
 use super::msi::{NotRenewed, Renewed};
+use super::pci::Resets;
 use crate::arch::timer;
 use crate::console;
 use crate::host::cmdline::OnCrash;
@@ -43,6 +45,10 @@ enum NotRestarted {
     Interrupts(NotRenewed),
     /// The redistributor does not write the vPE of this vCPU back.
     Vpe(VcpuId),
+    /// A device may still reach the RAM.
+    DeviceNotStopped,
+    /// A device cannot reach the RAM.
+    DeviceNotResumed,
 }
 
 impl fmt::Display for NotRestarted {
@@ -51,6 +57,8 @@ impl fmt::Display for NotRestarted {
             NotRestarted::Images(error) => error.fmt(f),
             NotRestarted::Interrupts(error) => error.fmt(f),
             NotRestarted::Vpe(vcpu) => write!(f, "{vcpu}: its vPE is not written back"),
+            NotRestarted::DeviceNotStopped => f.write_str("its devices cannot be stopped"),
+            NotRestarted::DeviceNotResumed => f.write_str("its devices cannot reach its RAM"),
         }
     }
 }
@@ -60,7 +68,7 @@ impl fmt::Display for NotRestarted {
 pub enum Stepped {
     /// There is more to do.
     More(Restart),
-    /// There is more to do when the time of [`Restart::Wait`] has come.
+    /// There is more to do when the time of [`Restart::Wait`] or [`Restart::Functions`] has come.
     Later(Restart),
     /// Everything is done, or the domain is not to be restarted any more.
     Finished,
@@ -72,6 +80,12 @@ trait Anew {
     fn is_wanted(&self) -> bool;
     /// The time in microseconds.
     fn now_us(&self) -> u64;
+    /// Stops the devices, and begins to reset the PCI functions. Returns `false` if a device may go on.
+    fn stop_devices(&self) -> bool;
+    /// Goes on with the resets of the PCI functions.
+    fn reset_functions(&self) -> Resets;
+    /// Lets the devices reach the RAM again. Returns `false` if that failed.
+    fn resume_devices(&self) -> bool;
     /// Resets the virtual ITSs. Their events and devices are unmapped afterwards.
     fn reset_itss(&self);
     /// Unmaps some events and devices. When all are, disables the vLPIs.
@@ -108,10 +122,16 @@ fn next(domain: &impl Anew, restart: Restart) -> Result<Stepped, NotRestarted> {
     let following = |vcpu: VcpuId| VcpuId(vcpu.0.saturating_add(1));
     Ok(Stepped::More(match restart {
         Restart::Wait { until_us } if domain.now_us() < until_us => return Ok(Stepped::Later(restart)),
-        Restart::Wait { .. } => {
-            domain.reset_itss();
-            Restart::Events
-        }
+        Restart::Wait { .. } if domain.stop_devices() => Restart::Functions { until_us: 0 },
+        Restart::Wait { .. } => return Err(NotRestarted::DeviceNotStopped),
+        Restart::Functions { until_us } if domain.now_us() < until_us => return Ok(Stepped::Later(restart)),
+        Restart::Functions { .. } => match domain.reset_functions() {
+            Resets::Until(until_us) => Restart::Functions { until_us },
+            Resets::Done => {
+                domain.reset_itss();
+                Restart::Events
+            }
+        },
         Restart::Events => match domain.unmap_events()? {
             Progress::More => Restart::Events,
             Progress::Done => Restart::Vpes { vcpu: VcpuId(0), waits: 0 },
@@ -133,7 +153,8 @@ fn next(domain: &impl Anew, restart: Restart) -> Result<Stepped, NotRestarted> {
         },
         Restart::Load(loaded) => match domain.load(loaded).map_err(NotRestarted::Images)? {
             Some(loaded) => Restart::Load(loaded),
-            None => return Ok(Stepped::Finished),
+            None if domain.resume_devices() => return Ok(Stepped::Finished),
+            None => return Err(NotRestarted::DeviceNotResumed),
         },
     }))
 }
@@ -145,6 +166,19 @@ impl Anew for Domain {
 
     fn now_us(&self) -> u64 {
         timer::now_us()
+    }
+
+    fn stop_devices(&self) -> bool {
+        self.begin_function_resets();
+        self.stop_dma()
+    }
+
+    fn reset_functions(&self) -> Resets {
+        self.step_function_resets()
+    }
+
+    fn resume_devices(&self) -> bool {
+        self.resume_dma()
     }
 
     fn reset_itss(&self) {
@@ -172,7 +206,7 @@ impl Anew for Domain {
             console.uart.lock().reset();
         }
         self.vgic.reset_dist(&self.port());
-        self.stage2.invalidate_tlbs();
+        self.stage2.lock().invalidate_tlbs();
     }
 
     fn wipe(&self, done: u64) -> Option<u64> {
@@ -279,6 +313,8 @@ mod tests {
         unwanted: Cell<bool>,
         /// The piece that cannot be loaded.
         bad_piece: Option<u64>,
+        /// A device cannot be stopped.
+        stuck: bool,
         /// The ITSs do not answer when events are unmapped.
         no_events: bool,
         /// The vCPU whose vPE cannot be made as new.
@@ -302,9 +338,14 @@ mod tests {
                 before(self, count);
                 match step(self, restart) {
                     Stepped::More(next) => restart = next,
-                    Stepped::Later(next) => {
+                    Stepped::Later(next @ Restart::Wait { .. }) => {
                         assert_eq!(next, Restart::Wait { until_us });
                         self.does("wait");
+                        restart = next;
+                    }
+                    Stepped::Later(next) => {
+                        let Restart::Functions { until_us } = next else { panic!("{next:?} has no time") };
+                        self.now_us.set(until_us);
                         restart = next;
                     }
                     Stepped::Finished => return count + 1,
@@ -321,6 +362,23 @@ mod tests {
 
         fn now_us(&self) -> u64 {
             self.now_us.get()
+        }
+
+        fn stop_devices(&self) -> bool {
+            self.does("stop");
+            !self.stuck
+        }
+
+        /// The functions are back at the second look, which is due after 100 us.
+        fn reset_functions(&self) -> Resets {
+            self.does("functions");
+            let first = self.did.borrow().iter().filter(|did| **did == "functions").count() == 1;
+            if first { Resets::Until(self.now_us.get() + 100) } else { Resets::Done }
+        }
+
+        fn resume_devices(&self) -> bool {
+            self.does("resume");
+            true
         }
 
         fn reset_itss(&self) {
@@ -389,9 +447,26 @@ mod tests {
         }
     }
 
-    const ALL: [&str; 15] = [
-        "ITSs", "events", "events", "vPE", "vPE", "vPE", "redist", "redist", "redist", "devices", "wipe", "wipe",
-        "load", "load", "load",
+    const ALL: [&str; 19] = [
+        "stop",
+        "functions",
+        "functions",
+        "ITSs",
+        "events",
+        "events",
+        "vPE",
+        "vPE",
+        "vPE",
+        "redist",
+        "redist",
+        "redist",
+        "devices",
+        "wipe",
+        "wipe",
+        "load",
+        "load",
+        "load",
+        "resume",
     ];
 
     #[test]
@@ -399,8 +474,9 @@ mod tests {
         let fake = Fake::default();
         let steps = fake.restart(0, |_, _| ());
         assert_eq!(*fake.did.borrow(), ALL);
-        // One each to find the end of the vPEs, of the RAM and of the images.
-        assert_eq!(steps, ALL.len() + 3);
+        // One each to wait for the functions and to find the end of the vPEs and of the RAM; the ITSs are reset in the
+        // same step as the last function.
+        assert_eq!(steps, ALL.len() + 2);
     }
 
     #[test]
@@ -421,6 +497,13 @@ mod tests {
             assert_eq!(*fake.did.borrow(), ALL[..fake.did.borrow().len()]);
             assert!(fake.did.borrow().len() <= at);
         }
+    }
+
+    #[test]
+    fn a_domain_with_a_device_that_cannot_be_stopped_is_not_touched() {
+        let fake = Fake { stuck: true, ..Fake::default() };
+        fake.restart(0, |_, _| ());
+        assert_eq!(*fake.did.borrow(), ["stop", "give up"]);
     }
 
     #[test]

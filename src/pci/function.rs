@@ -442,6 +442,13 @@ impl Facts {
         Ok(bars)
     }
 
+    /// The largest number of MSIs that the function can tell apart, 1 to 2048.
+    #[must_use]
+    pub fn vectors(&self) -> u32 {
+        let msi = self.msi.map_or(1, |msi| 1 << msi.vectors_log2.min(5));
+        self.msix.map_or(msi, |msix| msi.max(msix.vectors))
+    }
+
     /// The memory BARs, with their indices.
     pub fn memory_bars(&self) -> impl Iterator<Item = (usize, Bar)> {
         let bars = self.bars.into_iter().enumerate();

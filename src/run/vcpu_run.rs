@@ -242,7 +242,7 @@ impl VcpuRun<'_> {
     /// woken.
     fn sleep(&mut self) {
         let until_us = match self.vcpu.own().work {
-            Some(Work::Restart(Restart::Wait { until_us })) => until_us,
+            Some(Work::Restart(Restart::Wait { until_us } | Restart::Functions { until_us })) => until_us,
             _ => 0,
         };
         let stopped = self.host.sched.stop(self.cpu, timer::now());

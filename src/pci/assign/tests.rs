@@ -21,6 +21,7 @@ fn host_with(windows: &[PciWindow]) -> PciHost {
         msi_map: ArrayVec::new(),
         iommu_map_mask: u32::MAX,
         iommu_map: ArrayVec::new(),
+        coherent: true,
     }
 }
 
