@@ -30,6 +30,8 @@ pub struct DomU {
     pub cap: Option<u32>,
     /// The PCI functions that it gets, as `0000:00:03.0`.
     pub pci: Vec<String>,
+    /// Whether it may get functions that cannot be reset.
+    pub pci_allow_no_reset: bool,
     /// The kernel's command line.
     pub append: String,
 }
@@ -45,13 +47,15 @@ impl Default for DomU {
             weight: None,
             cap: None,
             pci: Vec::new(),
+            pci_allow_no_reset: false,
             append,
         }
     }
 }
 
 impl DomU {
-    /// Parses `KERNEL[,initrd=F][,cpus=N][,mem=SIZE][,weight=N][,cap=N][,pci=BDF]...[,append=WORDS]`; WORDS extends to the end.
+    /// Parses `KERNEL[,initrd=F][,cpus=N][,mem=SIZE][,weight=N][,cap=N][,pci=BDF]...[,pci-allow-no-reset]
+    /// [,append=WORDS]`; WORDS extends to the end.
     pub fn parse(text: &str) -> Outcome<Self> {
         let (text, words) = text.split_once(",append=").map_or((text, None), |(text, words)| (text, Some(words)));
         let mut fields = text.split(',');
@@ -61,9 +65,13 @@ impl DomU {
         }
         for field in fields {
             let bad = || {
-                let known = "initrd=F, cpus=N, mem=SIZE, weight=N, cap=N, pci=BDF or append=WORDS";
+                let known = "initrd=F, cpus=N, mem=SIZE, weight=N, cap=N, pci=BDF, pci-allow-no-reset or append=WORDS";
                 Failure::usage(format!("--domu: `{field}` is none of {known}"))
             };
+            if field == "pci-allow-no-reset" {
+                domu.pci_allow_no_reset = true;
+                continue;
+            }
             let (key, value) = field.split_once('=').ok_or_else(bad)?;
             match key {
                 "initrd" => domu.initrd = Some(value.into()),
@@ -231,6 +239,9 @@ fn edited(host: &[u8], extras: &Extras<'_>, blobs: &[Blob]) -> Result<Vec<u8>, S
         if !domain.pci.is_empty() {
             let functions: Vec<&str> = domain.pci.iter().map(String::as_str).collect();
             set(&mut node, "doorward,pci", &functions[..]);
+        }
+        if domain.pci_allow_no_reset {
+            set(&mut node, "doorward,pci-allow-no-reset", &[0u32; 0][..]);
         }
         let files = [("multiboot,kernel", Some(&domain.kernel)), ("multiboot,ramdisk", domain.initrd.as_ref())];
         for (kind, file) in files {

@@ -54,8 +54,8 @@ pub struct Options {
         long,
         value_name = "KERNEL[,...]",
         help = "A domU: KERNEL[,initrd=FILE][,cpus=N][,mem=SIZE][,weight=N][,cap=PERCENT][,pci=BDF]\n\
-                [,append=WORDS], append= last; pci= is a PCI function that it gets, such as 00:03.0, and may\n\
-                be there more than once, as --domu may [default of each: cpus=1, mem=256M]"
+                [,pci-allow-no-reset][,append=WORDS], append= last; pci= is a PCI function that it gets, such\n\
+                as 00:03.0, and may be there more than once, as --domu may [default: cpus=1, mem=256M]"
     )]
     domu: Vec<String>,
     /// An NVMe disk for a domU, as for --disk, or `known` for a disk of known content whose writes

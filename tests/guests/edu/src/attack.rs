@@ -8,10 +8,10 @@
 //!
 //! dom0 has almost all memory. What it stores there is allowed, so the harness gets its ranges as `GUEST OWNS base size`.
 
-use crate::device::{BUFFER_BYTES, EVENTS, Edu, TRANSLATER, sleep_until, taken, unexpected};
+use crate::device::{BUFFER_BYTES, EVENTS, Edu, TRANSLATER, sleep_for, sleep_until, taken, unexpected};
 use crate::memory::{Random, Watched, byte, owned, ram, set_word, witness, word};
 use guest_rt::its::Table;
-use guest_rt::{fdt, off, say};
+use guest_rt::{cpu, fdt, mrs, off, say, smccc};
 
 const PAGE: usize = 4096;
 
@@ -24,7 +24,7 @@ const VEIL: u64 = 0x5a5a_a5a5_3c3c_c3c3;
 /// Ranges that belong to others, or to nobody, from a domU's point of view, as base and size. Some of them exist in the machine
 /// only: RAM of EL2, of dom0 and of other domUs.
 const OTHERS: [(u64, u64); 10] = [
-    (0x4000_0000, 0x4000_0000),    // RAM of the machine
+    (0x4000_0000, 0x3000_0000),    // RAM of the machine
     (0x4000_0000, 0x8000_0000),    // and more of it
     (0x0000_0000, 0x0800_0000),    // flash
     (0x0800_0000, 0x0009_0000),    // distributor, ITS
@@ -35,6 +35,19 @@ const OTHERS: [(u64, u64); 10] = [
     (0, 1 << 40),
     (0, u64::MAX - 0x2000),
 ];
+
+/// EL2 cuts off a function whose transactions fail more than 100 times in a second. QEMU passes a DMA that fails on in pieces of
+/// four bytes at most, each of which fails. In a period of so many milliseconds, so many may fail here.
+const PERIOD: u64 = 1_100;
+const FAILURES: u64 = 80;
+
+/// The most bytes of a DMA to memory of others, whose failures [`FAILURES`] must cover.
+const OUTSIDE_BYTES: u64 = 256;
+
+/// An address without anything.
+const BEYOND: u64 = 0x30_0000_0000;
+
+const SYSTEM_RESET: u64 = 0x8400_0009;
 
 /// What was done.
 #[derive(Default)]
@@ -56,6 +69,9 @@ pub struct Attack {
     /// Whether this is dom0.
     dom0: bool,
     counts: Counts,
+    /// The start of the period in which `failures` transactions were made that fail.
+    since: u64,
+    failures: u64,
 }
 
 impl Attack {
@@ -67,7 +83,7 @@ impl Attack {
         ram().for_each(|(base, size)| say!("GUEST OWNS {base:#x} {size:#x}"));
         let watched = witness(&mut random);
         let dom0 = fdt::has("dom0");
-        Attack { edu, random, watched, dom0, counts: Counts::default() }
+        Attack { edu, random, watched, dom0, counts: Counts::default(), since: 0, failures: 0 }
     }
 
     fn load(&mut self, from: u64, offset: u64, bytes: u64) {
@@ -80,10 +96,26 @@ impl Attack {
         self.edu.store(offset, to, bytes);
     }
 
-    /// A number of bytes from `least` on: few of them as a rule.
-    fn length(&mut self, least: u64) -> u64 {
-        let most = if self.random.below(8) == 0 { BUFFER_BYTES } else { 256 };
+    /// A number of bytes from `least` to `most`: few of them as a rule.
+    fn length(&mut self, least: u64, most: u64) -> u64 {
+        let most = if self.random.below(8) == 0 { most } else { least + 16 };
         least + self.random.below(most - least + 1)
+    }
+
+    /// Waits until this many bytes may fail.
+    fn pace(&mut self, bytes: u64) {
+        let period = mrs!("cntfrq_el0") / 1000 * PERIOD;
+        // At both ends of an unaligned range there are smaller pieces.
+        let failures = bytes / 4 + 6;
+        if self.failures + failures > FAILURES {
+            while cpu::now() < self.since + period {
+                sleep_for(PERIOD);
+            }
+        }
+        if cpu::now() >= self.since + period {
+            (self.since, self.failures) = (cpu::now(), 0);
+        }
+        self.failures += failures;
     }
 
     /// `bytes` bytes somewhere in the watched memory.
@@ -93,10 +125,16 @@ impl Attack {
 
     /// A place where `bytes` bytes are not the guest's. For dom0, they are not those of its image.
     fn elsewhere(&mut self, bytes: u64) -> u64 {
+        // Half of dom0's go to RAM that is not dom0's.
+        let of_el2 = self.dom0 && self.random.below(2) == 0;
         loop {
-            let (base, size) = OTHERS[self.random.below(OTHERS.len() as u64) as usize];
+            let which = if of_el2 { 0 } else { self.random.below(OTHERS.len() as u64) };
+            let (base, size) = OTHERS[which as usize];
             let at = base + self.random.below(size);
             let own = owned(at, bytes);
+            if of_el2 && own != 0 {
+                continue;
+            }
             // What lies partly in the doorbell's page could be a message.
             let rings = at < 0x080a_0000 && at + bytes > 0x0809_0000;
             // Before its image, dom0 has no device tree and no stack either.
@@ -107,7 +145,7 @@ impl Attack {
     }
 
     fn inside(&mut self) {
-        let bytes = self.length(1);
+        let bytes = self.length(1, BUFFER_BYTES);
         let offset = self.random.below(BUFFER_BYTES - bytes + 1);
         let from = self.watched(bytes);
         self.load(from, offset, bytes);
@@ -133,9 +171,10 @@ impl Attack {
     fn out(&mut self) {
         self.load(MARKS.address(), 0, BUFFER_BYTES);
         for _ in 0..3 {
-            let bytes = self.length(32);
+            let bytes = self.length(32, OUTSIDE_BYTES);
             let at = self.elsewhere(bytes);
             let offset = self.random.below(BUFFER_BYTES - bytes + 1);
+            self.pace(bytes);
             self.store(offset, at, bytes);
             if owned(at, 1) != 0 { self.counts.own += 1 } else { self.counts.stores += 1 }
         }
@@ -145,9 +184,10 @@ impl Attack {
     fn fetch(&mut self) {
         let known = self.watched(BUFFER_BYTES);
         self.load(known, 0, BUFFER_BYTES);
-        let bytes = self.length(1);
+        let bytes = self.length(1, OUTSIDE_BYTES);
         let from = self.elsewhere(bytes);
         let offset = self.random.below(BUFFER_BYTES - bytes + 1);
+        self.pace(bytes);
         self.load(from, offset, bytes);
         let to = self.watched(bytes);
         self.store(offset, to, bytes);
@@ -219,6 +259,24 @@ impl Attack {
     /// One DMA to its own memory, to see that the device works.
     pub fn works(&mut self) {
         self.inside();
+    }
+
+    /// Makes so many transactions fail at once that the device is cut off, and resets the domain. In its next life, the device
+    /// works again.
+    pub fn flood(&mut self) -> ! {
+        self.works();
+        say!("GUEST WORKS edu");
+        // The interrupt at the end of this one may come before it is cut off.
+        self.edu.is_silent(BEYOND);
+        if !self.edu.is_silent(self.watched.address()) {
+            say!("GUEST FAIL edu: not cut off");
+            off()
+        }
+        self.watched.check();
+        say!("GUEST CUT edu");
+        smccc::hvc(SYSTEM_RESET, 0, 0, 0);
+        say!("GUEST FAIL edu: not reset");
+        off()
     }
 
     fn check(&self) {

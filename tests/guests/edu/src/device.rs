@@ -162,19 +162,35 @@ impl Edu {
         self.dma(BUFFER + offset, to, bytes, TO_MEMORY);
     }
 
+    /// Copies the buffer to memory, waits for a second, and returns whether no interrupt came.
+    pub fn is_silent(&self, to: u64) -> bool {
+        let before = taken(0);
+        self.begin(BUFFER, to, BUFFER_BYTES, TO_MEMORY);
+        let end = cpu::now() + mrs!("cntfrq_el0");
+        while cpu::now() < end {
+            sleep_for(1000);
+        }
+        write32(BAR + ACKNOWLEDGE, DMA_DONE);
+        taken(0) == before
+    }
+
     fn dma(&self, from: u64, to: u64, bytes: u64, direction: u32) {
         let before = taken(0);
-        write64(BAR + SOURCE, from);
-        write64(BAR + DESTINATION, to);
-        write64(BAR + LENGTH, bytes);
-        // SAFETY: a barrier: what the CPU has stored is in memory when the device reads it.
-        unsafe { core::arch::asm!("dsb sy", options(nostack)) };
-        write32(BAR + COMMAND, RUN | direction | INTERRUPT);
+        self.begin(from, to, bytes, direction);
         let done = sleep_until(|| taken(0) != before);
         if !done || read32(BAR + COMMAND) & RUN != 0 {
             say!("GUEST FAIL edu: no interrupt after a DMA of {bytes:#x} bytes from {from:#x} to {to:#x}");
             off()
         }
         write32(BAR + ACKNOWLEDGE, DMA_DONE);
+    }
+
+    fn begin(&self, from: u64, to: u64, bytes: u64, direction: u32) {
+        write64(BAR + SOURCE, from);
+        write64(BAR + DESTINATION, to);
+        write64(BAR + LENGTH, bytes);
+        // SAFETY: a barrier: what the CPU has stored is in memory when the device reads it.
+        unsafe { core::arch::asm!("dsb sy", options(nostack)) };
+        write32(BAR + COMMAND, RUN | direction | INTERRUPT);
     }
 }

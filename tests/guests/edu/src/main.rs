@@ -3,7 +3,8 @@
 //!
 //! It says `GUEST READY` and waits for a key. Then come `dmas=N` DMAs (see [`attack`]) and `config=N` writes to its PCI bus (see
 //! [`config`]), and `GUEST DONE edu …` with what it has counted. After another key it says `GUEST PASS` and powers off; its memory
-//! can be looked at until then. What is wrong it reports at once by `GUEST FAIL`. `seed=N` selects another sequence.
+//! can be looked at until then. What is wrong it reports at once by `GUEST FAIL`. `seed=N` selects another sequence. With the
+//! word `flood` it only has its device cut off, and begins anew.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "guest_main is called by name, and devices read and write its memory")]
 
@@ -49,6 +50,7 @@ mod guest {
             key();
             memory.check();
             say!("GUEST PASS witness");
+            key();
             off()
         }
         let Some(host) = pci::Host::find() else {
@@ -57,6 +59,9 @@ mod guest {
         };
         let edu = Edu::find(&host);
         let mut attack = Attack::new(edu, random);
+        if fdt::has("flood") {
+            attack.flood();
+        }
         say!("GUEST READY edu");
         key();
         attack.run(fdt::argument("dmas").unwrap_or(1000));
