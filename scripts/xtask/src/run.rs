@@ -53,9 +53,10 @@ pub struct Options {
     #[arg(
         long,
         value_name = "KERNEL[,...]",
-        help = "A domU: KERNEL[,initrd=FILE][,cpus=N][,mem=SIZE][,weight=N][,cap=PERCENT][,pci=BDF]\n\
-                [,pci-allow-no-reset][,append=WORDS], append= last; pci= is a PCI function that it gets, such\n\
-                as 00:03.0, and may be there more than once, as --domu may [default: cpus=1, mem=256M]"
+        help = "A domU: KERNEL[,initrd=FILE][,cpus=N][,mem=SIZE][,weight=N][,cap=PERCENT]\n\
+                [,pci=BDF][,pci-allow-no-reset][,append=WORDS], append= last; pci= is a PCI function that\n\
+                it gets, such as 00:03.0, and may be there more than once, as --domu may\n\
+                [default: cpus=1, mem=256M]"
     )]
     domu: Vec<String>,
     /// An NVMe disk for a domU, as for --disk, or `known` for a disk of known content whose writes
