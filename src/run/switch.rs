@@ -15,7 +15,7 @@
 //! | residency | ended; the doorbell is armed if the vCPU blocks | begun before the first entry |
 //! | TLB, instruction cache | | stage 1 entries invalidated if another vCPU of the domain ran here since |
 //!
-//! FP registers are switched eagerly. The 528 bytes take 42 of about 1,540 instructions in each direction, less than
+//! FP registers are switched eagerly. The 528 bytes take 42 of about 1,520 instructions in each direction, less than
 //! the trap that lazy switching costs a guest that uses FP; Linux does in each of its own context switches.
 
 use super::vcpu_run::VcpuRun;
