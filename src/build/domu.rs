@@ -81,7 +81,7 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig, functions: Vec<Giv
     }
     let host = domains.host;
     let count = usize::from(config.cpus);
-    // A guest can have its domain built anew at any time, so a heap that is full must not be the end of EL2.
+    // Without room, an allocation would fail in the middle of the build, which is the end of EL2.
     if !heap::has_room(ROOM + count * ROOM_FOR_VCPU) {
         return Err(BuildError::new("no memory is left for EL2's own objects"));
     }

@@ -84,10 +84,15 @@ impl Teardown {
 
     /// Kicks an idle CPU if there is work that no CPU performs; if no CPU is idle, sets the timer of `cpu`, which is this
     /// CPU, for its next share of the work. Called by a CPU that performs no more steps for now.
+    #[inline]
     pub fn hand_over(&self, cpu: CpuId) {
-        if self.background.is_empty() {
-            return;
+        if !self.background.is_empty() {
+            self.hand_over_now(cpu);
         }
+    }
+
+    #[cold]
+    fn hand_over_now(&self, cpu: CpuId) {
         let host = self.domains.host;
         match self.background.idle_cpu_to_kick() {
             Some(idle) => host.send_kick(idle),
@@ -108,7 +113,8 @@ impl Teardown {
     /// Performs a step, or sleeps until an interrupt. Called by a CPU that has no vCPU to run.
     pub fn idle(&self, cpu: CpuId) {
         self.background.mark_idle(cpu);
-        if !self.step(cpu) {
+        // Nearly always there is no work, which is seen without a call.
+        if self.background.is_empty() || !self.step(cpu) {
             self.domains.host.unload_stage2(cpu);
             barrier::wfi();
         }

@@ -6,7 +6,7 @@
 pub mod cases;
 mod fuzz;
 mod host;
-mod imports;
+pub mod imports;
 pub mod linux;
 mod log_lines;
 
