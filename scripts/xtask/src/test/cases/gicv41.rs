@@ -2,6 +2,7 @@
 //!
 //! That QEMU reports each access that the architecture forbids. As for every Linux case, one such report fails the case.
 
+mod cpus;
 mod forbidden;
 mod ipis;
 
@@ -82,6 +83,11 @@ pub fn again(name: &str) -> Option<&'static Again> {
     AGAIN.iter().find(|again| again.name == name)
 }
 
+/// Whether the case `name` runs with `--long` only.
+pub fn is_long(name: &str) -> bool {
+    again(name).is_some_and(|again| again.long) || cpus::is_long(name)
+}
+
 /// The cases that repeat some of `others`.
 pub fn cases_again(others: &[Case]) -> Vec<Case> {
     let repeated = |again: &Again| {
@@ -94,7 +100,7 @@ pub fn cases_again(others: &[Case]) -> Vec<Case> {
 /// The cases of this topic.
 pub fn cases() -> Vec<Case> {
     let case = |name, shows, bare, run| Case { name, shows, bare, run };
-    vec![
+    let mut cases = vec![
         case("gicv41-forbidden", "what the architecture forbids on a GICv4.1 is reported", false, forbidden::run),
         case("gicv41-boot", "dom0 boots, sleeps and does I/O on a GICv4.1 without a forbidden access", true, boots),
         case("gicv41-ipis", "an IPI of dom0 costs one exit to send and none to receive", false, ipis::running),
@@ -105,7 +111,9 @@ pub fn cases() -> Vec<Case> {
             false,
             kvm,
         ),
-    ]
+    ];
+    cases.extend(cpus::cases());
+    cases
 }
 
 /// With WFI trapped, so that vPEs become resident and leave all the time.

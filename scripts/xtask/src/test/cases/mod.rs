@@ -22,7 +22,7 @@ mod trace;
 mod uefi;
 
 use super::Case;
-pub use gicv41::again;
+pub use gicv41::{again, is_long};
 
 /// All cases in the order in which they run: quick ones that cover much come first.
 pub fn all() -> Vec<Case> {
