@@ -1,6 +1,6 @@
 //! The first instructions, on the first vCPU and on the others.
 //!
-//! Entry is by Linux's boot protocol: MMU off, interrupts masked, x0 = device tree (ignored). Stage 1 is an identity map of
+//! Entry is by Linux's boot protocol: MMU off, interrupts masked, x0 = device tree, if there is one. Stage 1 is an identity map of
 //! 1 GiB blocks: the first GiB and everything from 256 GiB on is Device memory, the rest is Normal memory.
 
 use core::arch::global_asm;
@@ -21,6 +21,7 @@ guest_seed:
 .section .text.boot, "ax"
 guest_start:
     msr     daifset, #0xf
+    mov     x20, x0
     adrp    x19, __image_start
     adrp    x1, __rela_start
     add     x1, x1, :lo12:__rela_start
@@ -42,8 +43,12 @@ guest_start:
     stp     xzr, xzr, [x1], #16
     b       3b
 
+    // What is cleared is written from here on.
+4:  adrp    x1, guest_device_tree
+    str     x20, [x1, :lo12:guest_device_tree]
+
     // Stage 1: 512 blocks of 1 GiB.
-4:  adrp    x1, guest_table
+    adrp    x1, guest_table
     mov     x2, #0
     mov     x3, #0x701                  // block, attribute 0, AF, inner shareable
     mov     x5, #0x705                  // attribute 1

@@ -3,9 +3,45 @@
 use crate::mmio::{read32, read64, write32, write64};
 use core::arch::asm;
 use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicU64, Ordering};
+use dtoolkit::fdt::Fdt;
+use dtoolkit::standard::NodeStandard;
 
-/// The ITS on this board.
-pub const GITS: u64 = 0x0808_0000;
+/// The ITS on this board, unless the device tree says otherwise: where the board has a GICv4.1 it is elsewhere.
+const USUAL: u64 = 0x0808_0000;
+
+/// The address of the device tree, or 0, as it was at the entry. Written by the first instructions.
+#[unsafe(no_mangle)]
+static guest_device_tree: AtomicU64 = AtomicU64::new(0);
+
+/// The address of the ITS once it is known, else 0.
+static BASE: AtomicU64 = AtomicU64::new(0);
+
+/// The address of the ITS.
+#[must_use]
+pub fn base() -> u64 {
+    match BASE.load(Ordering::Relaxed) {
+        0 => {
+            let base = described().unwrap_or(USUAL);
+            BASE.store(base, Ordering::Relaxed);
+            base
+        }
+        base => base,
+    }
+}
+
+/// The address of the first ITS that the device tree describes.
+fn described() -> Option<u64> {
+    let blob = guest_device_tree.load(Ordering::Relaxed);
+    if blob == 0 || !blob.is_multiple_of(8) {
+        return None;
+    }
+    // SAFETY: Linux's boot protocol: x0 is the address of a device tree, whose header has its size.
+    let tree = unsafe { Fdt::from_raw(blob as *const u8) }.ok()?;
+    let gic = tree.root().find_compatible("arm,gic-v3").next()?;
+    let its = gic.find_compatible("arm,gic-v3-its").next()?;
+    its.reg().ok()??.next()?.address().ok()
+}
 
 const CTLR: u64 = 0x0;
 const TYPER: u64 = 0x8;
@@ -74,11 +110,11 @@ impl Its {
     /// Sets the tables and the command queue of the ITS, and enables it. A queue has from 4 KiB up to [`LARGEST_RING`].
     #[must_use]
     pub fn with_ring<const BYTES: usize>(ring: &'static Table<BYTES>) -> Its {
-        write32(GITS + CTLR, 0);
+        write32(base() + CTLR, 0);
         // Bounded, as another vCPU may have enabled it again.
-        let _ = crate::cpu::wait(10, || read32(GITS + CTLR) >> 31 == 1);
+        let _ = crate::cpu::wait(10, || read32(base() + CTLR) >> 31 == 1);
         for n in 0..8 {
-            let at = GITS + BASER + 8 * n;
+            let at = base() + BASER + 8 * n;
             let baser = read64(at);
             let table = match baser >> 56 & 7 {
                 1 => DEVICES.address(),
@@ -88,10 +124,10 @@ impl Its {
             // One page of 64 KiB.
             write64(at, VALID | INNER_WB | (baser & 0x071f << 48) | table | INNER_SHAREABLE | 2 << 8);
         }
-        write64(GITS + CBASER, VALID | INNER_WB | ring.address() | INNER_SHAREABLE | (BYTES / 4096 - 1) as u64);
-        write64(GITS + CWRITER, 0);
-        write32(GITS + CTLR, 1);
-        Its { typer: read64(GITS + TYPER), ring: ring.address(), ring_bytes: BYTES as u64, write: 0 }
+        write64(base() + CBASER, VALID | INNER_WB | ring.address() | INNER_SHAREABLE | (BYTES / 4096 - 1) as u64);
+        write64(base() + CWRITER, 0);
+        write32(base() + CTLR, 1);
+        Its { typer: read64(base() + TYPER), ring: ring.address(), ring_bytes: BYTES as u64, write: 0 }
     }
 
     /// RDbase of a redistributor, in the format of this ITS.
@@ -113,8 +149,8 @@ impl Its {
         self.write = (self.write + bytes) % self.ring_bytes;
         // SAFETY: a barrier.
         unsafe { asm!("dsb sy", options(nostack)) };
-        write64(GITS + CWRITER, self.write);
-        while read64(GITS + CREADR) & 0xf_ffe0 != self.write {}
+        write64(base() + CWRITER, self.write);
+        while read64(base() + CREADR) & 0xf_ffe0 != self.write {}
     }
 
     fn command(&mut self, words: [u64; 4]) {

@@ -1,8 +1,8 @@
 //! The runtime that the EL1 test guests share.
 //!
 //! A guest is a flat arm64 Image, linked by the same `linker.ld` as Doorward, which loads it as a domain's kernel. It assumes
-//! QEMU's `virt` board (PL011 at 0x0900_0000, GICv3, ITS) and needs no device tree, so it also runs without a hypervisor and
-//! then shows how the machine itself behaves.
+//! QEMU's `virt` board (PL011 at 0x0900_0000, GICv3, ITS), so it also runs without a hypervisor and then shows how the machine
+//! itself behaves. From the device tree, if there is one, it takes the address of the ITS alone (`its::base`).
 //!
 //! A guest defines `extern "C" fn guest_main() -> !`. It prints lines with `say!`, such as `GUEST PASS name` and
 //! `GUEST FAIL name: why`, and powers off with `off`.

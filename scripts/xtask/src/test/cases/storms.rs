@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::domains::seeded;
-use super::guests::{self, PATIENCE, TRANSLATER};
+use super::guests::{self, PATIENCE};
 use crate::domu::DomU;
 use crate::fail::Outcome;
 use crate::qemu::Machine;
@@ -136,16 +136,16 @@ fn storm(lab: &Lab, hv: &str, label: &str) -> Verdict {
     let (mut machine, socket) = flooded(lab, hv, guests::machine(lab, "guest-wake")?)?;
     machine.extra.extend(CLOCK.map(str::to_owned));
     let mut session = lab.start(&machine, 240)?;
-    let verdict = play(&mut session, &socket, label);
+    let verdict = play(&mut session, &socket, machine.translater(), label);
     drop(session);
     let _ = std::fs::remove_file(&socket);
     verdict.map_err(|why| format!("{why} ({})", lab.dir.join("console.log").display()))?;
     lab.complaints()
 }
 
-fn play(session: &mut Session, socket: &Path, label: &str) -> Verdict {
+fn play(session: &mut Session, socket: &Path, translater: u64, label: &str) -> Verdict {
     let say = |failure: crate::fail::Failure| failure.text;
-    let (table, busy) = guests::ready(session, |line| line.contains("(d1) GUEST ENDS never"))?;
+    let (table, busy) = guests::ready(session, translater, |line| line.contains("(d1) GUEST ENDS never"))?;
     if !busy {
         wait_for(session, "(d1) GUEST ENDS never")?;
     }
@@ -160,7 +160,7 @@ fn play(session: &mut Session, socket: &Path, label: &str) -> Verdict {
     loop {
         let start = Instant::now();
         while start.elapsed() < ROUND {
-            qtest.flood(TRANSLATER, &batch).map_err(say)?;
+            qtest.flood(translater, &batch).map_err(say)?;
             sent += u64::from(BATCH);
             std::thread::sleep(PAUSE);
         }
@@ -172,7 +172,7 @@ fn play(session: &mut Session, socket: &Path, label: &str) -> Verdict {
     let mut seen = Vec::new();
     for event in 0..events {
         seen.push(qtest.read64(table.word(event.into())).map_err(say)?);
-        qtest.write32(TRANSLATER, event).map_err(say)?;
+        qtest.write32(translater, event).map_err(say)?;
     }
     let after = ask(session, label)?;
 
@@ -231,7 +231,7 @@ fn verified(lab: &Lab, hv: &str, label: &str) -> Verdict {
     // Linux disables an interrupt that comes 100,000 times without a reason.
     machine.append += " noirqdebug";
 
-    let flood = Flood::default();
+    let flood = Flood::new(machine.translater());
     // `sent` is set when the second account is requested.
     let (mut accounts, mut account, mut sent) = (Vec::new(), Account::default(), None);
     let (mut busy, mut rounds) = (false, 0);
@@ -283,19 +283,23 @@ fn verified(lab: &Lab, hv: &str, label: &str) -> Verdict {
 }
 
 /// A flood from a thread of its own.
-#[derive(Default)]
 struct Flood {
+    translater: u64,
     sent: AtomicU64,
     over: AtomicBool,
     failure: OnceLock<String>,
 }
 
 impl Flood {
+    fn new(translater: u64) -> Self {
+        Self { translater, sent: AtomicU64::new(0), over: AtomicBool::new(false), failure: OnceLock::new() }
+    }
+
     fn run(&self, socket: &Path) {
         let flood = || -> Outcome {
             let mut qtest = Qtest::connect(socket)?;
             while !self.over.load(Ordering::Relaxed) {
-                qtest.flood(TRANSLATER, &[0; BATCH as usize])?;
+                qtest.flood(self.translater, &[0; BATCH as usize])?;
                 self.sent.fetch_add(BATCH.into(), Ordering::Relaxed);
                 std::thread::sleep(PAUSE);
             }
