@@ -161,7 +161,12 @@ const TRANSLATER_V41: u64 = 0x0b01_0040;
 impl Machine {
     /// GITS_TRANSLATER of the machine's first ITS: a store to it is an MSI.
     pub fn translater(&self) -> u64 {
-        if self.properties.contains("gic-version=4.1") { TRANSLATER_V41 } else { TRANSLATER }
+        if self.has_gicv41() { TRANSLATER_V41 } else { TRANSLATER }
+    }
+
+    /// Whether the machine's GIC is a GICv4.1.
+    pub fn has_gicv41(&self) -> bool {
+        self.properties.contains("gic-version=4.1")
     }
 
     /// This machine with a GICv4.1, which the QEMU of `setup --gicv41` has.
