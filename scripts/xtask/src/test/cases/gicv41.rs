@@ -2,9 +2,12 @@
 //!
 //! That QEMU reports each access that the architecture forbids. As for every Linux case, one such report fails the case.
 
+mod beside_kvm;
 mod cpus;
 mod forbidden;
 mod ipis;
+
+use std::path::PathBuf;
 
 use crate::qemu::{Boot, Machine};
 use crate::session::End;
@@ -110,11 +113,18 @@ pub fn cases() -> Vec<Case> {
         case("gicv41-boot", "dom0 boots, sleeps and does I/O on a GICv4.1 without a forbidden access", true, boots),
         case("gicv41-ipis", "an IPI of dom0 costs one exit to send and none to receive", false, ipis::running),
         case("gicv41-ipis-asleep", "IPIs wake vCPUs that sleep and move, by doorbell", false, ipis::asleep),
+        case("gicv41-ipis-cpus", "CPUs go offline and come back with virtual SGIs pending", false, ipis::hotplug),
         case(
             "gicv41-kvm",
             "the GICv4.1 is one for KVM, too: vLPIs and vSGIs of a guest with a passed-through NVMe",
             false,
             kvm,
+        ),
+        case(
+            "gicv41-beside-kvm",
+            "dom0 takes at most as many exits for an I/O as a guest of KVM on the same machine",
+            false,
+            beside_kvm::run,
         ),
     ];
     cases.extend(cpus::cases());
@@ -147,20 +157,28 @@ fn acknowledged(lab: &Lab) -> Result<Vec<u64>, String> {
 /// The smallest LPI; vSGIs are below 16.
 const LPI: u64 = 8192;
 
-/// Linux with KVM without the hypervisor, as a check of the emulated GIC that does not depend on the hypervisor's driver.
-fn kvm(lab: &Lab) -> Verdict {
-    let text = |failure: crate::fail::Failure| failure.text;
-    let machine = Machine {
+/// A CPU on which a guest of a guest does not take for ever: the default pointer authentication takes most of the time of an
+/// emulated guest in an emulated host.
+const KVM_CPU: &str = "max,pauth-impdef=on,sve=off,sme=off";
+
+/// A machine with two CPUs that boots Linux with KVM without the hypervisor.
+fn kvm_host(initrd: PathBuf) -> Machine {
+    Machine {
         boot: Boot::Bare,
-        initrd: Some(setup::ensure_kvm().map_err(text)?),
+        initrd: Some(initrd),
         append: "console=ttyAMA0 kvm-arm.vgic_v4_enable=1".into(),
         smp: 2,
-        // The default pointer authentication takes most of the time of an emulated guest in an emulated host.
-        cpu: "max,pauth-impdef=on,sve=off,sme=off".into(),
-        log: Some(lab.dir.join("guest.log")),
-        extra: vec!["-trace".into(), "gicv3_vpe_*".into()],
+        cpu: KVM_CPU.into(),
         ..Machine::default()
-    };
+    }
+}
+
+/// Linux with KVM without the hypervisor, as a check of the emulated GIC that does not depend on the hypervisor's driver.
+fn kvm(lab: &Lab) -> Verdict {
+    let initrd = setup::ensure_kvm().map_err(|failure| failure.text)?;
+    let mut machine = kvm_host(initrd);
+    machine.log = Some(lab.dir.join("guest.log"));
+    machine.extra.extend(["-trace".into(), "gicv3_vpe_*".into()]);
     let transcript = lab.watch(&lab.gicv41(machine)?, 120, |_, _| Ok(()))?;
     if transcript.end != End::Off {
         return Err(format!("the host did not power off: {:?}", transcript.end));
