@@ -14,6 +14,8 @@ use std::{format, fs, println, thread};
 mod acpi;
 #[path = "fuzz_targets/efi_config.rs"]
 mod efi_config;
+#[path = "fuzz_targets/efi_memreserve.rs"]
+mod efi_memreserve;
 #[path = "fuzz_targets/fdt.rs"]
 mod fdt;
 #[path = "fuzz_targets/kernel_image.rs"]
@@ -207,6 +209,18 @@ fn efi_configuration() {
     ];
     let source = Source { samples: samples.map(<[u8]>::to_vec).to_vec(), words };
     run("efi_config", 10_000, &source, efi_config::run);
+}
+
+#[test]
+fn efi_reservations() {
+    // A list without entries, and one at the address 0x1010 with room for four and three entries.
+    let mut chain = Vec::new();
+    for (low, high) in [(0, 0x1010), (3 << 32 | 4, 0), (0x10_0000, 0x1_0000), (0x11_0000, 0x1_0000), (0x8000, 0x800)] {
+        chain.extend([u64::to_le_bytes(low), u64::to_le_bytes(high)].concat());
+    }
+    let words: &[&[u8]] =
+        &[&[0, 0x10, 0, 0, 0, 0, 0, 0], &[0x10, 0x10, 0, 0, 0, 0, 0, 0], &[2, 0, 0, 0, 1, 0, 0, 0], &[0; 16]];
+    run("efi_memreserve", 20_000, &Source { samples: [chain].into(), words }, efi_memreserve::run);
 }
 
 #[test]

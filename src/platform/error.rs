@@ -2,7 +2,7 @@
 //!
 //! A message has the form `object: problem`, since each of them ends the boot and is the only thing that a user sees.
 
-use crate::ids::{Intid, Mpidr};
+use crate::ids::{Intid, Mpidr, Pa};
 use crate::util::range::Range;
 use core::fmt;
 
@@ -141,6 +141,13 @@ pub enum MachineError {
         /// The capacity.
         limit: usize,
     },
+    /// A list of reservations that a Linux has left is damaged.
+    BadReservations {
+        /// The address of the list.
+        at: Pa,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// The firmware describes no RAM.
     NoMemory,
     /// The firmware describes no CPU that may be used.
@@ -247,6 +254,9 @@ impl fmt::Display for MachineError {
             E::TooMany { part, limit } => {
                 write!(f, "machine description: more than {limit} {} are not supported", part.plural())
             }
+            E::BadReservations { at, problem } => {
+                write!(f, "UEFI: LINUX_EFI_MEMRESERVE_TABLE: the list at {at}: {problem}")
+            }
             E::NoMemory => f.write_str("memory: the firmware describes none"),
             E::NoCpu => f.write_str("CPUs: the firmware describes none that is enabled"),
             E::NoGic => f.write_str("GIC: the firmware describes none"),
@@ -296,7 +306,6 @@ impl core::error::Error for MachineError {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::Pa;
     use alloc::string::ToString;
 
     #[test]

@@ -15,7 +15,7 @@
 //! | [`machine`] | the description itself |
 //! | [`domu`] | the part of it that describes domUs |
 //! | [`fdt`], [`acpi`] | the two readers |
-//! | [`efi`] | what UEFI adds: configuration file, load options, memory map |
+//! | [`efi`] | what UEFI adds: configuration file, load options, memory map, a Linux's reservations |
 //! | [`windows`] | PCI windows from the command line |
 //! | [`check`] | the consistency checks |
 //! | [`error`] | the errors of all of these |

@@ -6,6 +6,8 @@
 //!
 //! Exceptions are classified by ESR_EL2.EC, interrupts by the INTID of the next acknowledge on that CPU. An LPI that a guest
 //! acknowledges was injected directly if no list register write put it there.
+//!
+//! A Linux with KVM can be counted in the same way, with its own programs at EL0 told from a guest's by the vPE that is resident.
 
 mod log;
 
@@ -32,6 +34,12 @@ const EVENTS: [&str; 6] = [
 /// The class of a WFI or WFE that trapped.
 pub const WAIT: &str = "WFI or WFE";
 
+/// The class of a timer interrupt.
+pub const TIMER: &str = "interrupt: timer";
+
+/// The class of a store to ICC_SGI1R_EL1.
+pub const SENT: &str = "ICC_SGI1R_EL1 (an SGI sent)";
+
 /// The smallest LPI.
 const LPI: u64 = 8192;
 
@@ -51,6 +59,20 @@ pub enum Clock {
     /// Real time, with a thread for each CPU. Exceptions cannot be counted, as QEMU logs them in several pieces.
     Real,
 }
+
+/// What runs at EL2.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hypervisor {
+    /// Only guests run at EL1 and EL0.
+    #[default]
+    Doorward,
+    /// A Linux with KVM and VHE, whose own programs run at EL0. It makes a guest's vPE resident while it runs the guest and not
+    /// while it runs a program, and the log has [`RESIDENCY`] from the start.
+    Kvm,
+}
+
+/// The trace events that say when a vPE is resident.
+pub const RESIDENCY: [&str; 2] = ["gicv3_vpe_enter", "gicv3_vpe_leave"];
 
 /// Sets up a machine for counting.
 pub fn prepare(machine: &mut Machine, file: &Path, clock: Clock) {
@@ -103,7 +125,7 @@ impl Drop for Window {
 
 /// Reads the log, and prints and writes the table.
 pub fn report(file: &Path) -> Outcome {
-    let counts = Counts::read(&raw(file), Clock::Instructions)?;
+    let counts = Counts::read(&raw(file), Clock::Instructions, Hypervisor::Doorward)?;
     let table = counts.table();
     print!("{table}");
     std::fs::write(file, table).doing(format_args!("writing {}", file.display()))
@@ -170,10 +192,11 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Counts a log.
-    pub fn read(path: &Path, clock: Clock) -> Outcome<Self> {
+    /// Counts a log of a machine with this hypervisor.
+    pub fn read(path: &Path, clock: Clock, hypervisor: Hypervisor) -> Outcome<Self> {
         let file = std::fs::File::open(path).doing(format_args!("opening {}", path.display()))?;
         let mut reader = Reader::default();
+        reader.hypervisor = hypervisor;
         if clock == Clock::Real {
             // Without exceptions in the log there are no marks: count all of the window.
             (reader.began, reader.ended) = (true, true);

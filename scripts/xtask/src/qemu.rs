@@ -191,7 +191,21 @@ pub struct Gicv41 {
     pub globals: &'static [&'static str],
 }
 
+/// GITS_TRANSLATER on `virt`, without and with a GICv4.1, whose ITS is elsewhere.
+const TRANSLATER: u64 = 0x0809_0040;
+const TRANSLATER_V41: u64 = 0x0b01_0040;
+
 impl Machine {
+    /// GITS_TRANSLATER of the machine's first ITS: a store to it is an MSI.
+    pub fn translater(&self) -> u64 {
+        if self.has_gicv41() { TRANSLATER_V41 } else { TRANSLATER }
+    }
+
+    /// Whether the machine's GIC is a GICv4.1.
+    pub fn has_gicv41(&self) -> bool {
+        self.properties.contains("gic-version=4.1")
+    }
+
     /// This machine with a GICv4.1, which the QEMU of `setup --gicv41` has.
     pub fn with_gicv41(self) -> Outcome<Self> {
         Ok(self.on_gicv41(&Gicv41 { program: gicv41::required()?, properties: "", globals: &[] }))

@@ -25,7 +25,9 @@ use doorward::build::image::Image;
 use doorward::console;
 use doorward::ids::Pa;
 use doorward::platform::acpi;
-use doorward::platform::efi::{Config, DomainSection, Firmware as Described, LoadOptions, MemoryMap};
+use doorward::platform::efi::{
+    Config, DomainSection, Firmware as Described, LINUX_EFI_MEMRESERVE_TABLE, LoadOptions, MemoryMap, add_memreserve,
+};
 use doorward::platform::{self, DOMAINS, Machine, Module, ModuleKind, fdt as platform_fdt, windows};
 use doorward::util::range::Range;
 use files::{Loaded, Path, Volume, folder_of, offered_ramdisk, resolve};
@@ -144,9 +146,9 @@ fn run(firmware: &Firmware) -> Outcome<core::convert::Infallible> {
 
     // SAFETY: only this CPU runs, and this is executed once.
     let machine = unsafe { &mut *ptr::addr_of_mut!(STORAGE) };
-    let (handover, kept) = describe(firmware, &payload, machine)?;
+    let (handover, reservations) = describe(firmware, &payload, machine)?;
     firmware.say(format_args!("leaving the firmware"));
-    leave(firmware, machine, kept, handover)
+    leave(firmware, machine, reservations, handover)
 }
 
 /// Finds the configuration and loads the files that it names.
@@ -254,8 +256,8 @@ fn find_config(firmware: &Firmware, loaded: &Loaded, requested: Option<&str>) ->
 }
 
 /// Reads the machine's description: from the device tree that the configuration names, from that of the firmware, or
-/// from ACPI tables. Also returns the number of reservations in the description itself.
-fn describe(firmware: &Firmware, payload: &Payload, machine: &mut Machine) -> Outcome<(Handover, usize)> {
+/// from ACPI tables. Also returns where its reservations come from.
+fn describe(firmware: &Firmware, payload: &Payload, machine: &mut Machine) -> Outcome<(Handover, Reservations)> {
     let refused = |error: &dyn fmt::Display| Refusal::new(Status::LOAD_ERROR, format_args!("{error}"));
     // SAFETY: only this CPU runs, and no other reference to the buffer exists at this time.
     let room = unsafe { &mut (*ptr::addr_of_mut!(MAP)).0 };
@@ -274,10 +276,11 @@ fn describe(firmware: &Firmware, payload: &Payload, machine: &mut Machine) -> Ou
         let text = format_args!("UEFI: the firmware has neither a device tree nor ACPI tables, and dtb= is not set");
         return Err(Refusal::new(Status::UNSUPPORTED, text));
     };
-    let kept = machine.reserved.len();
+    let reservations =
+        Reservations { described: machine.reserved.len(), linux: firmware.configuration(&LINUX_EFI_MEMRESERVE_TABLE) };
     add_payload(machine, payload)?;
     let map = memory_map(firmware, room)?;
-    fill_memory(machine, kept, map).map_err(|error| refused(&error))?;
+    fill_memory(machine, reservations, map).map_err(|error| refused(&error))?;
     windows::apply(machine).map_err(|error| refused(&error))?;
     machine.check().map_err(|error| refused(&error))?;
     firmware.say(format_args!(
@@ -286,7 +289,7 @@ fn describe(firmware: &Firmware, payload: &Payload, machine: &mut Machine) -> Ou
         machine.enabled_cpus(),
         handover.described
     ));
-    Ok((handover, kept))
+    Ok((handover, reservations))
 }
 
 fn memory_map<'a>(firmware: &Firmware, room: &'a mut [u8]) -> Outcome<MemoryMap<'a>> {
@@ -347,17 +350,30 @@ fn add_payload(machine: &mut Machine, payload: &Payload) -> Outcome<()> {
     Ok(())
 }
 
-/// Sets the machine's memory from the memory map, and its reservations to the first `kept` and those of the map.
-fn fill_memory(machine: &mut Machine, kept: usize, map: MemoryMap<'_>) -> Result<(), platform::MachineError> {
-    machine.reserved.truncate(kept);
-    map.fill(machine)
+/// Where the machine's reservations come from, beside the memory map.
+#[derive(Clone, Copy)]
+struct Reservations {
+    /// The number of those in the machine's description itself, which come first.
+    described: usize,
+    /// Those that a Linux has left.
+    linux: Option<Pa>,
+}
+
+/// Sets the machine's memory from the memory map, and its reservations to those of `from` and of the map.
+fn fill_memory(machine: &mut Machine, from: Reservations, map: MemoryMap<'_>) -> Result<(), platform::MachineError> {
+    machine.reserved.truncate(from.described);
+    map.fill(machine)?;
+    match from.linux {
+        Some(at) => add_memreserve(machine, from.described, at, &Mapped(map)),
+        None => Ok(()),
+    }
 }
 
 /// Exits boot services and continues as the hypervisor.
 fn leave(
     firmware: &Firmware,
     machine: &mut Machine,
-    kept: usize,
+    reservations: Reservations,
     handover: Handover,
 ) -> Outcome<core::convert::Infallible> {
     // After the first attempt the firmware may have shut down in part, so only these two services are called.
@@ -380,7 +396,7 @@ fn leave(
         TABLE.store(ptr::null_mut(), Ordering::Relaxed);
         set_console(machine);
         console::set_onpanic(onpanic(machine));
-        if let Err(error) = fill_memory(machine, kept, map) {
+        if let Err(error) = fill_memory(machine, reservations, map) {
             console::fatal(format_args!("{error}"));
         }
         // SAFETY: only this CPU runs, and `take` is called after `efi_leave`, which only requires that boot services

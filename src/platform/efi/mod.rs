@@ -1,4 +1,5 @@
-//! Parsers of the input of an EFI application: configuration file, load options, memory map.
+//! Parsers of the input of an EFI application: configuration file, load options, memory map, and the reservations that a
+//! Linux has left.
 //!
 //! All of it is untrusted input. It is parsed here, from slices and without a heap, so that it can be tested on the
 //! host. The calls of the firmware are in `boot::efi`.
@@ -7,11 +8,13 @@ mod config;
 mod domain_section;
 mod load_options;
 mod memory_map;
+mod memreserve;
 
 pub use config::{Config, ConfigError, File, Problem};
 pub use domain_section::DomainSection;
 pub use load_options::{LoadOptions, to_utf8};
 pub use memory_map::{BadDescriptorSize, Descriptor, MemoryMap};
+pub use memreserve::{LINUX_EFI_MEMRESERVE_TABLE, add_memreserve};
 
 use core::fmt;
 

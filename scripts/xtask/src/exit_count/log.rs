@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Counts, LPI, Source, WAIT};
+use super::{Counts, Hypervisor, LPI, RESIDENCY, SENT, Source, WAIT};
 
 /// Where an exception to EL2 came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +14,8 @@ enum From {
 /// The counts while a log is read.
 #[derive(Debug, Default)]
 pub struct Reader {
+    /// What runs at EL2.
+    pub hypervisor: Hypervisor,
     /// The mark at the beginning was seen.
     pub began: bool,
     /// The mark at the end was seen.
@@ -28,6 +30,8 @@ pub struct Reader {
     unnamed: BTreeMap<usize, From>,
     /// By CPU: LPIs put into list registers and not yet acknowledged.
     listed: BTreeSet<(usize, u64)>,
+    /// CPUs on which a vPE is resident.
+    resident: BTreeSet<usize>,
 }
 
 impl Reader {
@@ -39,6 +43,8 @@ impl Reader {
             self.from = None;
         } else if let Some(rest) = line.strip_prefix("...from ") {
             self.from = match rest.trim() {
+                // From one of KVM's own programs.
+                "EL0 to EL2" if self.hypervisor == Hypervisor::Kvm && !self.resident.contains(&self.cpu) => None,
                 "EL1 to EL2" | "EL0 to EL2" => Some(From::Guest),
                 "EL2 to EL2" => Some(From::Hypervisor),
                 _ => None,
@@ -47,8 +53,13 @@ impl Reader {
             if from == From::Hypervisor {
                 self.counts.nested += 1;
             }
-            // The class of a synchronous exception comes with ESR on the next line.
-            if self.interrupt() && self.unnamed.insert(self.cpu, from) == Some(From::Guest) {
+            // The class of a synchronous exception comes with ESR on the next line. KVM takes the interrupt that made a guest
+            // leave a second time, at EL2.
+            let again = from == From::Hypervisor && self.hypervisor == Hypervisor::Kvm;
+            if self.interrupt()
+                && !(again && self.unnamed.contains_key(&self.cpu))
+                && self.unnamed.insert(self.cpu, from) == Some(From::Guest)
+            {
                 *self.counts.exits.entry("interrupt: nothing to acknowledge".into()).or_default() += 1;
             }
         } else if let Some(rest) = line.strip_prefix("...with ESR ") {
@@ -76,6 +87,10 @@ impl Reader {
             if value >> 62 != 0 {
                 self.listed.insert((cpu, value & 0xffff_ffff));
             }
+        } else if let Some(rest) = line.strip_prefix(RESIDENCY[0]) {
+            self.resident.extend(redistributor(rest));
+        } else if let Some(rest) = line.strip_prefix(RESIDENCY[1]) {
+            redistributor(rest).map(|cpu| self.resident.remove(&cpu));
         } else if line.starts_with("pci_nvme_irq_msix ") {
             self.counts.messages += 1;
         } else if line.starts_with("pci_nvme_read ") && self.began {
@@ -131,6 +146,11 @@ fn cpu_and_value(text: &str) -> (usize, u64) {
     (after("cpu").unwrap_or(0) as usize, after("value").unwrap_or(0))
 }
 
+/// The CPU of `… redistributor 0x1: …`, if it is one of the first sixteen, whose affinity is their number.
+fn redistributor(text: &str) -> Option<usize> {
+    usize::from_str_radix(between(text, "redistributor 0x", ":")?, 16).ok()
+}
+
 fn between<'a>(text: &'a str, open: &str, close: &str) -> Option<&'a str> {
     text.split_once(open)?.1.split_once(close).map(|(inner, _)| inner)
 }
@@ -144,7 +164,7 @@ fn class(esr: u64, kind: &str) -> String {
         0x16 => "HVC".into(),
         0x17 => "SMC".into(),
         0x18 => match (esr >> 20 & 3, esr >> 14 & 7, esr >> 10 & 15, esr >> 1 & 15, esr >> 17 & 7) {
-            (3, 0, 12, 11, 5) => "ICC_SGI1R_EL1 (an SGI sent)".into(),
+            (3, 0, 12, 11, 5) => SENT.into(),
             (op0, op1, crn, crm, op2) => format!("system register S{op0}_{op1}_C{crn}_C{crm}_{op2}"),
         },
         0x19 => "SVE (trapped)".into(),
@@ -156,6 +176,7 @@ fn class(esr: u64, kind: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::TIMER;
     use super::*;
 
     const BEGIN: &str = "Taking exception 2 [SVC] on CPU 0\n...from EL0 to EL1\n...with ESR 0x15/0x56004d01\n";
@@ -198,6 +219,23 @@ mod tests {
     }
 
     #[test]
+    fn under_kvm_programs_of_the_host_are_not_a_guest_and_an_interrupt_is_one_exit() {
+        let enter = "gicv3_vpe_enter GICv3 redistributor 0x2: vPE 0x1 resident, groups 0x2\n";
+        let leave = "gicv3_vpe_leave GICv3 redistributor 0x2: vPE 0x1 leaves, PendingLast 0 Doorbell 1\n";
+        let user = "Taking exception 2 [SVC] on CPU 2\n...from EL0 to EL2\n...with ESR 0x15/0x56000000\n";
+        let user_irq = "Taking exception 5 [IRQ] on CPU 2\n...from EL0 to EL2\n...with ESR 0x16/0x5a000000\n";
+        let again = "Taking exception 5 [IRQ] on CPU 2\n...from EL2 to EL2\n...with ESR 0x16/0x5a000000\n";
+        let iar = "gicv3_icc_iar1_read GICv3 ICC_IAR1 read cpu 0x2 value 0x1b\n";
+        let parts =
+            [enter, BEGIN, READ, IRQ, again, iar, user_irq, again, iar, leave, user, user_irq, again, iar, READ, END];
+        let mut reader = Reader { hypervisor: Hypervisor::Kvm, ..Reader::default() };
+        parts.concat().lines().for_each(|line| reader.line(line));
+        let counts = reader.finish().unwrap();
+        assert_eq!(counts.exits, [(TIMER.to_owned(), 2)].into());
+        assert_eq!(count(&parts).unwrap().total(), 4);
+    }
+
+    #[test]
     fn an_acknowledge_is_direct_unless_a_list_register_held_the_lpi() {
         let lr = "gicv3_ich_lr_write GICv3 ICH_LR0_EL2 write cpu 0x1 value 0x50a0000000002004\n";
         let listed = "gicv3_icv_iar_read GICv3 ICV_IAR1 read cpu 0x1 value 0x2004\n";
@@ -208,7 +246,7 @@ mod tests {
 
     #[test]
     fn writes_of_sgi_registers_have_a_class_of_their_own() {
-        assert_eq!(class(0x623a_3036, ""), "ICC_SGI1R_EL1 (an SGI sent)");
+        assert_eq!(class(0x623a_3036, ""), SENT);
     }
 
     #[test]

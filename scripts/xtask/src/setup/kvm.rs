@@ -54,6 +54,25 @@ pub fn ensure() -> Outcome<PathBuf> {
     Ok(archive)
 }
 
+/// The same with the tests' initramfs for the guest, which then does what `dw.test=` on the host's command line says.
+pub fn ensure_counted() -> Outcome<PathBuf> {
+    let host = read(&ensure()?)?;
+    let archive = paths::target().join("guest/kvm-counted.cpio");
+    let guest = read(&paths::initramfs())?;
+    let stamp = Stamp::new(&archive, &[RECIPE, &host, &guest]);
+    if stamp.fresh() && archive.is_file() {
+        return Ok(archive);
+    }
+    sh::say("making the initramfs of a KVM host that is counted");
+    let mut tree = Tree::default();
+    tree.file("guest/test.cpio", guest);
+    // Linux unpacks archives that follow each other.
+    let bytes = [host, tree.pack()].concat();
+    std::fs::write(&archive, bytes).doing(format_args!("writing {}", archive.display()))?;
+    stamp.set()?;
+    Ok(archive)
+}
+
 /// An initramfs with busybox and this `init`.
 fn base(init: Vec<u8>) -> Outcome<Tree> {
     let mut tree = Tree::default();

@@ -62,6 +62,12 @@ pub fn ensure_kvm() -> Outcome<PathBuf> {
     kvm::ensure()
 }
 
+/// The same for a guest that does I/O to be counted.
+pub fn ensure_kvm_counted() -> Outcome<PathBuf> {
+    let _lock = lock("lock")?;
+    kvm::ensure_counted()
+}
+
 /// Several checkouts may share one cache, and several runs one checkout.
 fn lock(name: &str) -> Outcome<File> {
     let cache = paths::cache();

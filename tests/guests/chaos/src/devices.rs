@@ -2,7 +2,7 @@
 
 use crate::guest::{Dice, write_command};
 use guest_rt::exception::probe;
-use guest_rt::its::{GITS, is_ring, map_device};
+use guest_rt::its::{self, is_ring, map_device};
 use guest_rt::mmio::{read64, write64};
 
 /// One sweep is so many commands.
@@ -11,10 +11,10 @@ const COMMANDS: u64 = 64;
 /// Maps and unmaps devices at a distance that reaches every bus, every page of a device table, or every device.
 pub fn sweep(dice: &mut Dice) {
     let _ = probe(|| {
-        let ring = read64(GITS + 0x80);
+        let ring = read64(its::base() + 0x80);
         let at = ring & 0x000f_ffff_ffff_f000;
         let size = ((ring & 0xff) + 1) * 0x1000;
-        let mut write = read64(GITS + 0x88) & 0xf_ffe0;
+        let mut write = read64(its::base() + 0x88) & 0xf_ffe0;
         // Only into this guest's queue: another address may be the stack.
         if !is_ring(at) || size > 0x1_0000 || write >= size {
             return;
@@ -31,6 +31,6 @@ pub fn sweep(dice: &mut Dice) {
                 write = (write + 32) % size;
             }
         }
-        write64(GITS + 0x88, write);
+        write64(its::base() + 0x88, write);
     });
 }

@@ -6,7 +6,7 @@ mod work;
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use guest_rt::exception::{Outcome, probe};
-use guest_rt::its::{GITS, Its, Table};
+use guest_rt::its::{self, Its, Table};
 use guest_rt::{cpu, gic, mrs, off, say, smccc};
 
 /// Accesses of a single vCPU, if the seed gives no number.
@@ -151,7 +151,7 @@ fn its(dice: &mut Dice) {
     const REGISTERS: &[u64] =
         &[0x0, 0x4, 0x8, 0xc, 0x80, 0x84, 0x88, 0x8c, 0x90, 0x100, 0x108, 0x110, 0x118, 0x1_0040, 0xffe8];
     let offset = if dice.one_in(3) { dice.below(0x2_0000) } else { dice.of(REGISTERS) };
-    touch(dice, GITS + offset);
+    touch(dice, its::base() + offset);
     if dice.one_in(16) {
         // Enable the ITS again, so that it reads commands.
         let _ = probe(|| its_on(dice));
@@ -172,10 +172,10 @@ fn commands(dice: &mut Dice) {
         0x25, 0x29, 0x2a, 0x2b, 0x2d, 0x00, 0xff,
     ];
     let _ = probe(|| {
-        let ring = guest_rt::mmio::read64(GITS + 0x80);
+        let ring = guest_rt::mmio::read64(its::base() + 0x80);
         let at = ring & 0x000f_ffff_ffff_f000;
         let size = ((ring & 0xff) + 1) * 0x1000;
-        let mut write = guest_rt::mmio::read64(GITS + 0x88) & 0xf_ffe0;
+        let mut write = guest_rt::mmio::read64(its::base() + 0x88) & 0xf_ffe0;
         // Write only to this guest's queue: another address may be the stack.
         if !guest_rt::its::is_ring(at) || size > 0x1_0000 || write >= size {
             return;
@@ -209,7 +209,7 @@ fn commands(dice: &mut Dice) {
             write_command(at + write, words);
             write = (write + 32) % size;
         }
-        guest_rt::mmio::write64(GITS + 0x88, write);
+        guest_rt::mmio::write64(its::base() + 0x88, write);
     });
 }
 
@@ -424,7 +424,7 @@ extern "C" fn guest_main() -> ! {
     for (n, r) in gic::redistributors().take(cpu::MAX).enumerate() {
         gic::lpis_on(r, properties, 14, MEMORY.address() + 0x1_0000 + (n as u64 % 3) * 0x1_0000);
     }
-    if probe(|| _ = guest_rt::mmio::read32(GITS)) == Outcome::Ran {
+    if probe(|| _ = guest_rt::mmio::read32(its::base())) == Outcome::Ran {
         HAS_ITS.store(true, Ordering::Relaxed);
         let _ = Its::on_with_short_ring();
     }

@@ -5,7 +5,7 @@ use super::{Dice, HAS_ITS, REDISTRIBUTORS, VCPUS, write_command};
 use core::sync::atomic::Ordering;
 use guest_rt::exception::probe;
 use guest_rt::gic;
-use guest_rt::its::{self, GITS};
+use guest_rt::its;
 use guest_rt::mmio::{read32, read64, write32, write64};
 
 const CTLR: u64 = 0;
@@ -29,9 +29,9 @@ pub fn act(dice: &mut Dice) {
         3 => flood(|n| its::map_collection(n as u16 % 4, (n % 2) << 16)),
         _ => {
             // Mostly within the queue, which may be short.
-            let size = ((read64(GITS + CBASER) & 0xff) + 1) * 0x1000;
+            let size = ((read64(its::base() + CBASER) & 0xff) + 1) * 0x1000;
             let limit = if dice.one_in(8) { 0x1_0000 } else { size };
-            write64(GITS + CWRITER, dice.below(limit) & !0x1f);
+            write64(its::base() + CWRITER, dice.below(limit) & !0x1f);
         }
     });
 }
@@ -44,10 +44,10 @@ fn toggle(register: u64, bit: u32) {
 
 /// Writes commands behind those that are in the queue, and passes them on by one store.
 fn flood(command: impl Fn(u64) -> [u64; 4]) {
-    let ring = read64(GITS + CBASER);
+    let ring = read64(its::base() + CBASER);
     let at = ring & 0x000f_ffff_ffff_f000;
     let size = ((ring & 0xff) + 1) * 0x1000;
-    let mut write = read64(GITS + CWRITER) & 0xf_ffe0;
+    let mut write = read64(its::base() + CWRITER) & 0xf_ffe0;
     if !its::is_ring(at) || size > 0x1_0000 || write >= size {
         return;
     }
@@ -55,5 +55,5 @@ fn flood(command: impl Fn(u64) -> [u64; 4]) {
         write_command(at + write, command(n));
         write = (write + 32) % size;
     }
-    write64(GITS + CWRITER, write);
+    write64(its::base() + CWRITER, write);
 }

@@ -160,8 +160,8 @@ fn enable_lpis(flood: &Flood) -> ! {
             fill(PROPERTIES.address(), LPIS, byte);
             all_pending(pending);
             gic::lpis_on_with_pending(flood.first, PROPERTIES.address(), gic::id_bits(), pending);
-            write32(its::GITS + CTLR, 0);
-            write32(its::GITS + CTLR, 1);
+            write32(its::base() + CTLR, 0);
+            write32(its::base() + CTLR, 1);
         }
         4 * ROUNDS
     })
@@ -175,8 +175,8 @@ fn cwriter(flood: &Flood) -> ! {
         const CWRITER: u64 = 0x88;
         loop {
             // As far as the queue can be filled.
-            let behind = (read64(its::GITS + CREADR) & 0xf_ffe0).wrapping_sub(32) & 0xf_ffe0;
-            write64(its::GITS + CWRITER, behind);
+            let behind = (read64(its::base() + CREADR) & 0xf_ffe0).wrapping_sub(32) & 0xf_ffe0;
+            write64(its::base() + CWRITER, behind);
             WRITES.fetch_add(1, Ordering::Relaxed);
         }
     }

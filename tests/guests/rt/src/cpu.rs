@@ -101,9 +101,19 @@ pub fn start(index: usize, entry: fn() -> !) -> i64 {
     // SAFETY: cleans a line to memory: the other vCPU reads its stack pointer with its caches off.
     unsafe { asm!("dc civac, {}", "dsb sy", in(reg) core::ptr::from_ref(cpu), options(nostack)) };
     let start = guest_secondary as *const () as u64;
-    // Sixteen vCPUs to a cluster, as the board numbers its CPUs and Doorward those of a domain.
-    let affinity = ((index / 16) << 8) | (index % 16);
-    smccc::hvc(smccc::CPU_ON, affinity as u64, start, core::ptr::from_ref(cpu) as u64)
+    smccc::hvc(smccc::CPU_ON, affinity(index), start, core::ptr::from_ref(cpu) as u64)
+}
+
+/// The affinity of a vCPU, in the format of MPIDR_EL1: that of the redistributor with this index. Without one, it is what
+/// the board gives the CPU and Doorward a domain's vCPU, sixteen to a cluster.
+fn affinity(index: usize) -> u64 {
+    match crate::gic::redistributors().nth(index) {
+        Some(redistributor) => {
+            let packed = redistributor.typer >> 32;
+            (packed & 0xff00_0000) << 8 | packed & 0xff_ffff
+        }
+        None => ((index / 16) << 8 | index % 16) as u64,
+    }
 }
 
 #[unsafe(no_mangle)]

@@ -1,11 +1,30 @@
 //! The ITS: tables, command queue, and the commands that map a device's events.
 
+use crate::fdt;
 use crate::mmio::{read32, read64, write32, write64};
 use core::arch::asm;
 use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicU64, Ordering};
 
-/// The ITS on this board.
-pub const GITS: u64 = 0x0808_0000;
+/// The ITS on this board, unless the device tree says otherwise: where the board has a GICv4.1 it is elsewhere.
+const USUAL: u64 = 0x0808_0000;
+
+/// The address of the ITS once it is known, else 0.
+static BASE: AtomicU64 = AtomicU64::new(0);
+
+/// The address of the ITS.
+#[must_use]
+pub fn base() -> u64 {
+    match BASE.load(Ordering::Relaxed) {
+        0 => {
+            let described = fdt::compatible("arm,gic-v3-its").and_then(|its| its.ranges().next());
+            let base = described.map_or(USUAL, |(base, _)| base);
+            BASE.store(base, Ordering::Relaxed);
+            base
+        }
+        base => base,
+    }
+}
 
 const CTLR: u64 = 0x0;
 const TYPER: u64 = 0x8;
@@ -84,11 +103,11 @@ impl Its {
     }
 
     fn enable(ring: u64, ring_bytes: u64) -> Its {
-        write32(GITS + CTLR, 0);
+        write32(base() + CTLR, 0);
         // Bounded, as another vCPU may have enabled it again.
-        let _ = crate::cpu::wait(10, || read32(GITS + CTLR) >> 31 == 1);
+        let _ = crate::cpu::wait(10, || read32(base() + CTLR) >> 31 == 1);
         for n in 0..8 {
-            let at = GITS + BASER + 8 * n;
+            let at = base() + BASER + 8 * n;
             let baser = read64(at);
             let table = match baser >> 56 & 7 {
                 1 => DEVICES.address(),
@@ -98,10 +117,10 @@ impl Its {
             // One page of 64 KiB.
             write64(at, VALID | INNER_WB | (baser & 0x071f << 48) | table | INNER_SHAREABLE | 2 << 8);
         }
-        write64(GITS + CBASER, VALID | INNER_WB | ring | INNER_SHAREABLE | (ring_bytes / 4096 - 1));
-        write64(GITS + CWRITER, 0);
-        write32(GITS + CTLR, 1);
-        Its { typer: read64(GITS + TYPER), ring, ring_bytes, write: 0 }
+        write64(base() + CBASER, VALID | INNER_WB | ring | INNER_SHAREABLE | (ring_bytes / 4096 - 1));
+        write64(base() + CWRITER, 0);
+        write32(base() + CTLR, 1);
+        Its { typer: read64(base() + TYPER), ring, ring_bytes, write: 0 }
     }
 
     /// RDbase of a redistributor, in the format of this ITS.
@@ -123,8 +142,8 @@ impl Its {
         self.write = (self.write + bytes) % self.ring_bytes;
         // SAFETY: a barrier.
         unsafe { asm!("dsb sy", options(nostack)) };
-        write64(GITS + CWRITER, self.write);
-        while read64(GITS + CREADR) & 0xf_ffe0 != self.write {}
+        write64(base() + CWRITER, self.write);
+        while read64(base() + CREADR) & 0xf_ffe0 != self.write {}
     }
 
     fn command(&mut self, words: [u64; 4]) {

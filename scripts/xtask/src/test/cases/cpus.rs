@@ -12,10 +12,10 @@ const CYCLES: usize = 100;
 const CYCLES_SOFTWARE: usize = 20;
 
 /// A key and the hypervisor's answer; without a key, a line of dom0.
-type Step = (Option<char>, &'static str);
+pub(super) type Step = (Option<char>, &'static str);
 
 /// dom0 has run for a while since the last change.
-const TICK: Step = (None, "DW-TEST: tick");
+pub(super) const TICK: Step = (None, "DW-TEST: tick");
 
 /// The cases of this topic.
 pub fn cases() -> Vec<Case> {
@@ -34,7 +34,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// Does the steps one by one, from dom0's first round of I/O on; then makes dom0 stop.
-fn drive(lab: &Lab, machine: &Machine, seconds: u64, steps: &[Step]) -> Result<Transcript, String> {
+pub(super) fn drive(lab: &Lab, machine: &Machine, seconds: u64, steps: &[Step]) -> Result<Transcript, String> {
     let mut next = 0;
     let mut started = false;
     let transcript = lab.watch(machine, seconds, |session, line| {

@@ -1,6 +1,6 @@
 //! Exceptions to EL2 for each I/O, counted from outside, compared with a Linux without the hypervisor on the same machine.
 
-use crate::exit_count::{self, Clock, Counts, Source};
+use crate::exit_count::{self, Clock, Counts, Hypervisor, Source};
 use crate::qemu::{Boot, Disk, Machine, Tables, Uefi};
 use crate::test::cases::sched::{BUSY, busy};
 use crate::test::{Case, Lab, Verdict};
@@ -86,7 +86,7 @@ impl<'a> Run<'a> {
         let log = inner.dir.join("guest.log");
         std::fs::rename(machine.log.unwrap_or_default(), &log).map_err(|error| error.to_string())?;
         inner.judge(&transcript)?;
-        let counts = Counts::read(&log, self.clock).map_err(|failure| failure.text)?;
+        let counts = Counts::read(&log, self.clock, Hypervisor::Doorward).map_err(|failure| failure.text)?;
         let text = counts.table();
         println!("   -- {}, {}", self.what, self.arg);
         text.lines().for_each(|line| println!("   {line}"));

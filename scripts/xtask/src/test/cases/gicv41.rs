@@ -2,8 +2,12 @@
 //!
 //! That QEMU reports each access that the architecture forbids. As for every Linux case, one such report fails the case.
 
+mod beside_kvm;
+mod cpus;
 mod forbidden;
 mod ipis;
+
+use std::path::PathBuf;
 
 use crate::qemu::{Boot, Machine};
 use crate::session::End;
@@ -62,6 +66,11 @@ const AGAIN: &[Again] = &[
     Again::kind("gicv41-listed-cpus", "cpus-out-and-back").unkind(TWO_ITSS, LISTED),
     Again::kind("gicv41-power-hotplug", "io-hotplug").unkind(AFF3, POWER),
     Again::kind("gicv41-uefi-counts", "counts-uefi"),
+    Again::kind("gicv41-wake-4", "wake-4").unkind(AFF3, STRICT),
+    Again::kind("gicv41-wake-1", "wake-1").long(),
+    Again::kind("gicv41-twins", "twins").unkind("", SLOW).long(),
+    Again::kind("gicv41-storm-doorbells", "storm-doorbells").long(),
+    Again::kind("gicv41-storm-io", "storm-io").long(),
     Again::kind("gicv41-fio", "io-fio-max").long(),
     Again::kind("gicv41-slow-fio", "io-fio-trapped-wfi").unkind("", SLOW).long(),
     Again::kind("gicv41-slow-oversubscribed", "sched-trapped-wfi").unkind(AFF3, SLOW).long(),
@@ -82,6 +91,11 @@ pub fn again(name: &str) -> Option<&'static Again> {
     AGAIN.iter().find(|again| again.name == name)
 }
 
+/// Whether the case `name` runs with `--long` only.
+pub fn is_long(name: &str) -> bool {
+    again(name).is_some_and(|again| again.long) || cpus::is_long(name)
+}
+
 /// The cases that repeat some of `others`.
 pub fn cases_again(others: &[Case]) -> Vec<Case> {
     let repeated = |again: &Again| {
@@ -94,18 +108,27 @@ pub fn cases_again(others: &[Case]) -> Vec<Case> {
 /// The cases of this topic.
 pub fn cases() -> Vec<Case> {
     let case = |name, shows, bare, run| Case { name, shows, bare, run };
-    vec![
+    let mut cases = vec![
         case("gicv41-forbidden", "what the architecture forbids on a GICv4.1 is reported", false, forbidden::run),
         case("gicv41-boot", "dom0 boots, sleeps and does I/O on a GICv4.1 without a forbidden access", true, boots),
         case("gicv41-ipis", "an IPI of dom0 costs one exit to send and none to receive", false, ipis::running),
         case("gicv41-ipis-asleep", "IPIs wake vCPUs that sleep and move, by doorbell", false, ipis::asleep),
+        case("gicv41-ipis-cpus", "CPUs go offline and come back with virtual SGIs pending", false, ipis::hotplug),
         case(
             "gicv41-kvm",
             "the GICv4.1 is one for KVM, too: vLPIs and vSGIs of a guest with a passed-through NVMe",
             false,
             kvm,
         ),
-    ]
+        case(
+            "gicv41-beside-kvm",
+            "dom0 takes at most as many exits for an I/O as a guest of KVM on the same machine",
+            false,
+            beside_kvm::run,
+        ),
+    ];
+    cases.extend(cpus::cases());
+    cases
 }
 
 /// With WFI trapped, so that vPEs become resident and leave all the time.
@@ -134,20 +157,28 @@ fn acknowledged(lab: &Lab) -> Result<Vec<u64>, String> {
 /// The smallest LPI; vSGIs are below 16.
 const LPI: u64 = 8192;
 
-/// Linux with KVM without the hypervisor, as a check of the emulated GIC that does not depend on the hypervisor's driver.
-fn kvm(lab: &Lab) -> Verdict {
-    let text = |failure: crate::fail::Failure| failure.text;
-    let machine = Machine {
+/// A CPU on which a guest of a guest does not take for ever: the default pointer authentication takes most of the time of an
+/// emulated guest in an emulated host.
+const KVM_CPU: &str = "max,pauth-impdef=on,sve=off,sme=off";
+
+/// A machine with two CPUs that boots Linux with KVM without the hypervisor.
+fn kvm_host(initrd: PathBuf) -> Machine {
+    Machine {
         boot: Boot::Bare,
-        initrd: Some(setup::ensure_kvm().map_err(text)?),
+        initrd: Some(initrd),
         append: "console=ttyAMA0 kvm-arm.vgic_v4_enable=1".into(),
         smp: 2,
-        // The default pointer authentication takes most of the time of an emulated guest in an emulated host.
-        cpu: "max,pauth-impdef=on,sve=off,sme=off".into(),
-        log: Some(lab.dir.join("guest.log")),
-        extra: vec!["-trace".into(), "gicv3_vpe_*".into()],
+        cpu: KVM_CPU.into(),
         ..Machine::default()
-    };
+    }
+}
+
+/// Linux with KVM without the hypervisor, as a check of the emulated GIC that does not depend on the hypervisor's driver.
+fn kvm(lab: &Lab) -> Verdict {
+    let initrd = setup::ensure_kvm().map_err(|failure| failure.text)?;
+    let mut machine = kvm_host(initrd);
+    machine.log = Some(lab.dir.join("guest.log"));
+    machine.extra.extend(["-trace".into(), "gicv3_vpe_*".into()]);
     let transcript = lab.watch(&lab.gicv41(machine)?, 120, |_, _| Ok(()))?;
     if transcript.end != End::Off {
         return Err(format!("the host did not power off: {:?}", transcript.end));

@@ -10,9 +10,6 @@ use crate::session::{End, Event, Session};
 use crate::test::linux::Transcript;
 use crate::test::{Case, Lab, Verdict};
 
-/// GITS_TRANSLATER on QEMU's `virt`: a store to it is an MSI.
-pub(super) const TRANSLATER: u64 = 0x0809_0040;
-
 /// A device whose BAR does not answer reads of eight bytes, and so no walk of a stage 1 table there.
 pub(super) const XHCI: [&str; 2] = ["-device", "qemu-xhci"];
 
@@ -86,7 +83,10 @@ pub(super) fn machine(lab: &Lab, name: &str) -> Result<Machine, String> {
         // Alone, the guest wants EL1 and the GIC that it would be shown.
         machine.properties = "gic-version=3,dtb-randomness=off".into();
     }
-    Ok(machine)
+    Ok(match &lab.gicv41 {
+        Some(gic) => machine.on_gicv41(gic),
+        None => machine,
+    })
 }
 
 /// What is right on a machine.
@@ -173,22 +173,26 @@ fn wake(lab: &Lab, smp: u32, hv: &str) -> Verdict {
     let socket = std::env::temp_dir().join(format!("doorward-qtest-{}", std::process::id()));
     machine.extra.extend(Qtest::flags(&socket));
     let mut session = lab.start(&machine, 240)?;
-    let verdict = play(&mut session, &socket);
+    let verdict = play(&mut session, &socket, machine.translater());
     drop(session);
     let _ = std::fs::remove_file(&socket);
     verdict.map_err(|why| format!("{why} ({})", lab.dir.join("console.log").display()))?;
     lab.complaints()
 }
 
-/// Waits until the guest `wake` is ready; returns its counters, and whether `also` was true for a line before that.
-pub(super) fn ready(session: &mut Session, also: impl Fn(&str) -> bool) -> Result<(Table, bool), String> {
+/// Waits until the guest `wake` is ready on a machine with this GITS_TRANSLATER; returns its counters, and whether `also` was true for a line before that.
+pub(super) fn ready(
+    session: &mut Session,
+    translater: u64,
+    also: impl Fn(&str) -> bool,
+) -> Result<(Table, bool), String> {
     let (mut table, mut seen) = (None, false);
     loop {
         match session.next() {
             Event::Line(line) => {
                 seen |= also(&line);
                 if let Some(rest) = line.trim().strip_prefix("GUEST COUNTERS ") {
-                    table = Some(Table::parse(rest).ok_or_else(|| format!("the guest printed `{line}`"))?);
+                    table = Some(Table::parse(rest, translater).ok_or_else(|| format!("the guest printed `{line}`"))?);
                 } else if line.trim().starts_with("GUEST READY") {
                     return Ok((table.ok_or("the guest printed no address of its counters")?, seen));
                 } else if line.trim().starts_with("GUEST FAIL") {
@@ -214,8 +218,8 @@ pub(super) fn passed(session: &mut Session) -> Verdict {
 }
 
 /// Waits until the guest is ready, sends messages, and makes it end.
-fn play(session: &mut Session, socket: &std::path::Path) -> Verdict {
-    let (table, _) = ready(session, |_| false)?;
+fn play(session: &mut Session, socket: &std::path::Path, translater: u64) -> Verdict {
+    let (table, _) = ready(session, translater, |_| false)?;
     let mut qtest = Qtest::connect(socket).map_err(|failure| failure.text)?;
     let start = Instant::now();
     send_messages(&mut qtest, table)?;
@@ -231,6 +235,8 @@ pub(super) struct Table {
     pub(super) address: u64,
     pub(super) events: usize,
     cpus: usize,
+    /// GITS_TRANSLATER: a store of an event's number there is a message.
+    pub(super) translater: u64,
 }
 
 /// The word that counts unexpected interrupts.
@@ -242,12 +248,12 @@ const STOP: u64 = 511;
 
 impl Table {
     /// `0xADDRESS events=E cpus=N`.
-    fn parse(text: &str) -> Option<Self> {
+    fn parse(text: &str, translater: u64) -> Option<Self> {
         let mut words = text.split_whitespace();
         let address = u64::from_str_radix(words.next()?.trim_start_matches("0x"), 16).ok()?;
         let events = words.next()?.strip_prefix("events=")?.parse().ok()?;
         let cpus = words.next()?.strip_prefix("cpus=")?.parse().ok()?;
-        Some(Self { address, events, cpus })
+        Some(Self { address, events, cpus, translater })
     }
 
     pub(super) fn word(self, index: u64) -> u64 {
@@ -256,7 +262,7 @@ impl Table {
 
     pub(super) fn stop(self, qtest: &mut Qtest) -> crate::fail::Outcome {
         qtest.write64(self.word(STOP), 1)?;
-        qtest.write32(TRANSLATER, 0)
+        qtest.write32(self.translater, 0)
     }
 }
 
@@ -278,7 +284,7 @@ fn send_messages(qtest: &mut Qtest, table: Table) -> Verdict {
             let event = random.below(table.events as u64) as usize;
             if qtest.read64(table.word(event as u64)).map_err(say)? == sent[event] {
                 pause(random.below(200));
-                qtest.write32(TRANSLATER, event as u32).map_err(say)?;
+                qtest.write32(table.translater, event as u32).map_err(say)?;
                 sent[event] += 1;
                 total += 1;
             }
@@ -332,9 +338,9 @@ mod tests {
 
     #[test]
     fn the_address_of_the_counters_is_parsed() {
-        let table = Table::parse("0x40a31000 events=16 cpus=4").unwrap();
-        assert_eq!(table, Table { address: 0x40a3_1000, events: 16, cpus: 4 });
+        let table = Table::parse("0x40a31000 events=16 cpus=4", 0x40).unwrap();
+        assert_eq!(table, Table { address: 0x40a3_1000, events: 16, cpus: 4, translater: 0x40 });
         assert_eq!(table.word(STOP), 0x40a3_1ff8);
-        assert!(Table::parse("0x40a31000").is_none());
+        assert!(Table::parse("0x40a31000", 0x40).is_none());
     }
 }

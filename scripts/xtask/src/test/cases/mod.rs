@@ -23,8 +23,12 @@ mod trace;
 mod uefi;
 
 use super::Case;
-pub use devices::is_long;
 pub use gicv41::again;
+
+/// Whether a case runs only with `--long`.
+pub fn is_long(name: &str) -> bool {
+    devices::is_long(name) || gicv41::is_long(name)
+}
 
 /// All cases in the order in which they run: quick ones that cover much come first.
 pub fn all() -> Vec<Case> {

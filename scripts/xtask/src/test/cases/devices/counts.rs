@@ -1,7 +1,7 @@
 //! Exceptions to EL2 for each I/O of a domU on its own NVMe disk, counted as for dom0 (see `cases/exits.rs`). dom0 is idle.
 
 use super::{NULL, linux, not_built, typed};
-use crate::exit_count::{self, Clock, Counts, Source};
+use crate::exit_count::{self, Clock, Counts, Hypervisor, Source};
 use crate::qemu::{Disk, Machine};
 use crate::session::NEXT;
 use crate::test::cases::exits::{ATTEMPTS, SLACK, native_on};
@@ -89,7 +89,7 @@ fn run(lab: &Lab, arg: &str) -> Result<(Counts, u64), String> {
     inner.judge(&transcript)?;
     let domu = transcript.of(1);
     inner.judge_test(&domu).map_err(|why| format!("dom1: {why}"))?;
-    let counts = Counts::read(&log, Clock::Instructions).map_err(|failure| failure.text)?;
+    let counts = Counts::read(&log, Clock::Instructions, Hypervisor::Doorward).map_err(|failure| failure.text)?;
     let text = counts.table();
     println!("   -- domu, {arg}");
     text.lines().for_each(|line| println!("   {line}"));
