@@ -28,6 +28,8 @@ pub struct DomU {
     pub weight: Option<u32>,
     /// The cap of each vCPU, in percent of a CPU.
     pub cap: Option<u32>,
+    /// The PCI functions that it gets.
+    pub pci: Vec<String>,
     /// The kernel's command line.
     pub append: String,
 }
@@ -35,12 +37,21 @@ pub struct DomU {
 impl Default for DomU {
     fn default() -> Self {
         let append = "console=ttyAMA0".into();
-        Self { kernel: paths::linux(), initrd: None, cpus: 1, mem: 256, weight: None, cap: None, append }
+        Self {
+            kernel: paths::linux(),
+            initrd: None,
+            cpus: 1,
+            mem: 256,
+            weight: None,
+            cap: None,
+            pci: Vec::new(),
+            append,
+        }
     }
 }
 
 impl DomU {
-    /// Parses `KERNEL[,initrd=F][,cpus=N][,mem=SIZE][,weight=N][,cap=N][,append=WORDS]`; WORDS extends to the end.
+    /// Parses `KERNEL[,initrd=F][,cpus=N][,mem=SIZE][,weight=N][,cap=N][,pci=FUNCTION]...[,append=WORDS]`; WORDS extends to the end.
     pub fn parse(text: &str) -> Outcome<Self> {
         let (text, words) = text.split_once(",append=").map_or((text, None), |(text, words)| (text, Some(words)));
         let mut fields = text.split(',');
@@ -50,7 +61,7 @@ impl DomU {
         }
         for field in fields {
             let bad = || {
-                let known = "initrd=F, cpus=N, mem=SIZE, weight=N, cap=N or append=WORDS";
+                let known = "initrd=F, cpus=N, mem=SIZE, weight=N, cap=N, pci=FUNCTION or append=WORDS";
                 Failure::usage(format!("--domu: `{field}` is none of {known}"))
             };
             let (key, value) = field.split_once('=').ok_or_else(bad)?;
@@ -59,6 +70,7 @@ impl DomU {
                 "cpus" => domu.cpus = value.parse().map_err(|_| bad())?,
                 "weight" => domu.weight = Some(value.parse().map_err(|_| bad())?),
                 "cap" => domu.cap = Some(value.parse().map_err(|_| bad())?),
+                "pci" => domu.pci.push(value.into()),
                 "mem" => domu.mem = mebibytes(value).ok_or_else(bad)?,
                 _ => return Err(bad()),
             }
@@ -172,6 +184,10 @@ fn edited(host: &[u8], extras: &Extras<'_>, blobs: &[Blob]) -> Result<Vec<u8>, S
                 set(&mut node, name, value);
             }
         }
+        if !domain.pci.is_empty() {
+            let names: Vec<&str> = domain.pci.iter().map(String::as_str).collect();
+            set(&mut node, "doorward,pci", &names[..]);
+        }
         let files = [("multiboot,kernel", Some(&domain.kernel)), ("multiboot,ramdisk", domain.initrd.as_ref())];
         for (kind, file) in files {
             let Some(file) = file else { continue };
@@ -195,7 +211,10 @@ mod tests {
 
     #[test]
     fn a_domu_is_parsed_from_one_word() {
-        let domu = DomU::parse("k,initrd=i,cpus=2,mem=1G,weight=512,cap=50,append=quiet a=b,c=d").unwrap();
+        let domu =
+            DomU::parse("k,initrd=i,cpus=2,mem=1G,weight=512,cap=50,pci=0:1:0.0,pci=0:2:0.0,append=quiet a=b,c=d")
+                .unwrap();
+        assert_eq!(domu.pci, ["0:1:0.0", "0:2:0.0"]);
         assert_eq!((domu.weight, domu.cap), (Some(512), Some(50)));
         assert_eq!((domu.kernel, domu.initrd), ("k".into(), Some("i".into())));
         assert_eq!((domu.cpus, domu.mem, domu.append.as_str()), (2, 1024, "console=ttyAMA0 quiet a=b,c=d"));
@@ -206,7 +225,13 @@ mod tests {
     #[test]
     fn nodes_are_written_in_xens_binding() {
         let host = std::fs::read(paths::root().join("tests/data/virt-gicv4-dom0.dtb")).unwrap();
-        let domains = [DomU { kernel: "k".into(), initrd: Some("i".into()), weight: Some(512), ..DomU::default() }];
+        let domains = [DomU {
+            kernel: "k".into(),
+            initrd: Some("i".into()),
+            weight: Some(512),
+            pci: vec!["0:1:0.0".into(), "x".into()],
+            ..DomU::default()
+        }];
         let blobs = [
             Blob { file: "k".into(), at: 0x5600_0000, bytes: 5 },
             Blob { file: "i".into(), at: 0x1_5620_0000, bytes: 7 },
@@ -220,6 +245,8 @@ mod tests {
         };
         assert_eq!(cells("/chosen/domU1", "memory"), [0, 256 << 10]);
         assert_eq!(cells("/chosen/domU1", "doorward,cpu-weight"), [512]);
+        let functions = tree.find_node("/chosen/domU1").unwrap().property("doorward,pci").unwrap();
+        assert_eq!(functions.value(), b"0:1:0.0\0x\0");
         assert_eq!(cells("/chosen/domU1/module@56000000", "reg"), [0, 0x5600_0000, 0, 5]);
         assert_eq!(cells("/chosen/domU1/module@156200000", "reg"), [1, 0x5620_0000, 0, 7]);
         let words = tree.find_node("/chosen").unwrap().property("xen,xen-bootargs").unwrap();
