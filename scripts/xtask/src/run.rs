@@ -54,7 +54,7 @@ pub struct Options {
         long,
         value_name = "KERNEL[,...]",
         help = "A domU: KERNEL[,initrd=FILE][,cpus=N][,mem=SIZE][,weight=N][,cap=PERCENT][,pci=FUNCTION]...\n\
-                [,append=WORDS],                 append= last; may be given more than once [default of each: cpus=1, mem=256M]"
+                [,append=WORDS]; may be given more than once [default of each: cpus=1, mem=256M]"
     )]
     domu: Vec<String>,
     /// A batch run that is killed after so many seconds
