@@ -53,8 +53,9 @@ pub struct Options {
     #[arg(
         long,
         value_name = "KERNEL[,...]",
-        help = "A domU: KERNEL[,initrd=FILE][,cpus=N][,mem=SIZE][,weight=N][,cap=PERCENT][,pci=FUNCTION]...\n\
-                [,append=WORDS]; may be given more than once [default of each: cpus=1, mem=256M]"
+        help = "A domU: KERNEL[,initrd=FILE][,cpus=N][,mem=SIZE][,weight=N][,cap=PERCENT][,pci=FUNCTION]\n\
+                [,append=WORDS], append= last; --domu and pci= may be given more than once\n\
+                [default of each: cpus=1, mem=256M]"
     )]
     domu: Vec<String>,
     /// A batch run that is killed after so many seconds
