@@ -4,12 +4,11 @@
 //! here is reported as an error message; one that is not found here becomes a fault later in boot. What only the
 //! hardware can tell (the number of redistributors, whether a PPI is wired) is checked by the drivers.
 
+use super::machine::TOP;
 use super::{Machine, MachineError, Part, PciHost};
 use crate::ids::Intid;
 use crate::util::range::Range;
 
-/// Physical addresses have at most 52 bits (FEAT_LPA). A CPU may have fewer, which the stage 1 code checks.
-pub(super) const TOP: u64 = 1 << 52;
 /// The size of a GIC register frame (IHI 0069, 12.8 and 12.10).
 const FRAME: u64 = 0x1_0000;
 /// The size of the smallest redistributor: the RD_base and SGI_base frames.

@@ -1,6 +1,6 @@
 //! The domUs in a machine's description.
 
-use super::machine::{Module, ModuleKind};
+use super::module::{Module, ModuleKind};
 use crate::ids::{NotAnSbdf, Sbdf};
 use arrayvec::{ArrayString, ArrayVec};
 use core::fmt;

@@ -1,14 +1,17 @@
 //! The description of the machine, as plain data.
 
-use super::check::TOP;
 use super::domu::{DOMAINS, DomainConfig};
 use super::error::{MachineError, Part};
+use super::module::{Module, ModuleKind};
 use crate::ids::{DeviceId, DeviceIds, Intid, ItsId, Mpidr, Pa, SmmuId, StreamId, Streams};
 use crate::util::range::{Range, gaps, pages_around};
 use arrayvec::{ArrayString, ArrayVec};
 
 /// The largest number of CPUs, and of redistributor regions, since firmware may describe one region per CPU.
 pub const CPUS: usize = 512;
+
+/// Physical addresses have at most 52 bits (FEAT_LPA). A CPU may have fewer, which the stage 1 code checks.
+pub(super) const TOP: u64 = 1 << 52;
 
 /// A CPU that the firmware describes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -293,30 +296,6 @@ pub struct Uart {
     pub regs: Range,
     /// Its interrupt.
     pub irq: Option<Intid>,
-}
-
-/// The purpose of a boot module.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ModuleKind {
-    /// A kernel image.
-    Kernel,
-    /// An initial RAM disk.
-    Ramdisk,
-    /// A device tree, or a part of one.
-    DeviceTree,
-    /// Not stated.
-    Unknown,
-}
-
-/// A file that the boot loader has loaded into memory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Module {
-    /// Its purpose.
-    pub kind: ModuleKind,
-    /// The memory that holds it.
-    pub range: Range,
-    /// The command line for it.
-    pub bootargs: ArrayString<1024>,
 }
 
 /// The description of the machine.

@@ -13,7 +13,7 @@
 //! | file | content |
 //! |---|---|
 //! | [`machine`] | the description itself |
-//! | [`domu`] | the part of it that describes domUs |
+//! | [`domu`], [`module`] | the parts of it that describe domUs and boot modules |
 //! | [`fdt`], [`acpi`] | the two readers |
 //! | [`efi`] | what UEFI adds: configuration file, load options, memory map, a Linux's reservations |
 //! | [`windows`] | PCI windows from the command line |
@@ -27,6 +27,7 @@ pub mod efi;
 pub mod error;
 pub mod fdt;
 pub mod machine;
+pub mod module;
 pub mod windows;
 
 #[cfg(test)]
@@ -36,6 +37,7 @@ pub use crate::ids::SmmuId;
 pub use domu::{ConfigProblem, DOMAINS, DomainConfig, FUNCTIONS};
 pub use error::{MachineError, Part};
 pub use machine::{
-    CPUS, Conduit, Cpu, DmaReserved, Gic, GicKind, IdMap, Its, Machine, Module, ModuleKind, MsiDevices, PciHost,
-    PciWindow, PciWindowKind, Smmu, TimerPpis, Uart, UartKind,
+    CPUS, Conduit, Cpu, DmaReserved, Gic, GicKind, IdMap, Its, Machine, MsiDevices, PciHost, PciWindow, PciWindowKind,
+    Smmu, TimerPpis, Uart, UartKind,
 };
+pub use module::{Module, ModuleKind};

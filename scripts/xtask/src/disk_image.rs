@@ -173,6 +173,9 @@ fn section(domu: &DomU, number: u32) -> String {
     for (key, value) in [("cpu-weight", domu.weight), ("cpu-cap", domu.cap)] {
         text += &value.map_or(String::new(), |value| format!("{key}={value}\n"));
     }
+    if !domu.pci.is_empty() {
+        text += &format!("pci={}\n", domu.pci.join(" "));
+    }
     text
 }
 

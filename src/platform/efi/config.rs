@@ -23,10 +23,13 @@
 //! `options=` followed by the section's. An unknown or duplicate key is an error with a line number, so that a mistyped
 //! `ramdisk=` is reported here and not by a kernel panic.
 
-use super::domain_section::{self, DomainSection};
+use super::config_error::{ConfigError, Problem};
+use super::domain_section::{self, DomainSection, File};
 use crate::platform::DOMAINS;
 use arrayvec::ArrayVec;
-use core::fmt;
+
+/// The keys of sections other than those of domUs, for messages.
+const KEYS: &str = "default= (in [global]), options=, kernel=, ramdisk=, dtb= or domains=";
 
 /// The contents of the section to boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,124 +46,6 @@ pub struct Config<'a> {
     pub options: [&'a str; 2],
     /// `domains=`: the domUs to build.
     pub domains: ArrayVec<DomainSection<'a>, DOMAINS>,
-}
-
-/// A file and its command line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct File<'a> {
-    /// The path, relative to the configuration file unless it starts with a separator.
-    pub path: &'a str,
-    /// The rest of the line after the path.
-    pub words: &'a str,
-}
-
-impl<'a> File<'a> {
-    /// Parses the value of `kernel=`.
-    pub(super) fn parse(value: &'a str) -> File<'a> {
-        let (path, words) = value.split_once([' ', '\t']).unwrap_or((value, ""));
-        File { path, words: words.trim() }
-    }
-}
-
-/// An error in a configuration file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConfigError<'a> {
-    /// The line number from 1 on; 0 if the error is not in a particular line.
-    pub line: usize,
-    /// The error.
-    pub problem: Problem<'a>,
-}
-
-/// The errors that a configuration file can have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Problem<'a> {
-    /// The file is not UTF-8.
-    NotText,
-    /// A section heading lacks `]` or a name.
-    BadHeading(&'a str),
-    /// A line is neither a comment nor a heading nor `KEY=VALUE`.
-    NoValue(&'a str),
-    /// A key precedes the first section.
-    NoSection(&'a str),
-    /// A key is unknown.
-    UnknownKey(&'a str),
-    /// A key of Xen's that is not supported.
-    ForeignKey(&'a str),
-    /// A key has no value.
-    Empty(&'a str),
-    /// A key occurs twice in a section.
-    Twice(&'a str),
-    /// There is no section to boot.
-    NoSections,
-    /// The requested section does not exist.
-    MissingSection(&'a str),
-    /// A section lacks a key.
-    Lacks {
-        /// The section.
-        section: &'a str,
-        /// The key.
-        key: &'static str,
-    },
-    /// A key of a domU is unknown.
-    UnknownDomainKey(&'a str),
-    /// A name of a domU is too long or has a blank.
-    BadDomainName(&'a str),
-    /// `domains=` lists a domU without a section.
-    MissingDomain(&'a str),
-    /// `domains=` lists a domU twice.
-    DomainTwice(&'a str),
-    /// `domains=` lists too many domUs.
-    TooManyDomains,
-    /// A value is not one of those that its key has.
-    BadValue {
-        /// The key.
-        key: &'a str,
-        /// The value, or the part of it that is wrong.
-        value: &'a str,
-        /// What the key takes.
-        expected: &'static str,
-    },
-}
-
-impl fmt::Display for ConfigError<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.line != 0 {
-            write!(f, "line {}: ", self.line)?;
-        }
-        match self.problem {
-            Problem::NotText => f.write_str("not UTF-8 text"),
-            Problem::BadHeading(text) => write!(f, "`{text}` is not a section heading; expected [NAME]"),
-            Problem::NoValue(text) => write!(f, "`{text}` is neither [SECTION] nor KEY=VALUE"),
-            Problem::NoSection(key) => write!(f, "`{key}=` precedes the first [SECTION]"),
-            Problem::UnknownKey(key) => {
-                write!(
-                    f,
-                    "unknown key `{key}=`: expected default= (in [global]), options=, kernel=, ramdisk=, dtb= or \
-                     domains="
-                )
-            }
-            Problem::ForeignKey(key) => write!(f, "`{key}=` is not supported"),
-            Problem::Empty(key) => write!(f, "`{key}=` has no value"),
-            Problem::Twice(key) => write!(f, "duplicate key `{key}=` in one section"),
-            Problem::NoSections => f.write_str("there is no section to boot"),
-            Problem::MissingSection(name) => write!(f, "there is no section [{name}]"),
-            Problem::Lacks { section, key } => write!(f, "section [{section}] has no {key}="),
-            Problem::UnknownDomainKey(key) => {
-                write!(f, "unknown key `{key}=`: expected {}", domain_section::KEYS)
-            }
-            Problem::BadDomainName(name) => {
-                write!(
-                    f,
-                    "`{name}` is no name of a domain: expected at most {} bytes without blanks",
-                    domain_section::NAME
-                )
-            }
-            Problem::MissingDomain(name) => write!(f, "there is no section [domain {name}]"),
-            Problem::DomainTwice(name) => write!(f, "domain `{name}` is listed twice"),
-            Problem::TooManyDomains => write!(f, "more than {DOMAINS} domains are not supported"),
-            Problem::BadValue { key, value, expected } => write!(f, "`{key}={value}`: expected {expected}"),
-        }
-    }
 }
 
 /// The contents of a line that is not empty or a comment.
@@ -288,8 +173,8 @@ fn check_key<'a>(text: &'a str, section: &str, key: &'a str, value: &'a str, lin
         _ if known => check_value(text, section, key, value, line)
             .or_else(|| if key == "domains" { check_domains(text, value) } else { None }),
         "ucode" | "xsm" | "chain" | "video" | "xen" => Some(Problem::ForeignKey(key)),
-        _ if domain_name(section).is_some() => Some(Problem::UnknownDomainKey(key)),
-        _ => Some(Problem::UnknownKey(key)),
+        _ if domain_name(section).is_some() => Some(domain_section::unknown(key)),
+        _ => Some(Problem::UnknownKey { key, expected: KEYS }),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Sections of `doorward.cfg` that describe domUs: what a `xen,domain` node says on a machine with a device tree.
 
-use super::config::{File, Problem};
+use super::config_error::{DOMAIN_NAME, Problem};
 use crate::ids::Sbdf;
 use crate::platform::{DomainConfig, FUNCTIONS, Module, ModuleKind};
 use crate::util::range::Range;
@@ -8,14 +8,28 @@ use crate::util::values::{boolean, size};
 use arrayvec::{ArrayString, ArrayVec};
 
 /// The keys, for messages.
-pub(super) const KEYS: &str =
-    "kernel=, ramdisk=, cpus=, memory=, vpl011=, cpu-weight=, cpu-cap=, pci= or pci-allow-no-reset=";
+const KEYS: &str = "kernel=, ramdisk=, cpus=, memory=, vpl011=, cpu-weight=, cpu-cap=, pci= or pci-allow-no-reset=";
 /// The keys without which a domU cannot be built.
 pub(super) const REQUIRED: [&str; 3] = ["kernel", "cpus", "memory"];
-/// The longest name of a domU in bytes.
-pub(super) const NAME: usize = 32;
 /// The longest command line of a kernel in bytes.
 const WORDS: usize = 1024;
+
+/// A file and its command line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct File<'a> {
+    /// The path, relative to the configuration file unless it starts with a separator.
+    pub path: &'a str,
+    /// The rest of the line after the path.
+    pub words: &'a str,
+}
+
+impl<'a> File<'a> {
+    /// Parses the value of `kernel=`.
+    pub(super) fn parse(value: &'a str) -> File<'a> {
+        let (path, words) = value.split_once([' ', '\t']).unwrap_or((value, ""));
+        File { path, words: words.trim() }
+    }
+}
 
 /// A domU to build.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,12 +58,17 @@ pub struct DomainSection<'a> {
 
 /// Whether a text can be the name of a domU.
 pub(super) fn is_name(text: &str) -> bool {
-    !text.is_empty() && text.len() <= NAME && !text.contains(char::is_whitespace)
+    !text.is_empty() && text.len() <= DOMAIN_NAME && !text.contains(char::is_whitespace)
 }
 
 /// Whether a key is one of a domU's.
 pub(super) fn is_key(key: &str) -> bool {
     KEYS.split([' ', ',']).any(|known| known.strip_suffix('=') == Some(key))
+}
+
+/// The problem that a key is not one of a domU's.
+pub(super) fn unknown(key: &str) -> Problem<'_> {
+    Problem::UnknownKey { key, expected: KEYS }
 }
 
 impl<'a> DomainSection<'a> {
@@ -95,7 +114,7 @@ impl<'a> DomainSection<'a> {
                 }
             }
             "pci-allow-no-reset" => self.pci_allow_no_reset = yes_or_no()?,
-            _ => return Err(Problem::UnknownDomainKey(key)),
+            _ => return Err(unknown(key)),
         }
         Ok(())
     }

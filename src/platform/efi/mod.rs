@@ -5,13 +5,15 @@
 //! host. The calls of the firmware are in `boot::efi`.
 
 mod config;
+mod config_error;
 mod domain_section;
 mod load_options;
 mod memory_map;
 mod memreserve;
 
-pub use config::{Config, ConfigError, File, Problem};
-pub use domain_section::DomainSection;
+pub use config::Config;
+pub use config_error::{ConfigError, Problem};
+pub use domain_section::{DomainSection, File};
 pub use load_options::{LoadOptions, to_utf8};
 pub use memory_map::{BadDescriptorSize, Descriptor, MemoryMap};
 pub use memreserve::{LINUX_EFI_MEMRESERVE_TABLE, add_memreserve};

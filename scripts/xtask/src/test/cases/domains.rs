@@ -26,6 +26,7 @@ pub fn cases() -> Vec<Case> {
     let case = |name, shows, run| Case { name, shows, bare: false, run };
     vec![
         case("domain-linux", "a second Linux with two vCPUs runs a typed command, powers off and is torn down", linux),
+        case("domain-refused", "a domU with a mistyped PCI function is not built, and the next one runs", refused),
         case("domain-resets", "200 resets of a small domain leak no memory and no ids", |lab| {
             resets(lab, guest(lab, "guest-again")?, HV, 4)
         }),
@@ -115,6 +116,25 @@ pub(super) fn second_linux(lab: &Lab, machine: &Machine) -> Verdict {
     match transcript.lines.iter().filter_map(|(_, line)| free(line)).next_back() {
         Some(free) if free.contains(" 512 MiB for domUs") => Ok(()),
         other => Err(format!("at the end: {other:?}")),
+    }
+}
+
+/// Two domUs, the first with a function that is none.
+fn refused(lab: &Lab) -> Verdict {
+    let good = guest(lab, "guest-again")?;
+    let bad = DomU { pci: vec!["0000:00:01.0".into(), "01:00.0".into()], ..good.clone() };
+    let machine = Machine { domus: vec![bad, good], ..machine(lab, DomU::default()) };
+    let (mut refused, mut lives) = (false, false);
+    let transcript = lab.watch(&machine, 60, |session, line| {
+        refused |= line.contains("error build: dom1 `domU1`: not built: PCI functions: `01:00.0`: not a PCI function");
+        lives |= line.starts_with("(d2) ") && LIVES.iter().any(|says| line.contains(says));
+        stop(session, line, refused && lives)
+    })?;
+    let errors = transcript.lines.iter().filter(|(_, line)| line.contains("] error ")).count();
+    if refused && lives && errors == 1 {
+        Ok(())
+    } else {
+        Err(format!("refused {refused}, lives {lives}, {errors} errors"))
     }
 }
 

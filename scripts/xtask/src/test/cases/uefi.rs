@@ -1,6 +1,7 @@
 //! The image as an EFI application on EDK2: ways to start it, ways to describe its machine, and errors that return to the
 //! firmware.
 
+use crate::domu::DomU;
 use crate::qemu::{Boot, Disk, Machine, Tables, Uefi};
 use crate::session::End;
 use crate::test::cases::guests;
@@ -78,10 +79,9 @@ pub fn cases() -> Vec<Case> {
             refused(lab, &from_disk(lab, "boot", Tables::Fdt), mistype, &["doorward.cfg", "line ", "ramdsik="])
         }),
         case("uefi-refuse-domain", "a domU of doorward.cfg with a mistyped PCI function", |lab| {
-            let domus = vec![domains::second_domu()];
-            let mistype = |text: &mut String| *text += "pci=01:00.0\n";
+            let domus = vec![DomU { pci: vec!["0000:01:00.0".into(), "01:00.0".into()], ..domains::second_domu() }];
             let machine = Machine { domus, ..from_disk(lab, "boot", Tables::Acpi) };
-            refused(lab, &machine, mistype, &["doorward.cfg", "line ", "pci=01:00.0", "SSSS:BB:DD.F"])
+            refused(lab, &machine, |_| (), &["doorward.cfg", "line ", "pci=01:00.0", "SSSS:BB:DD.F"])
         }),
         case("uefi-refuse-off", "after the firmware has been left, onpanic=off powers the machine off", |lab| {
             let hv = "onpanic=off sched=none".into();
