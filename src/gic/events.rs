@@ -404,14 +404,14 @@ impl<H: Hw + Clone> Gic<H> {
     ///
     /// # Errors
     ///
-    /// Of the first ITS on which it is not: `DeviceMapped` if a device is mapped, `NoMemory` if the ITS may still use a
-    /// part of the memory, `Dead` if it translates no more.
+    /// Of the first ITS on which it is not: `DeviceMapped` if a device is mapped, `Timeout` if the ITS may still use memory
+    /// of one that was unmapped, `Dead` if it translates no more.
     pub fn check_devices(&self, owner: DomId) -> Result<(), (ItsId, ItsError)> {
         for its in self.itss.iter().flatten() {
             let state = its.state.lock();
             let found = match state.first_of(owner) {
                 Some(dev) => ItsError::DeviceMapped(dev),
-                None if state.has_lost(owner) => ItsError::NoMemory,
+                None if state.has_lost(owner) => ItsError::Timeout,
                 None if state.serves(owner) && its.queue.is_dead() => ItsError::Dead,
                 None => continue,
             };
