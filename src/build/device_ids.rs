@@ -1,8 +1,9 @@
 //! The DeviceIDs of the devices that send MSIs.
 //!
-//! dom0 may map these devices on its ITSs, except those that a domU gets, and no others, so that memory for all that it can map is reserved when it is
-//! built. They are what the description of the machine says: the translations of requester IDs that PCI hosts have
-//! (`msi-map`, IORT root complexes), and the devices that are named one by one (`msi-parent`, IORT named components).
+//! dom0 may map these devices on its ITSs, except those that a domU gets, and no others, so that memory for all that it
+//! can map is reserved when it is built. They are what the description of the machine says: the translations of requester
+//! IDs that PCI hosts have (`msi-map`, IORT root complexes), and the devices that are named one by one (`msi-parent`, IORT
+//! named components).
 
 use crate::ids::{DeviceId, DeviceIds, ItsId};
 use crate::platform::{Machine, PciHost};
