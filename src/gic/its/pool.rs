@@ -369,7 +369,8 @@ mod tests {
             assert!(gic.release_devices(owner));
         };
         // What stays is made by the first life: second levels of the device table, and the list of pools.
-        (life(FIRST, 0x1000), life(SECOND, 0x1100));
+        life(FIRST, 0x1000);
+        life(SECOND, 0x1100);
         gic.reserve_devices(ITS0, SECOND, &[ids(0x1100, 0x11ff)], QUOTA).unwrap();
         let before = machine.allocations().len();
         assert_eq!(held(|| (0..3).for_each(|_| life(FIRST, 0x1000))), 0);
