@@ -263,8 +263,8 @@ fn make_parts(host: &'static Host, spec: &DomainSpec) -> Result<MadeParts, Build
     match made {
         Ok((vcpus, device_view)) => Ok(MadeParts { stage2, device_view, vgic, paths, vcpus }),
         Err(error) => {
-            let removed = release_gic(host, spec.id, &paths);
-            debug_assert!(removed, "none of the vPEs has been resident");
+            // It ends: none of the vPEs has been resident.
+            while !release_gic(host, spec.id, &paths) {}
             undo(stage2, error)
         }
     }
@@ -386,8 +386,8 @@ fn lpi_paths(host: &Host, spec: &DomainSpec) -> Result<LpiPaths, BuildError> {
     let count = if all_direct || !has_itss { 0 } else { spec.devices.lpis };
     let paths = LpiPaths { vm, vcpus, devices: spec.devices.device_ids.clone(), lpis: LpiQuota::none() };
     let Some(lpis) = LpiQuota::reserve(gic, count) else {
-        let removed = release_gic(host, id, &paths);
-        debug_assert!(removed, "none of the vPEs has been resident");
+        // It ends: none of the vPEs has been resident.
+        while !release_gic(host, id, &paths) {}
         return Err(BuildError(alloc::format!("{count} LPIs are not free")));
     };
     Ok(LpiPaths { lpis, ..paths })

@@ -346,8 +346,8 @@ impl Domain {
         self.recalls.have_ended(|| self.vcpus.iter().any(|vcpu| vcpu.is_recalled()))
     }
 
-    /// Gives back what the domain has of the physical GIC: its vPEs, and the memory of its devices. Returns `false` if
-    /// something is still in use: the caller then has to call it again later.
+    /// Gives back what the domain has of the physical GIC, in steps: its vPEs, and the memory of its devices. Returns
+    /// `false` if it has to be called again: there is more, or a vPE is still resident.
     #[must_use]
     pub fn release_gic(&self) -> bool {
         release_gic(self.host, self.id, &self.paths)
@@ -398,8 +398,8 @@ impl Domain {
     }
 }
 
-/// Gives all back that domain `id` has of the physical GIC ([`LpiPaths::release`]). Returns `false` if something is still
-/// in use: the caller then has to call it again later.
+/// Gives back what domain `id` has of the physical GIC, in steps ([`LpiPaths::release`]). Returns `false` if it has to be
+/// called again: there is more, or a vPE is still resident.
 #[must_use]
 pub fn release_gic(host: &Host, id: DomId, paths: &LpiPaths) -> bool {
     paths.vpes().for_each(|vpe| host.vpes.take_back(vpe));

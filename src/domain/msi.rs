@@ -5,8 +5,8 @@
 //! a vCPU that has none are mapped to physical LPIs: EL2 acknowledges each, looks its [`Route`] up and injects it
 //! through a list register. The guest sees no difference.
 //!
-//! Apart from the routes of physical LPIs and what the domain has of the physical GIC (`paths`), this file has no state. `gic` has the mappings of the host's ITSs, `vgic`
-//! the guest's LPI configuration, and `vits` the guest's mappings.
+//! Apart from the routes of physical LPIs and what the domain has of the physical GIC (`paths`), this file has no state.
+//! `gic` has the mappings of the host's ITSs, `vgic` the guest's LPI configuration, and `vits` the guest's mappings.
 
 mod paths;
 

@@ -1,8 +1,8 @@
 //! Restart: a domU that has asked for a reset, or has crashed with `on-crash=restart`, begins anew, in steps.
 //!
-//! Its RAM, stage 2, VMID, vCPUs, vPEs, virtual GIC, virtual ITSs and console stay and are put into the state in which they
-//! were built. So nothing is allocated, and no other domain can take meanwhile what the restart needs. The vCPU that went off last does
-//! it, as its [`Work`]: in steps of bounded length, between which the run loop takes physical
+//! Its RAM, stage 2, VMID, vCPUs, vPEs, virtual GIC, virtual ITSs and console stay and are put into the state in which
+//! they were built. So nothing is allocated, and no other domain can take meanwhile what the restart needs. The vCPU that
+//! went off last does it, as its [`Work`]: in steps of bounded length, between which the run loop takes physical
 //! interrupts and asks the scheduler. So a restart costs the time of the domain that is restarted, by its weight and
 //! cap, and with `sched=null` that of its own CPU.
 //!

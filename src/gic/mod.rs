@@ -17,6 +17,7 @@
 //! | `driver` | the driver's state and look-ups; the verbs on LPIs |
 //! | `lines` | the verbs on SPIs, PPIs and SGIs |
 //! | `events` | the verbs on devices and their events |
+//! | `reserve` | what is reserved for a domain: memory for devices, and LPIs |
 //! | `hotplug` | taking a CPU out of service; [`Gic::init_cpu`] takes it back |
 //! | `bringup` | [`Gic::discover`] and [`Gic::init_cpu`] |
 //! | `errata` | GICs that do not work as documented |
@@ -54,6 +55,7 @@ mod lpi;
 mod presence_tests;
 mod redist;
 mod regs;
+mod reserve;
 mod table;
 #[cfg(test)]
 pub(crate) mod testing;

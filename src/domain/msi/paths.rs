@@ -153,10 +153,9 @@ impl LpiPaths {
         }
     }
 
-    /// Gives all back that domain `id` has of the physical GIC: vPEs and their tables, the memory of its devices, and
-    /// its LPIs. Its vCPUs are off, and its virtual ITSs have unmapped its events. Returns `false` if something is still
-    /// in use (a vPE that is resident or being written back, a device that is still mapped); the caller has to call it
-    /// again.
+    /// Gives back what domain `id` has of the physical GIC: the memory of its devices, vPEs and their tables, and its
+    /// LPIs. Its vCPUs are off, and its virtual ITSs have unmapped its events. Returns `false` if it has to be called
+    /// again: a call removes one vPE at most, and a vPE may still be resident or being written back.
     #[must_use]
     pub fn release<H: Hw + Clone>(&self, gic: &Gic<H>, id: DomId) -> bool {
         if !gic.release_devices(id) {
@@ -165,8 +164,8 @@ impl LpiPaths {
         if let (Some(v4), Some(vm)) = (gic.v4(), self.vm) {
             for vpe in self.vpes() {
                 match v4.remove_vpe(vpe) {
-                    Err(V4Error::Resident(_)) => return false,
-                    Err(V4Error::NoSuchVpe(_)) | Ok(()) => {}
+                    Ok(()) | Err(V4Error::Resident(_)) => return false,
+                    Err(V4Error::NoSuchVpe(_)) => {}
                     Err(error) => log_limited!(Error, id; "{id}: {vpe}: cannot be removed: {error}"),
                 }
             }

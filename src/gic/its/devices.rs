@@ -54,13 +54,14 @@ impl State {
         taken.next().map_or(Ok(()), |dev| Err(ItsError::DeviceOwned(dev)))
     }
 
-    /// Adds a domain's pool; returns it if there is no memory for that.
-    pub fn add_pool(&mut self, pool: Pool) -> Result<(), Pool> {
-        match self.pools.try_reserve(1) {
-            Ok(()) => self.pools.push(pool),
-            Err(_) => return Err(pool),
-        }
-        Ok(())
+    /// Makes room for another pool.
+    pub fn make_room(&mut self) -> Result<(), ItsError> {
+        self.pools.try_reserve(1).map_err(|_| ItsError::NoMemory)
+    }
+
+    /// Adds a domain's pool. There is room: [`make_room`](State::make_room).
+    pub fn add_pool(&mut self, pool: Pool) {
+        self.pools.push(pool);
     }
 
     /// Takes out a pool of a domain, none of whose devices is mapped.

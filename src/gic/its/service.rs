@@ -267,6 +267,7 @@ impl<H: Hw> Its<H> {
     pub fn reserve(&self, owner: DomId, ids: &[DeviceIds], quota: DeviceQuota) -> Result<u64, ItsError> {
         let mut state = self.state.lock();
         state.check_unowned(ids)?;
+        state.make_room()?;
         if let Some(table) = &state.device_table {
             for ids in ids {
                 table.ensure_all(&self.hw, u64::from(ids.first.0), u64::from(ids.last.0))?;
@@ -274,10 +275,7 @@ impl<H: Hw> Its<H> {
         }
         let pool = Pool::new(&self.hw, owner, ids, quota, self.itt_entry)?;
         let bytes = pool.bytes();
-        state.add_pool(pool).map_err(|pool| {
-            pool.free(&self.hw);
-            ItsError::NoMemory
-        })?;
+        state.add_pool(pool);
         Ok(bytes)
     }
 

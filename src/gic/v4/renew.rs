@@ -1,7 +1,7 @@
 //! Making a VM and its vPEs as new, in the memory that they have: their guest begins anew.
 //!
-//! What the hardware holds of a vPE (pending vLPIs, virtual SGIs and their configuration, the copies that redistributors
-//! have of its tables) ends with VMAPP V=0 on every ITS. Then the pending table is zeroed, and the vPE is mapped again
+//! What the hardware holds of a vPE (pending vLPIs, virtual SGIs and their configuration, the copies of its tables in
+//! redistributors) ends with VMAPP V=0 on every ITS. Then the pending table is zeroed, and the vPE is mapped again
 //! with VMAPP and VINVALL as one that was just made. So no allocation can fail.
 //!
 //! Kept are the vPEID, the home, and the doorbell, which stays enabled. A doorbell that is pending is cleared where
