@@ -5,6 +5,9 @@ mod common;
 use common::*;
 use smmu_model::{Config, Fault, Machine, Timing, Why};
 
+/// A change before a queue or the stream table is enabled, and the section of the violation that it causes.
+type Case = (fn(&mut Bench), &'static str);
+
 #[test]
 fn identification_registers_are_those_of_the_configuration() {
     let b = Bench::new(Config::server());
@@ -219,7 +222,7 @@ fn acknowledgements_can_fail_to_come() {
 
 #[test]
 fn a_queue_must_be_aligned_allocated_and_not_too_large() {
-    let cases: [(fn(&mut Bench), &str); 6] = [
+    let cases: [Case; 6] = [
         (|b| b.w64(CMDQ_BASE, (b.queue + 0x800) | 8), "6.3 SMMU_CMDQ_BASE"),
         (|b| b.w64(CMDQ_BASE, 0x7000_0000 | 8), "6.3 SMMU_CMDQ_BASE"),
         (|b| b.w64(CMDQ_BASE, b.queue | 11), "6.3 SMMU_CMDQ_BASE"),
@@ -272,7 +275,7 @@ fn queues_and_tables_in_use_must_not_be_freed() {
 
 #[test]
 fn the_stream_table_must_be_aligned_published_and_fit() {
-    let cases: [(fn(&Bench), &str); 6] = [
+    let cases: [Case; 6] = [
         (|b| b.w64(STRTAB_BASE, b.table + 0x40), "6.3 SMMU_STRTAB_BASE"),
         (|b| b.w64(STRTAB_BASE, 0x7000_0000), "6.3 SMMU_STRTAB_BASE"),
         (|b| b.m.store64(b.table, 0), "6.3 SMMU_STRTAB_BASE"),
@@ -283,7 +286,7 @@ fn the_stream_table_must_be_aligned_published_and_fit() {
     for (n, (change, section)) in cases.into_iter().enumerate() {
         let mut b = Bench::queues(Config::server());
         b.invalidate_all();
-        change(&b);
+        change(&mut b);
         b.cr0(CMDQEN | EVENTQEN | SMMUEN);
         let found = b.m.take_violations();
         assert!(found.iter().any(|v| v.section == section), "case {n}, {section}: {found:#?}");
