@@ -267,6 +267,13 @@ fn a_pointer_to_a_table_stays_cached_until_an_invalidation_that_is_not_leaf() {
     assert_eq!(b.goes_to(5, IPA), Ok(OUT), "the walk goes on from the cached pointer");
     b.m.free(tables[2], 0x1000, 0x1000);
     b.expect("memory");
+    // Addresses just outside of the table do not remove the pointer.
+    let (mut b, tables) = bench();
+    b.put(entry(tables[1], IPA, 2), 0);
+    let base = IPA & !0x1f_ffff;
+    b.run(&[s2_ipa(7, base - 0x1000, 0), s2_ipa(7, base + 0x20_0000, 0), s2_range(7, base - 0x2000, 0, 1, 0)]);
+    b.m.free(tables[2], 0x1000, 0x1000);
+    b.expect("memory");
     let (mut b, tables) = bench();
     b.put(entry(tables[1], IPA, 2), 0);
     // Any address of the table removes the pointer, and its own translation. Those of other addresses stay.
