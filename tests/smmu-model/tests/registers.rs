@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use smmu_model::{Config, Fault, Machine, Timing, Why};
+use smmu_model::{CommandFault, Config, Fault, Machine, Timing, Why};
 
 /// A change before a queue or the stream table is enabled, and the section of the violation that it causes.
 type Case = (fn(&mut Bench), &'static str);
@@ -76,6 +76,9 @@ fn a_change_of_cr0_is_acknowledged_later_and_must_be_waited_for() {
 fn registers_that_cr0_guards_are_read_only_from_the_write_of_the_field_until_its_acknowledgement() {
     let timing = Timing { acknowledge: 20_000, ..Timing::SERVER };
     let b = Bench::up(Config { timing, ..Config::server() });
+    // The value that it has can be written to CR1.
+    b.w32(CR1, 0xd75);
+    b.m.assert_clean();
     let guarded = |b: &Bench| {
         for (offset, wide, section) in [
             (STRTAB_BASE, true, "6.3 SMMU_STRTAB_BASE"),
@@ -195,10 +198,20 @@ fn irq_ctrl_is_acknowledged_later_and_must_be_waited_for() {
 
 #[test]
 fn only_active_errors_may_be_acknowledged() {
-    let b = Bench::queues(Config::server());
+    let mut b = Bench::queues(Config::server());
     b.w32(GERRORN, 1);
     b.expect("6.3 SMMU_GERRORN");
     assert_eq!(b.r32(GERRORN), 0);
+    // A write that toggles nothing acknowledges nothing.
+    b.m.inject(Fault::Command { nth: 1, fault: CommandFault::Abort });
+    b.commands(&[SYNC]);
+    b.m.advance_us(10);
+    b.w32(GERRORN, 0);
+    assert_eq!((b.r32(GERROR), b.r32(GERRORN)), (1, 0));
+    b.m.assert_clean();
+    b.w32(GERRORN, 1 << 2 | 1);
+    b.expect("6.3 SMMU_GERRORN");
+    assert_eq!(b.r32(GERRORN), 1);
 }
 
 #[test]
@@ -341,6 +354,21 @@ fn an_smmu_that_firmware_left_enabled_bypasses_and_can_be_taken_over() {
     assert_eq!(b.goes_to(5, 0x5000), Ok(0x5000));
     b.invalidate_all();
     assert_eq!(b.goes_to(5, 0x5000), Err(Why::BadStreamId));
+    b.m.assert_clean();
+}
+
+#[test]
+fn entries_of_a_table_stay_cached_while_smmuen_is_0() {
+    let mut b = Bench::up(Config::server());
+    b.attach(5, BYPASS);
+    let ste = b.ste_at(5);
+    b.cr0(CMDQEN | EVENTQEN);
+    b.put(ste, 0);
+    b.cr0(CMDQEN | EVENTQEN | SMMUEN);
+    b.expect("3.11");
+    assert_eq!((b.goes_to(5, 0x1000), b.goes_to(4, 0x1000)), (Ok(0x1000), Err(Why::BadSte)));
+    b.run(&[cfgi_ste(5, 1)]);
+    assert_eq!(b.goes_to(5, 0x1000), Err(Why::BadSte));
     b.m.assert_clean();
 }
 
