@@ -307,6 +307,24 @@ fn the_stream_table_must_be_aligned_published_and_fit() {
 }
 
 #[test]
+fn the_alignment_of_the_stream_table_follows_from_its_size() {
+    for (offset, clean) in [(0, true), (0x40, false), (0x4000, false), (0x8000, true)] {
+        let mut b = Bench::queues(Config::server().linear());
+        b.invalidate_all();
+        let table = b.m.alloc(0x1_0000, 0x1_0000).expect("memory");
+        b.publish(table, 0x1_0000);
+        b.w64(STRTAB_BASE, table + offset);
+        b.w32(STRTAB_BASE_CFG, 9);
+        b.cr0(CMDQEN | EVENTQEN | SMMUEN);
+        if clean {
+            b.m.assert_clean();
+        } else {
+            b.expect("6.3 SMMU_STRTAB_BASE");
+        }
+    }
+}
+
+#[test]
 fn caches_must_be_invalidated_before_smmuen_is_set() {
     for missing in 0..4 {
         let mut b = Bench::queues(Config::server());

@@ -260,6 +260,30 @@ fn changes_of_size_need_break_before_make_unless_the_smmu_has_level_2() {
 }
 
 #[test]
+fn a_table_must_not_replace_another_or_a_block_without_break_before_make() {
+    let at = |tables: [u64; 3]| entry(tables[1], IPA + 0x20_0000, 2);
+    for first in [TABLE, BLOCK] {
+        for invalidated in [false, true] {
+            let (mut b, tables) = bench();
+            let (old, new) = (b.m.alloc(0x20_0000, 0x20_0000).expect("memory"), b.table());
+            b.publish(old, 0x1000);
+            b.put(at(tables), old | first);
+            b.m.assert_clean();
+            if invalidated {
+                b.put(at(tables), 0);
+                b.run(&[s2_ipa(7, IPA + 0x20_0000, 0)]);
+            }
+            b.put(at(tables), new | TABLE);
+            if invalidated {
+                b.m.assert_clean();
+            } else {
+                b.expect("3.21.1.1");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_pointer_to_a_table_stays_cached_until_an_invalidation_that_is_not_leaf() {
     let (mut b, tables) = bench();
     b.put(entry(tables[1], IPA, 2), 0);
