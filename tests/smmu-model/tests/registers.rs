@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use smmu_model::{CommandFault, Config, Fault, Machine, Timing, Why};
+use smmu_model::{CommandFault, Config, Fault, Machine, Staleness, Timing, Why};
 
 /// A change before a queue or the stream table is enabled, and the section of the violation that it causes.
 type Case = (fn(&mut Bench), &'static str);
@@ -387,6 +387,26 @@ fn entries_of_a_table_stay_cached_while_smmuen_is_0() {
     assert_eq!((b.goes_to(5, 0x1000), b.goes_to(4, 0x1000)), (Ok(0x1000), Err(Why::BadSte)));
     b.run(&[cfgi_ste(5, 1)]);
     assert_eq!(b.goes_to(5, 0x1000), Err(Why::BadSte));
+    b.m.assert_clean();
+}
+
+#[test]
+fn a_change_may_take_effect_before_its_acknowledgement() {
+    let mut b = Bench::up(Config::server().stale(Staleness::Random(4)));
+    b.attach(5, ABORT);
+    let mixed = |b: &Bench| {
+        let seen: Vec<bool> = (0..20).map(|_| b.goes_to(5, 0x1000).is_ok()).collect();
+        assert!(seen.contains(&true) && seen.contains(&false), "{seen:?}");
+    };
+    assert!((0..20).all(|_| b.goes_to(5, 0x1000).is_err()));
+    b.w32(CR0, CMDQEN | EVENTQEN);
+    mixed(&b);
+    b.m.advance_us(2);
+    assert!((0..20).all(|_| b.goes_to(5, 0x1000).is_ok()));
+    b.w32(GBPA, 1 << 31 | 1 << 20);
+    mixed(&b);
+    b.m.advance_us(2);
+    assert!((0..20).all(|_| b.goes_to(5, 0x1000).is_err()));
     b.m.assert_clean();
 }
 
