@@ -230,6 +230,13 @@ mod tests {
             ([4, 31], Command::CfgiSteRange { stream: 0, range: 31 }),
             ([0x1234_0000_0006, 0], Command::CfgiCdAll { stream: 0x1234 }),
             ([0x0042_0000_0010, 0], Command::TlbiNh { opcode: 0x10, vmid: 0x42 }),
+            ([0x0009_0042_0000_0011, 0], Command::TlbiNh { opcode: 0x11, vmid: 0x42 }),
+            ([0x0009_0042_0000_0012, 0x8000_1001], Command::TlbiNh { opcode: 0x12, vmid: 0x42 }),
+            ([0x0042_0000_0013, 0x8000_1001], Command::TlbiNh { opcode: 0x13, vmid: 0x42 }),
+            ([0x0009_0000_0000_0021, 0], Command::TlbiEl2 { opcode: 0x21 }),
+            ([0x0009_0000_0000_0022, 0x8000_1001], Command::TlbiEl2 { opcode: 0x22 }),
+            ([0x23, 0x8000_1001], Command::TlbiEl2 { opcode: 0x23 }),
+            ([0x1234_0000_1005, 1], Command::CfgiCd { stream: 0x1234 }),
             ([0x20, 0], Command::TlbiEl2 { opcode: 0x20 }),
             ([0xabcd_0000_0028, 0], Command::TlbiS12Vmall { vmid: 0xabcd }),
             ([0x30, 0], Command::TlbiNsnhAll),
@@ -271,6 +278,9 @@ mod tests {
             [0x3046, 0],
             [0x46, 1],
             [0x2a, 2],
+            [0x0009_0000_0000_0013, 0],
+            [0x0009_0000_0000_0023, 0],
+            [0x805, 0],
         ] {
             illegal(words, ALL);
         }

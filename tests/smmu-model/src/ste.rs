@@ -131,7 +131,9 @@ pub(crate) fn faults(c: &Config, ste: &Ste) -> Option<String> {
         let why = if c.stage1 { "stage 1 is not modelled" } else { "stage 1 is not implemented" };
         return Some(format!("Config is {config}: {why}"));
     }
-    let reserved = [7 << 56, 0, 0x1f << 59, 0xff << 56 | 0xf, !0xffff, !0, !0, !0];
+    // S2FWB is the only field of word 1 that stage 2 and bypass do not ignore and that may be missing.
+    let fwb = if c.fwb || config != 6 { 0 } else { 1 << 25 };
+    let reserved = [7 << 56, fwb, 0x1f << 59, 0xff << 56 | 0xf, !0xffff, !0, !0, !0];
     if let Some(n) = (0..8).find(|&n| ste[n] & reserved[n] & if used_words(ste) >> n & 1 != 0 { !0 } else { 0 } != 0) {
         return Some(format!("reserved fields of word {n} are set: {:#x}", ste[n] & reserved[n]));
     }
@@ -201,11 +203,13 @@ mod tests {
     fn reserved_fields_of_words_that_count_are_found() {
         let c = Config::server();
         let good: Ste = [0xd, 0, 0x042a_3558_0000_0007, 0x4000_0000, 0, 0, 0, 0];
-        for (n, bits) in [(0, 1 << 56), (2, 1 << 59), (3, 1 << 56), (3, 1), (4, 1 << 16), (7, 1)] {
+        for (n, bits) in [(0, 1 << 56), (1, 1 << 25), (2, 1 << 59), (3, 1 << 56), (3, 1), (4, 1 << 16), (7, 1)] {
             let mut ste = good;
             ste[n] |= bits;
             assert!(faults(&c, &ste).is_some(), "word {n}");
         }
+        let fwb = [0xd, 1 << 25, good[2], good[3], 0, 0, 0, 0];
+        assert_eq!(faults(&Config { fwb: true, ..Config::server() }, &fwb), None, "S2FWB");
         assert!(faults(&c, &[3, 0, 0, 0, 0, 0, 0, 0]).is_some(), "Config 1");
         assert!(faults(&c, &[0xb, 0, 0, 0, 0, 0, 0, 0]).is_some(), "stage 1");
         assert!(faults(&c, &[0xd, 0, good[2], 0x4000_1000, 0, 0, 0, 0]).is_some(), "alignment");

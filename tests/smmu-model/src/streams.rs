@@ -144,7 +144,8 @@ impl State {
     /// The array of STEs that a first-level descriptor points to, if it is valid.
     fn array_of(table: Table, index: u32, descriptor: u64) -> Option<Array> {
         let (split, span) = (table.split?, (descriptor & 0x1f) as u32);
-        if span == 0 || span > 11 || span > split + 1 {
+        // Spans from 12 on are reserved; they are beyond each split.
+        if span == 0 || span > split + 1 {
             return None;
         }
         let count = 1 << (span - 1);

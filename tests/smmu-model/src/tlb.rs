@@ -262,7 +262,8 @@ impl State {
         for WatchedDescriptor { vmid, place, entry, old } in watched {
             let Some(space) = self.tlb.spaces.get_mut(&vmid) else { continue };
             let Some(table) = space.tables.iter().find(|t| t.place == place).copied() else { continue };
-            if self.read_entry(&table.stage2, &place, entry) == old {
+            let now = self.read_entry(&table.stage2, &place, entry);
+            if now == old {
                 continue;
             }
             match walk::decode(old, place.level) {
@@ -272,6 +273,9 @@ impl State {
             }
             if table.live {
                 self.descriptor_added(&table.stage2, place, entry);
+            } else if let Descriptor::Leaf(output) = walk::decode(now, place.level) {
+                // Walks from a cached pointer find it.
+                self.check_break(&table.stage2, place.leaf(entry, now, output));
             }
         }
     }

@@ -176,14 +176,22 @@ fn interrupts_can_be_messages() {
     b.w32(0xb8, 9);
     b.w32(0xbc, 1);
     assert_eq!((b.r64(0xb0), b.r32(0xb8), b.r32(0xbc)), (0x808_0040, 9, 1));
-    b.w32(IRQ_CTRL, 4);
+    b.w64(0x68, 0x808_0044);
+    b.w32(0x70, 10);
+    b.w32(0x74, 2);
+    assert_eq!((b.r64(0x68), b.r32(0x70), b.r32(0x74)), (0x808_0044, 10, 2));
+    b.w32(IRQ_CTRL, 5);
     b.m.advance_us(2);
     b.w32(0xb8, 8);
     b.expect("6.3 SMMU_EVENTQ_IRQ_CFG");
+    b.w32(0x74, 8);
+    b.expect("6.3 SMMU_GERROR_IRQ_CFG");
     b.invalidate_all();
     b.cr0(CMDQEN | EVENTQEN | SMMUEN);
     let _ = aborted(&b, 6, 0);
     assert_eq!(b.m.take_interrupts(), [Interrupt::Message { address: 0x808_0040, data: 9 }]);
+    b.m.inject(Fault::ServiceFailure);
+    assert_eq!(b.m.take_interrupts(), [Interrupt::Message { address: 0x808_0044, data: 10 }]);
     b.m.assert_clean();
 }
 

@@ -3,7 +3,10 @@
 mod common;
 
 use common::*;
-use smmu_model::{Config, Fault, Machine, Timing, Why};
+use smmu_model::{CommandFault, Config, Fault, Machine, Staleness, Timing, Why};
+
+/// A change before a queue or the stream table is enabled, and the section of the violation that it causes.
+type Case = (fn(&mut Bench), &'static str);
 
 #[test]
 fn identification_registers_are_those_of_the_configuration() {
@@ -73,6 +76,9 @@ fn a_change_of_cr0_is_acknowledged_later_and_must_be_waited_for() {
 fn registers_that_cr0_guards_are_read_only_from_the_write_of_the_field_until_its_acknowledgement() {
     let timing = Timing { acknowledge: 20_000, ..Timing::SERVER };
     let b = Bench::up(Config { timing, ..Config::server() });
+    // The value that it has can be written to CR1.
+    b.w32(CR1, 0xd75);
+    b.m.assert_clean();
     let guarded = |b: &Bench| {
         for (offset, wide, section) in [
             (STRTAB_BASE, true, "6.3 SMMU_STRTAB_BASE"),
@@ -192,10 +198,20 @@ fn irq_ctrl_is_acknowledged_later_and_must_be_waited_for() {
 
 #[test]
 fn only_active_errors_may_be_acknowledged() {
-    let b = Bench::queues(Config::server());
+    let mut b = Bench::queues(Config::server());
     b.w32(GERRORN, 1);
     b.expect("6.3 SMMU_GERRORN");
     assert_eq!(b.r32(GERRORN), 0);
+    // A write that toggles nothing acknowledges nothing.
+    b.m.inject(Fault::Command { nth: 1, fault: CommandFault::Abort });
+    b.commands(&[SYNC]);
+    b.m.advance_us(10);
+    b.w32(GERRORN, 0);
+    assert_eq!((b.r32(GERROR), b.r32(GERRORN)), (1, 0));
+    b.m.assert_clean();
+    b.w32(GERRORN, 1 << 2 | 1);
+    b.expect("6.3 SMMU_GERRORN");
+    assert_eq!(b.r32(GERRORN), 1);
 }
 
 #[test]
@@ -219,7 +235,7 @@ fn acknowledgements_can_fail_to_come() {
 
 #[test]
 fn a_queue_must_be_aligned_allocated_and_not_too_large() {
-    let cases: [(fn(&mut Bench), &str); 6] = [
+    let cases: [Case; 6] = [
         (|b| b.w64(CMDQ_BASE, (b.queue + 0x800) | 8), "6.3 SMMU_CMDQ_BASE"),
         (|b| b.w64(CMDQ_BASE, 0x7000_0000 | 8), "6.3 SMMU_CMDQ_BASE"),
         (|b| b.w64(CMDQ_BASE, b.queue | 11), "6.3 SMMU_CMDQ_BASE"),
@@ -272,7 +288,7 @@ fn queues_and_tables_in_use_must_not_be_freed() {
 
 #[test]
 fn the_stream_table_must_be_aligned_published_and_fit() {
-    let cases: [(fn(&Bench), &str); 6] = [
+    let cases: [Case; 6] = [
         (|b| b.w64(STRTAB_BASE, b.table + 0x40), "6.3 SMMU_STRTAB_BASE"),
         (|b| b.w64(STRTAB_BASE, 0x7000_0000), "6.3 SMMU_STRTAB_BASE"),
         (|b| b.m.store64(b.table, 0), "6.3 SMMU_STRTAB_BASE"),
@@ -283,10 +299,28 @@ fn the_stream_table_must_be_aligned_published_and_fit() {
     for (n, (change, section)) in cases.into_iter().enumerate() {
         let mut b = Bench::queues(Config::server());
         b.invalidate_all();
-        change(&b);
+        change(&mut b);
         b.cr0(CMDQEN | EVENTQEN | SMMUEN);
         let found = b.m.take_violations();
         assert!(found.iter().any(|v| v.section == section), "case {n}, {section}: {found:#?}");
+    }
+}
+
+#[test]
+fn the_alignment_of_the_stream_table_follows_from_its_size() {
+    for (offset, clean) in [(0, true), (0x40, false), (0x4000, false), (0x8000, true)] {
+        let mut b = Bench::queues(Config::server().linear());
+        b.invalidate_all();
+        let table = b.m.alloc(0x1_0000, 0x1_0000).expect("memory");
+        b.publish(table, 0x1_0000);
+        b.w64(STRTAB_BASE, table + offset);
+        b.w32(STRTAB_BASE_CFG, 9);
+        b.cr0(CMDQEN | EVENTQEN | SMMUEN);
+        if clean {
+            b.m.assert_clean();
+        } else {
+            b.expect("6.3 SMMU_STRTAB_BASE");
+        }
     }
 }
 
@@ -338,6 +372,41 @@ fn an_smmu_that_firmware_left_enabled_bypasses_and_can_be_taken_over() {
     assert_eq!(b.goes_to(5, 0x5000), Ok(0x5000));
     b.invalidate_all();
     assert_eq!(b.goes_to(5, 0x5000), Err(Why::BadStreamId));
+    b.m.assert_clean();
+}
+
+#[test]
+fn entries_of_a_table_stay_cached_while_smmuen_is_0() {
+    let mut b = Bench::up(Config::server());
+    b.attach(5, BYPASS);
+    let ste = b.ste_at(5);
+    b.cr0(CMDQEN | EVENTQEN);
+    b.put(ste, 0);
+    b.cr0(CMDQEN | EVENTQEN | SMMUEN);
+    b.expect("3.11");
+    assert_eq!((b.goes_to(5, 0x1000), b.goes_to(4, 0x1000)), (Ok(0x1000), Err(Why::BadSte)));
+    b.run(&[cfgi_ste(5, 1)]);
+    assert_eq!(b.goes_to(5, 0x1000), Err(Why::BadSte));
+    b.m.assert_clean();
+}
+
+#[test]
+fn a_change_may_take_effect_before_its_acknowledgement() {
+    let mut b = Bench::up(Config::server().stale(Staleness::Random(4)));
+    b.attach(5, ABORT);
+    let mixed = |b: &Bench| {
+        let seen: Vec<bool> = (0..20).map(|_| b.goes_to(5, 0x1000).is_ok()).collect();
+        assert!(seen.contains(&true) && seen.contains(&false), "{seen:?}");
+    };
+    assert!((0..20).all(|_| b.goes_to(5, 0x1000).is_err()));
+    b.w32(CR0, CMDQEN | EVENTQEN);
+    mixed(&b);
+    b.m.advance_us(2);
+    assert!((0..20).all(|_| b.goes_to(5, 0x1000).is_ok()));
+    b.w32(GBPA, 1 << 31 | 1 << 20);
+    mixed(&b);
+    b.m.advance_us(2);
+    assert!((0..20).all(|_| b.goes_to(5, 0x1000).is_err()));
     b.m.assert_clean();
 }
 

@@ -203,6 +203,7 @@ fn an_array_must_be_aligned_allocated_and_published() {
     b.run(&[CFGI_ALL]);
     let _ = b.m.take_violations();
     assert_eq!(b.goes_to(5, 0x1000), Err(Why::SteFetch));
+    b.expect("3.21.3");
     let b = bench();
     let l2 = b.m.alloc(0x1000, 0x1000).expect("memory");
     b.put(b.table, l2 | 7);

@@ -260,11 +260,42 @@ fn changes_of_size_need_break_before_make_unless_the_smmu_has_level_2() {
 }
 
 #[test]
+fn a_table_must_not_replace_another_or_a_block_without_break_before_make() {
+    let at = |tables: [u64; 3]| entry(tables[1], IPA + 0x20_0000, 2);
+    for first in [TABLE, BLOCK] {
+        for invalidated in [false, true] {
+            let (mut b, tables) = bench();
+            let (old, new) = (b.m.alloc(0x20_0000, 0x20_0000).expect("memory"), b.table());
+            b.publish(old, 0x1000);
+            b.put(at(tables), old | first);
+            b.m.assert_clean();
+            if invalidated {
+                b.put(at(tables), 0);
+                b.run(&[s2_ipa(7, IPA + 0x20_0000, 0)]);
+            }
+            b.put(at(tables), new | TABLE);
+            if invalidated {
+                b.m.assert_clean();
+            } else {
+                b.expect("3.21.1.1");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_pointer_to_a_table_stays_cached_until_an_invalidation_that_is_not_leaf() {
     let (mut b, tables) = bench();
     b.put(entry(tables[1], IPA, 2), 0);
     b.run(&[s2_ipa(7, IPA, 1)]);
     assert_eq!(b.goes_to(5, IPA), Ok(OUT), "the walk goes on from the cached pointer");
+    b.m.free(tables[2], 0x1000, 0x1000);
+    b.expect("memory");
+    // Addresses just outside of the table do not remove the pointer.
+    let (mut b, tables) = bench();
+    b.put(entry(tables[1], IPA, 2), 0);
+    let base = IPA & !0x1f_ffff;
+    b.run(&[s2_ipa(7, base - 0x1000, 0), s2_ipa(7, base + 0x20_0000, 0), s2_range(7, base - 0x2000, 0, 1, 0)]);
     b.m.free(tables[2], 0x1000, 0x1000);
     b.expect("memory");
     let (mut b, tables) = bench();
@@ -277,6 +308,28 @@ fn a_pointer_to_a_table_stays_cached_until_an_invalidation_that_is_not_leaf() {
     b.run(&[s2_ipa(7, IPA, 0)]);
     assert_eq!(b.goes_to(5, IPA), Err(Why::Translation));
     b.m.assert_clean();
+}
+
+#[test]
+fn a_table_must_not_get_other_content_while_a_pointer_to_it_may_be_cached() {
+    for leaf in [1, 0] {
+        let (mut b, tables) = bench();
+        b.put(entry(tables[1], IPA, 2), 0);
+        b.put(entry(tables[2], IPA, 3), 0);
+        b.run(&[s2_ipa(7, IPA, leaf)]);
+        b.m.assert_clean();
+        // For another part of the input addresses.
+        b.put(entry(tables[2], IPA, 3), 0x5000_0000 | PAGE);
+        b.put(entry(tables[2], IPA, 3), 0x6000_0000 | PAGE);
+        b.put(entry(tables[1], IPA + 0x20_0000, 2), tables[2] | TABLE);
+        if leaf == 1 {
+            assert_eq!(b.goes_to(5, IPA), Ok(0x5000_0000), "by the cached pointer");
+            b.expect("3.21.1.1");
+        } else {
+            assert_eq!(b.goes_to(5, IPA), Err(Why::Translation));
+            b.m.assert_clean();
+        }
+    }
 }
 
 #[test]
@@ -377,8 +430,9 @@ fn a_change_that_is_not_published_is_not_seen_and_must_not_be_relied_on() {
     b.run(&[s2_ipa(7, IPA, 1)]);
     b.expect("4.4");
     assert_eq!(b.goes_to(5, IPA), Ok(OUT));
+    b.put(entry(tables[2], IPA, 3), 0);
     b.m.store64(entry(tables[2], IPA + 0x1000, 3), 0);
-    b.run(&[s2_ipa(7, IPA + 0x2000, 1), s12_vmall(9)]);
+    b.run(&[s2_ipa(7, IPA + 0x2000, 1), s2_ipa(7, IPA, 1), s12_vmall(9)]);
     b.m.assert_clean();
     b.run(&[s12_vmall(7)]);
     b.expect("4.4");
