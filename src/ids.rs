@@ -4,6 +4,7 @@
 //! silently. All other files use these types, and take the number out only to encode a register or a command.
 
 use core::fmt;
+use core::str::FromStr;
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident($inner:ty), $format:literal) => {
@@ -43,12 +44,17 @@ number! {
     DeviceId(u32), "device {:#x}"
 }
 number! {
-    /// The ID by which the ITS distinguishes the events of a device: the data of an MSI.
-    EventId(u32), "event {}"
+    /// An SMMU, as an index into `platform::Machine::smmus`.
+    SmmuId(u8), "SMMU{}"
 }
 number! {
-    /// The ID by which an SMMU distinguishes devices.
+    /// The ID by which an SMMU distinguishes devices; the interconnect adds it to each of their accesses (IHI 0070,
+    /// 3.2).
     StreamId(u32), "stream {:#x}"
+}
+number! {
+    /// The ID by which the ITS distinguishes the events of a device: the data of an MSI.
+    EventId(u32), "event {}"
 }
 number! {
     /// An ITS, as an index into `platform::Gic::itss`.
@@ -108,6 +114,39 @@ impl DeviceIds {
     }
 }
 
+/// Consecutive StreamIDs of an SMMU.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Streams {
+    /// The SMMU.
+    pub smmu: SmmuId,
+    /// The first one.
+    pub first: StreamId,
+    /// The last one.
+    pub last: StreamId,
+}
+
+impl Streams {
+    /// Whether a stream of an SMMU is one of them.
+    #[must_use]
+    pub fn contains(self, smmu: SmmuId, stream: StreamId) -> bool {
+        self.smmu == smmu && (self.first..=self.last).contains(&stream)
+    }
+
+    /// Whether any stream is one of both.
+    #[must_use]
+    pub fn overlaps(self, other: Streams) -> bool {
+        self.smmu == other.smmu && self.first <= other.last && other.first <= self.last
+    }
+}
+
+impl SmmuId {
+    /// Returns the index into the list of SMMUs.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 impl CpuId {
     /// Returns the index into per-CPU arrays.
     #[must_use]
@@ -163,6 +202,64 @@ impl fmt::Display for EventKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}: {}", self.its, self.device, self.event)
     }
+}
+
+/// A PCI function: segment, bus, device and function.
+///
+/// It is written as `lspci -D` and Xen write it, `SSSS:BB:DD.F`, in hexadecimal. The segment must be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Sbdf {
+    /// The segment (a PCI domain in Linux' terms).
+    pub segment: u16,
+    /// Its requester ID in the segment: the bus in bits 15:8, the device in 7:3, the function in 2:0.
+    pub rid: u16,
+}
+
+impl Sbdf {
+    /// Returns the bus number.
+    #[must_use]
+    pub const fn bus(self) -> u8 {
+        (self.rid >> 8) as u8
+    }
+}
+
+impl fmt::Display for Sbdf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Sbdf { segment, rid } = self;
+        write!(f, "{segment:04x}:{:02x}:{:02x}.{:x}", rid >> 8, rid >> 3 & 0x1f, rid & 7)
+    }
+}
+
+/// A text is not the name of a PCI function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotAnSbdf;
+
+impl fmt::Display for NotAnSbdf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("not a PCI function; expected SSSS:BB:DD.F in hexadecimal")
+    }
+}
+
+impl FromStr for Sbdf {
+    type Err = NotAnSbdf;
+
+    fn from_str(text: &str) -> Result<Sbdf, NotAnSbdf> {
+        let parse = || {
+            let (segment, rest) = text.split_once(':')?;
+            let (bus, rest) = rest.split_once(':')?;
+            let (device, function) = rest.split_once('.')?;
+            let (segment, bus) = (hexadecimal(segment, 0xffff)?, hexadecimal(bus, 0xff)?);
+            let (device, function) = (hexadecimal(device, 0x1f)?, hexadecimal(function, 7)?);
+            Some(Sbdf { segment, rid: bus << 8 | device << 3 | function })
+        };
+        parse().ok_or(NotAnSbdf)
+    }
+}
+
+/// Reads a number of at most `max`. `from_str_radix` alone would take a sign.
+fn hexadecimal(text: &str, max: u16) -> Option<u16> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    u16::from_str_radix(text, 16).ok().filter(|&number| digits && number <= max)
 }
 
 impl Lpi {
@@ -235,6 +332,39 @@ mod tests {
     fn an_event_key_names_its_parts() {
         let key = EventKey::new(ItsId(1), DeviceId(0x10), EventId(3));
         assert_eq!(std::string::ToString::to_string(&key), "ITS1: device 0x10: event 3");
+    }
+
+    #[test]
+    fn a_pci_function_is_read_and_written_as_lspci_does() {
+        let function = Sbdf { segment: 1, rid: 0x3fd };
+        assert_eq!("0001:03:1f.5".parse(), Ok(function));
+        assert_eq!("1:3:1F.5".parse(), Ok(function));
+        assert_eq!(std::string::ToString::to_string(&function), "0001:03:1f.5");
+        assert_eq!("ffff:ff:1f.7".parse(), Ok(Sbdf { segment: 0xffff, rid: 0xffff }));
+        assert_eq!(function.bus(), 3);
+    }
+
+    #[test]
+    fn a_text_that_names_no_pci_function_is_refused() {
+        for bad in [
+            "",
+            "03:00.0",
+            "0000:03:00",
+            "0000:03:20.0",
+            "0000:03:00.8",
+            "0000:100:00.0",
+            "10000:00:00.0",
+            "0000:+3:00.0",
+            "-0:03:00.0",
+            "0000::00.0",
+            "0000:03:00.",
+            "0000:03:00.0 ",
+            "0000:03:00.0.0",
+            "0000:03:00:0.0",
+            "0x0:03:00.0",
+        ] {
+            assert_eq!(bad.parse::<Sbdf>(), Err(NotAnSbdf), "{bad}");
+        }
     }
 
     #[test]

@@ -4,14 +4,14 @@
 
 use super::acpi::{self, Places};
 use super::fdt::edit::{Dom0FdtError, Dom0Plan, build_dom0_fdt, vgicr_region};
+use super::itss::{ItsOf, virtual_itss};
 use super::layout::{Banks, Placement, place, plan_dom0_memory};
 use super::pci_hide::Hidden;
 use super::{
-    BuildError, Devices, DomainSpec, Homes, ID_BITS, affinity, assemble, device_ids, images, kernel_header, pci_hide,
-    start,
+    BuildError, Devices, DomainSpec, Homes, affinity, assemble, device_ids, images, kernel_header, pci_hide, start,
 };
 use crate::domain::table::Domains;
-use crate::gic::{DeviceQuota, ITS_BYTES_V41, MIN_EVENT_BITS};
+use crate::gic::{ITS_BYTES_V41, MIN_EVENT_BITS};
 use crate::host::Host;
 use crate::host::cmdline::Dom0Acpi;
 use crate::ids::{CpuId, DeviceIds, DomId, Intid, ItsId, Mpidr, Pa};
@@ -23,7 +23,7 @@ use crate::pci::Ecam;
 use crate::platform::acpi::Tables;
 use crate::platform::{Machine, Module, ModuleKind, PciWindow, PciWindowKind, UartKind, fdt};
 use crate::util::range::{Range, pages_without};
-use crate::vits::{OnError, Quota, Vits, VitsConfig};
+use crate::vits::Quota;
 use alloc::vec::Vec;
 
 /// What dom0 may use of each ITS. All of it is reserved when dom0 is built. The EventID bits are those of a PCI function:
@@ -87,7 +87,7 @@ pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>) -> Result<(), BuildErr
         dist: machine.gic.dist,
         redists: places.gicr,
         spis: host.gic.facts().spis,
-        itss: virtual_itss(host, &device_ids)?,
+        itss: virtual_itss(host, DomId(0), &own_itss(host, &device_ids), QUOTA)?,
         device_ids,
         console: places.console,
         absent: hidden.absent,
@@ -288,31 +288,13 @@ fn absent_itss(host: &Host) -> Vec<Pa> {
     itss.filter(|&(id, _)| host.gic.facts().its(id).is_none()).map(|(_, its)| its.control.base).collect()
 }
 
-/// Makes a virtual ITS for each of the host's ITSs that was brought up, at the same address, and reserves the memory of
-/// its devices on the host: those of `device_ids`.
-fn virtual_itss(host: &Host, device_ids: &[Vec<DeviceIds>]) -> Result<Vec<(Range, Vits)>, BuildError> {
-    let mut itss = Vec::new();
-    for ((id, its), ids) in (0..).map(ItsId).zip(&host.machine.gic.itss).zip(device_ids) {
-        let Some(facts) = host.gic.facts().its(id) else { continue };
-        let reserved = host
-            .gic
-            .reserve_devices(id, ids, DeviceQuota { devices: QUOTA.devices, events: QUOTA.itt_entries })
-            .map_err(|error| BuildError(alloc::format!("memory of the devices on {id}: {error}")))?;
-        log::info!("dom0: {id}: {} KiB reserved for {} devices", reserved >> 10, QUOTA.devices);
-        let vits = Vits::new(VitsConfig {
-            domain: DomId(0),
-            its: id,
-            device_bits: facts.device_bits.min(32),
-            event_bits: facts.event_bits.min(16),
-            collection_bits: 10,
-            id_bits: ID_BITS,
-            quota: QUOTA,
-            on_error: OnError::Skip,
-        })
-        .map_err(|error| BuildError(alloc::format!("virtual {id}: {error:?}")))?;
-        itss.push((its.control, vits));
-    }
-    Ok(itss)
+/// The host's ITSs that were brought up, each with its registers, which are also those of the virtual ITS, and the devices
+/// that dom0 may map on it.
+fn own_itss(host: &Host, device_ids: &[Vec<DeviceIds>]) -> Vec<ItsOf> {
+    let all = (0..).map(ItsId).zip(&host.machine.gic.itss).zip(device_ids);
+    all.filter(|&((id, _), _)| host.gic.facts().its(id).is_some())
+        .map(|((id, its), ids)| (id, its.control, ids.clone()))
+        .collect()
 }
 
 /// Chooses dom0's RAM: as much as `dom0_mem=` says, or all free memory.

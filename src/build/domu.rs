@@ -94,6 +94,7 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig) -> Result<(), Buil
         initrd: place.initrd,
         uart: config.vpl011,
         timers: (CNTP_PPI, host.machine.timer.virt),
+        pci: None,
     });
     let images = images(kernel, ramdisk, description, &place)?;
     let entry = images.start;

@@ -4,8 +4,8 @@
 //! Both list the parts of the domain and their addresses. `assemble` is common to both: it loads the images, and
 //! makes the address space, the interrupt controller, the vPEs and the vCPUs. The other modules make the parts of a
 //! specification: where images are placed in memory ([`layout`], [`image`]), the affinities of vCPUs ([`affinity`]),
-//! the devices that may send MSIs ([`device_ids`]), the PCI functions that dom0 does not see ([`pci_hide`]), and the device tree or ACPI tables for the guest ([`fdt`],
-//! [`acpi`]).
+//! the devices that may send MSIs ([`device_ids`]) and the virtual ITSs for them (`itss`), the PCI functions that dom0
+//! does not see ([`pci_hide`]), and the device tree or ACPI tables for the guest ([`fdt`], [`acpi`]).
 
 pub mod acpi;
 pub mod affinity;
@@ -14,6 +14,7 @@ pub mod dom0;
 pub mod domu;
 pub mod fdt;
 pub mod image;
+mod itss;
 pub mod layout;
 pub mod pci_hide;
 

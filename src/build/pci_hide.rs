@@ -11,7 +11,7 @@
 
 use super::BuildError;
 use crate::host::cmdline::DOM0_PCI_HIDE;
-use crate::ids::Pa;
+use crate::ids::{Pa, Sbdf};
 use crate::pci::ConfigSpace;
 use crate::pci::bridge::Bridge;
 use crate::pci::topology::{Buses, FUNCTION, Unknown, surroundings};
@@ -19,26 +19,9 @@ use crate::platform::{Machine, PciHost};
 use crate::util::range::Range;
 use alloc::format;
 use alloc::vec::Vec;
-use core::fmt;
 
 /// Header Type of a function that is no bridge, in the word that has it.
 const HEADER_TYPE: u32 = 0x7f << 16;
-
-/// A PCI function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Function {
-    /// The segment.
-    pub segment: u16,
-    /// Its requester ID in the segment: bus, device and function number.
-    pub rid: u16,
-}
-
-impl fmt::Display for Function {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Function { segment, rid } = self;
-        write!(f, "{segment:04x}:{:02x}:{:02x}.{:x}", rid >> 8, rid >> 3 & 0x1f, rid & 7)
-    }
-}
 
 /// What dom0 does not see of configuration space as it is.
 #[derive(Default)]
@@ -61,7 +44,7 @@ impl Hidden {
 /// # Errors
 ///
 /// The part of the option's value that is malformed or is on no bus of any PCI host.
-pub fn hidden_by_option(machine: &Machine) -> Result<Vec<Function>, &str> {
+pub fn hidden_by_option(machine: &Machine) -> Result<Vec<Sbdf>, &str> {
     let line = machine.bootargs.split_ascii_whitespace().filter_map(|word| word.split_once('='));
     let mut functions = Vec::new();
     for (_, value) in line.filter(|&(name, _)| name == DOM0_PCI_HIDE) {
@@ -72,15 +55,11 @@ pub fn hidden_by_option(machine: &Machine) -> Result<Vec<Function>, &str> {
     Ok(functions)
 }
 
-fn function(machine: &Machine, text: &str) -> Option<Function> {
-    let number = |text: &str| u16::from_str_radix(text, 16).ok();
-    let (segment, rest) = text.split_once(':')?;
-    let (bus, rest) = rest.split_once(':')?;
-    let (device, function) = rest.split_once('.')?;
-    let (segment, bus) = (number(segment)?, u8::try_from(number(bus)?).ok()?);
-    let (device, function) = (number(device).filter(|&n| n < 32)?, number(function).filter(|&n| n < 8)?);
-    machine.pci.iter().find(|host| host.segment == segment && (host.buses.0..=host.buses.1).contains(&bus))?;
-    Some(Function { segment, rid: u16::from(bus) << 8 | device << 3 | function })
+fn function(machine: &Machine, text: &str) -> Option<Sbdf> {
+    let function: Sbdf = text.parse().ok()?;
+    let has =
+        |host: &PciHost| host.segment == function.segment && (host.buses.0..=host.buses.1).contains(&function.bus());
+    machine.pci.iter().any(has).then_some(function)
 }
 
 /// Finds what dom0 may not access of configuration space so that it does not reach these functions.
@@ -88,7 +67,7 @@ fn function(machine: &Machine, text: &str) -> Option<Function> {
 /// # Errors
 ///
 /// A function that cannot be told from others.
-pub fn hide(machine: &Machine, functions: &[Function], config: &impl ConfigSpace) -> Result<Hidden, BuildError> {
+pub fn hide(machine: &Machine, functions: &[Sbdf], config: &impl ConfigSpace) -> Result<Hidden, BuildError> {
     let mut hidden = Hidden::default();
     for &function in functions {
         let ecams: Vec<Buses> = machine.pci.iter().filter(|host| host.segment == function.segment).map(buses).collect();
@@ -116,11 +95,11 @@ fn buses(host: &PciHost) -> Buses {
 
 /// Returns the function that has a BAR in the page of `at`. Follows bridges as the firmware has configured them.
 /// Configuration space is only read.
-pub fn function_at(host: &PciHost, at: Pa, config: &impl ConfigSpace) -> Option<Function> {
+pub fn function_at(host: &PciHost, at: Pa, config: &impl ConfigSpace) -> Option<Sbdf> {
     let mut found = None;
     buses(host).visit(config, |rid, page, header| {
         if header & HEADER_TYPE == 0 && has_bar_at(host, page, at, config) {
-            found = Some(Function { segment: host.segment, rid });
+            found = Some(Sbdf { segment: host.segment, rid });
         }
         found.is_none()
     });
@@ -176,7 +155,7 @@ mod tests {
         fake
     }
 
-    const CONSOLE: Function = Function { segment: 1, rid: 0x300 };
+    const CONSOLE: Sbdf = Sbdf { segment: 1, rid: 0x300 };
 
     #[test]
     fn the_console_of_a_graviton3_is_found_behind_its_bridge() {
@@ -209,7 +188,7 @@ mod tests {
         let [bridge] = &hidden.bridges[..] else { panic!("one bridge") };
         bridge.write(&fake, 0x18, 4, 0x0007_0700);
         assert_eq!(function_at(&machine.pci[0], Pa(0xe2f0_0000), &fake), Some(CONSOLE));
-        let error = hide(&machine, &[Function { segment: 1, rid: 0x900 }], &fake).err().unwrap();
+        let error = hide(&machine, &[Sbdf { segment: 1, rid: 0x900 }], &fake).err().unwrap();
         assert!(format!("{error}").starts_with("0001:09:00.0: no bridge"), "{error}");
     }
 
@@ -218,7 +197,7 @@ mod tests {
         let mut machine = Memory::with(&graviton3()).read().unwrap();
         assert_eq!(hidden_by_option(&machine), Ok(Vec::new()));
         machine.bootargs.push_str("loglvl=all dom0_pci_hide=0001:03:00.0,0001:ff:1f.7");
-        assert_eq!(hidden_by_option(&machine).unwrap(), [CONSOLE, Function { segment: 1, rid: 0xffff }]);
+        assert_eq!(hidden_by_option(&machine).unwrap(), [CONSOLE, Sbdf { segment: 1, rid: 0xffff }]);
         for bad in ["0000:03:00.0", "0001:03:20.0", "0001:03:00.8", "03:00.0", "", "0001:03:00"] {
             machine.bootargs.clear();
             machine.bootargs.push_str("dom0_pci_hide=");

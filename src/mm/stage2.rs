@@ -26,8 +26,14 @@ use core::fmt;
 const TABLE_ENTRIES: u64 = 512;
 const LAST_LEVEL: u32 = 3;
 
-/// TLB maintenance for one VMID, on all CPUs of the inner shareable domain, complete when the method returns.
+/// What walks the tables and keeps translations: the CPUs of the inner shareable domain, or the SMMUs of the machine.
+/// Each invalidation is complete when the method returns.
 pub trait Tlb {
+    /// Whether walks are coherent with the CPUs' caches.
+    fn coherence(&self) -> Coherence {
+        Coherence::Coherent
+    }
+
     /// Invalidates the translations of the block or page at `ipa`, including those in walk caches (so not by the
     /// last-level-only instruction), and those combined with the guest's stage 1.
     fn invalidate_ipa(&self, vmid: VmId, ipa: Ipa);
@@ -45,6 +51,9 @@ pub enum Attr {
     PciWindow,
     /// Registers: Device-nGnRE, not executable.
     Device,
+    /// Registers that can be written only, as [`Attr::Device`] otherwise: the doorbell of an ITS, to which devices write
+    /// their MSIs.
+    Doorbell,
 }
 
 /// Whether HCR_EL2.FWB is set for the domain (FEAT_S2FWB). It changes the encoding of the attributes, and makes memory
@@ -111,6 +120,7 @@ mod desc {
     pub const TABLE_OR_PAGE: u64 = 1 << 1;
     pub const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
     const S2AP_READ_WRITE: u64 = 0b11 << 6;
+    const S2AP_WRITE: u64 = 0b10 << 6;
     const SH_OUTER: u64 = 0b10 << 8;
     const SH_INNER: u64 = 0b11 << 8;
     const AF: u64 = 1 << 10;
@@ -119,10 +129,10 @@ mod desc {
     /// Returns the MemAttr field (bits 3:0 of the attributes), D8.6.5 (FWB off) and D8.6.6 (FWB on).
     const fn memattr(attr: Attr, fwb: Fwb) -> u64 {
         match (attr, fwb) {
-            (Attr::Ram, Fwb::Off) => 0b1111 << 2, // outer and inner write-back
-            (Attr::Ram, Fwb::On) => 0b0110 << 2,  // write-back regardless of stage 1
-            (Attr::PciWindow, _) => 0b0101 << 2,  // non-cacheable, or Device by stage 1
-            (Attr::Device, _) => 0b0001 << 2,     // Device-nGnRE
+            (Attr::Ram, Fwb::Off) => 0b1111 << 2,              // outer and inner write-back
+            (Attr::Ram, Fwb::On) => 0b0110 << 2,               // write-back regardless of stage 1
+            (Attr::PciWindow, _) => 0b0101 << 2,               // non-cacheable, or Device by stage 1
+            (Attr::Device | Attr::Doorbell, _) => 0b0001 << 2, // Device-nGnRE
         }
     }
 
@@ -131,9 +141,10 @@ mod desc {
         let kind = if level == LAST_LEVEL { VALID | TABLE_OR_PAGE } else { VALID };
         let rest = match attr {
             Attr::Ram => SH_INNER,
-            Attr::PciWindow | Attr::Device => SH_OUTER | XN,
+            Attr::PciWindow | Attr::Device | Attr::Doorbell => SH_OUTER | XN,
         };
-        kind | memattr(attr, fwb) | S2AP_READ_WRITE | AF | rest
+        let access = if matches!(attr, Attr::Doorbell) { S2AP_WRITE } else { S2AP_READ_WRITE };
+        kind | memattr(attr, fwb) | access | AF | rest
     }
 
     pub const fn is_valid(entry: u64) -> bool {
@@ -147,8 +158,9 @@ mod desc {
     /// Decodes the attributes of a leaf descriptor.
     #[cfg(test)]
     pub fn attr(entry: u64, fwb: Fwb) -> Option<Attr> {
-        const MEMATTR: u64 = 0xf << 2;
-        [Attr::Ram, Attr::PciWindow, Attr::Device].into_iter().find(|&attr| memattr(attr, fwb) == entry & MEMATTR)
+        const SHOWS: u64 = 0xf << 2 | S2AP_READ_WRITE;
+        let all = [Attr::Ram, Attr::PciWindow, Attr::Device, Attr::Doorbell];
+        all.into_iter().find(|&attr| (leaf(attr, fwb, LAST_LEVEL) ^ entry) & SHOWS == 0)
     }
 }
 
@@ -226,7 +238,7 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
         let mut stage2 = Stage2 { hw, tlb, vmid, ipa_bits, fwb, start_level, root: Pa(0) };
         let size = stage2.root_size();
         stage2.root = hw.alloc(size, size).ok_or(Stage2Error::OutOfMemory)?;
-        hw.publish(stage2.root, size, Coherence::Coherent);
+        hw.publish(stage2.root, size, tlb.coherence());
         // Another domain may have used the VMID before.
         tlb.invalidate_all(vmid);
         Ok(stage2)
@@ -432,7 +444,7 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
                 entry => self.hw.store64(table.add(8 * index), entry),
             }
         }
-        self.hw.publish(table, PAGE as usize, Coherence::Coherent);
+        self.hw.publish(table, PAGE as usize, self.tlb.coherence());
         Some(table)
     }
 
@@ -504,7 +516,7 @@ impl<'h, H: Hw, T: Tlb> Stage2<'h, H, T> {
     /// Changes a descriptor in a linked table. The change is visible to table walks when this returns.
     fn set(&self, at: Pa, entry: u64) {
         self.hw.store64(at, entry);
-        self.hw.publish(at, 8, Coherence::Coherent);
+        self.hw.publish(at, 8, self.tlb.coherence());
     }
 
     /// Invalidates the TLB entries of the guest addresses in `stale`.

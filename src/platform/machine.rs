@@ -1,7 +1,7 @@
 //! The description of the machine, as plain data.
 
 use super::error::{MachineError, Part};
-use crate::ids::{DeviceId, DeviceIds, Intid, ItsId, Mpidr, Pa, StreamId};
+use crate::ids::{DeviceId, DeviceIds, Intid, ItsId, Mpidr, Pa, SmmuId, StreamId};
 use crate::util::range::Range;
 use arrayvec::{ArrayString, ArrayVec};
 
@@ -156,10 +156,6 @@ pub struct PciWindow {
     /// The PCI address that `cpu.base` is translated to.
     pub pci_base: u64,
 }
-
-/// An SMMU, as an index into [`Machine::smmus`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SmmuId(pub u8);
 
 /// One entry of `msi-map` or `iommu-map`: requester IDs `rid_base .. rid_base + length` become IDs from `out_base` on
 /// at `target`.

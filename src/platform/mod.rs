@@ -29,8 +29,9 @@ pub mod windows;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use crate::ids::SmmuId;
 pub use error::{MachineError, Part};
 pub use machine::{
     CPUS, Conduit, Cpu, DOMAINS, DomainConfig, Gic, GicKind, IdMap, Its, Machine, Module, ModuleKind, MsiDevices,
-    PciHost, PciWindow, PciWindowKind, Smmu, SmmuId, TimerPpis, Uart, UartKind,
+    PciHost, PciWindow, PciWindowKind, Smmu, TimerPpis, Uart, UartKind,
 };

@@ -342,6 +342,23 @@ fn after_a_stop_the_smmu_uses_no_memory_and_lets_nothing_pass() {
 }
 
 #[test]
+fn what_an_smmu_has_beyond_stage_2_is_kept_from_devices() {
+    let fake = Fake::new();
+    // BTM, HYP, ATS, MSI.
+    fake.set(0x00, fake.get(0x00) | 1 << 5 | 1 << 9 | 1 << 10 | 1 << 13);
+    // Addresses for messages, as the firmware left them.
+    for register in [0x68, 0xb0] {
+        fake.set(register, 0x808_0040);
+    }
+    let smmu = fake.start();
+    assert!(smmu.facts().ats && smmu.facts().broadcast);
+    assert_eq!(fake.get(0x20), 0x1d, "ATSCHK: translated addresses do not pass unchecked");
+    assert_eq!(fake.get(0x2c), 0x6, "PTM: the CPUs' TLB maintenance has no effect; RECINVSID");
+    assert_eq!((fake.get(0x68), fake.get(0xb0)), (0, 0), "interrupts are wired");
+    assert_eq!(fake.0.borrow().commands, [[0x04, 31], [0x20, 0], [0x30, 0], [0x46, 0]]);
+}
+
+#[test]
 fn the_firmware_decides_whether_the_smmu_snoops() {
     let fake = Fake::new();
     let at = crate::platform::machine::Smmu { coherent: false, ..described() };

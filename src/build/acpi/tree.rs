@@ -9,8 +9,9 @@ use crate::build::fdt::edit::Dom0Plan;
 use crate::build::fdt::node::{
     EMPTY, LEVEL_HIGH, PPI, SPI, memory, node, reg, set, set_boot_args, set_cells, set_psci,
 };
+use crate::build::fdt::pci::{PciHostNode, its, pci_host};
 use crate::ids::ItsId;
-use crate::platform::{Machine, PciHost, PciWindowKind};
+use crate::platform::{Machine, PciHost};
 use crate::util::range::Range;
 use alloc::format;
 use alloc::string::String;
@@ -113,14 +114,8 @@ fn gic(machine: &Machine, plan: &Dom0Plan<'_>, places: &Places) -> DeviceTreeNod
     set(&mut gic, "interrupt-controller", EMPTY);
     set(&mut gic, "phandle", GIC);
     let itss = machine.gic.itss.iter().enumerate();
-    for (index, its) in itss.filter(|(_, its)| !plan.absent_itss.contains(&its.control.base)) {
-        let mut node = node(format!("msi-controller@{:x}", its.control.base.0));
-        set(&mut node, "compatible", "arm,gic-v3-its");
-        set(&mut node, "reg", reg(&[its.control]));
-        set(&mut node, "msi-controller", EMPTY);
-        set(&mut node, "#msi-cells", 1u32);
-        set(&mut node, "phandle", its_phandle(index));
-        gic.add_child(node);
+    for (index, frames) in itss.filter(|(_, its)| !plan.absent_itss.contains(&its.control.base)) {
+        gic.add_child(its(frames.control, its_phandle(index)));
     }
     gic
 }
@@ -130,38 +125,18 @@ fn its_phandle(index: usize) -> u32 {
 }
 
 fn pci(host: &PciHost, its_is_there: &dyn Fn(ItsId) -> bool) -> DeviceTreeNode {
-    let mut node = node(format!("pcie@{:x}", host.ecam.base.0));
-    set(&mut node, "compatible", "pci-host-ecam-generic");
-    set(&mut node, "device_type", "pci");
-    set_cells(&mut node, 3, 2);
-    set(&mut node, "reg", reg(&[host.ecam]));
-    set(&mut node, "bus-range", [u32::from(host.buses.0), u32::from(host.buses.1)]);
-    set(&mut node, "linux,pci-domain", u32::from(host.segment));
-    set(&mut node, "dma-coherent", EMPTY);
-    let mut ranges = Vec::new();
-    for window in &host.windows {
-        let space = match window.kind {
-            PciWindowKind::Io => 0x0100_0000u32,
-            PciWindowKind::Mem32 => 0x0200_0000,
-            PciWindowKind::Mem64 => 0x0300_0000,
-        };
-        ranges.extend((space | u32::from(window.prefetchable) << 30).to_be_bytes());
-        for number in [window.pci_base, window.cpu.base.0, window.cpu.size] {
-            ranges.extend(number.to_be_bytes());
-        }
-    }
-    set(&mut node, "ranges", ranges);
-    let mut map = Vec::new();
-    for line in host.msi_map.iter().filter(|line| its_is_there(line.target)) {
-        for cell in [line.rid_base, its_phandle(line.target.index()), line.out_base, line.length] {
-            map.extend(cell.to_be_bytes());
-        }
-    }
-    if !map.is_empty() {
-        set(&mut node, "msi-map", map);
-        set(&mut node, "msi-map-mask", host.msi_map_mask);
-    }
-    node
+    let lines = host.msi_map.iter().filter(|line| its_is_there(line.target));
+    let msi_map: Vec<_> =
+        lines.map(|line| [line.rid_base, its_phandle(line.target.index()), line.out_base, line.length]).collect();
+    pci_host(&PciHostNode {
+        ecam: host.ecam,
+        buses: host.buses,
+        segment: host.segment,
+        windows: &host.windows,
+        msi_map: &msi_map,
+        msi_map_mask: host.msi_map_mask,
+        coherent: true,
+    })
 }
 
 fn uart_name(regs: Range) -> String {

@@ -1,13 +1,16 @@
 //! The device tree of a domU. It is made from nothing, since a domU has none of the host's devices.
 //!
-//! CPUs, one range of memory, a GICv3 without ITS, the generic timer, PSCI by `hvc` and, if the domain has one, a PL011
-//! with the fixed clock that its binding requires.
+//! CPUs, one range of memory, a GICv3, the generic timer, PSCI by `hvc` and, if the domain has one, a PL011 with the
+//! fixed clock that its binding requires. A domain that has PCI functions also gets a PCI host and the ITSs that take
+//! their MSIs.
 
 use crate::build::fdt::node::{
     EMPTY, LEVEL_HIGH, PPI, SPI, memory, node, reg, set, set_boot_args, set_cells, set_psci,
 };
-use crate::build::layout::domu::{DIST, RAM, UART, UART_IRQ, redists};
-use crate::ids::{Intid, Mpidr};
+use crate::build::fdt::pci::{self, PciHostNode};
+use crate::build::layout::domu::{DIST, ECAM, RAM, UART, UART_IRQ, its, redists};
+use crate::ids::{DeviceId, Intid, Mpidr};
+use crate::platform::PciWindow;
 use crate::util::range::Range;
 use alloc::format;
 use alloc::string::String;
@@ -20,6 +23,33 @@ const GIC: u32 = 1;
 const CLOCK: u32 = 2;
 /// Frequency of the PL011's clock in Hz, the same as on QEMU's `virt`. The emulated port has no baud rate.
 const CLOCK_HZ: u32 = 24_000_000;
+
+/// The phandle of the first ITS's node. Those of the others follow.
+const ITS: u32 = 3;
+
+/// A PCI function that a domU has been given.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestFunction {
+    /// The requester ID by which the domain knows it.
+    pub rid: u16,
+    /// The domain's ITS that takes its MSIs, by its index.
+    pub its: usize,
+    /// The DeviceID of these MSIs.
+    pub device: DeviceId,
+}
+
+/// The PCI host of a domU.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestPci<'a> {
+    /// The number of ITSs.
+    pub itss: usize,
+    /// The functions on its bus.
+    pub functions: &'a [GuestFunction],
+    /// The windows for BARs.
+    pub windows: &'a [PciWindow],
+    /// Whether DMA of the functions snoops the CPUs' caches.
+    pub coherent: bool,
+}
 
 /// What the tree describes.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +66,8 @@ pub struct DomuTree<'a> {
     pub uart: bool,
     /// The PPIs of CNTP and CNTV.
     pub timers: (Intid, Intid),
+    /// The PCI host, if the domain has one.
+    pub pci: Option<GuestPci<'a>>,
 }
 
 /// Makes the tree and returns it flattened.
@@ -70,10 +102,22 @@ pub fn build_domu_fdt(plan: &DomuTree<'_>) -> Vec<u8> {
     set(&mut gic, "compatible", "arm,gic-v3");
     set(&mut gic, "interrupt-controller", EMPTY);
     set(&mut gic, "#interrupt-cells", 3u32);
-    set(&mut gic, "#address-cells", 0u32);
     set(&mut gic, "reg", reg(&[DIST, redists(plan.vcpus.len())]));
     set(&mut gic, "phandle", GIC);
+    match &plan.pci {
+        None => set(&mut gic, "#address-cells", 0u32),
+        Some(host) => {
+            set_cells(&mut gic, 2, 2);
+            set(&mut gic, "ranges", EMPTY);
+            for (index, phandle) in (0..host.itss).zip(ITS..) {
+                gic.add_child(pci::its(its(index), phandle));
+            }
+        }
+    }
     root.add_child(gic);
+    if let Some(host) = &plan.pci {
+        root.add_child(pci_host(host));
+    }
 
     if plan.uart {
         let mut clock = node("apb-pclk");
@@ -91,6 +135,20 @@ pub fn build_domu_fdt(plan: &DomuTree<'_>) -> Vec<u8> {
         root.add_child(uart);
     }
     tree.to_dtb()
+}
+
+fn pci_host(host: &GuestPci<'_>) -> DeviceTreeNode {
+    let line = |function: &GuestFunction| [function.rid.into(), ITS + function.its as u32, function.device.0, 1];
+    let msi_map: Vec<_> = host.functions.iter().map(line).collect();
+    pci::pci_host(&PciHostNode {
+        ecam: ECAM,
+        buses: (0, 0),
+        segment: 0,
+        windows: host.windows,
+        msi_map: &msi_map,
+        msi_map_mask: u32::MAX,
+        coherent: host.coherent,
+    })
 }
 
 fn uart_name() -> String {
@@ -124,15 +182,19 @@ fn cpus(vcpus: &[Mpidr]) -> DeviceTreeNode {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::build::layout::domu::affinities;
-    use crate::ids::Pa;
-    use crate::platform::fdt;
+    use crate::build::layout::domu::{PCI_MEM32, affinities};
+    use crate::ids::{ItsId, Pa};
     use crate::platform::testing::{cells as cells_at, edited, set as set_at};
+    use crate::platform::{Machine, PciWindowKind, fdt};
     use dtoolkit::Node;
     use dtoolkit::Property;
     use dtoolkit::fdt::Fdt;
 
     fn tree(vcpus: &[Mpidr], uart: bool) -> Vec<u8> {
+        tree_with(vcpus, uart, None)
+    }
+
+    fn tree_with(vcpus: &[Mpidr], uart: bool, pci: Option<GuestPci<'_>>) -> Vec<u8> {
         build_domu_fdt(&DomuTree {
             vcpus,
             ram: 128 << 20,
@@ -140,21 +202,26 @@ mod tests {
             initrd: Some(Range::new(Pa(0x4420_0000), 0x1235)),
             uart,
             timers: (Intid(30), Intid(27)),
+            pci,
         })
     }
 
-    /// The tree is checked with the reader of host trees. The interrupts that only a hypervisor needs, and that the
-    /// reader insists on, are added first.
-    #[test]
-    fn a_reader_of_the_tree_finds_the_memory_map_of_the_domain() {
-        let vcpus = affinities(18);
-        let blob = edited(&tree(&vcpus, true), |tree| {
+    /// Reads the tree with the reader of host trees. The interrupts that only a hypervisor needs, and that the reader
+    /// insists on, are added first.
+    fn read_as_host(blob: &[u8]) -> Machine {
+        let blob = edited(blob, |tree| {
             set_at(tree, "/intc@8000000", "interrupts", [1u32, 9, 4]);
             let mut timer = cells_at(tree, "/timer", "interrupts");
             timer.extend([1, 10, 4]);
             set_at(tree, "/timer", "interrupts", &timer[..]);
         });
-        let machine = fdt::read(&blob).unwrap();
+        fdt::read(&blob).unwrap()
+    }
+
+    #[test]
+    fn a_reader_of_the_tree_finds_the_memory_map_of_the_domain() {
+        let vcpus = affinities(18);
+        let machine = read_as_host(&tree(&vcpus, true));
         assert_eq!(machine.memory[..], [Range::new(Pa(0x4000_0000), 128 << 20)]);
         assert!(machine.cpus.iter().map(|cpu| cpu.mpidr).eq(vcpus.iter().copied()));
         assert_eq!((machine.gic.dist, machine.gic.redists[..].to_vec()), (DIST, std::vec![redists(18)]));
@@ -164,6 +231,24 @@ mod tests {
         let uart = machine.uart.unwrap();
         assert_eq!((uart.regs, uart.irq), (UART, Some(UART_IRQ)));
         assert_eq!(machine.bootargs.as_str(), "console=ttyAMA0 panic=1");
+    }
+
+    #[test]
+    fn a_domain_with_pci_functions_has_a_pci_host_and_their_itss() {
+        let window =
+            PciWindow { kind: PciWindowKind::Mem32, prefetchable: false, cpu: PCI_MEM32, pci_base: PCI_MEM32.base.0 };
+        let function = |rid, its, device| GuestFunction { rid, its, device: DeviceId(device) };
+        let functions = [function(8, 0, 0x1_0018), function(16, 1, 0x20)];
+        let pci = GuestPci { itss: 2, functions: &functions, windows: &[window], coherent: true };
+        let machine = read_as_host(&tree_with(&affinities(2), true, Some(pci)));
+        let itss: Vec<Range> = machine.gic.itss.iter().map(|its| its.control).collect();
+        // The reader lists them by address.
+        assert_eq!(itss, [its(0), its(1)]);
+        let [host] = &machine.pci[..] else { panic!("one PCI host") };
+        assert_eq!((host.ecam, host.buses, &host.windows[..]), (ECAM, (0, 0), &[window][..]));
+        assert_eq!(host.device_id(8), Some((ItsId(0), DeviceId(0x1_0018))));
+        assert_eq!(host.device_id(16), Some((ItsId(1), DeviceId(0x20))));
+        assert_eq!(host.device_id(24), None);
     }
 
     #[test]

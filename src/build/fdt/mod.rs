@@ -3,4 +3,5 @@
 pub mod edit;
 pub mod make;
 pub(crate) mod node;
+pub(crate) mod pci;
 mod removal;

@@ -15,6 +15,10 @@ use alloc::vec::Vec;
 
 /// The distributor.
 pub const DIST: Range = Range::new(Pa(0x0800_0000), 0x1_0000);
+/// The first ITS. Others are below it.
+const ITS: Range = Range::new(Pa(0x0808_0000), 0x2_0000);
+/// The largest number of ITSs.
+pub const MAX_ITSS: usize = 4;
 /// The address of the first redistributor.
 const REDISTS: Pa = Pa(0x080a_0000);
 /// The console, a PL011.
@@ -23,10 +27,24 @@ pub const UART: Range = Range::new(Pa(0x0900_0000), 0x1000);
 pub const UART_IRQ: Intid = Intid(33);
 /// The number of SPIs.
 pub const SPIS: u32 = 32;
+/// The window of PCI for BARs of 32 bits.
+pub const PCI_MEM32: Range = Range::new(Pa(0x1000_0000), 0x2f00_0000);
+/// The window of PCI for BARs of 64 bits, where the domain's addresses have 40 bits or more.
+pub const PCI_MEM64: Range = Range::new(Pa(0x80_0000_0000), 0x80_0000_0000);
+/// The configuration space of the PCI functions that are given to the domain: one bus.
+pub const ECAM: Range = Range::new(Pa(0x3f00_0000), 0x10_0000);
 /// The address of the RAM.
 pub const RAM: Pa = Pa(0x4000_0000);
+/// The largest size of the RAM in bytes.
+pub const MAX_RAM: u64 = PCI_MEM64.base.0 - RAM.0;
 /// The largest number of vCPUs: their redistributors end below the console.
 pub const MAX_VCPUS: usize = ((UART.base.0 - REDISTS.0) / VGICR_SIZE) as usize;
+
+/// The registers of ITS number `index`.
+#[must_use]
+pub const fn its(index: usize) -> Range {
+    Range::new(Pa(ITS.base.0 - index as u64 * ITS.size), ITS.size)
+}
 
 /// The redistributors of `vcpus` vCPUs.
 #[must_use]
@@ -84,7 +102,8 @@ mod tests {
 
     #[test]
     fn no_ranges_of_the_map_overlap() {
-        let all = [DIST, redists(MAX_VCPUS), UART, Range::new(RAM, 1 << 40)];
+        let mut all = std::vec![DIST, redists(MAX_VCPUS), UART, PCI_MEM32, ECAM, Range::new(RAM, MAX_RAM), PCI_MEM64];
+        all.extend((0..MAX_ITSS).map(its));
         for (index, a) in all.iter().enumerate() {
             assert!(all[..index].iter().all(|b| !a.overlaps(*b)), "{a}");
         }

@@ -14,6 +14,8 @@ struct Fake {
     next: Cell<u64>,
     budget: Cell<usize>,
     unpublished: RefCell<BTreeSet<u64>>,
+    /// Whether walks do not snoop the CPUs' caches.
+    noncoherent: Cell<bool>,
     /// Addresses of descriptors that were made invalid, before the TLB invalidation.
     broken: RefCell<BTreeSet<u64>>,
     /// The TLB entries: first guest address to level and descriptor.
@@ -89,7 +91,10 @@ impl Hw for Fake {
             self.broken.borrow_mut().insert(at.0);
         }
     }
-    fn publish(&self, memory: Pa, size: usize, _: Coherence) {
+    fn publish(&self, memory: Pa, size: usize, coherence: Coherence) {
+        if self.noncoherent.get() && coherence == Coherence::Coherent {
+            return;
+        }
         self.unpublished.borrow_mut().retain(|at| !(memory.0..memory.0 + size as u64).contains(at));
     }
     fn acquire(&self, _: Pa, _: usize, _: Coherence) {
@@ -102,6 +107,9 @@ impl Hw for Fake {
 }
 
 impl Tlb for Fake {
+    fn coherence(&self) -> Coherence {
+        if self.noncoherent.get() { Coherence::NonCoherent } else { Coherence::Coherent }
+    }
     fn invalidate_ipa(&self, _: VmId, ipa: Ipa) {
         assert!(self.unpublished.borrow().is_empty());
         self.tlb.borrow_mut().retain(|&base, &mut (level, _)| !(base..base + span(level)).contains(&ipa.0));
@@ -200,6 +208,28 @@ fn the_root_is_concatenated_up_to_43_bits() {
     let fake = Fake::new();
     assert_eq!(Stage2::new(&fake, &fake, VmId(1), 31, Fwb::Off).err(), Some(Stage2Error::BadIpaBits(31)));
     assert_eq!(Stage2::new(&fake, &fake, VmId(256), 40, Fwb::Off).err(), Some(Stage2Error::BadVmid(VmId(256))));
+}
+
+#[test]
+fn a_doorbell_can_be_written_only() {
+    let fake = Fake::new();
+    let mut s = space(&fake, 40);
+    s.map(Ipa(0x1000), Pa(0x9000), 4 * K, Attr::Doorbell).unwrap();
+    // XN, AF, outer shareable, S2AP = 0b10, Device-nGnRE, a page.
+    assert_eq!(s.walk(0x1000).entry, 0x0040_0000_0000_9687);
+    assert_eq!(s.translate(Ipa(0x1000)), Some((Pa(0x9000), Attr::Doorbell)));
+}
+
+#[test]
+fn tables_are_cleaned_to_memory_for_walks_that_do_not_snoop() {
+    let fake = Fake::new();
+    fake.noncoherent.set(true);
+    let mut s = space(&fake, 40);
+    s.map(Ipa(0), Pa(4 * G), G + 4 * K, Attr::Ram).unwrap();
+    s.unmap(Ipa(2 * M), 4 * K).unwrap();
+    assert!(fake.unpublished.borrow().is_empty());
+    s.destroy();
+    assert_eq!(fake.tables(), 0);
 }
 
 #[test]
@@ -309,7 +339,7 @@ fn random_sequences_of_changes_agree_with_a_list_of_pages() {
             if coarse { (random(6) * 512, (1 + random(3)) * 512) } else { (random(PAGES), 1 + random(40)) };
         let count = count.min(PAGES - first);
         let pages = first..first + count;
-        let attr = [Attr::Ram, Attr::PciWindow, Attr::Device][random(3) as usize];
+        let attr = [Attr::Ram, Attr::PciWindow, Attr::Device, Attr::Doorbell][random(4) as usize];
         let ipa = Ipa(BASE + first * PAGE);
         for _ in 0..20 {
             touch(&s, BASE + random(PAGES) * PAGE);

@@ -10,7 +10,6 @@ use crate::util::PAGE;
 use crate::util::range::Range;
 use smmu_model::{Aborted, Config, Fault, Machine, Why};
 use std::boxed::Box;
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::vec::Vec;
@@ -64,63 +63,11 @@ impl Hw for ModelHw {
     }
 }
 
-/// The same for stage 2 tables, which are published as the SMMU needs it.
-struct Tables(Machine);
-
-impl Hw for Tables {
-    fn read32(&self, _: Pa) -> u32 {
-        unreachable!()
-    }
-    fn write32(&self, _: Pa, _: u32) {
-        unreachable!()
-    }
-    fn read64(&self, _: Pa) -> u64 {
-        unreachable!()
-    }
-    fn write64(&self, _: Pa, _: u64) {
-        unreachable!()
-    }
-    fn alloc(&self, size: usize, align: usize) -> Option<Pa> {
-        let memory = self.0.alloc(size, align)?;
-        // As `mm::hw`: whoever walks tables sees the zeroes.
-        self.0.publish(memory, size.next_multiple_of(PAGE as usize), true);
-        Some(Pa(memory))
-    }
-    fn free(&self, memory: Pa, size: usize, align: usize) {
-        self.0.free(memory.0, size, align);
-    }
-    fn load8(&self, _: Pa) -> u8 {
-        unreachable!()
-    }
-    fn store8(&self, _: Pa, _: u8) {
-        unreachable!()
-    }
-    fn load64(&self, at: Pa) -> u64 {
-        self.0.load64(at.0)
-    }
-    fn store64(&self, at: Pa, value: u64) {
-        self.0.store64(at.0, value);
-    }
-    fn publish(&self, memory: Pa, size: usize, _: Coherence) {
-        self.0.publish(memory.0, size, !self.0.config().coherent);
-    }
-    fn acquire(&self, _: Pa, _: usize, _: Coherence) {
-        unreachable!()
-    }
-    fn now_us(&self) -> u64 {
-        self.0.now_us()
-    }
-    fn relax(&self) {
-        self.0.relax();
-    }
-}
-
 /// TLB maintenance of the SMMU alone: there are no CPUs. What fails is repeated until it succeeds, as memory must not be
 /// freed before.
 struct SmmuTlb {
     machine: Machine,
     smmu: &'static Smmu<ModelHw>,
-    failed: Cell<bool>,
 }
 
 impl SmmuTlb {
@@ -129,7 +76,6 @@ impl SmmuTlb {
             if once().is_ok() {
                 return;
             }
-            self.failed.set(true);
             self.machine.heal();
         }
         panic!("an invalidation fails on an SMMU without faults");
@@ -137,6 +83,10 @@ impl SmmuTlb {
 }
 
 impl Tlb for SmmuTlb {
+    fn coherence(&self) -> Coherence {
+        self.smmu.facts().coherence
+    }
+
     fn invalidate_ipa(&self, vmid: VmId, ipa: Ipa) {
         self.insist(|| self.smmu.invalidate(vmid, ipa, PAGE));
     }
@@ -151,7 +101,7 @@ const IPA: u64 = 0x8000_0000;
 const RAM_PAGES: u64 = 1024;
 
 struct Domain {
-    stage2: Stage2<'static, Tables, SmmuTlb>,
+    stage2: Stage2<'static, ModelHw, SmmuTlb>,
     ram: u64,
     /// The physical page of each guest page.
     map: BTreeMap<u64, u64>,
@@ -160,7 +110,7 @@ struct Domain {
 pub struct World {
     machine: Machine,
     smmu: &'static Smmu<ModelHw>,
-    tables: &'static Tables,
+    hw: &'static ModelHw,
     tlb: &'static SmmuTlb,
     domains: Vec<Option<Domain>>,
     /// The domain of each stream.
@@ -190,13 +140,13 @@ impl World {
             Box::leak(Box::new(Smmu::start(ModelHw(machine.clone()), &described).expect("start")));
         machine.assert_clean();
         let baseline = machine.allocations().len();
-        let tables: &'static Tables = Box::leak(Box::new(Tables(machine.clone())));
-        let tlb = SmmuTlb { machine: machine.clone(), smmu, failed: Cell::new(false) };
+        let hw: &'static ModelHw = Box::leak(Box::new(ModelHw(machine.clone())));
+        let tlb = SmmuTlb { machine: machine.clone(), smmu };
         let tlb: &'static SmmuTlb = Box::leak(Box::new(tlb));
         let mut world = World {
             machine,
             smmu,
-            tables,
+            hw,
             tlb,
             domains: (0..DOMAINS).map(|_| None).collect(),
             owners: vec![None; streams],
@@ -210,7 +160,7 @@ impl World {
 
     fn create(&mut self, d: usize) {
         let vmid = VmId(d as u16 + 1);
-        let stage2 = Stage2::new(self.tables, self.tlb, vmid, 40, Fwb::Off).expect("stage 2");
+        let stage2 = Stage2::new(self.hw, self.tlb, vmid, 40, Fwb::Off).expect("stage 2");
         let ram = self.machine.alloc((RAM_PAGES * PAGE) as usize, 0x20_0000).expect("RAM");
         self.machine.publish(ram, (RAM_PAGES * PAGE) as usize, true);
         self.domains[d] = Some(Domain { stage2, ram, map: BTreeMap::new() });
