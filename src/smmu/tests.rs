@@ -168,16 +168,20 @@ fn assigned(change: impl FnOnce(&mut State)) -> (Fake, Smmu<Fake>) {
 
 #[test]
 fn a_refused_command_fails_its_operation_and_the_next_one_repeats_it() {
-    for after in 0..3 {
+    // Two commands until the stream is blocked, three until its entry is prepared, two until it is enabled.
+    for after in 0..7 {
         let (fake, smmu) = assigned(|state| state.refuses = Some((after, 1)));
         let error = smmu.assign(streams(0x18, 0x18), &view(2)).unwrap_err();
         assert!(matches!(error, SmmuError::Refused(_, Reason::Illegal)), "{error:?}");
         assert_eq!(smmu.take_errors(), Errors { command: Some(Reason::Illegal), ..Errors::default() });
         assert!(!smmu.take_errors().any());
         // Others are not affected, and the stream is not left with a mixture.
-        assert!([of(1), Reach::Nothing].contains(&fake.reach(0x18)));
+        assert!([of(1), of(2), Reach::Nothing].contains(&fake.reach(0x18)));
+        fake.0.borrow_mut().commands.clear();
         smmu.assign(streams(0x40, 0x40), &view(3)).unwrap();
         assert_eq!((fake.reach(0x40), fake.reach(0x18)), (of(3), Reach::Nothing));
+        // First of all the SMMU forgets what it has cached, entries before translations.
+        assert_eq!(fake.0.borrow().commands[..4], [[0x04, 31], [0x46, 0], [0x30, 0], [0x46, 0]]);
         smmu.assign(streams(0x18, 0x18), &view(2)).unwrap();
         assert_eq!(fake.reach(0x18), of(2));
     }

@@ -10,6 +10,7 @@ use crate::util::PAGE;
 use crate::util::range::Range;
 use smmu_model::{Aborted, Config, Fault, Machine, Why};
 use std::boxed::Box;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::vec::Vec;
@@ -68,6 +69,8 @@ impl Hw for ModelHw {
 struct SmmuTlb {
     machine: Machine,
     smmu: &'static Smmu<ModelHw>,
+    /// What is being unmapped: the first address and the size. It is invalidated as a whole.
+    range: Cell<(u64, u64)>,
 }
 
 impl SmmuTlb {
@@ -88,7 +91,10 @@ impl Tlb for SmmuTlb {
     }
 
     fn invalidate_ipa(&self, vmid: VmId, ipa: Ipa) {
-        self.insist(|| self.smmu.invalidate(vmid, ipa, PAGE));
+        let (first, size) = self.range.get();
+        let inside = ipa.0 >= first && ipa.0 - first < size;
+        let (first, size) = if inside { (first, size) } else { (ipa.0, PAGE) };
+        self.insist(|| self.smmu.invalidate(vmid, Ipa(first), size));
     }
     fn invalidate_all(&self, vmid: VmId) {
         self.insist(|| self.smmu.invalidate_all(vmid));
@@ -141,7 +147,7 @@ impl World {
         machine.assert_clean();
         let baseline = machine.allocations().len();
         let hw: &'static ModelHw = Box::leak(Box::new(ModelHw(machine.clone())));
-        let tlb = SmmuTlb { machine: machine.clone(), smmu };
+        let tlb = SmmuTlb { machine: machine.clone(), smmu, range: Cell::new((0, 0)) };
         let tlb: &'static SmmuTlb = Box::leak(Box::new(tlb));
         let mut world = World {
             machine,
@@ -196,8 +202,8 @@ impl World {
         match op {
             Op::Assign(streams, d) => self.change(self.range(streams), Some(d)),
             Op::Block(streams) => self.change(self.range(streams), None),
-            Op::Map(d, page, bits) => self.map(d.into(), page.into(), bits),
-            Op::Unmap(d, page, bits) => self.unmap(d.into(), page.into(), bits),
+            Op::Map(d, page, count) => self.map(d.into(), page.into(), count.into()),
+            Op::Unmap(d, page, count) => self.unmap(d.into(), page.into(), count.into()),
             Op::Destroy(d) => self.destroy(d.into()),
             Op::Write(stream, page) => self.transaction(stream, page.into(), true),
             Op::Read(stream, page) => self.transaction(stream, page.into(), false),
@@ -254,10 +260,10 @@ impl World {
         self.machine.assert_clean();
     }
 
-    fn map(&mut self, d: usize, page: u64, bits: u8) {
-        let count = 1u64 << bits;
+    fn map(&mut self, d: usize, page: u64, count: u64) {
         let domain = self.domains[d].as_mut().expect("a domain");
-        let first = page % RAM_PAGES & !(count - 1);
+        // Blocks are mapped where there can be some.
+        let first = if count >= 512 { page % RAM_PAGES & !(count - 1) } else { page % (RAM_PAGES - count) };
         let physical = domain.ram + first * PAGE;
         let mapped = domain.stage2.map(Ipa(page_of(first)), Pa(physical), count * PAGE, Attr::Ram);
         match mapped {
@@ -268,10 +274,11 @@ impl World {
         }
     }
 
-    fn unmap(&mut self, d: usize, page: u64, bits: u8) {
-        let count = 1u64 << bits;
+    fn unmap(&mut self, d: usize, page: u64, count: u64) {
         let domain = self.domains[d].as_mut().expect("a domain");
-        let first = page % RAM_PAGES & !(count - 1);
+        // Blocks are mapped where there can be some.
+        let first = if count >= 512 { page % RAM_PAGES & !(count - 1) } else { page % (RAM_PAGES - count) };
+        self.tlb.range.set((page_of(first), count * PAGE));
         match domain.stage2.unmap(Ipa(page_of(first)), count * PAGE) {
             Ok(()) => domain.map.retain(|at, _| !(first..first + count).contains(at)),
             Err(Stage2Error::OutOfMemory) => self.machine.heal(),
