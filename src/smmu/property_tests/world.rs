@@ -205,8 +205,8 @@ impl World {
             Op::Map(d, page, count) => self.map(d.into(), page.into(), count.into()),
             Op::Unmap(d, page, count) => self.unmap(d.into(), page.into(), count.into()),
             Op::Destroy(d) => self.destroy(d.into()),
-            Op::Write(stream, page) => self.transaction(stream, page.into(), true),
-            Op::Read(stream, page) => self.transaction(stream, page.into(), false),
+            Op::Write(stream, page) => self.transaction(self.stream(stream), page.into(), true),
+            Op::Read(stream, page) => self.transaction(self.stream(stream), page.into(), false),
             Op::Later(stream, page) => self.later(stream, page.into()),
             Op::Events => self.events(),
             Op::Time(us) => self.machine.advance_us(us.into()),
@@ -237,6 +237,13 @@ impl World {
         result.expect("an SMMU without faults");
         self.owners[streams.start().0 as usize..=streams.end().0 as usize].fill(owner);
         self.check_under_way();
+        // The first and the last one, and their neighbours.
+        let (first, last) = (streams.start().0, streams.end().0);
+        for stream in [first.saturating_sub(1), first, last, last + 1] {
+            let Some(owner) = self.owners.get(stream as usize).copied() else { continue };
+            let mapped = owner.and_then(|d| self.domains[usize::from(d)].as_ref()?.map.keys().next().copied());
+            self.transaction(stream, mapped.unwrap_or(0), true);
+        }
     }
 
     /// After an operation that has failed: each stream reaches what it did before, what it will after, or nothing.
@@ -285,6 +292,10 @@ impl World {
             Err(error) => panic!("{error}"),
         }
         self.check_under_way();
+        if let Some(stream) = self.owners.iter().position(|owner| *owner == Some(d as u8)) {
+            let ends = [first, first + count / 2, first + count - 1];
+            ends.into_iter().for_each(|page| self.transaction(stream as u32, page, false));
+        }
     }
 
     fn destroy(&mut self, d: usize) {
@@ -306,8 +317,7 @@ impl World {
         self.faulty && matches!(result, Err(Aborted { why: Why::SteFetch | Why::WalkAbort, .. }))
     }
 
-    fn transaction(&mut self, stream: u16, page: u64, write: bool) {
-        let stream = self.stream(stream);
+    fn transaction(&mut self, stream: u32, page: u64, write: bool) {
         self.landed();
         let expected = self.place(self.owners[stream as usize], page);
         let result = if write {
