@@ -22,6 +22,8 @@ mod kernel_image;
 mod load_options;
 #[path = "fuzz_targets/mmio_decode.rs"]
 mod mmio_decode;
+#[path = "fuzz_targets/pci_config.rs"]
+mod pci_config;
 #[path = "fuzz_targets/pl011.rs"]
 mod pl011;
 #[path = "fuzz_targets/smccc.rs"]
@@ -168,6 +170,7 @@ fn efi_configuration() {
         &b"[global]\r\ndefault=b\r\noptions=loglvl=debug\r\n[a]\r\nkernel=one\r\n; comment\r\n[b]\r\nkernel=\\boot\\Image console=ttyAMA0  quiet \r\nramdisk=initrd\r\noptions=direct=off\r\n"[..],
         b"\xef\xbb\xbf# \xc3\xa4\n[linux]\nkernel=Image\ndtb=board.dtb\n",
         b"[a]\nkernel=K\n[a b]\nkernel=L x=y\nramdisk=R\n",
+        b"[a]\nkernel=K\ndomains=web db\n[domain web]\nkernel=L quiet\nramdisk=R\ncpus=2\nmemory=512M\nvpl011=yes\npci=0000:01:00.0\n[domain db]\nkernel=K\ncpus=1\nmemory=1G\n",
     ];
     let words: &[&[u8]] = &[
         b"\n",
@@ -181,6 +184,17 @@ fn efi_configuration() {
         b"ramdisk=",
         b"dtb=",
         b"options=",
+        b"[domain web]\n",
+        b"[domain  db]\n",
+        b"domains=",
+        b"web ",
+        b"cpus=1\n",
+        b"memory=1G\n",
+        b"pci=0:1:0.0,1:2:3.4\n",
+        b"pci-allow-no-reset=on\n",
+        b"cpu-weight=",
+        b"cpu-cap=",
+        b"vpl011=",
         b"xsm=",
         b"#",
         b";",
@@ -239,6 +253,11 @@ fn kernel_images() {
 #[test]
 fn serial_port() {
     run("pl011", 2_000, &RANDOM, pl011::run);
+}
+
+#[test]
+fn configuration_space() {
+    run("pci_config", 1_500, &RANDOM, pci_config::run);
 }
 
 #[test]

@@ -14,7 +14,7 @@
 //! | [`vcpu`] | a virtual CPU: registers, state, list registers |
 //! | [`dev`] | emulated PL011, PSCI and physical timer |
 //! | [`vits`] | the emulated ITS |
-//! | [`pci`] | configuration space that a domain sees other than it is |
+//! | [`pci`] | PCI functions; configuration space that a domain sees other than it is |
 //! | [`sched`] | the schedulers; they access vCPUs through a trait |
 //! | [`smmu`] | the SMMUv3: which memory the streams of devices reach |
 //! | [`vgic`] | the emulated GIC: distributor, redistributors, list registers |

@@ -6,6 +6,7 @@
 //! docs/cmdline.md lists all options.
 
 use crate::arch::speculation::{Ssbd, Wanted};
+use crate::util::values::{boolean, size};
 use core::fmt;
 
 /// Names the PCI functions that dom0 does not see; parsed by `build::pci_hide`.
@@ -75,6 +76,8 @@ pub enum OnCrash {
 pub struct Options {
     /// `direct=on|off`.
     pub direct: Direct,
+    /// `iommu=BOOLEAN`: whether the SMMUs limit what devices reach; if not, they are set to bypass.
+    pub iommu: bool,
     /// `vwfi=native|trap|auto`.
     pub vwfi: Vwfi,
     /// `sched=null|credit`.
@@ -108,6 +111,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             direct: Direct::On,
+            iommu: true,
             vwfi: Vwfi::Auto,
             sched: Sched::Null,
             tslice_ms: 10,
@@ -158,6 +162,7 @@ pub fn parse<'a>(line: &'a str, mut unknown: impl FnMut(&'a str)) -> Result<Opti
                     _ => return Err(bad("`on` and `off`")),
                 }
             }
+            "iommu" => options.iommu = boolean(value).ok_or(bad("`on` and `off`"))?,
             "vwfi" => {
                 options.vwfi = match value {
                     "native" => Vwfi::Native,
@@ -258,29 +263,9 @@ fn spec_ctrl(list: &str, wanted: &mut Wanted) -> Option<()> {
     Some(())
 }
 
-/// A boolean as Xen writes it.
-fn boolean(text: &str) -> Option<bool> {
-    match text {
-        "yes" | "on" | "true" | "enable" | "1" => Some(true),
-        "no" | "off" | "false" | "disable" | "0" => Some(false),
-        _ => None,
-    }
-}
-
 /// A number of milliseconds, 1 to 1000.
 fn milliseconds(text: &str) -> Option<u32> {
     text.parse().ok().filter(|ms| (1..=1000).contains(ms))
-}
-
-/// A size in bytes, or with one of the suffixes K, M and G.
-fn size(text: &str) -> Option<u64> {
-    let (digits, shift) = match text.char_indices().next_back()? {
-        (at, 'k' | 'K') => (&text[..at], 10),
-        (at, 'm' | 'M') => (&text[..at], 20),
-        (at, 'g' | 'G') => (&text[..at], 30),
-        _ => (text, 0),
-    };
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 #[cfg(test)]
@@ -305,6 +290,7 @@ mod tests {
         assert_eq!((o.on_crash, o.restart_delay_ms), (OnCrash::Restart, 0));
         assert_eq!((o.direct, o.vwfi, o.on_panic), (Direct::Off, Vwfi::Trap, OnPanic::Off));
         assert_eq!((o.dom0_mem, o.dom0_max_vcpus), (Some(1536 << 20), Some(3)));
+        assert_eq!((o.iommu, read("iommu=off").iommu), (true, false));
         assert_eq!(o.dom0_acpi, Dom0Acpi::Off);
         assert_eq!(o.loglvl, log::LevelFilter::Debug);
         assert_eq!((o.irq_rate, read("irq-rate=500").irq_rate), (100_000, 500));
@@ -321,6 +307,7 @@ mod tests {
             "sched_credit_tslice_ms=0",
             "irq-rate=99",
             "direct=maybe",
+            "iommu=bypass",
             "vwfi=",
             "dom0_mem=1T",
             "dom0_mem=1M",

@@ -9,7 +9,7 @@ use crate::ids::Intid;
 use crate::util::range::Range;
 
 /// Physical addresses have at most 52 bits (FEAT_LPA). A CPU may have fewer, which the stage 1 code checks.
-const TOP: u64 = 1 << 52;
+pub(super) const TOP: u64 = 1 << 52;
 /// The size of a GIC register frame (IHI 0069, 12.8 and 12.10).
 const FRAME: u64 = 0x1_0000;
 /// The size of the smallest redistributor: the RD_base and SGI_base frames.

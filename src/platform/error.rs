@@ -41,6 +41,10 @@ pub enum Part {
     IdMap,
     /// A device on no PCI bus that sends MSIs.
     MsiDevices,
+    /// A device on no PCI bus behind an SMMU.
+    StreamDevices,
+    /// Memory that devices access for the firmware.
+    DmaReserved,
     /// A nesting level of the device tree.
     Depth,
     /// A device's register range.
@@ -70,6 +74,8 @@ impl Part {
             Part::PciHost => "PCI hosts",
             Part::IdMap => "entries in one msi-map or iommu-map",
             Part::MsiDevices => "devices that send MSIs",
+            Part::StreamDevices => "devices behind SMMUs",
+            Part::DmaReserved => "ranges that devices access for the firmware",
             Part::Depth => "levels of nested nodes",
             Part::DeviceRegs => "register ranges in one device",
             Part::DeviceInterrupts => "interrupts in one device",
@@ -96,6 +102,8 @@ impl fmt::Display for Part {
             Part::PciHost => "PCI host",
             Part::IdMap => "msi-map or iommu-map entry",
             Part::MsiDevices => "device that sends MSIs",
+            Part::StreamDevices => "device behind an SMMU",
+            Part::DmaReserved => "range that devices access for the firmware",
             Part::Depth => "level of nested nodes",
             Part::DeviceRegs => "register range in one device",
             Part::DeviceInterrupts => "interrupt in one device",

@@ -1,8 +1,10 @@
 //! The description of the machine, as plain data.
 
+use super::check::TOP;
+use super::domu::{DOMAINS, DomainConfig};
 use super::error::{MachineError, Part};
-use crate::ids::{DeviceId, DeviceIds, Intid, ItsId, Mpidr, Pa, SmmuId, StreamId};
-use crate::util::range::Range;
+use crate::ids::{DeviceId, DeviceIds, Intid, ItsId, Mpidr, Pa, SmmuId, StreamId, Streams};
+use crate::util::range::{Range, gaps, pages_around};
 use arrayvec::{ArrayString, ArrayVec};
 
 /// The largest number of CPUs, and of redistributor regions, since firmware may describe one region per CPU.
@@ -199,6 +201,8 @@ pub struct PciHost {
     pub iommu_map_mask: u32,
     /// The translation of requester IDs to StreamIDs.
     pub iommu_map: ArrayVec<IdMap<SmmuId>, 16>,
+    /// Whether DMA of the functions snoops the CPUs' caches.
+    pub coherent: bool,
 }
 
 impl PciHost {
@@ -217,6 +221,21 @@ impl PciHost {
     }
 }
 
+impl<T: Copy> IdMap<T> {
+    /// The IDs that the functions of a host with these buses get from this entry: the first and the last. `mask` is that of
+    /// the map.
+    #[must_use]
+    pub fn ids(&self, buses: (u8, u8), mask: u32) -> Option<(u32, u32)> {
+        let (first, last) = (u32::from(buses.0) << 8, u32::from(buses.1) << 8 | 0xff);
+        // The mask merges functions: it clears bits of each requester ID. So its results are between 0 and `last`.
+        let first = if mask & 0xffff == 0xffff { first } else { 0 };
+        let end = self.rid_base.checked_add(self.length.checked_sub(1)?)?;
+        let (from, to) = (first.max(self.rid_base), last.min(end));
+        let out = |rid: u32| self.out_base.checked_add(rid.checked_sub(self.rid_base)?);
+        if from <= to { Some((out(from)?, out(to)?)) } else { None }
+    }
+}
+
 /// Devices on no PCI bus that send MSIs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MsiDevices {
@@ -224,6 +243,18 @@ pub struct MsiDevices {
     pub its: ItsId,
     /// The DeviceIDs they carry.
     pub ids: DeviceIds,
+}
+
+/// Memory that firmware has some devices access on its own behalf, such as a boot splash or a controller's mailbox. It has
+/// to stay within their reach, at the same address, whoever owns them.
+///
+/// Firmware may be wrong about it: whoever maps the range for a device asks [`Machine::is_reserved`] first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DmaReserved {
+    /// The streams of the devices.
+    pub streams: Streams,
+    /// The memory, in whole pages.
+    pub range: Range,
 }
 
 /// An SMMUv3.
@@ -288,33 +319,6 @@ pub struct Module {
     pub bootargs: ArrayString<1024>,
 }
 
-/// A domU to create at boot, as `/chosen` describes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DomainConfig {
-    /// The name of its node.
-    pub name: ArrayString<32>,
-    /// The number of its vCPUs.
-    pub cpus: u16,
-    /// The size of its RAM in bytes.
-    pub memory: u64,
-    /// Whether it has a serial port.
-    pub vpl011: bool,
-    /// The weight of each of its vCPUs in the sharing of CPU time, where the scheduler has weights.
-    pub weight: Option<u32>,
-    /// The limit of the CPU time of each of its vCPUs, in percent of a CPU.
-    pub cap: Option<u32>,
-    /// Its kernel and the files for it.
-    pub modules: ArrayVec<Module, 4>,
-}
-
-impl DomainConfig {
-    /// Returns the first module of a kind.
-    #[must_use]
-    pub fn module(&self, kind: ModuleKind) -> Option<&Module> {
-        self.modules.iter().find(|module| module.kind == kind)
-    }
-}
-
 /// The description of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
@@ -337,6 +341,12 @@ pub struct Machine {
     pub msi_devices: ArrayVec<MsiDevices, 128>,
     /// The SMMUs.
     pub smmus: ArrayVec<Smmu, 16>,
+    /// The streams of devices other than the PCI functions of [`pci`](Machine::pci); a stream may be listed twice.
+    pub stream_devices: ArrayVec<Streams, 128>,
+    /// Memory that devices access for the firmware.
+    pub dma_reserved: ArrayVec<DmaReserved, 64>,
+    /// What the firmware describes more of than these lists have room for. What did not fit is not listed.
+    pub left_out: ArrayVec<Part, 2>,
     /// The generic timer.
     pub timer: TimerPpis,
     /// The console.
@@ -350,9 +360,6 @@ pub struct Machine {
     /// The command line of the hypervisor.
     pub bootargs: ArrayString<2048>,
 }
-
-/// The largest number of domUs in a machine's description.
-pub const DOMAINS: usize = 8;
 
 impl Machine {
     /// An empty description; `const`, so that the real one can be a static.
@@ -379,6 +386,9 @@ impl Machine {
             pci: ArrayVec::new_const(),
             msi_devices: ArrayVec::new_const(),
             smmus: ArrayVec::new_const(),
+            stream_devices: ArrayVec::new_const(),
+            dma_reserved: ArrayVec::new_const(),
+            left_out: ArrayVec::new_const(),
             timer: TimerPpis { phys_s: None, phys: Intid(0), virt: Intid(0), hyp: Intid(0) },
             uart: None,
             modules: ArrayVec::new_const(),
@@ -398,6 +408,39 @@ impl Machine {
     #[must_use]
     pub fn enabled_cpus(&self) -> usize {
         self.cpus.iter().filter(|cpu| cpu.enabled).count()
+    }
+
+    /// Whether no domain may use any RAM in `range`.
+    #[must_use]
+    pub fn is_reserved(&self, range: Range) -> bool {
+        gaps(range, &self.reserved).all(|gap| !self.memory.iter().any(|bank| bank.overlaps(gap)))
+    }
+
+    /// Adds streams to [`stream_devices`](Machine::stream_devices).
+    pub(super) fn add_stream_device(&mut self, streams: Streams) {
+        // Several devices may share a stream.
+        if !self.stream_devices.contains(&streams) && self.stream_devices.try_push(streams).is_err() {
+            self.leave_out(Part::StreamDevices);
+        }
+    }
+
+    /// Adds memory to [`dma_reserved`](Machine::dma_reserved), in whole pages, unless there cannot be any there.
+    pub(super) fn add_dma_reserved(&mut self, streams: Streams, range: Range) {
+        if range.is_empty() || range.base.0.checked_add(range.size).is_none_or(|end| end > TOP) {
+            return;
+        }
+        let reserved = DmaReserved { streams, range: pages_around(range) };
+        if !self.dma_reserved.contains(&reserved) && self.dma_reserved.try_push(reserved).is_err() {
+            self.leave_out(Part::DmaReserved);
+        }
+    }
+
+    /// Notes that a list lacks something because it is full.
+    pub(super) fn leave_out(&mut self, part: Part) {
+        if !self.left_out.contains(&part) {
+            // There is room for each part that is left out anywhere.
+            let _ = self.left_out.try_push(part);
+        }
     }
 
     /// Returns the first module of a kind.
@@ -430,6 +473,49 @@ impl Default for Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::StreamId;
+
+    #[test]
+    fn memory_is_reserved_if_all_of_it_that_is_ram_is() {
+        let r = |base, size| Range::new(Pa(base), size);
+        let mut machine = Machine::new();
+        machine.memory.push(r(0x4000_0000, 0x100_0000));
+        machine.reserved.extend([r(0x4000_2000, 0x1000), r(0x4000_3000, 0x2000)]);
+        assert!(machine.is_reserved(r(0x4000_2000, 0x3000)));
+        assert!(machine.is_reserved(r(0x3000_0000, 0x1000)));
+        assert!(!machine.is_reserved(r(0x4000_1fff, 0x1001)));
+        assert!(!machine.is_reserved(r(0x4000_4000, 0x2000)));
+        assert!(!machine.is_reserved(r(0x3fff_f000, 0x2000)));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_left_out_and_said_so() {
+        let mut machine = Machine::new();
+        let streams = |id| Streams { smmu: SmmuId(0), first: StreamId(id), last: StreamId(id) };
+        let range = |id: u32| Range::new(Pa(u64::from(id) << 12), 1);
+        for id in 0..128 {
+            machine.add_stream_device(streams(id));
+            machine.add_stream_device(streams(id));
+        }
+        assert_eq!((machine.stream_devices.len(), machine.left_out.len()), (128, 0));
+        (128..140).for_each(|id| machine.add_stream_device(streams(id)));
+        assert_eq!((machine.stream_devices.len(), &machine.left_out[..]), (128, &[Part::StreamDevices][..]));
+        (0..65).for_each(|id| machine.add_dma_reserved(streams(id), range(id)));
+        assert_eq!(machine.dma_reserved.len(), 64);
+        assert_eq!(machine.left_out[..], [Part::StreamDevices, Part::DmaReserved]);
+    }
+
+    #[test]
+    fn reserved_memory_of_devices_is_in_whole_pages_where_ram_can_be() {
+        let mut machine = Machine::new();
+        let streams = Streams { smmu: SmmuId(1), first: StreamId(1), last: StreamId(2) };
+        for (base, size) in [(0, 0), (u64::MAX, 2), (1 << 52, 1), (0x1000, u64::MAX)] {
+            machine.add_dma_reserved(streams, Range::new(Pa(base), size));
+        }
+        assert!(machine.dma_reserved.is_empty());
+        machine.add_dma_reserved(streams, Range::new(Pa(0x1fff), 2));
+        assert_eq!(machine.dma_reserved[..], [DmaReserved { streams, range: Range::new(Pa(0x1000), 0x2000) }]);
+    }
 
     #[test]
     fn a_requester_id_is_masked_before_it_is_mapped() {
@@ -442,6 +528,7 @@ mod tests {
             msi_map: ArrayVec::new(),
             iommu_map_mask: u32::MAX,
             iommu_map: ArrayVec::new(),
+            coherent: true,
         };
         host.msi_map.push(IdMap { rid_base: 0x100, target: ItsId(1), out_base: 0x8000, length: 0x100 });
         assert_eq!(host.device_id(0x10b), Some((ItsId(1), DeviceId(0x8008))));

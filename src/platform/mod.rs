@@ -6,12 +6,14 @@
 //! that it never changes.
 //!
 //! It does not use the heap, because it is needed to find the memory for the heap. Capacities are fixed, and a machine
-//! that exceeds one is refused with an error, never truncated. It takes about 60 KiB, so it must be in a static (see
+//! that exceeds one is refused with an error, never truncated; only devices behind SMMUs may be left out, and
+//! [`Machine::left_out`] says so. It takes about 90 KiB, so it must be in a static (see
 //! [`Machine::new`]) and not on a boot stack.
 //!
 //! | file | content |
 //! |---|---|
 //! | [`machine`] | the description itself |
+//! | [`domu`] | the part of it that describes domUs |
 //! | [`fdt`], [`acpi`] | the two readers |
 //! | [`efi`] | what UEFI adds: configuration file, load options, memory map |
 //! | [`windows`] | PCI windows from the command line |
@@ -20,6 +22,7 @@
 
 pub mod acpi;
 pub mod check;
+pub mod domu;
 pub mod efi;
 pub mod error;
 pub mod fdt;
@@ -30,8 +33,9 @@ pub mod windows;
 pub(crate) mod testing;
 
 pub use crate::ids::SmmuId;
+pub use domu::{ConfigProblem, DOMAINS, DomainConfig, FUNCTIONS};
 pub use error::{MachineError, Part};
 pub use machine::{
-    CPUS, Conduit, Cpu, DOMAINS, DomainConfig, Gic, GicKind, IdMap, Its, Machine, Module, ModuleKind, MsiDevices,
-    PciHost, PciWindow, PciWindowKind, Smmu, TimerPpis, Uart, UartKind,
+    CPUS, Conduit, Cpu, DmaReserved, Gic, GicKind, IdMap, Its, Machine, Module, ModuleKind, MsiDevices, PciHost,
+    PciWindow, PciWindowKind, Smmu, TimerPpis, Uart, UartKind,
 };

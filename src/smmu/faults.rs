@@ -9,6 +9,7 @@ use super::queue::Ring;
 use super::regs::{EVENTQ_INDEX, GERROR, smmu};
 use crate::ids::Pa;
 use crate::mmio::Hw;
+use core::fmt;
 use tock_registers::LocalRegisterCopy;
 
 /// The largest ring that is used, as log2 of its entries: 4 KiB.
@@ -32,6 +33,30 @@ impl Errors {
     #[must_use]
     pub fn any(&self) -> bool {
         *self != Errors::default()
+    }
+}
+
+impl fmt::Display for Errors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        let mut part = |f: &mut fmt::Formatter<'_>, text: fmt::Arguments<'_>| {
+            let done = write!(f, "{separator}{text}");
+            separator = "; ";
+            done
+        };
+        if let Some(reason) = self.command {
+            part(f, format_args!("a command was refused: {reason}"))?;
+        }
+        if self.events_lost {
+            part(f, format_args!("events were lost: access to their queue was aborted"))?;
+        }
+        if self.failure {
+            part(f, format_args!("it has failed and passes no transaction"))?;
+        }
+        if self.other != 0 {
+            part(f, format_args!("GERROR {:#x}", self.other))?;
+        }
+        Ok(())
     }
 }
 

@@ -16,6 +16,7 @@
 //! | `command`, `queue` | commands, and the queue that carries them, with deadlines and errors |
 //! | `ste`, `stream_table`, `shape` | the entry of a stream, the table of all, and its division into leaves |
 //! | `event` | event records: what devices did that they may not |
+//! | [`iommu`], `owners` | all SMMUs of the machine; the domain that has each stream |
 //! | `faults` | the event queue, and errors of the SMMU itself (GERROR) |
 //! | `error` | [`SmmuError`] |
 //! | `testing` | tests: an SMMU that executes commands and nothing else |
@@ -47,6 +48,8 @@ mod error;
 mod event;
 mod facts;
 mod faults;
+pub mod iommu;
+mod owners;
 #[cfg(test)]
 mod property_tests;
 mod queue;

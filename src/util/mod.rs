@@ -1,8 +1,10 @@
 //! Helpers that are not specific to one part of the hypervisor.
 
 pub mod bits;
+pub mod id_ranges;
 pub mod range;
 pub mod runs;
+pub mod values;
 
 /// Bytes of a page: the translation granule of both stages, and the unit of many GIC registers.
 pub const PAGE: u64 = 4096;

@@ -14,6 +14,7 @@ use gpt::mbr::ProtectiveMBR;
 use gpt::partition::Partition;
 use gpt::partition_types;
 
+use crate::domu::DomU;
 use crate::fail::{Doing, Failure, Outcome};
 use crate::image::{self, ProfileFlags};
 use crate::{paths, setup};
@@ -48,6 +49,8 @@ pub struct Contents {
     pub append: String,
     /// Words to add to the hypervisor's command line.
     pub hv: String,
+    /// The domUs, in addition to those that the machine's device tree describes.
+    pub domus: Vec<DomU>,
     /// The root partition's content.
     pub root: Option<PathBuf>,
 }
@@ -77,6 +80,8 @@ pub struct Options {
     /// Words to add to the hypervisor's command line
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true, default_value = "", hide_default_value = true)]
     hv: String,
+    #[arg(long, value_name = "KERNEL[,...]", help = "A domU, as that of `run`; may be given more than once")]
+    domu: Vec<String>,
     /// The content of the root partition, a raw file system [default: 64 MiB of zeroes]
     #[arg(long, value_name = "FILE")]
     root: Option<PathBuf>,
@@ -97,6 +102,7 @@ pub fn verb(options: Options) -> Outcome {
         initrd: given(options.initrd, paths::initramfs()),
         append: options.append,
         hv: options.hv,
+        domus: options.domu.iter().map(|text| DomU::parse(text)).collect::<Outcome<_>>()?,
         root: options.root,
         board: options.board,
     };
@@ -127,7 +133,7 @@ fn template(board: &str) -> Outcome<String> {
     })
 }
 
-/// The board's configuration with the added words, and without its RAM disk if there is none.
+/// The board's configuration with the added words, the domUs, and without dom0's RAM disk if there is none.
 fn configuration(template: &str, contents: &Contents) -> String {
     let mut text = String::new();
     for line in template.lines() {
@@ -144,6 +150,28 @@ fn configuration(template: &str, contents: &Contents) -> String {
             text += more;
         }
         text += "\n";
+        if key == "kernel" && !contents.domus.is_empty() {
+            let names: Vec<String> = (1..=contents.domus.len()).map(|number| format!("domU{number}")).collect();
+            text += &format!("domains={}\n", names.join(" "));
+        }
+    }
+    for (domu, number) in contents.domus.iter().zip(1..) {
+        text += &section(domu, number);
+    }
+    text
+}
+
+/// The section of a domU.
+fn section(domu: &DomU, number: u32) -> String {
+    let DomU { cpus, mem, append, .. } = domu;
+    let mut text = format!(
+        "\n[domain domU{number}]\nkernel=domU{number}-Image {append}\ncpus={cpus}\nmemory={mem}M\nvpl011=yes\n"
+    );
+    if domu.initrd.is_some() {
+        text += &format!("ramdisk=domU{number}-initramfs\n");
+    }
+    for (key, value) in [("cpu-weight", domu.weight), ("cpu-cap", domu.cap)] {
+        text += &value.map_or(String::new(), |value| format!("{key}={value}\n"));
     }
     text
 }
@@ -168,6 +196,12 @@ pub fn write_with(out: &Path, contents: &Contents, change: impl FnOnce(&mut Vec<
     }
     if let Some(initrd) = &contents.initrd {
         add("initramfs", read(initrd)?);
+    }
+    for (domu, number) in contents.domus.iter().zip(1..) {
+        add(&format!("domU{number}-Image"), read(&domu.kernel)?);
+        if let Some(initrd) = &domu.initrd {
+            add(&format!("domU{number}-initramfs"), read(initrd)?);
+        }
     }
     change(&mut files);
     let esp = system_partition(&files).doing("making the EFI system partition")?;
@@ -291,6 +325,7 @@ mod tests {
             initrd: file("initrd", b"cpio"),
             append: "dw.test=x".into(),
             hv: "onpanic=off".into(),
+            domus: Vec::new(),
             root: if root { file("root", b"file system") } else { None },
         }
     }
@@ -348,6 +383,23 @@ mod tests {
         let dir = folder("no-initrd");
         let contents = Contents { initrd: None, ..contents(&dir, false) };
         assert!(!configuration("[a]\nkernel=Image\nramdisk=initramfs\n", &contents).contains("ramdisk"));
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_domu_has_a_section_that_the_booted_one_lists() {
+        let dir = folder("domus");
+        let domu = DomU { initrd: Some("r".into()), cpus: 2, mem: 512, cap: Some(50), ..DomU::default() };
+        let contents = Contents { domus: vec![domu, DomU::default()], ..contents(&dir, false) };
+        let text = configuration("[linux]\nkernel=Image\nramdisk=initramfs\n", &contents);
+        assert!(
+            text.starts_with("[linux]\nkernel=Image dw.test=x\ndomains=domU1 domU2\nramdisk=initramfs\n"),
+            "{text}"
+        );
+        let first = "[domain domU1]\nkernel=domU1-Image console=ttyAMA0\ncpus=2\nmemory=512M\nvpl011=yes\n\
+            ramdisk=domU1-initramfs\ncpu-cap=50\n";
+        assert!(text.contains(first), "{text}");
+        assert!(text.ends_with("cpus=1\nmemory=256M\nvpl011=yes\n"), "{text}");
         std::fs::remove_dir_all(dir).unwrap();
     }
 

@@ -25,8 +25,8 @@ use doorward::build::image::Image;
 use doorward::console;
 use doorward::ids::Pa;
 use doorward::platform::acpi;
-use doorward::platform::efi::{Config, Firmware as Described, LoadOptions, MemoryMap};
-use doorward::platform::{self, Machine, Module, ModuleKind, fdt as platform_fdt, windows};
+use doorward::platform::efi::{Config, DomainSection, Firmware as Described, LoadOptions, MemoryMap};
+use doorward::platform::{self, DOMAINS, Machine, Module, ModuleKind, fdt as platform_fdt, windows};
 use doorward::util::range::Range;
 use files::{Loaded, Path, Volume, folder_of, offered_ramdisk, resolve};
 use firmware::{Firmware, Outcome, Refusal, StatusText};
@@ -110,6 +110,14 @@ struct Payload {
     ramdisk: Option<Range>,
     dtb: Option<&'static [u8]>,
     hypervisor_words: ArrayString<2048>,
+    domains: ArrayVec<DomainFiles, DOMAINS>,
+}
+
+/// A domU, with the places of its files.
+struct DomainFiles {
+    section: DomainSection<'static>,
+    kernel: Range,
+    ramdisk: Option<Range>,
 }
 
 fn run(firmware: &Firmware) -> Outcome<core::convert::Infallible> {
@@ -149,21 +157,30 @@ fn load(firmware: &Firmware) -> Outcome<Payload> {
         firmware.say(format_args!("load options: unknown option `{word}`, ignored"));
     }
     let (volume, path) = find_config(firmware, &loaded, words.config)?;
-    let text = volume.read(firmware, &path)?;
+    let text: &'static [u8] = volume.read(firmware, &path)?;
     let config = Config::parse(text, words.section)
         .map_err(|error| Refusal::new(Status::LOAD_ERROR, format_args!("{path}: {error}")))?;
     firmware.say(format_args!("booting [{}] of {path}", config.section));
     let folder = folder_of(&path);
     let read = |name: &str| volume.read(firmware, &resolve(&folder, name)?);
 
-    let kernel = read(config.kernel.path)?;
-    Image::parse(kernel)
-        .map_err(|error| Refusal::new(Status::LOAD_ERROR, format_args!("{}: {error}", config.kernel.path)))?;
+    let read_kernel = |name: &str| {
+        let kernel = read(name)?;
+        Image::parse(kernel).map_err(|error| Refusal::new(Status::LOAD_ERROR, format_args!("{name}: {error}")))?;
+        Ok(kernel)
+    };
+
+    let kernel = read_kernel(config.kernel.path)?;
     let ramdisk = match config.ramdisk {
         Some(name) => Some(read(name)?),
         None => offered_ramdisk(firmware)?,
     };
     let dtb = config.dtb.map(read).transpose()?;
+    let mut domains = ArrayVec::new();
+    for section in config.domains {
+        let files = load_domain(section, &domains, read_kernel, read)?;
+        domains.push(files);
+    }
     let too_long =
         |what| Refusal::new(Status::LOAD_ERROR, format_args!("{path}: the command line of the {what} is too long"));
     let mut hypervisor_words = ArrayString::new();
@@ -176,7 +193,28 @@ fn load(firmware: &Firmware) -> Outcome<Payload> {
         ramdisk: ramdisk.map(|bytes| range_of(bytes)),
         dtb: dtb.map(|bytes| &*bytes),
         hypervisor_words,
+        domains,
     })
+}
+
+/// Loads the files of a domU. Those that an earlier one has are shared: they are only read.
+fn load_domain(
+    section: DomainSection<'static>,
+    earlier: &[DomainFiles],
+    read_kernel: impl Fn(&str) -> Outcome<&'static mut [u8]>,
+    read: impl Fn(&str) -> Outcome<&'static mut [u8]>,
+) -> Outcome<DomainFiles> {
+    let kernel = match earlier.iter().find(|other| other.section.kernel.path == section.kernel.path) {
+        Some(other) => other.kernel,
+        None => range_of(read_kernel(section.kernel.path)?),
+    };
+    let shared = earlier.iter().find(|other| other.section.ramdisk == section.ramdisk).map(|other| other.ramdisk);
+    let ramdisk = match (shared, section.ramdisk) {
+        (Some(shared), _) => shared,
+        (None, Some(name)) => Some(range_of(read(name)?)),
+        (None, None) => None,
+    };
+    Ok(DomainFiles { section, kernel, ramdisk })
 }
 
 fn range_of(bytes: &[u8]) -> Range {
@@ -237,7 +275,7 @@ fn describe(firmware: &Firmware, payload: &Payload, machine: &mut Machine) -> Ou
         return Err(Refusal::new(Status::UNSUPPORTED, text));
     };
     let kept = machine.reserved.len();
-    add_payload(machine, payload);
+    add_payload(machine, payload)?;
     let map = memory_map(firmware, room)?;
     fill_memory(machine, kept, map).map_err(|error| refused(&error))?;
     windows::apply(machine).map_err(|error| refused(&error))?;
@@ -289,8 +327,9 @@ fn device_tree(firmware: &Firmware, payload: &Payload) -> Option<&'static [u8]> 
     Some(unsafe { slice::from_raw_parts(at.0 as *const u8, size) })
 }
 
-/// Replaces the modules and the command line in the machine's description by those that were loaded.
-fn add_payload(machine: &mut Machine, payload: &Payload) {
+/// Replaces the modules and the command line in the machine's description by those that were loaded, and adds the domUs
+/// of the configuration to those that a device tree describes.
+fn add_payload(machine: &mut Machine, payload: &Payload) -> Outcome<()> {
     machine.modules.clear();
     machine.bootargs = payload.hypervisor_words;
     let kernel = Module { kind: ModuleKind::Kernel, range: payload.kernel, bootargs: payload.kernel_words };
@@ -298,6 +337,14 @@ fn add_payload(machine: &mut Machine, payload: &Payload) {
         payload.ramdisk.map(|range| Module { kind: ModuleKind::Ramdisk, range, bootargs: ArrayString::new() });
     let modules: ArrayVec<Module, 2> = [Some(kernel), ramdisk].into_iter().flatten().collect();
     machine.modules.extend(modules);
+    for DomainFiles { section, kernel, ramdisk } in &payload.domains {
+        machine.domains.try_push(section.config(*kernel, *ramdisk)).map_err(|_| {
+            let text =
+                format_args!("domain `{}`: more than {DOMAINS} domUs, with those of the device tree", section.name);
+            Refusal::new(Status::LOAD_ERROR, text)
+        })?;
+    }
+    Ok(())
 }
 
 /// Sets the machine's memory from the memory map, and its reservations to the first `kept` and those of the map.

@@ -96,8 +96,7 @@ mod tests {
     fn config(memory: u64, kernel: Range) -> DomainConfig {
         let mut modules = ArrayVec::new();
         modules.push(Module { kind: ModuleKind::Kernel, range: kernel, bootargs: ArrayString::new() });
-        let (name, cpus) = (ArrayString::new(), 1);
-        DomainConfig { name, cpus, memory, vpl011: true, weight: None, cap: None, modules }
+        DomainConfig { cpus: 1, memory, modules, ..DomainConfig::default() }
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! IORT: the ITS and DeviceIDs of the MSIs of PCI functions and of devices that AML names, and the SMMU in front of a
-//! function (DEN 0049E).
+//! IORT: the ITS and DeviceIDs of the MSIs of PCI functions and of devices that AML names, the SMMUs in front of them,
+//! and the memory that devices access for the firmware (DEN 0049E).
 //!
 //! The table is a graph: nodes refer to each other by offset, and an edge translates a range of IDs. A root complex is
 //! connected to an ITS group directly, or to an SMMU (requester IDs become StreamIDs) that is connected to a group
@@ -8,7 +8,7 @@
 
 use super::madt::ItsNames;
 use super::{AcpiError, Fields};
-use crate::ids::{DeviceId, DeviceIds, Intid, ItsId, Pa};
+use crate::ids::{DeviceId, DeviceIds, Intid, ItsId, Pa, StreamId, Streams};
 use crate::platform::{IdMap, Machine, MachineError, MsiDevices, Part, Smmu, SmmuId};
 use crate::util::range::Range;
 use arrayvec::ArrayVec;
@@ -22,6 +22,8 @@ pub(crate) const NAMED_COMPONENT: u8 = 1;
 pub(crate) const ROOT_COMPLEX: u8 = 2;
 pub(crate) const SMMU_V2: u8 = 3;
 pub(crate) const SMMU_V3: u8 = 4;
+/// A reserved memory range (RMR).
+pub(crate) const RESERVED_MEMORY: u8 = 6;
 /// The lengths of a node's header and of an ID mapping.
 pub(crate) const NODE: usize = 16;
 pub(crate) const MAPPING: usize = 20;
@@ -31,6 +33,10 @@ pub(crate) const SINGLE: u32 = 1 << 0;
 const SMMU_REGS: u64 = 0x2_0000;
 /// SMMUv3 flag: COHACC override, the SMMU's accesses are coherent.
 const COHACC: u32 = 1 << 0;
+/// The revision of the table from which on (E.b) an RMR node has the fields that are read here.
+const RMR_REVISION: u8 = 3;
+/// The length of a memory range descriptor of an RMR node.
+const RMR_DESCRIPTOR: usize = 20;
 /// The longest path from a root complex to an ITS. One SMMU is usual, two are allowed.
 const LONGEST_PATH: usize = 3;
 
@@ -142,11 +148,15 @@ impl Ids {
     }
 }
 
-/// What the translations that a path ends with are added to.
-struct Found<'a> {
-    its: &'a mut dyn FnMut(Ids, ItsId) -> Result<(), MachineError>,
-    smmu: &'a mut dyn FnMut(Ids, SmmuId) -> Result<(), MachineError>,
+/// Where a path ends, or passes through.
+#[derive(Clone, Copy)]
+enum Target {
+    Its(ItsId),
+    Smmu(SmmuId),
 }
+
+/// What the translations at the targets of a path are passed to.
+type Found<'a> = dyn FnMut(Ids, Target) -> Result<(), MachineError> + 'a;
 
 /// Adds the SMMUs and the devices that AML names, and fills the two maps of each PCI host.
 pub(super) fn read(iort: Fields<'_>, names: &ItsNames, machine: &mut Machine) -> Result<(), AcpiError> {
@@ -164,8 +174,16 @@ pub(super) fn read(iort: Fields<'_>, names: &ItsNames, machine: &mut Machine) ->
         if node.kind == NAMED_COMPONENT {
             // Its inputs are its own, and few; what matters is the DeviceIDs that they become.
             let ids = Ids { rid_base: 0, now: 0, length: u32::MAX };
-            let its = &mut |ids: Ids, its| add_device(machine, ids, its);
-            follow(iort, node, ids, LONGEST_PATH, names, &places, &mut Found { its, smmu: &mut |_, _| Ok(()) })?;
+            follow(iort, node, ids, LONGEST_PATH, names, &places, &mut |ids, target| match target {
+                Target::Its(its) => add_device(machine, ids, its),
+                Target::Smmu(smmu) => {
+                    machine.add_stream_device(streams(smmu, ids));
+                    Ok(())
+                }
+            })?;
+        }
+        if node.kind == RESERVED_MEMORY && iort.revision() >= RMR_REVISION {
+            read_reserved(iort, node, &places, machine);
         }
         if node.kind != ROOT_COMPLEX {
             continue;
@@ -176,9 +194,10 @@ pub(super) fn read(iort: Fields<'_>, names: &ItsNames, machine: &mut Machine) ->
             let rid_base = u32::from(first) << 8;
             let length = (u32::from(last.saturating_sub(first)) + 1) << 8;
             let ids = Ids { rid_base, now: rid_base, length };
-            let its = &mut |ids, its| add(&mut host.msi_map, ids, its);
-            let smmu = &mut |ids, smmu| add(&mut host.iommu_map, ids, smmu);
-            follow(iort, node, ids, LONGEST_PATH, names, &places, &mut Found { its, smmu })?;
+            follow(iort, node, ids, LONGEST_PATH, names, &places, &mut |ids, target| match target {
+                Target::Its(its) => add(&mut host.msi_map, ids, its),
+                Target::Smmu(smmu) => add(&mut host.iommu_map, ids, smmu),
+            })?;
         }
     }
     Ok(())
@@ -218,12 +237,12 @@ fn follow(
                 // If the group has several ITSs, any of them can be used; take the first.
                 let name = if next.fields.u32(16)? == 0 { None } else { Some(next.fields.u32(20)?) };
                 if let Some(its) = names.iter().position(|&its| Some(its) == name) {
-                    (found.its)(ids, ItsId(its as u8))?;
+                    found(ids, Target::Its(ItsId(its as u8)))?;
                 }
             }
             SMMU_V3 => {
                 if let Some(smmu) = smmus.iter().position(|&at| at == next.at) {
-                    (found.smmu)(ids, SmmuId(smmu as u8))?;
+                    found(ids, Target::Smmu(SmmuId(smmu as u8)))?;
                 }
                 follow(iort, next, ids, left, names, smmus, found)?;
             }
@@ -235,10 +254,40 @@ fn follow(
     Ok(())
 }
 
-/// Adds the DeviceIDs of a device that AML names. A length that no device has is cut to the IDs of a bus.
+impl Ids {
+    /// Returns the last ID that the range has been translated to. A length that no device has is cut to the IDs of a bus.
+    fn last(self) -> u32 {
+        self.now.saturating_add(self.length.min(0x1_0000).saturating_sub(1))
+    }
+}
+
+fn streams(smmu: SmmuId, ids: Ids) -> Streams {
+    Streams { smmu, first: StreamId(ids.now), last: StreamId(ids.last()) }
+}
+
+/// Adds the memory ranges of an RMR node for the streams of its ID mappings. All that is invalid is left out. The flags
+/// say how an operating system may map the ranges, and do not matter to one that maps them at their own address.
+fn read_reserved(iort: Fields<'_>, node: Node<'_>, smmus: &SmmuPlaces, machine: &mut Machine) {
+    let (Ok(count), Ok(first)) = (node.fields.u32(20), node.fields.u32(24)) else { return };
+    for mapping in node.mappings().map_while(Result::ok) {
+        let is_smmu = Node::at(iort, mapping.to).is_ok_and(|next| next.kind == SMMU_V3);
+        let Some(smmu) = smmus.iter().position(|&at| is_smmu && at == mapping.to) else { continue };
+        // The input means nothing, since the node stands for no device.
+        let ids = Ids { rid_base: 0, now: mapping.output, length: mapping.more.saturating_add(1) };
+        let streams = streams(SmmuId(smmu as u8), ids);
+        let descriptors = node.fields.rest(first as usize).bytes.chunks_exact(RMR_DESCRIPTOR);
+        for bytes in descriptors.take(count as usize) {
+            let descriptor = Fields { bytes, ..node.fields };
+            if let (Ok(base), Ok(size)) = (descriptor.u64(0), descriptor.u64(8)) {
+                machine.add_dma_reserved(streams, Range::new(Pa(base), size));
+            }
+        }
+    }
+}
+
+/// Adds the DeviceIDs of a device that AML names.
 fn add_device(machine: &mut Machine, ids: Ids, its: ItsId) -> Result<(), MachineError> {
-    let last = ids.now.saturating_add(ids.length.min(0x1_0000).saturating_sub(1));
-    let devices = MsiDevices { its, ids: DeviceIds { first: DeviceId(ids.now), last: DeviceId(last) } };
+    let devices = MsiDevices { its, ids: DeviceIds { first: DeviceId(ids.now), last: DeviceId(ids.last()) } };
     if machine.msi_devices.contains(&devices) {
         return Ok(());
     }

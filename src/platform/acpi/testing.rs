@@ -221,6 +221,13 @@ pub(crate) fn smmu_v3(base: u64, mappings: &[[u32; 5]]) -> IortNode {
     (4, bytes(52, &[(0, base, 8), (8, 1, 4), (28, 106, 4), (36, 109, 4)]), mappings.to_vec())
 }
 
+/// Builds a reserved memory range node: for each memory range, its address and its size.
+pub(crate) fn rmr(ranges: &[(u64, u64)], mappings: &[[u32; 5]]) -> IortNode {
+    let mut own = bytes(12, &[(4, ranges.len() as u64, 4), (8, 28, 4)]);
+    ranges.iter().for_each(|&(base, size)| own.extend(bytes(20, &[(0, base, 8), (8, size, 8)])));
+    (6, own, mappings.to_vec())
+}
+
 /// Builds tables with the layout of a Graviton3: 64 CPUs, of which the second half has Aff3 = 1 and its redistributors
 /// 16 GiB higher, listed per CPU; one ITS next to the second half; PCI segment 1; a 16550 as console; no interrupt of
 /// the Secure timer.

@@ -3,12 +3,12 @@
 use super::madt::ENTRIES;
 use super::testing::{
     self, GICV2, GICV3, GICV4, GRAVITON3_GICR, Memory, bytes, fadt, gicc, gicd, graviton3, gtdt, iort, its, its_group,
-    madt, mcfg, root_complex, smmu_v3, spcr,
+    madt, mcfg, rmr, root_complex, smmu_v3, spcr,
 };
 use super::{AcpiError, Damage, Signature, Tables};
 use crate::ids::{DeviceId, Intid, ItsId, Mpidr, Pa};
 use crate::platform::{
-    Conduit, IdMap, Its, Machine, MachineError, SmmuId, TimerPpis, Uart, UartKind, fdt, testing as trees,
+    Conduit, DmaReserved, IdMap, Its, Machine, MachineError, SmmuId, TimerPpis, Uart, UartKind, fdt, testing as trees,
 };
 use crate::util::range::Range;
 use alloc::boxed::Box;
@@ -305,6 +305,63 @@ fn devices_that_aml_names_have_the_ids_at_the_end_of_their_path() {
     let machine = Memory::with(&tables).read().unwrap();
     let ids: Vec<_> = machine.msi_devices.iter().map(|d| (d.its.0, d.ids.first.0, d.ids.last.0)).collect();
     assert_eq!(ids, [(0, 0x1_0005, 0x1_0005), (0, 0x1_0010, 0x1_0011), (0, 0x2_0180, 0x2_0180)]);
+}
+
+#[test]
+fn devices_that_aml_names_have_the_streams_at_their_smmu() {
+    let component = |mappings: &[[u32; 5]]| (1u8, bytes(24, &[]), mappings.to_vec());
+    // The ITS group at 48, two SMMUs at 72 and 160 (16 + 52 + 20 bytes long), then the devices.
+    let nodes = [
+        its_group(7),
+        smmu_v3(0x905_0000, &[[0, 0xffff, 0x2_0000, 48, 0]]),
+        smmu_v3(0x906_0000, &[[0, 0xffff, 0x3_0000, 48, 0]]),
+        component(&[[0x1234, 0, 0x15, 72, 1], [0, 7, 0x20, 160, 0]]),
+        component(&[[0, 0, 0x15, 72, 1], [0, 0, 0x99, 48, 1]]),
+        // More streams than any device has.
+        component(&[[0, 0x1_ffff, 0x4_0000, 160, 0]]),
+    ];
+    let mut tables = small();
+    tables[1] = madt(5, &[gicd(0x800_0000, 3), gicc(0, 0, 1, 25, 0x80a_0000), its(7, 0x2000_0000)]);
+    tables.push(iort(&nodes));
+    let machine = Memory::with(&tables).read().unwrap();
+    let streams: Vec<_> = machine.stream_devices.iter().map(|s| (s.smmu.0, s.first.0, s.last.0)).collect();
+    assert_eq!(streams, [(0, 0x15, 0x15), (1, 0x20, 0x27), (1, 0x4_0000, 0x4_ffff)]);
+    let ids: Vec<_> = machine.msi_devices.iter().map(|d| (d.ids.first.0, d.ids.last.0)).collect();
+    assert_eq!(ids, [(0x2_0015, 0x2_0015), (0x3_0020, 0x3_0027), (0x99, 0x99)]);
+}
+
+#[test]
+fn memory_that_devices_access_for_the_firmware_is_kept_for_their_streams() {
+    // SMMUs at 48 and 116 (16 + 52 bytes long).
+    let nodes = |rmr| [smmu_v3(0x905_0000, &[]), smmu_v3(0x906_0000, &[]), rmr];
+    let read = |revision, rmr| {
+        let mut table = iort(&nodes(rmr));
+        table[8] = revision;
+        testing::fix(&mut table);
+        let mut tables = small();
+        tables.push(table);
+        let machine = Memory::with(&tables).read().unwrap();
+        let found = |r: &DmaReserved| (r.streams.smmu.0, r.streams.first.0, r.streams.last.0, r.range);
+        machine.dma_reserved.iter().map(found).collect::<Vec<_>>()
+    };
+    let ranges = [(0x8000_0000, 0x2_0000), (0x9000_0010, 0x10), (0, 0), (u64::MAX, 0x1000)];
+    let usual = || rmr(&ranges, &[[0, 1, 0x100, 48, 0], [0x55, 0, 7, 116, 1], [0, 0, 9, 184, 0], [0, 0, 9, 3, 0]]);
+    let kept = [
+        (0, 0x100, 0x101, r(0x8000_0000, 0x2_0000)),
+        (0, 0x100, 0x101, r(0x9000_0000, 0x1000)),
+        (1, 7, 7, r(0x8000_0000, 0x2_0000)),
+        (1, 7, 7, r(0x9000_0000, 0x1000)),
+    ];
+    assert_eq!(read(3, usual()), kept);
+    assert_eq!(read(6, usual()), kept);
+    // Before revision E.b, such a node has other fields.
+    assert_eq!(read(2, usual()), []);
+    // More ranges than the node has room for, and ranges outside of it.
+    for (at, value) in [(4, u32::MAX), (8, 0x1000)] {
+        let mut node = usual();
+        node.1[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        read(5, node);
+    }
 }
 
 #[test]

@@ -8,16 +8,28 @@
 //! options=loglvl=debug
 //! kernel=Image console=ttyAMA0 root=/dev/nvme0n1p2
 //! ramdisk=initramfs.cpio
+//! domains=web
+//!
+//! [domain web]
+//! kernel=Image console=ttyAMA0
+//! cpus=2
+//! memory=512M
 //! ```
+//!
+//! Sections whose name begins with `domain` are Doorward's own: each describes a domU ([`DomainSection`]), and the section
+//! to boot lists those to build.
 //!
 //! A line is empty, a comment (`#` or `;`), a `[section]` or `key=value`. The hypervisor's command line is the global
 //! `options=` followed by the section's. An unknown or duplicate key is an error with a line number, so that a mistyped
 //! `ramdisk=` is reported here and not by a kernel panic.
 
+use super::domain_section::{self, DomainSection};
+use crate::platform::DOMAINS;
+use arrayvec::ArrayVec;
 use core::fmt;
 
 /// The contents of the section to boot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config<'a> {
     /// The section's name.
     pub section: &'a str,
@@ -29,15 +41,25 @@ pub struct Config<'a> {
     pub dtb: Option<&'a str>,
     /// `options=` of `[global]` and of the section: the hypervisor's command line.
     pub options: [&'a str; 2],
+    /// `domains=`: the domUs to build.
+    pub domains: ArrayVec<DomainSection<'a>, DOMAINS>,
 }
 
 /// A file and its command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct File<'a> {
     /// The path, relative to the configuration file unless it starts with a separator.
     pub path: &'a str,
     /// The rest of the line after the path.
     pub words: &'a str,
+}
+
+impl<'a> File<'a> {
+    /// Parses the value of `kernel=`.
+    pub(super) fn parse(value: &'a str) -> File<'a> {
+        let (path, words) = value.split_once([' ', '\t']).unwrap_or((value, ""));
+        File { path, words: words.trim() }
+    }
 }
 
 /// An error in a configuration file.
@@ -72,8 +94,32 @@ pub enum Problem<'a> {
     NoSections,
     /// The requested section does not exist.
     MissingSection(&'a str),
-    /// The section has no `kernel=`.
-    NoKernel(&'a str),
+    /// A section lacks a key.
+    Lacks {
+        /// The section.
+        section: &'a str,
+        /// The key.
+        key: &'static str,
+    },
+    /// A key of a domU is unknown.
+    UnknownDomainKey(&'a str),
+    /// A name of a domU is too long or has a blank.
+    BadDomainName(&'a str),
+    /// `domains=` lists a domU without a section.
+    MissingDomain(&'a str),
+    /// `domains=` lists a domU twice.
+    DomainTwice(&'a str),
+    /// `domains=` lists too many domUs.
+    TooManyDomains,
+    /// A value is not one of those that its key has.
+    BadValue {
+        /// The key.
+        key: &'a str,
+        /// The value, or the part of it that is wrong.
+        value: &'a str,
+        /// What the key takes.
+        expected: &'static str,
+    },
 }
 
 impl fmt::Display for ConfigError<'_> {
@@ -87,14 +133,32 @@ impl fmt::Display for ConfigError<'_> {
             Problem::NoValue(text) => write!(f, "`{text}` is neither [SECTION] nor KEY=VALUE"),
             Problem::NoSection(key) => write!(f, "`{key}=` precedes the first [SECTION]"),
             Problem::UnknownKey(key) => {
-                write!(f, "unknown key `{key}=`: expected default= (in [global]), options=, kernel=, ramdisk= or dtb=")
+                write!(
+                    f,
+                    "unknown key `{key}=`: expected default= (in [global]), options=, kernel=, ramdisk=, dtb= or \
+                     domains="
+                )
             }
             Problem::ForeignKey(key) => write!(f, "`{key}=` is not supported"),
             Problem::Empty(key) => write!(f, "`{key}=` has no value"),
             Problem::Twice(key) => write!(f, "duplicate key `{key}=` in one section"),
             Problem::NoSections => f.write_str("there is no section to boot"),
             Problem::MissingSection(name) => write!(f, "there is no section [{name}]"),
-            Problem::NoKernel(name) => write!(f, "section [{name}] has no kernel="),
+            Problem::Lacks { section, key } => write!(f, "section [{section}] has no {key}="),
+            Problem::UnknownDomainKey(key) => {
+                write!(f, "unknown key `{key}=`: expected {}", domain_section::KEYS)
+            }
+            Problem::BadDomainName(name) => {
+                write!(
+                    f,
+                    "`{name}` is no name of a domain: expected at most {} bytes without blanks",
+                    domain_section::NAME
+                )
+            }
+            Problem::MissingDomain(name) => write!(f, "there is no section [domain {name}]"),
+            Problem::DomainTwice(name) => write!(f, "domain `{name}` is listed twice"),
+            Problem::TooManyDomains => write!(f, "more than {DOMAINS} domains are not supported"),
+            Problem::BadValue { key, value, expected } => write!(f, "`{key}={value}`: expected {expected}"),
         }
     }
 }
@@ -112,7 +176,10 @@ impl<'a> Config<'a> {
     /// # Errors
     ///
     /// The first error in the file, including those in sections that are not used.
-    pub fn parse(file: &'a [u8], wanted: Option<&'a str>) -> Result<Config<'a>, ConfigError<'a>> {
+    pub fn parse<'w>(file: &'a [u8], wanted: Option<&'w str>) -> Result<Config<'a>, ConfigError<'w>>
+    where
+        'a: 'w,
+    {
         let text = match core::str::from_utf8(file) {
             Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
             Err(error) => {
@@ -122,22 +189,46 @@ impl<'a> Config<'a> {
         };
         check(text)?;
         let nowhere = |problem| ConfigError { line: 0, problem };
-        let first = || sections(text).find(|name| *name != "global");
-        let section =
+        let bootable = |name: &&str| *name != "global" && domain_name(name).is_none();
+        let first = || sections(text).find(bootable);
+        let wanted =
             wanted.or_else(|| value(text, "global", "default")).or_else(first).ok_or(nowhere(Problem::NoSections))?;
-        if section == "global" || !sections(text).any(|name| name == section) {
-            return Err(nowhere(Problem::MissingSection(section)));
-        }
-        let kernel = value(text, section, "kernel").ok_or(nowhere(Problem::NoKernel(section)))?;
-        let (path, words) = kernel.split_once([' ', '\t']).unwrap_or((kernel, ""));
+        let section = sections(text).find(|name| *name == wanted && bootable(name));
+        let section = section.ok_or(nowhere(Problem::MissingSection(wanted)))?;
+        let kernel = value(text, section, "kernel").ok_or(nowhere(Problem::Lacks { section, key: "kernel" }))?;
+        let listed = value(text, section, "domains").unwrap_or("").split_whitespace();
+        let domains = listed.map(|name| domain(text, name)).collect::<Result<_, _>>()?;
         let options = |section| value(text, section, "options").unwrap_or("");
         Ok(Config {
             section,
-            kernel: File { path, words: words.trim() },
+            kernel: File::parse(kernel),
             ramdisk: value(text, section, "ramdisk"),
             dtb: value(text, section, "dtb"),
             options: [options("global"), options(section)],
+            domains,
         })
+    }
+}
+
+/// Returns the name of the domU that a section describes.
+fn domain_name(section: &str) -> Option<&str> {
+    let rest = section.strip_prefix("domain")?;
+    rest.starts_with(char::is_whitespace).then(|| rest.trim_start())
+}
+
+/// Reads the section of a domU, or finds the first error in it.
+fn domain<'a>(text: &'a str, name: &'a str) -> Result<DomainSection<'a>, ConfigError<'a>> {
+    let mut domain = DomainSection::new(name);
+    let is_own = |section: &str| domain_name(section) == Some(name);
+    let heading = headings(text).find(|&(_, section)| is_own(section));
+    let (start, section) = heading.unwrap_or((0, name));
+    for (line, key, value) in pairs(text, is_own) {
+        domain.set(key, value).map_err(|problem| ConfigError { line, problem })?;
+    }
+    let has = |wanted| pairs(text, is_own).any(|(_, key, _)| key == wanted);
+    match domain_section::REQUIRED.into_iter().find(|&key| !has(key)) {
+        Some(key) => Err(ConfigError { line: start, problem: Problem::Lacks { section, key } }),
+        None => Ok(domain),
     }
 }
 
@@ -163,35 +254,57 @@ fn items<'a>(text: &'a str) -> impl Iterator<Item = (usize, Result<Item<'a>, Pro
     })
 }
 
-/// Checks every line of the file.
+/// Checks every line of the file, and every section of a domU.
 fn check(text: &str) -> Result<(), ConfigError<'_>> {
     let mut section = None;
     for (line, item) in items(text) {
         let problem = match item {
-            Err(problem) => problem,
+            Err(problem) => Some(problem),
             Ok(Item::Section(name)) => {
-                section = Some((name, line));
-                continue;
+                section = Some(name);
+                domain_name(name).filter(|name| !domain_section::is_name(name)).map(Problem::BadDomainName)
             }
-            Ok(Item::Pair(key, value)) => match (section, key) {
-                (None, _) => Problem::NoSection(key),
-                (Some(("global", _)), "default" | "options") => match check_value(text, "global", key, value, line) {
-                    Some(problem) => problem,
-                    None => continue,
-                },
-                (Some(_), "ucode" | "xsm" | "chain" | "video" | "xen") => Problem::ForeignKey(key),
-                (Some((name, _)), "options" | "kernel" | "ramdisk" | "dtb") if name != "global" => {
-                    match check_value(text, name, key, value, line) {
-                        Some(problem) => problem,
-                        None => continue,
-                    }
-                }
-                (Some(_), _) => Problem::UnknownKey(key),
+            Ok(Item::Pair(key, value)) => match section {
+                None => Some(Problem::NoSection(key)),
+                Some(name) => check_key(text, name, key, value, line),
             },
         };
-        return Err(ConfigError { line, problem });
+        if let Some(problem) = problem {
+            return Err(ConfigError { line, problem });
+        }
     }
-    Ok(())
+    sections(text).filter_map(domain_name).try_for_each(|name| domain(text, name).map(drop))
+}
+
+fn check_key<'a>(text: &'a str, section: &str, key: &'a str, value: &'a str, line: usize) -> Option<Problem<'a>> {
+    let known = match key {
+        _ if domain_name(section).is_some() => domain_section::is_key(key),
+        "options" => true,
+        "default" => section == "global",
+        "kernel" | "ramdisk" | "dtb" | "domains" => section != "global",
+        _ => false,
+    };
+    match key {
+        _ if known => check_value(text, section, key, value, line)
+            .or_else(|| if key == "domains" { check_domains(text, value) } else { None }),
+        "ucode" | "xsm" | "chain" | "video" | "xen" => Some(Problem::ForeignKey(key)),
+        _ if domain_name(section).is_some() => Some(Problem::UnknownDomainKey(key)),
+        _ => Some(Problem::UnknownKey(key)),
+    }
+}
+
+/// Checks the value of `domains=`.
+fn check_domains<'a>(text: &'a str, value: &'a str) -> Option<Problem<'a>> {
+    let names = || value.split_whitespace();
+    for (index, name) in names().enumerate() {
+        if names().take(index).any(|other| other == name) {
+            return Some(Problem::DomainTwice(name));
+        }
+        if !sections(text).any(|section| domain_name(section) == Some(name)) {
+            return Some(Problem::MissingDomain(name));
+        }
+    }
+    (names().count() > DOMAINS).then_some(Problem::TooManyDomains)
 }
 
 /// Checks the value of a known key.
@@ -199,19 +312,27 @@ fn check_value<'a>(text: &'a str, section: &str, key: &'a str, value: &str, line
     if value.is_empty() && key != "options" {
         return Some(Problem::Empty(key));
     }
-    pairs(text, section).any(|(other, name, _)| other < line && name == key).then_some(Problem::Twice(key))
+    // Blanks in the heading of a domU do not count.
+    let is_same =
+        |other: &str| other == section || domain_name(section).is_some_and(|name| domain_name(other) == Some(name));
+    pairs(text, is_same).any(|(other, name, _)| other < line && name == key).then_some(Problem::Twice(key))
 }
 
 fn sections(text: &str) -> impl Iterator<Item = &str> {
-    items(text).filter_map(|(_, item)| if let Ok(Item::Section(name)) = item { Some(name) } else { None })
+    headings(text).map(|(_, name)| name)
+}
+
+/// Returns the headings of sections with their line numbers.
+fn headings(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    items(text).filter_map(|(line, item)| if let Ok(Item::Section(name)) = item { Some((line, name)) } else { None })
 }
 
 /// Returns the pairs of a section with their line numbers. A section may be in several parts of the file.
-fn pairs<'a>(text: &'a str, section: &str) -> impl Iterator<Item = (usize, &'a str, &'a str)> {
+fn pairs(text: &str, is_section: impl Fn(&str) -> bool) -> impl Iterator<Item = (usize, &str, &str)> {
     let mut inside = false;
     items(text).filter_map(move |(line, item)| match item {
         Ok(Item::Section(name)) => {
-            inside = name == section;
+            inside = is_section(name);
             None
         }
         Ok(Item::Pair(key, value)) => inside.then_some((line, key, value)),
@@ -220,7 +341,7 @@ fn pairs<'a>(text: &'a str, section: &str) -> impl Iterator<Item = (usize, &'a s
 }
 
 fn value<'a>(text: &'a str, section: &str, key: &str) -> Option<&'a str> {
-    pairs(text, section).find(|&(_, name, _)| name == key).map(|(_, _, value)| value)
+    pairs(text, |name| name == section).find(|&(_, name, _)| name == key).map(|(_, _, value)| value)
 }
 
 #[cfg(test)]

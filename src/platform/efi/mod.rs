@@ -4,10 +4,12 @@
 //! host. The calls of the firmware are in `boot::efi`.
 
 mod config;
+mod domain_section;
 mod load_options;
 mod memory_map;
 
 pub use config::{Config, ConfigError, File, Problem};
+pub use domain_section::DomainSection;
 pub use load_options::{LoadOptions, to_utf8};
 pub use memory_map::{BadDescriptorSize, Descriptor, MemoryMap};
 

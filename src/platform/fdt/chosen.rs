@@ -5,15 +5,18 @@
 //! `xen,xen-bootargs` exists, it is for the hypervisor, and `bootargs` is for dom0 unless its module has its own.
 //!
 //! A `xen,domain` node describes a domU (same document, "Creating Multiple Domains directly from Xen"): `cpus`,
-//! `memory` in KiB, `vpl011`, and modules. Two properties are Doorward's own: `doorward,cpu-weight` and
-//! `doorward,cpu-cap`, of one cell each.
+//! `memory` in KiB, `vpl011`, and modules. These properties are Doorward's own: `doorward,cpu-weight` and
+//! `doorward,cpu-cap`, of one cell each; `doorward,pci`, a list of strings that name PCI functions; and
+//! `doorward,pci-allow-no-reset`. (Xen's document has no property for PCI functions. A patch for Xen has
+//! `xen,pci-assigned` in the partial device tree of a domU.)
 
 use super::lists::push;
 use super::walk::{self, Cells, Go, Place, Tree, text};
 use crate::ids::Pa;
+use crate::platform::domu::start_of;
 use crate::platform::{DomainConfig, Machine, MachineError, Module, ModuleKind, Part, Uart, UartKind};
 use crate::util::range::Range;
-use arrayvec::{ArrayString, ArrayVec};
+use arrayvec::ArrayString;
 
 /// Reads `/chosen`. A machine without it has no console, no modules and an empty command line.
 pub(super) fn read(tree: Tree<'_>, machine: &mut Machine) -> Result<(), MachineError> {
@@ -59,19 +62,24 @@ fn read_domain(place: &Place<'_, '_>) -> Result<DomainConfig, MachineError> {
     let cpus = place.u32("cpus").and_then(|cpus| u16::try_from(cpus).ok()).filter(|&cpus| cpus > 0);
     let memory = place.value("memory").ok_or(bad("memory"))?;
     let kib = Cells(memory).number((memory.len() / 4).min(2) as u32).filter(|&kib| kib > 0);
-    let mut name = ArrayString::new();
-    for letter in place.name().chars() {
-        let _ = name.try_push(letter);
-    }
-    Ok(DomainConfig {
-        name,
+    let mut config = DomainConfig {
+        name: start_of(place.name()),
         cpus: cpus.ok_or(bad("cpus"))?,
         memory: kib.and_then(|kib| kib.checked_mul(1024)).ok_or(bad("memory"))?,
         vpl011: place.has("vpl011"),
         weight: place.u32("doorward,cpu-weight"),
         cap: place.u32("doorward,cpu-cap"),
-        modules: ArrayVec::new(),
-    })
+        pci_allow_no_reset: place.has("doorward,pci-allow-no-reset"),
+        ..DomainConfig::default()
+    };
+    if let Some(list) = place.value("doorward,pci") {
+        // Unlike `strings`, this loses no name that is damaged: the domain is not built without a function.
+        let names = list.strip_suffix(b"\0").unwrap_or(list);
+        for name in names.split(|&byte| byte == 0) {
+            config.add_function(core::str::from_utf8(name).unwrap_or("\u{fffd}"));
+        }
+    }
+    Ok(config)
 }
 
 fn copy<const N: usize>(line: &str) -> Result<ArrayString<N>, MachineError> {
@@ -161,11 +169,13 @@ fn read_uart(tree: Tree<'_>, place: &Place<'_, '_>) -> Option<Uart> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::Sbdf;
+    use crate::platform::ConfigProblem;
     use crate::platform::fdt::read;
-    use crate::platform::testing::{DOM0, edited, node, set, unset};
+    use crate::platform::testing::{DOM0, cells, edited, node, set, unset};
     use alloc::vec::Vec;
     use dtoolkit::Node;
-    use dtoolkit::model::{DeviceTree, DeviceTreeNode};
+    use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 
     const KERNEL: &str = "/chosen/domU1/module@50000000";
 
@@ -242,6 +252,59 @@ mod tests {
         });
         let domain = read(&blob).unwrap().domains.remove(0);
         assert_eq!((domain.weight, domain.cap), (Some(512), Some(50)));
+    }
+
+    #[test]
+    fn the_pci_functions_of_a_domu_are_read_once_each() {
+        let domain = |names: &[&str]| {
+            let blob = with_domain(|tree| set(tree, "/chosen/domU1", "doorward,pci", names));
+            read(&blob).unwrap().domains.remove(0)
+        };
+        let found = domain(&["0000:01:00.0", "0001:02:1f.7", "0:1:0.0"]);
+        assert_eq!(found.pci[..], [Sbdf { segment: 0, rid: 0x100 }, Sbdf { segment: 1, rid: 0x2ff }]);
+        assert_eq!((found.problem, found.pci_allow_no_reset), (None, false));
+        let allowed =
+            read(&with_domain(|tree| set(tree, "/chosen/domU1", "doorward,pci-allow-no-reset", [0u32; 0]))).unwrap();
+        assert!(allowed.domains[0].pci_allow_no_reset && allowed.domains[0].pci.is_empty());
+
+        let all: Vec<_> = (0..17).map(|device| alloc::format!("0000:00:{device:02x}.0")).collect();
+        let all: Vec<_> = all.iter().map(alloc::string::String::as_str).collect();
+        assert_eq!(domain(&all[..16]).problem, None);
+        assert_eq!(domain(&all).problem, Some(ConfigProblem::TooManyFunctions));
+    }
+
+    #[test]
+    fn a_malformed_name_of_a_function_is_a_problem_of_its_domain_alone() {
+        let problem = |value: &[u8]| {
+            let value = value.to_vec();
+            let blob = with_domain(|tree| {
+                let property = DeviceTreeProperty::new("doorward,pci", value).unwrap();
+                node(tree, "/chosen/domU1").add_property(property);
+                let mut other = node(tree, "/chosen/domU1").clone();
+                assert!(other.remove_property("doorward,pci").is_some());
+                let mut second = DeviceTreeNode::new("domU2").unwrap();
+                other.properties().for_each(|property| second.add_property(property.clone()));
+                other.children().for_each(|child| second.add_child(child.clone()));
+                node(tree, "/chosen").add_child(second);
+                for module in ["module@50000000", "module@54000000"] {
+                    let path = alloc::format!("/chosen/domU2/{module}");
+                    let at = cells(tree, &path, "reg");
+                    set(tree, &path, "reg", [at[0], at[1] + 0x200_0000, at[2]]);
+                }
+            });
+            let machine = read(&blob).unwrap();
+            assert_eq!((machine.domains.len(), &machine.domains[1].problem), (2, &None));
+            machine.domains[0].problem.as_ref().map(alloc::string::ToString::to_string)
+        };
+        assert_eq!(problem(b"0000:01:00.0\0"), None);
+        assert_eq!(problem(b"0000:01:00.0"), None);
+        assert_eq!(
+            problem(b"0000:01:00.0\x0001:00.0\0"),
+            Some("PCI functions: `01:00.0`: not a PCI function; expected SSSS:BB:DD.F in hexadecimal".into())
+        );
+        for bad in [&b""[..], b"\0", b"0000:01:00.0\0\0", b"\xff0000:01:00.0\0", b"0000:01:00.0\0\xff\0", &[b'x'; 99]] {
+            assert!(problem(bad).is_some(), "{bad:x?}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! | `walk` | nodes, cells, address translation, interrupt specifiers |
 //! | `gic`, `pci` | the bindings of the GIC and of PCI hosts |
 //! | `msi` | the other devices that send MSIs |
+//! | `iommu` | the other devices behind SMMUs, and the memory that they access for the firmware |
 //! | `chosen` | console, command lines, boot modules, domUs |
 //! | `devices` | the list of all devices, from which dom0 is built |
 //! | this file | memory, CPUs, timer, PSCI, SMMUs |
@@ -20,6 +21,7 @@
 mod chosen;
 mod devices;
 mod gic;
+mod iommu;
 mod lists;
 mod msi;
 mod open;
@@ -78,6 +80,7 @@ pub fn read_into(machine: &mut Machine, blob: &[u8]) -> Result<(), MachineError>
     })?;
     pci::read(tree, machine, &known)?;
     msi::read(tree, machine, &known)?;
+    iommu::read(tree, machine, &known)?;
     chosen::read(tree, machine)?;
     machine.check()
 }

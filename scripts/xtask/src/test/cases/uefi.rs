@@ -8,7 +8,7 @@ use crate::test::linux::Transcript;
 use crate::test::{Case, Lab, Verdict};
 use crate::{disk_image, image};
 
-use super::refuse;
+use super::{domains, refuse};
 
 /// The cases of this topic.
 pub fn cases() -> Vec<Case> {
@@ -37,6 +37,15 @@ pub fn cases() -> Vec<Case> {
             "dom0 has the same functions and interrupts with ACPI and with dom0_acpi=off",
             same_devices,
         ),
+        case("uefi-domain", "with ACPI tables, a domU that doorward.cfg describes boots as in domain-linux", |lab| {
+            let mut machine = Machine { domus: vec![domains::second_domu()], ..from_disk(lab, "until", Tables::Acpi) };
+            machine.hv = domains::HV.into();
+            machine.append += " earlycon=pl011,0x9000000";
+            machine.make_disk_image().map_err(|failure| failure.text)?;
+            let verdict = domains::second_linux(lab, &machine);
+            forget(&machine);
+            verdict
+        }),
         case("uefi-walk", "a guest as dom0's kernel, with ACPI tables, breaks its tables as in walk", |lab| {
             let kernel = lab.dir.join("kernel");
             image::build_guest("guest-walk", &kernel).map_err(|failure| failure.text)?;
@@ -67,6 +76,12 @@ pub fn cases() -> Vec<Case> {
         case("uefi-refuse-config", "a configuration with a mistyped key", |lab| {
             let mistype = |text: &mut String| *text = text.replace("ramdisk=", "ramdsik=");
             refused(lab, &from_disk(lab, "boot", Tables::Fdt), mistype, &["doorward.cfg", "line ", "ramdsik="])
+        }),
+        case("uefi-refuse-domain", "a domU of doorward.cfg with a mistyped PCI function", |lab| {
+            let domus = vec![domains::second_domu()];
+            let mistype = |text: &mut String| *text += "pci=01:00.0\n";
+            let machine = Machine { domus, ..from_disk(lab, "boot", Tables::Acpi) };
+            refused(lab, &machine, mistype, &["doorward.cfg", "line ", "pci=01:00.0", "SSSS:BB:DD.F"])
         }),
         case("uefi-refuse-off", "after the firmware has been left, onpanic=off powers the machine off", |lab| {
             let hv = "onpanic=off sched=none".into();
