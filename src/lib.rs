@@ -16,7 +16,7 @@
 //! | [`vits`] | the emulated ITS |
 //! | [`pci`] | PCI functions; configuration space that a domain sees other than it is |
 //! | [`sched`] | the schedulers; they access vCPUs through a trait |
-//! | [`smmu`] | SMMUs, which are set to bypass |
+//! | [`smmu`] | the SMMUv3: which memory the streams of devices reach |
 //! | [`vgic`] | the emulated GIC: distributor, redistributors, list registers |
 //! | [`gic`] | the physical GIC: distributor, redistributors, ITSs, and the GICv4 functions |
 //! | [`console`] | the UART, the log, the debug keys' input |

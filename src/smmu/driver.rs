@@ -64,9 +64,9 @@ impl<H: Hw + Clone> Smmu<H> {
     /// # Errors
     ///
     /// [`SmmuError::BadStream`] (also of an empty range), [`SmmuError::BadVmid`], [`SmmuError::BadView`],
-    /// [`SmmuError::OutOfMemory`] and [`SmmuError::Unreachable`]: nothing has changed. After others, the streams may reach both what they reached
-    /// before and the view, until a later call of `assign` or `block` for them succeeds. Neither may be freed until
-    /// then.
+    /// [`SmmuError::OutOfMemory`] and [`SmmuError::Unreachable`]: nothing has changed. After others, the streams may
+    /// reach both what they reached before and the view, until a later call of `assign` or `block` for them succeeds.
+    /// Neither may be freed until then.
     pub fn assign(&self, streams: RangeInclusive<StreamId>, view: &View) -> Result<(), SmmuError> {
         let translation = Translation::new(view, &self.facts)?;
         let mut core = self.core.lock();
@@ -188,10 +188,8 @@ impl<H: Hw> Core<H> {
         streams: &RangeInclusive<StreamId>,
         then: Then,
     ) -> Result<(), SmmuError> {
-        if self.table.separate(streams, then)? {
-            self.apply(faults, streams, None)?;
-        }
-        if self.table.abort(streams) { self.apply(faults, streams, None) } else { Ok(()) }
+        let copied = self.table.separate(streams, then)?;
+        if self.table.abort(streams) || copied { self.apply(faults, streams, None) } else { Ok(()) }
     }
 
     /// Makes changes of the table for these streams take effect, then executes another command.

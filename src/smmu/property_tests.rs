@@ -38,9 +38,9 @@ enum Length {
 enum Op {
     Assign(Streams, u8),
     Block(Streams),
-    /// Maps pages of a domain: the first one, and log2 of their number.
-    Map(u8, u16, u8),
-    Unmap(u8, u16, u8),
+    /// Maps pages of a domain: the first one, and their number.
+    Map(u8, u16, u16),
+    Unmap(u8, u16, u16),
     /// A domain ends. Its streams are blocked, and what it had is freed.
     Destroy(u8),
     Write(u16, u16),
@@ -72,7 +72,7 @@ fn op(faults: bool) -> impl Strategy<Value = Op> {
     let domain = 0..DOMAINS as u8;
     // Some pages beyond those that are ever mapped.
     let page = prop_oneof![4 => 0..8u16, 1 => 508..516u16, 1 => 0..1100u16];
-    let pages = prop_oneof![4 => Just(0u8), 2 => 1..5u8, 1 => Just(9u8), 1 => Just(10u8)];
+    let pages = prop_oneof![4 => Just(1u16), 4 => 2..40u16, 1 => Just(512), 1 => Just(1024)];
     let operations = prop_oneof![
         5 => (streams(), domain.clone()).prop_map(|(s, d)| Op::Assign(s, d)),
         2 => streams().prop_map(Op::Block),

@@ -87,6 +87,11 @@ mod tests {
             Command::tlbi_s2_range(VMID, Ipa(0x8002_1000), 1, 10),
         ];
         assert_eq!(by_range(0x8000_0000, 0x42_1000), expected);
+        // Five pages; and 0x1f times 2^4 pages, which one command covers, before 2^9.
+        assert_eq!(by_range(0x1000, 0x5000), [Command::tlbi_s2_range(VMID, Ipa(0x1000), 5, 0)]);
+        let expected =
+            [Command::tlbi_s2_range(VMID, Ipa(0x1000), 0x1f, 4), Command::tlbi_s2_range(VMID, Ipa(0x1f_1000), 1, 9)];
+        assert_eq!(by_range(0x1000, 0x3f0 << 12), expected);
         assert_eq!(by_range(0, 1 << 43), [Command::tlbi_s2_range(VMID, Ipa(0), 1, 31)]);
         assert!(by_range(0, (1 << 43) - 0x1000).len() <= 8);
         assert_eq!(by_range(0x1000, 0), []);

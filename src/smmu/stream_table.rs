@@ -8,7 +8,8 @@
 //! to it.
 //!
 //! The SMMU may read an entry at any time, word by word in any order, and keep any part of it until it is told to
-//! invalidate it. Therefore a change goes in steps, and after each the caller has the SMMU invalidate the streams:
+//! invalidate it. Therefore a change goes in steps. After each of the last three, the caller has the SMMU invalidate the
+//! streams:
 //!
 //! 1. [`separate`](StreamTable::separate): leaves that also serve other streams are copied, with equal contents;
 //! 2. [`abort`](StreamTable::abort): word 0 of the entries is changed to abort. The other words stay;

@@ -168,16 +168,20 @@ fn assigned(change: impl FnOnce(&mut State)) -> (Fake, Smmu<Fake>) {
 
 #[test]
 fn a_refused_command_fails_its_operation_and_the_next_one_repeats_it() {
-    for after in 0..3 {
+    // Two commands until the stream is blocked, three until its entry is prepared, two until it is enabled.
+    for after in 0..7 {
         let (fake, smmu) = assigned(|state| state.refuses = Some((after, 1)));
         let error = smmu.assign(streams(0x18, 0x18), &view(2)).unwrap_err();
         assert!(matches!(error, SmmuError::Refused(_, Reason::Illegal)), "{error:?}");
         assert_eq!(smmu.take_errors(), Errors { command: Some(Reason::Illegal), ..Errors::default() });
         assert!(!smmu.take_errors().any());
         // Others are not affected, and the stream is not left with a mixture.
-        assert!([of(1), Reach::Nothing].contains(&fake.reach(0x18)));
+        assert!([of(1), of(2), Reach::Nothing].contains(&fake.reach(0x18)));
+        fake.0.borrow_mut().commands.clear();
         smmu.assign(streams(0x40, 0x40), &view(3)).unwrap();
         assert_eq!((fake.reach(0x40), fake.reach(0x18)), (of(3), Reach::Nothing));
+        // First of all the SMMU forgets what it has cached, entries before translations.
+        assert_eq!(fake.0.borrow().commands[..4], [[0x04, 31], [0x46, 0], [0x30, 0], [0x46, 0]]);
         smmu.assign(streams(0x18, 0x18), &view(2)).unwrap();
         assert_eq!(fake.reach(0x18), of(2));
     }
@@ -339,6 +343,23 @@ fn after_a_stop_the_smmu_uses_no_memory_and_lets_nothing_pass() {
     assert_eq!((fake.get(0x20), fake.get(0x50), fake.get(0x44)), (0, 0, 1 << 20));
     assert_eq!(fake.reach(0x18), Reach::Nothing);
     assert_eq!(smmu.assign(streams(0x18, 0x18), &view(1)), Err(SmmuError::Dead));
+}
+
+#[test]
+fn what_an_smmu_has_beyond_stage_2_is_kept_from_devices() {
+    let fake = Fake::new();
+    // BTM, HYP, ATS, MSI.
+    fake.set(0x00, fake.get(0x00) | 1 << 5 | 1 << 9 | 1 << 10 | 1 << 13);
+    // Addresses for messages, as the firmware left them.
+    for register in [0x68, 0xb0] {
+        fake.set(register, 0x808_0040);
+    }
+    let smmu = fake.start();
+    assert!(smmu.facts().ats && smmu.facts().broadcast);
+    assert_eq!(fake.get(0x20), 0x1d, "ATSCHK: translated addresses do not pass unchecked");
+    assert_eq!(fake.get(0x2c), 0x6, "PTM: the CPUs' TLB maintenance has no effect; RECINVSID");
+    assert_eq!((fake.get(0x68), fake.get(0xb0)), (0, 0), "interrupts are wired");
+    assert_eq!(fake.0.borrow().commands, [[0x04, 31], [0x20, 0], [0x30, 0], [0x46, 0]]);
 }
 
 #[test]

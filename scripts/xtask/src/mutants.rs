@@ -47,7 +47,7 @@ const SECONDS: &str = "600";
 /// Measure whether the tests of src/smmu and of src/gic/events.rs, its/ and v4/ notice changes of that code
 #[derive(clap::Args)]
 #[command(after_help = "\
-Takes about an hour without flags. The last line is the score. Exit code 1 if less than 90 % of the changes are noticed,
+Takes hours without flags. The last line is the score. Exit code 1 if less than 90 % of the changes are noticed,
 if one was not tried, or if one that is not noticed has no reason in tests/mutants.md. Installs cargo-mutants into the
 cache. Outcomes are kept in target/mutants/outcomes.")]
 pub struct Options {

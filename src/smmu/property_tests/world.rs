@@ -64,63 +64,13 @@ impl Hw for ModelHw {
     }
 }
 
-/// The same for stage 2 tables, which are published as the SMMU needs it.
-struct Tables(Machine);
-
-impl Hw for Tables {
-    fn read32(&self, _: Pa) -> u32 {
-        unreachable!()
-    }
-    fn write32(&self, _: Pa, _: u32) {
-        unreachable!()
-    }
-    fn read64(&self, _: Pa) -> u64 {
-        unreachable!()
-    }
-    fn write64(&self, _: Pa, _: u64) {
-        unreachable!()
-    }
-    fn alloc(&self, size: usize, align: usize) -> Option<Pa> {
-        let memory = self.0.alloc(size, align)?;
-        // As `mm::hw`: whoever walks tables sees the zeroes.
-        self.0.publish(memory, size.next_multiple_of(PAGE as usize), true);
-        Some(Pa(memory))
-    }
-    fn free(&self, memory: Pa, size: usize, align: usize) {
-        self.0.free(memory.0, size, align);
-    }
-    fn load8(&self, _: Pa) -> u8 {
-        unreachable!()
-    }
-    fn store8(&self, _: Pa, _: u8) {
-        unreachable!()
-    }
-    fn load64(&self, at: Pa) -> u64 {
-        self.0.load64(at.0)
-    }
-    fn store64(&self, at: Pa, value: u64) {
-        self.0.store64(at.0, value);
-    }
-    fn publish(&self, memory: Pa, size: usize, _: Coherence) {
-        self.0.publish(memory.0, size, !self.0.config().coherent);
-    }
-    fn acquire(&self, _: Pa, _: usize, _: Coherence) {
-        unreachable!()
-    }
-    fn now_us(&self) -> u64 {
-        self.0.now_us()
-    }
-    fn relax(&self) {
-        self.0.relax();
-    }
-}
-
 /// TLB maintenance of the SMMU alone: there are no CPUs. What fails is repeated until it succeeds, as memory must not be
 /// freed before.
 struct SmmuTlb {
     machine: Machine,
     smmu: &'static Smmu<ModelHw>,
-    failed: Cell<bool>,
+    /// What is being unmapped: the first address and the size. It is invalidated as a whole.
+    range: Cell<(u64, u64)>,
 }
 
 impl SmmuTlb {
@@ -129,7 +79,6 @@ impl SmmuTlb {
             if once().is_ok() {
                 return;
             }
-            self.failed.set(true);
             self.machine.heal();
         }
         panic!("an invalidation fails on an SMMU without faults");
@@ -137,8 +86,15 @@ impl SmmuTlb {
 }
 
 impl Tlb for SmmuTlb {
+    fn coherence(&self) -> Coherence {
+        self.smmu.facts().coherence
+    }
+
     fn invalidate_ipa(&self, vmid: VmId, ipa: Ipa) {
-        self.insist(|| self.smmu.invalidate(vmid, ipa, PAGE));
+        let (first, size) = self.range.get();
+        let inside = ipa.0 >= first && ipa.0 - first < size;
+        let (first, size) = if inside { (first, size) } else { (ipa.0, PAGE) };
+        self.insist(|| self.smmu.invalidate(vmid, Ipa(first), size));
     }
     fn invalidate_all(&self, vmid: VmId) {
         self.insist(|| self.smmu.invalidate_all(vmid));
@@ -151,7 +107,7 @@ const IPA: u64 = 0x8000_0000;
 const RAM_PAGES: u64 = 1024;
 
 struct Domain {
-    stage2: Stage2<'static, Tables, SmmuTlb>,
+    stage2: Stage2<'static, ModelHw, SmmuTlb>,
     ram: u64,
     /// The physical page of each guest page.
     map: BTreeMap<u64, u64>,
@@ -160,7 +116,7 @@ struct Domain {
 pub struct World {
     machine: Machine,
     smmu: &'static Smmu<ModelHw>,
-    tables: &'static Tables,
+    hw: &'static ModelHw,
     tlb: &'static SmmuTlb,
     domains: Vec<Option<Domain>>,
     /// The domain of each stream.
@@ -190,13 +146,13 @@ impl World {
             Box::leak(Box::new(Smmu::start(ModelHw(machine.clone()), &described).expect("start")));
         machine.assert_clean();
         let baseline = machine.allocations().len();
-        let tables: &'static Tables = Box::leak(Box::new(Tables(machine.clone())));
-        let tlb = SmmuTlb { machine: machine.clone(), smmu, failed: Cell::new(false) };
+        let hw: &'static ModelHw = Box::leak(Box::new(ModelHw(machine.clone())));
+        let tlb = SmmuTlb { machine: machine.clone(), smmu, range: Cell::new((0, 0)) };
         let tlb: &'static SmmuTlb = Box::leak(Box::new(tlb));
         let mut world = World {
             machine,
             smmu,
-            tables,
+            hw,
             tlb,
             domains: (0..DOMAINS).map(|_| None).collect(),
             owners: vec![None; streams],
@@ -210,7 +166,7 @@ impl World {
 
     fn create(&mut self, d: usize) {
         let vmid = VmId(d as u16 + 1);
-        let stage2 = Stage2::new(self.tables, self.tlb, vmid, 40, Fwb::Off).expect("stage 2");
+        let stage2 = Stage2::new(self.hw, self.tlb, vmid, 40, Fwb::Off).expect("stage 2");
         let ram = self.machine.alloc((RAM_PAGES * PAGE) as usize, 0x20_0000).expect("RAM");
         self.machine.publish(ram, (RAM_PAGES * PAGE) as usize, true);
         self.domains[d] = Some(Domain { stage2, ram, map: BTreeMap::new() });
@@ -246,11 +202,11 @@ impl World {
         match op {
             Op::Assign(streams, d) => self.change(self.range(streams), Some(d)),
             Op::Block(streams) => self.change(self.range(streams), None),
-            Op::Map(d, page, bits) => self.map(d.into(), page.into(), bits),
-            Op::Unmap(d, page, bits) => self.unmap(d.into(), page.into(), bits),
+            Op::Map(d, page, count) => self.map(d.into(), page.into(), count.into()),
+            Op::Unmap(d, page, count) => self.unmap(d.into(), page.into(), count.into()),
             Op::Destroy(d) => self.destroy(d.into()),
-            Op::Write(stream, page) => self.transaction(stream, page.into(), true),
-            Op::Read(stream, page) => self.transaction(stream, page.into(), false),
+            Op::Write(stream, page) => self.transaction(self.stream(stream), page.into(), true),
+            Op::Read(stream, page) => self.transaction(self.stream(stream), page.into(), false),
             Op::Later(stream, page) => self.later(stream, page.into()),
             Op::Events => self.events(),
             Op::Time(us) => self.machine.advance_us(us.into()),
@@ -281,6 +237,13 @@ impl World {
         result.expect("an SMMU without faults");
         self.owners[streams.start().0 as usize..=streams.end().0 as usize].fill(owner);
         self.check_under_way();
+        // The first and the last one, and their neighbours.
+        let (first, last) = (streams.start().0, streams.end().0);
+        for stream in [first.saturating_sub(1), first, last, last + 1] {
+            let Some(owner) = self.owners.get(stream as usize).copied() else { continue };
+            let mapped = owner.and_then(|d| self.domains[usize::from(d)].as_ref()?.map.keys().next().copied());
+            self.transaction(stream, mapped.unwrap_or(0), true);
+        }
     }
 
     /// After an operation that has failed: each stream reaches what it did before, what it will after, or nothing.
@@ -304,10 +267,10 @@ impl World {
         self.machine.assert_clean();
     }
 
-    fn map(&mut self, d: usize, page: u64, bits: u8) {
-        let count = 1u64 << bits;
+    fn map(&mut self, d: usize, page: u64, count: u64) {
         let domain = self.domains[d].as_mut().expect("a domain");
-        let first = page % RAM_PAGES & !(count - 1);
+        // Blocks are mapped where there can be some.
+        let first = if count >= 512 { page % RAM_PAGES & !(count - 1) } else { page % (RAM_PAGES - count) };
         let physical = domain.ram + first * PAGE;
         let mapped = domain.stage2.map(Ipa(page_of(first)), Pa(physical), count * PAGE, Attr::Ram);
         match mapped {
@@ -318,16 +281,21 @@ impl World {
         }
     }
 
-    fn unmap(&mut self, d: usize, page: u64, bits: u8) {
-        let count = 1u64 << bits;
+    fn unmap(&mut self, d: usize, page: u64, count: u64) {
         let domain = self.domains[d].as_mut().expect("a domain");
-        let first = page % RAM_PAGES & !(count - 1);
+        // Blocks are mapped where there can be some.
+        let first = if count >= 512 { page % RAM_PAGES & !(count - 1) } else { page % (RAM_PAGES - count) };
+        self.tlb.range.set((page_of(first), count * PAGE));
         match domain.stage2.unmap(Ipa(page_of(first)), count * PAGE) {
             Ok(()) => domain.map.retain(|at, _| !(first..first + count).contains(at)),
             Err(Stage2Error::OutOfMemory) => self.machine.heal(),
             Err(error) => panic!("{error}"),
         }
         self.check_under_way();
+        if let Some(stream) = self.owners.iter().position(|owner| *owner == Some(d as u8)) {
+            let ends = [first, first + count / 2, first + count - 1];
+            ends.into_iter().for_each(|page| self.transaction(stream as u32, page, false));
+        }
     }
 
     fn destroy(&mut self, d: usize) {
@@ -349,8 +317,7 @@ impl World {
         self.faulty && matches!(result, Err(Aborted { why: Why::SteFetch | Why::WalkAbort, .. }))
     }
 
-    fn transaction(&mut self, stream: u16, page: u64, write: bool) {
-        let stream = self.stream(stream);
+    fn transaction(&mut self, stream: u32, page: u64, write: bool) {
         self.landed();
         let expected = self.place(self.owners[stream as usize], page);
         let result = if write {

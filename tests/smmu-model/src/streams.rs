@@ -52,8 +52,9 @@ pub(crate) struct Streams {
     pub(crate) descriptors: BTreeMap<u32, u64>,
     /// STEs that transactions have used, for [`Staleness::OnUse`].
     pub(crate) used: BTreeMap<u32, Ste>,
-    /// Second-level arrays that are reachable through memory or a cached descriptor.
-    arrays: BTreeMap<u64, Array>,
+    /// Second-level arrays that are reachable through memory or a cached descriptor, by address and first stream: several
+    /// descriptors may point to one array.
+    arrays: BTreeMap<(u64, u32), Array>,
     /// Stage 2 of the STEs of each stream, cached or in memory.
     bound: BTreeMap<u32, Vec<Stage2>>,
 }
@@ -175,18 +176,18 @@ impl State {
                 if descriptor & ADDRESS & !0x3f != array.at {
                     self.flag(section, format!("L2Ptr of {descriptor:#x} is not aligned to its array"));
                 }
-                if self.streams.arrays.get(&array.at) != Some(&array) {
+                if self.streams.arrays.get(&(array.at, array.first)) != Some(&array) {
                     let trouble = self.mem.trouble(array.at, u64::from(array.count) * 64, self.table_snoop());
                     self.flag_memory(section, "the second-level stream table", array.at, trouble);
                 }
-                arrays.insert(array.at, (array, index));
+                arrays.insert((array.at, array.first), (array, index));
             }
         }
         self.mem.detach_all(|u| matches!(u, Use::StreamArray(_)));
-        for (at, (array, index)) in &arrays {
+        for ((at, _), (array, index)) in &arrays {
             self.mem.attach_once(*at, u64::from(array.count) * 64, Use::StreamArray(*index));
         }
-        self.streams.arrays = arrays.into_iter().map(|(at, (array, _))| (at, array)).collect();
+        self.streams.arrays = arrays.into_iter().map(|(key, (array, _))| (key, array)).collect();
     }
 
     // ---- changes in memory
@@ -236,10 +237,10 @@ impl State {
             }
         }
         if reachable {
-            let before: BTreeSet<u64> = self.streams.arrays.keys().copied().collect();
+            let before: BTreeSet<(u64, u32)> = self.streams.arrays.keys().copied().collect();
             self.find_arrays();
             for array in self.arrays() {
-                if !before.contains(&array.at) {
+                if !before.contains(&(array.at, array.first)) {
                     self.bind_array(array);
                 }
             }
