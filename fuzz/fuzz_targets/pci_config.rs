@@ -155,7 +155,7 @@ fn function(input: &mut Input) -> Function {
         }
     }
     words[0x100 / 4] = 0x1001_000d;
-    for _ in 0..if input.byte() % 4 == 0 { input.byte() % 16 } else { 0 } {
+    for _ in 0..if input.byte() & 3 == 0 { input.byte() % 16 } else { 0 } {
         let place = usize::from(input.byte() % 62 + 2);
         words[place] = input.word() as u32;
         made.writable[place] = input.word() as u32;
@@ -278,13 +278,13 @@ impl World {
                     _ => input.word() as u32,
                 };
                 let register = u64::from(input.byte() % 6) * 4 + 0x10;
-                self.write(base | register + nearby, bytes, value);
+                self.write(base + register + nearby, bytes, value);
             }
             5 | 6 => {
                 // A register of a capability.
                 let mut at = u64::from(self.bridge.read(&self.machine, base | 0x34, 1));
                 for _ in 0..input.byte() % 4 {
-                    at = u64::from(self.bridge.read(&self.machine, base | at + 1, 1));
+                    at = u64::from(self.bridge.read(&self.machine, base + at + 1, 1));
                 }
                 let value = match input.byte() & 3 {
                     0 => u32::MAX,
@@ -292,7 +292,7 @@ impl World {
                     2 => 0x8000,
                     _ => input.word() as u32,
                 };
-                self.write(base | at + u64::from(input.byte() % 7) * 4 + nearby, bytes, value);
+                self.write(base + at + u64::from(input.byte() % 7) * 4 + nearby, bytes, value);
             }
             _ => {
                 let offset = u64::from(input.half()) << 4 | u64::from(input.byte() & 15);
