@@ -193,7 +193,7 @@ fn beside_domu(lab: &Lab) -> Result<Machine, String> {
 
 /// The guest as a domU, beside a Linux that does verified I/O.
 fn domain(lab: &Lab) -> Verdict {
-    let (wanted, seconds) = if lab.long { (ACTS_LONG, 3600) } else { (ACTS, 300) };
+    let (wanted, seconds) = if lab.long { (ACTS_LONG, 14_400) } else { (ACTS, 300) };
     let machine = domains::machine(lab, domu(lab, wanted)?);
     let (mut passed, mut gone) = (None, false);
     let transcript = lab.watch(&machine, seconds, |session, line| {
