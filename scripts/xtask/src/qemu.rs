@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::disk_image::{self, Contents};
-use crate::domu::{self, DomU, Extras};
+use crate::domu::{self, DomU, Extras, TreeEdit};
 use crate::fail::{Failure, Outcome};
 use crate::setup::gicv41;
 use crate::{paths, sh};
@@ -109,6 +109,8 @@ pub struct Machine {
     pub domus: Vec<DomU>,
     /// A PCI function, by requester ID, that the device tree maps to DeviceID 0, which is that of stores by `Qtest`.
     pub device0: Option<u16>,
+    /// Other changes of the device tree.
+    pub edits: Vec<TreeEdit>,
     /// Path of a QMP socket.
     pub qmp: Option<PathBuf>,
     /// Whether to wait for a debugger on port 1234.
@@ -136,6 +138,7 @@ impl Default for Machine {
             log: None,
             domus: Vec::new(),
             device0: None,
+            edits: Vec::new(),
             qmp: None,
             gdb: false,
             extra: Vec::new(),
@@ -234,13 +237,14 @@ impl Machine {
             qemu.args(["-s", "-S"]);
         }
         qemu.args(&self.extra);
-        if !self.domus.is_empty() || self.device0.is_some() || self.own_words.is_some() {
+        if !self.domus.is_empty() || self.device0.is_some() || self.own_words.is_some() || !self.edits.is_empty() {
             let tree = self
                 .log
                 .as_ref()
                 .map_or_else(|| paths::target().join("domu.dtb"), |log| log.with_file_name("domu.dtb"));
             let own_words = self.own_words.as_deref();
-            domu::equip(&mut qemu, &Extras { domains: &self.domus, device0: self.device0, own_words }, DOMUS, &tree)?;
+            let extras = Extras { domains: &self.domus, device0: self.device0, own_words, edits: &self.edits };
+            domu::equip(&mut qemu, &extras, DOMUS, &tree)?;
         }
         Ok(qemu)
     }
