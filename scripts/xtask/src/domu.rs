@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use dtoolkit::fdt::Fdt;
+use dtoolkit::memreserve::MemoryReservation;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use dtoolkit::{Node, Property, ToPropertyValue};
 
@@ -129,6 +130,38 @@ fn lay_out(domains: &[DomU], start: u64) -> Outcome<Vec<Blob>> {
     Ok(blobs)
 }
 
+/// A change of QEMU's device tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TreeEdit {
+    /// The region of redistributors has so many bytes.
+    Redistributors(u64),
+    /// So many bytes of memory from an address on are reserved.
+    Reserve(u64, u64),
+}
+
+/// The node of the GIC.
+const GIC: &str = "/intc@8000000";
+
+impl TreeEdit {
+    fn apply(self, host: &Fdt, tree: &mut DeviceTree) -> Result<(), String> {
+        match self {
+            TreeEdit::Redistributors(bytes) => {
+                let old = host.find_node(GIC).and_then(|gic| gic.property("reg"));
+                // The distributor's address and size, and the region's address.
+                let kept = old.as_ref().and_then(|reg| reg.value().get(..24));
+                let kept = kept.ok_or_else(|| format!("QEMU's device tree has no reg at {GIC}"))?;
+                let reg = tree.find_node_mut(GIC).and_then(|gic| gic.property_mut("reg"));
+                let value = [kept, &bytes.to_be_bytes()].concat();
+                reg.ok_or("QEMU's device tree has no GIC")?.set_value(value.as_slice());
+            }
+            TreeEdit::Reserve(address, bytes) => {
+                tree.memory_reservations.push(MemoryReservation::new(address, bytes));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What the device tree has in addition to QEMU's.
 #[derive(Clone, Copy)]
 pub struct Extras<'a> {
@@ -140,6 +173,16 @@ pub struct Extras<'a> {
     pub no_stream: Option<u16>,
     /// `/chosen/xen,xen-bootargs`.
     pub own_words: Option<&'a str>,
+    /// Other changes.
+    pub edits: &'a [TreeEdit],
+}
+
+impl Extras<'_> {
+    /// Whether there are any.
+    pub fn any(&self) -> bool {
+        let Extras { domains, device0, no_stream, own_words, edits } = self;
+        !domains.is_empty() || device0.is_some() || no_stream.is_some() || own_words.is_some() || !edits.is_empty()
+    }
 }
 
 /// Adds `extras` to a complete command of QEMU: the files of domUs from `start` on, and a device tree, written to `tree`.
@@ -206,9 +249,10 @@ fn map_without(host: &Fdt, rid: u16) -> Result<Vec<u32>, String> {
 
 /// The host's tree with `extras`.
 fn edited(host: &[u8], extras: &Extras<'_>, blobs: &[Blob]) -> Result<Vec<u8>, String> {
-    let Extras { domains, device0, no_stream, own_words } = *extras;
+    let Extras { domains, device0, no_stream, own_words, edits } = *extras;
     let host = Fdt::new(host).map_err(|error| format!("QEMU's device tree: {error}"))?;
     let mut tree = DeviceTree::from_fdt(&host);
+    edits.iter().try_for_each(|edit| edit.apply(&host, &mut tree))?;
     if let Some(rid) = device0 {
         let map = map_with_device0(&host, rid)?;
         let old = tree.find_node_mut(PCI).and_then(|pci| pci.property_mut("msi-map"));
@@ -293,8 +337,13 @@ mod tests {
             Blob { file: "k".into(), at: 0x5600_0000, bytes: 5 },
             Blob { file: "i".into(), at: 0x1_5620_0000, bytes: 7 },
         ];
-        let extras =
-            Extras { domains: &domains, device0: Some(0xf0), no_stream: None, own_words: Some("loglvl=debug") };
+        let extras = Extras {
+            domains: &domains,
+            device0: Some(0xf0),
+            no_stream: None,
+            own_words: Some("loglvl=debug"),
+            edits: &[TreeEdit::Redistributors(0xc_0000), TreeEdit::Reserve(0x5000, 0x1000)],
+        };
         let blob = edited(&host, &extras, &blobs).unwrap();
         let tree = Fdt::new(&blob).unwrap();
         let cells = |path: &str, name: &str| {
@@ -302,6 +351,8 @@ mod tests {
             bytes.chunks(4).map(|cell| u32::from_be_bytes(cell.try_into().unwrap())).collect::<Vec<_>>()
         };
         assert_eq!(cells("/chosen/domU1", "memory"), [0, 256 << 10]);
+        assert_eq!(cells(GIC, "reg"), [0, 0x800_0000, 0, 0x1_0000, 0, 0x80a_0000, 0, 0xc_0000]);
+        assert_eq!(tree.memory_reservations().collect::<Vec<_>>(), [MemoryReservation::new(0x5000, 0x1000)]);
         assert_eq!(cells("/chosen/domU1", "doorward,cpu-weight"), [512]);
         assert_eq!(cells("/chosen/domU1/module@56000000", "reg"), [0, 0x5600_0000, 0, 5]);
         assert_eq!(cells("/chosen/domU1/module@156200000", "reg"), [1, 0x5620_0000, 0, 7]);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::disk_image::{self, Contents};
-use crate::domu::{self, DomU, Extras};
+use crate::domu::{self, DomU, Extras, TreeEdit};
 use crate::fail::{Failure, Outcome};
 use crate::setup::gicv41;
 use crate::{paths, sh};
@@ -144,6 +144,8 @@ pub struct Machine {
     pub device0: Option<u16>,
     /// A PCI function, by requester ID, that the device tree maps to no StreamID.
     pub no_stream: Option<u16>,
+    /// Other changes of the device tree.
+    pub edits: Vec<TreeEdit>,
     /// Path of a QMP socket.
     pub qmp: Option<PathBuf>,
     /// Whether to wait for a debugger on port 1234.
@@ -173,6 +175,7 @@ impl Default for Machine {
             domu_disks: Vec::new(),
             device0: None,
             no_stream: None,
+            edits: Vec::new(),
             qmp: None,
             gdb: false,
             extra: Vec::new(),
@@ -268,13 +271,13 @@ impl Machine {
         qemu.args(&self.extra);
         // By UEFI, they are on the disk.
         let domains = if matches!(self.boot, Boot::Uefi(_)) { &[] } else { &self.domus[..] };
-        if !domains.is_empty() || self.device0.is_some() || self.no_stream.is_some() || self.own_words.is_some() {
+        let (device0, no_stream, own_words) = (self.device0, self.no_stream, self.own_words.as_deref());
+        let extras = Extras { domains, device0, no_stream, own_words, edits: &self.edits };
+        if extras.any() {
             let tree = self
                 .log
                 .as_ref()
                 .map_or_else(|| paths::target().join("domu.dtb"), |log| log.with_file_name("domu.dtb"));
-            let own_words = self.own_words.as_deref();
-            let extras = Extras { domains, device0: self.device0, no_stream: self.no_stream, own_words };
             domu::equip(&mut qemu, &extras, DOMUS, &tree)?;
         }
         Ok(qemu)

@@ -1,5 +1,6 @@
 //! Booting to user space with different numbers of CPUs and sizes of memory.
 
+use crate::domu::TreeEdit;
 use crate::qemu::Machine;
 use crate::test::{Case, Lab, Verdict};
 
@@ -14,6 +15,12 @@ pub fn cases() -> Vec<Case> {
         case("boot-mem-8G", "dom0 in 8 GiB", |lab| boots(lab, 4, "8G")),
         Case { name: "boot-keys", shows: "Ctrl-A, the debug keys, and typing to dom0", bare: false, run: keys },
         Case { name: "boot-hidden", shows: "dom0_pci_hide= leaves an empty slot", bare: false, run: hidden },
+        Case {
+            name: "boot-redistributors",
+            shows: "a CPU without a redistributor stays off",
+            bare: false,
+            run: redistributors,
+        },
         case("boot-limits", "dom0_mem= and dom0_max_vcpus= are kept", limits),
     ]
 }
@@ -33,6 +40,24 @@ fn boots(lab: &Lab, smp: u32, mem: &str) -> Verdict {
     // Linux reserves some, and counts the initramfs as used; EL2 needs little.
     let (has, wants) = (transcript.number("memory")?, whole * 8 / 10);
     if has < wants { Err(format!("dom0 has {has} KiB of {whole} KiB, less than four fifths")) } else { Ok(()) }
+}
+
+/// The distance of redistributors on `virt` with a GICv4.
+const REDISTRIBUTOR: u64 = 0x4_0000;
+
+/// Describes redistributors for three of four CPUs.
+fn redistributors(lab: &Lab) -> Verdict {
+    let edits = vec![TreeEdit::Redistributors(3 * REDISTRIBUTOR)];
+    let transcript = lab.linux_run(&Machine { edits, ..lab.linux("fio", "100") }, 150)?;
+    for says in ["CPU3: no redistributor: stays off", "3 CPUs online", "dom0: 3 vCPUs"] {
+        if !transcript.lines.iter().any(|(_, line)| line.contains(says)) {
+            return Err(format!("no line `{says}`"));
+        }
+    }
+    match transcript.said("job").count() {
+        5 => Ok(()),
+        jobs => Err(format!("{jobs} jobs ended, not 5")),
+    }
 }
 
 /// Checks that dom0 sees no function in the disk's slot, but the host bridge.
