@@ -54,13 +54,14 @@ pub struct Options {
         long,
         value_name = "KERNEL[,...]",
         help = "A domU: KERNEL[,initrd=FILE][,cpus=N][,mem=SIZE][,weight=N][,cap=PERCENT]\n\
-                [,pci=BDF][,pci-allow-no-reset][,append=WORDS], append= last; pci= is a PCI function that\n\
-                it gets, such as 00:03.0, and may be there more than once, as --domu may\n\
+                [,pci=BDF][,pci-allow-no-reset][,append=WORDS], append= last; pci= is a function\n\
+                that it gets, such as 00:03.0, and may be there more than once, as --domu may\n\
                 [default: cpus=1, mem=256M]"
     )]
     domu: Vec<String>,
-    /// An NVMe disk for a domU, as for --disk, or `known` for a disk of known content whose writes
-    /// are dropped; the first is the function 00:03.0, the second 00:04.0, up to 00:07.0
+    /// An NVMe disk for a domU: an image, as for --disk, or `known` for a disk of known
+    /// content whose writes are dropped; the first is function 00:03.0, the second
+    /// 00:04.0, up to 00:07.0
     #[arg(long, value_name = "FILE|null|known", verbatim_doc_comment)]
     domu_disk: Vec<String>,
     /// A batch run that is killed after so many seconds

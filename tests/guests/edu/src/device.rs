@@ -1,12 +1,15 @@
 //! QEMU's `edu` device, its interrupts, and the timer.
 //!
 //! Registers of BAR0: source (0x80), destination (0x88), length (0x90) and command (0x98) of a DMA between memory and a buffer of
-//! 4 KiB that the engine sees at 0x4_0000. A DMA begins 100 ms after its command. At its end the device sends an MSI.
+//! 4 KiB that the engine sees at 0x4_0000. A DMA begins 100 ms after its command. At its end the device sends an MSI if it is told to.
+//!
+//! QEMU gives a DMA to GITS_TRANSLATER the DeviceID 0, and MSIs that of the function. With the word `messages`, the host's device
+//! tree maps the function to DeviceID 0: then such DMAs are the function's messages, and its MSIs are nobody's.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use guest_rt::its::{Its, Table};
 use guest_rt::mmio::{read32, write32, write64};
-use guest_rt::{cpu, gic, mrs, msr, off, pci, say};
+use guest_rt::{cpu, fdt, gic, mrs, msr, off, pci, say};
 
 /// IDs of the device.
 const IDS: u32 = 0x11e8_1234;
@@ -22,6 +25,8 @@ const RUN: u32 = 1 << 0;
 const TO_MEMORY: u32 = 1 << 1;
 const INTERRUPT: u32 = 1 << 2;
 const DMA_DONE: u32 = 0x100;
+/// Milliseconds after which a DMA has begun.
+const DMA_MS: u64 = 101;
 
 /// The address of the device's buffer, for its engine.
 const BUFFER: u64 = 0x4_0000;
@@ -33,11 +38,10 @@ pub const TIMER: u32 = 27;
 
 /// GITS_TRANSLATER on this board.
 pub const TRANSLATER: u64 = 0x0809_0040;
-/// Events that are mapped. Event 0 says that a DMA is complete.
-pub const EVENTS: usize = 8;
-const FIRST_LPI: u32 = 8192;
+/// The LPI of event 0. A function with one MSI has one event.
+const LPI: u32 = 8192;
 
-static TAKEN: [AtomicU64; EVENTS] = [const { AtomicU64::new(0) }; EVENTS];
+static TAKEN: AtomicU64 = AtomicU64::new(0);
 static UNEXPECTED: AtomicU64 = AtomicU64::new(0);
 
 static PROPERTIES: Table<0x1_0000> = Table::new();
@@ -46,20 +50,17 @@ static ITT: Table<0x1_0000> = Table::new();
 
 /// The handler of interrupts.
 pub fn interrupt(intid: u32) {
-    let event = intid.wrapping_sub(FIRST_LPI) as usize;
-    if intid == TIMER {
-        msr!("cntv_ctl_el0", 0);
-    } else if let Some(taken) = TAKEN.get(event) {
-        taken.fetch_add(1, Ordering::AcqRel);
-    } else {
-        UNEXPECTED.fetch_add(1, Ordering::AcqRel);
+    match intid {
+        TIMER => msr!("cntv_ctl_el0", 0),
+        LPI => _ = TAKEN.fetch_add(1, Ordering::AcqRel),
+        _ => _ = UNEXPECTED.fetch_add(1, Ordering::AcqRel),
     }
 }
 
-/// How often an event was taken.
+/// How often event 0 was taken.
 #[must_use]
-pub fn taken(event: usize) -> u64 {
-    TAKEN[event].load(Ordering::Acquire)
+pub fn taken() -> u64 {
+    TAKEN.load(Ordering::Acquire)
 }
 
 /// How many interrupts came that belong to nothing.
@@ -99,6 +100,8 @@ pub fn sleep_until(done: impl Fn() -> bool) -> bool {
 pub struct Edu {
     /// Its configuration space.
     pub function: pci::Function,
+    /// Whether the end of a DMA is found by looking, since no MSI comes.
+    pub polls: bool,
 }
 
 impl Edu {
@@ -113,22 +116,17 @@ impl Edu {
             off()
         };
         let redistributor = gic::mine();
-        for lpi in 0..EVENTS as u64 {
-            let at = (PROPERTIES.address() + lpi) as *mut u8;
-            // SAFETY: inside the table, before the redistributor reads it.
-            unsafe { at.write_volatile(0xa0 | 1) };
-        }
+        // SAFETY: inside the table, before the redistributor reads it.
+        unsafe { (PROPERTIES.address() as *mut u8).write_volatile(0xa0 | 1) };
         gic::lpis_on(redistributor, PROPERTIES.address(), gic::id_bits().min(14), PENDING.address());
         let mut its = Its::on();
         let target = its.target(redistributor);
-        its.map_device(device, EVENTS.trailing_zeros(), ITT.address());
+        its.map_device(device, 1, ITT.address());
         its.map_collection(0, target);
-        for event in 0..EVENTS as u32 {
-            its.map_event(device, event, FIRST_LPI + event, 0);
-            its.invalidate(device, event);
-        }
+        its.map_event(device, 0, LPI, 0);
+        its.invalidate(device, 0);
         its.sync(target);
-        let edu = Edu { function };
+        let edu = Edu { function, polls: fdt::has("messages") };
         edu.switch_on();
         edu
     }
@@ -162,35 +160,43 @@ impl Edu {
         self.dma(BUFFER + offset, to, bytes, TO_MEMORY);
     }
 
-    /// Copies the buffer to memory, waits for a second, and returns whether no interrupt came.
-    pub fn is_silent(&self, to: u64) -> bool {
-        let before = taken(0);
-        self.begin(BUFFER, to, BUFFER_BYTES, TO_MEMORY);
+    /// Copies `bytes` bytes of the buffer to memory, waits for a second, and returns whether no interrupt came.
+    pub fn is_silent(&self, to: u64, bytes: u64) -> bool {
+        let before = taken();
+        self.begin(BUFFER, to, bytes, TO_MEMORY | INTERRUPT);
         let end = cpu::now() + mrs!("cntfrq_el0");
         while cpu::now() < end {
             sleep_for(1000);
         }
         write32(BAR + ACKNOWLEDGE, DMA_DONE);
-        taken(0) == before
+        taken() == before
     }
 
     fn dma(&self, from: u64, to: u64, bytes: u64, direction: u32) {
-        let before = taken(0);
-        self.begin(from, to, bytes, direction);
-        let done = sleep_until(|| taken(0) != before);
-        if !done || read32(BAR + COMMAND) & RUN != 0 {
-            say!("GUEST FAIL edu: no interrupt after a DMA of {bytes:#x} bytes from {from:#x} to {to:#x}");
+        let before = taken();
+        self.begin(from, to, bytes, direction | if self.polls { 0 } else { INTERRUPT });
+        let runs = || read32(BAR + COMMAND) & RUN != 0;
+        if self.polls {
+            let end = cpu::now() + mrs!("cntfrq_el0") / 1000 * cpu::LONG;
+            while runs() && cpu::now() < end {
+                sleep_for(DMA_MS);
+            }
+        } else {
+            let _ = sleep_until(|| taken() != before);
+        }
+        if runs() || !self.polls && taken() == before {
+            say!("GUEST FAIL edu: no end of a DMA of {bytes:#x} bytes from {from:#x} to {to:#x}");
             off()
         }
         write32(BAR + ACKNOWLEDGE, DMA_DONE);
     }
 
-    fn begin(&self, from: u64, to: u64, bytes: u64, direction: u32) {
+    fn begin(&self, from: u64, to: u64, bytes: u64, flags: u32) {
         write64(BAR + SOURCE, from);
         write64(BAR + DESTINATION, to);
         write64(BAR + LENGTH, bytes);
         // SAFETY: a barrier: what the CPU has stored is in memory when the device reads it.
         unsafe { core::arch::asm!("dsb sy", options(nostack)) };
-        write32(BAR + COMMAND, RUN | direction | INTERRUPT);
+        write32(BAR + COMMAND, RUN | flags);
     }
 }

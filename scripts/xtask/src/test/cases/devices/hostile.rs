@@ -21,6 +21,8 @@ use look::{Look, MEM, Snapshot};
 
 /// The device.
 pub(super) const EDU: &str = "0000:00:08.0";
+/// Its requester ID.
+const EDU_RID: u16 = 8 << 3;
 
 /// The flags for the device. Its engine has 64 bits of address.
 pub(super) fn flags() -> [String; 2] {
@@ -43,7 +45,9 @@ pub(super) fn cases() -> Vec<Case> {
 /// A machine for an attack, on the clock of instructions.
 fn machine(machine: Machine) -> Machine {
     let qmp = Some(std::env::temp_dir().join(format!("doorward-qmp-{}", std::process::id())));
-    let mut machine = Machine { mem: format!("{MEM}M"), qmp, ..machine };
+    // QEMU gives a DMA to GITS_TRANSLATER the DeviceID 0, and so the device gets it, for the hypervisor.
+    let device0 = Some(EDU_RID);
+    let mut machine = Machine { mem: format!("{MEM}M"), qmp, device0, ..machine };
     machine.extra.extend(flags());
     machine.extra.extend(["-icount".to_owned(), "shift=0,sleep=off".to_owned()]);
     machine
@@ -80,7 +84,7 @@ impl Snapshots {
 fn domu(lab: &Lab) -> Verdict {
     let (dmas, writes) = attack(lab);
     let witness = DomU { cpus: 1, append: "witness".into(), ..domains::guest(lab, "guest-edu")? };
-    let (pci, append) = (vec![EDU.to_owned()], format!("dmas={dmas} config={writes}"));
+    let (pci, append) = (vec![EDU.to_owned()], format!("messages dmas={dmas} config={writes}"));
     let attacker = DomU { pci, pci_allow_no_reset: true, append, ..witness.clone() };
     let hv = "dom0_max_vcpus=1".to_owned();
     let machine = machine(Machine { hv, smp: 3, domus: vec![attacker, witness], ..lab.linux("after", "50") });
@@ -117,7 +121,7 @@ fn domu(lab: &Lab) -> Verdict {
 
 fn dom0(lab: &Lab) -> Verdict {
     let (dmas, _) = attack(lab);
-    let append = format!("dom0 dmas={dmas}");
+    let append = format!("dom0 messages dmas={dmas}");
     let machine = machine(Machine { smp: 1, append, ..guests::machine(lab, "guest-edu")? });
     let look = Look::new(lab, &machine)?;
     let snapshots = Snapshots::default();
