@@ -213,38 +213,40 @@ fn cells(number: u64) -> [u32; 2] {
 /// The node of the PCI host bridge.
 const PCI: &str = "/pcie@10000000";
 
-/// The `msi-map` with an entry in front that maps `rid` to DeviceID 0.
-fn map_with_device0(host: &Fdt, rid: u16) -> Result<Vec<u8>, String> {
-    let map = host.find_node(PCI).and_then(|pci| pci.property("msi-map"));
-    let map = map.ok_or_else(|| format!("QEMU's device tree has no msi-map at {PCI}"))?;
-    let its = map.value().get(4..8).ok_or("QEMU's msi-map is too short")?;
-    Ok([&u32::from(rid).to_be_bytes()[..], its, &[0; 4], &1u32.to_be_bytes(), map.value()].concat())
+/// A map of requester IDs (`msi-map`, `iommu-map`) of the host's PCI host bridge, by its cells.
+fn map(host: &Fdt, name: &str) -> Result<Vec<u32>, String> {
+    let map = host.find_node(PCI).and_then(|pci| pci.property(name));
+    let map = map.ok_or_else(|| format!("QEMU's device tree has no {name} at {PCI}"))?;
+    let cells = map.value().chunks_exact(4).map(|cell| u32::from_be_bytes(cell.try_into().expect("four bytes")));
+    Ok(cells.collect())
 }
 
-/// The `iommu-map` without `rid`.
-fn map_without(host: &Fdt, rid: u16) -> Result<Vec<u32>, String> {
-    let map = host.find_node(PCI).and_then(|pci| pci.property("iommu-map"));
-    let map = map.ok_or_else(|| format!("QEMU's device tree has no iommu-map at {PCI}"))?;
-    let cells = map.value().chunks_exact(4).map(|cell| u32::from_be_bytes(cell.try_into().expect("four bytes")));
-    let cells: Vec<u32> = cells.collect();
+/// The map without `rid`.
+fn without(map: &[u32], rid: u16) -> Vec<u32> {
     let rid = u32::from(rid);
     let mut left = Vec::new();
-    for entry in cells.chunks_exact(4) {
-        let [first, smmu, stream, length] = entry.try_into().expect("four cells");
+    for entry in map.chunks_exact(4) {
+        let [first, target, output, length] = entry.try_into().expect("four cells");
         if !(first..first + length).contains(&rid) {
-            left.extend([first, smmu, stream, length]);
+            left.extend([first, target, output, length]);
             continue;
         }
         let before = rid - first;
-        let after = length - before - 1;
         if before > 0 {
-            left.extend([first, smmu, stream, before]);
+            left.extend([first, target, output, before]);
         }
-        if after > 0 {
-            left.extend([rid + 1, smmu, stream + before + 1, after]);
+        if length > before + 1 {
+            left.extend([rid + 1, target, output + before + 1, length - before - 1]);
         }
     }
-    Ok(left)
+    left
+}
+
+/// The `msi-map` with an entry in front that maps `rid` to DeviceID 0. The function with requester ID 0 is QEMU's host bridge, which
+/// sends no MSIs: it would share this DeviceID, and is left out.
+fn with_device0(map: &[u32], rid: u16) -> Result<Vec<u32>, String> {
+    let its = *map.get(1).ok_or("QEMU's msi-map is empty")?;
+    Ok([vec![u32::from(rid), its, 0, 1], without(map, 0)].concat())
 }
 
 /// The host's tree with `extras`.
@@ -253,15 +255,16 @@ fn edited(host: &[u8], extras: &Extras<'_>, blobs: &[Blob]) -> Result<Vec<u8>, S
     let host = Fdt::new(host).map_err(|error| format!("QEMU's device tree: {error}"))?;
     let mut tree = DeviceTree::from_fdt(&host);
     edits.iter().try_for_each(|edit| edit.apply(&host, &mut tree))?;
+    let mut maps = Vec::new();
     if let Some(rid) = device0 {
-        let map = map_with_device0(&host, rid)?;
-        let old = tree.find_node_mut(PCI).and_then(|pci| pci.property_mut("msi-map"));
-        old.ok_or("QEMU's device tree has no msi-map")?.set_value(map.as_slice());
+        maps.push(("msi-map", with_device0(&map(&host, "msi-map")?, rid)?));
     }
     if let Some(rid) = no_stream {
-        let map = map_without(&host, rid)?;
-        let old = tree.find_node_mut(PCI).and_then(|pci| pci.property_mut("iommu-map"));
-        old.ok_or("QEMU's device tree has no iommu-map")?.set_value(&map[..]);
+        maps.push(("iommu-map", without(&map(&host, "iommu-map")?, rid)));
+    }
+    for (name, cells) in maps {
+        let old = tree.find_node_mut(PCI).and_then(|pci| pci.property_mut(name));
+        old.ok_or_else(|| format!("QEMU's device tree has no {name}"))?.set_value(&cells[..]);
     }
     let chosen = tree.root.child_mut("chosen").ok_or("QEMU's device tree has no /chosen")?;
     if let Some(words) = own_words {
@@ -324,6 +327,15 @@ mod tests {
     }
 
     #[test]
+    fn a_requester_id_is_cut_out_of_a_map() {
+        assert_eq!(without(&[0, 7, 0x100, 8], 3), [0, 7, 0x100, 3, 4, 7, 0x104, 4]);
+        assert_eq!(without(&[0, 7, 0x100, 8], 0), [1, 7, 0x101, 7]);
+        assert_eq!(without(&[0, 7, 0x100, 8], 7), [0, 7, 0x100, 7]);
+        assert_eq!(without(&[0, 7, 0x100, 8, 8, 7, 0, 1], 8), [0, 7, 0x100, 8]);
+        assert_eq!(without(&[0, 7, 0x100, 8], 9), [0, 7, 0x100, 8]);
+    }
+
+    #[test]
     fn nodes_are_written_in_xens_binding() {
         let host = std::fs::read(paths::root().join("tests/data/virt-gicv4-dom0.dtb")).unwrap();
         let domains = [DomU {
@@ -361,6 +373,6 @@ mod tests {
         let words = tree.find_node("/chosen").unwrap().property("xen,xen-bootargs").unwrap();
         assert_eq!(words.value(), b"loglvl=debug\0");
         let map = cells("/pcie@10000000", "msi-map");
-        assert_eq!((map[0], map[2], map[3], &map[4..]), (0xf0, 0, 1, &[0, map[1], 0, 0x1_0000][..]));
+        assert_eq!((map[0], map[2], map[3], &map[4..]), (0xf0, 0, 1, &[1, map[1], 1, 0xffff][..]));
     }
 }

@@ -106,6 +106,12 @@ fn refusals(transcript: &Transcript, expected: &[&str]) -> Verdict {
     }
 }
 
+/// Whether this line of QEMU's log says that an SMMU has refused a transaction, or that an ITS has dropped a message: what the
+/// hostile guests cause.
+fn is_refusal(line: &str) -> bool {
+    line.contains("translation failed for iova=") || line.starts_with("do_process_its_cmd: ")
+}
+
 /// What is to be done when the console has certain lines, one step after the other.
 struct Script<'a> {
     steps: Vec<Step<'a>>,

@@ -1,6 +1,6 @@
 //! DomUs that end in the middle of I/O: by resets, by crashes, and after their function was cut off.
 
-use super::{not_built, refusals};
+use super::{is_refusal, not_built, refusals};
 use crate::domu::DomU;
 use crate::paths;
 use crate::qemu::{self, Disk, Machine};
@@ -69,5 +69,5 @@ fn cut_off(lab: &Lab) -> Verdict {
     if cut + 1 != works || logged == 0 {
         return Err(format!("it worked {works} times, and was cut off {cut} times, with {logged} lines about it"));
     }
-    lab.complaints()
+    lab.complaints_but(is_refusal)
 }
