@@ -369,7 +369,7 @@ mod tests {
         assert_eq!(cells("/chosen/domU1/module@56000000", "reg"), [0, 0x5600_0000, 0, 5]);
         assert_eq!(cells("/chosen/domU1/module@156200000", "reg"), [1, 0x5620_0000, 0, 7]);
         let functions = tree.find_node("/chosen/domU1").unwrap().property("doorward,pci").unwrap();
-        assert_eq!(functions.value(), b"0000:00:03.0\00000:00:04.0\0");
+        assert_eq!(functions.value(), b"0000:00:03.0\x000000:00:04.0\x00");
         let words = tree.find_node("/chosen").unwrap().property("xen,xen-bootargs").unwrap();
         assert_eq!(words.value(), b"loglvl=debug\0");
         let map = cells("/pcie@10000000", "msi-map");

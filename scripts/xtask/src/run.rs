@@ -59,10 +59,10 @@ pub struct Options {
                 [default: cpus=1, mem=256M]"
     )]
     domu: Vec<String>,
-    /// An NVMe disk for a domU: an image, as for --disk, or `known` for a disk of known
-    /// content whose writes are dropped; the first is function 00:03.0, the second
+    /// An NVMe disk for a domU: an image or `null`, as for --disk, or `known` for a disk of
+    /// known content whose writes are dropped; the first is function 00:03.0, the second
     /// 00:04.0, up to 00:07.0
-    #[arg(long, value_name = "FILE|null|known", verbatim_doc_comment)]
+    #[arg(long, value_name = "DISK", verbatim_doc_comment)]
     domu_disk: Vec<String>,
     /// A batch run that is killed after so many seconds
     #[arg(long, value_name = "SECONDS")]

@@ -10,6 +10,7 @@ use crate::domu::DomU;
 use crate::paths;
 use crate::qemu::{self, Disk, Machine};
 use crate::session::{NEXT, Session};
+use crate::test::cases::uefi;
 use crate::test::linux::Transcript;
 use crate::test::{Case, Lab, Verdict};
 
@@ -17,13 +18,22 @@ use crate::test::{Case, Lab, Verdict};
 pub fn cases() -> Vec<Case> {
     let case = |name, shows, run| Case { name, shows, bare: false, run };
     let mut cases = vec![
-        case("domu-nvme", "five fio jobs of a domU on its own NVMe, beside those of dom0", |lab| nvme(lab, NULL, 2, 1)),
-        case("domu-nvme-software", "the same with direct=off", |lab| nvme(lab, "dom0_max_vcpus=2 direct=off", 2, 1)),
-        case("domu-nvme-shared", "the same with sched=credit: 8 vCPUs on 4 CPUs", |lab| {
-            nvme(lab, "sched=credit", 4, 1)
+        case("domu-nvme", "five fio jobs of a domU on its own NVMe, beside those of dom0", |lab| {
+            nvme(lab, dom0(lab, NULL), 2, 1)
         }),
-        case("domu-nvme-shared-software", "the same with direct=off", |lab| nvme(lab, "sched=credit direct=off", 4, 1)),
-        case("domu-nvme-two", "two domUs with a disk each, beside dom0", |lab| nvme(lab, "sched=credit", 2, 2)),
+        case("domu-nvme-software", "the same with direct=off", |lab| {
+            nvme(lab, dom0(lab, "dom0_max_vcpus=2 direct=off"), 2, 1)
+        }),
+        case("domu-nvme-shared", "the same with sched=credit: 8 vCPUs on 4 CPUs", |lab| {
+            nvme(lab, dom0(lab, "sched=credit"), 4, 1)
+        }),
+        case("domu-nvme-uefi", "domu-nvme with UEFI and ACPI", |lab| nvme(lab, uefi::acpi(lab, 4, NULL), 2, 1)),
+        case("domu-nvme-shared-software", "domu-nvme-shared with direct=off", |lab| {
+            nvme(lab, dom0(lab, "sched=credit direct=off"), 4, 1)
+        }),
+        case("domu-nvme-two", "two domUs with a disk each, beside dom0", |lab| {
+            nvme(lab, dom0(lab, "sched=credit"), 2, 2)
+        }),
     ];
     cases.extend(counts::cases());
     cases.extend(ends::cases());
@@ -53,14 +63,20 @@ fn linux(test: &str, arg: &str, cpus: u32, index: usize) -> DomU {
     DomU { initrd: Some(paths::initramfs()), cpus, mem: 384, pci, append, ..DomU::default() }
 }
 
-/// Runs the five jobs in dom0 and in domUs at the same time, each with its own disk. dom0 has four vCPUs, or what `hv` says.
-fn nvme(lab: &Lab, hv: &str, cpus: u32, domus: usize) -> Verdict {
-    let ios = if lab.long { "1500" } else { "300" };
-    let mut machine = Machine { hv: hv.into(), ..lab.linux("fio", ios) };
+/// A machine whose dom0 runs fio's jobs.
+fn dom0(lab: &Lab, hv: &str) -> Machine {
+    Machine { hv: hv.into(), ..lab.linux("fio", "") }
+}
+
+/// Runs the five jobs in dom0 and in domUs at the same time, each with its own disk.
+fn nvme(lab: &Lab, mut machine: Machine, cpus: u32, domus: usize) -> Verdict {
+    let ios = if lab.long { "1500" } else { "200" };
+    machine.append += &format!(" dw.arg={ios}");
     // When both are done, a line ends dom0.
     machine.append += " dw.wait";
     machine.domus = (0..domus).map(|index| linux("fio", ios, cpus, index)).collect();
     machine.domu_disks = vec![Disk::Scratch(paths::domu_disk()); domus];
+    machine.make_disk_image().map_err(|failure| failure.text)?;
     let (mut waits, mut ended) = (false, 0);
     let transcript = lab.watch(&machine, 240, |session, line| {
         not_built(line)?;
@@ -68,7 +84,9 @@ fn nvme(lab: &Lab, hv: &str, cpus: u32, domus: usize) -> Verdict {
         waits |= line.starts_with("DW-TEST: waits");
         ended += usize::from(line.contains(": powered off") && !line.contains(" dom0: "));
         if !before && waits && ended == domus { typed(session, "\r") } else { Ok(()) }
-    })?;
+    });
+    uefi::forget(&machine);
+    let transcript = transcript?;
     lab.judge(&transcript)?;
     for id in 0..=domus {
         let guest = transcript.of(id);

@@ -107,8 +107,8 @@ fn from_disk(lab: &Lab, test: &str, tables: Tables) -> Machine {
 /// QEMU's PCI windows, which only AML describes (see boards/qemu-uefi).
 const WINDOWS: &str = "0:io:0x3eff0000+0x10000,0:mem32:0x10000000+0x2eff0000,0:mem64:0x8000000000+0x8000000000";
 
-/// A machine that firmware describes by ACPI tables.
-fn acpi(lab: &Lab, smp: u32, hv: &str) -> Machine {
+/// A machine that firmware describes by ACPI tables. dom0 runs fio's jobs.
+pub(super) fn acpi(lab: &Lab, smp: u32, hv: &str) -> Machine {
     let mut machine = Machine { smp, hv: hv.into(), ..from_disk(lab, "fio", Tables::Acpi) };
     // Without it, a Linux with ACPI prints nothing until the console's driver is loaded.
     machine.append += " earlycon=pl011,0x9000000";
@@ -162,7 +162,7 @@ fn run(lab: &Lab, machine: &Machine, seconds: u64) -> Result<Transcript, String>
 }
 
 /// Removes the disk, which is large and quickly made again.
-fn forget(machine: &Machine) {
+pub(super) fn forget(machine: &Machine) {
     if let Boot::Uefi(uefi) = &machine.boot {
         let _ = std::fs::remove_file(&uefi.disk);
     }

@@ -17,6 +17,11 @@ pub(super) fn cases() -> Vec<Case> {
     vec![
         case("domu-nvme-ends", "a domU is reset or crashes with I/O in flight, and begins anew", |lab| ends(lab, "")),
         case("domu-nvme-ends-software", "the same with direct=off", |lab| ends(lab, "direct=off")),
+        case(
+            "domu-nvme-destroyed",
+            "a domU that crashes with I/O in flight is torn down, and all is given back",
+            destroyed,
+        ),
         case("domu-cut-off", "a function that floods the SMMU's events is cut off until its domain is reset", cut_off),
     ]
 }
@@ -34,6 +39,32 @@ fn ends(lab: &Lab, hv: &str) -> Verdict {
         if !transcript.lines.iter().any(|(_, line)| line.contains(way)) {
             return Err(format!("it never ended {way}"));
         }
+    }
+    refusals(&transcript, &[])
+}
+
+/// Runs a guest that crashes with reads and writes in flight, and is not restarted then.
+fn destroyed(lab: &Lab) -> Verdict {
+    let domu = DomU { cpus: 1, pci: vec![qemu::domu_disk(0)], ..domains::guest(lab, "guest-nvme")? };
+    let domu_disks = vec![Disk::Slow(paths::domu_disk())];
+    let hv = "sched=credit restart-delay=0".to_owned();
+    let machine = Machine { hv, smp: 2, domu_disks, ..domains::machine(lab, domu) };
+    let (mut crashed, mut free) = (false, None);
+    let transcript = lab.watch(&machine, 120, |session, line| {
+        if line.contains("GUEST FAIL") || line.contains(": not built: ") {
+            return Err(line.trim().to_owned());
+        }
+        if crashed && let Some(report) = domains::free(line) {
+            free = free.take().or(Some(report.to_owned()));
+        }
+        crashed |= line.contains(" dom1: crashed");
+        domains::stop(session, line, free.is_some())
+    })?;
+    lab.judge(&transcript)?;
+    let free = free.ok_or("the domain did not crash, or was not torn down")?;
+    println!("   free: {free}");
+    if !free.contains(" 16 MiB for domUs") {
+        return Err(format!("at the end: {free}"));
     }
     refusals(&transcript, &[])
 }
