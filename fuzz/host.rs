@@ -22,6 +22,8 @@ mod kernel_image;
 mod load_options;
 #[path = "fuzz_targets/mmio_decode.rs"]
 mod mmio_decode;
+#[path = "fuzz_targets/pci_config.rs"]
+mod pci_config;
 #[path = "fuzz_targets/pl011.rs"]
 mod pl011;
 #[path = "fuzz_targets/smccc.rs"]
@@ -251,6 +253,11 @@ fn kernel_images() {
 #[test]
 fn serial_port() {
     run("pl011", 2_000, &RANDOM, pl011::run);
+}
+
+#[test]
+fn configuration_space() {
+    run("pci_config", 1_500, &RANDOM, pci_config::run);
 }
 
 #[test]

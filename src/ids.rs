@@ -139,6 +139,17 @@ impl Streams {
     }
 }
 
+impl fmt::Display for Streams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Streams { smmu, first, last } = self;
+        if first == last {
+            write!(f, "{smmu} {first}")
+        } else {
+            write!(f, "{smmu} streams {:#x} to {:#x}", first.0, last.0)
+        }
+    }
+}
+
 impl SmmuId {
     /// Returns the index into the list of SMMUs.
     #[must_use]

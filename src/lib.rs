@@ -14,7 +14,7 @@
 //! | [`vcpu`] | a virtual CPU: registers, state, list registers |
 //! | [`dev`] | emulated PL011, PSCI and physical timer |
 //! | [`vits`] | the emulated ITS |
-//! | [`pci`] | configuration space that a domain sees other than it is |
+//! | [`pci`] | PCI functions; configuration space that a domain sees other than it is |
 //! | [`sched`] | the schedulers; they access vCPUs through a trait |
 //! | [`smmu`] | SMMUs, which are set to bypass |
 //! | [`vgic`] | the emulated GIC: distributor, redistributors, list registers |

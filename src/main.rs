@@ -26,12 +26,12 @@ fn start(own: boot::BootInfo) -> ! {
     use alloc::boxed::Box;
     use alloc::vec::Vec;
     use doorward::arch::{percpu, psci};
-    use doorward::build::{dom0, domu};
+    use doorward::build::{dom0, domu, passthrough};
     use doorward::console::onpanic::Facts;
     use doorward::control::{Control, debug_keys};
     use doorward::domain::table::Domains;
     use doorward::gic::errata::{self, Identity};
-    use doorward::gic::{Gic, ItsLayout, Layout};
+    use doorward::gic::{Gic, ItsLayout, Layout, Trigger};
     use doorward::host::Host;
     use doorward::host::cmdline::{self, Direct, OnPanic};
     use doorward::ids::{CpuId, Pa};
@@ -40,12 +40,14 @@ fn start(own: boot::BootInfo) -> ! {
     use doorward::mm::hw::El2;
     use doorward::mm::tlb::Tlbs;
     use doorward::mmio::Hw;
+    use doorward::pci::Ecam;
     use doorward::platform::acpi::Tables;
     use doorward::platform::fdt;
     use doorward::run::cpu_loop;
+    use doorward::smmu::iommu::Iommu;
     use doorward::sync::set_once;
     use doorward::util::range::Range;
-    use doorward::{console, fatal, smmu};
+    use doorward::{console, fatal};
 
     let machine = own.machine;
     log::info!("Doorward {} at {}, pool at {}", env!("CARGO_PKG_VERSION"), own.image, own.pool);
@@ -59,12 +61,10 @@ fn start(own: boot::BootInfo) -> ! {
         log::warn!("machine description: too many {}: not all are known", part.plural());
     }
 
-    for smmu in &machine.smmus {
-        let base = smmu.regs.base;
-        if let Err(error) = smmu::bypass(&El2, base) {
-            fatal!("SMMU at {base}: cannot be set to bypass: {error}");
-        }
-        log::info!("SMMU at {base}: in bypass");
+    // Before anything that a device may use is in memory: firmware may have left devices at work.
+    let iommu: &'static Iommu<El2> = Box::leak(Box::new(Iommu::start(El2, &machine.smmus, options.iommu)));
+    if !iommu.protects_all() {
+        log::warn!("SMMU: devices reach all memory by DMA, unless an SMMU that translates is in front of them");
     }
 
     let boot_cpu = percpu::cpu();
@@ -96,7 +96,7 @@ fn start(own: boot::BootInfo) -> ! {
     log::info!("{}", gic.facts());
 
     let tlbs: &'static Tlbs = Box::leak(Box::new(Tlbs::new().unwrap_or_else(|| fatal!("no memory for stage 2"))));
-    let host: &'static Host = Box::leak(Box::new(Host::new(machine, options, gic, tlbs)));
+    let host: &'static Host = Box::leak(Box::new(Host::new(machine, options, gic, tlbs, iommu)));
     let domains: &'static Domains = Box::leak(Box::new(Domains::new(host)));
     let control: &'static Control = Box::leak(Box::new(Control::new(domains)));
     if set_once(&CONTROL, control).is_err() {
@@ -110,6 +110,11 @@ fn start(own: boot::BootInfo) -> ! {
         host.gic.spi_route(irq, mpidr);
         host.gic.spi_enable(irq);
         console::listen();
+    }
+    for irq in iommu.interrupts() {
+        host.gic.spi_set_trigger(irq, Trigger::Edge);
+        host.gic.spi_route(irq, host.mpidr(boot_cpu).unwrap_or_default());
+        host.gic.spi_enable(irq);
     }
     debug_keys::register(domains);
 
@@ -128,11 +133,12 @@ fn start(own: boot::BootInfo) -> ! {
 
     let fdt = Range::new(Pa(own.fdt.as_ptr() as u64), own.fdt.len() as u64);
     let domus = domu::reserve(host, &[own.image, own.pool, fdt]);
+    let mut passthrough = passthrough::prepare(host, &Ecam, &El2);
     let in_use = dom0::MemoryInUse { fdt: own.fdt, fdt_range: fdt, image: own.image, pool: own.pool, domus };
-    if let Err(error) = dom0::build(domains, &in_use) {
+    if let Err(error) = dom0::build(domains, &in_use, &passthrough) {
         fatal!("dom0: {error}");
     }
-    domu::build_all(domains);
+    domu::build_all(domains, &mut passthrough);
     cpu_loop(control, boot_cpu)
 }
 

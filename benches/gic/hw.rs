@@ -2,7 +2,7 @@
 //! driver waits for. It delivers no interrupts; `tests/gic-model` does.
 
 use doorward::gic::{DeviceQuota, Gic, ItsLayout, Layout};
-use doorward::ids::{CpuId, DeviceId, DeviceIds, ItsId, Mpidr, Pa};
+use doorward::ids::{CpuId, DeviceId, DeviceIds, DomId, ItsId, Mpidr, Pa};
 use doorward::mmio::{Coherence, Hw};
 use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
@@ -177,6 +177,6 @@ pub fn discover(generation: Generation) -> Gic<Instant> {
     let gic = Gic::discover(Instant::new(generation), &layout).expect("a GIC");
     (0..CPUS).for_each(|n| gic.init_cpu(CpuId(n)).expect("a CPU"));
     let ids = [DeviceIds { first: DeviceId(0), last: DeviceId(0x7fff) }];
-    gic.reserve_devices(ItsId(0), &ids, DeviceQuota { devices: 512, events: 0x1_0000 }).expect("memory");
+    gic.reserve_devices(ItsId(0), DomId(0), &ids, DeviceQuota { devices: 512, events: 0x1_0000 }).expect("memory");
     gic
 }

@@ -31,8 +31,15 @@ fn edit_for_dom0(blob: &[u8], machine: &Machine) {
     }
     let vcpus: Vec<Mpidr> = machine.cpus.iter().map(|cpu| cpu.mpidr).take(8).collect();
     let Ok(gicr) = edit::vgicr_region(machine, vcpus.len()) else { return };
-    let plan =
-        edit::Dom0Plan { vcpus: &vcpus, memory: &banks, gicr, absent_itss: &[], bootargs: "quiet", initrd: None };
+    let plan = edit::Dom0Plan {
+        vcpus: &vcpus,
+        memory: &banks,
+        gicr,
+        absent_itss: &[],
+        given_bars: &[],
+        bootargs: "quiet",
+        initrd: None,
+    };
     if let Ok(edited) = edit::build_dom0_fdt(blob, machine, &plan) {
         fdt::parse(&edited).expect("the edited tree can be read");
     }

@@ -1,4 +1,4 @@
-//! The DeviceIDs of the devices that send MSIs.
+//! The DeviceIDs of dom0's devices that send MSIs.
 //!
 //! dom0 may map these devices on its ITSs and no others, so that memory for all that it can map is reserved when it is
 //! built. They are what the description of the machine says: the translations of requester IDs that PCI hosts have
@@ -6,47 +6,27 @@
 
 use crate::ids::{DeviceId, DeviceIds, ItsId};
 use crate::platform::{Machine, PciHost};
+use crate::util::id_ranges::{IdRange, merged, without};
 use alloc::vec::Vec;
 
-/// The DeviceIDs that reach an ITS: sorted, disjoint.
-pub fn of_its(machine: &Machine, its: ItsId) -> Vec<DeviceIds> {
-    let mut all: Vec<DeviceIds> = machine.pci.iter().flat_map(|host| of_host(host, its)).collect();
-    all.extend(machine.msi_devices.iter().filter(|devices| devices.its == its).map(|devices| devices.ids));
-    merged(all)
+/// The DeviceIDs of dom0's devices that reach an ITS, sorted and disjoint: all but those of `given`, which belong to domUs.
+pub fn of_dom0(machine: &Machine, its: ItsId, given: &[DeviceIds]) -> Vec<DeviceIds> {
+    let named = machine.msi_devices.iter().filter(|devices| devices.its == its);
+    let named = named.map(|devices| (devices.ids.first.0, devices.ids.last.0));
+    let all = machine.pci.iter().flat_map(|host| of_host(host, its)).chain(named);
+    let left = without(merged(all.collect()), given.iter().map(|ids| (ids.first.0, ids.last.0)));
+    left.into_iter().map(|(first, last)| DeviceIds { first: DeviceId(first), last: DeviceId(last) }).collect()
 }
 
 /// The DeviceIDs of a PCI host's functions on an ITS.
-fn of_host(host: &PciHost, its: ItsId) -> Vec<DeviceIds> {
-    let (first, last) = (u32::from(host.buses.0) << 8, u32::from(host.buses.1) << 8 | 0xff);
+fn of_host(host: &PciHost, its: ItsId) -> Vec<IdRange> {
     if host.msi_map.is_empty() {
         // The description does not say. Then drivers take the requester ID, and any ITS.
-        return alloc::vec![DeviceIds { first: DeviceId(first), last: DeviceId(last) }];
+        let (first, last) = host.buses;
+        return alloc::vec![(u32::from(first) << 8, u32::from(last) << 8 | 0xff)];
     }
-    let mut all = Vec::new();
-    for line in host.msi_map.iter().filter(|line| line.target == its) {
-        // The mask merges functions: it clears bits of each requester ID. So its results are between 0 and `last`.
-        let first = if host.msi_map_mask & 0xffff == 0xffff { first } else { 0 };
-        let from = first.max(line.rid_base);
-        let Some(end) = line.length.checked_sub(1).and_then(|more| line.rid_base.checked_add(more)) else { continue };
-        let to = last.min(end);
-        let out = |rid: u32| line.out_base.checked_add(rid.checked_sub(line.rid_base)?);
-        if let (true, Some(first), Some(last)) = (from <= to, out(from), out(to)) {
-            all.push(DeviceIds { first: DeviceId(first), last: DeviceId(last) });
-        }
-    }
-    all
-}
-
-fn merged(mut all: Vec<DeviceIds>) -> Vec<DeviceIds> {
-    all.sort_unstable();
-    let mut merged: Vec<DeviceIds> = Vec::new();
-    for ids in all {
-        match merged.last_mut() {
-            Some(last) if ids.first.0 <= last.last.0.saturating_add(1) => last.last = last.last.max(ids.last),
-            _ => merged.push(ids),
-        }
-    }
-    merged
+    let lines = host.msi_map.iter().filter(|line| line.target == its);
+    lines.filter_map(|line| line.ids(host.buses, host.msi_map_mask)).collect()
 }
 
 #[cfg(test)]
@@ -60,7 +40,7 @@ mod tests {
     use crate::util::range::Range;
 
     fn ids(machine: &Machine, its: u8) -> Vec<(u32, u32)> {
-        of_its(machine, ItsId(its)).iter().map(|ids| (ids.first.0, ids.last.0)).collect()
+        of_dom0(machine, ItsId(its), &[]).iter().map(|ids| (ids.first.0, ids.last.0)).collect()
     }
 
     #[test]
@@ -80,6 +60,15 @@ mod tests {
     }
 
     #[test]
+    fn devices_that_domus_get_are_not_dom0s() {
+        let machine = fdt::read(DOM0).unwrap();
+        let given = DeviceIds { first: DeviceId(0x108), last: DeviceId(0x108) };
+        let left = of_dom0(&machine, ItsId(0), &[given]);
+        let left: Vec<_> = left.iter().map(|ids| (ids.first.0, ids.last.0)).collect();
+        assert_eq!(left, [(0, 0x107), (0x109, 0xffff)]);
+    }
+
+    #[test]
     fn a_graviton3_has_the_devices_of_its_root_complexes() {
         let machine = Memory::with(&graviton3()).read().unwrap();
         let all: Vec<_> = (0..machine.gic.itss.len()).flat_map(|its| ids(&machine, its as u8)).collect();
@@ -87,7 +76,7 @@ mod tests {
         for host in &machine.pci {
             for rid in [u16::from(host.buses.0) << 8, u16::from(host.buses.1) << 8 | 0xff] {
                 let Some((its, dev)) = host.device_id(rid) else { continue };
-                assert!(of_its(&machine, its).iter().any(|ids| ids.contains(DeviceId(dev))), "{rid:#x}");
+                assert!(of_dom0(&machine, its, &[]).iter().any(|ids| ids.contains(dev)), "{rid:#x}");
             }
         }
     }
@@ -110,6 +99,7 @@ mod tests {
             msi_map: lines.collect(),
             iommu_map_mask: u32::MAX,
             iommu_map: Default::default(),
+            coherent: true,
         });
         machine
     }

@@ -6,15 +6,18 @@ use super::acpi::{self, Places};
 use super::fdt::edit::{Dom0FdtError, Dom0Plan, build_dom0_fdt, vgicr_region};
 use super::itss::{ItsOf, virtual_itss};
 use super::layout::{Banks, Placement, place, plan_dom0_memory};
+use super::passthrough::Passthrough;
 use super::pci_hide::Hidden;
 use super::{
-    BuildError, Devices, DomainSpec, Homes, affinity, assemble, device_ids, images, kernel_header, pci_hide, start,
+    BuildError, Devices, Dma, DomainSpec, Homes, affinity, assemble, device_ids, images, kernel_header, pci_hide,
+    start, streams,
 };
+use crate::domain::mmio::TRANSLATION_FRAME;
 use crate::domain::table::Domains;
 use crate::gic::{ITS_BYTES_V41, MIN_EVENT_BITS};
 use crate::host::Host;
 use crate::host::cmdline::Dom0Acpi;
-use crate::ids::{CpuId, DeviceIds, DomId, Intid, ItsId, Mpidr, Pa};
+use crate::ids::{CpuId, DeviceIds, DomId, Intid, Ipa, ItsId, Mpidr, Pa};
 use crate::mm::el2_map;
 use crate::mm::firmware::FirmwareMemory;
 use crate::mm::guest_ram::{Bank, GuestRam};
@@ -45,12 +48,12 @@ pub struct MemoryInUse<'a> {
     pub domus: Vec<Range>,
 }
 
-/// Builds dom0 and powers its first vCPU on.
+/// Builds dom0 and powers its first vCPU on. `given` is what domUs get of its devices.
 ///
 /// # Errors
 ///
 /// [`BuildError`]; the machine cannot run without dom0.
-pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>) -> Result<(), BuildError> {
+pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>, given: &Passthrough) -> Result<(), BuildError> {
     let host = domains.host;
     let machine = host.machine;
     let kernel = module(machine, ModuleKind::Kernel)
@@ -75,24 +78,33 @@ pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>) -> Result<(), BuildErr
         absent_itss: &absent_itss,
         bootargs: &kernel.bootargs,
         initrd: place.initrd,
+        given_bars: &given.bars,
     };
     let description = describe(host, in_use, &plan, &places, place.dtb)?;
     let images = images(kernel, ramdisk, description, &place)?;
     let entry = images.start;
-    let hidden = hidden(machine)?;
-    let mapped = mapped_devices(host, in_use, &hidden)?;
-    let device_ids: Vec<_> =
-        (0..).map(ItsId).take(machine.gic.itss.len()).map(|its| device_ids::of_its(machine, its)).collect();
+    let hidden = hidden(machine, given)?;
+    let mapped = mapped_devices(host, in_use, &hidden, given)?;
+    let device_ids: Vec<_> = (0..)
+        .map(ItsId)
+        .take(machine.gic.itss.len())
+        .map(|its| device_ids::of_dom0(machine, its, &given.device_ids(machine, its)))
+        .collect();
+    let itss = virtual_itss(host, DomId(0), &own_itss(host, &device_ids), QUOTA)?;
+    let lpis = (itss.len() as u32).saturating_mul(QUOTA.events);
     let devices = Devices {
         dist: machine.gic.dist,
         redists: places.gicr,
         spis: host.gic.facts().spis,
-        itss: virtual_itss(host, DomId(0), &own_itss(host, &device_ids), QUOTA)?,
+        itss,
         device_ids,
+        lpis: lpis.min(host.gic.unreserved_lpis().saturating_sub(given.lpis())),
         console: places.console,
         absent: hidden.absent,
         bridges: hidden.bridges,
         mapped,
+        pci: None,
+        dma: dma(host, given),
     };
     let spec = DomainSpec {
         id: DomId(0),
@@ -197,11 +209,30 @@ fn kept_frames(machine: &Machine, is_v41: impl Fn(ItsId) -> bool) -> Vec<Range> 
     kept
 }
 
-/// Finds the PCI functions that dom0 does not see: those of `dom0_pci_hide=`, and EL2's console if it is a PCI function,
-/// which is possible only on a machine with ACPI.
-fn hidden(machine: &Machine) -> Result<Hidden, BuildError> {
+/// What dom0's devices reach: its RAM, the doorbells of the ITSs, and memory that they access for the firmware, at the
+/// addresses that these have on the machine.
+fn dma(host: &Host, given: &Passthrough) -> Dma {
+    let machine = host.machine;
+    let itss = (0..).map(ItsId).zip(&machine.gic.itss).filter(|&(id, _)| host.gic.facts().its(id).is_some());
+    // All of dom0's devices reach it, since they have one view: the firmware's memory is not safer from one than from another.
+    let kept = kept_frames(machine, |_| true);
+    let of_firmware = machine
+        .dma_reserved
+        .iter()
+        .filter(|memory| machine.is_reserved(memory.range) && !kept.iter().any(|frames| frames.overlaps(memory.range)));
+    Dma {
+        streams: streams::of_dom0(machine, &given.streams(machine)),
+        doorbells: itss.map(|(_, its)| its.control.base.add(TRANSLATION_FRAME)).map(|at| (Ipa(at.0), at)).collect(),
+        reserved: of_firmware.map(|memory| memory.range).collect(),
+    }
+}
+
+/// Finds the PCI functions that dom0 does not see: those of `dom0_pci_hide=`, those that domUs get, and EL2's console if
+/// it is a PCI function, which is possible only on a machine with ACPI.
+fn hidden(machine: &Machine, given: &Passthrough) -> Result<Hidden, BuildError> {
     let mut functions = pci_hide::hidden_by_option(machine)
         .map_err(|text| BuildError(alloc::format!("dom0_pci_hide=: no PCI function `{text}` on this machine")))?;
+    functions.extend(&given.hidden);
     let uart = machine.uart.filter(|uart| uart.kind != UartKind::Pl011 && machine.rsdp.is_some());
     for host in &machine.pci {
         if uart.is_some() || functions.iter().any(|function| function.segment == host.segment) {
@@ -217,11 +248,17 @@ fn hidden(machine: &Machine) -> Result<Hidden, BuildError> {
 
 /// Returns the ranges that dom0 may access besides its RAM: the PCI windows and every device that EL2 does not use
 /// itself.
-fn mapped_devices(host: &Host, in_use: &MemoryInUse<'_>, of_pci: &Hidden) -> Result<Vec<(Range, Attr)>, BuildError> {
+fn mapped_devices(
+    host: &Host,
+    in_use: &MemoryInUse<'_>,
+    of_pci: &Hidden,
+    given: &Passthrough,
+) -> Result<Vec<(Range, Attr)>, BuildError> {
     let machine = host.machine;
     // An ITS that could not be brought up may be of any version.
     let mut hidden = kept_frames(machine, |id| host.gic.facts().its(id).is_none_or(|its| its.v41));
     hidden.extend(of_pci.pages());
+    hidden.extend(&given.bars);
     hidden.extend([in_use.image, in_use.pool]);
     if machine.rsdp.is_some() && host.options.dom0_acpi == Dom0Acpi::On {
         hidden.extend(host.gic.inherited_tables());

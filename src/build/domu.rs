@@ -4,10 +4,12 @@
 //! are freed by `control::teardown`, or here if building fails.
 
 use super::fdt::make::{DomuTree, build_domu_fdt};
+use super::guest_pci::Plan;
 use super::layout::domu::{
-    DIST, MAX_VCPUS, RAM, SPIS, UART, UART_IRQ, affinities, place_modules, plan_pool, ram_size, redists,
+    DIST, MAX_RAM, MAX_VCPUS, RAM, SPIS, UART, UART_IRQ, affinities, place_modules, plan_pool, ram_size, redists,
 };
-use super::{BuildError, Devices, DomainSpec, Failure, Homes, assemble, images, kernel_header, start};
+use super::passthrough::{Given, Passthrough};
+use super::{BuildError, Devices, Dma, DomainSpec, Failure, Homes, assemble, images, kernel_header, start};
 use crate::dev::vtimer::CNTP_PPI;
 use crate::domain::table::Domains;
 use crate::host::Host;
@@ -46,38 +48,42 @@ const ROOM: usize = 256 << 10;
 const ROOM_FOR_VCPU: usize = 32 << 10;
 
 /// Builds all domUs. If one cannot be built, the reason is logged and the others run without it.
-pub fn build_all(domains: &Domains) {
+pub fn build_all(domains: &Domains, given: &mut Passthrough) {
     let host = domains.host;
     if host.machine.domains.is_empty() {
         return;
     }
     host.log_free_memory();
     for id in (1..).take(host.machine.domains.len()).map(DomId) {
-        build_or_log(domains, id);
+        build_or_log(domains, id, given);
     }
 }
 
 /// Builds a domU and starts it, or logs why it cannot be built.
-fn build_or_log(domains: &Domains, id: DomId) {
+fn build_or_log(domains: &Domains, id: DomId, given: &mut Passthrough) {
     let configs = &domains.host.machine.domains;
-    let Some(config) = usize::from(id.0).checked_sub(1).and_then(|index| configs.get(index)) else { return };
-    if let Err(error) = build(domains, id, config) {
+    let Some(index) = usize::from(id.0).checked_sub(1) else { return };
+    let Some(config) = configs.get(index) else { return };
+    if let Err(error) = given.take(index).and_then(|functions| build(domains, id, config, functions)) {
+        // What was reserved for its devices; none of them has been mapped.
+        let released = domains.host.gic.release_devices(id);
+        debug_assert!(released, "{id} has never run");
         log::error!("{id} `{}`: not built: {error}", config.name);
     }
 }
 
-fn build(domains: &Domains, id: DomId, config: &DomainConfig) -> Result<(), BuildError> {
+fn build(domains: &Domains, id: DomId, config: &DomainConfig, functions: Vec<Given>) -> Result<(), BuildError> {
     if let Some(problem) = &config.problem {
         return Err(BuildError(problem.to_string()));
     }
-    if let Some(function) = config.pci.first() {
-        return Err(BuildError(alloc::format!("{function}: a domU cannot get a PCI function yet")));
-    }
     let host = domains.host;
     let count = usize::from(config.cpus);
-    // A guest can have its domain built anew at any time, so a heap that is full must not be the end of EL2.
+    // Without room, an allocation would fail in the middle of the build, which is the end of EL2.
     if !heap::has_room(ROOM + count * ROOM_FOR_VCPU) {
         return Err(BuildError::new("no memory is left for EL2's own objects"));
+    }
+    if config.memory > MAX_RAM {
+        return Err(BuildError(alloc::format!("{} MiB of RAM are more than {}", config.memory >> 20, MAX_RAM >> 20)));
     }
     if count > MAX_VCPUS {
         return Err(BuildError(alloc::format!("{count} vCPUs are more than {MAX_VCPUS}")));
@@ -93,6 +99,7 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig) -> Result<(), Buil
         .map_err(|error| BuildError::because("images", error))?;
 
     let affinities = affinities(count);
+    let plan = Plan::new(host, functions)?;
     let description = build_domu_fdt(&DomuTree {
         vcpus: &affinities,
         ram: size,
@@ -100,21 +107,28 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig) -> Result<(), Buil
         initrd: place.initrd,
         uart: config.vpl011,
         timers: (CNTP_PPI, host.machine.timer.virt),
-        pci: None,
+        pci: plan.describe(),
     });
     let images = images(kernel, ramdisk, description, &place)?;
     let entry = images.start;
+    let (itss, device_ids, lpis, pci, dma) = match plan.make(host, id)? {
+        Some(of_pci) => (of_pci.itss, of_pci.device_ids, of_pci.events, Some(of_pci.host), of_pci.dma),
+        None => (Vec::new(), Vec::new(), 0, None, Dma::default()),
+    };
     let ram = take_ram(host, size)?;
     let devices = Devices {
         dist: DIST,
         redists: redists(count),
         spis: SPIS,
-        itss: Vec::new(),
-        device_ids: Vec::new(),
+        itss,
+        device_ids,
+        lpis,
         console: config.vpl011.then_some((UART, UART_IRQ)),
         absent: Vec::new(),
         bridges: Vec::new(),
         mapped: Vec::new(),
+        pci,
+        dma,
     };
     let spec = DomainSpec {
         id,

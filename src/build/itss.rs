@@ -31,7 +31,7 @@ pub(super) fn virtual_itss(
         let facts = host.gic.facts().its(*id).ok_or_else(|| BuildError(alloc::format!("{id} is not in use")))?;
         let reserved = host
             .gic
-            .reserve_devices(*id, ids, DeviceQuota { devices: quota.devices, events: quota.itt_entries })
+            .reserve_devices(*id, domain, ids, DeviceQuota { devices: quota.devices, events: quota.itt_entries })
             .map_err(|error| BuildError(alloc::format!("memory of the devices on {id}: {error}")))?;
         log::info!("{domain}: {id}: {} KiB reserved for {} devices", reserved >> 10, quota.devices);
         let vits = Vits::new(VitsConfig {

@@ -13,25 +13,30 @@ pub mod device_ids;
 pub mod dom0;
 pub mod domu;
 pub mod fdt;
+mod guest_pci;
 pub mod image;
 mod itss;
 pub mod layout;
+pub mod passthrough;
 pub mod pci_hide;
+mod streams;
 
 use crate::arch::{ich, percpu};
 use crate::domain::images::{File, Images};
-use crate::domain::msi::LpiPaths;
-use crate::domain::{Domain, Parts, remove_vpes};
-use crate::gic::v4::VmHandle;
+use crate::domain::msi::{LpiPaths, LpiQuota};
+use crate::domain::pci::PciHost;
+use crate::domain::{Domain, Parts, release_gic};
 use crate::host::Host;
 use crate::host::cmdline::Direct;
-use crate::ids::{CpuId, DeviceIds, DomId, Intid, Ipa, Mpidr, VcpuId, VpeId};
+use crate::ids::{CpuId, DeviceIds, DomId, Intid, Ipa, Mpidr, Pa, Streams, VcpuId, VmId};
 use crate::mm::guest_ram::{GuestRam, peek};
 use crate::mm::hw::El2;
 use crate::mm::stage2::{Attr, Fwb, Stage2, Stage2Error, ipa_bits};
 use crate::mm::tlb::Tlbs;
 use crate::pci::bridge::Bridge;
 use crate::platform::Module;
+use crate::smmu::iommu::DeviceView;
+use crate::util::PAGE;
 use crate::util::range::Range;
 use crate::vcpu::{Loaded, Start, Vcpu};
 use crate::vgic::{Vgic, VgicConfig};
@@ -106,6 +111,8 @@ struct Devices {
     itss: Vec<(Range, Vits)>,
     /// The devices that the domain may map on each of the host's ITSs.
     device_ids: Vec<Vec<DeviceIds>>,
+    /// The physical LPIs that it gets if a vCPU has no vPE: as many as it may have events mapped at the same time.
+    lpis: u32,
     /// The registers and the interrupt of the emulated console.
     console: Option<(Range, Intid)>,
     /// ECAM pages of PCI functions that the domain does not see.
@@ -114,6 +121,21 @@ struct Devices {
     bridges: Vec<Bridge>,
     /// Ranges of the machine that are mapped at their own addresses, besides RAM.
     mapped: Vec<(Range, Attr)>,
+    /// The PCI host of a domU.
+    pci: Option<PciHost>,
+    /// What the domain's devices reach by DMA.
+    dma: Dma,
+}
+
+/// What the devices of a domain reach by DMA, besides its RAM.
+#[derive(Default)]
+struct Dma {
+    /// The streams of the devices.
+    streams: Vec<Streams>,
+    /// The pages with GITS_TRANSLATER, as the devices address them, and those of the host's ITSs.
+    doorbells: Vec<(Ipa, Pa)>,
+    /// Memory of the firmware that devices go on to use, at its own addresses.
+    reserved: Vec<Range>,
 }
 
 /// The CPUs on which a domain's vCPUs start.
@@ -122,6 +144,24 @@ enum Homes {
     Fixed(Vec<CpuId>),
     /// Any CPU that the scheduler accepts. `assemble` chooses it.
     Any,
+}
+
+impl Homes {
+    /// The CPU on which each of `vcpus` vCPUs is placed first, and where its vPE is made. The vPE moves with its vCPU if
+    /// the scheduler does not accept that there.
+    fn first(&self, host: &Host, vcpus: usize) -> Vec<CpuId> {
+        match self {
+            Homes::Fixed(homes) => homes.clone(),
+            Homes::Any => {
+                let free = |&cpu: &CpuId| host.sched.shares_cpus() || host.sched.current(cpu).is_none();
+                let mut all: Vec<CpuId> = any_cpu(host).filter(free).collect();
+                if all.is_empty() {
+                    all.push(percpu::cpu());
+                }
+                all.into_iter().cycle().take(vcpus).collect()
+            }
+        }
+    }
 }
 
 /// The specification of a domain.
@@ -141,6 +181,12 @@ struct DomainSpec {
     devices: Devices,
 }
 
+impl DomainSpec {
+    fn is_dom0(&self) -> bool {
+        self.id == DomId(0)
+    }
+}
+
 /// A domain that could not be built. Its RAM may hold parts of its images.
 struct Failure {
     error: BuildError,
@@ -150,19 +196,41 @@ struct Failure {
 /// Builds a domain. Its vCPUs are off, and it is not in the table of domains yet.
 fn assemble(host: &'static Host, spec: DomainSpec) -> Result<Domain, Box<Failure>> {
     match make_parts(host, &spec) {
-        Ok((stage2, vgic, paths, vcpus)) => {
-            let Devices { dist, redists, itss, console, absent, bridges, .. } = spec.devices;
-            let (id, ram, images) = (spec.id, spec.ram, spec.restarts.then_some(spec.images));
-            let parts =
-                Parts { id, stage2, ram, vgic, dist, redists, itss, paths, console, absent, bridges, vcpus, images };
-            Ok(Domain::new(host, parts))
+        Ok(made) => {
+            let Devices { dist, redists, itss, console, absent, bridges, pci, .. } = spec.devices;
+            Ok(Domain::new(
+                host,
+                Parts {
+                    id: spec.id,
+                    stage2: made.stage2,
+                    device_view: made.device_view,
+                    ram: spec.ram,
+                    vgic: made.vgic,
+                    dist,
+                    redists,
+                    itss,
+                    paths: made.paths,
+                    console,
+                    absent,
+                    bridges,
+                    pci,
+                    vcpus: made.vcpus,
+                    images: spec.restarts.then_some(spec.images),
+                },
+            ))
         }
         Err(error) => Err(Box::new(Failure { error, ram: spec.ram })),
     }
 }
 
 /// The parts of a domain that are made from its specification.
-type MadeParts = (Stage2<'static, El2, Tlbs>, Vgic, LpiPaths, Vec<Arc<Vcpu>>);
+struct MadeParts {
+    stage2: Stage2<'static, El2, Tlbs>,
+    device_view: Option<DeviceView<El2>>,
+    vgic: Vgic,
+    paths: LpiPaths,
+    vcpus: Vec<Arc<Vcpu>>,
+}
 
 /// Loads the images and makes the parts of a domain. On failure everything is freed again, but the RAM may hold parts
 /// of the images.
@@ -178,18 +246,26 @@ fn make_parts(host: &'static Host, spec: &DomainSpec) -> Result<MadeParts, Build
     })
     .map_err(|error| BuildError::because("interrupt controller", error))?;
     let stage2 = address_space(host, &spec.ram, &spec.devices.mapped)?;
-    let paths = lpi_paths(host, spec);
+    let undo = |stage2, error| {
+        host.free_stage2(stage2);
+        Err(error)
+    };
+    let paths = match lpi_paths(host, spec) {
+        Ok(paths) => paths,
+        Err(error) => return undo(stage2, error),
+    };
     if paths.vcpus.iter().all(|(_, vpe)| vpe.is_some()) && host.gic.has_virtual_sgis() {
         vgic.offer_direct_sgis();
         log::info!("{}: SGIs are virtual SGIs if the guest does without their active state", spec.id);
     }
-    match place_vcpus(host, spec, &paths) {
-        Ok(vcpus) => Ok((stage2, vgic, paths, vcpus)),
+    let made = device_view(host, spec, stage2.vmid())
+        .and_then(|device_view| Ok((place_vcpus(host, spec, &paths)?, device_view)));
+    match made {
+        Ok((vcpus, device_view)) => Ok(MadeParts { stage2, device_view, vgic, paths, vcpus }),
         Err(error) => {
-            let removed = remove_vpes(host, spec.id, &paths);
-            debug_assert!(removed, "none of them has been resident");
-            host.free_stage2(stage2);
-            Err(error)
+            let removed = release_gic(host, spec.id, &paths);
+            debug_assert!(removed, "none of the vPEs has been resident");
+            undo(stage2, error)
         }
     }
 }
@@ -238,33 +314,83 @@ fn address_space(
     }
 }
 
-/// Creates the VM and, as long as there are free ones, a vPE for each vCPU. The LPIs of a vCPU without a vPE are
-/// injected by software.
-fn lpi_paths(host: &Host, spec: &DomainSpec) -> LpiPaths {
-    let homes: Vec<CpuId> = match &spec.homes {
-        Homes::Fixed(homes) => homes.clone(),
-        Homes::Any => alloc::vec![percpu::cpu(); spec.affinities.len()],
-    };
-    let with = |vm: Option<VmHandle>, vpe: &dyn Fn(CpuId) -> Option<VpeId>| LpiPaths {
-        vm,
-        vcpus: homes.iter().map(|&cpu| (cpu, vpe(cpu))).collect(),
-        devices: spec.devices.device_ids.clone(),
-    };
-    let wanted = host.options.direct == Direct::On && !spec.devices.itss.is_empty();
-    let Some(v4) = host.gic.v4().filter(|_| wanted) else { return with(None, &|_| None) };
-    match v4.create_vm(ID_BITS) {
-        Ok(vm) => with(Some(vm), &|cpu| {
-            v4.add_vpe(vm, cpu)
-                .inspect_err(|error| {
-                    log::warn!("{}: no vPE for the vCPU on {cpu}: {error}; its LPIs are injected by software", spec.id);
-                })
-                .ok()
-        }),
-        Err(error) => {
-            log::warn!("{}: no vLPI tables: {error}; LPIs are injected by software", spec.id);
-            with(None, &|_| None)
+/// Makes what the domain's devices reach, and assigns their streams to it. `None` if no SMMU limits what they reach.
+///
+/// dom0 does without a device that cannot be assigned. A domU is not built then.
+fn device_view(host: &Host, spec: &DomainSpec, vmid: VmId) -> Result<Option<DeviceView<El2>>, BuildError> {
+    let (id, dma) = (spec.id, &spec.devices.dma);
+    if dma.streams.is_empty() || !host.iommu.translates() {
+        return Ok(None);
+    }
+    let failed = |error: Stage2Error| BuildError::because("address space of its devices", error);
+    let mut view = host.iommu.new_view(vmid, ipa_bits(host.features().stage2().pa_range)).map_err(failed)?;
+    let banks = spec.ram.banks().iter().map(|bank| (bank.ipa, bank.pa, bank.size, Attr::Ram));
+    let doorbells = dma.doorbells.iter().map(|&(ipa, pa)| (ipa, pa, PAGE, Attr::Doorbell));
+    let reserved = dma.reserved.iter().map(|range| (Ipa(range.base.0), range.base, range.size, Attr::Ram));
+    for (ipa, pa, size, attr) in banks.chain(doorbells).chain(reserved) {
+        match view.map(ipa, pa, size, attr) {
+            Ok(()) => {}
+            Err(error) if spec.is_dom0() => {
+                log::error!("{id}: {}: not for devices: {error}: DMA to it fails", Range::new(pa, size));
+            }
+            Err(error) => {
+                view.destroy();
+                return Err(failed(error));
+            }
         }
     }
+    for &streams in &dma.streams {
+        match host.iommu.assign(id, streams, &view) {
+            Ok(()) => {}
+            Err(error) if spec.is_dom0() => {
+                log::error!("{id}: {streams}: not assigned: {error}: its devices reach no memory");
+            }
+            Err(error) => {
+                let error = BuildError(alloc::format!("{streams}: {error}"));
+                // Streams that were assigned before this one.
+                return Err(match host.iommu.block(id) {
+                    Ok(()) => {
+                        host.iommu.release(id);
+                        view.destroy();
+                        error
+                    }
+                    Err(stuck) => BuildError(alloc::format!("{error}; and a device cannot be stopped: {stuck}")),
+                });
+            }
+        }
+    }
+    Ok(Some(view))
+}
+
+/// Creates the VM and, as long as there are free ones, a vPE for each vCPU. The LPIs of a vCPU without a vPE are
+/// injected by software: for these, physical LPIs are reserved.
+fn lpi_paths(host: &Host, spec: &DomainSpec) -> Result<LpiPaths, BuildError> {
+    let (id, gic) = (spec.id, &host.gic);
+    let homes = spec.homes.first(host, spec.affinities.len());
+    let has_itss = !spec.devices.itss.is_empty();
+    let v4 = gic.v4().filter(|_| host.options.direct == Direct::On && has_itss);
+    let vm = v4.and_then(|v4| {
+        v4.create_vm(ID_BITS)
+            .inspect_err(|error| log::warn!("{id}: no vLPI tables: {error}; LPIs are injected by software"))
+            .ok()
+    });
+    let vpe_at = |cpu: CpuId| {
+        v4?.add_vpe(vm?, cpu)
+            .inspect_err(|error| {
+                log::warn!("{id}: no vPE for the vCPU on {cpu}: {error}; its LPIs are injected by software");
+            })
+            .ok()
+    };
+    let vcpus: Vec<_> = homes.iter().map(|&cpu| (cpu, vpe_at(cpu))).collect();
+    let all_direct = vcpus.iter().all(|(_, vpe)| vpe.is_some());
+    let count = if all_direct || !has_itss { 0 } else { spec.devices.lpis };
+    let paths = LpiPaths { vm, vcpus, devices: spec.devices.device_ids.clone(), lpis: LpiQuota::none() };
+    let Some(lpis) = LpiQuota::reserve(gic, count) else {
+        let removed = release_gic(host, id, &paths);
+        debug_assert!(removed, "none of the vPEs has been resident");
+        return Err(BuildError(alloc::format!("{count} LPIs are not free")));
+    };
+    Ok(LpiPaths { lpis, ..paths })
 }
 
 /// Makes the vCPUs and adds them to the scheduler. On failure they are removed from it again.
@@ -274,7 +400,7 @@ fn place_vcpus(host: &Host, spec: &DomainSpec, paths: &LpiPaths) -> Result<Vec<A
         let make = |cpu| Arc::new(Vcpu::new(spec.id, id, affinity, cpu, paths.vpe(id), ich::count()));
         let placed = match &spec.homes {
             Homes::Fixed(homes) => homes.get(id.index()).and_then(|&cpu| try_place(host, make(cpu), cpu)),
-            Homes::Any => place_anywhere(host, make),
+            Homes::Any => any_cpu(host).find_map(|cpu| try_place(host, make(cpu), cpu)),
         };
         let Some(vcpu) = placed else {
             vcpus.iter().for_each(|vcpu| host.remove_vcpu(vcpu));
@@ -301,13 +427,13 @@ fn try_place(host: &Host, vcpu: Arc<Vcpu>, cpu: CpuId) -> Option<Arc<Vcpu>> {
     host.add_vcpu(&vcpu, cpu).is_ok().then_some(vcpu)
 }
 
-/// Places a vCPU on the first CPU that accepts it. The boot CPU is tried last, because it takes the console's
-/// interrupts. If vCPUs share CPUs, each CPU accepts any number of vCPUs, and they are distributed in turn.
-fn place_anywhere(host: &Host, make: impl Fn(CpuId) -> Arc<Vcpu>) -> Option<Arc<Vcpu>> {
+/// The CPUs for the next vCPU that may be on any: it is placed on the first one that accepts it. The boot CPU is the last
+/// one, because it takes the console's interrupts. If vCPUs share CPUs, each CPU accepts any number of vCPUs, and they are
+/// distributed in turn.
+fn any_cpu(host: &Host) -> impl Iterator<Item = CpuId> {
     let count = host.cpus.ids().len();
     let turn = if host.sched.shares_cpus() { host.vcpus() % count } else { 0 };
-    let all = host.cpus.ids().rev().cycle().skip(turn).take(count);
-    all.filter(|&cpu| host.cpu(cpu).is_online()).find_map(|cpu| try_place(host, make(cpu), cpu))
+    host.cpus.ids().rev().cycle().skip(turn).take(count).filter(|&cpu| host.cpu(cpu).is_online())
 }
 
 /// Starts a domain.

@@ -22,7 +22,7 @@ pub fn register(domains: &'static Domains) {
     let host = domains.host;
     keys::register(b'h', "this list", console::help);
     keys::register(b'd', "domains and vCPUs", move || show_domains(domains));
-    keys::register(b'i', "interrupts", move || show_interrupts(domains));
+    keys::register(b'i', "interrupts and DMA", move || show_interrupts(domains));
     keys::register(b'v', "vPEs and residency", move || show_vpes(domains));
     keys::register(b'x', "exits by reason", move || show_exits(host));
     keys::register(b's', "the scheduler", move || show_scheduler(domains));
@@ -54,6 +54,7 @@ fn domain_state(domain: &Domain) {
 
 fn show_interrupts(domains: &Domains) {
     line(format_args!("{}", domains.host.gic.counters()));
+    domains.host.iommu.for_each_line(&mut |text| line(text));
     domains.iter().for_each(|domain| domain_interrupts(&domain));
 }
 
@@ -66,16 +67,16 @@ fn domain_interrupts(domain: &Domain) {
             }
         }
     }
-    for (index, vits) in domain.itss().enumerate() {
-        let mut mapped = 0;
+    for vits in domain.itss() {
+        let (its, mut mapped) = (vits.its(), 0);
         vits.for_each_event(&mut |device, event, vintid, collection, vcpu| {
             mapped += 1;
             match vcpu {
-                Some(vcpu) => line(format_args!("  ITS{index} {device} {event}: {vintid} to {vcpu}")),
-                None => line(format_args!("  ITS{index} {device} {event}: {vintid} parked in {collection}")),
+                Some(vcpu) => line(format_args!("  {its} {device} {event}: {vintid} to {vcpu}")),
+                None => line(format_args!("  {its} {device} {event}: {vintid} parked in {collection}")),
             }
         });
-        line(format_args!("ITS{index}: {mapped} events; {:?}", vits.counters()));
+        line(format_args!("{its}: {mapped} events; {:?}", vits.counters()));
     }
 }
 

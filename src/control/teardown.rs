@@ -5,14 +5,16 @@
 //! none, a CPU that runs a vCPU gives it a tenth of its time, whether its vCPU takes interrupts or not:
 //!
 //! 1. The domain is taken out of the table of domains, the scheduler and the console.
-//! 2. It is removed from the hardware: events of its devices are unmapped, its vPEs and their tables are removed, and
-//!    interrupts that are active for it are deactivated.
-//! 3. When no reference to it is left and no CPU has its stage 2 loaded, its stage 2 tables are freed.
-//! 4. Its RAM is zeroed, piece by piece, and given back to the pool.
+//! 2. Its devices are stopped: none of them reaches its memory any more.
+//! 3. It is removed from the hardware: events of its devices are unmapped, its vPEs and their tables and the memory of
+//!    its devices are freed, and interrupts that are active for it are deactivated.
+//! 4. When no reference to it is left and no CPU has its stage 2 loaded, its stage 2 tables are freed.
+//! 5. Its RAM is zeroed, piece by piece, and given back to the pool. If a device could not be stopped, it is not.
 
 use crate::arch::{barrier, timer};
 use crate::console;
 use crate::domain::Domain;
+use crate::domain::pci::Resets;
 use crate::domain::table::Domains;
 use crate::host::Host;
 use crate::host::background::{Background, Step};
@@ -38,11 +40,15 @@ struct Work {
     since: u64,
     /// Whether a delay has been logged.
     reported: bool,
+    /// Whether none of its devices reaches its memory any more.
+    is_stopped: bool,
     stage: Stage,
 }
 
 /// What has to be done next.
 enum Stage {
+    /// Reset the domain's PCI functions, and stop its devices.
+    Devices(Arc<Domain>),
     /// Remove the domain's events, vPEs and interrupts from the hardware.
     Interrupts(Arc<Domain>),
     /// Wait until no reference to the domain is left and no CPU has its stage 2 loaded.
@@ -78,10 +84,15 @@ impl Teardown {
 
     /// Kicks an idle CPU if there is work that no CPU performs; if no CPU is idle, sets the timer of `cpu`, which is this
     /// CPU, for its next share of the work. Called by a CPU that performs no more steps for now.
+    #[inline]
     pub fn hand_over(&self, cpu: CpuId) {
-        if self.background.is_empty() {
-            return;
+        if !self.background.is_empty() {
+            self.hand_over_now(cpu);
         }
+    }
+
+    #[cold]
+    fn hand_over_now(&self, cpu: CpuId) {
         let host = self.domains.host;
         match self.background.idle_cpu_to_kick() {
             Some(idle) => host.send_kick(idle),
@@ -102,7 +113,8 @@ impl Teardown {
     /// Performs a step, or sleeps until an interrupt. Called by a CPU that has no vCPU to run.
     pub fn idle(&self, cpu: CpuId) {
         self.background.mark_idle(cpu);
-        if !self.step(cpu) {
+        // Nearly always there is no work, which is seen without a call.
+        if self.background.is_empty() || !self.step(cpu) {
             self.domains.host.unload_stage2(cpu);
             barrier::wfi();
         }
@@ -148,17 +160,24 @@ fn start(domains: &Domains, id: DomId) -> Option<Work> {
         domains.host.remove_vcpu(vcpu);
     }
     domain.reset_itss();
-    Some(Work { id, since: timer::now_us(), reported: false, stage: Stage::Interrupts(domain) })
+    // A device that does not respond to its reset is stopped by the SMMU all the same.
+    domain.begin_function_resets();
+    let is_stopped = domain.stop_dma();
+    Some(Work { id, since: timer::now_us(), reported: false, is_stopped, stage: Stage::Devices(domain) })
 }
 
 /// Performs one step of the work.
 fn advance(host: &Host, cpu: CpuId, work: &mut Work) -> Progress {
     work.stage = match core::mem::replace(&mut work.stage, Stage::Done) {
+        Stage::Devices(domain) => match domain.step_function_resets() {
+            Resets::Until(_) => Stage::Devices(domain),
+            Resets::Done => Stage::Interrupts(domain),
+        },
         Stage::Interrupts(domain) => {
             if domain.step_itss() == Progress::More {
                 Stage::Interrupts(domain)
-            } else if !domain.remove_vpes() {
-                report_delay(work, "a vPE is still resident");
+            } else if !domain.release_gic() {
+                report_delay(work, "a vPE is still resident, or a device mapped");
                 Stage::Interrupts(domain)
             } else {
                 domain.release_interrupts();
@@ -181,7 +200,10 @@ fn advance(host: &Host, cpu: CpuId, work: &mut Work) -> Progress {
                 Stage::References(domain)
             } else {
                 match Arc::try_unwrap(domain) {
-                    Ok(domain) => Stage::Wipe { ram: domain.into_ram(), done: 0 },
+                    Ok(domain) => match domain.into_ram().filter(|_| work.is_stopped) {
+                        Some(ram) => Stage::Wipe { ram, done: 0 },
+                        None => Stage::Done,
+                    },
                     Err(domain) => {
                         report_delay(work, "the domain is still referenced");
                         Stage::References(domain)

@@ -68,6 +68,12 @@ fn take(domains: &Domains, cpu: CpuId, intid: Intid) {
             take_console(domains);
             cpuif::deactivate(intid);
         }
+        _ if host.iommu.has_interrupt(intid) => {
+            if host.iommu.handle_reports() {
+                host.gic.spi_set_pending(intid, true);
+            }
+            cpuif::deactivate(intid);
+        }
         32.. => {
             count(cpu, Event::IrqSpi);
             let taken = domains.of_spi(intid).is_some_and(|domain| domain.vgic().inject_hw_spi(&domain.port(), intid));

@@ -29,7 +29,8 @@ const PENDING: usize = 32;
 /// The largest number of ITT entries that one step searches for events whose LPIs are pending.
 const ENTRIES: usize = 2048;
 
-/// The event where a search of all events starts.
+/// The event where a search of all events starts. The search goes through the virtual ITSs in the domain's order: in a
+/// place of a search, `its` is the number of the virtual ITS in that order.
 const FIRST: EventKey = EventKey { its: ItsId(0), device: DeviceId(0), event: EventId(0) };
 
 impl Domain {
@@ -114,7 +115,7 @@ impl Domain {
             // An INT for one event makes the vINTID pending, even if several events are mapped to it.
             if target.is_some_and(|target| of_all || target == vcpu) && self.vgic.take_direct_pending(vcpu, vintid) {
                 // The GIC counts failures.
-                let _ = self.host.gic.set_pending(EventKey { its, device, event });
+                let _ = self.host.gic.set_pending(EventKey { its: vits.its(), device, event });
                 left = left.saturating_sub(1);
             }
             left > 0

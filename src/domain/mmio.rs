@@ -1,6 +1,7 @@
 //! Accesses of a domain to the devices that EL2 emulates.
 
 use super::Domain;
+use super::pci::PciHost;
 use crate::arch::{nospec, percpu};
 use crate::console;
 use crate::ids::{Ipa, Pa, VcpuId};
@@ -11,7 +12,7 @@ use crate::vgic::VGICR_SIZE;
 use crate::vits::Progress;
 
 /// The offset of an ITS's second frame, which holds GITS_TRANSLATER (IHI 0069, 12.18).
-const TRANSLATION_FRAME: u64 = 0x1_0000;
+pub const TRANSLATION_FRAME: u64 = 0x1_0000;
 
 /// An emulated device, with the offset of an access in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub enum Emulated {
     Absent,
     /// A PCI bridge above such a function, by its index.
     Bridge(usize, u64),
+    /// The configuration space of a domU's PCI host.
+    Pci(u64),
 }
 
 impl Domain {
@@ -45,6 +48,9 @@ impl Domain {
         }
         if let Some(console) = self.console.as_ref().filter(|console| console.regs.contains(at)) {
             return Some(Emulated::Uart(at.0 - console.regs.base.0));
+        }
+        if let Some(ecam) = self.pci.as_ref().map(PciHost::ecam).filter(|ecam| ecam.contains(at)) {
+            return Some(Emulated::Pci(at.0 - ecam.base.0));
         }
         if self.absent.iter().any(|page| page.contains(at)) {
             return Some(Emulated::Absent);
@@ -70,6 +76,7 @@ impl Domain {
             Emulated::Bridge(index, offset) => {
                 self.bridges.get(index).map_or(u64::MAX, |bridge| bridge.read(&Ecam, offset, bytes))
             }
+            Emulated::Pci(offset) => self.pci_read(offset, bytes),
             Emulated::Uart(offset) => {
                 self.drain_if_full();
                 self.with_uart(|uart| uart.read(offset, bytes)).unwrap_or(0)
@@ -104,6 +111,7 @@ impl Domain {
                     bridge.write(&Ecam, offset, bytes, value);
                 }
             }
+            Emulated::Pci(offset) => self.pci_write(offset, bytes, value),
             Emulated::Uart(offset) => {
                 let _ = self.with_uart(|uart| uart.write(offset, bytes, value));
                 self.drain_output();

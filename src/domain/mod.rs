@@ -6,6 +6,7 @@
 //! | [`mmio`] | accesses to emulated devices |
 //! | [`its_work`] | work of the virtual ITSs, in steps |
 //! | [`msi`] | how the virtual ITS reaches the host's ITS: directly injected and software-injected events |
+//! | [`pci`] | the PCI functions that a domU has |
 //! | [`port`] | what the virtual GIC needs from the domain |
 //! | [`recall`] | vCPUs that have to leave their guests before another one may go on |
 //! | [`irq`] | physical interrupts: which domain gets each |
@@ -20,6 +21,7 @@ pub mod lifecycle;
 pub mod mmio;
 pub mod msi;
 mod pace;
+pub mod pci;
 pub mod port;
 pub mod recall;
 pub mod restart;
@@ -28,7 +30,6 @@ pub mod table;
 use crate::console;
 use crate::console::ring::{RING_LEN, Ring};
 use crate::dev::pl011::Vpl011;
-use crate::gic::v4::V4Error;
 use crate::host::Host;
 use crate::ids::{CpuId, DomId, Intid, Mpidr, VcpuId};
 use crate::mm::guest_ram::GuestRam;
@@ -36,6 +37,7 @@ use crate::mm::hw::El2;
 use crate::mm::stage2::Stage2;
 use crate::mm::tlb::Tlbs;
 use crate::pci::bridge::Bridge;
+use crate::smmu::iommu::DeviceView;
 use crate::sync::{Lock, Rank};
 use crate::util::range::Range;
 use crate::vcpu::{Start, Vcpu};
@@ -49,6 +51,7 @@ use images::Images;
 use lifecycle::{End, Lifecycle};
 use msi::LpiPaths;
 use pace::Pace;
+use pci::PciHost;
 use recall::Recalls;
 
 /// The console that a domain sees: an emulated PL011.
@@ -74,6 +77,8 @@ pub struct Parts {
     pub id: DomId,
     /// The stage 2 address space.
     pub stage2: Stage2<'static, El2, Tlbs>,
+    /// What the domain's devices reach by DMA; `None` if no SMMU translates for them.
+    pub device_view: Option<DeviceView<El2>>,
     /// The RAM, which `stage2` maps.
     pub ram: GuestRam,
     /// The virtual GIC.
@@ -92,10 +97,11 @@ pub struct Parts {
     pub absent: Vec<Range>,
     /// The bridges above these functions.
     pub bridges: Vec<Bridge>,
+    /// The PCI host of a domU that has PCI functions.
+    pub pci: Option<PciHost>,
     /// The vCPUs, in the order of their numbers. They are off.
     pub vcpus: Vec<Arc<Vcpu>>,
-    /// What the domain is restarted from; `None` if it cannot be restarted. One that has vPEs cannot: their pending
-    /// tables would have to be emptied.
+    /// What the domain is restarted from; `None` if it cannot be restarted.
     pub images: Option<Images>,
 }
 
@@ -105,7 +111,8 @@ pub struct Domain {
     host: &'static Host,
     vttbr: u64,
     vtcr: u64,
-    stage2: Stage2<'static, El2, Tlbs>,
+    stage2: Lock<Stage2<'static, El2, Tlbs>>,
+    device_view: Option<DeviceView<El2>>,
     ram: GuestRam,
     vgic: Vgic,
     dist: Range,
@@ -116,6 +123,7 @@ pub struct Domain {
     last_ran: LastRan,
     absent: Vec<Range>,
     bridges: Vec<Bridge>,
+    pci: Option<PciHost>,
     vcpus: Vec<Arc<Vcpu>>,
     images: Option<Images>,
     lifecycle: Lifecycle,
@@ -127,14 +135,15 @@ impl Domain {
     /// A domain whose vCPUs are all off.
     #[must_use]
     pub fn new(host: &'static Host, parts: Parts) -> Domain {
-        let Parts { id, stage2, ram, vgic, dist, redists, itss, paths, console, absent, bridges, vcpus, images } =
-            parts;
+        let Parts { id, stage2, device_view, ram, vgic, dist, redists, itss, paths, .. } = parts;
+        let Parts { console, absent, bridges, pci, vcpus, images, .. } = parts;
         Domain {
             id,
             host,
             vttbr: stage2.vttbr(),
             vtcr: stage2.vtcr(),
-            stage2,
+            stage2: Lock::new(Rank::Stage2, stage2),
+            device_view,
             ram,
             vgic,
             dist,
@@ -145,6 +154,7 @@ impl Domain {
             last_ran: LastRan::new(host.cpus.ids().len()),
             absent,
             bridges,
+            pci,
             vcpus,
             images,
             lifecycle: Lifecycle::new(),
@@ -336,11 +346,11 @@ impl Domain {
         self.recalls.have_ended(|| self.vcpus.iter().any(|vcpu| vcpu.is_recalled()))
     }
 
-    /// Removes the domain's vPEs and their tables from the GIC. Returns `false` if a vPE is still resident: the caller
-    /// then has to call it again later.
+    /// Gives back what the domain has of the physical GIC: its vPEs, and the memory of its devices. Returns `false` if
+    /// something is still in use: the caller then has to call it again later.
     #[must_use]
-    pub fn remove_vpes(&self) -> bool {
-        remove_vpes(self.host, self.id, &self.paths)
+    pub fn release_gic(&self) -> bool {
+        release_gic(self.host, self.id, &self.paths)
     }
 
     /// Releases the interrupts of a domain that has ended: deactivates the physical interrupts that are active for it,
@@ -354,31 +364,46 @@ impl Domain {
         });
     }
 
-    /// Frees the address space and returns the RAM, which still holds the guest's data.
+    /// Stops the domain's devices: when this returns `true`, none of them reaches any memory.
     #[must_use]
-    pub fn into_ram(self) -> GuestRam {
-        self.host.free_stage2(self.stage2);
-        self.ram
+    pub fn stop_dma(&self) -> bool {
+        let stopped = self.host.iommu.block(self.id);
+        if let Err(error) = &stopped {
+            log_limited!(Error, self.id; "{}: devices not stopped: {error}: its memory is not used again", self.id);
+        }
+        stopped.is_ok()
+    }
+
+    /// Lets the domain's devices reach its memory again. Returns `false` if that failed.
+    #[must_use]
+    pub fn resume_dma(&self) -> bool {
+        let Some(view) = &self.device_view else { return true };
+        let resumed = self.host.iommu.resume(self.id, view);
+        if let Err(error) = &resumed {
+            log_limited!(Error, self.id; "{}: devices not resumed: {error}", self.id);
+        }
+        resumed.is_ok()
+    }
+
+    /// Frees the address spaces of CPUs and devices and returns the RAM, which still holds the guest's data. `None`: a
+    /// device may still reach the RAM. The domain's devices have been stopped.
+    #[must_use]
+    pub fn into_ram(self) -> Option<GuestRam> {
+        self.host.iommu.release(self.id);
+        if let Some(view) = self.device_view {
+            view.destroy();
+        }
+        self.host.free_stage2(self.stage2.into_inner());
+        self.host.iommu.is_sound().then_some(self.ram)
     }
 }
 
-/// Removes the vPEs of domain `id` and their tables from the GIC. Returns `false` if a vPE is still resident: the caller
-/// then has to call it again later.
+/// Gives all back that domain `id` has of the physical GIC ([`LpiPaths::release`]). Returns `false` if something is still
+/// in use: the caller then has to call it again later.
 #[must_use]
-pub fn remove_vpes(host: &Host, id: DomId, paths: &LpiPaths) -> bool {
-    let (Some(v4), Some(vm)) = (host.gic.v4(), paths.vm) else { return true };
-    for vpe in paths.vcpus.iter().filter_map(|&(_, vpe)| vpe) {
-        host.vpes.take_back(vpe);
-        match v4.remove_vpe(vpe) {
-            Err(V4Error::Resident(_)) => return false,
-            Err(V4Error::NoSuchVpe(_)) | Ok(()) => {}
-            Err(error) => log_limited!(Error, id; "{id}: {vpe}: cannot be removed: {error}"),
-        }
-    }
-    if let Err(error) = v4.destroy_vm(vm) {
-        log_limited!(Error, id; "{id}: vLPI tables cannot be freed: {error}");
-    }
-    true
+pub fn release_gic(host: &Host, id: DomId, paths: &LpiPaths) -> bool {
+    paths.vpes().for_each(|vpe| host.vpes.take_back(vpe));
+    paths.release(&host.gic, id)
 }
 
 /// The vCPU of a domain that each CPU ran last.

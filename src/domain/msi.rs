@@ -5,48 +5,22 @@
 //! a vCPU that has none are mapped to physical LPIs: EL2 acknowledges each, looks its [`Route`] up and injects it
 //! through a list register. The guest sees no difference.
 //!
-//! Apart from the routes of physical LPIs, this file has no state. `gic` has the mappings of the host's ITSs, `vgic`
+//! Apart from the routes of physical LPIs and what the domain has of the physical GIC (`paths`), this file has no state. `gic` has the mappings of the host's ITSs, `vgic`
 //! the guest's LPI configuration, and `vits` the guest's mappings.
+
+mod paths;
+
+pub use paths::{LpiPaths, LpiQuota, NotRenewed, Renewed};
 
 use crate::arch::nospec;
 use crate::arch::timer;
 use crate::gic::v4::{V4, VmHandle};
 use crate::gic::{Event, Gic, ItsError};
 use crate::host::routes::{PRIORITY, Route, Routes};
-use crate::ids::{CpuId, DeviceId, DeviceIds, DomId, EventKey, Ipa, ItsId, Lpi, VIntid, VcpuId, VpeId};
+use crate::ids::{CpuId, DeviceId, DomId, EventKey, Ipa, ItsId, Lpi, VIntid, VcpuId, VpeId};
 use crate::mmio::Hw;
 use crate::vgic::{Owner, Port, Vgic};
 use crate::vits::{Backend, BackendError};
-use alloc::vec::Vec;
-
-/// How LPIs reach the vCPUs of a domain.
-pub struct LpiPaths {
-    /// The domain's VM in the physical GIC; `None` if no event is injected directly.
-    pub vm: Option<VmHandle>,
-    /// The CPU on which each vCPU starts, and the vCPU's vPE if it has one.
-    pub vcpus: Vec<(CpuId, Option<VpeId>)>,
-    /// The devices that the domain may map on each ITS, by the number of the ITS.
-    pub devices: Vec<Vec<DeviceIds>>,
-}
-
-impl LpiPaths {
-    /// The vPE of a vCPU.
-    #[must_use]
-    pub fn vpe(&self, vcpu: VcpuId) -> Option<VpeId> {
-        self.vcpus.get(vcpu.index())?.1
-    }
-
-    /// Whether the domain may map a device on an ITS.
-    fn owns(&self, its: ItsId, device: DeviceId) -> bool {
-        self.devices.get(its.index()).is_some_and(|all| all.iter().any(|ids| ids.contains(device)))
-    }
-
-    /// The CPU that the physical LPIs of a vCPU are sent to: the one on which the vCPU starts, or another one while
-    /// that is out of service.
-    fn cpu<H: Hw + Clone>(&self, vcpu: VcpuId, gic: &Gic<H>) -> Option<CpuId> {
-        gic.nearest_in_service(self.vcpus.get(vcpu.index())?.0)
-    }
-}
 
 /// The virtual ITSs' access to the physical ITSs, for the duration of a call.
 pub struct LpiBackend<'a, H: Hw + Clone> {
@@ -87,7 +61,7 @@ impl<H: Hw + Clone> LpiBackend<'_, H> {
     /// sent to.
     fn alloc_lpi(&self, key: EventKey, vcpu: VcpuId, vintid: VIntid) -> Result<(Lpi, CpuId), BackendError> {
         let cpu = self.paths.cpu(vcpu, self.gic).ok_or(BackendError::NotMapped)?;
-        let lpi = self.gic.alloc_lpi().ok_or(BackendError::NoLpi)?;
+        let lpi = self.paths.lpis.alloc(self.gic).ok_or(BackendError::NoLpi)?;
         self.gic.configure_lpi(lpi, PRIORITY, true);
         self.routes.set(lpi, self.route(key, vcpu, vintid));
         Ok((lpi, cpu))
@@ -95,7 +69,7 @@ impl<H: Hw + Clone> LpiBackend<'_, H> {
 
     fn free_lpi(&self, lpi: Lpi) {
         self.routes.clear(lpi);
-        self.gic.free_lpi(lpi);
+        self.paths.lpis.free(self.gic, lpi);
     }
 
     /// Cleans up after mapping an event to `lpi` failed with `error`. If the command timed out, the event may be mapped
@@ -280,6 +254,8 @@ impl<H: Hw + Clone> Backend for LpiBackend<'_, H> {
     }
 }
 
+#[cfg(test)]
+mod lives;
 #[cfg(test)]
 mod no_allocation;
 #[cfg(test)]

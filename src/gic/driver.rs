@@ -106,7 +106,27 @@ impl<H: Hw + Clone> Gic<H> {
         from.iter().chain(before).find(|redist| redist.is_in_service()).map(|redist| redist.cpu)
     }
 
-    /// Allocates an LPI. It is disabled and no event is mapped to it.
+    /// Reserves `count` LPIs for a domain. `false`, and none is reserved, if fewer are left. The domain allocates no more
+    /// than it has reserved.
+    #[must_use]
+    pub fn reserve_lpis(&self, count: u32) -> bool {
+        self.lpis.as_ref().map_or(count == 0, |lpis| lpis.reserve(count))
+    }
+
+    /// Gives back LPIs that [`reserve_lpis`](Gic::reserve_lpis) has reserved. They have been freed.
+    pub fn release_lpis(&self, count: u32) {
+        if let Some(lpis) = &self.lpis {
+            lpis.unreserve(count);
+        }
+    }
+
+    /// How many LPIs are neither reserved nor doorbells.
+    #[must_use]
+    pub fn unreserved_lpis(&self) -> u32 {
+        self.lpis.as_ref().map_or(0, Lpis::unreserved)
+    }
+
+    /// Allocates an LPI, which its owner has reserved. It is disabled and no event is mapped to it.
     pub fn alloc_lpi(&self) -> Option<Lpi> {
         self.lpis.as_ref()?.alloc()
     }

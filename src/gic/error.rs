@@ -77,6 +77,8 @@ pub enum ItsError {
     DeviceMapped(DeviceId),
     /// The DeviceID is beyond the ITS's device table, or reserved by the driver.
     DeviceRange(DeviceId),
+    /// The device has been given to a domain already.
+    DeviceOwned(DeviceId),
     /// The number of EventID bits is 0 or more than the ITS supports.
     EventBits(u8),
     /// The EventID is beyond the device's translation table.
@@ -115,6 +117,7 @@ impl fmt::Display for ItsError {
             ItsError::Timeout => write!(f, "the ITS did not complete its commands in time"),
             ItsError::NoSuchDevice(d) => write!(f, "{d} is not mapped"),
             ItsError::DeviceMapped(d) => write!(f, "{d} is mapped already"),
+            ItsError::DeviceOwned(d) => write!(f, "{d} has been given to another domain"),
             ItsError::DeviceRange(d) => write!(f, "{d} is beyond the device table"),
             ItsError::EventBits(n) => write!(f, "{n} EventID bits are not possible"),
             ItsError::EventRange(e) => write!(f, "{e} is beyond the device's translation table"),

@@ -19,7 +19,7 @@ use super::driver::Gic;
 use super::error::ItsError;
 use super::its::{COMMAND_LIMIT_US, Command, DeviceQuota, Event, Its, State, Synced, Ticket, collection};
 use super::v4::V4;
-use crate::ids::{CpuId, DeviceId, DeviceIds, EventId, EventKey, ItsId, Lpi, VIntid, VpeId};
+use crate::ids::{CpuId, DeviceId, DeviceIds, DomId, EventId, EventKey, ItsId, Lpi, VIntid, VpeId};
 use crate::mmio::Hw;
 use crate::sync::Guard;
 use arrayvec::ArrayVec;
@@ -370,10 +370,54 @@ impl<H: Hw + Clone> Gic<H> {
         Ok(answer)
     }
 
-    /// Reserves all the memory that a domain's devices and events take on an ITS, for the devices `ids`. No other
-    /// device can be mapped. Returns the number of bytes. Called when a domain is built; the memory is kept.
-    pub fn reserve_devices(&self, its: ItsId, ids: &[DeviceIds], quota: DeviceQuota) -> Result<u64, ItsError> {
-        self.its(its)?.reserve(ids, quota)
+    /// Reserves all the memory that a domain's devices and events take on an ITS, for the devices `ids`, which no other
+    /// domain has. Other devices cannot be mapped. Returns the number of bytes. Called when a domain is built;
+    /// [`release_devices`](Gic::release_devices) frees the memory.
+    pub fn reserve_devices(
+        &self,
+        its: ItsId,
+        owner: DomId,
+        ids: &[DeviceIds],
+        quota: DeviceQuota,
+    ) -> Result<u64, ItsError> {
+        self.its(its)?.reserve(owner, ids, quota)
+    }
+
+    /// Frees the memory that is reserved for a domain's devices on all ITSs, except what an ITS may still use. No CPU uses
+    /// the devices any more. If one is still mapped, because the domain's virtual ITS could not unmap it, it is unmapped
+    /// instead; returns `false`, and has to be called again.
+    #[must_use]
+    pub fn release_devices(&self, owner: DomId) -> bool {
+        for its in self.itss.iter().flatten() {
+            let mapped = its.state.lock().first_of(owner);
+            if let Some(dev) = mapped {
+                // The ITS may not answer. EL2 forgets the device in any case.
+                let _ = self.unmap_device(its.id, dev);
+                return false;
+            }
+            self.counters.quarantined_bytes.add(its.release(owner));
+        }
+        true
+    }
+
+    /// Whether a domain's memory for devices is as it was reserved.
+    ///
+    /// # Errors
+    ///
+    /// Of the first ITS on which it is not: `DeviceMapped` if a device is mapped, `NoMemory` if the ITS may still use a
+    /// part of the memory, `Dead` if it translates no more.
+    pub fn check_devices(&self, owner: DomId) -> Result<(), (ItsId, ItsError)> {
+        for its in self.itss.iter().flatten() {
+            let state = its.state.lock();
+            let found = match state.first_of(owner) {
+                Some(dev) => ItsError::DeviceMapped(dev),
+                None if state.has_lost(owner) => ItsError::NoMemory,
+                None if state.serves(owner) && its.queue.is_dead() => ItsError::Dead,
+                None => continue,
+            };
+            return Err((its.id, found));
+        }
+        Ok(())
     }
 
     /// Maps a device with a translation table for 2^`event_bits` events, none of them mapped. The table is in the
@@ -410,7 +454,11 @@ impl<H: Hw + Clone> Gic<H> {
         if let Some(device) = batch.state.remove(dev) {
             match &gone {
                 Ok(proof) => its.free_device(&mut batch.state, device, proof),
-                Err(_) => self.counters.quarantined_bytes.add(its.itt_bytes(&device)),
+                Err(_) => {
+                    let bytes = its.itt_bytes(&device);
+                    batch.state.lose(device, bytes);
+                    self.counters.quarantined_bytes.add(bytes);
+                }
             }
         }
         batch.open = false;

@@ -3,6 +3,9 @@
 //! Nothing here takes a lock, because doorbells are looked up and LPIs freed with locks of any rank held. Whether an
 //! LPI is allocated is an atomic bit, the vPE whose doorbell it is an atomic word, and its configuration a byte that
 //! only its owner writes.
+//!
+//! An LPI is reserved before it is allocated: a domain reserves as many as its guest can make EL2 allocate when it is
+//! built, and a doorbell is reserved when its vPE is made. So no guest takes an LPI that another one was promised.
 
 use super::error::GicError;
 use super::regs::config;
@@ -11,7 +14,7 @@ use crate::mmio::{Coherence, Hw};
 use crate::util::bits::IdAllocator;
 use crate::util::range::Range;
 use alloc::boxed::Box;
-use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 
 /// The fewest INTID bits with which there are LPIs.
 pub const MIN_ID_BITS: u8 = 14;
@@ -30,6 +33,8 @@ pub struct Lpis<H> {
     /// Every redistributor so far snoops the caches.
     coherent: AtomicBool,
     numbers: IdAllocator,
+    /// How many are neither doorbells nor reserved.
+    unreserved: AtomicU32,
     /// The vPE whose doorbell each LPI is.
     doorbells: Box<[AtomicU16]>,
 }
@@ -58,6 +63,7 @@ impl<H: Hw> Lpis<H> {
             count,
             coherent: AtomicBool::new(coherent),
             numbers: IdAllocator::new(count),
+            unreserved: AtomicU32::new(count),
             doorbells,
         }
     }
@@ -95,7 +101,41 @@ impl<H: Hw> Lpis<H> {
         lpi.0.checked_sub(Lpi::FIRST).filter(|i| *i < self.count).map(|i| i as usize)
     }
 
-    /// Allocates an LPI, which is disabled and has the default priority.
+    /// Reserves LPIs. `false`, and none is reserved, if fewer are left.
+    pub fn reserve(&self, count: u32) -> bool {
+        let left = |left: u32| left.checked_sub(count);
+        self.unreserved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left).is_ok()
+    }
+
+    /// Gives back LPIs that were reserved. They are not allocated.
+    pub fn unreserve(&self, count: u32) {
+        self.unreserved.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// How many can be reserved.
+    pub fn unreserved(&self) -> u32 {
+        self.unreserved.load(Ordering::Relaxed)
+    }
+
+    /// Reserves and allocates an LPI for a doorbell.
+    pub fn alloc_doorbell(&self) -> Option<Lpi> {
+        if !self.reserve(1) {
+            return None;
+        }
+        let lpi = self.alloc();
+        if lpi.is_none() {
+            self.unreserve(1);
+        }
+        lpi
+    }
+
+    /// Frees the LPI of a doorbell.
+    pub fn free_doorbell(&self, lpi: Lpi) {
+        self.free(lpi);
+        self.unreserve(1);
+    }
+
+    /// Allocates an LPI, which is disabled and has the default priority. It has been reserved.
     pub fn alloc(&self) -> Option<Lpi> {
         self.numbers.alloc().map(|n| Lpi(Lpi::FIRST + n))
     }

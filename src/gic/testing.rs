@@ -2,8 +2,8 @@
 
 use super::v4::{InterruptGroups, PendingLast, Resident, V4, VmHandle, Why};
 use super::{DeviceQuota, Gic, GicError, Interface, ItsLayout, Layout};
-use crate::ids::{CpuId, DeviceId, DeviceIds, EventId, EventKey, ItsId, Lpi, Mpidr, Pa, VIntid, VpeId};
-use crate::mm::counting::outside;
+use crate::ids::{CpuId, DeviceId, DeviceIds, DomId, EventId, EventKey, ItsId, Lpi, Mpidr, Pa, VIntid, VpeId};
+use crate::mm::counting::{count, outside};
 use crate::mmio::{Coherence, Hw};
 use crate::util::range::Range;
 use gic_model::{Config, Machine};
@@ -62,7 +62,8 @@ impl Hw for ModelHw {
         });
     }
     fn alloc(&self, size: usize, align: usize) -> Option<Pa> {
-        self.0.alloc(size, align).map(Pa)
+        count();
+        outside(|| self.0.alloc(size, align)).map(Pa)
     }
     fn free(&self, memory: Pa, size: usize, align: usize) {
         outside(|| self.0.free(memory.0, size, align));
@@ -176,7 +177,7 @@ impl Bench {
 pub fn reserve(gic: &Gic<ModelHw>) {
     let ids = [DeviceIds { first: DeviceId(0), last: DeviceId(0x3ff) }];
     for its in gic.facts().itss() {
-        gic.reserve_devices(its.id, &ids, DeviceQuota { devices: 8, events: 2048 }).expect("memory");
+        gic.reserve_devices(its.id, DomId(0), &ids, DeviceQuota { devices: 8, events: 2048 }).expect("memory");
     }
 }
 

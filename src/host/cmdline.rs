@@ -76,6 +76,8 @@ pub enum OnCrash {
 pub struct Options {
     /// `direct=on|off`.
     pub direct: Direct,
+    /// `iommu=BOOLEAN`: whether the SMMUs limit what devices reach; if not, they are set to bypass.
+    pub iommu: bool,
     /// `vwfi=native|trap|auto`.
     pub vwfi: Vwfi,
     /// `sched=null|credit`.
@@ -109,6 +111,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             direct: Direct::On,
+            iommu: true,
             vwfi: Vwfi::Auto,
             sched: Sched::Null,
             tslice_ms: 10,
@@ -159,6 +162,7 @@ pub fn parse<'a>(line: &'a str, mut unknown: impl FnMut(&'a str)) -> Result<Opti
                     _ => return Err(bad("`on` and `off`")),
                 }
             }
+            "iommu" => options.iommu = boolean(value).ok_or(bad("`on` and `off`"))?,
             "vwfi" => {
                 options.vwfi = match value {
                     "native" => Vwfi::Native,
@@ -286,6 +290,7 @@ mod tests {
         assert_eq!((o.on_crash, o.restart_delay_ms), (OnCrash::Restart, 0));
         assert_eq!((o.direct, o.vwfi, o.on_panic), (Direct::Off, Vwfi::Trap, OnPanic::Off));
         assert_eq!((o.dom0_mem, o.dom0_max_vcpus), (Some(1536 << 20), Some(3)));
+        assert_eq!((o.iommu, read("iommu=off").iommu), (true, false));
         assert_eq!(o.dom0_acpi, Dom0Acpi::Off);
         assert_eq!(o.loglvl, log::LevelFilter::Debug);
         assert_eq!((o.irq_rate, read("irq-rate=500").irq_rate), (100_000, 500));
@@ -302,6 +307,7 @@ mod tests {
             "sched_credit_tslice_ms=0",
             "irq-rate=99",
             "direct=maybe",
+            "iommu=bypass",
             "vwfi=",
             "dom0_mem=1T",
             "dom0_mem=1M",

@@ -28,6 +28,7 @@ use crate::mm::tlb::Tlbs;
 use crate::mm::{frames, heap};
 use crate::platform::Machine;
 use crate::sched::{AddError, Credit, Null, Scheduler, Settings, Slices, Woken};
+use crate::smmu::iommu::Iommu;
 use crate::sync::{Lock, Rank};
 use crate::trace::{Event, count};
 use crate::util::PAGE;
@@ -91,6 +92,8 @@ pub struct Host {
     pub console_irq: Option<Intid>,
     /// TLB maintenance for stage 2.
     pub tlbs: &'static Tlbs,
+    /// The SMMUs.
+    pub iommu: &'static Iommu<El2>,
     /// The domain that owns each SPI.
     pub spis: SpiOwners,
     /// The vCPU that owns each vPE.
@@ -132,7 +135,13 @@ fn scheduler(options: &Options, machine: &'static Machine) -> Box<dyn Scheduler<
 impl Host {
     /// The machine, with no CPU online and no vCPU.
     #[must_use]
-    pub fn new(machine: &'static Machine, options: Options, gic: Gic<El2>, tlbs: &'static Tlbs) -> Host {
+    pub fn new(
+        machine: &'static Machine,
+        options: Options,
+        gic: Gic<El2>,
+        tlbs: &'static Tlbs,
+        iommu: &'static Iommu<El2>,
+    ) -> Host {
         let facts = gic.facts();
         let rate = Rate::new(options.irq_rate, counter::frequency());
         let (routes, rate_limits) = (Routes::new(facts.lpis), RateLimits::new(facts.lpis, rate));
@@ -147,6 +156,7 @@ impl Host {
             sched: scheduler(&options, machine),
             console_irq: machine.uart.and_then(|uart| uart.irq),
             tlbs,
+            iommu,
             spis,
             vpes,
             vmids: VmIds::new(),

@@ -1,4 +1,5 @@
-//! Counts the allocations of tests: code that a guest can make EL2 run allocates nothing.
+//! Counts the allocations of tests: code that a guest can make EL2 run allocates nothing, and what is taken down leaves
+//! nothing behind.
 
 use core::cell::Cell;
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -6,6 +7,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 std::thread_local! {
     /// The allocations of this thread so far; `None` while they are not counted.
     static COUNT: Cell<Option<usize>> = const { Cell::new(None) };
+    /// The bytes that this thread has allocated and not freed, while its allocations are counted.
+    static HELD: Cell<isize> = const { Cell::new(0) };
 }
 
 struct Counted;
@@ -18,14 +21,35 @@ unsafe impl GlobalAlloc for Counted {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // A thread that ends has no counter any more.
         let _ = COUNT.try_with(|count| count.set(count.get().map(|n| n + 1)));
+        hold(layout.size() as isize);
         // SAFETY: the caller's promises are those that `System` asks for.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        hold(-(layout.size() as isize));
         // SAFETY: as above; the block came from `System`.
         unsafe { System.dealloc(block, layout) };
     }
+}
+
+fn hold(bytes: isize) {
+    if COUNT.try_with(Cell::get).is_ok_and(|count| count.is_some()) {
+        let _ = HELD.try_with(|held| held.set(held.get() + bytes));
+    }
+}
+
+/// Counts an allocation that is not made here.
+pub fn count() {
+    COUNT.set(COUNT.get().map(|n| n + 1));
+}
+
+/// Runs `code` and returns how many more bytes of the heap this thread holds afterwards, without what runs in
+/// [`outside`].
+pub fn held(code: impl FnOnce()) -> isize {
+    let before = HELD.replace(0);
+    let _ = allocations(code);
+    HELD.replace(before)
 }
 
 /// Runs `code` and returns how often this thread allocated, without what runs in [`outside`].
@@ -50,4 +74,7 @@ fn allocations_are_counted_but_those_outside_are_not() {
     assert_eq!(allocations(|| outside(make)), 0);
     make();
     assert_eq!(allocations(|| ()), 0);
+    let mut kept = None;
+    assert_eq!(held(|| kept = Some(std::vec![0u8; 100])), 100);
+    assert_eq!((held(make), held(|| kept = None)), (0, -100));
 }

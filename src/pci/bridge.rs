@@ -3,8 +3,9 @@
 //! Such a function is hidden by its place in configuration space. That is enough only while the function stays there:
 //! with another bus number in a bridge above it, it would answer at another place, and with another window its registers
 //! would be where the domain can reach them. So the registers of these bridges that decide what is forwarded keep the
-//! values that the firmware gave them, and so do those that reset what is behind the bridge. A domain may read
-//! everything, and write the rest: errors, interrupts, power and link management below the level of a reset.
+//! values that the firmware gave them, and so do those that reset what is behind the bridge, and those that keep it apart
+//! (Access Control Services). A domain may read everything, and write the rest: errors, interrupts, power and link
+//! management below the level of a reset.
 //!
 //! A write that touches both is carried out with the kept bits as they are. Kept bits never change, so reading them
 //! first is no race with the domain's other vCPUs.
@@ -58,8 +59,13 @@ impl Bridge {
             _ => {}
         });
         extended_capabilities(page, config, |id, at| {
-            if id == regs::CONTAINMENT {
-                keep(at.saturating_add(CONTAINMENT_CONTROL), SOFTWARE_TRIGGER);
+            match id {
+                regs::CONTAINMENT => keep(at.saturating_add(CONTAINMENT_CONTROL), SOFTWARE_TRIGGER),
+                // What has been kept apart stays so.
+                regs::ACCESS_CONTROL => {
+                    keep(at.saturating_add(ACS_REGISTERS), u32::from(ACS_ISOLATES) << 16);
+                }
+                _ => {}
             }
         });
         Bridge { page: Range::new(page, topology::FUNCTION), kept }
@@ -127,6 +133,7 @@ mod tests {
     const POWER_AT: u64 = 0x80;
     const FLATTENING_AT: u64 = 0x90;
     const DPC_AT: u64 = 0x140;
+    const ACS_AT: u64 = 0x160;
 
     /// A bridge to bus 3, with a window, all capabilities, and the firmware's values.
     fn bridge() -> (Fake, Bridge) {
@@ -143,7 +150,9 @@ mod tests {
                 (POWER_AT, 0x0003_9001),
                 (FLATTENING_AT, 0x0000_0015),
                 (EXTENDED, 0x1401_0001),
-                (DPC_AT, 0x0001_001d),
+                (DPC_AT, 0x1601_001d),
+                (ACS_AT, 0x0001_000d),
+                (ACS_AT + ACS_REGISTERS, 0x0014_005f),
             ],
         );
         let bridge = Bridge::new(PAGE, &fake);
@@ -179,6 +188,7 @@ mod tests {
         stays(POWER_AT + POWER_CONTROL, POWER_STATE);
         (0..FLATTENING_WORDS).for_each(|n| stays(FLATTENING_AT + 4 * n, u32::MAX));
         stays(DPC_AT + CONTAINMENT_CONTROL, SOFTWARE_TRIGGER);
+        stays(ACS_AT + ACS_REGISTERS, u32::from(ACS_ISOLATES) << 16);
     }
 
     #[test]

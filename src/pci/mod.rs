@@ -1,12 +1,25 @@
-//! PCI configuration space that EL2 shows to a domain other than it is.
+//! PCI functions, and configuration space that EL2 shows to a domain other than it is.
 //!
 //! | file | contents |
 //! |---|---|
 //! | this file | [`ConfigSpace`]: loads and stores of configuration space |
 //! | `regs` | the registers that this room knows |
-//! | [`bridge`] | a bridge above a hidden function: which of its registers a domain cannot change |
 //! | [`topology`] | which bridges are above a function, and by which other numbers it answers |
+//! | [`bridge`] | a bridge above a hidden function: which of its registers a domain cannot change |
+//! | [`function`] | what a physical function is |
+//! | [`groups`] | which functions cannot be kept apart, and so go to one domain |
+//! | [`assign`] | where the BARs of functions are that are given to domains |
+//! | [`reset`] | the reset of a function before and after a domain has it |
+//! | [`virt`] | a function as a domU sees it |
+//! | [`host_bridge`] | the PCI host that a domU sees: its ECAM, and where BARs are mapped |
 //! | `fake` | tests: a machine's configuration space in memory |
+//!
+//! The way of a function to a domU: [`Facts::read`](function::Facts::read) and
+//! [`size_bars`](function::Facts::size_bars), [`Groups`](groups::Groups), [`assign::place`],
+//! [`Reset`](reset::Reset), [`VirtualFunction::new`](virt::VirtualFunction::new),
+//! [`HostBridge::new`](host_bridge::HostBridge::new), and, when the reset is done,
+//! [`HostBridge::returns`](host_bridge::HostBridge::returns). The way back: [`HostBridge::leave`](host_bridge::HostBridge::leave)
+//! and a reset.
 //!
 //! Section numbers are those of PCI Express Base 6.0, if nothing else is said.
 #![deny(
@@ -27,11 +40,19 @@
     )
 )]
 
+pub mod assign;
 pub mod bridge;
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod function;
+pub mod groups;
+pub mod host_bridge;
 mod regs;
+pub mod reset;
 pub mod topology;
+pub mod virt;
+
+pub use regs::BAR_COUNT;
 
 use crate::ids::Pa;
 use crate::mmio::Device;

@@ -136,6 +136,12 @@ pub fn extended_capabilities(page: Pa, config: &impl ConfigSpace, mut each: impl
     }
 }
 
+/// Configuration space of the bridges above a bus of a segment with these ECAMs.
+#[must_use]
+pub fn bridges_above(ecams: &[Buses], bus: u8, config: &impl ConfigSpace) -> Vec<Pa> {
+    ecams.iter().flat_map(|ecam| ecam.bridges_to(config, bus)).map(|(_, page)| page).collect()
+}
+
 /// What has to be kept from a domain so that it does not reach a function.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Surroundings {

@@ -3,7 +3,7 @@
 use super::domu::{DOMAINS, DomainConfig};
 use super::error::{MachineError, Part};
 use super::module::{Module, ModuleKind};
-use crate::ids::{DeviceIds, Intid, ItsId, Mpidr, Pa, SmmuId, Streams};
+use crate::ids::{DeviceId, DeviceIds, Intid, ItsId, Mpidr, Pa, SmmuId, StreamId, Streams};
 use crate::util::range::{Range, gaps, pages_around};
 use arrayvec::{ArrayString, ArrayVec};
 
@@ -204,19 +204,38 @@ pub struct PciHost {
     pub iommu_map_mask: u32,
     /// The translation of requester IDs to StreamIDs.
     pub iommu_map: ArrayVec<IdMap<SmmuId>, 16>,
+    /// Whether DMA of the functions snoops the CPUs' caches.
+    pub coherent: bool,
 }
 
 impl PciHost {
     /// Returns the ITS that receives a function's MSIs, and the DeviceID they carry.
     #[must_use]
-    pub fn device_id(&self, rid: u16) -> Option<(ItsId, u32)> {
-        self.msi_map.iter().find_map(|line| line.map(u32::from(rid) & self.msi_map_mask))
+    pub fn device_id(&self, rid: u16) -> Option<(ItsId, DeviceId)> {
+        let found = self.msi_map.iter().find_map(|line| line.map(u32::from(rid) & self.msi_map_mask));
+        found.map(|(its, id)| (its, DeviceId(id)))
     }
 
     /// Returns the SMMU in front of a function, and the function's StreamID there.
     #[must_use]
-    pub fn stream_id(&self, rid: u16) -> Option<(SmmuId, u32)> {
-        self.iommu_map.iter().find_map(|line| line.map(u32::from(rid) & self.iommu_map_mask))
+    pub fn stream_id(&self, rid: u16) -> Option<(SmmuId, StreamId)> {
+        let found = self.iommu_map.iter().find_map(|line| line.map(u32::from(rid) & self.iommu_map_mask));
+        found.map(|(smmu, id)| (smmu, StreamId(id)))
+    }
+}
+
+impl<T: Copy> IdMap<T> {
+    /// The IDs that the functions of a host with these buses get from this entry: the first and the last. `mask` is that of
+    /// the map.
+    #[must_use]
+    pub fn ids(&self, buses: (u8, u8), mask: u32) -> Option<(u32, u32)> {
+        let (first, last) = (u32::from(buses.0) << 8, u32::from(buses.1) << 8 | 0xff);
+        // The mask merges functions: it clears bits of each requester ID. So its results are between 0 and `last`.
+        let first = if mask & 0xffff == 0xffff { first } else { 0 };
+        let end = self.rid_base.checked_add(self.length.checked_sub(1)?)?;
+        let (from, to) = (first.max(self.rid_base), last.min(end));
+        let out = |rid: u32| self.out_base.checked_add(rid.checked_sub(self.rid_base)?);
+        if from <= to { Some((out(from)?, out(to)?)) } else { None }
     }
 }
 
@@ -488,9 +507,10 @@ mod tests {
             msi_map: ArrayVec::new(),
             iommu_map_mask: u32::MAX,
             iommu_map: ArrayVec::new(),
+            coherent: true,
         };
         host.msi_map.push(IdMap { rid_base: 0x100, target: ItsId(1), out_base: 0x8000, length: 0x100 });
-        assert_eq!(host.device_id(0x10b), Some((ItsId(1), 0x8008)));
+        assert_eq!(host.device_id(0x10b), Some((ItsId(1), DeviceId(0x8008))));
         assert_eq!(host.device_id(0xff), None);
         assert_eq!(host.device_id(0x200), None);
         assert_eq!(host.stream_id(0x10b), None);

@@ -62,11 +62,11 @@ pub(super) struct VcpuRun<'a> {
 impl VcpuRun<'_> {
     /// Runs the vCPU until it gives up the CPU.
     pub(super) fn run(&mut self) {
-        if let Some(start) = self.vcpu.take_start() {
-            self.power_on(start);
-        }
-        self.switch_in();
         let mut context = self.vcpu.own();
+        if let Some(start) = self.vcpu.take_start() {
+            self.power_on(start, &mut context);
+        }
+        self.switch_in(&mut context);
         let next = loop {
             if self.has_to_yield() {
                 break Next::Preempt;
@@ -82,13 +82,12 @@ impl VcpuRun<'_> {
                 stop => break stop,
             }
         };
-        drop(context);
         match next {
-            Next::Off => self.off(),
-            Next::Restarted => self.restarted(),
-            Next::Block => self.block(),
-            Next::Sleep => self.sleep(),
-            Next::Preempt | Next::Resume | Next::Yield => self.preempt(),
+            Next::Off => self.off(context),
+            Next::Restarted => self.restarted(context),
+            Next::Block => self.block(context),
+            Next::Sleep => self.sleep(context),
+            Next::Preempt | Next::Resume | Next::Yield => self.preempt(context),
         }
     }
 
@@ -112,8 +111,7 @@ impl VcpuRun<'_> {
     }
 
     /// Sets the state that PSCI defines at an entry point (DEN0022, 6.4): MMU off, interrupts masked, EL1h.
-    fn power_on(&self, start: Start) {
-        let mut context = self.vcpu.own();
+    fn power_on(&self, start: Start, context: &mut Context) {
         context.regs = GuestRegs { pc: start.entry.0, pstate: GuestRegs::PSTATE_EL1H_MASKED, ..GuestRegs::default() };
         context.regs.set(0, start.context);
         context.el1 = El1Context::reset();
@@ -214,9 +212,10 @@ impl VcpuRun<'_> {
     }
 
     /// Takes the vCPU off this CPU. It stays runnable.
-    fn preempt(&mut self) {
+    fn preempt(&mut self, mut context: ExclusiveGuard<'_, Context>) {
         let stopped = self.host.sched.stop(self.cpu, timer::now());
-        let _ = self.switch_out(Why::Preempt);
+        let _ = self.switch_out(Why::Preempt, &mut context);
+        drop(context);
         self.vcpu.run.preempted();
         if let Some(vcpu) = stopped {
             self.host.sched.requeue(self.cpu, vcpu, timer::now());
@@ -224,11 +223,16 @@ impl VcpuRun<'_> {
     }
 
     /// Takes the vCPU off this CPU until an interrupt wakes it. If one is pending already, the vCPU stays runnable.
-    fn block(&mut self) {
+    fn block(&mut self, mut context: ExclusiveGuard<'_, Context>) {
         let stopped = self.host.sched.stop(self.cpu, timer::now());
         let vcpu = self.vcpu;
-        // Once it is blocked, another CPU may run it before this CPU's next instruction.
-        if vcpu.run.block(|| self.switch_out(Why::Block)) {
+        let asleep = vcpu.run.block(|| {
+            let found = self.switch_out(Why::Block, &mut context);
+            // Once it is blocked, another CPU may run it before this CPU's next instruction.
+            drop(context);
+            found
+        });
+        if asleep {
             count(self.cpu, Event::Block);
             return;
         }
@@ -240,15 +244,16 @@ impl VcpuRun<'_> {
 
     /// Takes the vCPU, which performs the restart of its domain, off this CPU until the restart goes on or the vCPU is
     /// woken.
-    fn sleep(&mut self) {
-        let until_us = match self.vcpu.own().work {
-            Some(Work::Restart(Restart::Wait { until_us })) => until_us,
+    fn sleep(&mut self, mut context: ExclusiveGuard<'_, Context>) {
+        let until_us = match context.work {
+            Some(Work::Restart(Restart::Wait { until_us } | Restart::Functions { until_us })) => until_us,
             _ => 0,
         };
         let stopped = self.host.sched.stop(self.cpu, timer::now());
         let vcpu = self.vcpu;
         let asleep = vcpu.run.block(|| {
-            let _ = self.switch_out(Why::Preempt);
+            let _ = self.switch_out(Why::Preempt, &mut context);
+            drop(context);
             vcpu.set_timer_cpu(self.cpu);
             self.state.timer.sleep(vcpu.clone(), timer::us_to_ticks(until_us));
             // The CPU that has ended the domain may have found this vCPU running, and has then not woken it.
@@ -261,8 +266,8 @@ impl VcpuRun<'_> {
 
     /// Powers the vCPU off. If this was its domain's last vCPU, it begins the domain's restart, or announces the domain
     /// to the teardown.
-    fn off(&mut self) {
-        self.leave();
+    fn off(&mut self, context: ExclusiveGuard<'_, Context>) {
+        self.leave(context);
         if self.domain.count_power_off() && !self.domain.begin_restart(self.vcpu) {
             self.control.teardown.announce(self.cpu, self.domain.id());
         }
@@ -270,17 +275,18 @@ impl VcpuRun<'_> {
 
     /// Powers the vCPU off, which has performed the restart of its domain, and starts the domain. Announces it to the
     /// teardown if it has been ended meanwhile.
-    fn restarted(&mut self) {
-        self.leave();
+    fn restarted(&mut self, context: ExclusiveGuard<'_, Context>) {
+        self.leave(context);
         if !self.domain.finish_restart() {
             self.control.teardown.announce(self.cpu, self.domain.id());
         }
     }
 
     /// Takes the vCPU off this CPU and makes it `Off`.
-    fn leave(&mut self) {
+    fn leave(&mut self, mut context: ExclusiveGuard<'_, Context>) {
         let _stopped = self.host.sched.stop(self.cpu, timer::now());
-        let _ = self.switch_out(Why::Preempt);
+        let _ = self.switch_out(Why::Preempt, &mut context);
+        drop(context);
         if !self.shares {
             CNTV_CTL_EL0.set(0);
             self.state.timer.set_guest(None);

@@ -215,12 +215,15 @@ impl Entity {
     }
 
     /// How many ticks it may still run in this period of its cap; `None` without a cap.
+    #[inline]
     pub(super) fn allowance(&self, now: u64, period: u64) -> Option<u64> {
-        if self.cap() == 0 {
-            return None;
-        }
+        (self.cap() != 0).then(|| self.allowance_with_cap(now, period))
+    }
+
+    #[cold]
+    fn allowance_with_cap(&self, now: u64, period: u64) -> u64 {
         self.renew(now, period);
-        Some(self.quota(period).saturating_sub(self.used.load(Ordering::Relaxed)))
+        self.quota(period).saturating_sub(self.used.load(Ordering::Relaxed))
     }
 
     /// The time before which its cap does not let it run; 0 if it may run now.

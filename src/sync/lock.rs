@@ -19,6 +19,8 @@ const PATIENCE: u32 = 100;
 pub enum Rank {
     /// A domain's own state.
     Domain,
+    /// The stage 2 tables of a domain.
+    Stage2,
     /// A virtual ITS.
     Vits,
     /// The part of a virtual GIC that all its vCPUs share.
@@ -37,6 +39,12 @@ pub enum Rank {
     ItsQueue,
     /// The invalidate registers of one redistributor.
     Redist,
+    /// Which domain each stream of the SMMUs belongs to.
+    Streams,
+    /// The stream table and the command queue of one SMMU.
+    Smmu,
+    /// The event queue and the error registers of one SMMU.
+    SmmuEvents,
     /// A run queue; taken while none of the above is held.
     RunQueue,
     /// EL2's own stage 1.
@@ -61,6 +69,11 @@ impl<T> Lock<T> {
     /// A free lock.
     pub const fn new(rank: Rank, data: T) -> Self {
         Lock { ticket: TicketLock::new(), rank, data: UnsafeCell::new(data) }
+    }
+
+    /// Returns the data.
+    pub fn into_inner(self) -> T {
+        self.data.into_inner()
     }
 
     /// Waits for its turn and takes the lock. In debug builds, panics if this CPU holds a lock of this rank or a higher

@@ -1,6 +1,7 @@
 //! Helpers that are not specific to one part of the hypervisor.
 
 pub mod bits;
+pub mod id_ranges;
 pub mod range;
 pub mod runs;
 pub mod values;

@@ -53,6 +53,20 @@ pub enum Restart {
         /// The time.
         until_us: u64,
     },
+    /// Reset the PCI functions; nothing is to be done before this time, in microseconds.
+    Functions {
+        /// The time.
+        until_us: u64,
+    },
+    /// Unmap the events and devices of the virtual ITSs, which have been reset.
+    Events,
+    /// Make the vPE of this vCPU as new.
+    Vpes {
+        /// The vCPU.
+        vcpu: VcpuId,
+        /// How often that had to wait for a redistributor.
+        waits: u16,
+    },
     /// Reset the redistributor of this vCPU or, after the last one, all other devices.
     Devices {
         /// The vCPU.

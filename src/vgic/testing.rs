@@ -59,16 +59,29 @@ impl Machine {
 
     pub fn with_affinities(vcpus: Vec<Mpidr>) -> Machine {
         let machine = Machine::blank(vcpus);
-        let _: () = machine.vgic.dist_write(&machine, BOOT, 0, 4, 3);
-        for word in 1..3 {
-            machine.vgic.dist_write(&machine, BOOT, 0x80 + word * 4, 4, 0xffff_ffff);
-        }
-        for vcpu in 0..machine.vgic.vcpus() as u16 {
-            machine.redist_write(VcpuId(vcpu), REDIST + 0x80, 0xffff_ffff);
-            machine.redist_write(VcpuId(vcpu), REDIST + 0x100, 0xffff_ffff);
-        }
-        machine.forget();
+        machine.boot();
         machine
+    }
+
+    /// A guest that boots enables both groups and all private interrupts.
+    pub fn boot(&self) {
+        self.dist_write(0, 3);
+        for word in 1..3 {
+            self.dist_write(0x80 + word * 4, 0xffff_ffff);
+        }
+        for vcpu in 0..self.vgic.vcpus() as u16 {
+            self.redist_write(VcpuId(vcpu), REDIST + 0x80, 0xffff_ffff);
+            self.redist_write(VcpuId(vcpu), REDIST + 0x100, 0xffff_ffff);
+        }
+        self.forget();
+    }
+
+    /// Resets the virtual GIC and zeroes the memory, as the restart of a domain does.
+    pub fn restart(&self) {
+        (0..self.vgic.vcpus() as u16).for_each(|vcpu| assert!(self.vgic.reset_redist(self, VcpuId(vcpu))));
+        self.vgic.reset_dist(self);
+        self.memory.borrow_mut().clear();
+        self.forget();
     }
 
     /// A machine at reset.

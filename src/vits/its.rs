@@ -7,7 +7,7 @@ use super::config::{ConfigError, Progress, VitsConfig};
 use super::interpreter::{Budget, State};
 use super::refusal::Counters;
 use super::regs;
-use crate::ids::{CollectionId, DeviceId, EventId, VIntid, VcpuId};
+use crate::ids::{CollectionId, DeviceId, EventId, ItsId, VIntid, VcpuId};
 use crate::sync::{Lock, Rank};
 
 /// Number of host operations that a register write does itself: those of one command. Another vCPU that accesses the
@@ -16,6 +16,7 @@ const WRITE_BUDGET: usize = 1;
 
 /// A virtual ITS.
 pub struct Vits {
+    its: ItsId,
     state: Lock<State>,
 }
 
@@ -37,7 +38,13 @@ impl Vits {
                 return Err(ConfigError::OutOfRange(name));
             }
         }
-        Ok(Vits { state: Lock::new(Rank::Vits, State::new(config)?) })
+        Ok(Vits { its: config.its, state: Lock::new(Rank::Vits, State::new(config)?) })
+    }
+
+    /// The physical ITS behind it.
+    #[must_use]
+    pub fn its(&self) -> ItsId {
+        self.its
     }
 
     /// Handles a guest's read of `size` bytes (1, 2, 4 or 8) at `offset` of the region.

@@ -28,8 +28,10 @@ pub struct DomU {
     pub weight: Option<u32>,
     /// The cap of each vCPU, in percent of a CPU.
     pub cap: Option<u32>,
-    /// The PCI functions that it gets.
+    /// The PCI functions that it gets, as `0000:00:03.0`.
     pub pci: Vec<String>,
+    /// Whether it may get functions that cannot be reset.
+    pub pci_allow_no_reset: bool,
     /// The kernel's command line.
     pub append: String,
 }
@@ -45,13 +47,15 @@ impl Default for DomU {
             weight: None,
             cap: None,
             pci: Vec::new(),
+            pci_allow_no_reset: false,
             append,
         }
     }
 }
 
 impl DomU {
-    /// Parses `KERNEL[,initrd=F][,cpus=N][,mem=SIZE][,weight=N][,cap=N][,pci=FUNCTION]...[,append=WORDS]`; WORDS extends to the end.
+    /// Parses `KERNEL[,initrd=F][,cpus=N][,mem=SIZE][,weight=N][,cap=N][,pci=BDF]...[,pci-allow-no-reset]
+    /// [,append=WORDS]`; WORDS extends to the end.
     pub fn parse(text: &str) -> Outcome<Self> {
         let (text, words) = text.split_once(",append=").map_or((text, None), |(text, words)| (text, Some(words)));
         let mut fields = text.split(',');
@@ -61,16 +65,20 @@ impl DomU {
         }
         for field in fields {
             let bad = || {
-                let known = "initrd=F, cpus=N, mem=SIZE, weight=N, cap=N, pci=FUNCTION or append=WORDS";
+                let known = "initrd=F, cpus=N, mem=SIZE, weight=N, cap=N, pci=BDF, pci-allow-no-reset or append=WORDS";
                 Failure::usage(format!("--domu: `{field}` is none of {known}"))
             };
+            if field == "pci-allow-no-reset" {
+                domu.pci_allow_no_reset = true;
+                continue;
+            }
             let (key, value) = field.split_once('=').ok_or_else(bad)?;
             match key {
                 "initrd" => domu.initrd = Some(value.into()),
                 "cpus" => domu.cpus = value.parse().map_err(|_| bad())?,
                 "weight" => domu.weight = Some(value.parse().map_err(|_| bad())?),
                 "cap" => domu.cap = Some(value.parse().map_err(|_| bad())?),
-                "pci" => domu.pci.push(value.into()),
+                "pci" => domu.pci.push(function(value).ok_or_else(bad)?),
                 "mem" => domu.mem = mebibytes(value).ok_or_else(bad)?,
                 _ => return Err(bad()),
             }
@@ -85,6 +93,17 @@ fn mebibytes(text: &str) -> Option<u64> {
         Some(number) => number.parse::<u64>().ok()?.checked_mul(1024),
         None => text.strip_suffix('M')?.parse().ok(),
     }
+}
+
+/// The full name of the PCI function `00:03.0` or `0000:00:03.0`.
+fn function(text: &str) -> Option<String> {
+    let mut parts = text.rsplit(':');
+    let (device, function) = parts.next()?.split_once('.')?;
+    let (bus, segment) = (parts.next()?, parts.next().unwrap_or("0"));
+    let hex = |text: &str, most| u16::from_str_radix(text, 16).ok().filter(|number| *number <= most);
+    let (segment, bus) = (hex(segment, u16::MAX)?, hex(bus, 0xff)?);
+    let (device, function) = (hex(device, 0x1f)?, hex(function, 7)?);
+    parts.next().is_none().then(|| format!("{segment:04x}:{bus:02x}:{device:02x}.{function}"))
 }
 
 /// A file loaded into memory.
@@ -117,6 +136,8 @@ pub struct Extras<'a> {
     pub domains: &'a [DomU],
     /// The PCI function with this requester ID is mapped to DeviceID 0.
     pub device0: Option<u16>,
+    /// The PCI function with this requester ID has no StreamID.
+    pub no_stream: Option<u16>,
     /// `/chosen/xen,xen-bootargs`.
     pub own_words: Option<&'a str>,
 }
@@ -157,15 +178,46 @@ fn map_with_device0(host: &Fdt, rid: u16) -> Result<Vec<u8>, String> {
     Ok([&u32::from(rid).to_be_bytes()[..], its, &[0; 4], &1u32.to_be_bytes(), map.value()].concat())
 }
 
+/// The `iommu-map` without `rid`.
+fn map_without(host: &Fdt, rid: u16) -> Result<Vec<u32>, String> {
+    let map = host.find_node(PCI).and_then(|pci| pci.property("iommu-map"));
+    let map = map.ok_or_else(|| format!("QEMU's device tree has no iommu-map at {PCI}"))?;
+    let cells = map.value().chunks_exact(4).map(|cell| u32::from_be_bytes(cell.try_into().expect("four bytes")));
+    let cells: Vec<u32> = cells.collect();
+    let rid = u32::from(rid);
+    let mut left = Vec::new();
+    for entry in cells.chunks_exact(4) {
+        let [first, smmu, stream, length] = entry.try_into().expect("four cells");
+        if !(first..first + length).contains(&rid) {
+            left.extend([first, smmu, stream, length]);
+            continue;
+        }
+        let before = rid - first;
+        let after = length - before - 1;
+        if before > 0 {
+            left.extend([first, smmu, stream, before]);
+        }
+        if after > 0 {
+            left.extend([rid + 1, smmu, stream + before + 1, after]);
+        }
+    }
+    Ok(left)
+}
+
 /// The host's tree with `extras`.
 fn edited(host: &[u8], extras: &Extras<'_>, blobs: &[Blob]) -> Result<Vec<u8>, String> {
-    let Extras { domains, device0, own_words } = *extras;
+    let Extras { domains, device0, no_stream, own_words } = *extras;
     let host = Fdt::new(host).map_err(|error| format!("QEMU's device tree: {error}"))?;
     let mut tree = DeviceTree::from_fdt(&host);
     if let Some(rid) = device0 {
         let map = map_with_device0(&host, rid)?;
         let old = tree.find_node_mut(PCI).and_then(|pci| pci.property_mut("msi-map"));
         old.ok_or("QEMU's device tree has no msi-map")?.set_value(map.as_slice());
+    }
+    if let Some(rid) = no_stream {
+        let map = map_without(&host, rid)?;
+        let old = tree.find_node_mut(PCI).and_then(|pci| pci.property_mut("iommu-map"));
+        old.ok_or("QEMU's device tree has no iommu-map")?.set_value(&map[..]);
     }
     let chosen = tree.root.child_mut("chosen").ok_or("QEMU's device tree has no /chosen")?;
     if let Some(words) = own_words {
@@ -185,8 +237,11 @@ fn edited(host: &[u8], extras: &Extras<'_>, blobs: &[Blob]) -> Result<Vec<u8>, S
             }
         }
         if !domain.pci.is_empty() {
-            let names: Vec<&str> = domain.pci.iter().map(String::as_str).collect();
-            set(&mut node, "doorward,pci", &names[..]);
+            let functions: Vec<&str> = domain.pci.iter().map(String::as_str).collect();
+            set(&mut node, "doorward,pci", &functions[..]);
+        }
+        if domain.pci_allow_no_reset {
+            set(&mut node, "doorward,pci-allow-no-reset", &[0u32; 0][..]);
         }
         let files = [("multiboot,kernel", Some(&domain.kernel)), ("multiboot,ramdisk", domain.initrd.as_ref())];
         for (kind, file) in files {
@@ -211,14 +266,16 @@ mod tests {
 
     #[test]
     fn a_domu_is_parsed_from_one_word() {
-        let domu =
-            DomU::parse("k,initrd=i,cpus=2,mem=1G,weight=512,cap=50,pci=0:1:0.0,pci=0:2:0.0,append=quiet a=b,c=d")
-                .unwrap();
-        assert_eq!(domu.pci, ["0:1:0.0", "0:2:0.0"]);
+        let domu = DomU::parse("k,initrd=i,cpus=2,mem=1G,weight=512,cap=50,append=quiet a=b,c=d").unwrap();
         assert_eq!((domu.weight, domu.cap), (Some(512), Some(50)));
         assert_eq!((domu.kernel, domu.initrd), ("k".into(), Some("i".into())));
         assert_eq!((domu.cpus, domu.mem, domu.append.as_str()), (2, 1024, "console=ttyAMA0 quiet a=b,c=d"));
         assert_eq!(DomU::parse("k").unwrap(), DomU { kernel: "k".into(), ..DomU::default() });
+        let functions = DomU::parse("k,pci=00:03.0,cpus=2,pci=1:ff:1f.7").unwrap().pci;
+        assert_eq!(functions, ["0000:00:03.0", "0001:ff:1f.7"]);
+        for wrong in ["3.0", "00:20.0", "00:03", "0:0:0:3.0", "00:03.8"] {
+            assert!(DomU::parse(&format!("k,pci={wrong}")).is_err(), "{wrong}");
+        }
         assert!(DomU::parse("k,cpus=x").is_err() && DomU::parse("k,mem=5").is_err() && DomU::parse("k,x=1").is_err());
     }
 
@@ -229,14 +286,15 @@ mod tests {
             kernel: "k".into(),
             initrd: Some("i".into()),
             weight: Some(512),
-            pci: vec!["0:1:0.0".into(), "x".into()],
+            pci: vec!["0000:00:03.0".into(), "0000:00:04.0".into()],
             ..DomU::default()
         }];
         let blobs = [
             Blob { file: "k".into(), at: 0x5600_0000, bytes: 5 },
             Blob { file: "i".into(), at: 0x1_5620_0000, bytes: 7 },
         ];
-        let extras = Extras { domains: &domains, device0: Some(0xf0), own_words: Some("loglvl=debug") };
+        let extras =
+            Extras { domains: &domains, device0: Some(0xf0), no_stream: None, own_words: Some("loglvl=debug") };
         let blob = edited(&host, &extras, &blobs).unwrap();
         let tree = Fdt::new(&blob).unwrap();
         let cells = |path: &str, name: &str| {
@@ -245,10 +303,10 @@ mod tests {
         };
         assert_eq!(cells("/chosen/domU1", "memory"), [0, 256 << 10]);
         assert_eq!(cells("/chosen/domU1", "doorward,cpu-weight"), [512]);
-        let functions = tree.find_node("/chosen/domU1").unwrap().property("doorward,pci").unwrap();
-        assert_eq!(functions.value(), b"0:1:0.0\0x\0");
         assert_eq!(cells("/chosen/domU1/module@56000000", "reg"), [0, 0x5600_0000, 0, 5]);
         assert_eq!(cells("/chosen/domU1/module@156200000", "reg"), [1, 0x5620_0000, 0, 7]);
+        let functions = tree.find_node("/chosen/domU1").unwrap().property("doorward,pci").unwrap();
+        assert_eq!(functions.value(), b"0000:00:03.0\00000:00:04.0\0");
         let words = tree.find_node("/chosen").unwrap().property("xen,xen-bootargs").unwrap();
         assert_eq!(words.value(), b"loglvl=debug\0");
         let map = cells("/pcie@10000000", "msi-map");

@@ -50,3 +50,8 @@ pub fn initramfs() -> PathBuf {
 pub fn disk() -> PathBuf {
     cache().join("nvme.img")
 }
+
+/// The disk of other known content that `setup` made for domUs.
+pub fn domu_disk() -> PathBuf {
+    cache().join("nvme-domu.img")
+}

@@ -1,4 +1,6 @@
-//! The test machine, as a QEMU command line: `virt` with GICv4, an SMMU and one NVMe disk.
+//! The test machine, as a QEMU command line: `virt` with GICv4, an SMMU and one NVMe disk, or more of them for domUs.
+//!
+//! Disks are in fixed slots of the PCI bus. What a test adds by itself gets other ones.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,6 +28,19 @@ const DOMUS: u64 = MODULES + (192 << 20);
 
 /// The start of dom0's command line.
 const CONSOLE: &str = "console=ttyAMA0";
+
+/// The slot of the NVMe disk, and that of the disk that firmware boots from.
+const DISK_SLOT: usize = 1;
+const BOOT_SLOT: usize = 2;
+/// The slot of the first disk for a domU. Those of the others follow.
+const DOMU_SLOT: usize = 3;
+/// The most disks for domUs. From slot 8 on the bus is free.
+pub const DOMU_DISKS: usize = 5;
+
+/// The PCI function that is disk `index` for a domU.
+pub fn domu_disk(index: usize) -> String {
+    format!("0000:00:{:02x}.0", DOMU_SLOT + index)
+}
 
 /// What QEMU starts.
 #[derive(Clone, Debug)]
@@ -74,6 +89,22 @@ pub enum Disk {
     None,
 }
 
+impl Disk {
+    /// The flags of a controller with this disk in a slot of the PCI bus: `-drive`, the drive, `-device`, the controller.
+    fn flags(&self, id: &str, serial: &str, slot: usize) -> Vec<String> {
+        let drive = match self {
+            Disk::File(path) => format!("file={},format=raw", escaped(path)),
+            Disk::Scratch(path) => format!("file={},format=raw,snapshot=on", escaped(path)),
+            Disk::Slow(path) => format!("file={},format=raw,snapshot=on,throttling.iops-total=100", escaped(path)),
+            Disk::Null => "driver=null-co,size=256M,read-zeroes=on".to_owned(),
+            Disk::None => return Vec::new(),
+        };
+        let (drive, device) =
+            (format!("if=none,id={id},{drive}"), format!("nvme,serial={serial},drive={id},addr={slot:#x}"));
+        vec!["-drive".to_owned(), drive, "-device".to_owned(), device]
+    }
+}
+
 /// One machine.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -107,8 +138,12 @@ pub struct Machine {
     pub log: Option<PathBuf>,
     /// The domUs.
     pub domus: Vec<DomU>,
+    /// Disks for domUs, each an NVMe controller of its own: see [`domu_disk`].
+    pub domu_disks: Vec<Disk>,
     /// A PCI function, by requester ID, that the device tree maps to DeviceID 0, which is that of stores by `Qtest`.
     pub device0: Option<u16>,
+    /// A PCI function, by requester ID, that the device tree maps to no StreamID.
+    pub no_stream: Option<u16>,
     /// Path of a QMP socket.
     pub qmp: Option<PathBuf>,
     /// Whether to wait for a debugger on port 1234.
@@ -135,7 +170,9 @@ impl Default for Machine {
             properties: "virtualization=on,gic-version=4,iommu=smmuv3,dtb-randomness=off".into(),
             log: None,
             domus: Vec::new(),
+            domu_disks: Vec::new(),
             device0: None,
+            no_stream: None,
             qmp: None,
             gdb: false,
             extra: Vec::new(),
@@ -194,21 +231,16 @@ impl Machine {
             }
             Boot::Loader => {}
         }
-        let drive = match &self.disk {
-            Disk::File(path) => Some(format!("file={},format=raw", escaped(path))),
-            Disk::Scratch(path) => Some(format!("file={},format=raw,snapshot=on", escaped(path))),
-            Disk::Slow(path) => {
-                Some(format!("file={},format=raw,snapshot=on,throttling.iops-total=100", escaped(path)))
-            }
-            Disk::Null => Some("driver=null-co,size=256M,read-zeroes=on".to_owned()),
-            Disk::None => None,
-        };
-        if let Some(drive) = drive {
-            qemu.args(["-drive", &format!("if=none,id=nvm,{drive}"), "-device", "nvme,serial=doorward,drive=nvm"]);
+        qemu.args(self.disk.flags("nvm", "doorward", DISK_SLOT));
+        for (index, disk) in self.domu_disks.iter().enumerate() {
+            qemu.args(disk.flags(&format!("domu{index}"), &format!("doorward-domu-{index}"), DOMU_SLOT + index));
         }
         if let Boot::Uefi(uefi) = &self.boot {
-            let drive = format!("if=none,id=boot,file={},format=raw,snapshot=on", escaped(&uefi.disk));
-            qemu.args(["-drive", &drive, "-device", "nvme,serial=doorward-boot,drive=boot,bootindex=0"]);
+            let [drive, disk, device, controller] = Disk::Scratch(uefi.disk.clone())
+                .flags("boot", "doorward-boot", BOOT_SLOT)
+                .try_into()
+                .expect("a disk has two devices");
+            qemu.args([drive, disk, device, format!("{controller},bootindex=0")]);
         }
         if let Some(log) = &self.log {
             qemu.args(["-d", "guest_errors,unimp", "-D"]).arg(log);
@@ -222,13 +254,14 @@ impl Machine {
         qemu.args(&self.extra);
         // By UEFI, they are on the disk.
         let domains = if matches!(self.boot, Boot::Uefi(_)) { &[] } else { &self.domus[..] };
-        if !domains.is_empty() || self.device0.is_some() || self.own_words.is_some() {
+        if !domains.is_empty() || self.device0.is_some() || self.no_stream.is_some() || self.own_words.is_some() {
             let tree = self
                 .log
                 .as_ref()
                 .map_or_else(|| paths::target().join("domu.dtb"), |log| log.with_file_name("domu.dtb"));
             let own_words = self.own_words.as_deref();
-            domu::equip(&mut qemu, &Extras { domains, device0: self.device0, own_words }, DOMUS, &tree)?;
+            let extras = Extras { domains, device0: self.device0, no_stream: self.no_stream, own_words };
+            domu::equip(&mut qemu, &extras, DOMUS, &tree)?;
         }
         Ok(qemu)
     }

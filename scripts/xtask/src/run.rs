@@ -53,11 +53,16 @@ pub struct Options {
     #[arg(
         long,
         value_name = "KERNEL[,...]",
-        help = "A domU: KERNEL[,initrd=FILE][,cpus=N][,mem=SIZE][,weight=N][,cap=PERCENT][,pci=FUNCTION]\n\
-                [,append=WORDS], append= last; --domu and pci= may be given more than once\n\
-                [default of each: cpus=1, mem=256M]"
+        help = "A domU: KERNEL[,initrd=FILE][,cpus=N][,mem=SIZE][,weight=N][,cap=PERCENT]\n\
+                [,pci=BDF][,pci-allow-no-reset][,append=WORDS], append= last; pci= is a PCI function that\n\
+                it gets, such as 00:03.0, and may be there more than once, as --domu may\n\
+                [default: cpus=1, mem=256M]"
     )]
     domu: Vec<String>,
+    /// An NVMe disk for a domU: FILE or `null` as for --disk, or `known` for a disk of known
+    /// content whose writes are dropped; the first is the function 00:03.0, up to 00:07.0
+    #[arg(long, value_name = "FILE|...", verbatim_doc_comment)]
+    domu_disk: Vec<String>,
     /// A batch run that is killed after so many seconds
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<f64>,
@@ -114,6 +119,15 @@ impl Options {
             Some(disk) => Disk::File(disk.into()),
         };
         machine.domus = self.domu.iter().map(|text| DomU::parse(text)).collect::<Outcome<_>>()?;
+        let disk = |text: &String| match text.as_str() {
+            "null" => Disk::Null,
+            "known" => Disk::Scratch(paths::domu_disk()),
+            file => Disk::File(file.into()),
+        };
+        if self.domu_disk.len() > qemu::DOMU_DISKS {
+            return Err(Failure::usage(format!("--domu-disk: more than {} disks", qemu::DOMU_DISKS)));
+        }
+        machine.domu_disks = self.domu_disk.iter().map(disk).collect();
         machine.smp = self.smp.unwrap_or(machine.smp);
         machine.mem = self.mem.clone().unwrap_or(machine.mem);
         machine.cpu = self.cpu.clone().unwrap_or(machine.cpu);

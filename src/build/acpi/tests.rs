@@ -31,8 +31,15 @@ fn dom0(host: &Memory, vcpus: usize) -> Dom0 {
     let vcpus: Vec<Mpidr> = machine.cpus.iter().map(|cpu| cpu.mpidr).take(vcpus).collect();
     let places = places(&machine, vcpus.len(), POOL).unwrap();
     let initrd = Some(Range::new(Pa(0x4100_0000), 5));
-    let plan =
-        Dom0Plan { vcpus: &vcpus, memory: &BANKS, gicr: places.gicr, absent_itss: &[], bootargs: "quiet", initrd };
+    let plan = Dom0Plan {
+        vcpus: &vcpus,
+        memory: &BANKS,
+        gicr: places.gicr,
+        absent_itss: &[],
+        given_bars: &[],
+        bootargs: "quiet",
+        initrd,
+    };
     let tables = Tables::open(host.rsdp, host).unwrap();
     let bytes = build(&tables, &machine, &plan, &places, ROOM).unwrap();
     assert!(bytes.len() as u64 <= ROOM.size);
@@ -139,6 +146,7 @@ fn an_its_that_could_not_be_brought_up_is_not_listed() {
         memory: &BANKS,
         gicr: places.gicr,
         absent_itss: &absent_itss,
+        given_bars: &[],
         bootargs: "",
         initrd: None,
     };
@@ -149,7 +157,7 @@ fn an_its_that_could_not_be_brought_up_is_not_listed() {
         // An ITS entry has its type and length first, and the address at offset 8.
         bytes.windows(20).filter(|entry| entry[..2] == [0x0f, 20] && entry[8..16] == base).count()
     };
-    assert_eq!((count(&plan), count(&Dom0Plan { absent_itss: &[], ..plan })), (0, 1));
+    assert_eq!((count(&plan), count(&Dom0Plan { absent_itss: &[], given_bars: &[], ..plan })), (0, 1));
 }
 
 #[test]
@@ -232,6 +240,7 @@ fn tables_without_room_and_vcpus_without_a_cpu_are_errors() {
         memory: &BANKS,
         gicr: places.gicr,
         absent_itss: &[],
+        given_bars: &[],
         bootargs: "",
         initrd: None,
     };

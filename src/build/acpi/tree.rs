@@ -9,7 +9,7 @@ use crate::build::fdt::edit::Dom0Plan;
 use crate::build::fdt::node::{
     EMPTY, LEVEL_HIGH, PPI, SPI, memory, node, reg, set, set_boot_args, set_cells, set_psci,
 };
-use crate::build::fdt::pci::{PciHostNode, its, pci_host};
+use crate::build::fdt::pci::{PciHostNode, cut_windows, its, pci_host};
 use crate::ids::ItsId;
 use crate::platform::{Machine, PciHost};
 use crate::util::range::Range;
@@ -44,6 +44,7 @@ pub fn build(machine: &Machine, plan: &Dom0Plan<'_>, places: &Places) -> Vec<u8>
     for host in &machine.pci {
         root.add_child(pci(host, &its_is_there));
     }
+    cut_windows(root, plan.given_bars);
     if let Some((regs, irq)) = places.console {
         let mut uart = node(uart_name(regs));
         // Unlike a PL011, the subset of it that SBSA describes needs no clocks.
@@ -161,7 +162,15 @@ mod tests {
     fn read_as_host(machine: &Machine, vcpus: &[Mpidr]) -> (Box<Machine>, Places) {
         let places = places(machine, vcpus.len(), POOL).unwrap();
         let initrd = Some(Range::new(Pa(0x4100_0000), 5));
-        let plan = Dom0Plan { vcpus, memory: &BANKS, gicr: places.gicr, absent_itss: &[], bootargs: "quiet", initrd };
+        let plan = Dom0Plan {
+            vcpus,
+            memory: &BANKS,
+            gicr: places.gicr,
+            absent_itss: &[],
+            given_bars: &[],
+            bootargs: "quiet",
+            initrd,
+        };
         let blob = build(machine, &plan, &places);
         let gic = format!("/interrupt-controller@{:x}", machine.gic.dist.base.0);
         let whole = edited(&blob, |tree| {
@@ -207,8 +216,15 @@ mod tests {
         let machine = Memory::of(GICV4).read().unwrap();
         let vcpus = [Mpidr(0)];
         let places = places(&machine, 1, POOL).unwrap();
-        let whole =
-            Dom0Plan { vcpus: &vcpus, memory: &BANKS, gicr: places.gicr, absent_itss: &[], bootargs: "", initrd: None };
+        let whole = Dom0Plan {
+            vcpus: &vcpus,
+            memory: &BANKS,
+            gicr: places.gicr,
+            absent_itss: &[],
+            given_bars: &[],
+            bootargs: "",
+            initrd: None,
+        };
         let names = |plan: &Dom0Plan<'_>| {
             let blob = build(&machine, plan, &places);
             let has = |name: &[u8]| blob.windows(name.len()).any(|text| text == name);
@@ -241,8 +257,15 @@ mod tests {
         let mut machine = Memory::with(&graviton3()).read().unwrap();
         let vcpus = [Mpidr(0)];
         let places = places(&machine, 1, POOL).unwrap();
-        let plan =
-            Dom0Plan { vcpus: &vcpus, memory: &BANKS, gicr: places.gicr, absent_itss: &[], bootargs: "", initrd: None };
+        let plan = Dom0Plan {
+            vcpus: &vcpus,
+            memory: &BANKS,
+            gicr: places.gicr,
+            absent_itss: &[],
+            given_bars: &[],
+            bootargs: "",
+            initrd: None,
+        };
         let probe_only = |machine: &Machine| {
             let blob = build(machine, &plan, &places);
             let fdt = fdt::parse(&blob).unwrap();

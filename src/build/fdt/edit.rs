@@ -19,6 +19,7 @@
 use crate::build::fdt::node::{
     cell, cells_of, for_each, node, push_number, set, set_boot_args, set_cells, set_psci, string,
 };
+use crate::build::fdt::pci::cut_windows;
 use crate::build::fdt::removal::{
     Removed, remove_broken_paths, remove_fixed_reservations, remove_hidden, remove_itss, remove_references,
 };
@@ -48,6 +49,8 @@ pub struct Dom0Plan<'a> {
     pub gicr: Range,
     /// The control frames of the ITSs that could not be brought up, which dom0 does not get.
     pub absent_itss: &'a [Pa],
+    /// The BARs of the PCI functions that domUs get: dom0 may place nothing there.
+    pub given_bars: &'a [Range],
     /// The command line.
     pub bootargs: &'a str,
     /// The RAM disk.
@@ -130,6 +133,7 @@ pub fn build_dom0_fdt(host: &[u8], machine: &Machine, plan: &Dom0Plan<'_>) -> Re
     remove_itss(&mut tree.root, &mut 0, &is_absent, &mut removed);
     write_gic(&mut tree.root, machine, plan)?;
     write_cpus(&mut tree.root, plan, &mut removed);
+    cut_windows(&mut tree.root, plan.given_bars);
     write_psci(&mut tree.root);
     write_chosen(&mut tree.root, plan);
     for_each(&mut tree.root, &mut |node| remove_references(node, &removed));
@@ -324,6 +328,7 @@ mod tests {
             memory,
             gicr: r(0x080a_0000, VGICR_SIZE * vcpus.len() as u64),
             absent_itss: &[],
+            given_bars: &[],
             bootargs: "console=ttyAMA0 quiet",
             initrd: Some(r(0x4c00_0000, 5)),
         }

@@ -246,8 +246,8 @@ mod tests {
         assert_eq!(itss, [its(0), its(1)]);
         let [host] = &machine.pci[..] else { panic!("one PCI host") };
         assert_eq!((host.ecam, host.buses, &host.windows[..]), (ECAM, (0, 0), &[window][..]));
-        assert_eq!(host.device_id(8), Some((ItsId(0), 0x1_0018)));
-        assert_eq!(host.device_id(16), Some((ItsId(1), 0x20)));
+        assert_eq!(host.device_id(8), Some((ItsId(0), DeviceId(0x1_0018))));
+        assert_eq!(host.device_id(16), Some((ItsId(1), DeviceId(0x20))));
         assert_eq!(host.device_id(24), None);
     }
 

@@ -6,7 +6,7 @@
 use super::*;
 use crate::gic::testing::{Bench, ITS0};
 use crate::gic::{DeviceQuota, MIN_EVENT_BITS};
-use crate::ids::{Intid, Mpidr};
+use crate::ids::{DeviceIds, Intid, Mpidr};
 use crate::mm::counting::{allocations, outside};
 use crate::vgic::{Trigger, testing as guest};
 use crate::vits::fake::encode::{self, Words};
@@ -115,11 +115,17 @@ impl Dice {
 /// commands it executed.
 fn run(direct: impl Fn(u16) -> bool, seed: u64) -> (usize, u64) {
     let Bench { machine, gic } = Bench::up(Config::qemu(usize::from(VCPUS)));
-    gic.reserve_devices(ITS0, &IDS, DeviceQuota { devices: QUOTA.devices, events: QUOTA.itt_entries }).unwrap();
+    gic.reserve_devices(ITS0, DomId(0), &IDS, DeviceQuota { devices: QUOTA.devices, events: QUOTA.itt_entries })
+        .unwrap();
     let v4 = gic.v4().unwrap();
     let vm = v4.create_vm(14).unwrap();
     let vcpus = (0..VCPUS).map(|n| (CpuId(n), direct(n).then(|| v4.add_vpe(vm, CpuId(n)).unwrap()))).collect();
-    let paths = LpiPaths { vm: Some(vm), vcpus, devices: Vec::from([IDS.to_vec()]) };
+    let paths = LpiPaths {
+        vm: Some(vm),
+        vcpus,
+        devices: Vec::from([IDS.to_vec()]),
+        lpis: LpiQuota::reserve(&gic, 128).unwrap(),
+    };
     let guest = guest::Machine::with_affinities((0..VCPUS).map(|n| Mpidr(n.into())).collect());
     (0..VCPUS).for_each(|n| guest.enable_lpis(VcpuId(n), &[]));
     let routes = Routes::new(gic.facts().lpis);

@@ -6,7 +6,7 @@ use crate::gic::testing::key;
 use crate::gic::testing::{Bench, DEV, ITS0, ModelHw, vlpi};
 use crate::gic::v4::{InterruptGroups, Why};
 use crate::host::routes::{MOVE_AFTER, move_if_misplaced};
-use crate::ids::Mpidr;
+use crate::ids::{DeviceIds, Mpidr};
 use crate::vgic::testing as guest;
 use gic_model::{CommandFault, Config, Fault};
 use std::collections::BTreeSet;
@@ -38,8 +38,9 @@ impl World {
         (0..VCPUS).for_each(|n| guest.enable_lpis(VcpuId(n), &[]));
         let routes = Routes::new(gic.facts().lpis);
         let devices = Vec::from([Vec::from([DeviceIds { first: DEV, last: DEV }])]);
+        let lpis = LpiQuota::reserve(&gic, 2 * EVENTS).unwrap();
         let mut world =
-            World { machine, gic, guest, paths: LpiPaths { vm: Some(vm), vcpus, devices }, routes, free_lpis: 0 };
+            World { machine, gic, guest, paths: LpiPaths { vm: Some(vm), vcpus, devices, lpis }, routes, free_lpis: 0 };
         world.free_lpis = world.count_free_lpis();
         world
     }

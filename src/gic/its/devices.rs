@@ -5,7 +5,7 @@ use super::pool::{Pool, Share};
 use crate::arch::nospec;
 use crate::gic::error::ItsError;
 use crate::gic::table::Table;
-use crate::ids::{DeviceId, EventId, Pa};
+use crate::ids::{DeviceId, DeviceIds, DomId, EventId, Pa};
 use crate::mmio::{Coherence, Hw};
 use alloc::vec::Vec;
 
@@ -48,11 +48,40 @@ impl State {
         State { pools: Vec::new(), reserved: None, device_table, collection_table, hardware_collections }
     }
 
-    /// Adds a domain's pool.
-    pub fn add_pool(&mut self, pool: Pool) -> Result<(), ItsError> {
-        self.pools.try_reserve(1).map_err(|_| ItsError::NoMemory)?;
-        self.pools.push(pool);
+    /// Returns an error if one of these devices has been given to a domain.
+    pub fn check_unowned(&self, ids: &[DeviceIds]) -> Result<(), ItsError> {
+        let mut taken = self.pools.iter().filter_map(|pool| pool.shares(ids));
+        taken.next().map_or(Ok(()), |dev| Err(ItsError::DeviceOwned(dev)))
+    }
+
+    /// Adds a domain's pool; returns it if there is no memory for that.
+    pub fn add_pool(&mut self, pool: Pool) -> Result<(), Pool> {
+        match self.pools.try_reserve(1) {
+            Ok(()) => self.pools.push(pool),
+            Err(_) => return Err(pool),
+        }
         Ok(())
+    }
+
+    /// Takes out a pool of a domain, none of whose devices is mapped.
+    pub fn take_pool(&mut self, owner: DomId) -> Option<Pool> {
+        let place = self.pools.iter().position(|pool| pool.owner == owner)?;
+        Some(self.pools.swap_remove(place))
+    }
+
+    /// The first mapped device of a domain.
+    pub fn first_of(&self, owner: DomId) -> Option<DeviceId> {
+        self.pools.iter().filter(|pool| pool.owner == owner).find_map(|pool| pool.next(0))
+    }
+
+    /// Whether a domain has devices here, mapped or not.
+    pub fn serves(&self, owner: DomId) -> bool {
+        self.pools.iter().any(|pool| pool.owner == owner)
+    }
+
+    /// Whether the ITS may still use memory of a domain that no device has any more.
+    pub fn has_lost(&self, owner: DomId) -> bool {
+        self.pools.iter().any(|pool| pool.owner == owner && pool.has_lost())
     }
 
     /// A mapped device.
@@ -111,6 +140,15 @@ impl State {
             && let Some(pool) = self.pools.get_mut(pool)
         {
             pool.give_back(hw, share, coherence);
+        }
+    }
+
+    /// Notes that the ITS may still use the `bytes` of a device that was removed.
+    pub fn lose(&mut self, device: Device, bytes: u64) {
+        if let Some((pool, _)) = device.share
+            && let Some(pool) = self.pools.get_mut(pool)
+        {
+            pool.lose(bytes);
         }
     }
 

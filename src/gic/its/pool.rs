@@ -3,14 +3,15 @@
 //! A guest decides when a device is mapped and how many events it has. If each MAPD allocated, one guest could take the
 //! memory that others need, or leave EL2 without any. So a domain's translation tables and the records of its events
 //! are one stretch each, of which a device gets a run of slots, and the second levels of the device table exist from
-//! the start for all DeviceIDs that the domain may map. MAPD allocates nothing.
+//! the start for all DeviceIDs that the domain may map. MAPD allocates nothing. When the domain is taken down, all but the
+//! second levels is freed: these stay for the next domain with the same devices.
 //!
 //! The unused part of the translation tables is always zero, as MAPD requires it (IHI 0069, 5.3.11).
 
 use super::event::Event;
 use crate::arch::nospec;
 use crate::gic::error::ItsError;
-use crate::ids::{DeviceId, DeviceIds, EventId, Pa};
+use crate::ids::{DeviceId, DeviceIds, DomId, EventId, Pa};
 use crate::mmio::{Coherence, Hw};
 use crate::util::runs::Runs;
 use alloc::vec::Vec;
@@ -54,6 +55,7 @@ const UNMAPPED: u16 = u16::MAX;
 
 /// The memory of one domain on one ITS.
 pub struct Pool {
+    pub owner: DomId,
     /// The DeviceIDs that the domain may map, in rising order.
     ids: Vec<Ids>,
     /// For each of these DeviceIDs the index of its share, so that a look-up takes the same time for any number of
@@ -69,6 +71,8 @@ pub struct Pool {
     entry: u64,
     events: Vec<Event>,
     runs: Runs,
+    /// Bytes of the translation tables that the ITS may still use, of devices that are no longer mapped.
+    lost: u64,
 }
 
 /// A list of `length` times `value`.
@@ -80,8 +84,15 @@ fn filled<T: Clone>(length: usize, value: T) -> Result<Vec<T>, ItsError> {
 }
 
 impl Pool {
-    /// Reserves the memory of `quota` for the devices `ids`, on an ITS with entries of `entry` bytes. `ids` are sorted.
-    pub fn new<H: Hw>(hw: &H, ids: &[DeviceIds], quota: DeviceQuota, entry: u64) -> Result<Pool, ItsError> {
+    /// Reserves the memory of `quota` for the devices `ids` of a domain, on an ITS with entries of `entry` bytes. `ids` are
+    /// sorted.
+    pub fn new<H: Hw>(
+        hw: &H,
+        owner: DomId,
+        ids: &[DeviceIds],
+        quota: DeviceQuota,
+        entry: u64,
+    ) -> Result<Pool, ItsError> {
         let stride = entry.next_power_of_two().max(STRIDE);
         let (mut own, mut count) = (Vec::new(), 0usize);
         own.try_reserve_exact(ids.len()).map_err(|_| ItsError::NoMemory)?;
@@ -96,16 +107,49 @@ impl Pool {
         free.iter_mut().zip(0..quota.devices).for_each(|(free, index)| *free = index);
         let events = filled(quota.events as usize, Event::Unmapped)?;
         let runs = Runs::new(quota.events, usize::from(quota.devices)).ok_or(ItsError::NoMemory)?;
+        // Last, so that nothing has to be freed if there is no memory for the rest.
         let bytes = (u64::from(quota.events) * stride) as usize;
         let itts = hw.alloc(bytes, ITT_ALIGN as usize).ok_or(ItsError::NoMemory)?;
         hw.publish(itts, bytes, Coherence::NonCoherent);
-        Ok(Pool { ids: own, places, shares, free, itts, stride, entry, events, runs })
+        Ok(Pool { owner, ids: own, places, shares, free, itts, stride, entry, events, runs, lost: 0 })
+    }
+
+    /// Frees the memory of a pool that no device has a part of, and returns 0. If the ITS may still use a part, the
+    /// translation tables are not freed; returns how many bytes of them are lost in addition to that part.
+    pub fn free<H: Hw>(self, hw: &H) -> u64 {
+        let bytes = self.itt_bytes();
+        if self.lost != 0 {
+            return bytes.saturating_sub(self.lost);
+        }
+        hw.free(self.itts, bytes as usize, ITT_ALIGN as usize);
+        0
+    }
+
+    fn itt_bytes(&self) -> u64 {
+        self.events.len() as u64 * self.stride
+    }
+
+    /// Whether the ITS may still use a part of the memory that no device has any more.
+    pub fn has_lost(&self) -> bool {
+        self.lost != 0
+    }
+
+    /// Notes that the ITS may still use the `bytes` of a device that was removed.
+    pub fn lose(&mut self, bytes: u64) {
+        self.lost = self.lost.saturating_add(bytes);
+    }
+
+    /// A device of `ids` that this domain may map, if there is one.
+    pub fn shares(&self, ids: &[DeviceIds]) -> Option<DeviceId> {
+        let all = self.ids.iter().flat_map(|own| ids.iter().map(move |ids| (own.ids, ids)));
+        let mut both = all.map(|(own, ids)| (own.first.max(ids.first), own.last.min(ids.last)));
+        both.find(|(first, last)| first <= last).map(|(first, _)| first)
     }
 
     /// The bytes that the pool has reserved.
     pub fn bytes(&self) -> u64 {
         let records = size_of_val(&self.events[..]) + size_of_val(&self.places[..]) + size_of_val(&self.shares[..]);
-        self.events.len() as u64 * self.stride + records as u64
+        self.itt_bytes() + records as u64
     }
 
     /// The index of a DeviceID in `places`; `None` if the domain may not map it.
@@ -213,9 +257,12 @@ mod tests {
     use crate::gic::testing::{Bench, DEV, ITS0, ModelHw, vlpi};
     use crate::gic::{Event, Gic};
     use crate::ids::{CpuId, EventKey, ItsId};
+    use crate::mm::counting::held;
     use gic_model::{CommandFault, Config, Fault, Machine};
 
     const QUOTA: DeviceQuota = DeviceQuota { devices: 4, events: 256 };
+    const FIRST: DomId = DomId(1);
+    const SECOND: DomId = DomId(2);
 
     fn ids(first: u32, last: u32) -> DeviceIds {
         DeviceIds { first: DeviceId(first), last: DeviceId(last) }
@@ -234,7 +281,7 @@ mod tests {
     #[test]
     fn a_domain_that_sweeps_over_all_devices_allocates_nothing() {
         let (machine, gic) = bench();
-        gic.reserve_devices(ITS0, &[ids(0x1000, 0x1fff)], QUOTA).unwrap();
+        gic.reserve_devices(ITS0, FIRST, &[ids(0x1000, 0x1fff)], QUOTA).unwrap();
         let before = machine.allocations().len();
         let mut mapped = 0;
         for dev in (0x800..0x2800).map(DeviceId) {
@@ -255,8 +302,8 @@ mod tests {
     #[test]
     fn what_one_domain_maps_leaves_the_quota_of_another_as_it_is() {
         let (machine, gic) = bench();
-        gic.reserve_devices(ITS0, &[ids(0x1000, 0x10ff)], QUOTA).unwrap();
-        gic.reserve_devices(ITS0, &[ids(0x1100, 0x1100), ids(0x1180, 0x11ff)], QUOTA).unwrap();
+        gic.reserve_devices(ITS0, FIRST, &[ids(0x1000, 0x10ff)], QUOTA).unwrap();
+        gic.reserve_devices(ITS0, SECOND, &[ids(0x1100, 0x1100), ids(0x1180, 0x11ff)], QUOTA).unwrap();
         // The first takes all it can: by the number of devices, then by the number of events.
         let first = |n: u32, bits| gic.map_device(ITS0, DeviceId(0x1000 + n), bits);
         assert_eq!([0, 1, 2, 3, 4].map(|n| first(n, 1).is_ok()), [true, true, true, true, false]);
@@ -295,8 +342,8 @@ mod tests {
     #[test]
     fn memory_that_the_its_may_still_use_is_lost_to_the_domain_that_had_it_and_to_no_other() {
         let (machine, gic) = bench();
-        gic.reserve_devices(ITS0, &[ids(0x1000, 0x10ff)], QUOTA).unwrap();
-        gic.reserve_devices(ITS0, &[ids(0x1100, 0x11ff)], QUOTA).unwrap();
+        gic.reserve_devices(ITS0, FIRST, &[ids(0x1000, 0x10ff)], QUOTA).unwrap();
+        gic.reserve_devices(ITS0, SECOND, &[ids(0x1100, 0x11ff)], QUOTA).unwrap();
         gic.map_device(ITS0, DeviceId(0x1000), 7).unwrap();
         machine.inject(Fault::Command { its: 0, nth: 1, fault: CommandFault::Late { us: 600_000 } });
         gic.unmap_device(ITS0, DeviceId(0x1000)).unwrap_err();
@@ -305,6 +352,71 @@ mod tests {
         let map = |dev, bits| gic.map_device(ITS0, DeviceId(dev), bits);
         assert_eq!([map(0x1000, 7), map(0x1001, 7)], [Ok(()), Err(ItsError::NoMemory)]);
         assert_eq!([map(0x1100, 7), map(0x1101, 7)], [Ok(()), Ok(())]);
+        machine.assert_clean();
+    }
+
+    #[test]
+    fn a_domain_that_is_taken_down_leaves_memory_and_heap_as_they_were() {
+        let (machine, gic) = bench();
+        let life = |owner, first: u32| {
+            gic.reserve_devices(ITS0, owner, &[ids(first, first + 0xff)], QUOTA).unwrap();
+            for dev in [first, first + 0x80] {
+                gic.map_device(ITS0, DeviceId(dev), 6).unwrap();
+            }
+            gic.unmap_device(ITS0, DeviceId(first)).unwrap();
+            // One device is left mapped: it is unmapped first.
+            assert!(!gic.release_devices(owner));
+            assert!(gic.release_devices(owner));
+        };
+        // What stays is made by the first life: second levels of the device table, and the list of pools.
+        (life(FIRST, 0x1000), life(SECOND, 0x1100));
+        gic.reserve_devices(ITS0, SECOND, &[ids(0x1100, 0x11ff)], QUOTA).unwrap();
+        let before = machine.allocations().len();
+        assert_eq!(held(|| (0..3).for_each(|_| life(FIRST, 0x1000))), 0);
+        assert_eq!(machine.allocations().len(), before);
+        // The other domain still has its devices, and those of the first are nobody's.
+        assert_eq!(gic.map_device(ITS0, DeviceId(0x1100), 6), Ok(()));
+        assert_eq!(gic.map_device(ITS0, DeviceId(0x1000), 6), Err(ItsError::DeviceRange(DeviceId(0x1000))));
+        machine.assert_clean();
+    }
+
+    #[test]
+    fn a_device_of_one_domain_is_not_given_to_another() {
+        let (machine, gic) = bench();
+        gic.reserve_devices(ITS0, FIRST, &[ids(0x1000, 0x10ff), ids(0x1200, 0x1200)], QUOTA).unwrap();
+        let before = machine.allocations().len();
+        for (all, taken) in [
+            (Vec::from([ids(0x10ff, 0x1100)]), 0x10ff),
+            (Vec::from([ids(0xf00, 0x1000)]), 0x1000),
+            (Vec::from([ids(0x1100, 0x11ff), ids(0x1180, 0x1fff)]), 0x1200),
+        ] {
+            let refused = gic.reserve_devices(ITS0, SECOND, &all, QUOTA);
+            assert_eq!(refused, Err(ItsError::DeviceOwned(DeviceId(taken))));
+        }
+        assert_eq!(held(|| _ = gic.reserve_devices(ITS0, SECOND, &[ids(0x1000, 0x1000)], QUOTA)), 0);
+        assert_eq!(machine.allocations().len(), before);
+        gic.reserve_devices(ITS0, SECOND, &[ids(0xf00, 0xfff), ids(0x1100, 0x11ff)], QUOTA).unwrap();
+        machine.assert_clean();
+    }
+
+    #[test]
+    fn memory_that_the_its_may_still_use_is_not_freed_with_the_domain() {
+        let (machine, gic) = bench();
+        gic.reserve_devices(ITS0, FIRST, &[ids(0x1000, 0x10ff)], QUOTA).unwrap();
+        assert_eq!(gic.check_devices(FIRST), Ok(()));
+        gic.map_device(ITS0, DeviceId(0x1000), 7).unwrap();
+        assert_eq!(gic.check_devices(FIRST), Err((ITS0, ItsError::DeviceMapped(DeviceId(0x1000)))));
+        machine.inject(Fault::Command { its: 0, nth: 1, fault: CommandFault::Late { us: 600_000 } });
+        gic.unmap_device(ITS0, DeviceId(0x1000)).unwrap_err();
+        assert_eq!(gic.check_devices(FIRST), Err((ITS0, ItsError::NoMemory)));
+        let before = machine.allocations().len();
+        assert!(gic.release_devices(FIRST));
+        assert_eq!(machine.allocations().len(), before, "the tables stay allocated");
+        // The entries have 8 bytes.
+        assert_eq!(gic.counters().quarantined_bytes.get(), 256 * 8);
+        assert_eq!(gic.check_devices(FIRST), Ok(()), "it has no devices any more");
+        machine.heal();
+        gic.drain(ItsId(0)).unwrap();
         machine.assert_clean();
     }
 }

@@ -17,7 +17,7 @@ use crate::gic::layout::ItsLayout;
 use crate::gic::redist::Redist;
 use crate::gic::regs::{attributes, pa_4k};
 use crate::gic::table::Table;
-use crate::ids::{CollectionId, CpuId, DeviceId, DeviceIds, ItsId, Pa, VpeId};
+use crate::ids::{CollectionId, CpuId, DeviceId, DeviceIds, DomId, ItsId, Pa, VpeId};
 use crate::mmio::{Coherence, Hw};
 use crate::sync::{Lock, Rank};
 use crate::util::PAGE;
@@ -263,18 +263,32 @@ impl<H: Hw> Its<H> {
         .map(|_| ())
     }
 
-    /// Reserves the memory for a domain's devices. Returns the number of bytes.
-    pub fn reserve(&self, ids: &[DeviceIds], quota: DeviceQuota) -> Result<u64, ItsError> {
-        let pool = Pool::new(&self.hw, ids, quota, self.itt_entry)?;
-        let bytes = pool.bytes();
+    /// Reserves the memory for a domain's devices, which no other domain has. Returns the number of bytes.
+    pub fn reserve(&self, owner: DomId, ids: &[DeviceIds], quota: DeviceQuota) -> Result<u64, ItsError> {
         let mut state = self.state.lock();
+        state.check_unowned(ids)?;
         if let Some(table) = &state.device_table {
             for ids in ids {
                 table.ensure_all(&self.hw, u64::from(ids.first.0), u64::from(ids.last.0))?;
             }
         }
-        state.add_pool(pool)?;
+        let pool = Pool::new(&self.hw, owner, ids, quota, self.itt_entry)?;
+        let bytes = pool.bytes();
+        state.add_pool(pool).map_err(|pool| {
+            pool.free(&self.hw);
+            ItsError::NoMemory
+        })?;
         Ok(bytes)
+    }
+
+    /// Frees the memory that is reserved for a domain, none of whose devices is mapped. Returns the number of bytes that
+    /// are lost, because the ITS may still use them, and that have not been counted as lost yet.
+    pub fn release(&self, owner: DomId) -> u64 {
+        let mut lost = 0;
+        loop {
+            let Some(pool) = self.state.lock().take_pool(owner) else { return lost };
+            lost += pool.free(&self.hw);
+        }
     }
 
     fn check_device(&self, dev: DeviceId, event_bits: u8) -> Result<(), ItsError> {

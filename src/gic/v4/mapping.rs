@@ -21,7 +21,10 @@ impl<H: Hw + Clone> V4<'_, H> {
         }
         for its in self.itss().filter(|its| !its.queue.is_dead()) {
             let ticket = self.map_on(its, vpe, v)?;
-            its.queue.wait(&self.gic.counters, ticket, COMMAND_LIMIT_US)?;
+            if let Err(error) = its.queue.wait(&self.gic.counters, ticket, COMMAND_LIMIT_US) {
+                v.is_lost = true;
+                return Err(V4Error::Its(error));
+            }
         }
         if v.mapped == 0 {
             return Err(V4Error::Its(ItsError::Dead));

@@ -27,6 +27,7 @@
 //! | `residency` | enter and leave |
 //! | `evacuate` | moving all vPEs away from a CPU |
 //! | `vm` | making and removing VMs and vPEs |
+//! | `renew` | making them as new, for a guest that begins anew |
 //!
 //! Invariants: a vPE is resident on at most one redistributor and a redistributor holds at most one vPE; a vPE becomes
 //! resident only where every ITS that maps it knows it to be (the VMOVP *completed*); nothing in GICR_VPENDBASER
@@ -43,6 +44,9 @@ mod mapping;
 #[cfg(test)]
 mod property_tests;
 mod proxy;
+mod renew;
+#[cfg(test)]
+mod renew_tests;
 mod residency;
 mod sgi;
 mod state;

@@ -62,6 +62,7 @@ enum Op {
     Replace(u8),
     Destroy(u8),
     Create(u8),
+    Renew(u8),
     RemapDevice(u8),
     TakeOut(u8, u8, Power),
     TakeBack(u8),
@@ -101,7 +102,8 @@ fn op(faults: bool) -> impl Strategy<Value = Op> {
         4 => Just(Op::Listen),
         1 => vpe.prop_map(Op::Replace),
         1 => vm.clone().prop_map(Op::Destroy),
-        2 => vm.prop_map(Op::Create),
+        2 => vm.clone().prop_map(Op::Create),
+        1 => vm.prop_map(Op::Renew),
         2 => (cpu.clone(), cpu.clone(), power).prop_map(|(c, to, p)| Op::TakeOut(c, to, p)),
         2 => cpu.prop_map(Op::TakeBack),
         2 => (0..50u16).prop_map(Op::Time),
@@ -111,7 +113,7 @@ fn op(faults: bool) -> impl Strategy<Value = Op> {
         (its.clone(), 1..8u8).prop_map(|(i, n)| Op::Late(i, n)),
         (its, 1..8u8).prop_map(|(i, n)| Op::Stall(i, n)),
     ];
-    prop_oneof![26 => events, 32 => others, faults => weird]
+    prop_oneof![26 => events, 33 => others, faults => weird]
 }
 
 fn machines() -> Vec<Config> {

@@ -83,6 +83,17 @@ impl Proxy {
         its.run(counters, &[Command::inv(self.device, ev), Command::sync(its.target(home))]).map(|_| ())
     }
 
+    /// Clears the pending state of a doorbell.
+    pub fn clear<H: Hw + Clone>(
+        &self,
+        its: &Its<H>,
+        counters: &Counters,
+        ev: EventId,
+        home: &Redist<H>,
+    ) -> Result<(), ItsError> {
+        its.run(counters, &[Command::clear(self.device, ev), Command::sync(its.target(home))]).map(|_| ())
+    }
+
     /// Unmaps the event of a doorbell that has been disabled. The event is reused only if this completes.
     pub fn unmap<H: Hw + Clone>(
         &self,

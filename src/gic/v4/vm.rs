@@ -14,7 +14,7 @@ use crate::gic::redist::Redist;
 use crate::gic::regs::config;
 use crate::ids::{CpuId, VIntid, VpeId};
 use crate::log_limited;
-use crate::mmio::Hw;
+use crate::mmio::{Coherence, Hw};
 
 impl<H: Hw + Clone> V4<'_, H> {
     /// Makes a VM whose vINTIDs have `id_bits` bits (14: 8192 vLPIs). All of them are disabled. From the first call on,
@@ -28,12 +28,8 @@ impl<H: Hw + Clone> V4<'_, H> {
         }
         let bytes = config_bytes(id_bits);
         let table = self.gic.hw.alloc(bytes, TABLE_ALIGN).ok_or(V4Error::NoMemory)?;
-        let word = u64::from_le_bytes([config::DEFAULT; 8]);
-        for at in (0..bytes as u64).step_by(8) {
-            self.gic.hw.store64(table.add(at), word);
-        }
-        self.gic.hw.publish(table, bytes, self.coherence());
         let vm = Vm { config: table, id_bits, vpes: 0, quarantined: false };
+        fill_config(&self.gic.hw, &vm, self.coherence());
         let mut vms = self.state.vms.lock();
         if let Some(n) = vms.iter().position(Option::is_none) {
             vms[n] = Some(vm);
@@ -107,7 +103,7 @@ impl<H: Hw + Clone> V4<'_, H> {
             free(e)
         };
         let lpis = gic.lpis.as_ref().ok_or_else(|| give_back(V4Error::NoLpi))?;
-        let doorbell = lpis.alloc().ok_or_else(|| give_back(V4Error::NoLpi))?;
+        let doorbell = lpis.alloc_doorbell().ok_or_else(|| give_back(V4Error::NoLpi))?;
 
         let mut vms = self.state.vms.lock();
         // Checked again under this lock, which is also taken before a CPU that is taken out is searched for vPEs.
@@ -127,7 +123,7 @@ impl<H: Hw + Clone> V4<'_, H> {
             Ok(both) => both,
             Err(e) => {
                 drop(vms);
-                lpis.free(doorbell);
+                lpis.free_doorbell(doorbell);
                 return Err(give_back(e));
             }
         };
@@ -141,6 +137,7 @@ impl<H: Hw + Clone> V4<'_, H> {
             doorbell,
             home: home.cpu,
             moving: None,
+            is_lost: false,
             resident: None,
             unclean_on: None,
             mapped: 0,
@@ -171,18 +168,7 @@ impl<H: Hw + Clone> V4<'_, H> {
         let slot = self.state.slot(vpe).ok_or(V4Error::NoSuchVpe(vpe))?;
         let mut vms = self.state.vms.lock();
         let mut guard = slot.vpe.lock();
-        let v = guard.as_mut().ok_or(V4Error::NoSuchVpe(vpe))?;
-        if let Some(cpu) = v.unclean_on
-            && self.finish_write_back(v).is_err()
-        {
-            return Err(V4Error::Resident(cpu));
-        }
-        if let Some(cpu) = v.resident {
-            return Err(V4Error::Resident(cpu));
-        }
-        if v.events.iter().any(|n| *n != 0) {
-            return Err(V4Error::HasEvents);
-        }
+        self.check_unused(guard.as_mut().ok_or(V4Error::NoSuchVpe(vpe))?)?;
         let Some(mut v) = guard.take() else { return Err(V4Error::NoSuchVpe(vpe)) };
         let gone = self.take_down(vpe, &mut v);
         if let Some(vm) = vms.get_mut(usize::from(v.vm.0)).and_then(Option::as_mut) {
@@ -195,20 +181,42 @@ impl<H: Hw + Clone> V4<'_, H> {
         gone
     }
 
+    /// Returns an error if a vPE is resident or being written back, or has events.
+    pub(super) fn check_unused(self, v: &mut Vpe) -> Result<(), V4Error> {
+        if let Some(cpu) = v.unclean_on
+            && self.finish_write_back(v).is_err()
+        {
+            return Err(V4Error::Resident(cpu));
+        }
+        if let Some(cpu) = v.resident {
+            return Err(V4Error::Resident(cpu));
+        }
+        if v.events.iter().any(|n| *n != 0) {
+            return Err(V4Error::HasEvents);
+        }
+        Ok(())
+    }
+
     /// Unmaps a vPE on every ITS and frees its memory and doorbell, or quarantines them.
     fn take_down(self, vpe: VpeId, v: &mut Vpe) -> Result<(), V4Error> {
         let counters = &self.gic.counters;
         let mut result = self.finish_move(vpe, v).map_err(|_| V4Error::Its(ItsError::Timeout));
+        if v.is_lost {
+            result = Err(V4Error::Its(ItsError::Timeout));
+        }
         result = result.and(backend::before_unmap(self, vpe, v));
         let mut proof = None;
         for its in self.itss() {
-            if v.mapped & bit(its) == 0 {
+            if v.mapped & bit(its) == 0 || v.is_lost && backend::counts_mappings(self) {
                 continue;
             }
             let posted = self.unmap_on(its, vpe, v);
             match posted.and_then(|ticket| its.queue.wait(counters, ticket, COMMAND_LIMIT_US)) {
                 Ok(synced) => proof = Some(synced),
-                Err(e) => result = result.and(Err(V4Error::Its(e))),
+                Err(e) => {
+                    v.is_lost = true;
+                    result = result.and(Err(V4Error::Its(e)));
+                }
             }
         }
         let result = result.and(backend::disable_doorbell(self, v));
@@ -230,7 +238,17 @@ impl<H: Hw + Clone> V4<'_, H> {
     fn free_tables(self, v: &Vpe, _complete: Option<&Synced>) {
         self.gic.hw.free(v.vpt, pending_bytes(v.id_bits), TABLE_ALIGN);
         if let Some(lpis) = &self.gic.lpis {
-            lpis.free(v.doorbell);
+            lpis.free_doorbell(v.doorbell);
         }
     }
+}
+
+/// Sets the configuration bytes of all vLPIs of a VM to those of a new one: disabled.
+pub(super) fn fill_config<H: Hw>(hw: &H, vm: &Vm, coherence: Coherence) {
+    let bytes = config_bytes(vm.id_bits);
+    let word = u64::from_le_bytes([config::DEFAULT; 8]);
+    for at in (0..bytes as u64).step_by(8) {
+        hw.store64(vm.config.add(at), word);
+    }
+    hw.publish(vm.config, bytes, coherence);
 }

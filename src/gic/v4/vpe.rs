@@ -35,6 +35,8 @@ pub struct Vpe {
     /// The CPU at whose redistributor it lives: every ITS that maps it names this one, unless it is `moving`.
     pub home: CpuId,
     pub moving: Option<Moving>,
+    /// An ITS was not seen to complete its mapping or unmapping: its pending table is neither used again nor freed.
+    pub is_lost: bool,
     pub resident: Option<CpuId>,
     /// The CPU whose redistributor was not seen to complete the write-back of this vPE.
     pub unclean_on: Option<CpuId>,

@@ -35,6 +35,8 @@ pub(super) fn read(mcfg: Fields<'_>, machine: &mut Machine) -> Result<(), AcpiEr
             msi_map: ArrayVec::new(),
             iommu_map_mask: u32::MAX,
             iommu_map: ArrayVec::new(),
+            // DMA on servers snoops caches (SBSA).
+            coherent: true,
         };
         let full = MachineError::TooMany { part: Part::PciHost, limit: machine.pci.capacity() };
         machine.pci.try_push(host).map_err(|_| full)?;

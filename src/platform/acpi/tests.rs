@@ -6,7 +6,7 @@ use super::testing::{
     madt, mcfg, rmr, root_complex, smmu_v3, spcr,
 };
 use super::{AcpiError, Damage, Signature, Tables};
-use crate::ids::{Intid, ItsId, Mpidr, Pa};
+use crate::ids::{DeviceId, Intid, ItsId, Mpidr, Pa};
 use crate::platform::{
     Conduit, DmaReserved, IdMap, Its, Machine, MachineError, SmmuId, TimerPpis, Uart, UartKind, fdt, testing as trees,
 };
@@ -83,7 +83,7 @@ fn graviton3s_layout_is_read() {
     assert_eq!(machine.uart, Some(uart));
     let [host] = &machine.pci[..] else { panic!("{:?}", machine.pci) };
     assert_eq!((host.segment, host.buses, host.ecam), (1, (0, 255), r(0xe0_1000_0000, 0x1000_0000)));
-    assert_eq!(host.device_id(0x2400), Some((ItsId(0), 0x2400)));
+    assert_eq!(host.device_id(0x2400), Some((ItsId(0), DeviceId(0x2400))));
     assert_eq!(host.stream_id(0x2400), None);
     machine.memory.push(r(0x8000_0000, 1 << 30));
     assert_eq!(machine.check(), Ok(()));

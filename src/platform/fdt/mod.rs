@@ -189,7 +189,7 @@ fn read_smmu(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::ItsId;
+    use crate::ids::{DeviceId, ItsId};
     use crate::platform::testing::{DOM0, GICV2, GICV3, GICV4, cells, edited, node, set, unset};
     use crate::platform::{GicKind, IdMap, Its, ModuleKind, PciWindowKind, SmmuId, Uart, UartKind};
     use alloc::vec::Vec;
@@ -242,7 +242,7 @@ mod tests {
         );
         assert_eq!(host.msi_map[..], [IdMap { rid_base: 0, target: ItsId(0), out_base: 0, length: 0x1_0000 }]);
         assert_eq!(host.iommu_map[..], [IdMap { rid_base: 0, target: SmmuId(0), out_base: 0, length: 0x1_0000 }]);
-        assert_eq!(host.device_id(0x18), Some((ItsId(0), 0x18)));
+        assert_eq!(host.device_id(0x18), Some((ItsId(0), DeviceId(0x18))));
     }
 
     #[test]

@@ -40,6 +40,7 @@ fn read_host(tree: Tree<'_>, place: &Place<'_, '_>, index: usize, known: &Phandl
         msi_map: ArrayVec::new(),
         iommu_map_mask: place.u32("iommu-map-mask").unwrap_or(u32::MAX),
         iommu_map: ArrayVec::new(),
+        coherent: place.has("dma-coherent"),
     };
     read_windows(place, &mut host)?;
     read_map(tree, place, "msi-map", &known.itss, &mut |line| {

@@ -56,6 +56,11 @@ pub enum Fault {
         /// Number of the ITS.
         its: usize,
     },
+    /// DISCARD of an event that is a vLPI does not clear its pending state.
+    DiscardKeepsPending {
+        /// Number of the ITS.
+        its: usize,
+    },
     /// GICR_VPENDBASER.Dirty, once set, stays 1.
     DirtyStuck {
         /// Number of the CPU.
@@ -85,6 +90,7 @@ impl State {
             Fault::QueueLooksFull { its } => self.its[its].looks_full = true,
             Fault::NeverQuiescent { its } => self.its[its].never_quiescent = true,
             Fault::TableWriteFails { its } => self.its[its].table_write_fails = true,
+            Fault::DiscardKeepsPending { its } => self.its[its].discard_keeps_pending = true,
             Fault::DirtyStuck { cpu } => self.rds[cpu].dirty_stuck = true,
             Fault::BusyStuck { cpu } => self.rds[cpu].busy_stuck = true,
             Fault::OutOfMemory { after } => self.mem.allowance = Some(after),
@@ -100,6 +106,7 @@ impl State {
             i.looks_full = false;
             i.never_quiescent = false;
             i.table_write_fails = false;
+            i.discard_keeps_pending = false;
         }
         for r in &mut self.rds {
             r.dirty_stuck = false;

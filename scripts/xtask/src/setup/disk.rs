@@ -1,8 +1,9 @@
-//! The NVMe disk of known content. The content of each block follows from its number, so a misplaced, stale or torn block is
-//! noticed. The guest compares pieces of 16 MiB with the checksums in [`manifest`].
+//! The NVMe disks of known content, one for dom0 and one for domUs. The content of each block follows from its number and the
+//! disk, so a misplaced, stale or torn block is noticed, and one of the other's disk. The guest compares pieces of 16 MiB with the
+//! checksums in [`manifest`].
 
 use std::io::{BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
@@ -17,20 +18,28 @@ const BLOCK: usize = 4096;
 const PIECE: usize = 16 << 20;
 const PIECES: usize = 16;
 
-/// The file with the checksums: a line `MiB-offset sha256` for each piece.
-pub fn manifest() -> PathBuf {
-    paths::cache().join("nvme.sha256")
+/// The disks: the file, and what is added to the block's number.
+fn disks() -> [(PathBuf, u64); 2] {
+    [(paths::disk(), 0), (paths::domu_disk(), 1 << 32)]
 }
 
-/// Makes the disk and its checksums if they are missing.
+/// The file with the checksums of a disk: a line `MiB-offset sha256` for each piece.
+pub fn manifest(disk: &Path) -> PathBuf {
+    disk.with_extension("sha256")
+}
+
+/// Makes the disks and their checksums if they are missing.
 pub fn ensure() -> Outcome {
-    let disk = paths::disk();
-    let stamp = Stamp::new(&disk, &[RECIPE]);
-    let size = std::fs::metadata(&disk).map_or(0, |meta| meta.len());
-    if stamp.fresh() && size == (PIECE * PIECES) as u64 && manifest().is_file() {
+    disks().iter().try_for_each(|(disk, first)| ensure_one(disk, *first))
+}
+
+fn ensure_one(disk: &Path, first: u64) -> Outcome {
+    let stamp = Stamp::new(disk, &[RECIPE]);
+    let size = std::fs::metadata(disk).map_or(0, |meta| meta.len());
+    if stamp.fresh() && size == (PIECE * PIECES) as u64 && manifest(disk).is_file() {
         return Ok(());
     }
-    sh::say("making the 256 MiB NVMe image");
+    sh::say(format_args!("making the 256 MiB image {}", disk.display()));
     let partial = disk.with_extension("partial");
     let file = std::fs::File::create(&partial).doing(format_args!("creating {}", partial.display()))?;
     let mut file = BufWriter::with_capacity(1 << 20, file);
@@ -38,15 +47,15 @@ pub fn ensure() -> Outcome {
     for piece in 0..PIECES {
         let mut hash = Sha256::new();
         for block in 0..PIECE / BLOCK {
-            let bytes = content((piece * (PIECE / BLOCK) + block) as u64);
+            let bytes = content(first + (piece * (PIECE / BLOCK) + block) as u64);
             hash.update(bytes);
             file.write_all(&bytes).doing("writing the NVMe image")?;
         }
         lines += &format!("{} {}\n", piece * (PIECE >> 20), hex(&hash.finalize()));
     }
     file.flush().doing("writing the NVMe image")?;
-    std::fs::rename(&partial, &disk).doing("placing the NVMe image")?;
-    std::fs::write(manifest(), lines).doing("writing the NVMe image's checksums")?;
+    std::fs::rename(&partial, disk).doing("placing the NVMe image")?;
+    std::fs::write(manifest(disk), lines).doing("writing the NVMe image's checksums")?;
     stamp.set()
 }
 

@@ -12,7 +12,7 @@ use crate::fail::{Doing, Outcome};
 use crate::{paths, sh};
 
 /// Has to be changed when this file makes a different archive.
-const RECIPE: &[u8] = b"1";
+const RECIPE: &[u8] = b"2";
 
 const LIBRARIES: &str = "lib/aarch64-linux-gnu";
 const LOADER: &str = "ld-linux-aarch64.so.1";
@@ -26,8 +26,9 @@ pub fn ensure() -> Outcome {
         inputs.push(name.as_bytes());
         inputs.push(bytes);
     }
-    let checksums = read(&disk::manifest())?;
-    inputs.push(&checksums);
+    let checksums = [paths::disk(), paths::domu_disk()].map(|disk| disk::manifest(&disk));
+    let checksums = checksums.iter().map(|file| Ok((file, read(file)?))).collect::<Outcome<Vec<_>>>()?;
+    inputs.extend(checksums.iter().map(|(_, bytes)| bytes.as_slice()));
     let rustc = sh::quiet(Command::new("rustc").arg("--version").current_dir(paths::root()))?;
     inputs.push(rustc.as_bytes());
     let packages = packages::versions()?;
@@ -48,7 +49,9 @@ pub fn ensure() -> Outcome {
     tree.program("bin/busybox", read(&packages::program("busybox-static", "bin/busybox")?)?);
     tree.program("usr/bin/fio", read(&packages::program("fio", "usr/bin/fio")?)?);
     tree.libraries(packages::libraries()?)?;
-    tree.file("etc/nvme.sha256", checksums.clone());
+    for (file, bytes) in &checksums {
+        tree.file(&format!("etc/{}", file.file_name().unwrap_or_default().to_string_lossy()), bytes.clone());
+    }
     for (name, bytes) in &sources {
         match name.strip_suffix(".rs") {
             Some(tool) => {

@@ -6,7 +6,7 @@
 pub mod cases;
 mod fuzz;
 mod host;
-mod imports;
+pub mod imports;
 pub mod linux;
 mod log_lines;
 
@@ -256,6 +256,7 @@ fn on_qemu(options: &Options, summary: &Summary) -> Outcome {
         let skipped = match (&gicv41, again) {
             (None, _) if case.name.starts_with(GICV41) => "there is no QEMU with a GICv4.1: --gicv41 builds it",
             (_, Some(again)) if again.long && !options.long => "only with --long",
+            _ if cases::is_long(case.name) && !options.long => "only with --long",
             _ => "",
         };
         if !skipped.is_empty() {

@@ -79,6 +79,10 @@ backends! {
     /// The commands that unmap a vPE on an ITS; `last`: no other ITS maps it.
     fn unmap(vpe: VpeId, last: bool) -> ArrayVec<Command, 2>;
 
+    /// Whether the commands that map and unmap a vPE say which is the first and the last one over all ITSs. Then nothing
+    /// is unmapped of a vPE of which an ITS was not seen to complete one.
+    fn counts_mappings() -> bool;
+
     /// Completes the mapping of a vPE on all ITSs.
     fn after_map(vpe: VpeId, v: &Vpe) -> Result<(), V4Error>;
 
@@ -87,6 +91,9 @@ backends! {
 
     /// Disables the doorbell of a vPE that no ITS maps any more. Afterwards its LPI can be freed.
     fn disable_doorbell(v: &Vpe) -> Result<(), V4Error>;
+
+    /// Clears the pending state of the doorbell of a vPE that no ITS maps, where that is possible.
+    fn clear_doorbell(v: &Vpe) -> Result<(), V4Error>;
 
     /// The doorbell that VMAPTI and VMOVI name for an event of this vPE.
     fn event_doorbell(v: &Vpe) -> Option<Lpi>;

@@ -121,6 +121,10 @@ pub fn unmap<H: Hw + Clone>(_v4: V4<'_, H>, vpe: VpeId, _last: bool) -> ArrayVec
     [Command::vmapp_unmap(vpe), Command::vsync(vpe)].into()
 }
 
+pub fn counts_mappings<H: Hw + Clone>(_v4: V4<'_, H>) -> bool {
+    false
+}
+
 pub fn after_map<H: Hw + Clone>(_v4: V4<'_, H>, _vpe: VpeId, _v: &Vpe) -> Result<(), V4Error> {
     Ok(())
 }
@@ -159,6 +163,17 @@ pub fn disable_doorbell<H: Hw + Clone>(v4: V4<'_, H>, v: &Vpe) -> Result<(), V4E
             None => Ok(()),
         },
         Control::Coarse => Ok(v4.gic.invalidate_cpu(v.home)?),
+    }
+}
+
+pub fn clear_doorbell<H: Hw + Clone>(v4: V4<'_, H>, v: &Vpe) -> Result<(), V4Error> {
+    common::clear(v4, v)?;
+    match (v.backend.control, &v4.state.proxy) {
+        (Control::Proxy(ev), Some(proxy)) => {
+            let home = v4.gic.online(v.home).map_err(|_| V4Error::CpuOffline(v.home))?;
+            Ok(proxy.clear(v4.gic.its(proxy.its)?, &v4.gic.counters, ev, home)?)
+        }
+        _ => Ok(()),
     }
 }
 

@@ -96,6 +96,10 @@ pub fn unmap<H: Hw + Clone>(_v4: V4<'_, H>, vpe: VpeId, last: bool) -> ArrayVec<
     [Command::vmapp_unmap_v41(vpe, last)].into_iter().collect()
 }
 
+pub fn counts_mappings<H: Hw + Clone>(_v4: V4<'_, H>) -> bool {
+    true
+}
+
 pub fn after_map<H: Hw + Clone>(v4: V4<'_, H>, vpe: VpeId, v: &Vpe) -> Result<(), V4Error> {
     reload_doorbell(v4, vpe, v)
 }
@@ -118,6 +122,10 @@ fn reload_doorbell<H: Hw + Clone>(v4: V4<'_, H>, vpe: VpeId, v: &Vpe) -> Result<
 
 pub fn disable_doorbell<H: Hw + Clone>(v4: V4<'_, H>, v: &Vpe) -> Result<(), V4Error> {
     common::disable(v4, v).map(|_| ())
+}
+
+pub fn clear_doorbell<H: Hw + Clone>(v4: V4<'_, H>, v: &Vpe) -> Result<(), V4Error> {
+    common::clear(v4, v)
 }
 
 pub fn event_doorbell<H: Hw + Clone>(_v4: V4<'_, H>, _v: &Vpe) -> Option<Lpi> {

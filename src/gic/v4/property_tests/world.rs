@@ -339,6 +339,7 @@ impl World {
                     self.create(vm.into());
                 }
             }
+            Op::Renew(vm) => self.renew(vm.into()),
             Op::RemapDevice(i) => {
                 let its = i % self.itss;
                 self.drop_events(|k, _| k.0 == its, false);

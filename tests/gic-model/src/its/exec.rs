@@ -355,10 +355,12 @@ impl State {
             }
             Ite::Virtual { vpe, vintid, .. } => {
                 let Some(vte) = self.vte(its, section, vpe) else { return };
-                self.clear_vlpi(vte.vpt, vintid);
                 self.forget(its, device, event, entry);
                 self.defer(its, &[Target::Vpe(vpe)], item);
-                self.defer(its, &[Target::Vpe(vpe)], Item::VClear { vpt: vte.vpt, intid: vintid });
+                if !self.its[its].discard_keeps_pending {
+                    self.clear_vlpi(vte.vpt, vintid);
+                    self.defer(its, &[Target::Vpe(vpe)], Item::VClear { vpt: vte.vpt, intid: vintid });
+                }
             }
         }
     }

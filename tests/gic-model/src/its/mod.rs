@@ -135,6 +135,7 @@ pub(crate) struct Its {
     pub(crate) looks_full: bool,
     pub(crate) never_quiescent: bool,
     pub(crate) table_write_fails: bool,
+    pub(crate) discard_keeps_pending: bool,
 }
 
 impl Its {
@@ -171,6 +172,7 @@ impl Its {
             looks_full: false,
             never_quiescent: false,
             table_write_fails: false,
+            discard_keeps_pending: false,
         };
         its.enabled = cfg.enabled_at_reset;
         for n in 0..8 {

@@ -141,6 +141,12 @@ fn redistributor(dice: &mut Dice) {
     touch(dice, base + offset);
 }
 
+/// Enables the ITS, mostly with a short command queue. A move of GITS_CWRITER lets all that is left of earlier commands be
+/// executed again; with 2048 of them, EL2 would hardly do anything else.
+fn its_on(dice: &mut Dice) {
+    let _ = if dice.one_in(8) { Its::on() } else { Its::on_with_short_ring() };
+}
+
 fn its(dice: &mut Dice) {
     const REGISTERS: &[u64] =
         &[0x0, 0x4, 0x8, 0xc, 0x80, 0x84, 0x88, 0x8c, 0x90, 0x100, 0x108, 0x110, 0x118, 0x1_0040, 0xffe8];
@@ -148,7 +154,7 @@ fn its(dice: &mut Dice) {
     touch(dice, GITS + offset);
     if dice.one_in(16) {
         // Enable the ITS again, so that it reads commands.
-        let _ = probe(|| _ = Its::on());
+        let _ = probe(|| its_on(dice));
     }
 }
 
@@ -420,7 +426,7 @@ extern "C" fn guest_main() -> ! {
     }
     if probe(|| _ = guest_rt::mmio::read32(GITS)) == Outcome::Ran {
         HAS_ITS.store(true, Ordering::Relaxed);
-        let _ = Its::on();
+        let _ = Its::on_with_short_ring();
     }
     crate::walk::prepare();
     crate::narrow::prepare();

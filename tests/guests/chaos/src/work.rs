@@ -27,7 +27,12 @@ pub fn act(dice: &mut Dice) {
         }
         2 => flood(|n| its::map_device(n as u32 / 2 % 8, EVENT_BITS, (n % 2 == 0).then_some(0x4000_0000))),
         3 => flood(|n| its::map_collection(n as u16 % 4, (n % 2) << 16)),
-        _ => write64(GITS + CWRITER, dice.below(0x1_0000) & !0x1f),
+        _ => {
+            // Mostly within the queue, which may be short.
+            let size = ((read64(GITS + CBASER) & 0xff) + 1) * 0x1000;
+            let limit = if dice.one_in(8) { 0x1_0000 } else { size };
+            write64(GITS + CWRITER, dice.below(limit) & !0x1f);
+        }
     });
 }
 

@@ -13,9 +13,15 @@ global_asm!(
 .section .text.narrow, "ax"
 // x0 = where to go on, x1 = PSTATE there, x2 and x3 = R0 and R1. Returns x0 = ESR_EL1, x1 = R1, x2 = R2.
 narrow_enter:
+    // After AArch32 the upper halves of all of these may be zero (DDI 0487, on the registers of the two states).
     stp     x29, x30, [sp, #-16]!
+    stp     x27, x28, [sp, #-16]!
+    stp     x25, x26, [sp, #-16]!
+    stp     x23, x24, [sp, #-16]!
+    stp     x21, x22, [sp, #-16]!
+    stp     x19, x20, [sp, #-16]!
     mrs     x9, vbar_el1
-    stp     x9, x19, [sp, #-16]!
+    str     x9, [sp, #-16]!
     adr     x9, narrow_vectors
     msr     vbar_el1, x9
     msr     elr_el1, x0
@@ -27,9 +33,14 @@ narrow_enter:
     eret
 narrow_back:
     mrs     x0, esr_el1
-    ldp     x9, x19, [sp], #16
+    ldr     x9, [sp], #16
     msr     vbar_el1, x9
     isb
+    ldp     x19, x20, [sp], #16
+    ldp     x21, x22, [sp], #16
+    ldp     x23, x24, [sp], #16
+    ldp     x25, x26, [sp], #16
+    ldp     x27, x28, [sp], #16
     ldp     x29, x30, [sp], #16
     ret
 
@@ -63,7 +74,7 @@ pub fn is_there() -> bool {
 #[must_use]
 pub fn run(at: u64, pstate: u64, r0: u64, r1: u64) -> (u64, u64, u64) {
     let (esr, one, two);
-    // SAFETY: the program ends in an exception, whose vector restores stack and vectors. AArch32 has X0 to X14 alone.
+    // SAFETY: the program ends in an exception, whose vector restores stack, vectors and what the caller keeps.
     unsafe {
         asm!("blr {enter}", enter = in(reg) narrow_enter as *const () as u64, inout("x0") at => esr,
              inout("x1") pstate => one, inout("x2") r0 => two, inout("x3") r1 => _, out("x30") _, clobber_abi("C"))

@@ -1,6 +1,6 @@
 //! The first instructions, on the first vCPU and on the others.
 //!
-//! Entry is by Linux's boot protocol: MMU off, interrupts masked, x0 = device tree (ignored). Stage 1 is an identity map of
+//! Entry is by Linux's boot protocol: MMU off, interrupts masked, x0 = device tree, which `fdt` reads. Stage 1 is an identity map of
 //! 1 GiB blocks: the first GiB and everything from 256 GiB on is Device memory, the rest is Normal memory.
 
 use core::arch::global_asm;
@@ -21,6 +21,7 @@ guest_seed:
 .section .text.boot, "ax"
 guest_start:
     msr     daifset, #0xf
+    mov     x20, x0
     adrp    x19, __image_start
     adrp    x1, __rela_start
     add     x1, x1, :lo12:__rela_start
@@ -78,6 +79,8 @@ guest_start:
     adrp    x1, __stack_top
     str     x1, [x0]
     bl      guest_cpu_setup
+    adrp    x1, guest_fdt
+    str     x20, [x1, :lo12:guest_fdt]
     bl      guest_main
     b       .
 
@@ -190,5 +193,11 @@ guest_exception_common:
 .balign 0x1000
 guest_table:
     .skip   0x1000
+
+.section .bss.guest_fdt, "aw", %nobits
+.balign 8
+.global guest_fdt
+guest_fdt:
+    .skip   8
 "#
 );

@@ -71,9 +71,19 @@ impl Its {
         Its::with_ring(&RING)
     }
 
+    /// The same, with the first 4 KiB of that command queue.
+    #[must_use]
+    pub fn on_with_short_ring() -> Its {
+        Its::enable(RING.address(), 4096)
+    }
+
     /// Sets the tables and the command queue of the ITS, and enables it. A queue has from 4 KiB up to [`LARGEST_RING`].
     #[must_use]
     pub fn with_ring<const BYTES: usize>(ring: &'static Table<BYTES>) -> Its {
+        Its::enable(ring.address(), BYTES as u64)
+    }
+
+    fn enable(ring: u64, ring_bytes: u64) -> Its {
         write32(GITS + CTLR, 0);
         // Bounded, as another vCPU may have enabled it again.
         let _ = crate::cpu::wait(10, || read32(GITS + CTLR) >> 31 == 1);
@@ -88,10 +98,10 @@ impl Its {
             // One page of 64 KiB.
             write64(at, VALID | INNER_WB | (baser & 0x071f << 48) | table | INNER_SHAREABLE | 2 << 8);
         }
-        write64(GITS + CBASER, VALID | INNER_WB | ring.address() | INNER_SHAREABLE | (BYTES / 4096 - 1) as u64);
+        write64(GITS + CBASER, VALID | INNER_WB | ring | INNER_SHAREABLE | (ring_bytes / 4096 - 1));
         write64(GITS + CWRITER, 0);
         write32(GITS + CTLR, 1);
-        Its { typer: read64(GITS + TYPER), ring: ring.address(), ring_bytes: BYTES as u64, write: 0 }
+        Its { typer: read64(GITS + TYPER), ring, ring_bytes, write: 0 }
     }
 
     /// RDbase of a redistributor, in the format of this ITS.
@@ -211,7 +221,7 @@ pub fn invalidate_all(collection: u16) -> [u64; 4] {
     [0x0d, 0, u64::from(collection), 0]
 }
 
-/// Whether this is the address of the ring of [`Its::on`].
+/// Whether this is the address of the ring of [`Its::on`] and [`Its::on_with_short_ring`].
 #[must_use]
 pub fn is_ring(address: u64) -> bool {
     address == RING.address()

@@ -1,8 +1,8 @@
 //! The runtime that the EL1 test guests share.
 //!
 //! A guest is a flat arm64 Image, linked by the same `linker.ld` as Doorward, which loads it as a domain's kernel. It assumes
-//! QEMU's `virt` board (PL011 at 0x0900_0000, GICv3, ITS) and needs no device tree, so it also runs without a hypervisor and
-//! then shows how the machine itself behaves.
+//! QEMU's `virt` board (PL011 at 0x0900_0000, GICv3, ITS) and most need no device tree, so they also run without a hypervisor
+//! and then show how the machine itself behaves.
 //!
 //! A guest defines `extern "C" fn guest_main() -> !`. It prints lines with `say!`, such as `GUEST PASS name` and
 //! `GUEST FAIL name: why`, and powers off with `off`.
@@ -18,6 +18,8 @@ pub mod cpu;
 #[cfg(target_os = "none")]
 pub mod exception;
 #[cfg(target_os = "none")]
+pub mod fdt;
+#[cfg(target_os = "none")]
 pub mod gic;
 #[cfg(target_os = "none")]
 mod head;
@@ -27,6 +29,8 @@ pub mod its;
 pub mod meter;
 #[cfg(target_os = "none")]
 pub mod mmio;
+#[cfg(target_os = "none")]
+pub mod pci;
 #[cfg(target_os = "none")]
 pub mod smccc;
 

@@ -11,6 +11,15 @@ pub fn read32(at: u64) -> u32 {
     value
 }
 
+/// One load of 16 bits.
+#[must_use]
+pub fn read16(at: u64) -> u16 {
+    let value: u32;
+    // SAFETY: as `read32`.
+    unsafe { asm!("ldrh {0:w}, [{1}]", out(reg) value, in(reg) at, options(nostack)) };
+    value as u16
+}
+
 /// One store of 32 bits.
 pub fn write32(at: u64, value: u32) {
     // SAFETY: a store to a device that reads only the tables it is given, which are never Rust objects in use.

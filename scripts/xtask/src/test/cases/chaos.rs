@@ -49,9 +49,11 @@ pub fn cases() -> Vec<Case> {
         case("gicv41-chaos-both", "the same on a GICv4.1", |lab| both(lab, |machine| lab.gicv41(machine))),
         case(
             "chaos-gap",
-            "beside a dom0, or a domU, that makes random accesses, a domain waits for the CPU two slices at most",
-            gap,
+            "beside a dom0, a domU, or both, that make random accesses, a domain waits for the CPU two slices at most",
+            |lab| gap(lab, Ok),
         ),
+        case("chaos-gap-v3", "the same on a GICv3", |lab| gap(lab, |machine| Ok(gicv3(machine)))),
+        case("gicv41-chaos-gap", "the same on a GICv4.1", |lab| gap(lab, |machine| lab.gicv41(machine))),
         case("domain-chaos", "a domain that makes random accesses everywhere harms no other domain", domain),
         case(
             "domain-chaos-resets",
@@ -136,11 +138,13 @@ fn progress(line: &str) -> Option<u64> {
     line.trim().strip_prefix("GUEST NOTE chaos ")?.split_once(" of ")?.0.parse().ok()
 }
 
-/// What a domain measures that shares its CPU with the guest as dom0, and with the guest as domU.
-fn gap(lab: &Lab) -> Verdict {
+/// What a domain measures that shares its CPU with the guest as dom0, with the guest as domU, and with both.
+fn gap(lab: &Lab, gic: impl Fn(Machine) -> Result<Machine, String>) -> Verdict {
     let mut wrong = Vec::new();
-    for (what, machine) in [("dom0", beside_dom0(lab)?), ("a domU", beside_domu(lab)?)] {
+    let both = ("a dom0 and a domU", 2, beside_both(lab)?);
+    for (what, guests, machine) in [("a dom0", 1, beside_dom0(lab)?), ("a domU", 1, beside_domu(lab)?), both] {
         let hv = format!("sched=credit sched_credit_tslice_ms={} dom0_max_vcpus=1", SLICE_US / 1000);
+        let machine = gic(machine)?;
         let machine =
             Machine { smp: 1, hv, extra: [machine.extra, CLOCK.map(str::to_owned).to_vec()].concat(), ..machine };
         let mut found = None;
@@ -155,6 +159,10 @@ fn gap(lab: &Lab) -> Verdict {
         let Some(Measured { share, gap_us }) = found else {
             return Err(format!("beside {what}: nothing was measured: {:?}", transcript.end));
         };
+        let started = transcript.lines.iter().filter(|(_, line)| line.contains("GUEST START chaos")).count();
+        if started != guests {
+            return Err(format!("beside {what}: {started} domains made random accesses, not {guests}"));
+        }
         println!("   beside {what}: {:.1} % of the CPU, without it for {gap_us} us at most", 100.0 * share);
         if gap_us > LONGEST_GAP_US {
             wrong.push(format!("beside {what}: {gap_us} us without a CPU, more than {LONGEST_GAP_US}"));
@@ -168,6 +176,13 @@ fn gap(lab: &Lab) -> Verdict {
 fn beside_dom0(lab: &Lab) -> Result<Machine, String> {
     let domus = vec![DomU { cpus: 1, ..domains::seeded(lab, "guest-flood", 0)? }];
     Ok(Machine { domus, ..dom0(lab, ENDLESS)? })
+}
+
+/// The guest as dom0 and as domU, and another domU that measures.
+fn beside_both(lab: &Lab) -> Result<Machine, String> {
+    let machine = beside_dom0(lab)?;
+    let domus = [vec![DomU { cpus: 1, ..domu(lab, ENDLESS)? }], machine.domus].concat();
+    Ok(Machine { domus, ..machine })
 }
 
 /// The guest as domU, and a dom0 that measures.

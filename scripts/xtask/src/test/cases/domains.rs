@@ -6,6 +6,7 @@ use crate::image;
 use crate::paths;
 use crate::qemu::{Boot, Machine};
 use crate::session::{NEXT, Session};
+use crate::test::linux::Transcript;
 use crate::test::{Case, Lab, Verdict};
 
 /// dom0 has two of the four CPUs; the domUs have the others.
@@ -58,7 +59,7 @@ pub(super) fn stop(session: &mut Session, line: &str, time: bool) -> Verdict {
     Ok(())
 }
 
-fn guest(lab: &Lab, name: &str) -> Result<DomU, String> {
+pub(super) fn guest(lab: &Lab, name: &str) -> Result<DomU, String> {
     debug_assert!(matches!(lab.boot, Boot::Doorward));
     let kernel = lab.dir.join("kernel");
     image::build_guest(name, &kernel).map_err(|failure| failure.text)?;
@@ -139,10 +140,24 @@ fn refused(lab: &Lab) -> Verdict {
 
 fn resets(lab: &Lab, domu: DomU, hv: &str, smp: u32) -> Verdict {
     let machine = Machine { hv: format!("{hv} restart-delay=0"), smp, ..machine(lab, domu) };
+    let transcript = restarted(lab, &machine, RESETS)?;
+    if hv.contains("on-crash=restart") {
+        // Four of the guest's five ways to end are crashes.
+        let said = |way: &str| transcript.lines.iter().any(|(_, line)| line.contains(way));
+        if let Some(way) = ENDS[..4].iter().find(|(way, _)| !said(way)) {
+            return Err(format!("it never ended `{}`", way.0));
+        }
+    }
+    Ok(())
+}
+
+/// Runs a machine with a domU that ends again and again until it has been restarted so often. What is free must stay the same, and
+/// dom0's I/O must go on.
+pub(super) fn restarted(lab: &Lab, machine: &Machine, restarts: usize) -> Result<Transcript, String> {
     let (mut lives, mut counts) = (0, Vec::new());
     let mut settled = false;
     let mut leaving = false;
-    let transcript = lab.watch(&machine, 150, |session, line| {
+    let transcript = lab.watch(machine, 150, |session, line| {
         if line.contains("GUEST FAIL") {
             return Err(line.to_owned());
         }
@@ -154,25 +169,18 @@ fn resets(lab: &Lab, domu: DomU, hv: &str, smp: u32) -> Verdict {
         if let Some(free) = free(line).filter(|_| settled && !leaving) {
             counts.push(free.to_owned());
         }
-        stop(session, line, lives > RESETS && counts.len() > SETTLING)
+        stop(session, line, lives > restarts && counts.len() > SETTLING)
     })?;
     lab.judge(&transcript)?;
     // dom0's disk may take its last frames in the first rounds.
     let (early, late) = counts.split_at(counts.len().min(SETTLING));
     println!("   {lives} lives; free: {}", late.last().map_or("", |last| last));
-    let lines = || transcript.lines.iter().map(|(_, line)| line.as_str());
-    if hv.contains("on-crash=restart") {
-        // Four of the guest's five ways to end are crashes.
-        if let Some(way) = ENDS[..4].iter().find(|(way, _)| !lines().any(|line| line.contains(way))) {
-            return Err(format!("it never ended `{}`", way.0));
-        }
-    }
     match late.iter().position(|free| Some(free) != late.first()) {
-        _ if lives <= RESETS || late.is_empty() => {
+        _ if lives <= restarts || late.is_empty() => {
             Err(format!("{lives} lives and {} reports of free memory", counts.len()))
         }
         Some(at) => Err(format!("free in report {}: {}, before: {}", at + early.len(), late[at], late[0])),
-        None => Ok(()),
+        None => Ok(transcript),
     }
 }
 

@@ -27,10 +27,13 @@ pub fn cases() -> Vec<Case> {
 
 /// Attempts of a count. Only the host's load makes runs differ: while QEMU's main loop does not run, the guest is idle, its clock
 /// jumps to the next timer, and timer interrupts are added. So each figure is the smallest of the runs so far.
-const ATTEMPTS: usize = 6;
+pub(super) const ATTEMPTS: usize = 6;
 
 /// Exits per I/O that may be neither of a timer nor of an SGI, and by which bare Linux may be exceeded.
-const SLACK: f64 = 0.01;
+pub(super) const SLACK: f64 = 0.01;
+
+/// CPUs of the machine.
+const SMP: u32 = 4;
 
 /// A counted run, with a folder of its own.
 pub struct Run<'a> {
@@ -42,12 +45,14 @@ pub struct Run<'a> {
     clock: Clock,
     /// Whether a domU keeps every CPU busy meanwhile.
     busy: bool,
+    /// The number of CPUs.
+    smp: u32,
 }
 
 impl<'a> Run<'a> {
     /// A run under the hypervisor on the clock of instructions, with a disk that completes at once.
     pub fn counted(what: &'a str, hv: &'a str, arg: &'a str) -> Self {
-        Run { what, boot: Boot::Doorward, hv, arg, disk: Disk::Null, clock: Clock::Instructions, busy: false }
+        Run { what, boot: Boot::Doorward, hv, arg, disk: Disk::Null, clock: Clock::Instructions, busy: false, smp: SMP }
     }
 
     /// Runs it; returns the counts and the number of interrupts in the guest's /proc/interrupts.
@@ -55,7 +60,8 @@ impl<'a> Run<'a> {
         let inner = Lab { dir: lab.dir.join(self.what), boot: self.boot, long: lab.long, gicv41: lab.gicv41.clone() };
         std::fs::create_dir_all(&inner.dir).map_err(|error| error.to_string())?;
         let table = inner.dir.join("table");
-        let mut machine = Machine { hv: self.hv.into(), disk: self.disk, ..inner.linux("count", self.arg) };
+        let smp = self.smp;
+        let mut machine = Machine { hv: self.hv.into(), disk: self.disk, smp, ..inner.linux("count", self.arg) };
         if self.busy {
             machine.domus.push(busy(4));
         }
@@ -91,6 +97,11 @@ impl<'a> Run<'a> {
 
 /// The exits expected from bare Linux: its timer interrupts, and its SGIs twice (one exit to send, one to receive).
 fn native(lab: &Lab, arg: &str) -> Result<f64, String> {
+    native_on(lab, arg, SMP)
+}
+
+/// The same on a machine with so many CPUs.
+pub(super) fn native_on(lab: &Lab, arg: &str, smp: u32) -> Result<f64, String> {
     let run = Run {
         what: "native",
         boot: Boot::Bare,
@@ -99,6 +110,7 @@ fn native(lab: &Lab, arg: &str) -> Result<f64, String> {
         disk: Disk::Null,
         clock: Clock::Instructions,
         busy: false,
+        smp,
     };
     let (counts, _) = run.go(lab)?;
     Ok((counts.of(Source::Timer) + 2 * counts.of(Source::Sgi)) as f64 / counts.ios as f64)
@@ -108,8 +120,16 @@ fn native(lab: &Lab, arg: &str) -> Result<f64, String> {
 fn uefi(lab: &Lab) -> Verdict {
     let disk = lab.dir.join("boot.raw");
     let boot = Boot::Uefi(Uefi { disk: disk.clone(), tables: Tables::Acpi });
-    let run =
-        Run { what: "uefi", boot, hv: "", arg: CELLS[0].1, disk: Disk::Null, clock: Clock::Instructions, busy: false };
+    let run = Run {
+        what: "uefi",
+        boot,
+        hv: "",
+        arg: CELLS[0].1,
+        disk: Disk::Null,
+        clock: Clock::Instructions,
+        busy: false,
+        smp: SMP,
+    };
     let outcome = run.go(lab);
     let _ = std::fs::remove_file(disk);
     let (counts, _) = outcome?;
@@ -193,7 +213,7 @@ fn shared(lab: &Lab, direct: &str, limit: f64) -> Verdict {
     let mut best = f64::INFINITY;
     for _ in 0..ATTEMPTS {
         let (boot, arg, clock) = (Boot::Doorward, CELLS[0].1, Clock::Instructions);
-        let (counts, _) = Run { what, boot, hv: &hv, arg, disk: Disk::Null, clock, busy: true }.go(lab)?;
+        let (counts, _) = Run { what, boot, hv: &hv, arg, disk: Disk::Null, clock, busy: true, smp: SMP }.go(lab)?;
         if let Some(class) = counts.exits.keys().find(|class| class.contains("(trapped)")) {
             return Err(format!("exits for {class}"));
         }
@@ -228,7 +248,8 @@ fn doorbells(lab: &Lab) -> Verdict {
     for _ in 0..ATTEMPTS {
         let disk = Disk::Slow(crate::paths::disk());
         let (boot, arg) = (Boot::Doorward, CELLS[0].1);
-        let run = Run { what: "doorbells", boot, hv: "vwfi=trap", arg, disk, clock: Clock::Real, busy: false };
+        let run =
+            Run { what: "doorbells", boot, hv: "vwfi=trap", arg, disk, clock: Clock::Real, busy: false, smp: SMP };
         let (counts, _) = run.go(lab)?;
         best = best.max(counts.of(Source::Lpi) as f64 / counts.ios as f64);
         println!("   {best:.3} doorbells per I/O");

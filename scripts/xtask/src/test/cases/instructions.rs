@@ -9,7 +9,7 @@ use crate::test::{Case, Lab, Verdict};
 
 /// The largest median allowed for each.
 const LIMITS: [(Purpose, u64); 4] =
-    [(Purpose::Wake, 1600), (Purpose::Switch, 1900), (Purpose::Sleep, 1350), (Purpose::Move, 900)];
+    [(Purpose::Wake, 1420), (Purpose::Switch, 1640), (Purpose::Sleep, 1170), (Purpose::Move, 900)];
 
 /// Instructions that 64 vCPUs may take more than four: a vCPU that has run is inserted near the end of a longer run queue, by binary
 /// search and a move of the shorter part. With four vCPUs it mostly goes to the end.

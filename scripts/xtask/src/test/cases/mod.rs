@@ -4,6 +4,7 @@ mod boot;
 mod chaos;
 mod console;
 mod cpus;
+mod devices;
 mod domains;
 pub mod exits;
 mod flood;
@@ -22,6 +23,7 @@ mod trace;
 mod uefi;
 
 use super::Case;
+pub use devices::is_long;
 pub use gicv41::again;
 
 /// All cases in the order in which they run: quick ones that cover much come first.
@@ -46,6 +48,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(trace::cases());
     cases.extend(uefi::cases());
     cases.extend(exits::cases());
+    cases.extend(devices::cases());
     let again = gicv41::cases_again(&cases);
     cases.extend(gicv41::cases());
     cases.extend(again);

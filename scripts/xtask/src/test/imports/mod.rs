@@ -3,6 +3,8 @@
 //! A room is a top-level folder or file of `src`. Rooms in one row stand side by side and may use each other in one
 //! direction. Circles are looked for among all files, within a room as well as across rooms. Only production code counts:
 //! what `#[cfg(test)]` covers may import anything. [`tree`] reads the files, [`uses`] finds what they import.
+//!
+//! [`needed_by`] answers another question by the same means: which rooms the tests of one room need to be built.
 
 mod cfg;
 mod tree;
@@ -20,7 +22,7 @@ use petgraph::graphmap::DiGraphMap;
 
 use super::Verdict;
 use crate::paths;
-use tree::Tree;
+use tree::{Scope, Tree};
 use uses::Uses;
 
 /// The rooms from the top; those in one row stand side by side.
@@ -53,10 +55,25 @@ pub fn check() -> Verdict {
 pub fn production_files() -> Result<Vec<(String, String)>, String> {
     let mut sources = BTreeMap::new();
     read(&paths::root().join("src"), "src", &mut sources).map_err(|error| format!("src: {error}"))?;
-    let tree = Tree::parse(&sources)?;
+    let tree = Tree::parse(&sources, Scope::Production)?;
     let files: BTreeSet<&str> = tree.files().collect();
     let text = |file: &str| sources.get(file).cloned().unwrap_or_default();
     Ok(files.into_iter().map(|file| (file.to_owned(), text(file))).collect())
+}
+
+/// The rooms `wanted` and all that a test build of the library needs with them. Rooms are whole: what a room's tests import is needed
+/// with the room. `sources` are the files of the checkout, by name.
+pub fn needed_by(wanted: &[&str], sources: &BTreeMap<String, String>) -> Result<BTreeSet<String>, String> {
+    let uses = uses::find(&Tree::parse(sources, Scope::WithTests)?);
+    let rooms: BTreeSet<(&str, &str)> = uses.keys().filter_map(|(from, to)| Some((room(from)?, room(to)?))).collect();
+    let mut needed = BTreeSet::new();
+    let mut open = wanted.to_vec();
+    while let Some(room) = open.pop() {
+        if needed.insert(room.to_owned()) {
+            open.extend(rooms.iter().filter(|(from, _)| *from == room).map(|(_, to)| *to));
+        }
+    }
+    Ok(needed)
 }
 
 /// Reads every Rust file below `folder` under the name that it has from the root of the checkout.
@@ -75,7 +92,7 @@ fn read(folder: &Path, name: &str, sources: &mut BTreeMap<String, String>) -> st
 
 /// Checks the files of a library (`src/lib.rs`) and its program (`src/main.rs`).
 fn judge(sources: &BTreeMap<String, String>) -> Verdict {
-    let tree = Tree::parse(sources)?;
+    let tree = Tree::parse(sources, Scope::Production)?;
     let uses = uses::find(&tree);
     let unknown: BTreeSet<&str> = tree.files().filter_map(room).filter(|room| row(room).is_none()).collect();
     let upward = upward(&uses);

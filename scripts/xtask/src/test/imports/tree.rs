@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use syn::{Expr, Item, ItemMod, Lit, Meta, UseTree};
+use syn::{Attribute, Expr, Item, ItemMod, Lit, Meta, UseTree};
 
 use super::cfg;
 
@@ -38,7 +38,17 @@ pub enum Target {
     },
 }
 
-/// A module of production code.
+/// Which code is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// What is compiled into the hypervisor.
+    #[default]
+    Production,
+    /// That, and what is compiled for tests only.
+    WithTests,
+}
+
+/// A module.
 pub struct Module {
     /// The file it is written in.
     pub file: String,
@@ -53,6 +63,7 @@ pub struct Module {
 /// All modules.
 #[derive(Default)]
 pub struct Tree {
+    scope: Scope,
     modules: Vec<Module>,
     library: Option<ModuleId>,
     /// Modules that define a macro of this name; `macro_rules!` names follow the text, not the modules.
@@ -60,9 +71,9 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Follows the `mod` declarations from both roots. Modules for tests are left out.
-    pub fn parse(sources: &BTreeMap<String, String>) -> Result<Self, String> {
-        let mut tree = Self::default();
+    /// Follows the `mod` declarations from both roots.
+    pub fn parse(sources: &BTreeMap<String, String>, scope: Scope) -> Result<Self, String> {
+        let mut tree = Self { scope, ..Self::default() };
         for root in ["src/lib.rs", "src/main.rs"] {
             if let Some(text) = sources.get(root) {
                 let id = tree.file(root, text, "src", None, sources)?;
@@ -77,9 +88,14 @@ impl Tree {
         self.modules.iter().enumerate()
     }
 
-    /// The files of production code.
+    /// The files of all modules.
     pub fn files(&self) -> impl Iterator<Item = &str> {
         self.modules.iter().map(|module| module.file.as_str())
+    }
+
+    /// Do these attributes put an item out of the scope?
+    pub fn leaves_out(&self, attributes: &[Attribute]) -> bool {
+        self.scope == Scope::Production && cfg::test_only(attributes)
     }
 
     /// One module.
@@ -122,7 +138,7 @@ impl Tree {
         let file = file.to_owned();
         self.modules.push(Module { file, items: vec![], parent, root, names: HashMap::new(), globs: vec![] });
         for item in items {
-            if cfg::test_only(cfg::of_item(&item)) {
+            if self.leaves_out(cfg::of_item(&item)) {
                 continue;
             }
             match item {
@@ -161,7 +177,7 @@ impl Tree {
             {
                 // Relative to the folder that the declaring file is in.
                 let beside = self.modules[parent].file.rsplit_once('/').map_or("", |(folder, _)| folder);
-                candidates = vec![format!("{beside}/{}", path.value())];
+                candidates = vec![plain_path(&format!("{beside}/{}", path.value()))];
             }
         }
         for name in &candidates {
@@ -304,6 +320,17 @@ impl Tree {
         open.remove(&(id, name.to_owned()));
         targets
     }
+}
+
+/// A path without `..`.
+fn plain_path(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        if part != ".." || parts.pop().is_none() {
+            parts.push(part);
+        }
+    }
+    parts.join("/")
 }
 
 /// One name that a `use` brings in.

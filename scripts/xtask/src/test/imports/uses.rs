@@ -114,55 +114,55 @@ impl Reader<'_> {
 
 impl<'ast> Visit<'ast> for Reader<'_> {
     fn visit_item(&mut self, item: &'ast Item) {
-        if !cfg::test_only(cfg::of_item(item)) {
+        if !self.tree.leaves_out(cfg::of_item(item)) {
             visit::visit_item(self, item);
         }
     }
 
     fn visit_impl_item(&mut self, item: &'ast ImplItem) {
-        if !cfg::test_only(cfg::of_impl_item(item)) {
+        if !self.tree.leaves_out(cfg::of_impl_item(item)) {
             visit::visit_impl_item(self, item);
         }
     }
 
     fn visit_trait_item(&mut self, item: &'ast TraitItem) {
-        if !cfg::test_only(cfg::of_trait_item(item)) {
+        if !self.tree.leaves_out(cfg::of_trait_item(item)) {
             visit::visit_trait_item(self, item);
         }
     }
 
     fn visit_field(&mut self, field: &'ast syn::Field) {
-        if !cfg::test_only(&field.attrs) {
+        if !self.tree.leaves_out(&field.attrs) {
             visit::visit_field(self, field);
         }
     }
 
     fn visit_variant(&mut self, variant: &'ast syn::Variant) {
-        if !cfg::test_only(&variant.attrs) {
+        if !self.tree.leaves_out(&variant.attrs) {
             visit::visit_variant(self, variant);
         }
     }
 
     fn visit_local(&mut self, local: &'ast syn::Local) {
-        if !cfg::test_only(&local.attrs) {
+        if !self.tree.leaves_out(&local.attrs) {
             visit::visit_local(self, local);
         }
     }
 
     fn visit_stmt_macro(&mut self, statement: &'ast syn::StmtMacro) {
-        if !cfg::test_only(&statement.attrs) {
+        if !self.tree.leaves_out(&statement.attrs) {
             visit::visit_stmt_macro(self, statement);
         }
     }
 
     fn visit_expr(&mut self, expression: &'ast Expr) {
-        if !cfg::test_only(cfg::of_expression(expression)) {
+        if !self.tree.leaves_out(cfg::of_expression(expression)) {
             visit::visit_expr(self, expression);
         }
     }
 
     fn visit_arm(&mut self, arm: &'ast syn::Arm) {
-        if !cfg::test_only(&arm.attrs) {
+        if !self.tree.leaves_out(&arm.attrs) {
             visit::visit_arm(self, arm);
         }
     }

@@ -39,6 +39,29 @@ impl World {
         self.destroy(vm);
     }
 
+    /// The guest of a VM begins anew. The hardware does not forget by itself what was pending.
+    pub(super) fn renew(&mut self, vm: usize) {
+        let Some(handle) = self.vms[vm] else { return };
+        let members = 2 * vm..2 * vm + 2;
+        let vpes: Vec<VpeId> = members.clone().filter_map(|v| self.vpes[v]).collect();
+        if let Some(v) = members.clone().find(|v| self.is_resident(*v)) {
+            assert!(matches!(self.v4().renew_vpe(vpes[v % 2]), Err(V4Error::Resident(_) | V4Error::HasEvents)));
+            return;
+        }
+        self.quiet();
+        for its in 0..self.itss.into() {
+            self.machine.inject(Fault::DiscardKeepsPending { its });
+        }
+        self.drop_events(|_, e| matches!(e, Event::Virtual { vpe, .. } if vpes.contains(&vpe)), true);
+        self.machine.heal();
+        let before = self.memory();
+        self.v4().renew_vm(handle).unwrap();
+        vpes.iter().for_each(|vpe| self.v4().renew_vpe(*vpe).unwrap());
+        assert_eq!(self.memory(), before);
+        members.for_each(|v| self.wake(v));
+        self.configure_all(handle);
+    }
+
     /// Removes a VM without mapped events, and checks that all its memory and LPIs are freed.
     pub(super) fn destroy(&mut self, vm: usize) {
         let Some(handle) = self.vms[vm].take() else { return };
@@ -57,11 +80,15 @@ impl World {
     pub(super) fn create(&mut self, vm: usize) {
         let handle = self.v4().create_vm(14).unwrap();
         self.vms[vm] = Some(handle);
-        for (k, (_, owed)) in &self.events {
-            self.v4().configure(handle, Self::vintid(*k), owed.priority | u8::from(owed.enabled)).unwrap();
-        }
+        self.configure_all(handle);
         for v in 2 * vm..2 * vm + 2 {
             self.vpes[v] = Some(self.v4().add_vpe(handle, self.in_service(v)).unwrap());
+        }
+    }
+
+    fn configure_all(&self, vm: VmHandle) {
+        for (k, (_, owed)) in &self.events {
+            self.v4().configure(vm, Self::vintid(*k), owed.priority | u8::from(owed.enabled)).unwrap();
         }
     }
 }

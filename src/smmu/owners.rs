@@ -1,0 +1,177 @@
+//! Which domain each stream belongs to, and how often its transactions fail.
+//!
+//! A stream whose transactions fail more often than [`LIMIT`] times in a second is to be cut off: EL2 handles each of
+//! these events, and the device decides how many there are.
+
+use crate::ids::{DomId, SmmuId, StreamId, Streams};
+use alloc::vec::Vec;
+
+/// The largest number of failed transactions of a stream in a second.
+pub const LIMIT: u32 = 100;
+/// A second, in microseconds.
+const PERIOD_US: u64 = 1_000_000;
+/// The number of streams whose failures are counted one by one. Further ones replace those that have not failed for longest.
+const COUNTED: usize = 32;
+
+/// The failures of one stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Failures {
+    smmu: SmmuId,
+    stream: StreamId,
+    /// The start of the second in which `count` happened, in microseconds.
+    since_us: u64,
+    count: u32,
+    cut_off: bool,
+}
+
+/// The streams that domains own, and the failures of streams.
+#[derive(Debug, Default)]
+pub struct Owners {
+    owned: Vec<(DomId, Streams)>,
+    failures: Vec<Failures>,
+}
+
+/// What follows from a failed transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The owner of the stream, if it has one.
+    pub owner: Option<DomId>,
+    /// Whether the stream has to be cut off now.
+    pub cut_off: bool,
+}
+
+impl Owners {
+    /// No stream has an owner. Memory for failures is reserved, so that none is allocated later.
+    #[must_use]
+    pub fn new() -> Owners {
+        Owners { owned: Vec::new(), failures: Vec::with_capacity(COUNTED) }
+    }
+
+    /// The domain that owns a stream.
+    #[must_use]
+    pub fn owner(&self, smmu: SmmuId, stream: StreamId) -> Option<DomId> {
+        self.owned.iter().find(|(_, streams)| streams.contains(smmu, stream)).map(|&(domain, _)| domain)
+    }
+
+    /// The owner of any of these streams.
+    #[must_use]
+    pub fn owner_of_any(&self, streams: Streams) -> Option<DomId> {
+        self.owned.iter().find(|(_, owned)| owned.overlaps(streams)).map(|&(domain, _)| domain)
+    }
+
+    /// Makes a domain the owner of streams that have none.
+    pub fn give(&mut self, domain: DomId, streams: Streams) {
+        self.owned.push((domain, streams));
+    }
+
+    /// The streams of a domain.
+    pub fn of(&self, domain: DomId) -> impl Iterator<Item = Streams> {
+        self.owned.iter().filter(move |(owner, _)| *owner == domain).map(|&(_, streams)| streams)
+    }
+
+    /// Leaves the streams of a domain without an owner, and forgets their failures.
+    pub fn take_back(&mut self, domain: DomId) {
+        self.forget_failures(domain);
+        self.owned.retain(|&(owner, _)| owner != domain);
+    }
+
+    /// Forgets the failures of a domain's streams: it begins anew.
+    pub fn forget_failures(&mut self, domain: DomId) {
+        let Owners { owned, failures } = self;
+        let is_its = |failed: &Failures| {
+            owned.iter().any(|&(owner, streams)| owner == domain && streams.contains(failed.smmu, failed.stream))
+        };
+        failures.retain(|failed| !is_its(failed));
+    }
+
+    /// Counts a failed transaction at `now_us`.
+    pub fn count(&mut self, smmu: SmmuId, stream: StreamId, now_us: u64) -> Verdict {
+        let owner = self.owner(smmu, stream);
+        let found = self.failures.iter().position(|failed| (failed.smmu, failed.stream) == (smmu, stream));
+        let fresh = Failures { smmu, stream, since_us: now_us, count: 0, cut_off: false };
+        let index = found.unwrap_or_else(|| self.make_room(fresh));
+        let Some(failed) = self.failures.get_mut(index) else { return Verdict { owner, cut_off: false } };
+        if now_us.saturating_sub(failed.since_us) >= PERIOD_US {
+            (failed.since_us, failed.count) = (now_us, 0);
+        }
+        failed.count = failed.count.saturating_add(1);
+        let cut_off = failed.count > LIMIT && !failed.cut_off;
+        failed.cut_off |= cut_off;
+        Verdict { owner, cut_off }
+    }
+
+    /// Adds an entry for the failures of a stream. Returns its index.
+    fn make_room(&mut self, fresh: Failures) -> usize {
+        if self.failures.len() < COUNTED {
+            self.failures.push(fresh);
+            return self.failures.len().saturating_sub(1);
+        }
+        // One that is cut off is kept if possible: what it has sent before that may still be in the queue.
+        let oldest = (0..).zip(&self.failures).min_by_key(|(_, failed)| (failed.cut_off, failed.since_us));
+        let index = oldest.map_or(0, |(index, _)| index);
+        if let Some(slot) = self.failures.get_mut(index) {
+            *slot = fresh;
+        }
+        index
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOM1: DomId = DomId(1);
+
+    fn streams(smmu: u8, first: u32, last: u32) -> Streams {
+        Streams { smmu: SmmuId(smmu), first: StreamId(first), last: StreamId(last) }
+    }
+
+    /// Counts `failures` failures of a stream of SMMU 0 at a time. Returns how often it is to be cut off.
+    fn fail(owners: &mut Owners, stream: u32, failures: u32, now_us: u64) -> usize {
+        (0..failures).filter(|_| owners.count(SmmuId(0), StreamId(stream), now_us).cut_off).count()
+    }
+
+    #[test]
+    fn a_stream_has_the_owner_that_it_was_given_to_until_it_is_taken_back() {
+        let mut owners = Owners::new();
+        owners.give(DomId(0), streams(0, 0, 7));
+        owners.give(DOM1, streams(0, 8, 8));
+        let owner = |owners: &Owners, smmu, stream| owners.owner(SmmuId(smmu), StreamId(stream));
+        assert_eq!([owner(&owners, 0, 7), owner(&owners, 0, 8)], [Some(DomId(0)), Some(DOM1)]);
+        assert_eq!([owner(&owners, 0, 9), owner(&owners, 1, 7)], [None, None]);
+        assert_eq!(owners.owner_of_any(streams(0, 8, 20)), Some(DOM1));
+        assert_eq!(owners.of(DOM1).collect::<Vec<_>>(), [streams(0, 8, 8)]);
+        owners.take_back(DOM1);
+        assert_eq!(owners.owner_of_any(streams(0, 8, 20)), None);
+    }
+
+    #[test]
+    fn a_stream_is_cut_off_once_when_it_fails_too_often_in_a_second() {
+        let mut owners = Owners::new();
+        assert_eq!(fail(&mut owners, 5, LIMIT, 0), 0);
+        assert_eq!(fail(&mut owners, 5, LIMIT, 1_000_000), 0, "a new second");
+        assert_eq!(fail(&mut owners, 5, 3 * LIMIT, 1_999_999), 1);
+        assert_eq!(fail(&mut owners, 6, LIMIT, 1_999_999), 0, "another stream");
+    }
+
+    #[test]
+    fn a_domain_that_begins_anew_has_its_failures_forgotten() {
+        let mut owners = Owners::new();
+        owners.give(DOM1, streams(0, 5, 5));
+        assert_eq!(fail(&mut owners, 5, 2 * LIMIT, 0), 1);
+        owners.forget_failures(DOM1);
+        assert_eq!(fail(&mut owners, 5, LIMIT, 0), 0);
+        assert_eq!(fail(&mut owners, 5, 1, 0), 1);
+    }
+
+    #[test]
+    fn failures_of_any_number_of_streams_take_the_same_memory() {
+        let mut owners = Owners::new();
+        let room = owners.failures.capacity();
+        assert_eq!(fail(&mut owners, 0, 2 * LIMIT, 0), 1);
+        (1..1000).for_each(|stream| assert_eq!(fail(&mut owners, stream, 1, u64::from(stream)), 0));
+        assert_eq!((owners.failures.len(), owners.failures.capacity()), (COUNTED, room));
+        // That it is cut off is remembered.
+        assert_eq!(fail(&mut owners, 0, 2 * LIMIT, 0), 0);
+    }
+}
