@@ -76,9 +76,6 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig, functions: Vec<Giv
     if let Some(problem) = &config.problem {
         return Err(BuildError(problem.to_string()));
     }
-    if let Some(function) = config.pci.first() {
-        return Err(BuildError(alloc::format!("{function}: a domU cannot get a PCI function yet")));
-    }
     let host = domains.host;
     let count = usize::from(config.cpus);
     // Without room, an allocation would fail in the middle of the build, which is the end of EL2.

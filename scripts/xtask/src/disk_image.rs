@@ -176,6 +176,9 @@ fn section(domu: &DomU, number: u32) -> String {
     if !domu.pci.is_empty() {
         text += &format!("pci={}\n", domu.pci.join(" "));
     }
+    if domu.pci_allow_no_reset {
+        text += "pci-allow-no-reset=yes\n";
+    }
     text
 }
 
