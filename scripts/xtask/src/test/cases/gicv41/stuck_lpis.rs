@@ -88,7 +88,7 @@ fn leave_enabled(socket: &Path) -> Outcome {
     for cpu in 0..CPUS {
         let redistributor = GICR + cpu * GICR_STRIDE;
         qtest.write64(redistributor + PROPBASER, TABLES | CACHED | ID_BITS)?;
-        qtest.write64(redistributor + PENDBASER, TABLES + (1 + cpu) * TABLE | CACHED)?;
+        qtest.write64(redistributor + PENDBASER, (TABLES + (1 + cpu) * TABLE) | CACHED)?;
         qtest.write32(redistributor + CTLR, ENABLE_LPIS)?;
     }
     Ok(())
