@@ -110,9 +110,9 @@ fn affinity(index: usize) -> u64 {
     match crate::gic::redistributors().nth(index) {
         Some(redistributor) => {
             let packed = redistributor.typer >> 32;
-            (packed & 0xff00_0000) << 8 | packed & 0xff_ffff
+            ((packed & 0xff00_0000) << 8) | (packed & 0xff_ffff)
         }
-        None => ((index / 16) << 8 | index % 16) as u64,
+        None => (((index / 16) << 8) | (index % 16)) as u64,
     }
 }
 

@@ -6,6 +6,7 @@ mod beside_kvm;
 mod cpus;
 mod forbidden;
 mod ipis;
+mod stuck_lpis;
 
 use std::path::PathBuf;
 
@@ -93,7 +94,7 @@ pub fn again(name: &str) -> Option<&'static Again> {
 
 /// Whether the case `name` runs with `--long` only.
 pub fn is_long(name: &str) -> bool {
-    again(name).is_some_and(|again| again.long) || cpus::is_long(name)
+    again(name).is_some_and(|again| again.long) || cpus::is_long(name) || name == "gicv41-ipis-cpus"
 }
 
 /// The cases that repeat some of `others`.
@@ -114,6 +115,13 @@ pub fn cases() -> Vec<Case> {
         case("gicv41-ipis", "an IPI of dom0 costs one exit to send and none to receive", false, ipis::running),
         case("gicv41-ipis-asleep", "IPIs wake vCPUs that sleep and move, by doorbell", false, ipis::asleep),
         case("gicv41-ipis-cpus", "CPUs go offline and come back with virtual SGIs pending", false, ipis::hotplug),
+        case(
+            "gicv41-lpis-stay",
+            "LPIs left enabled, with tables in reserved memory: they are used",
+            false,
+            stuck_lpis::reserved,
+        ),
+        case("gicv41-lpis-lost", "the same with tables elsewhere: the machine has no LPIs", false, stuck_lpis::lost),
         case(
             "gicv41-kvm",
             "the GICv4.1 is one for KVM, too: vLPIs and vSGIs of a guest with a passed-through NVMe",

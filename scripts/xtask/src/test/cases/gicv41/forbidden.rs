@@ -8,8 +8,8 @@ use crate::qemu::{Boot, Disk, Machine};
 use crate::qtest::Qtest;
 use crate::test::{Lab, Verdict};
 
-const GICR: u64 = 0x080a_0000;
-const GICR_STRIDE: u64 = 0x4_0000;
+pub(super) const GICR: u64 = 0x080a_0000;
+pub(super) const GICR_STRIDE: u64 = 0x4_0000;
 const ITS: u64 = 0x0b00_0000;
 const ITS_STRIDE: u64 = 0x4_0000;
 
