@@ -1,21 +1,20 @@
 //! How the driver takes an SMMU, and how it leaves it (IHI 0070, 3.11).
 #![allow(clippy::arithmetic_side_effects, reason = "what is added are fields of registers, not integers")]
 
-use super::LIMIT_US;
 use super::command::Command;
-use super::control::{set_cr0, set_gbpa, set_irq_ctrl};
+use super::control::{disable, set_cr0, set_gbpa, set_irq_ctrl};
 use super::error::SmmuError;
 use super::event;
 use super::facts::Facts;
 use super::faults::{self, Faults};
-use super::queue::{self, CommandQueue, Ring};
+use super::queue::{self, CommandQueue};
 use super::regs::{CR0, CR1, CR2, GBPA, IRQ_CTRL, QUEUE_BASE, STRTAB_BASE, STRTAB_BASE_CFG, smmu};
+use super::ring::Ring;
 use super::stream_table::{StreamTable, alloc};
 use crate::ids::Pa;
 use crate::mmio::{Coherence, Hw};
 use crate::platform::machine;
 use crate::sync::{Lock, Rank};
-use tock_registers::LocalRegisterCopy;
 
 /// What an SMMU has after [`start`].
 pub struct Parts<H> {
@@ -52,20 +51,6 @@ pub fn start<H: Hw + Clone>(hw: &H, at: &machine::Smmu) -> Result<Parts<H>, Smmu
         return Err(error);
     }
     Ok(parts)
-}
-
-/// Disables translation, then all queues and interrupts. When it succeeds, the SMMU uses no memory, and transactions
-/// are treated as GBPA says.
-pub fn disable(hw: &impl Hw, base: Pa) -> Result<(), SmmuError> {
-    let mut cr0 = LocalRegisterCopy::<u32, CR0::Register>::new(hw.read32(base.add(smmu::CR0)));
-    // First translation alone: without ATSCHK, addresses that devices have translated pass unchecked while it is on.
-    cr0.modify(CR0::SMMUEN::CLEAR);
-    hw.write32(base.add(smmu::CR0), cr0.get());
-    let disabled = || hw.read32(base.add(smmu::CR0ACK)) & CR0::SMMUEN::SET.value == 0;
-    if !hw.wait(LIMIT_US, disabled) || !set_cr0(hw, base, CR0::SMMUEN::CLEAR) {
-        return Err(SmmuError::DisableTimeout);
-    }
-    set_irq_ctrl(hw, base, IRQ_CTRL::EVENTQ_IRQEN::CLEAR)
 }
 
 /// The memory that an SMMU uses.

@@ -39,3 +39,17 @@ pub fn set_irq_ctrl(hw: &impl Hw, base: Pa, fields: FieldValue<u32, IRQ_CTRL::Re
     let done = || hw.read32(base.add(smmu::IRQ_CTRLACK)) == fields.value;
     if hw.wait(LIMIT_US, done) { Ok(()) } else { Err(SmmuError::IrqTimeout) }
 }
+
+/// Disables translation, then all queues and interrupts. When it succeeds, the SMMU uses no memory, and transactions
+/// are treated as GBPA says.
+pub fn disable(hw: &impl Hw, base: Pa) -> Result<(), SmmuError> {
+    let mut cr0 = LocalRegisterCopy::<u32, CR0::Register>::new(hw.read32(base.add(smmu::CR0)));
+    // First translation alone: without ATSCHK, addresses that devices have translated pass unchecked while it is on.
+    cr0.modify(CR0::SMMUEN::CLEAR);
+    hw.write32(base.add(smmu::CR0), cr0.get());
+    let disabled = || hw.read32(base.add(smmu::CR0ACK)) & CR0::SMMUEN::SET.value == 0;
+    if !hw.wait(LIMIT_US, disabled) || !set_cr0(hw, base, CR0::SMMUEN::CLEAR) {
+        return Err(SmmuError::DisableTimeout);
+    }
+    set_irq_ctrl(hw, base, IRQ_CTRL::EVENTQ_IRQEN::CLEAR)
+}

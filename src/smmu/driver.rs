@@ -9,7 +9,7 @@ use super::faults::{Errors, Faults};
 use super::queue::CommandQueue;
 use super::ste::Translation;
 use super::stream_table::{StreamTable, Then};
-use super::{View, range};
+use super::{View, control, range};
 use crate::ids::{Ipa, Pa, StreamId, VmId};
 use crate::mmio::Hw;
 use crate::platform::machine;
@@ -58,8 +58,10 @@ impl<H: Hw + Clone> Smmu<H> {
     }
 
     /// Lets streams reach what `view` maps, and nothing else. Until it returns, they may reach what they reached
-    /// before, nothing, or the view. For a number of streams that is a multiple of 1024 and aligned to it, or of few
-    /// streams, it takes at most 64 KiB of memory.
+    /// before, nothing, or the view.
+    ///
+    /// It takes a leaf of the stream table (4 KiB with up to 18 stream bits, 64 KiB at most) for each end of the range that
+    /// is within a leaf, one for the leaves between, and one for each leaf that the range shares with other streams.
     ///
     /// # Errors
     ///
@@ -158,7 +160,7 @@ impl<H: Hw + Clone> Smmu<H> {
     pub fn stop(&self) -> Result<(), SmmuError> {
         let mut core = self.core.lock();
         core.queue.close();
-        bringup::disable(&self.hw, self.base)
+        control::disable(&self.hw, self.base)
     }
 }
 

@@ -5,8 +5,8 @@
 
 use super::error::Reason;
 use super::event::{self, Event};
-use super::queue::Ring;
 use super::regs::{EVENTQ_INDEX, GERROR, smmu};
+use super::ring::Ring;
 use crate::ids::Pa;
 use crate::mmio::Hw;
 use core::fmt;

@@ -13,7 +13,7 @@
 //! | `facts` | what an SMMU can do |
 //! | `regs` | registers and their fields |
 //! | `range` | ranges of streams and addresses as commands |
-//! | `command`, `queue` | commands, and the queue that carries them, with deadlines and errors |
+//! | `command`, `queue`, `ring` | commands, the queue that carries them, with deadlines and errors, and its indices |
 //! | `ste`, `stream_table`, `shape` | the entry of a stream, the table of all, and its division into leaves |
 //! | `event` | event records: what devices did that they may not |
 //! | [`iommu`], `owners` | all SMMUs of the machine; the domain that has each stream |
@@ -55,6 +55,7 @@ mod property_tests;
 mod queue;
 mod range;
 mod regs;
+mod ring;
 mod shape;
 mod ste;
 mod stream_table;

@@ -12,10 +12,11 @@ use super::command::Command;
 use super::error::{Reason, SmmuError};
 use super::faults::Faults;
 use super::regs::{CMDQ_CONS, GERROR, smmu};
-use super::{LIMIT_US, bringup};
+use super::ring::Ring;
+use super::{LIMIT_US, control};
 use crate::ids::Pa;
 use crate::log_limited;
-use crate::mmio::{Coherence, Hw};
+use crate::mmio::Hw;
 use crate::sync::Lock;
 use tock_registers::LocalRegisterCopy;
 
@@ -36,52 +37,6 @@ pub struct CommandQueue<H> {
     /// The index at which the SMMU was found at the last missed deadline, and since when.
     stuck: Option<(u32, u64)>,
     dead: bool,
-}
-
-/// A ring of 2^`bits` entries.
-#[derive(Clone, Copy)]
-pub struct Ring {
-    /// Its address.
-    pub memory: Pa,
-    /// log2 of the number of entries.
-    pub bits: u8,
-    /// Bytes of an entry.
-    pub entry: u64,
-    /// Whether the SMMU snoops the CPUs' caches when it accesses the ring.
-    pub coherence: Coherence,
-}
-
-impl Ring {
-    /// Bytes of the ring.
-    pub const fn size(self) -> usize {
-        (self.entries() as usize).wrapping_mul(self.entry as usize)
-    }
-
-    /// The number of entries.
-    pub const fn entries(self) -> u32 {
-        1u32.wrapping_shl(self.bits as u32)
-    }
-
-    /// The number of entries from index `from` up to index `to`; more than there are if the indices are inconsistent.
-    pub const fn between(self, from: u32, to: u32) -> u32 {
-        to.wrapping_sub(from) & self.index_mask()
-    }
-
-    /// The index after `index`.
-    pub const fn next(self, index: u32) -> u32 {
-        index.wrapping_add(1) & self.index_mask()
-    }
-
-    /// The bits of an index.
-    pub const fn index_mask(self) -> u32 {
-        self.entries().wrapping_mul(2).wrapping_sub(1)
-    }
-
-    /// The address of the entry at an index.
-    pub const fn at(self, index: u32) -> Pa {
-        let slot = index & self.entries().wrapping_sub(1);
-        Pa(self.memory.0.wrapping_add((slot as u64).wrapping_mul(self.entry)))
-    }
 }
 
 impl<H: Hw> CommandQueue<H> {
@@ -184,8 +139,8 @@ impl<H: Hw> CommandQueue<H> {
 
     fn declare_dead(&mut self, why: &str) -> SmmuError {
         self.dead = true;
-        let stopped = bringup::disable(&self.hw, self.base).is_ok();
-        log::error!(
+        let stopped = control::disable(&self.hw, self.base).is_ok();
+        log_limited!(Error;
             "SMMU at {}: dead: {why}: {}",
             self.base,
             if stopped { "its devices reach no memory" } else { "and it cannot be disabled" }

@@ -162,14 +162,14 @@ register_bitfields! [u32,
 
 register_bitfields! [u64,
     pub STRTAB_BASE [
-        /// PA[55:6].
+        /// `PA[55:6]`.
         PA_64 OFFSET(6) NUMBITS(50) [],
         RA OFFSET(62) NUMBITS(1) []
     ],
     /// CMDQ_BASE and EVENTQ_BASE.
     pub QUEUE_BASE [
         LOG2SIZE OFFSET(0) NUMBITS(5) [],
-        /// PA[55:5].
+        /// `PA[55:5]`.
         PA_32 OFFSET(5) NUMBITS(51) [],
         /// CMDQ_BASE.RA, EVENTQ_BASE.WA.
         ALLOCATE OFFSET(62) NUMBITS(1) []

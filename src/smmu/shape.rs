@@ -125,8 +125,11 @@ mod tests {
         assert_eq!((shape(6).root_size(), shape(0).root_size()), (64 * 64, 64));
     }
 
-    /// The parts of a range: (leaf, first and last entry) of each edge, and the first and last whole leaf.
-    fn parts(bits: u8, first: u32, last: u32) -> (Vec<(u64, u64, u64)>, Option<(u64, u64)>) {
+    /// A leaf, and the first and the last entry of a part of it.
+    type Part = (u64, u64, u64);
+
+    /// The edges of a range, and the first and the last whole leaf.
+    fn parts(bits: u8, first: u32, last: u32) -> (Vec<Part>, Option<(u64, u64)>) {
         let parts = shape(bits).parts(&(StreamId(first)..=StreamId(last)));
         let edges = parts.edges.iter().map(|edge| (edge.leaf, edge.entries.start, edge.entries.end - 1));
         let whole = (!parts.whole.is_empty()).then(|| (parts.whole.start, parts.whole.end - 1));

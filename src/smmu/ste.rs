@@ -25,7 +25,7 @@ const S2FWB: u64 = 1 << (89 - 64);
 /// SHCFG = 1, bits 109:108: the shareability of the transaction.
 const SHCFG_INCOMING: u64 = 1 << (108 - 64);
 
-/// S2T0SZ, bits 165:160, and the fields above it up to S2PS, bits 178:176: as VTCR_EL2[18:0].
+/// S2T0SZ, bits 165:160, and the fields above it up to S2PS, bits 178:176: as `VTCR_EL2[18:0]`.
 const VTCR_AT: u32 = 160 - 128;
 const VTCR_FIELDS: u64 = 0x7_ffff;
 /// S2AA64, bit 179: the tables are VMSAv8-64.
@@ -34,7 +34,7 @@ const S2AA64: u64 = 1 << (179 - 128);
 const S2AFFD: u64 = 1 << (181 - 128);
 /// S2R, bit 186: faults are recorded as events.
 const S2R: u64 = 1 << (186 - 128);
-/// S2TTB, bits 247:196: PA[51:4], of which the tables of a CPU have PA[47:4].
+/// S2TTB, bits 247:196: `PA[51:4]`, of which the tables of a CPU have `PA[47:4]`.
 const S2TTB: u64 = 0x0000_ffff_ffff_fff0;
 
 /// IRGN0 and ORGN0 of VTCR_EL2, bits 11:8, and SH0, bits 13:12.

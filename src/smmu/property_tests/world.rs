@@ -270,7 +270,7 @@ impl World {
     fn map(&mut self, d: usize, page: u64, count: u64) {
         let domain = self.domains[d].as_mut().expect("a domain");
         // Blocks are mapped where there can be some.
-        let first = if count >= 512 { page % RAM_PAGES & !(count - 1) } else { page % (RAM_PAGES - count) };
+        let first = if count >= 512 { (page % RAM_PAGES) & !(count - 1) } else { page % (RAM_PAGES - count) };
         let physical = domain.ram + first * PAGE;
         let mapped = domain.stage2.map(Ipa(page_of(first)), Pa(physical), count * PAGE, Attr::Ram);
         match mapped {
@@ -284,7 +284,7 @@ impl World {
     fn unmap(&mut self, d: usize, page: u64, count: u64) {
         let domain = self.domains[d].as_mut().expect("a domain");
         // Blocks are mapped where there can be some.
-        let first = if count >= 512 { page % RAM_PAGES & !(count - 1) } else { page % (RAM_PAGES - count) };
+        let first = if count >= 512 { (page % RAM_PAGES) & !(count - 1) } else { page % (RAM_PAGES - count) };
         self.tlb.range.set((page_of(first), count * PAGE));
         match domain.stage2.unmap(Ipa(page_of(first)), count * PAGE) {
             Ok(()) => domain.map.retain(|at, _| !(first..first + count).contains(at)),
