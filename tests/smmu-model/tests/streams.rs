@@ -174,6 +174,27 @@ fn an_array_of_the_second_level_is_in_use_while_its_descriptor_may_be_cached() {
 }
 
 #[test]
+fn an_array_may_be_filled_in_before_the_smmu_can_reach_it() {
+    let mut b = bench();
+    let (l2, tables) = (b.table(), [b.table(), b.table()]);
+    b.put(tables[1], 0x50_0000_0000 | BLOCK);
+    b.put(tables[0], tables[1] | TABLE);
+    for (n, word) in (0..).zip(stage2(7, tables[0])) {
+        b.m.store64(l2 + 5 * 64 + n * 8, word);
+    }
+    b.publish(l2, 0x1000);
+    b.put(b.table, l2 | 7);
+    b.run(&[cfgi_ste(5, 0)]);
+    assert_eq!(b.goes_to(5, 0x1234), Ok(0x50_0000_1234));
+    b.m.assert_clean();
+    // What it leads to is followed.
+    b.put(tables[1], 0);
+    assert_eq!(b.goes_to(5, 0x1234), Ok(0x50_0000_1234));
+    b.m.free(tables[0], 0x1000, 0x1000);
+    b.expect("memory");
+}
+
+#[test]
 fn span_bounds_the_streams_of_an_array() {
     let mut b = bench();
     let l2 = b.table();
