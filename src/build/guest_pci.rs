@@ -9,7 +9,7 @@ use super::layout::domu::{ECAM, MAX_ITSS, PCI_MEM32, PCI_MEM64, its};
 use super::passthrough::Given;
 use super::{BuildError, Dma};
 use crate::domain::mmio::TRANSLATION_FRAME;
-use crate::domain::pci::PciHost;
+use crate::domain::pci_host::PciHost;
 use crate::gic::MIN_EVENT_BITS;
 use crate::host::Host;
 use crate::ids::{DeviceIds, DomId, Ipa, ItsId};

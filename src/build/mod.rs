@@ -24,7 +24,7 @@ mod streams;
 use crate::arch::{ich, percpu};
 use crate::domain::images::{File, Images};
 use crate::domain::msi::{LpiPaths, LpiQuota};
-use crate::domain::pci::PciHost;
+use crate::domain::pci_host::PciHost;
 use crate::domain::{Domain, Parts, release_gic};
 use crate::host::Host;
 use crate::host::cmdline::Direct;

@@ -14,7 +14,7 @@
 use crate::arch::{barrier, timer};
 use crate::console;
 use crate::domain::Domain;
-use crate::domain::pci::Resets;
+use crate::domain::pci_host::Resets;
 use crate::domain::table::Domains;
 use crate::host::Host;
 use crate::host::background::{Background, Step};

@@ -1,7 +1,7 @@
 //! Accesses of a domain to the devices that EL2 emulates.
 
 use super::Domain;
-use super::pci::PciHost;
+use super::pci_host::PciHost;
 use crate::arch::{nospec, percpu};
 use crate::console;
 use crate::ids::{Ipa, Pa, VcpuId};

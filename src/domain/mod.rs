@@ -6,7 +6,7 @@
 //! | [`mmio`] | accesses to emulated devices |
 //! | [`its_work`] | work of the virtual ITSs, in steps |
 //! | [`msi`] | how the virtual ITS reaches the host's ITS: directly injected and software-injected events |
-//! | [`pci`] | the PCI functions that a domU has |
+//! | `pci`, [`pci_host`] | the PCI functions that a domU has |
 //! | [`port`] | what the virtual GIC needs from the domain |
 //! | [`recall`] | vCPUs that have to leave their guests before another one may go on |
 //! | [`irq`] | physical interrupts: which domain gets each |
@@ -21,7 +21,8 @@ pub mod lifecycle;
 pub mod mmio;
 pub mod msi;
 mod pace;
-pub mod pci;
+mod pci;
+pub mod pci_host;
 pub mod port;
 pub mod recall;
 pub mod restart;
@@ -51,7 +52,7 @@ use images::Images;
 use lifecycle::{End, Lifecycle};
 use msi::LpiPaths;
 use pace::Pace;
-use pci::PciHost;
+use pci_host::PciHost;
 use recall::Recalls;
 
 /// The console that a domain sees: an emulated PL011.

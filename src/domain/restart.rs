@@ -23,7 +23,7 @@ use super::Domain;
 use super::images::NotLoaded;
 use super::lifecycle::End;
 use super::msi::{NotRenewed, Renewed};
-use super::pci::Resets;
+use super::pci_host::Resets;
 use crate::arch::timer;
 use crate::console;
 use crate::host::cmdline::OnCrash;

@@ -44,6 +44,15 @@ pub enum SmmuError {
     Dead,
 }
 
+impl SmmuError {
+    /// Whether an assignment that failed so has changed nothing.
+    #[must_use]
+    pub const fn leaves_all_as_it_was(self) -> bool {
+        use SmmuError::{BadStream, BadView, BadVmid, OutOfMemory};
+        matches!(self, BadStream(_) | BadVmid(_) | BadView(_) | OutOfMemory)
+    }
+}
+
 /// What of a stage 2 an SMMU does not support.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadView {

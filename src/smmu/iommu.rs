@@ -7,9 +7,9 @@
 //! An SMMU that cannot be used (it has no stage 2, or does not respond) is set to bypass: dom0 keeps the devices behind
 //! it, which reach all memory, and none of them can be given to another domain.
 
-use super::owners::Owners;
+use super::owners::{CutOff, Owners};
 use super::{Errors, Event, Facts, Smmu, SmmuError, View, bypass};
-use crate::ids::{DomId, Intid, Ipa, SmmuId, Streams, VmId};
+use crate::ids::{DomId, Intid, Ipa, SmmuId, StreamId, Streams, VmId};
 use crate::log_limited;
 use crate::mm::stage2::{Fwb, Stage2, Stage2Error, Tlb};
 use crate::mmio::{Coherence, Hw};
@@ -131,6 +131,10 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
     pub fn assign(&self, domain: DomId, streams: Streams, view: &DeviceView<H>) -> Result<(), AssignError> {
         let smmu = self.front(streams.smmu).and_then(|front| front.smmu.as_ref());
         let smmu = smmu.ok_or(AssignError::NotTranslating(streams.smmu))?;
+        // Firmware may map more streams than there can be.
+        let most =
+            StreamId(1u32.checked_shl(smmu.facts().stream_bits.into()).map_or(u32::MAX, |count| count.wrapping_sub(1)));
+        let streams = Streams { last: streams.last.min(most.max(streams.first)), ..streams };
         {
             let mut owners = self.owners.lock();
             match owners.owner_of_any(streams) {
@@ -141,7 +145,10 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
         }
         let view = View { vmid: view.vmid(), vttbr: view.vttbr(), vtcr: view.vtcr(), fwb: Fwb::Off };
         smmu.assign(streams.first..=streams.last, &view).map_err(|error| {
-            self.confirm(streams.smmu, smmu.block(streams.first..=streams.last));
+            // An error before the first change leaves them as they were: they reach nothing.
+            if !error.leaves_all_as_it_was() {
+                self.confirm(streams.smmu, smmu.block(streams.first..=streams.last));
+            }
             AssignError::Smmu(error)
         })
     }
@@ -152,12 +159,17 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
     ///
     /// [`SmmuError`]: a device may still reach the domain's memory, which must not be used for anything else.
     pub fn block(&self, domain: DomId) -> Result<(), SmmuError> {
+        let result = self.block_all(domain);
+        self.owners.lock().forget_failures(domain);
+        result
+    }
+
+    fn block_all(&self, domain: DomId) -> Result<(), SmmuError> {
         let mut result = Ok(());
         for streams in self.streams(domain) {
             let Some(smmu) = self.front(streams.smmu).and_then(|front| front.smmu.as_ref()) else { continue };
             result = result.and(smmu.block(streams.first..=streams.last));
         }
-        self.owners.lock().forget_failures(domain);
         result
     }
 
@@ -222,14 +234,16 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
             Some(domain) => log_limited!(Warn, domain; "{id}: {domain}: {event}"),
             None => log_limited!(Warn; "{id}: no domain: {event}"),
         }
-        if verdict.cut_off {
-            let until = if smmu.block(stream..=stream).is_ok() { "until its domain is reset" } else { "failed" };
-            match verdict.owner {
-                Some(domain) => {
-                    log_limited!(Error, domain; "{id}: {domain}: {stream}: too many faults: cut off {until}")
-                }
-                None => log_limited!(Error; "{id}: no domain: {stream}: too many faults: cut off {until}"),
-            }
+        let (what, done) = match (verdict.cut_off, verdict.owner) {
+            (CutOff::Nothing, _) => return,
+            (CutOff::Owner, Some(domain)) => ("all streams of the domain are", self.block_all(domain)),
+            _ => ("it is", smmu.block(stream..=stream)),
+        };
+        let until =
+            if done.is_ok() { "cut off until the domain is reset" } else { "not cut off: the SMMU does not respond" };
+        match verdict.owner {
+            Some(domain) => log_limited!(Error, domain; "{id}: {domain}: {stream}: too many faults: {what} {until}"),
+            None => log_limited!(Error; "{id}: no domain: {stream}: too many faults: {what} {until}"),
         }
     }
 

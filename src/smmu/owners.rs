@@ -11,6 +11,7 @@ pub const LIMIT: u32 = 100;
 /// A second, in microseconds.
 const PERIOD_US: u64 = 1_000_000;
 /// The number of streams whose failures are counted one by one. Further ones replace those that have not failed for longest.
+/// No more streams than these are cut off one by one either: each may take a leaf of the stream table.
 const COUNTED: usize = 32;
 
 /// The failures of one stream.
@@ -36,8 +37,19 @@ pub struct Owners {
 pub struct Verdict {
     /// The owner of the stream, if it has one.
     pub owner: Option<DomId>,
-    /// Whether the stream has to be cut off now.
-    pub cut_off: bool,
+    /// What has to be cut off now.
+    pub cut_off: CutOff,
+}
+
+/// What has to be cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CutOff {
+    /// Nothing.
+    Nothing,
+    /// The stream.
+    Stream,
+    /// All streams of the owner: too many of them were cut off one by one.
+    Owner,
 }
 
 impl Owners {
@@ -90,13 +102,20 @@ impl Owners {
         let found = self.failures.iter().position(|failed| (failed.smmu, failed.stream) == (smmu, stream));
         let fresh = Failures { smmu, stream, since_us: now_us, count: 0, cut_off: false };
         let index = found.unwrap_or_else(|| self.make_room(fresh));
-        let Some(failed) = self.failures.get_mut(index) else { return Verdict { owner, cut_off: false } };
+        let cut_off_before = self.failures.iter().filter(|failed| failed.cut_off).count();
+        let is_last = cut_off_before >= COUNTED.saturating_sub(1);
+        let Some(failed) = self.failures.get_mut(index) else { return Verdict { owner, cut_off: CutOff::Nothing } };
         if now_us.saturating_sub(failed.since_us) >= PERIOD_US {
             (failed.since_us, failed.count) = (now_us, 0);
         }
         failed.count = failed.count.saturating_add(1);
-        let cut_off = failed.count > LIMIT && !failed.cut_off;
-        failed.cut_off |= cut_off;
+        let is_new = failed.count > LIMIT && !failed.cut_off;
+        failed.cut_off |= is_new;
+        let cut_off = match is_new {
+            false => CutOff::Nothing,
+            true if is_last && owner.is_some() => CutOff::Owner,
+            true => CutOff::Stream,
+        };
         Verdict { owner, cut_off }
     }
 
@@ -128,7 +147,8 @@ mod tests {
 
     /// Counts `failures` failures of a stream of SMMU 0 at a time. Returns how often it is to be cut off.
     fn fail(owners: &mut Owners, stream: u32, failures: u32, now_us: u64) -> usize {
-        (0..failures).filter(|_| owners.count(SmmuId(0), StreamId(stream), now_us).cut_off).count()
+        let verdicts = (0..failures).map(|_| owners.count(SmmuId(0), StreamId(stream), now_us).cut_off);
+        verdicts.filter(|cut_off| *cut_off != CutOff::Nothing).count()
     }
 
     #[test]
@@ -173,5 +193,18 @@ mod tests {
         assert_eq!((owners.failures.len(), owners.failures.capacity()), (COUNTED, room));
         // That it is cut off is remembered.
         assert_eq!(fail(&mut owners, 0, 2 * LIMIT, 0), 0);
+    }
+
+    #[test]
+    fn a_domain_of_which_too_many_streams_are_cut_off_loses_all() {
+        let mut owners = Owners::new();
+        owners.give(DOM1, streams(0, 0, 1000));
+        let last = |owners: &mut Owners, stream: u32| {
+            (0..=LIMIT).map(|_| owners.count(SmmuId(0), StreamId(stream), 0).cut_off).last().unwrap()
+        };
+        for stream in 1..COUNTED as u32 {
+            assert_eq!(last(&mut owners, stream), CutOff::Stream);
+        }
+        assert_eq!(last(&mut owners, 500), CutOff::Owner);
     }
 }
