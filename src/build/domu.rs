@@ -91,7 +91,7 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig, functions: Vec<Giv
     let kernel = config.module(ModuleKind::Kernel).ok_or_else(|| BuildError::new("no kernel module"))?;
     let ramdisk = config.module(ModuleKind::Ramdisk);
     if config.module(ModuleKind::DeviceTree).is_some() {
-        log::warn!("{id} `{}`: device tree module ignored: domUs have no devices", config.name);
+        log::warn!("{id} `{}`: device tree module ignored: platform devices cannot be given to domUs", config.name);
     }
     let size = ram_size(config);
     let image = kernel_header(kernel)?;
