@@ -27,7 +27,11 @@ pub fn cases() -> Vec<Case> {
         case("domu-nvme-shared", "the same with sched=credit: 8 vCPUs on 4 CPUs", |lab| {
             nvme(lab, dom0(lab, "sched=credit"), 4, 1)
         }),
-        case("domu-nvme-uefi", "domu-nvme with UEFI and ACPI", |lab| nvme(lab, uefi::acpi(lab, 4, NULL), 2, 1)),
+        case("domu-nvme-uefi", "domu-nvme with UEFI and ACPI", |lab| {
+            // ACPI describes the windows, and so the places for BARs, in AML only.
+            let hv = format!("{NULL} pci_windows={}", uefi::WINDOWS);
+            nvme(lab, uefi::acpi(lab, 4, &hv), 2, 1)
+        }),
         case("domu-nvme-shared-software", "domu-nvme-shared with direct=off", |lab| {
             nvme(lab, dom0(lab, "sched=credit direct=off"), 4, 1)
         }),

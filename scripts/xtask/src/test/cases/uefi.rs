@@ -105,7 +105,8 @@ fn from_disk(lab: &Lab, test: &str, tables: Tables) -> Machine {
 }
 
 /// QEMU's PCI windows, which only AML describes (see boards/qemu-uefi).
-const WINDOWS: &str = "0:io:0x3eff0000+0x10000,0:mem32:0x10000000+0x2eff0000,0:mem64:0x8000000000+0x8000000000";
+pub(super) const WINDOWS: &str =
+    "0:io:0x3eff0000+0x10000,0:mem32:0x10000000+0x2eff0000,0:mem64:0x8000000000+0x8000000000";
 
 /// A machine that firmware describes by ACPI tables. dom0 runs fio's jobs.
 pub(super) fn acpi(lab: &Lab, smp: u32, hv: &str) -> Machine {
