@@ -311,3 +311,6 @@ impl<H: Hw + Clone> Front<H> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
