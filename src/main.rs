@@ -25,7 +25,7 @@ static CONTROL: doorward::sync::Once<&doorward::control::Control> = doorward::sy
 fn start(own: boot::BootInfo) -> ! {
     use alloc::boxed::Box;
     use alloc::vec::Vec;
-    use doorward::arch::{percpu, psci};
+    use doorward::arch::{percpu, psci, timer};
     use doorward::build::{dom0, domu, passthrough};
     use doorward::console::onpanic::Facts;
     use doorward::control::{Control, debug_keys};
@@ -133,7 +133,7 @@ fn start(own: boot::BootInfo) -> ! {
 
     let fdt = Range::new(Pa(own.fdt.as_ptr() as u64), own.fdt.len() as u64);
     let domus = domu::reserve(host, &[own.image, own.pool, fdt]);
-    let mut passthrough = passthrough::prepare(host, &Ecam, &El2);
+    let mut passthrough = passthrough::prepare(machine, iommu, &Ecam, timer::now_us, el2_map::map_device);
     let in_use = dom0::MemoryInUse { fdt: own.fdt, fdt_range: fdt, image: own.image, pool: own.pool, domus };
     if let Err(error) = dom0::build(domains, &in_use, &passthrough) {
         fatal!("dom0: {error}");

@@ -9,22 +9,23 @@
 //! This is done before dom0 is built, since dom0 numbers buses and places BARs.
 
 use super::{BuildError, pci_hide};
-use crate::host::Host;
 use crate::ids::{DeviceId, DeviceIds, ItsId, Sbdf, Streams};
-use crate::mm::el2_map;
+use crate::mm::stage1::MapError;
 use crate::mmio::Hw;
 use crate::pci::assign::{self, Places, Unplaced};
 use crate::pci::function::Facts;
-use crate::pci::groups::Groups;
+use crate::pci::groups::{Groups, isolate};
 use crate::pci::reset::{Progress, Reset};
 use crate::pci::topology::{Buses, surroundings};
 use crate::pci::virt::VirtualFunction;
 use crate::pci::{BAR_COUNT, ConfigSpace};
 use crate::platform::{DomainConfig, Machine, PciHost};
+use crate::smmu::iommu::Iommu;
 use crate::util::range::Range;
 use alloc::format;
 use alloc::string::ToString;
 use alloc::vec::Vec;
+use core::hint::spin_loop;
 
 /// A function that is ready for its domain. It has been reset.
 pub struct Given {
@@ -101,15 +102,29 @@ struct Segment {
 }
 
 impl Segment {
-    /// Makes its configuration space accessible, and finds its isolation groups.
-    fn open(machine: &Machine, number: u16, config: &impl ConfigSpace) -> Segment {
+    /// Makes its configuration space accessible, keeps functions apart as far as they can be, and finds the groups of those
+    /// that cannot.
+    fn open(
+        machine: &Machine,
+        number: u16,
+        config: &impl ConfigSpace,
+        map: &impl Fn(Range) -> Result<(), MapError>,
+    ) -> Segment {
         let hosts = || machine.pci.iter().filter(move |host| host.segment == number);
         for host in hosts() {
-            if let Err(error) = el2_map::map_device(host.ecam) {
+            if let Err(error) = map(host.ecam) {
                 log::error!("PCI configuration space at {}: {error}", host.ecam);
             }
         }
         let ecams: Vec<Buses> = hosts().map(assign::buses).collect();
+        for ecam in &ecams {
+            ecam.visit(config, |rid, page, _| {
+                if let Ok(mut facts) = Facts::read(rid, page, config) {
+                    isolate(&mut facts, config);
+                }
+                true
+            });
+        }
         let host_of = |rid: u16| hosts().find(|host| has(host, rid));
         let stream = |rid| host_of(rid)?.stream_id(rid).map(|(smmu, stream)| (smmu, stream.0));
         let device = |rid| host_of(rid)?.device_id(rid);
@@ -129,23 +144,33 @@ fn has(host: &PciHost, rid: u16) -> bool {
 }
 
 /// Prepares the functions of all domUs of the machine's description.
-pub fn prepare(host: &Host, config: &impl ConfigSpace, hw: &impl Hw) -> Passthrough {
-    let machine = host.machine;
+///
+/// `now_us` is the time in microseconds. `map` makes configuration space accessible.
+pub fn prepare<H: Hw + Clone>(
+    machine: &Machine,
+    iommu: &Iommu<H>,
+    config: &impl ConfigSpace,
+    now_us: impl Fn() -> u64,
+    map: impl Fn(Range) -> Result<(), MapError>,
+) -> Passthrough {
     let mut numbers: Vec<u16> = machine.domains.iter().flat_map(|domu| &domu.pci).map(|name| name.segment).collect();
     numbers.sort_unstable();
     numbers.dedup();
-    let segments: Vec<Segment> = numbers.into_iter().map(|number| Segment::open(machine, number, config)).collect();
+    let segments: Vec<Segment> =
+        numbers.into_iter().map(|number| Segment::open(machine, number, config, &map)).collect();
     let mut prepared = Passthrough::default();
     let mut found = Vec::new();
     for (index, domu) in machine.domains.iter().enumerate() {
         let earlier: Vec<Sbdf> = machine.domains.iter().take(index).flat_map(|domu| domu.pci.clone()).collect();
         let candidates = domu.pci.iter().map(|&name| {
             let (facts, pci) = find(machine, &segments, name, config)?;
-            prepared.hidden.push(name);
+            if !prepared.hidden.contains(&name) {
+                prepared.hidden.push(name);
+            }
             if earlier.contains(&name) {
                 return Err(BuildError(format!("{name}: an earlier domain has it")));
             }
-            check(host, domu, &segments, name, facts, pci)
+            check(iommu, domu, &segments, name, facts, pci)
         });
         // All functions are looked for, so that dom0 gets none of them.
         let candidates: Vec<Result<Candidate, BuildError>> = candidates.collect();
@@ -157,7 +182,7 @@ pub fn prepare(host: &Host, config: &impl ConfigSpace, hw: &impl Hw) -> Passthro
     for (domu, candidates) in machine.domains.iter().zip(found) {
         let given = candidates.and_then(|candidates| {
             prepared.bars.extend(candidates.iter().flat_map(|candidate| candidate.bars).flatten());
-            reset_all(domu, candidates, config, hw)
+            reset_all(domu, candidates, config, &now_us)
         });
         prepared.domus.push(given);
     }
@@ -182,8 +207,8 @@ fn find<'a>(
 }
 
 /// Checks whether a function can be given to a domU, apart from its BARs and its reset.
-fn check(
-    host: &Host,
+fn check<H: Hw + Clone>(
+    iommu: &Iommu<H>,
     domu: &DomainConfig,
     segments: &[Segment],
     name: Sbdf,
@@ -198,11 +223,11 @@ fn check(
         let other = Sbdf { rid, ..name };
         return Err(bad(&format!("it cannot be kept apart from {other}, which has to go to the same domain")));
     }
-    if !host.iommu.translates() {
+    if !iommu.translates() {
         return Err(bad("no SMMU limits its DMA"));
     }
     let (smmu, stream) = pci.stream_id(name.rid).ok_or_else(|| bad("it has no StreamID: no SMMU limits its DMA"))?;
-    if host.iommu.facts(smmu).is_none() {
+    if iommu.facts(smmu).is_none() {
         return Err(bad(&format!("{smmu} is in bypass and does not limit its DMA")));
     }
     let (its, device) = pci.device_id(name.rid).ok_or_else(|| bad("it has no DeviceID: no ITS takes its MSIs"))?;
@@ -266,7 +291,7 @@ fn reset_all(
     domu: &DomainConfig,
     candidates: Vec<Candidate>,
     config: &impl ConfigSpace,
-    hw: &impl Hw,
+    now_us: &impl Fn() -> u64,
 ) -> Result<Vec<Given>, BuildError> {
     let mut resets = Vec::new();
     for candidate in &candidates {
@@ -279,7 +304,7 @@ fn reset_all(
         resets.push(reset);
     }
     loop {
-        let now_us = hw.now_us();
+        let now_us = now_us();
         let mut is_waiting = false;
         for (reset, candidate) in resets.iter_mut().zip(&candidates) {
             match reset.step(config, now_us) {
@@ -293,7 +318,7 @@ fn reset_all(
         if !is_waiting {
             break;
         }
-        hw.relax();
+        spin_loop();
     }
     let give = |(candidate, reset): (Candidate, Reset)| {
         let Candidate { name, its, device, stream, facts, bars } = candidate;
@@ -302,4 +327,138 @@ fn reset_all(
         Ok(Given { name, its, device, stream, function })
     };
     candidates.into_iter().zip(resets).map(give).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pci::fake::{Fake, Resets};
+    use crate::platform::fdt;
+    use crate::platform::testing::{GICV4, cells, edited, set};
+    use crate::smmu::model::{ModelHw, described};
+    use crate::util::PAGE;
+    use smmu_model::Config;
+    use std::boxed::Box;
+
+    const EDU: Sbdf = Sbdf { segment: 0, rid: 0x08 };
+    const NVME: Sbdf = Sbdf { segment: 0, rid: 0x18 };
+
+    /// QEMU's board with these functions for each domU, and its devices: `edu`, which cannot be reset, and `nvme`.
+    struct World {
+        machine: Machine,
+        fake: Fake,
+        hw: smmu_model::Machine,
+        iommu: bool,
+    }
+
+    impl World {
+        fn new(blob: &[u8], domus: &[&[Sbdf]]) -> World {
+            let mut machine = fdt::read(blob).unwrap();
+            for functions in domus {
+                machine
+                    .domains
+                    .push(DomainConfig { pci: functions.iter().copied().collect(), ..DomainConfig::default() });
+            }
+            let fake = Fake::default();
+            let page = |name: Sbdf| assign::buses(&machine.pci[0]).page(name.rid).unwrap();
+            fake.function(page(Sbdf { segment: 0, rid: 0 }), &[]);
+            fake.qemu(page(EDU), "edu");
+            fake.qemu(page(NVME), "nvme");
+            let resets = Resets { express: Some(0x80), power: None, takes_us: 50_000, quiet_us: 0, answer: u32::MAX };
+            fake.can_reset(page(NVME), resets);
+            let hw = smmu_model::Machine::new(Config { base: machine.smmus[0].regs.base.0, ..Config::qemu() });
+            World { machine, fake, hw, iommu: true }
+        }
+
+        fn prepare(&self) -> Passthrough {
+            let hw = ModelHw(self.hw.clone());
+            let smmus = [described(&self.hw.config())];
+            let smmus = &smmus[..self.machine.smmus.len().min(1)];
+            let iommu = Box::leak(Box::new(Iommu::start(hw, smmus, self.iommu)));
+            let now_us = || {
+                self.fake.now.set(self.fake.now.get() + 100);
+                self.fake.now.get()
+            };
+            prepare(&self.machine, iommu, &self.fake, now_us, |_| Ok(()))
+        }
+
+        /// Why each domU gets nothing.
+        fn reasons(&self) -> Vec<std::string::String> {
+            let all = self.prepare().domus;
+            all.into_iter().map(|domu| domu.err().map_or(Default::default(), |error| error.to_string())).collect()
+        }
+    }
+
+    #[test]
+    fn functions_that_can_be_given_away_are_ready_for_their_domain_and_hidden_from_dom0() {
+        let world = World::new(GICV4, &[&[NVME]]);
+        let mut prepared = world.prepare();
+        let [nvme] = &prepared.take(0).unwrap()[..] else { panic!("one function") };
+        assert_eq!((nvme.name, nvme.its, nvme.device), (NVME, ItsId(0), DeviceId(0x18)));
+        assert_eq!((nvme.stream.first.0, nvme.stream.last.0), (0x18, 0x18));
+        assert_eq!(prepared.hidden, [NVME]);
+        assert_eq!(prepared.bars.iter().map(|bar| bar.size).collect::<Vec<_>>(), [4 * PAGE]);
+        assert_eq!(world.fake.resets.get(), 1);
+        assert_eq!(
+            prepared.device_ids(&world.machine, ItsId(0)),
+            [DeviceIds { first: DeviceId(0x18), last: DeviceId(0x18) }]
+        );
+        assert_eq!(prepared.streams(&world.machine), [nvme.stream]);
+        // Without functions, nothing is touched.
+        let nobody = World::new(GICV4, &[&[], &[]]);
+        let prepared = nobody.prepare();
+        assert!(prepared.hidden.is_empty() && prepared.bars.is_empty() && nobody.fake.take_writes().is_empty());
+    }
+
+    #[test]
+    fn a_function_without_a_reset_needs_the_operators_permission() {
+        let mut world = World::new(GICV4, &[&[EDU]]);
+        assert_eq!(world.reasons(), ["0000:00:01.0: it cannot be reset"]);
+        world.machine.domains[0].pci_allow_no_reset = true;
+        assert_eq!(world.reasons(), [""]);
+    }
+
+    #[test]
+    fn the_log_says_why_a_function_is_not_given_away_and_dom0_does_not_get_it_either() {
+        let mut world =
+            World::new(GICV4, &[&[NVME], &[NVME], &[Sbdf { segment: 0, rid: 0x20 }], &[Sbdf { segment: 7, rid: 0 }]]);
+        let absent = "0000:00:04.0: nothing answers";
+        let expected = ["", "0000:00:03.0: an earlier domain has it", absent, "0007:00:00.0: no PCI host has its bus"];
+        assert_eq!(world.reasons(), expected);
+        world.iommu = false;
+        let reasons = world.reasons();
+        assert_eq!(reasons[0], "0000:00:03.0: no SMMU limits its DMA");
+        assert_eq!(world.prepare().hidden, [NVME]);
+
+        let cut = |map: &str| {
+            edited(GICV4, |tree| {
+                let target = cells(tree, "/pcie@10000000", map)[1];
+                set(tree, "/pcie@10000000", map, [0, target, 0, 0x18]);
+            })
+        };
+        let world = World::new(&cut("iommu-map"), &[&[NVME]]);
+        assert_eq!(world.reasons(), ["0000:00:03.0: it has no StreamID: no SMMU limits its DMA"]);
+        let world = World::new(&cut("msi-map"), &[&[NVME]]);
+        assert_eq!(world.reasons(), ["0000:00:03.0: it has no DeviceID: no ITS takes its MSIs"]);
+    }
+
+    #[test]
+    fn functions_with_one_stream_go_to_one_domain() {
+        let blob = edited(GICV4, |tree| set(tree, "/pcie@10000000", "iommu-map-mask", 0xff00u32));
+        let mut world = World::new(&blob, &[&[NVME]]);
+        let reason = &world.reasons()[0];
+        assert!(reason.starts_with("0000:00:03.0: it cannot be kept apart from 0000:00:0"), "{reason}");
+        world.machine.domains[0].pci = [EDU, NVME, Sbdf { segment: 0, rid: 0 }].into_iter().collect();
+        world.machine.domains[0].pci_allow_no_reset = true;
+        assert_eq!(world.reasons(), [""]);
+    }
+
+    #[test]
+    fn a_function_that_does_not_come_back_is_not_given_away() {
+        let world = World::new(GICV4, &[&[NVME]]);
+        let page = assign::buses(&world.machine.pci[0]).page(NVME.rid).unwrap();
+        let never = Resets { express: Some(0x80), power: None, takes_us: u64::MAX, quiet_us: 0, answer: u32::MAX };
+        world.fake.can_reset(page, never);
+        assert_eq!(world.reasons(), ["0000:00:03.0: not back from its reset: it does not answer"]);
+    }
 }

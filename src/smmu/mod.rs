@@ -50,7 +50,7 @@ mod facts;
 mod faults;
 pub mod iommu;
 #[cfg(test)]
-mod model;
+pub(crate) mod model;
 mod owners;
 #[cfg(test)]
 mod property_tests;

@@ -3,11 +3,10 @@
 use super::{DOMAINS, Length, Op, Streams};
 use crate::ids::{Ipa, Pa, StreamId, VmId};
 use crate::mm::stage2::{Attr, Fwb, Stage2, Stage2Error, Tlb};
-use crate::mmio::{Coherence, Hw};
+use crate::mmio::Coherence;
 use crate::smmu::model::{ModelHw, described};
 use crate::smmu::{Event, Smmu, SmmuError, View};
 use crate::util::PAGE;
-use crate::util::range::Range;
 use smmu_model::{Aborted, Config, Fault, Machine, Why};
 use std::boxed::Box;
 use std::cell::Cell;
