@@ -32,6 +32,10 @@ pub fn cases() -> Vec<Case> {
             let hv = format!("{NULL} pci_windows={}", uefi::WINDOWS);
             nvme(lab, uefi::acpi(lab, 4, &hv), 2, 1)
         }),
+        case("domu-nvme-uefi-acpi-off", "the same with dom0_acpi=off", |lab| {
+            let hv = format!("{NULL} dom0_acpi=off pci_windows={}", uefi::WINDOWS);
+            nvme(lab, uefi::acpi(lab, 4, &hv), 2, 1)
+        }),
         case("domu-nvme-shared-software", "domu-nvme-shared with direct=off", |lab| {
             nvme(lab, dom0(lab, "sched=credit direct=off"), 4, 1)
         }),
@@ -47,7 +51,13 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// Cases that run with `--long` only: others show most of what they do.
-const LONG: [&str; 3] = ["domu-nvme-shared-software", "domu-nvme-two", "counts-domu-jobs"];
+const LONG: [&str; 5] = [
+    "domu-nvme-uefi-acpi-off",
+    "domu-nvme-shared-software",
+    "domu-nvme-two",
+    "domu-nvme-ends-software",
+    "counts-domu-jobs",
+];
 
 /// Whether this case runs with `--long` only.
 pub fn is_long(name: &str) -> bool {
@@ -109,9 +119,9 @@ fn typed(session: &mut Session, keys: &str) -> Verdict {
     session.type_in(keys).map_err(|failure| failure.text)
 }
 
-/// Ends a case at once in which a domU was not built or has crashed, although it should not.
+/// Ends a case at once in which a domU was not built, a domain has crashed, or its test has failed.
 fn not_built(line: &str) -> Verdict {
-    let bad = [": not built: ", ": crashed", ": not restarted: ", "GUEST FAIL"];
+    let bad = [": not built: ", ": crashed", ": not restarted: ", "GUEST FAIL", "DW-TEST: fail ", "Internal error: "];
     if bad.iter().any(|bad| line.contains(bad)) { Err(line.trim().to_owned()) } else { Ok(()) }
 }
 
