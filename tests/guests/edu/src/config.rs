@@ -30,7 +30,7 @@ pub fn run(host: &Host, edu: &Edu, attack: &mut Attack, writes: u64) {
             2 => write32(at & !3, value as u32),
             _ => write64(at & !7, value),
         }
-        if n % 64 == 0 && !edu.is_there() {
+        if n.is_multiple_of(64) && !edu.is_there() {
             say!("GUEST FAIL edu: after {n} writes its IDs are {:?}", edu.function.ids());
             off()
         }

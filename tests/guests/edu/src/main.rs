@@ -1,8 +1,8 @@
 //! An EL1 guest with QEMU's `edu` device, whose DMA engine it points at everything. It is the kernel of a domU or of dom0, or
 //! with the word `witness` a domU without any device whose memory must not change meanwhile.
 //!
-//! It says `GUEST READY` and waits for a key. Then come `dmas=N` DMAs (see `attack`) and `config=N` writes to its PCI bus (see
-//! `config`), and `GUEST DONE edu …` with what it has counted. After another key it says `GUEST PASS` and powers off; its memory
+//! It says `GUEST READY` and waits for a key. Then come `dmas=N` DMAs (see `attack.rs`) and `config=N` writes to its PCI bus (see
+//! `config.rs`), and `GUEST DONE edu …` with what it has counted. After another key it says `GUEST PASS` and powers off; its memory
 //! can be looked at until then. What is wrong it reports at once by `GUEST FAIL`. `seed=N` selects another sequence. With the
 //! word `flood` it only has its device cut off, and begins anew.
 #![cfg_attr(target_os = "none", no_std, no_main)]

@@ -124,7 +124,7 @@ mod guest {
             say!("GUEST FAIL nvme: {} of {} I/Os failed", disk.failed(), disk.completed());
             off()
         }
-        end(chance % 2 != 0);
+        end(!chance.is_multiple_of(2));
         off()
     }
 }

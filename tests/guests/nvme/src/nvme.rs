@@ -166,7 +166,7 @@ impl Nvme {
             let at = DATA.address() + n % u64::from(IN_FLIGHT) * PAGE;
             let block = n.wrapping_mul(0x9e37_79b9) % DISK_PAGES * BLOCKS;
             let mut entry = [0; 16];
-            entry[0] = (if n % 3 == 0 { WRITE } else { READ }) | (n as u32 & 0xffff) << 16;
+            entry[0] = (if n.is_multiple_of(3) { WRITE } else { READ }) | (n as u32 & 0xffff) << 16;
             entry[1] = 1;
             entry[6] = at as u32;
             entry[7] = (at >> 32) as u32;
