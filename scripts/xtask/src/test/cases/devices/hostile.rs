@@ -30,7 +30,7 @@ pub(super) fn flags() -> [String; 2] {
 }
 
 /// DMAs and writes to configuration space, and the same with `--long`.
-const ATTACK: (u32, u32) = (500, 20_000);
+const ATTACK: (u32, u32) = (5_000, 50_000);
 const ATTACK_LONG: (u32, u32) = (1_000_000, 1_000_000);
 
 /// The cases of this topic.
