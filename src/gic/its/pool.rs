@@ -300,6 +300,15 @@ mod tests {
     }
 
     #[test]
+    fn a_reservation_says_how_many_bytes_it_takes() {
+        let (_machine, gic) = bench();
+        let bytes = gic.reserve_devices(ITS0, FIRST, &[ids(0x1000, 0x11ff), ids(0x1300, 0x1300)], QUOTA);
+        // The translation tables, with entries of 8 bytes, and what is recorded of events, DeviceIDs and devices.
+        let records = 256 * size_of::<Event>() + 0x201 * size_of::<u16>() + 4 * size_of::<Share>();
+        assert_eq!(bytes, Ok(256 * 8 + records as u64));
+    }
+
+    #[test]
     fn what_one_domain_maps_leaves_the_quota_of_another_as_it_is() {
         let (machine, gic) = bench();
         gic.reserve_devices(ITS0, FIRST, &[ids(0x1000, 0x10ff)], QUOTA).unwrap();
@@ -347,6 +356,8 @@ mod tests {
         gic.map_device(ITS0, DeviceId(0x1000), 7).unwrap();
         machine.inject(Fault::Command { its: 0, nth: 1, fault: CommandFault::Late { us: 600_000 } });
         gic.unmap_device(ITS0, DeviceId(0x1000)).unwrap_err();
+        // The entries have 8 bytes.
+        assert_eq!(gic.counters().quarantined_bytes.get(), 128 * 8);
         machine.heal();
         gic.drain(ItsId(0)).unwrap();
         let map = |dev, bits| gic.map_device(ITS0, DeviceId(dev), bits);

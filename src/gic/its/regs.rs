@@ -178,6 +178,11 @@ mod tests {
     }
 
     #[test]
+    fn an_its_with_gicv4_1_ends_behind_its_frame_for_virtual_sgis() {
+        assert_eq!((gits::SGI_FRAME, gits::SGIR, gits::BYTES_V41), (0x2_0000, 0x2_0020, 0x3_0000));
+    }
+
+    #[test]
     fn with_64k_pages_the_low_field_bits_hold_address_bits_51_to_48() {
         let pa = Pa(0x000a_1234_5678_0000);
         let field = baser_pa(pa, 0x1_0000);

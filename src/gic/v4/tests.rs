@@ -141,6 +141,39 @@ fn entering_a_vpe_at_its_home_posts_no_command() {
 }
 
 #[test]
+fn a_vpe_needs_group_1_to_be_resident_exactly_where_the_hardware_ignores_its_groups() {
+    everywhere(|g| {
+        g.map(ITS0, 1, 0);
+        let r = g.enter_with(0, 0, InterruptGroups { group0: false, group1: false });
+        g.msi(ITS0, 1);
+        assert_eq!(g.v4().needs_group1(), !g.guest(0).is_empty());
+        let _ = g.leave(r, Preempt);
+        g.machine.assert_clean();
+    });
+}
+
+#[test]
+fn a_pending_table_is_waited_for_once_in_a_residency_and_only_where_dirty_shows_that_it_has_been_read() {
+    for dirty in [true, false] {
+        let mut config = Config::v4_0(CPUS).each_cpu(|_, cpu| cpu.dirty = dirty);
+        // A look at the clock takes as long as an access to a register: 10 us.
+        config.timing.access = 10_000;
+        let g = Guest::new(config, 1);
+        for _ in 0..2 {
+            let mut r = g.v4().enter(g.vpes[0], CpuId(0), InterruptGroups::GROUP1).unwrap();
+            let waits = [(); 2].map(|()| {
+                let start = g.machine.now_us();
+                g.v4().before_eret(&mut r);
+                g.machine.now_us() - start > 10
+            });
+            assert_eq!(waits, [dirty, false]);
+            let _ = g.leave(r, Preempt);
+        }
+        g.machine.assert_clean();
+    }
+}
+
+#[test]
 fn an_event_that_changes_between_guest_and_el2_loses_no_interrupt() {
     everywhere(|g| {
         let (ev, lpi) = (EventId(2), g.gic.alloc_lpi().unwrap());

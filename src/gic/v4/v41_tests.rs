@@ -93,6 +93,21 @@ fn a_doorbell_rings_even_if_its_lpi_was_disabled_before() {
 }
 
 #[test]
+fn a_doorbell_that_is_pending_when_its_vpe_is_removed_does_not_ring() {
+    // It cannot be cleared: redistributors have GICR_INVLPIR, but not GICR_CLRLPIR.
+    let config = Config::v4_1(CPUS, 2).each_cpu(|_, cpu| (cpu.direct_lpi, cpu.ir) = (false, true));
+    let g = Guest::new(config, 2);
+    g.map(ITS0, 1, 0);
+    let r = g.enter(0, 0);
+    assert!(!g.leave(r, Block));
+    g.msi(ITS0, 1);
+    g.gic.unmap_event(key(ITS0, 1)).unwrap();
+    g.v4().remove_vpe(g.vpes[0]).unwrap();
+    assert_eq!(g.machine.host_ack(0), None);
+    g.machine.assert_clean();
+}
+
+#[test]
 fn events_name_no_doorbell() {
     let g = guest(1);
     g.map(ITS0, 1, 0);
@@ -224,11 +239,17 @@ fn with_two_vpeids_the_third_vcpu_gets_no_vpe() {
 
 #[test]
 fn a_vpe_table_is_made_when_the_first_cpu_of_its_group_has_power() {
+    // With 13 bits, a table has room for exactly as many vPEs as there may be.
+    [16, 13].into_iter().for_each(enter_on_cpus_without_power_at_reset);
+}
+
+fn enter_on_cpus_without_power_at_reset(vpeid_bits: u32) {
     // Two groups of redistributors; only those of the first have power.
-    let config = Config::v4_1(4, 1).each_cpu(|n, cpu| {
+    let mut config = Config::v4_1(4, 1).each_cpu(|n, cpu| {
         (cpu.affinity, cpu.common_lpi_aff) = (((n as u32 / 2) << 24) | (n as u32 % 2), 1);
         cpu.powered_at_reset = n < 2;
     });
+    config.vpeid_bits = Some(vpeid_bits);
     let Bench { machine, gic } = Bench::discovered(config).unwrap();
     (0..2).for_each(|cpu| gic.init_cpu(CpuId(cpu)).unwrap());
     let v4 = gic.v4().unwrap();

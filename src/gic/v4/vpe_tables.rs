@@ -196,4 +196,13 @@ mod tests {
             "a CPU without a redistributor shares with none"
         );
     }
+
+    #[test]
+    fn redistributors_of_different_levels_do_not_share() {
+        for itss in [&[][..], &[None]] {
+            let s = Sharing::of(itss, &[Some((0x100, 1)), Some((0x100, 2)), Some((0x200, 1))]);
+            let n = itss.len();
+            assert_eq!(s.redists, [n, n + 1, n]);
+        }
+    }
 }
