@@ -33,7 +33,7 @@ fn start(own: boot::BootInfo) -> ! {
     use doorward::gic::errata::{self, Identity};
     use doorward::gic::{Gic, ItsLayout, Layout, Trigger};
     use doorward::host::Host;
-    use doorward::host::cmdline::{self, Direct, OnPanic};
+    use doorward::host::cmdline::{self, Direct, Dom0Acpi, OnPanic};
     use doorward::ids::{CpuId, Pa};
     use doorward::mm::el2_map;
     use doorward::mm::firmware::FirmwareMemory;
@@ -133,7 +133,8 @@ fn start(own: boot::BootInfo) -> ! {
 
     let fdt = Range::new(Pa(own.fdt.as_ptr() as u64), own.fdt.len() as u64);
     let domus = domu::reserve(host, &[own.image, own.pool, fdt]);
-    let mut passthrough = passthrough::prepare(machine, iommu, &Ecam, timer::now_us, el2_map::map_device);
+    let dom0_acpi = machine.rsdp.is_some() && options.dom0_acpi == Dom0Acpi::On;
+    let mut passthrough = passthrough::prepare(machine, iommu, dom0_acpi, &Ecam, timer::now_us, el2_map::map_device);
     let in_use = dom0::MemoryInUse { fdt: own.fdt, fdt_range: fdt, image: own.image, pool: own.pool, domus };
     if let Err(error) = dom0::build(domains, &in_use, &passthrough) {
         fatal!("dom0: {error}");

@@ -2,7 +2,9 @@
 //!
 //! A function is given to a domU only if all of these hold: the SMMU in front of it translates, so that its DMA can be
 //! limited; its MSIs reach an ITS under a DeviceID of its own; nothing that another domain has is in its isolation group;
-//! its BARs have pages of their own; it can be reset, or the domain's description allows one that cannot. If one of them
+//! its BARs have pages of their own, where dom0 places none; it can be reset, or the domain's description allows one that
+//! cannot. dom0 is told by its device tree where it may place BARs. ACPI has that in AML, which EL2 does not change, and
+//! Linux places BARs anew there: so a dom0 with ACPI tables excludes functions for domUs. If one of the conditions
 //! does not hold for a function, its domain is not built, and the reason is logged. dom0 does not get the function then
 //! either: whoever has listed it did not want that.
 //!
@@ -145,10 +147,12 @@ fn has(host: &PciHost, rid: u16) -> bool {
 
 /// Prepares the functions of all domUs of the machine's description.
 ///
-/// `now_us` is the time in microseconds. `map` makes configuration space accessible.
+/// `dom0_acpi` is whether dom0 gets ACPI tables. `now_us` is the time in microseconds. `map` makes configuration space
+/// accessible.
 pub fn prepare<H: Hw + Clone>(
     machine: &Machine,
     iommu: &Iommu<H>,
+    dom0_acpi: bool,
     config: &impl ConfigSpace,
     now_us: impl Fn() -> u64,
     map: impl Fn(Range) -> Result<(), MapError>,
@@ -169,6 +173,11 @@ pub fn prepare<H: Hw + Clone>(
             }
             if earlier.contains(&name) {
                 return Err(BuildError(format!("{name}: an earlier domain has it")));
+            }
+            if dom0_acpi {
+                return Err(BuildError(format!(
+                    "{name}: dom0 has ACPI tables and may place a BAR where its BARs are: dom0_acpi=off keeps it from that"
+                )));
             }
             check(iommu, domu, &segments, name, facts, pci)
         });
@@ -250,6 +259,15 @@ fn place_all(
     let console = machine.uart.and_then(|uart| pci_hide::function_at(pci, uart.regs.base, config));
     let except: Vec<u16> =
         hidden.iter().copied().chain(console).filter(|&name| is_here(name)).map(|name| name.rid).collect();
+    if pci.windows.is_empty() {
+        for domu in found.iter_mut() {
+            let Some(candidate) = domu.iter().flatten().find(|candidate| is_here(candidate.name)) else { continue };
+            let name = candidate.name;
+            *domu =
+                Err(BuildError(format!("{name}: the windows of its PCI host are not known: pci_windows= names them")));
+        }
+        return;
+    }
     let mut occupied = assign::occupied(pci, &except, config);
     occupied.extend(machine.uart.map(|uart| uart.regs));
     for domu in found.iter_mut() {
@@ -349,6 +367,7 @@ mod tests {
         fake: Fake,
         hw: smmu_model::Machine,
         iommu: bool,
+        dom0_acpi: bool,
     }
 
     impl World {
@@ -367,7 +386,7 @@ mod tests {
             let resets = Resets { express: Some(0x80), power: None, takes_us: 50_000, quiet_us: 0, answer: u32::MAX };
             fake.can_reset(page(NVME), resets);
             let hw = smmu_model::Machine::new(Config { base: machine.smmus[0].regs.base.0, ..Config::qemu() });
-            World { machine, fake, hw, iommu: true }
+            World { machine, fake, hw, iommu: true, dom0_acpi: false }
         }
 
         fn prepare(&self) -> Passthrough {
@@ -379,7 +398,7 @@ mod tests {
                 self.fake.now.set(self.fake.now.get() + 100);
                 self.fake.now.get()
             };
-            prepare(&self.machine, iommu, &self.fake, now_us, |_| Ok(()))
+            prepare(&self.machine, iommu, self.dom0_acpi, &self.fake, now_us, |_| Ok(()))
         }
 
         /// Why each domU gets nothing.
@@ -440,6 +459,20 @@ mod tests {
         assert_eq!(world.reasons(), ["0000:00:03.0: it has no StreamID: no SMMU limits its DMA"]);
         let world = World::new(&cut("msi-map"), &[&[NVME]]);
         assert_eq!(world.reasons(), ["0000:00:03.0: it has no DeviceID: no ITS takes its MSIs"]);
+    }
+
+    #[test]
+    fn a_dom0_that_may_place_bars_anywhere_excludes_functions_for_domus() {
+        let mut world = World::new(GICV4, &[&[NVME]]);
+        world.dom0_acpi = true;
+        assert!(world.reasons()[0].starts_with("0000:00:03.0: dom0 has ACPI tables"), "{:?}", world.reasons());
+        assert_eq!(world.prepare().hidden, [NVME]);
+        world.dom0_acpi = false;
+        world.machine.pci[0].windows.clear();
+        assert_eq!(
+            world.reasons(),
+            ["0000:00:03.0: the windows of its PCI host are not known: pci_windows= names them"]
+        );
     }
 
     #[test]

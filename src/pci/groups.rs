@@ -21,8 +21,7 @@ use super::ConfigSpace;
 use super::function::{Acs, Facts, Port};
 use super::regs::{ACS_ISOLATES, ACS_REGISTERS, BRIDGE, BUSES, HEADER_TYPE};
 use super::topology::Buses;
-use crate::ids::{DeviceId, ItsId};
-use crate::platform::SmmuId;
+use crate::ids::{DeviceId, ItsId, SmmuId};
 use alloc::vec::Vec;
 
 /// The functions of a segment, by groups.

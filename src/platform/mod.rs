@@ -33,7 +33,6 @@ pub mod windows;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use crate::ids::SmmuId;
 pub use domu::{ConfigProblem, DOMAINS, DomainConfig, FUNCTIONS};
 pub use error::{MachineError, Part};
 pub use machine::{

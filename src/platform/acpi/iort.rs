@@ -8,8 +8,8 @@
 
 use super::madt::ItsNames;
 use super::{AcpiError, Fields};
-use crate::ids::{DeviceId, DeviceIds, Intid, ItsId, Pa, StreamId, Streams};
-use crate::platform::{IdMap, Machine, MachineError, MsiDevices, Part, Smmu, SmmuId};
+use crate::ids::{DeviceId, DeviceIds, Intid, ItsId, Pa, SmmuId, StreamId, Streams};
+use crate::platform::{IdMap, Machine, MachineError, MsiDevices, Part, Smmu};
 use crate::util::range::Range;
 use arrayvec::ArrayVec;
 

@@ -6,9 +6,9 @@ use super::testing::{
     madt, mcfg, rmr, root_complex, smmu_v3, spcr,
 };
 use super::{AcpiError, Damage, Signature, Tables};
-use crate::ids::{DeviceId, Intid, ItsId, Mpidr, Pa};
+use crate::ids::{DeviceId, Intid, ItsId, Mpidr, Pa, SmmuId};
 use crate::platform::{
-    Conduit, DmaReserved, IdMap, Its, Machine, MachineError, SmmuId, TimerPpis, Uart, UartKind, fdt, testing as trees,
+    Conduit, DmaReserved, IdMap, Its, Machine, MachineError, TimerPpis, Uart, UartKind, fdt, testing as trees,
 };
 use crate::util::range::Range;
 use alloc::boxed::Box;

@@ -189,9 +189,9 @@ fn read_smmu(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{DeviceId, ItsId};
+    use crate::ids::{DeviceId, ItsId, SmmuId};
     use crate::platform::testing::{DOM0, GICV2, GICV3, GICV4, cells, edited, node, set, unset};
-    use crate::platform::{GicKind, IdMap, Its, ModuleKind, PciWindowKind, SmmuId, Uart, UartKind};
+    use crate::platform::{GicKind, IdMap, Its, ModuleKind, PciWindowKind, Uart, UartKind};
     use alloc::vec::Vec;
     use dtoolkit::model::{DeviceTree, DeviceTreeNode};
 

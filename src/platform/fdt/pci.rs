@@ -5,8 +5,8 @@
 
 use super::lists::{Phandles, push};
 use super::walk::{Cells, Go, Place, Tree};
-use crate::ids::{ItsId, Pa};
-use crate::platform::{IdMap, Machine, MachineError, Part, PciHost, PciWindow, PciWindowKind, SmmuId};
+use crate::ids::{ItsId, Pa, SmmuId};
+use crate::platform::{IdMap, Machine, MachineError, Part, PciHost, PciWindow, PciWindowKind};
 use crate::util::range::Range;
 use arrayvec::ArrayVec;
 

@@ -27,12 +27,8 @@ pub fn cases() -> Vec<Case> {
         case("domu-nvme-shared", "the same with sched=credit: 8 vCPUs on 4 CPUs", |lab| {
             nvme(lab, dom0(lab, "sched=credit"), 4, 1)
         }),
-        case("domu-nvme-uefi", "domu-nvme with UEFI and ACPI", |lab| {
+        case("domu-nvme-uefi", "domu-nvme with UEFI and ACPI tables; dom0 has a device tree", |lab| {
             // ACPI describes the windows, and so the places for BARs, in AML only.
-            let hv = format!("{NULL} pci_windows={}", uefi::WINDOWS);
-            nvme(lab, uefi::acpi(lab, 4, &hv), 2, 1)
-        }),
-        case("domu-nvme-uefi-acpi-off", "the same with dom0_acpi=off", |lab| {
             let hv = format!("{NULL} dom0_acpi=off pci_windows={}", uefi::WINDOWS);
             nvme(lab, uefi::acpi(lab, 4, &hv), 2, 1)
         }),
@@ -51,13 +47,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// Cases that run with `--long` only: others show most of what they do.
-const LONG: [&str; 5] = [
-    "domu-nvme-uefi-acpi-off",
-    "domu-nvme-shared-software",
-    "domu-nvme-two",
-    "domu-nvme-ends-software",
-    "counts-domu-jobs",
-];
+const LONG: [&str; 4] = ["domu-nvme-shared-software", "domu-nvme-two", "domu-nvme-ends-software", "counts-domu-jobs"];
 
 /// Whether this case runs with `--long` only.
 pub fn is_long(name: &str) -> bool {

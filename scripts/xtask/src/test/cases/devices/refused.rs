@@ -1,6 +1,6 @@
 //! Functions that cannot be given to a domU: dom0 runs, the domU does not, and one line says why.
 
-use super::linux;
+use super::{linux, uefi};
 use crate::paths;
 use crate::qemu::{Disk, Machine};
 use crate::test::{Case, Lab, Verdict};
@@ -31,6 +31,13 @@ pub(super) fn cases() -> Vec<Case> {
             let machine = Machine { no_stream: Some(DISK), ..with_disk(lab) };
             refused(lab, machine, &["not built: 0000:00:03.0: it has no StreamID"])
         }),
+        case("refuse-pci-dom0-acpi", "a dom0 with ACPI tables, which may place BARs anywhere", |lab| {
+            let Machine { domus, domu_disks, .. } = with_disk(lab);
+            let mut machine = Machine { domus, domu_disks, ..uefi::acpi(lab, 4, "") };
+            machine.append = machine.append.replace("dw.test=fio", "dw.test=boot");
+            machine.make_disk_image().map_err(|failure| failure.text)?;
+            refused(lab, machine, &["not built: 0000:00:03.0: dom0 has ACPI tables"])
+        }),
         case("refuse-pci-nothing", "a function that does not exist", |lab| {
             let mut machine = with_disk(lab);
             machine.domus[0].pci = vec!["0000:00:1d.0".into()];
@@ -55,7 +62,7 @@ fn with_disk(lab: &Lab) -> Machine {
 /// Checks that dom0 boots, that the hypervisor logs each of these texts once, and that the domU does not start.
 fn refused(lab: &Lab, mut machine: Machine, texts: &[&str]) -> Verdict {
     machine.hv += " dom0_max_vcpus=2";
-    let transcript = lab.linux_run(&machine, 60)?;
+    let transcript = lab.linux_run(&machine, 120)?;
     for text in texts {
         let lines: Vec<&str> =
             transcript.lines.iter().map(|(_, line)| line.trim()).filter(|line| line.contains(text)).collect();
