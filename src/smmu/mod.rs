@@ -49,6 +49,8 @@ mod event;
 mod facts;
 mod faults;
 pub mod iommu;
+#[cfg(test)]
+mod iommu_tests;
 mod owners;
 #[cfg(test)]
 mod property_tests;
