@@ -139,6 +139,16 @@ fn a_domain_of_which_too_many_streams_are_cut_off_loses_all_and_no_other_domain_
 }
 
 #[test]
+fn no_more_events_than_a_batch_has_are_handled_in_a_row() {
+    let (fake, iommu) = start(true);
+    (0..100).for_each(|n| fake.event([n << 32 | 0x10, 0, 0, 0]));
+    assert!(iommu.handle_reports());
+    assert!(lines(iommu)[0].ends_with(": 64 failed transactions, 0 errors"));
+    assert!(!iommu.handle_reports());
+    assert!(lines(iommu)[0].ends_with(": 100 failed transactions, 0 errors"));
+}
+
+#[test]
 fn errors_of_the_smmu_are_counted() {
     let (fake, iommu) = start(true);
     fake.set(0x60, fake.get(0x60) ^ 1 << 4);
