@@ -159,7 +159,6 @@ fn errors_of_the_smmu_are_counted() {
 
 #[test]
 fn memory_is_unsound_only_when_the_smmu_has_not_confirmed_that_it_uses_it_no_more() {
-    let assign = |iommu: &'static Iommu<Fake>| iommu.assign(DOM1, streams(0x10, 0x10), &view(iommu, 1));
     // Nothing has changed.
     let (fake, iommu) = start(true);
     let one = view(iommu, 1);
@@ -168,21 +167,25 @@ fn memory_is_unsound_only_when_the_smmu_has_not_confirmed_that_it_uses_it_no_mor
     assert_eq!((error, iommu.is_sound()), (Err(AssignError::Smmu(SmmuError::OutOfMemory)), true));
     // A command is refused, and the streams are blocked after that.
     let (fake, iommu) = start(true);
+    let one = view(iommu, 1);
     fake.0.borrow_mut().refuses = Some((5, 1));
-    assert!(matches!(assign(iommu), Err(AssignError::Smmu(SmmuError::Refused(..)))));
+    let error = iommu.assign(DOM1, streams(0x10, 0x10), &one);
+    assert!(matches!(error, Err(AssignError::Smmu(SmmuError::Refused(..)))));
     assert_eq!((fake.reach(0x10), iommu.is_sound()), (Reach::Nothing, true));
     // The SMMU hangs.
-    let hangs: [fn(&'static Iommu<Fake>); 3] = [
-        |iommu| iommu.invalidate_all(VmId(1)),
-        |iommu| iommu.invalidate_ipa(VmId(1), Ipa(0x5000)),
-        |iommu| _ = iommu.assign(DOM1, streams(0x10, 0x10), &view(iommu, 1)),
+    let hangs: [fn(&Iommu<Fake>, &DeviceView<Fake>); 3] = [
+        |iommu, _| iommu.invalidate_all(VmId(1)),
+        |iommu, _| iommu.invalidate_ipa(VmId(1), Ipa(0x5000)),
+        |iommu, one| _ = iommu.assign(DOM1, streams(0x10, 0x10), one),
     ];
     for act in hangs {
         let (fake, iommu) = start(true);
-        act(iommu);
+        // To make a view takes an invalidation, too.
+        let one = view(iommu, 1);
+        act(iommu, &one);
         assert!(iommu.is_sound());
         fake.0.borrow_mut().hangs = true;
-        act(iommu);
+        act(iommu, &one);
         assert!(!iommu.is_sound());
     }
 }
