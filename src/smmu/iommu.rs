@@ -313,4 +313,6 @@ impl<H: Hw + Clone> Front<H> {
 }
 
 #[cfg(test)]
-mod tests;
+mod on_fake;
+#[cfg(test)]
+mod on_model;

@@ -78,8 +78,10 @@ pub struct State {
     pub hangs: bool,
     /// Refuses the command that comes after so many others, with this reason.
     pub refuses: Option<(usize, u32)>,
-    /// CR0ACK, IRQ_CTRLACK and GBPA.Update never follow.
-    pub stuck: bool,
+    /// The one of CR0, IRQ_CTRL and GBPA whose writes are never acknowledged.
+    pub stuck: Option<u64>,
+    /// GBPA.ABORT stays 0.
+    pub passes: bool,
     now: u64,
     /// Each write of a register.
     pub writes: Vec<(u64, u32)>,
@@ -256,10 +258,13 @@ impl Hw for Fake {
         let register = at.0 - BASE;
         state.writes.push((register, value));
         state.registers.insert(register, value);
-        if !state.stuck {
+        if state.stuck != Some(register) {
             match register {
                 0x20 | 0x50 => drop(state.registers.insert(register + 4, value)),
-                0x44 => drop(state.registers.insert(0x44, value & !(1 << 31))),
+                0x44 => {
+                    let abort = if state.passes { 1 << 20 } else { 0 };
+                    state.registers.insert(0x44, value & !(1 << 31) & !abort);
+                }
                 _ => {}
             }
         }

@@ -3,7 +3,7 @@
 use super::testing::{Fake, Reach, described, facts, streams, view};
 use super::*;
 use crate::ids::{Ipa, Pa, StreamId};
-use crate::mmio::Coherence;
+use crate::mmio::{Coherence, Hw};
 use crate::smmu::testing::State;
 use std::vec::Vec;
 
@@ -253,10 +253,34 @@ fn an_smmu_whose_index_was_never_posted_is_declared_dead() {
 
 #[test]
 fn registers_that_do_not_follow_are_reported_in_bounded_time() {
+    let (gbpa, cr0, irq_ctrl) = (0x44, 0x20, 0x50);
+    // What CR0 and IRQ_CTRL are at first, and their acknowledgements: the firmware has left some bits set.
+    let cases = [
+        (gbpa, 0, 0, SmmuError::GbpaTimeout),
+        (cr0, 0xd, 0, SmmuError::DisableTimeout),
+        (cr0, 0xc, 0, SmmuError::DisableTimeout),
+        (irq_ctrl, 0, 5, SmmuError::IrqTimeout),
+        (cr0, 0, 0, SmmuError::EnableTimeout),
+        (irq_ctrl, 0, 0, SmmuError::IrqTimeout),
+    ];
+    for (register, cr0_at_first, irq_ctrl_at_first, expected) in cases {
+        let fake = Fake::new();
+        (cr0..=cr0 + 4).step_by(4).for_each(|at| fake.set(at, cr0_at_first));
+        (irq_ctrl..=irq_ctrl + 4).step_by(4).for_each(|at| fake.set(at, irq_ctrl_at_first));
+        fake.0.borrow_mut().stuck = Some(register);
+        let start = fake.now_us();
+        let error = Smmu::start(fake.clone(), &described()).map(|_| ()).unwrap_err();
+        assert_eq!((error, fake.allocated()), (expected, 0), "{register:#x}");
+        assert!(fake.now_us() - start < 2 * LIMIT_US);
+    }
+}
+
+#[test]
+fn an_smmu_that_does_not_keep_abort_is_not_used() {
     let fake = Fake::new();
-    fake.0.borrow_mut().stuck = true;
+    fake.0.borrow_mut().passes = true;
     let error = Smmu::start(fake.clone(), &described()).map(|_| ()).unwrap_err();
-    assert_eq!(error, SmmuError::GbpaTimeout);
+    assert_eq!((error, fake.allocated()), (SmmuError::AbortStuck, 0));
 }
 
 #[test]

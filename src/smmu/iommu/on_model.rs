@@ -1,4 +1,4 @@
-//! Tests of all SMMUs of a machine, on the executable SMMU.
+//! Tests on the executable SMMU: what devices reach.
 
 use super::*;
 use crate::ids::Pa;
