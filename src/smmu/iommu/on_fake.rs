@@ -157,6 +157,9 @@ fn errors_of_the_smmu_are_counted() {
     assert!(lines(iommu)[0].ends_with(": 0 failed transactions, 1 errors"));
 }
 
+/// What may hang.
+type Act = fn(&Iommu<Fake>, &DeviceView<Fake>);
+
 #[test]
 fn memory_is_unsound_only_when_the_smmu_has_not_confirmed_that_it_uses_it_no_more() {
     // Nothing has changed.
@@ -173,7 +176,7 @@ fn memory_is_unsound_only_when_the_smmu_has_not_confirmed_that_it_uses_it_no_mor
     assert!(matches!(error, Err(AssignError::Smmu(SmmuError::Refused(..)))));
     assert_eq!((fake.reach(0x10), iommu.is_sound()), (Reach::Nothing, true));
     // The SMMU hangs.
-    let hangs: [fn(&Iommu<Fake>, &DeviceView<Fake>); 3] = [
+    let hangs: [Act; 3] = [
         |iommu, _| iommu.invalidate_all(VmId(1)),
         |iommu, _| iommu.invalidate_ipa(VmId(1), Ipa(0x5000)),
         |iommu, one| _ = iommu.assign(DOM1, streams(0x10, 0x10), one),
