@@ -170,12 +170,15 @@ fn banks(ranges: &GuestRanges) -> ArrayVec<Bank, BANKS> {
     banks
 }
 
-/// Zeroes the RAM of a domU that cannot be built, because it may hold parts of its images, and returns it to the pool.
+/// Zeroes the RAM of a domU that cannot be built, because it may hold parts of its images, and returns it to the pool, unless
+/// a device may still reach it.
 fn reclaim_ram(host: &Host, failure: Failure) -> BuildError {
-    let mut done = 0;
-    while let Some(next) = failure.ram.wipe(done, u64::MAX) {
-        done = next;
+    if host.iommu.is_sound() {
+        let mut done = 0;
+        while let Some(next) = failure.ram.wipe(done, u64::MAX) {
+            done = next;
+        }
+        host.guest_pool.lock().give_back(failure.ram);
     }
-    host.guest_pool.lock().give_back(failure.ram);
     failure.error
 }

@@ -258,8 +258,15 @@ fn make_parts(host: &'static Host, spec: &DomainSpec) -> Result<MadeParts, Build
         vgic.offer_direct_sgis();
         log::info!("{}: SGIs are virtual SGIs if the guest does without their active state", spec.id);
     }
-    let made = device_view(host, spec, stage2.vmid())
-        .and_then(|device_view| Ok((place_vcpus(host, spec, &paths)?, device_view)));
+    let made = device_view(host, spec, stage2.vmid()).and_then(|view| match place_vcpus(host, spec, &paths) {
+        Ok(vcpus) => Ok((vcpus, view)),
+        Err(error) => {
+            if let Some(view) = view {
+                host.iommu.remove(spec.id, view);
+            }
+            Err(error)
+        }
+    });
     match made {
         Ok((vcpus, device_view)) => Ok(MadeParts { stage2, device_view, vgic, paths, vcpus }),
         Err(error) => {
@@ -334,7 +341,7 @@ fn device_view(host: &Host, spec: &DomainSpec, vmid: VmId) -> Result<Option<Devi
                 log::error!("{id}: {}: not for devices: {error}: DMA to it fails", Range::new(pa, size));
             }
             Err(error) => {
-                view.destroy();
+                host.iommu.remove(id, view);
                 return Err(failed(error));
             }
         }
@@ -346,16 +353,9 @@ fn device_view(host: &Host, spec: &DomainSpec, vmid: VmId) -> Result<Option<Devi
                 log::error!("{id}: {streams}: not assigned: {error}: its devices reach no memory");
             }
             Err(error) => {
-                let error = BuildError(alloc::format!("{streams}: {error}"));
-                // Streams that were assigned before this one.
-                return Err(match host.iommu.block(id) {
-                    Ok(()) => {
-                        host.iommu.release(id);
-                        view.destroy();
-                        error
-                    }
-                    Err(stuck) => BuildError(alloc::format!("{error}; and a device cannot be stopped: {stuck}")),
-                });
+                // Others may have been assigned before this one.
+                host.iommu.remove(id, view);
+                return Err(BuildError(alloc::format!("{streams}: {error}")));
             }
         }
     }

@@ -40,8 +40,6 @@ struct Work {
     since: u64,
     /// Whether a delay has been logged.
     reported: bool,
-    /// Whether none of its devices reaches its memory any more.
-    is_stopped: bool,
     stage: Stage,
 }
 
@@ -162,8 +160,8 @@ fn start(domains: &Domains, id: DomId) -> Option<Work> {
     domain.reset_itss();
     // A device that does not respond to its reset is stopped by the SMMU all the same.
     domain.begin_function_resets();
-    let is_stopped = domain.stop_dma();
-    Some(Work { id, since: timer::now_us(), reported: false, is_stopped, stage: Stage::Devices(domain) })
+    let _ = domain.stop_dma();
+    Some(Work { id, since: timer::now_us(), reported: false, stage: Stage::Devices(domain) })
 }
 
 /// Performs one step of the work.
@@ -200,7 +198,7 @@ fn advance(host: &Host, cpu: CpuId, work: &mut Work) -> Progress {
                 Stage::References(domain)
             } else {
                 match Arc::try_unwrap(domain) {
-                    Ok(domain) => match domain.into_ram().filter(|_| work.is_stopped) {
+                    Ok(domain) => match domain.into_ram() {
                         Some(ram) => Stage::Wipe { ram, done: 0 },
                         None => Stage::Done,
                     },

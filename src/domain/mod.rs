@@ -387,12 +387,11 @@ impl Domain {
     }
 
     /// Frees the address spaces of CPUs and devices and returns the RAM, which still holds the guest's data. `None`: a
-    /// device may still reach the RAM. The domain's devices have been stopped.
+    /// device may still reach the RAM.
     #[must_use]
     pub fn into_ram(self) -> Option<GuestRam> {
-        self.host.iommu.release(self.id);
         if let Some(view) = self.device_view {
-            view.destroy();
+            self.host.iommu.remove(self.id, view);
         }
         self.host.free_stage2(self.stage2.into_inner());
         self.host.iommu.is_sound().then_some(self.ram)

@@ -106,7 +106,8 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
         self.translating().next().is_some()
     }
 
-    /// Whether memory that devices have reached may be used for something else: all invalidations were confirmed.
+    /// Whether memory that devices have reached may be used for something else: the SMMUs have confirmed each time that
+    /// streams were blocked and translations invalidated.
     #[must_use]
     pub fn is_sound(&self) -> bool {
         !self.stale.load(Ordering::Acquire)
@@ -127,7 +128,7 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
     ///
     /// # Errors
     ///
-    /// [`AssignError`]; the streams reach nothing.
+    /// [`AssignError`]; the streams reach nothing, and are not the domain's.
     pub fn assign(&self, domain: DomId, streams: Streams, view: &DeviceView<H>) -> Result<(), AssignError> {
         let smmu = self.front(streams.smmu).and_then(|front| front.smmu.as_ref());
         let smmu = smmu.ok_or(AssignError::NotTranslating(streams.smmu))?;
@@ -147,8 +148,9 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
         smmu.assign(streams.first..=streams.last, &view).map_err(|error| {
             // An error before the first change leaves them as they were: they reach nothing.
             if !error.leaves_all_as_it_was() {
-                self.confirm(streams.smmu, smmu.block(streams.first..=streams.last));
+                self.confirm(streams.smmu, &smmu.block(streams.first..=streams.last));
             }
+            self.owners.lock().take_back_streams(domain, streams);
             AssignError::Smmu(error)
         })
     }
@@ -157,7 +159,7 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
     ///
     /// # Errors
     ///
-    /// [`SmmuError`]: a device may still reach the domain's memory, which must not be used for anything else.
+    /// [`SmmuError`]: a device may still reach the domain's memory. [`is_sound`](Self::is_sound) is `false` from now on.
     pub fn block(&self, domain: DomId) -> Result<(), SmmuError> {
         let result = self.block_all(domain);
         self.owners.lock().forget_failures(domain);
@@ -168,7 +170,9 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
         let mut result = Ok(());
         for streams in self.streams(domain) {
             let Some(smmu) = self.front(streams.smmu).and_then(|front| front.smmu.as_ref()) else { continue };
-            result = result.and(smmu.block(streams.first..=streams.last));
+            let blocked = smmu.block(streams.first..=streams.last);
+            self.confirm(streams.smmu, &blocked);
+            result = result.and(blocked);
         }
         result
     }
@@ -187,9 +191,16 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
         (0..).map_while(move |index| self.owners.lock().of(domain).nth(index))
     }
 
-    /// Leaves the streams of a domain, which are blocked, without an owner.
-    pub fn release(&self, domain: DomId) {
+    /// Blocks the streams of a domain, leaves them without an owner, and frees the tables of its view, unless an SMMU may
+    /// still use them.
+    pub fn remove(&self, domain: DomId, view: DeviceView<H>) {
+        let _ = self.block(domain);
         self.owners.lock().take_back(domain);
+        // `destroy` does it again, but frees the tables whether it is confirmed or not.
+        view.invalidate_tlbs();
+        if self.is_sound() {
+            view.destroy();
+        }
     }
 
     /// Whether `intid` is the interrupt of an SMMU that translates.
@@ -258,7 +269,7 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
         }
     }
 
-    fn confirm(&self, id: SmmuId, done: Result<(), SmmuError>) {
+    fn confirm(&self, id: SmmuId, done: &Result<(), SmmuError>) {
         if let Err(error) = done {
             self.stale.store(true, Ordering::Release);
             log_limited!(Error; "{id}: {error}: memory that devices have reached is not used again");
@@ -275,7 +286,7 @@ impl<H: Hw + Clone + 'static> Tlb for Iommu<H> {
     fn invalidate_ipa(&self, vmid: VmId, ipa: Ipa) {
         for front in &self.fronts {
             if let Some(smmu) = &front.smmu {
-                self.confirm(front.id, smmu.invalidate(vmid, ipa, PAGE));
+                self.confirm(front.id, &smmu.invalidate(vmid, ipa, PAGE));
             }
         }
     }
@@ -283,7 +294,7 @@ impl<H: Hw + Clone + 'static> Tlb for Iommu<H> {
     fn invalidate_all(&self, vmid: VmId) {
         for front in &self.fronts {
             if let Some(smmu) = &front.smmu {
-                self.confirm(front.id, smmu.invalidate_all(vmid));
+                self.confirm(front.id, &smmu.invalidate_all(vmid));
             }
         }
     }

@@ -76,6 +76,11 @@ impl Owners {
         self.owned.push((domain, streams));
     }
 
+    /// Leaves these streams of a domain without an owner, if they were given to it together.
+    pub fn take_back_streams(&mut self, domain: DomId, streams: Streams) {
+        self.owned.retain(|&owned| owned != (domain, streams));
+    }
+
     /// The streams of a domain.
     pub fn of(&self, domain: DomId) -> impl Iterator<Item = Streams> {
         self.owned.iter().filter(move |(owner, _)| *owner == domain).map(|&(_, streams)| streams)

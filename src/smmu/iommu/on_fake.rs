@@ -73,7 +73,7 @@ fn streams_reach_the_view_of_their_domain_and_stay_its_own_while_they_are_blocke
     iommu.resume(DOM1, &one).unwrap();
     assert_eq!(reach(), [nothing, of(&one), of(&one), nothing, of(&one), of(&two)]);
     iommu.block(DOM1).unwrap();
-    iommu.release(DOM1);
+    iommu.remove(DOM1, one);
     assert_eq!(taken(), Ok(()));
     assert_eq!(reach(), [nothing, nothing, of(&two), of(&two), nothing, of(&two)]);
     assert!(iommu.is_sound());

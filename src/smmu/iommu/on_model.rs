@@ -93,11 +93,26 @@ fn a_stream_that_a_domain_has_is_not_given_to_another_one_until_it_is_released()
     assert_eq!(world.write(6, RAM), None);
     world.iommu.block(DOM0).unwrap();
     assert_eq!(world.write(5, RAM), None);
-    world.iommu.release(DOM0);
+    world.iommu.remove(DOM0, view);
     world.iommu.assign(DOM1, streams(5, 6), &other).unwrap();
     assert_eq!(world.write(5, RAM), Some(ram));
-    view.destroy();
     assert!(world.iommu.is_sound());
+    world.machine.assert_clean();
+}
+
+#[test]
+fn a_domain_that_is_removed_reaches_nothing_and_its_tables_are_freed() {
+    let world = World::new(Config::server());
+    let (ram, doorbell) = (world.page(), world.page());
+    let before = world.machine.allocations().len();
+    let view = world.view(DOM1, ram, doorbell);
+    world.iommu.assign(DOM1, streams(4, 5), &view).unwrap();
+    assert_eq!(world.write(4, RAM), Some(ram));
+    world.iommu.remove(DOM1, view);
+    assert_eq!((world.write(4, RAM), world.iommu.is_sound()), (None, true));
+    assert_eq!(world.machine.allocations().len(), before);
+    let other = world.view(DOM0, ram, doorbell);
+    world.iommu.assign(DOM0, streams(5, 5), &other).unwrap();
     world.machine.assert_clean();
 }
 
@@ -147,8 +162,13 @@ fn memory_is_not_used_again_when_an_smmu_does_not_confirm_that_it_is_out_of_reac
     world.iommu.assign(DOM1, streams(1, 1), &view).unwrap();
     world.machine.inject(Fault::QueueStops);
     assert!(world.iommu.block(DOM1).is_err());
+    assert!(!world.iommu.is_sound());
     view.invalidate_tlbs();
     assert!(!world.iommu.is_sound());
+    // The SMMU may still walk the tables.
+    let tables = world.machine.allocations().len();
+    world.iommu.remove(DOM1, view);
+    assert_eq!(world.machine.allocations().len(), tables);
 }
 
 #[test]
@@ -177,5 +197,8 @@ fn more_streams_than_an_smmu_has_are_no_error() {
     assert_eq!([world.write(0, RAM), world.write(last, RAM)], [Some(ram); 2]);
     let beyond = streams(0x1_0000, 0x1_0000);
     assert!(matches!(world.iommu.assign(DOM0, beyond, &view), Err(AssignError::Smmu(SmmuError::BadStream(_)))));
+    assert!(world.iommu.is_sound());
+    // They are not the domain's, and need not be blocked.
+    world.iommu.remove(DOM0, view);
     assert!(world.iommu.is_sound());
 }
