@@ -69,11 +69,8 @@ impl Plan {
         if PCI_MEM64.end().0 <= 1 << ipa_bits(host.features().stage2().pa_range) {
             windows.push(window(PciWindowKind::Mem64, PCI_MEM64));
         }
-        let hosts = host.machine.pci.iter();
-        let coherent = functions.iter().all(|function| {
-            let mut of_segment = hosts.clone().filter(|host| host.segment == function.name.segment);
-            of_segment.all(|host| host.coherent)
-        });
+        let coherent = |function: &Given| host.machine.pci_host(function.name).is_some_and(|host| host.coherent);
+        let coherent = functions.iter().all(coherent);
         Ok(Plan { functions, itss, described, windows, coherent })
     }
 
@@ -114,8 +111,8 @@ impl Plan {
             reserved: Vec::new(),
         };
         let windows: Vec<Range> = self.windows.iter().map(|window| window.cpu).collect();
-        let functions = self.functions.into_iter().map(|given| given.function).collect();
-        let pci = PciHost::new(ECAM, HostBridge::new(&windows, functions));
+        let (names, functions) = self.functions.into_iter().map(|given| (given.name, given.function)).unzip();
+        let pci = PciHost::new(ECAM, HostBridge::new(&windows, functions), names);
         Ok(Some(Parts { itss, device_ids, events: quota.events, host: pci, dma }))
     }
 }

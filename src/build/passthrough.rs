@@ -25,8 +25,8 @@ use crate::platform::{DomainConfig, Machine, PciHost};
 use crate::smmu::iommu::Iommu;
 use crate::util::range::Range;
 use alloc::format;
-use alloc::string::ToString;
 use alloc::vec::Vec;
+use core::fmt;
 use core::hint::spin_loop;
 
 /// A function that is ready for its domain. It has been reset.
@@ -73,14 +73,14 @@ impl Passthrough {
     /// The streams of the functions that dom0 does not get.
     #[must_use]
     pub fn streams(&self, machine: &Machine) -> Vec<Streams> {
-        let ids = self.hidden.iter().filter_map(|name| host_of(machine, *name)?.stream_id(name.rid));
+        let ids = self.hidden.iter().filter_map(|name| machine.pci_host(*name)?.stream_id(name.rid));
         ids.map(|(smmu, stream)| Streams { smmu, first: stream, last: stream }).collect()
     }
 
     /// The DeviceIDs on an ITS of the functions that dom0 does not get.
     #[must_use]
     pub fn device_ids(&self, machine: &Machine, its: ItsId) -> Vec<DeviceIds> {
-        let ids = self.hidden.iter().filter_map(|name| host_of(machine, *name)?.device_id(name.rid));
+        let ids = self.hidden.iter().filter_map(|name| machine.pci_host(*name)?.device_id(name.rid));
         let ids = ids.filter(|&(target, _)| target == its);
         ids.map(|(_, device)| DeviceIds { first: device, last: device }).collect()
     }
@@ -118,7 +118,7 @@ impl Segment {
                 log::error!("PCI configuration space at {}: {error}", host.ecam);
             }
         }
-        let ecams: Vec<Buses> = hosts().map(assign::buses).collect();
+        let ecams: Vec<Buses> = hosts().map(Buses::of).collect();
         for ecam in &ecams {
             ecam.visit(config, |rid, page, _| {
                 if let Ok(mut facts) = Facts::read(rid, page, config) {
@@ -127,22 +127,12 @@ impl Segment {
                 true
             });
         }
-        let host_of = |rid: u16| hosts().find(|host| has(host, rid));
+        let host_of = |rid| machine.pci_host(Sbdf { segment: number, rid });
         let stream = |rid| host_of(rid)?.stream_id(rid).map(|(smmu, stream)| (smmu, stream.0));
         let device = |rid| host_of(rid)?.device_id(rid);
         let groups = Groups::find(&ecams, config, stream, device);
         Segment { number, ecams, groups }
     }
-}
-
-/// The PCI host that has the bus of a function.
-fn host_of(machine: &Machine, name: Sbdf) -> Option<&PciHost> {
-    machine.pci.iter().find(|host| host.segment == name.segment && has(host, name.rid))
-}
-
-/// Whether a PCI host has the bus of a function.
-fn has(host: &PciHost, rid: u16) -> bool {
-    (u16::from(host.buses.0)..=u16::from(host.buses.1)).contains(&(rid >> 8))
 }
 
 /// Prepares the functions of all domUs of the machine's description.
@@ -167,19 +157,22 @@ pub fn prepare<H: Hw + Clone>(
     for (index, domu) in machine.domains.iter().enumerate() {
         let earlier: Vec<Sbdf> = machine.domains.iter().take(index).flat_map(|domu| domu.pci.clone()).collect();
         let candidates = domu.pci.iter().map(|&name| {
-            let (facts, pci) = find(machine, &segments, name, config)?;
+            let segment = segments.iter().find(|segment| segment.number == name.segment);
+            let (pci, segment) =
+                machine.pci_host(name).zip(segment).ok_or_else(|| bad(name, "no PCI host has its bus"))?;
+            let facts = find(pci, segment, name, config)?;
             if !prepared.hidden.contains(&name) {
                 prepared.hidden.push(name);
             }
             if earlier.contains(&name) {
-                return Err(BuildError(format!("{name}: an earlier domain has it")));
+                return Err(bad(name, "an earlier domain has it"));
             }
             if dom0_acpi {
-                return Err(BuildError(format!(
-                    "{name}: dom0 has ACPI tables and may place a BAR where its BARs are: dom0_acpi=off keeps it from that"
-                )));
+                let why =
+                    "dom0 has ACPI tables and may place a BAR where its BARs are: dom0_acpi=off keeps it from that";
+                return Err(bad(name, why));
             }
-            check(iommu, domu, &segments, name, facts, pci)
+            check(iommu, domu, segment, name, facts, pci)
         });
         // All functions are looked for, so that dom0 gets none of them.
         let candidates: Vec<Result<Candidate, BuildError>> = candidates.collect();
@@ -198,37 +191,30 @@ pub fn prepare<H: Hw + Clone>(
     prepared
 }
 
-/// Finds a function, and the PCI host that has it.
-fn find<'a>(
-    machine: &'a Machine,
-    segments: &[Segment],
-    name: Sbdf,
-    config: &impl ConfigSpace,
-) -> Result<(Facts, &'a PciHost), BuildError> {
-    let bad = |why: &str| BuildError(format!("{name}: {why}"));
-    let pci = host_of(machine, name).ok_or_else(|| bad("no PCI host has its bus"))?;
-    let segment = segments.iter().find(|segment| segment.number == name.segment);
-    let ecams = segment.map_or(&[][..], |segment| &segment.ecams);
-    let page = assign::buses(pci).page(name.rid).ok_or_else(|| bad("no PCI host has its bus"))?;
-    surroundings(ecams, name.rid, config).map_err(|_| bad("no bridge leads to its bus"))?;
-    let facts = Facts::read(name.rid, page, config).map_err(|broken| bad(&broken.to_string()))?;
-    Ok((facts, pci))
+/// Why a function is not given away.
+fn bad(name: Sbdf, why: impl fmt::Display) -> BuildError {
+    BuildError(format!("{name}: {why}"))
+}
+
+/// Finds a function.
+fn find(pci: &PciHost, segment: &Segment, name: Sbdf, config: &impl ConfigSpace) -> Result<Facts, BuildError> {
+    let page = Buses::of(pci).page(name.rid).ok_or_else(|| bad(name, "no PCI host has its bus"))?;
+    surroundings(&segment.ecams, name.rid, config).map_err(|_| bad(name, "no bridge leads to its bus"))?;
+    Facts::read(name.rid, page, config).map_err(|broken| bad(name, broken))
 }
 
 /// Checks whether a function can be given to a domU, apart from its BARs and its reset.
 fn check<H: Hw + Clone>(
     iommu: &Iommu<H>,
     domu: &DomainConfig,
-    segments: &[Segment],
+    segment: &Segment,
     name: Sbdf,
     facts: Facts,
     pci: &PciHost,
 ) -> Result<Candidate, BuildError> {
-    let bad = |why: &str| BuildError(format!("{name}: {why}"));
-    let segment = segments.iter().find(|segment| segment.number == name.segment);
-    let mut group = segment.into_iter().flat_map(|segment| segment.groups.of(name.rid));
+    let bad = |why: &str| bad(name, why);
     let is_missing = |&rid: &u16| !domu.pci.contains(&Sbdf { rid, ..name });
-    if let Some(rid) = group.find(is_missing) {
+    if let Some(rid) = segment.groups.of(name.rid).find(is_missing) {
         let other = Sbdf { rid, ..name };
         return Err(bad(&format!("it cannot be kept apart from {other}, which has to go to the same domain")));
     }
@@ -252,19 +238,16 @@ fn place_all(
     found: &mut [Result<Vec<Candidate>, BuildError>],
     config: &impl ConfigSpace,
 ) {
-    let is_here = |name: Sbdf| name.segment == pci.segment && has(pci, name.rid);
-    if !found.iter().flatten().flatten().any(|candidate| is_here(candidate.name)) {
+    if !found.iter().flatten().flatten().any(|candidate| pci.has(candidate.name)) {
         return;
     }
     let console = machine.uart.and_then(|uart| pci_hide::function_at(pci, uart.regs.base, config));
     let except: Vec<u16> =
-        hidden.iter().copied().chain(console).filter(|&name| is_here(name)).map(|name| name.rid).collect();
+        hidden.iter().copied().chain(console).filter(|&name| pci.has(name)).map(|name| name.rid).collect();
     if pci.windows.is_empty() {
         for domu in found.iter_mut() {
-            let Some(candidate) = domu.iter().flatten().find(|candidate| is_here(candidate.name)) else { continue };
-            let name = candidate.name;
-            *domu =
-                Err(BuildError(format!("{name}: the windows of its PCI host are not known: pci_windows= names them")));
+            let Some(candidate) = domu.iter().flatten().find(|candidate| pci.has(candidate.name)) else { continue };
+            *domu = Err(bad(candidate.name, "the windows of its PCI host are not known: pci_windows= names them"));
         }
         return;
     }
@@ -272,7 +255,7 @@ fn place_all(
     occupied.extend(machine.uart.map(|uart| uart.regs));
     for domu in found.iter_mut() {
         let Ok(candidates) = domu else { continue };
-        let mut mine: Vec<&mut Candidate> = candidates.iter_mut().filter(|candidate| is_here(candidate.name)).collect();
+        let mut mine: Vec<&mut Candidate> = candidates.iter_mut().filter(|candidate| pci.has(candidate.name)).collect();
         match place(pci, &mut mine, &occupied, config) {
             Ok(()) => occupied.extend(mine.iter().flat_map(|candidate| candidate.bars).flatten()),
             Err(error) => *domu = Err(error),
@@ -290,13 +273,11 @@ fn place(
     let mut all = Vec::new();
     for candidate in candidates.iter_mut() {
         let name = candidate.name;
-        candidate.facts.size_bars(config).map_err(|broken| BuildError(format!("{name}: {broken}")))?;
+        candidate.facts.size_bars(config).map_err(|broken| bad(name, broken))?;
         all.push(candidate.facts.clone());
     }
-    let places = assign::place(pci, &mut all, occupied, config).map_err(|unplaced: Unplaced| {
-        let name = Sbdf { segment: pci.segment, rid: unplaced.rid };
-        BuildError(format!("{name}: {unplaced}"))
-    })?;
+    let places = assign::place(pci, &mut all, occupied, config)
+        .map_err(|unplaced: Unplaced| bad(Sbdf { segment: pci.segment, rid: unplaced.rid }, unplaced))?;
     for ((candidate, facts), Places { bars, .. }) in candidates.iter_mut().zip(all).zip(places) {
         (candidate.facts, candidate.bars) = (facts, bars);
     }
@@ -315,7 +296,7 @@ fn reset_all(
     for candidate in &candidates {
         let reset = match Reset::new(&candidate.facts) {
             None if !domu.pci_allow_no_reset => {
-                return Err(BuildError(format!("{}: it cannot be reset", candidate.name)));
+                return Err(bad(candidate.name, "it cannot be reset"));
             }
             _ => Reset::or_silence(&candidate.facts),
         };
@@ -329,7 +310,7 @@ fn reset_all(
                 Progress::Wait(_) => is_waiting = true,
                 Progress::Done => {}
                 Progress::Quarantined(why) => {
-                    return Err(BuildError(format!("{}: not back from its reset: {why}", candidate.name)));
+                    return Err(bad(candidate.name, format_args!("not back from its reset: {why}")));
                 }
             }
         }
@@ -340,8 +321,8 @@ fn reset_all(
     }
     let give = |(candidate, reset): (Candidate, Reset)| {
         let Candidate { name, its, device, stream, facts, bars } = candidate;
-        let function = VirtualFunction::new(facts, &bars, reset.method().is_some())
-            .map_err(|unfit| BuildError(format!("{name}: {unfit}")))?;
+        let function =
+            VirtualFunction::new(facts, &bars, reset.method().is_some()).map_err(|unfit| bad(name, unfit))?;
         Ok(Given { name, its, device, stream, function })
     };
     candidates.into_iter().zip(resets).map(give).collect()
@@ -379,7 +360,7 @@ mod tests {
                     .push(DomainConfig { pci: functions.iter().copied().collect(), ..DomainConfig::default() });
             }
             let fake = Fake::default();
-            let page = |name: Sbdf| assign::buses(&machine.pci[0]).page(name.rid).unwrap();
+            let page = |name: Sbdf| Buses::of(&machine.pci[0]).page(name.rid).unwrap();
             fake.function(page(Sbdf { segment: 0, rid: 0 }), &[]);
             fake.qemu(page(EDU), "edu");
             fake.qemu(page(NVME), "nvme");
@@ -489,7 +470,7 @@ mod tests {
     #[test]
     fn a_function_that_does_not_come_back_is_not_given_away() {
         let world = World::new(GICV4, &[&[NVME]]);
-        let page = assign::buses(&world.machine.pci[0]).page(NVME.rid).unwrap();
+        let page = Buses::of(&world.machine.pci[0]).page(NVME.rid).unwrap();
         let never = Resets { express: Some(0x80), power: None, takes_us: u64::MAX, quiet_us: 0, answer: u32::MAX };
         world.fake.can_reset(page, never);
         assert_eq!(world.reasons(), ["0000:00:03.0: not back from its reset: it does not answer"]);

@@ -57,9 +57,7 @@ pub fn hidden_by_option(machine: &Machine) -> Result<Vec<Sbdf>, &str> {
 
 fn function(machine: &Machine, text: &str) -> Option<Sbdf> {
     let function: Sbdf = text.parse().ok()?;
-    let has =
-        |host: &PciHost| host.segment == function.segment && (host.buses.0..=host.buses.1).contains(&function.bus());
-    machine.pci.iter().any(has).then_some(function)
+    machine.pci_host(function).map(|_| function)
 }
 
 /// Finds what dom0 may not access of configuration space so that it does not reach these functions.
@@ -70,7 +68,8 @@ fn function(machine: &Machine, text: &str) -> Option<Sbdf> {
 pub fn hide(machine: &Machine, functions: &[Sbdf], config: &impl ConfigSpace) -> Result<Hidden, BuildError> {
     let mut hidden = Hidden::default();
     for &function in functions {
-        let ecams: Vec<Buses> = machine.pci.iter().filter(|host| host.segment == function.segment).map(buses).collect();
+        let of_segment = machine.pci.iter().filter(|host| host.segment == function.segment);
+        let ecams: Vec<Buses> = of_segment.map(Buses::of).collect();
         let found = surroundings(&ecams, function.rid, config).map_err(|error| match error {
             Unknown::NoBus => BuildError(format!("{function}: no PCI host has its bus")),
             Unknown::NoWay => BuildError(format!(
@@ -89,15 +88,11 @@ pub fn hide(machine: &Machine, functions: &[Sbdf], config: &impl ConfigSpace) ->
     Ok(hidden)
 }
 
-fn buses(host: &PciHost) -> Buses {
-    Buses { base: host.ecam.base, first: host.buses.0, last: host.buses.1 }
-}
-
 /// Returns the function that has a BAR in the page of `at`. Follows bridges as the firmware has configured them.
 /// Configuration space is only read.
 pub fn function_at(host: &PciHost, at: Pa, config: &impl ConfigSpace) -> Option<Sbdf> {
     let mut found = None;
-    buses(host).visit(config, |rid, page, header| {
+    Buses::of(host).visit(config, |rid, page, header| {
         if header & HEADER_TYPE == 0 && has_bar_at(host, page, at, config) {
             found = Some(Sbdf { segment: host.segment, rid });
         }
@@ -147,7 +142,7 @@ mod tests {
     /// function's two BARs is the console's.
     fn config(host: &PciHost) -> Fake {
         let fake = Fake::default();
-        let function = |rid, fields: &[(u64, u32)]| fake.function(buses(host).page(rid).unwrap(), fields);
+        let function = |rid, fields: &[(u64, u32)]| fake.function(Buses::of(host).page(rid).unwrap(), fields);
         function(0, &[]);
         function(0x10, &[(0x0c, 0x0081_0000), (0x18, 0x0003_0300)]);
         function(0x13, &[(0x0c, 0x0081_0000), (0x18, 0x0000_0000)]);
@@ -173,7 +168,7 @@ mod tests {
         let machine = Memory::with(&graviton3()).read().unwrap();
         let fake = Fake::default();
         let ones: Vec<(u64, u32)> = (0x10..0x28).step_by(4).map(|at| (at, 0xffff_fff4)).collect();
-        fake.function(buses(&machine.pci[0]).page(0).unwrap(), &ones);
+        fake.function(Buses::of(&machine.pci[0]).page(0).unwrap(), &ones);
         assert_eq!(function_at(&machine.pci[0], Pa(0xe2f0_0000), &fake), None);
     }
 

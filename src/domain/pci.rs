@@ -55,7 +55,7 @@ impl Domain {
         let mut state = host.state.lock();
         let mut stage2 = self.stage2.lock();
         state.bridge.leave(&Ecam, |effect| carry_out(self.id, &mut stage2, effect));
-        let State { bridge, resets } = &mut *state;
+        let State { bridge, resets, .. } = &mut *state;
         for (function, reset) in bridge.functions().iter().zip(resets) {
             *reset = Some(Reset::or_silence(function.facts()));
         }

@@ -1,6 +1,6 @@
 //! The PCI host of a domU, which EL2 emulates, and the resets of the functions on its bus.
 
-use crate::ids::DomId;
+use crate::ids::{DomId, Sbdf};
 use crate::log_limited;
 use crate::pci::Ecam;
 use crate::pci::host_bridge::HostBridge;
@@ -20,6 +20,8 @@ pub(super) struct State {
     pub(super) bridge: HostBridge,
     /// The reset of the function in each slot, if one is under way.
     pub(super) resets: Vec<Option<Reset>>,
+    /// The name that each function has on the machine.
+    names: Vec<Sbdf>,
 }
 
 /// How far the resets of a domain's functions are.
@@ -32,13 +34,14 @@ pub enum Resets {
 }
 
 impl PciHost {
-    /// The host with its configuration space at `ecam`, a guest address. Its functions have been reset.
+    /// The host with its configuration space at `ecam`, a guest address. Its functions have been reset; `names` are those that
+    /// they have on the machine.
     #[must_use]
-    pub fn new(ecam: Range, mut bridge: HostBridge) -> PciHost {
+    pub fn new(ecam: Range, mut bridge: HostBridge, names: Vec<Sbdf>) -> PciHost {
         let slots = bridge.functions().len();
         (0..slots).for_each(|slot| bridge.returns(&Ecam, slot));
         let resets = (0..slots).map(|_| None).collect();
-        PciHost { ecam, state: Lock::new(Rank::Domain, State { bridge, resets }) }
+        PciHost { ecam, state: Lock::new(Rank::Domain, State { bridge, resets, names }) }
     }
 
     /// The guest addresses of configuration space.
@@ -57,9 +60,9 @@ impl State {
             Progress::Wait(until) => return Resets::Until(until),
             Progress::Done => self.bridge.returns(&Ecam, slot),
             Progress::Quarantined(why) => {
-                let rid = self.bridge.functions().get(slot).map_or(0, |function| function.facts().rid);
-                log_limited!(Error, domain; "{domain}: PCI function {:02x}:{:02x}.{}: not back from a reset: {why}: it is not used again",
-                    rid >> 8, rid >> 3 & 0x1f, rid & 7);
+                if let Some(name) = self.names.get(slot) {
+                    log_limited!(Error, domain; "{domain}: {name}: not back from a reset: {why}: the guest cannot use it");
+                }
             }
         }
         *state = None;

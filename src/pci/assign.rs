@@ -62,19 +62,13 @@ impl fmt::Display for Unplaced {
     }
 }
 
-/// The ECAM of a PCI host.
-#[must_use]
-pub fn buses(host: &PciHost) -> Buses {
-    Buses { base: host.ecam.base, first: host.buses.0, last: host.buses.1 }
-}
-
 /// The CPU addresses that belong to other functions than `except` by what the firmware has set: their memory BARs and the
 /// windows of bridges. It sizes BARs ([`Facts::size_bars`]), so nobody may use these functions; what EL2 uses itself is
 /// to be in `except`. A function whose BARs cannot be sized is left out.
 pub fn occupied(host: &PciHost, except: &[u16], config: &impl ConfigSpace) -> Vec<Range> {
     let mut found = Vec::new();
     let mut add = |pci: u64, size: u64| found.extend(cpu_range(&host.windows, pci, size));
-    buses(host).visit(config, |rid, page, _| {
+    Buses::of(host).visit(config, |rid, page, _| {
         if !except.contains(&rid)
             && let Ok(mut facts) = Facts::read(rid, page, config)
         {
@@ -158,7 +152,7 @@ fn is_reached(host: &PciHost, rid: u16, bar: Bar, config: &impl ConfigSpace) -> 
             |(base, size): (u64, u64)| Range::new(Pa(base), size).covers(Range::new(Pa(bar.base), bar.size));
         forwarded(*page, config).into_iter().flatten().any(is_within)
     };
-    let above = bridges_above(&[buses(host)], (rid >> 8) as u8, config);
+    let above = bridges_above(&[Buses::of(host)], (rid >> 8) as u8, config);
     !above.is_empty() && above.iter().all(leads)
 }
 

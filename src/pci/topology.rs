@@ -5,6 +5,7 @@
 use super::ConfigSpace;
 use super::regs::{self, *};
 use crate::ids::Pa;
+use crate::platform::PciHost;
 use alloc::vec::Vec;
 
 /// Size of one function's configuration space in bytes (7.2.2).
@@ -29,6 +30,12 @@ pub struct Buses {
 }
 
 impl Buses {
+    /// The ECAM of a PCI host.
+    #[must_use]
+    pub fn of(host: &PciHost) -> Buses {
+        Buses { base: host.ecam.base, first: host.buses.0, last: host.buses.1 }
+    }
+
     /// The configuration space of a function by its requester ID; `None` on a bus that is not here.
     #[must_use]
     pub fn page(self, rid: u16) -> Option<Pa> {

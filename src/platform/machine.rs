@@ -3,7 +3,7 @@
 use super::domu::{DOMAINS, DomainConfig};
 use super::error::{MachineError, Part};
 use super::module::{Module, ModuleKind};
-use crate::ids::{DeviceId, DeviceIds, Intid, ItsId, Mpidr, Pa, SmmuId, StreamId, Streams};
+use crate::ids::{DeviceId, DeviceIds, Intid, ItsId, Mpidr, Pa, Sbdf, SmmuId, StreamId, Streams};
 use crate::util::range::{Range, gaps, pages_around};
 use arrayvec::{ArrayString, ArrayVec};
 
@@ -209,6 +209,12 @@ pub struct PciHost {
 }
 
 impl PciHost {
+    /// Whether the host has this function's bus.
+    #[must_use]
+    pub fn has(&self, function: Sbdf) -> bool {
+        self.segment == function.segment && (self.buses.0..=self.buses.1).contains(&function.bus())
+    }
+
     /// Returns the ITS that receives a function's MSIs, and the DeviceID they carry.
     #[must_use]
     pub fn device_id(&self, rid: u16) -> Option<(ItsId, DeviceId)> {
@@ -387,6 +393,12 @@ impl Machine {
     #[must_use]
     pub fn enabled_cpus(&self) -> usize {
         self.cpus.iter().filter(|cpu| cpu.enabled).count()
+    }
+
+    /// Returns the PCI host that has a function's bus.
+    #[must_use]
+    pub fn pci_host(&self, function: Sbdf) -> Option<&PciHost> {
+        self.pci.iter().find(|host| host.has(function))
     }
 
     /// Whether no domain may use any RAM in `range`.

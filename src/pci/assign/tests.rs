@@ -35,7 +35,7 @@ fn host() -> PciHost {
 }
 
 fn page(rid: u16) -> Pa {
-    buses(&host()).page(rid).unwrap()
+    Buses::of(&host()).page(rid).unwrap()
 }
 
 fn facts(fake: &Fake, rid: u16) -> Facts {
