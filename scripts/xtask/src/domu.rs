@@ -137,6 +137,10 @@ pub enum TreeEdit {
     Redistributors(u64),
     /// So many bytes of memory from an address on are reserved.
     Reserve(u64, u64),
+    /// The PCI function with this requester ID is mapped to DeviceID 0, which is that of stores by `Qtest`.
+    Device0(u16),
+    /// The PCI function with this requester ID has no StreamID.
+    NoStream(u16),
 }
 
 /// The node of the GIC.
@@ -157,6 +161,8 @@ impl TreeEdit {
             TreeEdit::Reserve(address, bytes) => {
                 tree.memory_reservations.push(MemoryReservation::new(address, bytes));
             }
+            TreeEdit::Device0(rid) => set_map(tree, "msi-map", &with_device0(&map(host, "msi-map")?, rid)?)?,
+            TreeEdit::NoStream(rid) => set_map(tree, "iommu-map", &without(&map(host, "iommu-map")?, rid))?,
         }
         Ok(())
     }
@@ -167,21 +173,16 @@ impl TreeEdit {
 pub struct Extras<'a> {
     /// The domUs.
     pub domains: &'a [DomU],
-    /// The PCI function with this requester ID is mapped to DeviceID 0.
-    pub device0: Option<u16>,
-    /// The PCI function with this requester ID has no StreamID.
-    pub no_stream: Option<u16>,
     /// `/chosen/xen,xen-bootargs`.
     pub own_words: Option<&'a str>,
-    /// Other changes.
+    /// Changes of the tree itself.
     pub edits: &'a [TreeEdit],
 }
 
 impl Extras<'_> {
     /// Whether there are any.
     pub fn any(&self) -> bool {
-        let Extras { domains, device0, no_stream, own_words, edits } = self;
-        !domains.is_empty() || device0.is_some() || no_stream.is_some() || own_words.is_some() || !edits.is_empty()
+        !self.domains.is_empty() || self.own_words.is_some() || !self.edits.is_empty()
     }
 }
 
@@ -221,6 +222,13 @@ fn map(host: &Fdt, name: &str) -> Result<Vec<u32>, String> {
     Ok(cells.collect())
 }
 
+/// Replaces a map of QEMU's PCI host bridge.
+fn set_map(tree: &mut DeviceTree, name: &str, cells: &[u32]) -> Result<(), String> {
+    let old = tree.find_node_mut(PCI).and_then(|pci| pci.property_mut(name));
+    old.ok_or_else(|| format!("QEMU's device tree has no {name}"))?.set_value(cells);
+    Ok(())
+}
+
 /// The map without `rid`.
 fn without(map: &[u32], rid: u16) -> Vec<u32> {
     let rid = u32::from(rid);
@@ -251,21 +259,10 @@ fn with_device0(map: &[u32], rid: u16) -> Result<Vec<u32>, String> {
 
 /// The host's tree with `extras`.
 fn edited(host: &[u8], extras: &Extras<'_>, blobs: &[Blob]) -> Result<Vec<u8>, String> {
-    let Extras { domains, device0, no_stream, own_words, edits } = *extras;
+    let Extras { domains, own_words, edits } = *extras;
     let host = Fdt::new(host).map_err(|error| format!("QEMU's device tree: {error}"))?;
     let mut tree = DeviceTree::from_fdt(&host);
     edits.iter().try_for_each(|edit| edit.apply(&host, &mut tree))?;
-    let mut maps = Vec::new();
-    if let Some(rid) = device0 {
-        maps.push(("msi-map", with_device0(&map(&host, "msi-map")?, rid)?));
-    }
-    if let Some(rid) = no_stream {
-        maps.push(("iommu-map", without(&map(&host, "iommu-map")?, rid)));
-    }
-    for (name, cells) in maps {
-        let old = tree.find_node_mut(PCI).and_then(|pci| pci.property_mut(name));
-        old.ok_or_else(|| format!("QEMU's device tree has no {name}"))?.set_value(&cells[..]);
-    }
     let chosen = tree.root.child_mut("chosen").ok_or("QEMU's device tree has no /chosen")?;
     if let Some(words) = own_words {
         set(chosen, "xen,xen-bootargs", words);
@@ -351,10 +348,8 @@ mod tests {
         ];
         let extras = Extras {
             domains: &domains,
-            device0: Some(0xf0),
-            no_stream: None,
             own_words: Some("loglvl=debug"),
-            edits: &[TreeEdit::Redistributors(0xc_0000), TreeEdit::Reserve(0x5000, 0x1000)],
+            edits: &[TreeEdit::Redistributors(0xc_0000), TreeEdit::Reserve(0x5000, 0x1000), TreeEdit::Device0(0xf0)],
         };
         let blob = edited(&host, &extras, &blobs).unwrap();
         let tree = Fdt::new(&blob).unwrap();

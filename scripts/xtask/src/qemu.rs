@@ -140,11 +140,7 @@ pub struct Machine {
     pub domus: Vec<DomU>,
     /// Disks for domUs, each an NVMe controller of its own: see [`domu_disk`].
     pub domu_disks: Vec<Disk>,
-    /// A PCI function, by requester ID, that the device tree maps to DeviceID 0, which is that of stores by `Qtest`.
-    pub device0: Option<u16>,
-    /// A PCI function, by requester ID, that the device tree maps to no StreamID.
-    pub no_stream: Option<u16>,
-    /// Other changes of the device tree.
+    /// Changes of QEMU's device tree.
     pub edits: Vec<TreeEdit>,
     /// Path of a QMP socket.
     pub qmp: Option<PathBuf>,
@@ -173,8 +169,6 @@ impl Default for Machine {
             log: None,
             domus: Vec::new(),
             domu_disks: Vec::new(),
-            device0: None,
-            no_stream: None,
             edits: Vec::new(),
             qmp: None,
             gdb: false,
@@ -271,8 +265,7 @@ impl Machine {
         qemu.args(&self.extra);
         // By UEFI, they are on the disk.
         let domains = if matches!(self.boot, Boot::Uefi(_)) { &[] } else { &self.domus[..] };
-        let (device0, no_stream, own_words) = (self.device0, self.no_stream, self.own_words.as_deref());
-        let extras = Extras { domains, device0, no_stream, own_words, edits: &self.edits };
+        let extras = Extras { domains, own_words: self.own_words.as_deref(), edits: &self.edits };
         if extras.any() {
             let tree = self
                 .log

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::domains::seeded;
 use super::guests::{self, PATIENCE};
-use crate::domu::DomU;
+use crate::domu::{DomU, TreeEdit};
 use crate::fail::Outcome;
 use crate::qemu::Machine;
 use crate::qtest::Qtest;
@@ -251,7 +251,7 @@ const ROUNDS: u32 = 2;
 /// Runs Linux with verified I/O on the vCPU that the flood goes to.
 fn verified(lab: &Lab, hv: &str, label: &str) -> Verdict {
     let (mut machine, socket) = flooded(lab, hv, lab.linux("until", ""))?;
-    machine.device0 = Some(PORT << 3);
+    machine.edits.push(TreeEdit::Device0(PORT << 3));
     let port = format!("pcie-root-port,bus=pcie.0,addr={PORT:#x},chassis=1,hotplug=off");
     machine.extra.extend(["-device".to_owned(), port]);
     // Linux disables an interrupt that comes 100,000 times without a reason.

@@ -11,7 +11,7 @@ mod look;
 use std::cell::RefCell;
 
 use super::{Script, is_refusal, not_built, refusals, typed};
-use crate::domu::DomU;
+use crate::domu::{DomU, TreeEdit};
 use crate::qemu::Machine;
 use crate::session::NEXT;
 use crate::test::cases::{domains, guests};
@@ -46,8 +46,8 @@ pub(super) fn cases() -> Vec<Case> {
 fn machine(machine: Machine) -> Machine {
     let qmp = Some(std::env::temp_dir().join(format!("doorward-qmp-{}", std::process::id())));
     // QEMU gives a DMA to GITS_TRANSLATER the DeviceID 0, and so the device gets it, for the hypervisor.
-    let device0 = Some(EDU_RID);
-    let mut machine = Machine { mem: format!("{MEM}M"), qmp, device0, ..machine };
+    let edits = vec![TreeEdit::Device0(EDU_RID)];
+    let mut machine = Machine { mem: format!("{MEM}M"), qmp, edits, ..machine };
     machine.extra.extend(flags());
     machine.extra.extend(["-icount".to_owned(), "shift=0,sleep=off".to_owned()]);
     machine

@@ -1,6 +1,7 @@
 //! Functions that cannot be given to a domU: dom0 runs, the domU does not, and one line says why.
 
 use super::{linux, uefi};
+use crate::domu::TreeEdit;
 use crate::paths;
 use crate::qemu::{Disk, Machine};
 use crate::test::{Case, Lab, Verdict};
@@ -28,7 +29,7 @@ pub(super) fn cases() -> Vec<Case> {
             refused(lab, machine, &[warning, "not built: 0000:00:03.0: no SMMU limits its DMA"])
         }),
         case("refuse-pci-no-stream", "a function without a StreamID", |lab| {
-            let machine = Machine { no_stream: Some(DISK), ..with_disk(lab) };
+            let machine = Machine { edits: vec![TreeEdit::NoStream(DISK)], ..with_disk(lab) };
             refused(lab, machine, &["not built: 0000:00:03.0: it has no StreamID"])
         }),
         case("refuse-pci-dom0-acpi", "a dom0 with ACPI tables, which may place BARs anywhere", |lab| {
