@@ -1,10 +1,9 @@
 //! The targets that scripts run on: the model in its QEMU configuration, and QEMU itself through `-qtest`.
 
+mod qtest;
+
 use gic_model::Machine;
-use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Write as _};
-use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Stdio};
+use qtest::{PATIENCE, Qtest};
 use std::time::{Duration, Instant};
 
 pub const GICD: u64 = 0x0800_0000;
@@ -74,50 +73,16 @@ impl Target for Model {
     }
 }
 
-pub struct Qemu {
-    child: Child,
-    stream: BufReader<UnixStream>,
-    files: [std::path::PathBuf; 2],
-}
+pub struct Qemu(Qtest);
 
 impl Qemu {
     /// Starts QEMU with stopped CPUs or, if `running`, with [`AGENT`] on the CPUs. Prints a message and returns `None`
     /// if QEMU is not installed.
     pub fn start(running: bool) -> Option<Qemu> {
-        let name =
-            format!("gic-model-{}-{:?}", std::process::id(), std::thread::current().id()).replace(['(', ')'], "");
-        let files = ["sock", "bin"].map(|kind| std::env::temp_dir().join(format!("{name}.{kind}")));
-        let mut qemu = Command::new("qemu-system-aarch64");
-        qemu.args(["-M", "virt,virtualization=on,gic-version=4", "-cpu", "cortex-a57", "-m", "512M"])
-            .args(["-smp", &CPUS.to_string(), "-nodefaults", "-display", "none", "-accel", "tcg"])
-            .args(["-qtest", &format!("unix:{},server=on,wait=off", files[0].display()), "-qtest-log", "none"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        if running {
-            std::fs::write(&files[1], agent()).expect("the temporary directory is writable");
-            let loader = format!("loader,file={},addr={AGENT_AT:#x},cpu-num=0,force-raw=on", files[1].display());
-            qemu.args(["-device", &loader]);
-        } else {
-            qemu.arg("-S");
-        }
-        let Ok(mut child) = qemu.spawn() else {
-            eprintln!("skipped: qemu-system-aarch64 is not in the PATH");
-            return None;
-        };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        let stream = loop {
-            if let Ok(stream) = UnixStream::connect(&files[0]) {
-                break stream;
-            }
-            if let Ok(Some(status)) = child.try_wait() {
-                panic!("QEMU exited at its start: {status}");
-            }
-            assert!(Instant::now() < deadline, "QEMU does not answer");
-            std::thread::sleep(Duration::from_millis(20));
-        };
-        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("the socket takes a timeout");
-        let mut qemu = Qemu { child, stream: BufReader::new(stream), files };
+        let flags = ["-M", "virt,virtualization=on,gic-version=4", "-smp", &CPUS.to_string()];
+        let program = running.then(agent);
+        let mut qemu = Qemu(Qtest::start("gic-model", &flags, program.as_deref())?);
+        let deadline = Instant::now() + PATIENCE;
         for cpu in 0..if running { CPUS } else { 0 } {
             while qemu.read32(mailbox(cpu) + 16) != 0x51 {
                 assert!(Instant::now() < deadline, "CPU{cpu} does not run");
@@ -126,70 +91,36 @@ impl Qemu {
         }
         Some(qemu)
     }
-
-    fn ask(&mut self, command: &str) -> String {
-        self.stream.get_mut().write_all(format!("{command}\n").as_bytes()).expect("QEMU listens");
-        loop {
-            let mut line = String::new();
-            self.stream.read_line(&mut line).expect("QEMU answers");
-            assert!(!line.is_empty(), "QEMU exited after {command}");
-            if let Some(answer) = line.strip_prefix("OK") {
-                return answer.trim().to_string();
-            }
-            assert!(line.starts_with("IRQ"), "{command}: {line}");
-        }
-    }
-
-    fn number(&mut self, command: &str) -> u64 {
-        let answer = self.ask(command);
-        u64::from_str_radix(answer.trim_start_matches("0x"), 16).expect("a number")
-    }
-}
-
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        for file in &self.files {
-            let _ = std::fs::remove_file(file);
-        }
-    }
 }
 
 impl Target for Qemu {
     fn read32(&mut self, at: u64) -> u32 {
-        self.number(&format!("readl {at:#x}")) as u32
+        self.0.read32(at)
     }
     fn write32(&mut self, at: u64, value: u32) {
-        self.ask(&format!("writel {at:#x} {value:#x}"));
+        self.0.write32(at, value);
     }
     fn read64(&mut self, at: u64) -> u64 {
-        self.number(&format!("readq {at:#x}"))
+        self.0.read64(at)
     }
     fn write64(&mut self, at: u64, value: u64) {
-        self.ask(&format!("writeq {at:#x} {value:#x}"));
+        self.0.write64(at, value);
     }
     fn poke(&mut self, at: u64, bytes: &[u8]) {
-        let mut hex = String::new();
-        bytes.iter().for_each(|b| write!(hex, "{b:02x}").expect("a string"));
-        self.ask(&format!("write {at:#x} {:#x} 0x{hex}", bytes.len()));
+        self.0.poke(at, bytes);
     }
     fn peek(&mut self, at: u64, len: usize) -> Vec<u8> {
-        let answer = self.ask(&format!("read {at:#x} {len:#x}"));
-        let hex = answer.trim_start_matches("0x");
-        (0..len).map(|n| u8::from_str_radix(&hex[2 * n..2 * n + 2], 16).expect("hex")).collect()
+        self.0.peek(at, len)
     }
     fn acknowledge(&mut self, cpu: usize, who: Who) -> u64 {
         self.write32(mailbox(cpu), who as u32);
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         while self.read32(mailbox(cpu)) != 0 {
             assert!(Instant::now() < deadline, "CPU{cpu} does not answer");
         }
         self.read64(mailbox(cpu) + 8)
     }
 }
-
-const AGENT_AT: u64 = 0x4600_0000;
 
 /// Mailbox of the agent on a CPU: a request (`Who`) at 0, the acknowledged INTID at 8, a word that says that the agent
 /// runs at 16.

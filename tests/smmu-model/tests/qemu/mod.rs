@@ -1,10 +1,10 @@
 //! The targets that scripts run on: the model in its QEMU configuration, and QEMU itself through `-qtest`.
 
+#[path = "../../../gic-model/tests/qemu/qtest.rs"]
+mod qtest;
+
+use qtest::{PATIENCE, Qtest};
 use smmu_model::{Config, Machine};
-use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Write as _};
-use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 pub const SMMU: u64 = 0x0905_0000;
@@ -67,49 +67,18 @@ impl Target for Model {
     }
 }
 
-pub struct Qemu {
-    child: Child,
-    stream: BufReader<UnixStream>,
-    files: [std::path::PathBuf; 2],
-}
+pub struct Qemu(Qtest);
 
 impl Qemu {
     /// Starts QEMU with two `edu` devices, and a CPU that sleeps: the devices need a clock that runs. Prints a message and
     /// returns `None` if QEMU is not installed.
     pub fn start() -> Option<Qemu> {
-        let name =
-            format!("smmu-model-{}-{:?}", std::process::id(), std::thread::current().id()).replace(['(', ')'], "");
-        let files = ["sock", "bin"].map(|kind| std::env::temp_dir().join(format!("{name}.{kind}")));
+        let machine = "virt,virtualization=on,gic-version=3,iommu=smmuv3";
+        let [first, second] = ["edu,addr=3,dma_mask=0xffffffffffff", "edu,addr=4,dma_mask=0xffffffffffff"];
+        let flags = ["-M", machine, "-device", first, "-device", second];
         // wfi; b .-4
         let sleep: Vec<u8> = [0xd503_207f_u32, 0x17ff_ffff].iter().flat_map(|w| w.to_le_bytes()).collect();
-        std::fs::write(&files[1], sleep).expect("the temporary directory is writable");
-        let mut qemu = Command::new("qemu-system-aarch64");
-        qemu.args(["-M", "virt,virtualization=on,gic-version=3,iommu=smmuv3", "-cpu", "cortex-a57", "-m", "512M"])
-            .args(["-nodefaults", "-display", "none", "-accel", "tcg"])
-            .args(["-device", "edu,addr=3,dma_mask=0xffffffffffff", "-device", "edu,addr=4,dma_mask=0xffffffffffff"])
-            .args(["-device", &format!("loader,file={},addr=0x46000000,cpu-num=0,force-raw=on", files[1].display())])
-            .args(["-qtest", &format!("unix:{},server=on,wait=off", files[0].display()), "-qtest-log", "none"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let Ok(mut child) = qemu.spawn() else {
-            eprintln!("skipped: qemu-system-aarch64 is not in the PATH");
-            let _ = std::fs::remove_file(&files[1]);
-            return None;
-        };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        let stream = loop {
-            if let Ok(stream) = UnixStream::connect(&files[0]) {
-                break stream;
-            }
-            if let Ok(Some(status)) = child.try_wait() {
-                panic!("QEMU exited at its start: {status}");
-            }
-            assert!(Instant::now() < deadline, "QEMU does not answer");
-            std::thread::sleep(Duration::from_millis(20));
-        };
-        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("the socket takes a timeout");
-        let mut qemu = Qemu { child, stream: BufReader::new(stream), files };
+        let mut qemu = Qemu(Qtest::start("smmu-model", &flags, Some(&sleep))?);
         for (bar, stream) in BARS.into_iter().zip(STREAMS) {
             let function = ECAM + (stream << 12);
             assert_eq!(qemu.read32(function), 0x11e8_1234, "edu");
@@ -120,55 +89,23 @@ impl Qemu {
         }
         Some(qemu)
     }
-
-    fn ask(&mut self, command: &str) -> String {
-        self.stream.get_mut().write_all(format!("{command}\n").as_bytes()).expect("QEMU listens");
-        loop {
-            let mut line = String::new();
-            self.stream.read_line(&mut line).expect("QEMU answers");
-            assert!(!line.is_empty(), "QEMU exited after {command}");
-            if let Some(answer) = line.strip_prefix("OK") {
-                return answer.trim().to_string();
-            }
-            assert!(line.starts_with("IRQ"), "{command}: {line}");
-        }
-    }
-
-    fn number(&mut self, command: &str) -> u64 {
-        let answer = self.ask(command);
-        u64::from_str_radix(answer.trim_start_matches("0x"), 16).expect("a number")
-    }
-}
-
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        for file in &self.files {
-            let _ = std::fs::remove_file(file);
-        }
-    }
 }
 
 impl Target for Qemu {
     fn read32(&mut self, at: u64) -> u32 {
-        self.number(&format!("readl {at:#x}")) as u32
+        self.0.read32(at)
     }
     fn write32(&mut self, at: u64, value: u32) {
-        self.ask(&format!("writel {at:#x} {value:#x}"));
+        self.0.write32(at, value);
     }
     fn write64(&mut self, at: u64, value: u64) {
-        self.ask(&format!("writeq {at:#x} {value:#x}"));
+        self.0.write64(at, value);
     }
     fn poke(&mut self, at: u64, bytes: &[u8]) {
-        let mut hex = String::new();
-        bytes.iter().for_each(|b| write!(hex, "{b:02x}").expect("a string"));
-        self.ask(&format!("write {at:#x} {:#x} 0x{hex}", bytes.len()));
+        self.0.poke(at, bytes);
     }
     fn peek(&mut self, at: u64, len: usize) -> Vec<u8> {
-        let answer = self.ask(&format!("read {at:#x} {len:#x}"));
-        let hex = answer.trim_start_matches("0x");
-        (0..len).map(|n| u8::from_str_radix(&hex[2 * n..2 * n + 2], 16).expect("hex")).collect()
+        self.0.peek(at, len)
     }
     fn dma(&mut self, device: usize, address: u64, write: bool) {
         // The registers of the engine: source, destination, count, command. Its buffer, of zeros, is at 0x4_0000.
@@ -178,8 +115,8 @@ impl Target for Qemu {
         self.write64(bar + 0x88, to);
         self.write64(bar + 0x90, 4);
         self.write64(bar + 0x98, if write { 3 } else { 1 });
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while self.number(&format!("readq {:#x}", bar + 0x98)) & 1 != 0 {
+        let deadline = Instant::now() + PATIENCE;
+        while self.0.read64(bar + 0x98) & 1 != 0 {
             assert!(Instant::now() < deadline, "the device does not finish");
             std::thread::sleep(Duration::from_millis(10));
         }
