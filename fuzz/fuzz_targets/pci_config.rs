@@ -319,7 +319,7 @@ impl World {
             for (word, (&old, &new)) in before.iter().zip(after).enumerate() {
                 let changed = old ^ new;
                 assert!(changed & !self.allowed[number][word] == 0, "{:#x}: {old:#x} to {new:#x}", 4 * word);
-                assert!(changed == 0 || !self.away[number], "nobody writes to it but its reset");
+                assert!(changed == 0 || !self.away[number], "a write reached a function that is being reset");
             }
         }
         if matches!(bytes, 1 | 2 | 4) && offset.is_multiple_of(bytes.into()) && offset < 0x100_0000 {
