@@ -250,11 +250,10 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
             (CutOff::Owner, Some(domain)) => ("all streams of the domain are", self.block_all(domain)),
             _ => ("it is", smmu.block(stream..=stream)),
         };
-        let until =
-            if done.is_ok() { "cut off until the domain is reset" } else { "not cut off: the SMMU does not respond" };
+        let outcome = CutOffOutcome { what, done };
         match verdict.owner {
-            Some(domain) => log_limited!(Error, domain; "{id}: {domain}: {stream}: too many faults: {what} {until}"),
-            None => log_limited!(Error; "{id}: no domain: {stream}: too many faults: {what} {until}"),
+            Some(domain) => log_limited!(Error, domain; "{id}: {domain}: {stream}: too many faults: {outcome}"),
+            None => log_limited!(Error; "{id}: no domain: {stream}: too many faults: {outcome}"),
         }
     }
 
@@ -273,6 +272,23 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
         if let Err(error) = done {
             self.stale.store(true, Ordering::Release);
             log_limited!(Error; "{id}: {error}: memory that devices have reached is not used again");
+        }
+    }
+}
+
+/// How the attempt to cut something off has ended, for the log.
+struct CutOffOutcome {
+    /// What was to be cut off, with its verb.
+    what: &'static str,
+    done: Result<(), SmmuError>,
+}
+
+impl fmt::Display for CutOffOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = self.what;
+        match self.done {
+            Ok(()) => write!(f, "{what} cut off until the domain is reset"),
+            Err(error) => write!(f, "{what} not cut off: {error}"),
         }
     }
 }
