@@ -177,7 +177,16 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
         result
     }
 
-    /// Lets the streams of a domain, which are blocked, use `view` again.
+    /// Blocks streams of a domain for good, because their device cannot be relied upon: they stay the domain's, but
+    /// [`resume`](Self::resume) leaves them out, and they are given to no other domain either.
+    pub fn quarantine(&self, domain: DomId, streams: Streams) {
+        self.owners.lock().quarantine(domain, streams);
+        if let Some(smmu) = self.front(streams.smmu).and_then(|front| front.smmu.as_ref()) {
+            self.confirm(streams.smmu, &smmu.block(streams.first..=streams.last));
+        }
+    }
+
+    /// Lets the streams of a domain, which are blocked, use `view` again, but for those in quarantine.
     ///
     /// # Errors
     ///
@@ -186,12 +195,12 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
         self.streams(domain).try_for_each(|streams| self.assign(domain, streams, view))
     }
 
-    /// The streams of a domain. The lock is not held while the caller uses one.
+    /// The streams of a domain that are not in quarantine. The lock is not held while the caller uses one.
     fn streams(&self, domain: DomId) -> impl Iterator<Item = Streams> {
         (0..).map_while(move |index| self.owners.lock().of(domain).nth(index))
     }
 
-    /// Blocks the streams of a domain, leaves them without an owner, and frees the tables of its view, unless an SMMU may
+    /// Blocks the streams of a domain, leaves them without an owner (but for those in quarantine), and frees the tables of its view, unless an SMMU may
     /// still use them.
     pub fn remove(&self, domain: DomId, view: DeviceView<H>) {
         let _ = self.block(domain);

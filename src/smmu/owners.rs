@@ -25,10 +25,19 @@ struct Failures {
     cut_off: bool,
 }
 
+/// Streams that were given to a domain together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Owned {
+    domain: DomId,
+    streams: Streams,
+    /// They reach nothing any more, whatever becomes of the domain.
+    is_quarantined: bool,
+}
+
 /// The streams that domains own, and the failures of streams.
 #[derive(Debug, Default)]
 pub struct Owners {
-    owned: Vec<(DomId, Streams)>,
+    owned: Vec<Owned>,
     failures: Vec<Failures>,
 }
 
@@ -62,41 +71,48 @@ impl Owners {
     /// The domain that owns a stream.
     #[must_use]
     pub fn owner(&self, smmu: SmmuId, stream: StreamId) -> Option<DomId> {
-        self.owned.iter().find(|(_, streams)| streams.contains(smmu, stream)).map(|&(domain, _)| domain)
+        self.owned.iter().find(|owned| owned.streams.contains(smmu, stream)).map(|owned| owned.domain)
     }
 
     /// The owner of any of these streams.
     #[must_use]
     pub fn owner_of_any(&self, streams: Streams) -> Option<DomId> {
-        self.owned.iter().find(|(_, owned)| owned.overlaps(streams)).map(|&(domain, _)| domain)
+        self.owned.iter().find(|owned| owned.streams.overlaps(streams)).map(|owned| owned.domain)
     }
 
     /// Makes a domain the owner of streams that have none.
     pub fn give(&mut self, domain: DomId, streams: Streams) {
-        self.owned.push((domain, streams));
+        self.owned.push(Owned { domain, streams, is_quarantined: false });
     }
 
     /// Leaves these streams of a domain without an owner, if they were given to it together.
     pub fn take_back_streams(&mut self, domain: DomId, streams: Streams) {
-        self.owned.retain(|&owned| owned != (domain, streams));
+        self.owned.retain(|owned| (owned.domain, owned.streams) != (domain, streams));
     }
 
-    /// The streams of a domain.
+    /// The streams of a domain that are not in quarantine.
     pub fn of(&self, domain: DomId) -> impl Iterator<Item = Streams> {
-        self.owned.iter().filter(move |(owner, _)| *owner == domain).map(|&(_, streams)| streams)
+        let of_domain = move |owned: &&Owned| owned.domain == domain && !owned.is_quarantined;
+        self.owned.iter().filter(of_domain).map(|owned| owned.streams)
     }
 
-    /// Leaves the streams of a domain without an owner, and forgets their failures.
+    /// Puts streams that were given to a domain together into quarantine: it keeps them for ever.
+    pub fn quarantine(&mut self, domain: DomId, streams: Streams) {
+        let same = |owned: &&mut Owned| (owned.domain, owned.streams) == (domain, streams);
+        self.owned.iter_mut().filter(same).for_each(|owned| owned.is_quarantined = true);
+    }
+
+    /// Leaves the streams of a domain without an owner, but for those in quarantine, and forgets their failures.
     pub fn take_back(&mut self, domain: DomId) {
         self.forget_failures(domain);
-        self.owned.retain(|&(owner, _)| owner != domain);
+        self.owned.retain(|owned| owned.domain != domain || owned.is_quarantined);
     }
 
     /// Forgets the failures of a domain's streams: it begins anew.
     pub fn forget_failures(&mut self, domain: DomId) {
         let Owners { owned, failures } = self;
         let is_its = |failed: &Failures| {
-            owned.iter().any(|&(owner, streams)| owner == domain && streams.contains(failed.smmu, failed.stream))
+            owned.iter().any(|owned| owned.domain == domain && owned.streams.contains(failed.smmu, failed.stream))
         };
         failures.retain(|failed| !is_its(failed));
     }

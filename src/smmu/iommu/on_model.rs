@@ -130,6 +130,27 @@ fn a_stopped_domain_reaches_its_ram_again_when_it_resumes() {
 }
 
 #[test]
+fn a_stream_in_quarantine_reaches_nothing_and_is_given_to_nobody() {
+    let world = World::new(Config::qemu());
+    let ram = world.page();
+    let view = world.view(DOM1, ram, world.page());
+    let other = world.view(DOM0, ram, world.page());
+    world.iommu.assign(DOM1, streams(0x10, 0x10), &view).unwrap();
+    world.iommu.assign(DOM1, streams(0x18, 0x18), &view).unwrap();
+    world.iommu.quarantine(DOM1, streams(0x10, 0x10));
+    assert_eq!([world.write(0x10, RAM), world.write(0x18, RAM)], [None, Some(ram)]);
+    world.iommu.block(DOM1).unwrap();
+    world.iommu.resume(DOM1, &view).unwrap();
+    assert_eq!([world.write(0x10, RAM), world.write(0x18, RAM)], [None, Some(ram)]);
+    world.iommu.remove(DOM1, view);
+    assert_eq!(world.iommu.assign(DOM0, streams(0x10, 0x18), &other), Err(AssignError::Owned(DOM1)));
+    world.iommu.assign(DOM0, streams(0x18, 0x18), &other).unwrap();
+    assert_eq!([world.write(0x10, RAM), world.write(0x18, RAM)], [None, Some(ram)]);
+    assert!(world.iommu.is_sound());
+    world.machine.assert_clean();
+}
+
+#[test]
 fn a_stream_that_floods_events_is_cut_off_and_the_others_of_its_domain_are_not() {
     let world = World::new(Config::qemu());
     let ram = world.page();
