@@ -245,11 +245,11 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
     fn handle(&self, front: &Front<H>, smmu: &Smmu<H>, event: &Event) {
         front.events.fetch_add(1, Ordering::Relaxed);
         let id = front.id;
-        let Event::Stream { stream, .. } = *event else {
+        let Event::Stream { stream, crowded, .. } = *event else {
             log_limited!(Warn; "{id}: {event}");
             return;
         };
-        let verdict = self.owners.lock().count(id, stream, self.hw.now_us());
+        let verdict = self.owners.lock().count(id, stream, crowded, self.hw.now_us());
         match verdict.owner {
             Some(domain) => log_limited!(Warn, domain; "{id}: {domain}: {event}"),
             None => log_limited!(Warn; "{id}: no domain: {event}"),

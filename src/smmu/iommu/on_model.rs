@@ -176,6 +176,44 @@ fn a_stream_that_floods_events_is_cut_off_and_the_others_of_its_domain_are_not()
     assert_eq!(world.write(0x10, RAM), Some(ram));
 }
 
+/// A domain with streams 0x10 and 0x18, whose queue of events has 2^`event_bits` entries.
+fn of_two_streams(event_bits: u32) -> (World, u64, DeviceView<ModelHw>) {
+    let world = World::new(Config { event_bits, ..Config::qemu() });
+    let ram = world.page();
+    let view = world.view(DOM1, ram, world.page());
+    world.iommu.assign(DOM1, streams(0x10, 0x10), &view).unwrap();
+    world.iommu.assign(DOM1, streams(0x18, 0x18), &view).unwrap();
+    (world, ram, view)
+}
+
+#[test]
+fn a_flood_of_which_the_queue_holds_a_small_part_ends_in_a_cut_off_of_the_flooding_stream_alone() {
+    let (world, ram, _view) = of_two_streams(4);
+    let burst = || {
+        assert_eq!(world.write(0x18, 0), None);
+        (0..1000).for_each(|_| assert_eq!(world.write(0x10, 0), None));
+        while world.iommu.handle_reports() {}
+    };
+    burst();
+    assert_eq!(world.events(), 16 + 1, "a queue, and that some were lost");
+    assert_eq!([world.write(0x10, RAM), world.write(0x18, RAM)], [Some(ram); 2]);
+    burst();
+    assert_eq!([world.write(0x10, RAM), world.write(0x18, RAM)], [None, Some(ram)]);
+    world.machine.assert_clean();
+}
+
+#[test]
+fn a_flood_that_ends_in_a_failed_write_to_the_queue_is_charged_to_the_stream_that_has_filled_it() {
+    let (world, ram, _view) = of_two_streams(19);
+    assert_eq!(world.write(0x18, 0), None);
+    (0..=LIMIT).for_each(|_| assert_eq!(world.write(0x10, 0), None));
+    world.machine.inject(Fault::EventWriteAborts);
+    assert_eq!(world.write(0x10, 0), None);
+    while world.iommu.handle_reports() {}
+    assert_eq!([world.write(0x10, RAM), world.write(0x18, RAM)], [None, Some(ram)]);
+    world.machine.assert_clean();
+}
+
 #[test]
 fn memory_is_not_used_again_when_an_smmu_does_not_confirm_that_it_is_out_of_reach() {
     let world = World::new(Config::server());
