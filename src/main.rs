@@ -135,6 +135,7 @@ fn start(own: boot::BootInfo) -> ! {
     let domus = domu::reserve(host, &[own.image, own.pool, fdt]);
     let dom0_acpi = machine.rsdp.is_some() && options.dom0_acpi == Dom0Acpi::On;
     let mut passthrough = passthrough::prepare(machine, iommu, dom0_acpi, &Ecam, timer::now_us, el2_map::map_device);
+    passthrough.platform = dom0::prepare_platform_devices(host, own.fdt);
     let in_use = dom0::MemoryInUse { fdt: own.fdt, fdt_range: fdt, image: own.image, pool: own.pool, domus };
     if let Err(error) = dom0::build(domains, &in_use, &passthrough) {
         fatal!("dom0: {error}");

@@ -37,6 +37,7 @@ fn edit_for_dom0(blob: &[u8], machine: &Machine) {
         gicr,
         absent_itss: &[],
         given_bars: &[],
+        given_devices: &[],
         bootargs: "quiet",
         initrd: None,
     };

@@ -8,9 +8,10 @@ use super::itss::{ItsOf, virtual_itss};
 use super::layout::{Banks, Placement, place, plan_dom0_memory};
 use super::passthrough::Passthrough;
 use super::pci_hide::Hidden;
+use super::platform_devices::{HostTree, PlatformDevices};
 use super::{
     BuildError, Devices, Dma, DomainSpec, Homes, affinity, assemble, device_ids, images, kernel_header, pci_hide,
-    start, streams,
+    platform_devices, start, streams,
 };
 use crate::domain::mmio::TRANSLATION_FRAME;
 use crate::domain::table::Domains;
@@ -20,7 +21,7 @@ use crate::host::cmdline::Dom0Acpi;
 use crate::ids::{CpuId, DeviceIds, DomId, Intid, Ipa, ItsId, Mpidr, Pa};
 use crate::mm::el2_map;
 use crate::mm::firmware::FirmwareMemory;
-use crate::mm::guest_ram::{Bank, GuestRam};
+use crate::mm::guest_ram::{Bank, GuestRam, peek};
 use crate::mm::stage2::{Attr, ipa_bits};
 use crate::pci::Ecam;
 use crate::platform::acpi::Tables;
@@ -79,6 +80,7 @@ pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>, given: &Passthrough) -
         bootargs: &kernel.bootargs,
         initrd: place.initrd,
         given_bars: &given.bars,
+        given_devices: &given.platform.paths,
     };
     let description = describe(host, in_use, &plan, &places, place.dtb)?;
     let images = images(kernel, ramdisk, description, &place)?;
@@ -102,7 +104,7 @@ pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>, given: &Passthrough) -
         console: places.console,
         absent: hidden.absent,
         bridges: hidden.bridges,
-        mapped,
+        mapped: mapped.into_iter().map(|(range, attr)| (Ipa(range.base.0), range, attr)).collect(),
         pci: None,
         dma: dma(host, given),
     };
@@ -119,10 +121,24 @@ pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>, given: &Passthrough) -
     };
     let domain = assemble(host, spec).map_err(|failure| failure.error)?;
     let kept = kept_spis(machine);
-    host.spis.give(DomId(0), |spi| !kept.contains(&spi));
+    host.spis.give(DomId(0), |spi| !kept.contains(&spi) && !given.platform.spis.contains(&spi));
     let dom0 = domains.add_dom0(domain);
     dom0.attach_console();
     start(dom0, entry)
+}
+
+/// Checks the devices of domUs that are no PCI functions. `fdt` is the host's device tree.
+#[must_use]
+pub fn prepare_platform_devices(host: &Host, fdt: &[u8]) -> PlatformDevices {
+    let machine = host.machine;
+    let kept_frames = kept_frames(machine, |id| host.gic.facts().its(id).is_none_or(|its| its.v41));
+    let tree =
+        HostTree { machine, blob: fdt, iommu: host.iommu, kept_frames: &kept_frames, kept_spis: &kept_spis(machine) };
+    platform_devices::prepare(&tree, |file| {
+        let mut bytes = alloc::vec![0; file.size as usize];
+        peek(file, &mut bytes).map_err(|error| BuildError::because("device tree module", error))?;
+        Ok(bytes)
+    })
 }
 
 fn module(machine: &Machine, kind: ModuleKind) -> Option<&Module> {
@@ -259,6 +275,7 @@ fn mapped_devices(
     let mut hidden = kept_frames(machine, |id| host.gic.facts().its(id).is_none_or(|its| its.v41));
     hidden.extend(of_pci.pages());
     hidden.extend(&given.bars);
+    hidden.extend(&given.platform.regs);
     hidden.extend([in_use.image, in_use.pool]);
     if machine.rsdp.is_some() && host.options.dom0_acpi == Dom0Acpi::On {
         hidden.extend(host.gic.inherited_tables());

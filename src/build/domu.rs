@@ -9,6 +9,7 @@ use super::layout::domu::{
     DIST, MAX_RAM, MAX_VCPUS, RAM, SPIS, UART, UART_IRQ, affinities, place_modules, plan_pool, ram_size, redists,
 };
 use super::passthrough::{Given, Passthrough};
+use super::platform_devices;
 use super::{BuildError, Devices, Dma, DomainSpec, Failure, Homes, assemble, images, kernel_header, start};
 use crate::dev::vtimer::CNTP_PPI;
 use crate::domain::table::Domains;
@@ -17,6 +18,7 @@ use crate::ids::{DomId, Ipa};
 use crate::mm::guest_pool::GuestRanges;
 use crate::mm::guest_ram::{BANKS, Bank, GuestRam, wipe};
 use crate::mm::heap;
+use crate::mm::stage2::Attr;
 use crate::platform::{DomainConfig, ModuleKind};
 use crate::util::range::Range;
 use alloc::string::{String, ToString};
@@ -64,7 +66,8 @@ fn build_or_log(domains: &Domains, id: DomId, given: &mut Passthrough) {
     let configs = &domains.host.machine.domains;
     let Some(index) = usize::from(id.0).checked_sub(1) else { return };
     let Some(config) = configs.get(index) else { return };
-    if let Err(error) = given.take(index).and_then(|functions| build(domains, id, config, functions)) {
+    let devices = given.platform.take(index).and_then(|devices| Ok((given.take(index)?, devices)));
+    if let Err(error) = devices.and_then(|(functions, devices)| build(domains, id, config, functions, devices)) {
         // What was reserved for its devices; none of them has been mapped.
         let released = domains.host.gic.release_devices(id);
         debug_assert!(released, "{id} has never run");
@@ -72,7 +75,13 @@ fn build_or_log(domains: &Domains, id: DomId, given: &mut Passthrough) {
     }
 }
 
-fn build(domains: &Domains, id: DomId, config: &DomainConfig, functions: Vec<Given>) -> Result<(), BuildError> {
+fn build(
+    domains: &Domains,
+    id: DomId,
+    config: &DomainConfig,
+    functions: Vec<Given>,
+    platform: platform_devices::Devices,
+) -> Result<(), BuildError> {
     if let Some(problem) = &config.problem {
         return Err(BuildError(problem.to_string()));
     }
@@ -90,9 +99,6 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig, functions: Vec<Giv
     }
     let kernel = config.module(ModuleKind::Kernel).ok_or_else(|| BuildError::new("no kernel module"))?;
     let ramdisk = config.module(ModuleKind::Ramdisk);
-    if config.module(ModuleKind::DeviceTree).is_some() {
-        log::warn!("{id} `{}`: device tree module ignored: platform devices cannot be given to domUs", config.name);
-    }
     let size = ram_size(config);
     let image = kernel_header(kernel)?;
     let place = place_modules(size, &image, kernel.range.size, ramdisk.map(|module| module.range.size))
@@ -108,25 +114,27 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig, functions: Vec<Giv
         uart: config.vpl011,
         timers: (CNTP_PPI, host.machine.timer.virt),
         pci: plan.describe(),
+        partial: &platform.tree,
     });
     let images = images(kernel, ramdisk, description, &place)?;
     let entry = images.start;
-    let (itss, device_ids, lpis, pci, dma) = match plan.make(host, id)? {
+    let (itss, device_ids, lpis, pci, mut dma) = match plan.make(host, id)? {
         Some(of_pci) => (of_pci.itss, of_pci.device_ids, of_pci.events, Some(of_pci.host), of_pci.dma),
         None => (Vec::new(), Vec::new(), 0, None, Dma::default()),
     };
+    dma.streams.extend(&platform.streams);
     let ram = take_ram(host, size)?;
     let devices = Devices {
         dist: DIST,
         redists: redists(count),
-        spis: SPIS,
+        spis: SPIS.max(platform.spis_needed()),
         itss,
         device_ids,
         lpis,
         console: config.vpl011.then_some((UART, UART_IRQ)),
         absent: Vec::new(),
         bridges: Vec::new(),
-        mapped: Vec::new(),
+        mapped: platform.regs.iter().map(|&(at, range)| (at, range, Attr::Device)).collect(),
         pci,
         dma,
     };
@@ -142,6 +150,8 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig, functions: Vec<Giv
         devices,
     };
     let domain = assemble(host, spec).map_err(|failure| reclaim_ram(host, *failure))?;
+    host.spis.give(id, |spi| platform.spis.contains(&spi));
+    domain.take_spis();
     let cpus: Vec<String> = domain.vcpus().iter().map(|vcpu| vcpu.cpu().to_string()).collect();
     log::info!("{id} `{}`: {count} vCPUs ({}), {} MiB", config.name, cpus.join(", "), size >> 20);
     let domain = Arc::new(domain);

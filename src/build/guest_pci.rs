@@ -111,8 +111,9 @@ impl Plan {
             reserved: Vec::new(),
         };
         let windows: Vec<Range> = self.windows.iter().map(|window| window.cpu).collect();
-        let (names, functions) = self.functions.into_iter().map(|given| (given.name, given.function)).unzip();
-        let pci = PciHost::new(ECAM, HostBridge::new(&windows, functions), names);
+        let (names, functions): (Vec<_>, Vec<_>) =
+            self.functions.into_iter().map(|given| ((given.name, given.stream), given.function)).unzip();
+        let pci = PciHost::new(ECAM, HostBridge::new(&windows, functions), &names);
         Ok(Some(Parts { itss, device_ids, events: quota.events, host: pci, dma }))
     }
 }

@@ -19,6 +19,7 @@ mod itss;
 pub mod layout;
 pub mod passthrough;
 pub mod pci_hide;
+pub mod platform_devices;
 mod streams;
 
 use crate::arch::{ich, percpu};
@@ -119,8 +120,8 @@ struct Devices {
     absent: Vec<Range>,
     /// The bridges above these functions.
     bridges: Vec<Bridge>,
-    /// Ranges of the machine that are mapped at their own addresses, besides RAM.
-    mapped: Vec<(Range, Attr)>,
+    /// Ranges of the machine that are mapped, besides RAM, and where the domain sees them.
+    mapped: Vec<(Ipa, Range, Attr)>,
     /// The PCI host of a domU.
     pci: Option<PciHost>,
     /// What the domain's devices reach by DMA.
@@ -300,7 +301,7 @@ fn kernel_header(kernel: &Module) -> Result<Image, BuildError> {
 fn address_space(
     host: &Host,
     ram: &GuestRam,
-    mapped: &[(Range, Attr)],
+    mapped: &[(Ipa, Range, Attr)],
 ) -> Result<Stage2<'static, El2, Tlbs>, BuildError> {
     let failed = |error: Stage2Error| BuildError::because("address space", error);
     let params = host.features().stage2();
@@ -311,7 +312,7 @@ fn address_space(
         failed(error)
     })?;
     let banks = ram.banks().iter().map(|bank| (bank.ipa, bank.pa, bank.size, Attr::Ram));
-    let devices = mapped.iter().map(|&(range, attr)| (Ipa(range.base.0), range.base, range.size, attr));
+    let devices = mapped.iter().map(|&(at, range, attr)| (at, range.base, range.size, attr));
     match banks.chain(devices).try_for_each(|(ipa, pa, size, attr)| stage2.map(ipa, pa, size, attr)) {
         Ok(()) => Ok(stage2),
         Err(error) => {

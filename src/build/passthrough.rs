@@ -10,6 +10,7 @@
 //!
 //! This is done before dom0 is built, since dom0 numbers buses and places BARs.
 
+use super::platform_devices::PlatformDevices;
 use super::{BuildError, pci_hide};
 use crate::ids::{DeviceId, DeviceIds, ItsId, Sbdf, Streams};
 use crate::mm::stage1::MapError;
@@ -52,6 +53,8 @@ pub struct Passthrough {
     pub hidden: Vec<Sbdf>,
     /// The CPU addresses of their BARs.
     pub bars: Vec<Range>,
+    /// The devices of domUs that are no PCI functions.
+    pub platform: PlatformDevices,
 }
 
 impl Passthrough {
@@ -70,11 +73,12 @@ impl Passthrough {
         self.domus.iter().flatten().flatten().map(|given| given.function.facts().vectors()).sum()
     }
 
-    /// The streams of the functions that dom0 does not get.
+    /// The streams of the functions and devices that dom0 does not get.
     #[must_use]
     pub fn streams(&self, machine: &Machine) -> Vec<Streams> {
         let ids = self.hidden.iter().filter_map(|name| machine.pci_host(*name)?.stream_id(name.rid));
-        ids.map(|(smmu, stream)| Streams { smmu, first: stream, last: stream }).collect()
+        let of_functions = ids.map(|(smmu, stream)| Streams { smmu, first: stream, last: stream });
+        of_functions.chain(self.platform.streams.iter().copied()).collect()
     }
 
     /// The DeviceIDs on an ITS of the functions that dom0 does not get.

@@ -354,6 +354,11 @@ impl Domain {
         release_gic(self.host, self.id, &self.paths)
     }
 
+    /// The domain has become the owner of SPIs: each is as after a reset of its distributor.
+    pub fn take_spis(&self) {
+        self.vgic.reset_owned_spis(&self.port());
+    }
+
     /// Releases the interrupts of a domain that has ended: deactivates the physical interrupts that are active for it,
     /// and leaves its SPIs without an owner.
     pub fn release_interrupts(&self) {

@@ -14,14 +14,13 @@ use crate::mm::stage2::{Attr, Stage2};
 use crate::mm::tlb::Tlbs;
 use crate::pci::Ecam;
 use crate::pci::host_bridge::Effect;
-use crate::pci::reset::Reset;
 
 impl Domain {
     /// Loads from configuration space, at an offset in the ECAM.
     pub(super) fn pci_read(&self, offset: u64, bytes: u8) -> u64 {
         let Some(host) = &self.pci else { return u64::MAX };
         let mut state = host.state.lock();
-        let _ = state.step_all(self.id, timer::now_us());
+        let _ = self.step_resets(&mut state);
         state.bridge.read(&Ecam, offset, bytes).into()
     }
 
@@ -29,7 +28,7 @@ impl Domain {
     pub(super) fn pci_write(&self, offset: u64, bytes: u8, value: u64) {
         let Some(host) = &self.pci else { return };
         let mut state = host.state.lock();
-        let _ = state.step_all(self.id, timer::now_us());
+        let _ = self.step_resets(&mut state);
         let effects = state.bridge.write(&Ecam, offset, bytes, value as u32);
         if effects.is_empty() {
             return;
@@ -38,12 +37,7 @@ impl Domain {
         let mut stage2 = self.stage2.lock();
         for effect in effects {
             match effect {
-                Effect::Reset { slot } => {
-                    let reset = state.bridge.functions().get(slot).and_then(|function| Reset::new(function.facts()));
-                    if let Some(under_way) = state.resets.get_mut(slot) {
-                        *under_way = reset;
-                    }
-                }
+                Effect::Reset { slot } => state.begin_reset(slot),
                 effect => carry_out(self.id, &mut stage2, effect),
             }
         }
@@ -55,17 +49,18 @@ impl Domain {
         let mut state = host.state.lock();
         let mut stage2 = self.stage2.lock();
         state.bridge.leave(&Ecam, |effect| carry_out(self.id, &mut stage2, effect));
-        let State { bridge, resets, .. } = &mut *state;
-        for (function, reset) in bridge.functions().iter().zip(resets) {
-            *reset = Some(Reset::or_silence(function.facts()));
-        }
+        state.begin_all_resets();
     }
 
     /// Goes on with resets.
     #[must_use]
     pub fn step_function_resets(&self) -> Resets {
         let Some(host) = &self.pci else { return Resets::Done };
-        host.state.lock().step_all(self.id, timer::now_us())
+        self.step_resets(&mut host.state.lock())
+    }
+
+    fn step_resets(&self, state: &mut State) -> Resets {
+        state.step_all(&Ecam, self.id, timer::now_us(), |stream| self.host.iommu.quarantine(self.id, stream))
     }
 }
 

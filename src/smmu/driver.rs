@@ -9,8 +9,8 @@ use super::faults::{Errors, Faults};
 use super::queue::CommandQueue;
 use super::ste::Translation;
 use super::stream_table::{StreamTable, Then};
-use super::{View, control, range};
-use crate::ids::{Ipa, Pa, StreamId, VmId};
+use super::{View, range};
+use crate::ids::{Ipa, StreamId, VmId};
 use crate::mmio::Hw;
 use crate::platform::machine;
 use crate::sync::{Lock, Rank};
@@ -22,8 +22,6 @@ use core::ops::RangeInclusive;
 /// step if it does not respond, and hold a lock meanwhile. [`next_event`](Self::next_event) and
 /// [`take_errors`](Self::take_errors) do not wait.
 pub struct Smmu<H> {
-    hw: H,
-    base: Pa,
     facts: Facts,
     core: Lock<Core<H>>,
     faults: Lock<Faults<H>>,
@@ -49,7 +47,7 @@ impl<H: Hw + Clone> Smmu<H> {
     pub fn start(hw: H, at: &machine::Smmu) -> Result<Smmu<H>, SmmuError> {
         let Parts { facts, queue, table, faults } = bringup::start(&hw, at)?;
         let core = Lock::new(Rank::Smmu, Core { table, queue, uncertain: false });
-        Ok(Smmu { hw, base: at.regs.base, facts, core, faults })
+        Ok(Smmu { facts, core, faults })
     }
 
     /// What the SMMU can do.
@@ -149,18 +147,6 @@ impl<H: Hw + Clone> Smmu<H> {
             core.uncertain = true;
         }
         self.faults.lock().take_errors()
-    }
-
-    /// Makes the SMMU abort all transactions and use no memory any more, before the machine is reset or the memory gets
-    /// another owner. Operations are refused from then on.
-    ///
-    /// # Errors
-    ///
-    /// [`SmmuError::DisableTimeout`], [`SmmuError::IrqTimeout`]: it does not respond, and may go on as before.
-    pub fn stop(&self) -> Result<(), SmmuError> {
-        let mut core = self.core.lock();
-        core.queue.close();
-        control::disable(&self.hw, self.base)
     }
 }
 

@@ -48,8 +48,8 @@ impl SmmuError {
     /// Whether an assignment that failed so has changed nothing.
     #[must_use]
     pub const fn leaves_all_as_it_was(self) -> bool {
-        use SmmuError::{BadStream, BadView, BadVmid, OutOfMemory};
-        matches!(self, BadStream(_) | BadVmid(_) | BadView(_) | OutOfMemory)
+        use SmmuError::{BadStream, BadView, BadVmid, OutOfMemory, Unreachable};
+        matches!(self, BadStream(_) | BadVmid(_) | BadView(_) | OutOfMemory | Unreachable(_))
     }
 }
 
@@ -145,3 +145,22 @@ impl fmt::Display for Reason {
 }
 
 impl core::error::Error for SmmuError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_found_before_the_first_change_leaves_all_as_it_was() {
+        let before = [
+            SmmuError::OutOfMemory,
+            SmmuError::Unreachable(Pa(0)),
+            SmmuError::BadStream(StreamId(0)),
+            SmmuError::BadVmid(VmId(0)),
+            SmmuError::BadView(BadView::Fwb),
+        ];
+        let later = [SmmuError::Timeout, SmmuError::Dead, SmmuError::Refused(Command::sync(), Reason::Illegal)];
+        assert!(before.iter().all(|error| error.leaves_all_as_it_was()));
+        assert!(!later.iter().any(|error| error.leaves_all_as_it_was()));
+    }
+}

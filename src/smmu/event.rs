@@ -17,8 +17,10 @@ pub enum Event {
         kind: EventKind,
         /// What it accessed, where the kind of event tells.
         access: Option<Access>,
+        /// Whether the queue had no room for further events while this one was in it.
+        crowded: bool,
     },
-    /// The queue was full, so at least one event before this was lost.
+    /// At least one event before this was lost.
     Lost,
 }
 
@@ -65,16 +67,20 @@ pub enum EventKind {
 }
 
 impl Event {
-    /// Decodes a record.
+    /// Decodes a record. One that the SMMU has not written, and that is still zero, is [`Event::Lost`].
     #[must_use]
-    pub(super) fn decode(record: [u64; 4]) -> Event {
+    pub(super) fn decode(record: [u64; 4], crowded: bool) -> Event {
         let [first, second, address, _] = record;
+        if first as u8 == 0 {
+            return Event::Lost;
+        }
         let (kind, has_access) = EventKind::decode(first as u8);
         let write = second & RNW == 0;
         Event::Stream {
             stream: StreamId((first >> 32) as u32),
             kind,
             access: has_access.then_some(Access { address: Ipa(address), write }),
+            crowded,
         }
     }
 }
@@ -107,10 +113,10 @@ impl EventKind {
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Event::Stream { stream, kind, access: Some(Access { address, write }) } => {
+            Event::Stream { stream, kind, access: Some(Access { address, write }), .. } => {
                 write!(f, "{stream}: {} of {address}: {kind}", if write { "write" } else { "read" })
             }
-            Event::Stream { stream, kind, access: None } => write!(f, "{stream}: {kind}"),
+            Event::Stream { stream, kind, access: None, .. } => write!(f, "{stream}: {kind}"),
             Event::Lost => f.write_str("events were lost"),
         }
     }
@@ -146,16 +152,19 @@ mod tests {
     fn records_are_decoded_as_the_manual_has_them() {
         // F_PERMISSION of stage 2 (bit 103), CLASS = IN (bits 105:104), a write: RnW, bit 99, is 0.
         let record = [0x0001_2345_0000_0013, 0x0000_0280_0000_0000, 0x4_5678_9abc, 0x4_5678_9000];
-        let write = Event::decode(record);
+        let write = Event::decode(record, false);
         let access = Some(Access { address: Ipa(0x4_5678_9abc), write: true });
-        assert_eq!(write, Event::Stream { stream: StreamId(0x1_2345), kind: EventKind::Permission, access });
+        let kind = EventKind::Permission;
+        assert_eq!(write, Event::Stream { stream: StreamId(0x1_2345), kind, access, crowded: false });
         assert_eq!(write.to_string(), "stream 0x12345: write of 0x456789abc: not permitted");
         // A read, with a substream that is ignored.
-        let read = Event::decode([0x18_0004_5810, 0x288_0000_0000, 0x1000, 0x1000]);
+        let read = Event::decode([0x18_0004_5810, 0x288_0000_0000, 0x1000, 0x1000], false);
         assert_eq!(read.to_string(), "stream 0x18: read of 0x1000: not mapped");
         // C_BAD_STREAMID has no address.
-        let bad = Event::decode([0xffff_ffff_0000_0002, 0, 0x55, 0]);
-        assert_eq!(bad, Event::Stream { stream: StreamId(u32::MAX), kind: EventKind::BadStream, access: None });
-        assert_eq!(Event::decode([0xe0, 0, 0, 0]).to_string(), "stream 0x0: event 0xe0");
+        let bad = Event::decode([0xffff_ffff_0000_0002, 0, 0x55, 0], true);
+        let (stream, kind) = (StreamId(u32::MAX), EventKind::BadStream);
+        assert_eq!(bad, Event::Stream { stream, kind, access: None, crowded: true });
+        assert_eq!(Event::decode([0xe0, 0, 0, 0], false).to_string(), "stream 0x0: event 0xe0");
+        assert_eq!(Event::decode([0; 4], true), Event::Lost);
     }
 }

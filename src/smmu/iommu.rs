@@ -177,7 +177,16 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
         result
     }
 
-    /// Lets the streams of a domain, which are blocked, use `view` again.
+    /// Blocks streams of a domain for good, because their device cannot be relied upon: they stay the domain's, but
+    /// [`resume`](Self::resume) leaves them out, and they are given to no other domain either.
+    pub fn quarantine(&self, domain: DomId, streams: Streams) {
+        self.owners.lock().quarantine(domain, streams);
+        if let Some(smmu) = self.front(streams.smmu).and_then(|front| front.smmu.as_ref()) {
+            self.confirm(streams.smmu, &smmu.block(streams.first..=streams.last));
+        }
+    }
+
+    /// Lets the streams of a domain, which are blocked, use `view` again, but for those in quarantine.
     ///
     /// # Errors
     ///
@@ -186,12 +195,12 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
         self.streams(domain).try_for_each(|streams| self.assign(domain, streams, view))
     }
 
-    /// The streams of a domain. The lock is not held while the caller uses one.
+    /// The streams of a domain that are not in quarantine. The lock is not held while the caller uses one.
     fn streams(&self, domain: DomId) -> impl Iterator<Item = Streams> {
         (0..).map_while(move |index| self.owners.lock().of(domain).nth(index))
     }
 
-    /// Blocks the streams of a domain, leaves them without an owner, and frees the tables of its view, unless an SMMU may
+    /// Blocks the streams of a domain, leaves them without an owner (but for those in quarantine), and frees the tables of its view, unless an SMMU may
     /// still use them.
     pub fn remove(&self, domain: DomId, view: DeviceView<H>) {
         let _ = self.block(domain);
@@ -236,11 +245,11 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
     fn handle(&self, front: &Front<H>, smmu: &Smmu<H>, event: &Event) {
         front.events.fetch_add(1, Ordering::Relaxed);
         let id = front.id;
-        let Event::Stream { stream, .. } = *event else {
+        let Event::Stream { stream, crowded, .. } = *event else {
             log_limited!(Warn; "{id}: {event}");
             return;
         };
-        let verdict = self.owners.lock().count(id, stream, self.hw.now_us());
+        let verdict = self.owners.lock().count(id, stream, crowded, self.hw.now_us());
         match verdict.owner {
             Some(domain) => log_limited!(Warn, domain; "{id}: {domain}: {event}"),
             None => log_limited!(Warn; "{id}: no domain: {event}"),
@@ -250,11 +259,10 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
             (CutOff::Owner, Some(domain)) => ("all streams of the domain are", self.block_all(domain)),
             _ => ("it is", smmu.block(stream..=stream)),
         };
-        let until =
-            if done.is_ok() { "cut off until the domain is reset" } else { "not cut off: the SMMU does not respond" };
+        let outcome = CutOffOutcome { what, done };
         match verdict.owner {
-            Some(domain) => log_limited!(Error, domain; "{id}: {domain}: {stream}: too many faults: {what} {until}"),
-            None => log_limited!(Error; "{id}: no domain: {stream}: too many faults: {what} {until}"),
+            Some(domain) => log_limited!(Error, domain; "{id}: {domain}: {stream}: too many faults: {outcome}"),
+            None => log_limited!(Error; "{id}: no domain: {stream}: too many faults: {outcome}"),
         }
     }
 
@@ -273,6 +281,23 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
         if let Err(error) = done {
             self.stale.store(true, Ordering::Release);
             log_limited!(Error; "{id}: {error}: memory that devices have reached is not used again");
+        }
+    }
+}
+
+/// How the attempt to cut something off has ended, for the log.
+struct CutOffOutcome {
+    /// What was to be cut off, with its verb.
+    what: &'static str,
+    done: Result<(), SmmuError>,
+}
+
+impl fmt::Display for CutOffOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = self.what;
+        match self.done {
+            Ok(()) => write!(f, "{what} cut off until the domain is reset"),
+            Err(error) => write!(f, "{what} not cut off: {error}"),
         }
     }
 }

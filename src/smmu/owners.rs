@@ -2,12 +2,18 @@
 //!
 //! A stream whose transactions fail more often than [`LIMIT`] times in a second is to be cut off: EL2 handles each of
 //! these events, and the device decides how many there are.
+//!
+//! Of a flood, the SMMU may have lost the most part. So a failure that was in its queue when that had no room left counts for
+//! [`CROWDED`] ones: a device that has had a sixteenth of a queue of 512 events is cut off at once, and one that has had a
+//! smaller part, or part of a smaller queue, when that happens again.
 
 use crate::ids::{DomId, SmmuId, StreamId, Streams};
 use alloc::vec::Vec;
 
 /// The largest number of failed transactions of a stream in a second.
 pub const LIMIT: u32 = 100;
+/// The number of failures that one in a full queue counts for.
+const CROWDED: u32 = 4;
 /// A second, in microseconds.
 const PERIOD_US: u64 = 1_000_000;
 /// The number of streams whose failures are counted one by one. Further ones replace those that have not failed for longest.
@@ -25,10 +31,19 @@ struct Failures {
     cut_off: bool,
 }
 
+/// Streams that were given to a domain together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Owned {
+    domain: DomId,
+    streams: Streams,
+    /// They reach nothing any more, whatever becomes of the domain.
+    is_quarantined: bool,
+}
+
 /// The streams that domains own, and the failures of streams.
 #[derive(Debug, Default)]
 pub struct Owners {
-    owned: Vec<(DomId, Streams)>,
+    owned: Vec<Owned>,
     failures: Vec<Failures>,
 }
 
@@ -62,47 +77,54 @@ impl Owners {
     /// The domain that owns a stream.
     #[must_use]
     pub fn owner(&self, smmu: SmmuId, stream: StreamId) -> Option<DomId> {
-        self.owned.iter().find(|(_, streams)| streams.contains(smmu, stream)).map(|&(domain, _)| domain)
+        self.owned.iter().find(|owned| owned.streams.contains(smmu, stream)).map(|owned| owned.domain)
     }
 
     /// The owner of any of these streams.
     #[must_use]
     pub fn owner_of_any(&self, streams: Streams) -> Option<DomId> {
-        self.owned.iter().find(|(_, owned)| owned.overlaps(streams)).map(|&(domain, _)| domain)
+        self.owned.iter().find(|owned| owned.streams.overlaps(streams)).map(|owned| owned.domain)
     }
 
     /// Makes a domain the owner of streams that have none.
     pub fn give(&mut self, domain: DomId, streams: Streams) {
-        self.owned.push((domain, streams));
+        self.owned.push(Owned { domain, streams, is_quarantined: false });
     }
 
     /// Leaves these streams of a domain without an owner, if they were given to it together.
     pub fn take_back_streams(&mut self, domain: DomId, streams: Streams) {
-        self.owned.retain(|&owned| owned != (domain, streams));
+        self.owned.retain(|owned| (owned.domain, owned.streams) != (domain, streams));
     }
 
-    /// The streams of a domain.
+    /// The streams of a domain that are not in quarantine.
     pub fn of(&self, domain: DomId) -> impl Iterator<Item = Streams> {
-        self.owned.iter().filter(move |(owner, _)| *owner == domain).map(|&(_, streams)| streams)
+        let of_domain = move |owned: &&Owned| owned.domain == domain && !owned.is_quarantined;
+        self.owned.iter().filter(of_domain).map(|owned| owned.streams)
     }
 
-    /// Leaves the streams of a domain without an owner, and forgets their failures.
+    /// Puts streams that were given to a domain together into quarantine: it keeps them for ever.
+    pub fn quarantine(&mut self, domain: DomId, streams: Streams) {
+        let same = |owned: &&mut Owned| (owned.domain, owned.streams) == (domain, streams);
+        self.owned.iter_mut().filter(same).for_each(|owned| owned.is_quarantined = true);
+    }
+
+    /// Leaves the streams of a domain without an owner, but for those in quarantine, and forgets their failures.
     pub fn take_back(&mut self, domain: DomId) {
         self.forget_failures(domain);
-        self.owned.retain(|&(owner, _)| owner != domain);
+        self.owned.retain(|owned| owned.domain != domain || owned.is_quarantined);
     }
 
     /// Forgets the failures of a domain's streams: it begins anew.
     pub fn forget_failures(&mut self, domain: DomId) {
         let Owners { owned, failures } = self;
         let is_its = |failed: &Failures| {
-            owned.iter().any(|&(owner, streams)| owner == domain && streams.contains(failed.smmu, failed.stream))
+            owned.iter().any(|owned| owned.domain == domain && owned.streams.contains(failed.smmu, failed.stream))
         };
         failures.retain(|failed| !is_its(failed));
     }
 
-    /// Counts a failed transaction at `now_us`.
-    pub fn count(&mut self, smmu: SmmuId, stream: StreamId, now_us: u64) -> Verdict {
+    /// Counts a failed transaction at `now_us`. `crowded`: the SMMU had no room for further ones.
+    pub fn count(&mut self, smmu: SmmuId, stream: StreamId, crowded: bool, now_us: u64) -> Verdict {
         let owner = self.owner(smmu, stream);
         let found = self.failures.iter().position(|failed| (failed.smmu, failed.stream) == (smmu, stream));
         let fresh = Failures { smmu, stream, since_us: now_us, count: 0, cut_off: false };
@@ -113,7 +135,7 @@ impl Owners {
         if now_us.saturating_sub(failed.since_us) >= PERIOD_US {
             (failed.since_us, failed.count) = (now_us, 0);
         }
-        failed.count = failed.count.saturating_add(1);
+        failed.count = failed.count.saturating_add(if crowded { CROWDED } else { 1 });
         let is_new = failed.count > LIMIT && !failed.cut_off;
         failed.cut_off |= is_new;
         let cut_off = match is_new {
@@ -152,7 +174,7 @@ mod tests {
 
     /// Counts `failures` failures of a stream of SMMU 0 at a time. Returns how often it is to be cut off.
     fn fail(owners: &mut Owners, stream: u32, failures: u32, now_us: u64) -> usize {
-        let verdicts = (0..failures).map(|_| owners.count(SmmuId(0), StreamId(stream), now_us).cut_off);
+        let verdicts = (0..failures).map(|_| owners.count(SmmuId(0), StreamId(stream), false, now_us).cut_off);
         verdicts.filter(|cut_off| *cut_off != CutOff::Nothing).count()
     }
 
@@ -205,7 +227,7 @@ mod tests {
         let mut owners = Owners::new();
         owners.give(DOM1, streams(0, 0, 1000));
         let last = |owners: &mut Owners, stream: u32| {
-            (0..=LIMIT).map(|_| owners.count(SmmuId(0), StreamId(stream), 0).cut_off).last().unwrap()
+            (0..=LIMIT).map(|_| owners.count(SmmuId(0), StreamId(stream), false, 0).cut_off).last().unwrap()
         };
         for stream in 1..COUNTED as u32 {
             assert_eq!(last(&mut owners, stream), CutOff::Stream);

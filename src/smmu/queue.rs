@@ -45,14 +45,9 @@ impl<H: Hw> CommandQueue<H> {
         CommandQueue { hw, base, ring, produced: 0, posted: 0, stuck: None, dead: false }
     }
 
-    /// Whether the SMMU has been declared dead or was stopped.
+    /// Whether the SMMU has been declared dead.
     pub fn is_dead(&self) -> bool {
         self.dead
-    }
-
-    /// Refuses commands from now on.
-    pub fn close(&mut self) {
-        self.dead = true;
     }
 
     /// Executes commands, and waits until they are complete.

@@ -4,6 +4,7 @@ use super::testing::{Fake, Reach, described, facts, streams, view};
 use super::*;
 use crate::ids::{Ipa, Pa, StreamId};
 use crate::mmio::{Coherence, Hw};
+use crate::platform::machine;
 use crate::smmu::testing::State;
 use std::vec::Vec;
 
@@ -61,7 +62,7 @@ fn all_streams_of_a_root_complex_cost_one_leaf_and_few_commands() {
     let smmu = fake.start();
     let before = fake.allocated();
     // Both queues, 1024 descriptors, and the leaf that aborts.
-    assert_eq!(before, 0x1000 + 0x1000 + 0x2000 + 0x1000);
+    assert_eq!(before, 0x1000 + 0x4000 + 0x2000 + 0x1000);
     fake.0.borrow_mut().commands.clear();
     smmu.assign(streams(0, 0xffff), &view(1)).unwrap();
     assert_eq!(fake.allocated(), before + 0x1000);
@@ -212,8 +213,9 @@ fn an_smmu_that_hangs_is_declared_dead_in_bounded_time_and_aborts_everything() {
     }
     assert!(rounds >= 8, "{rounds} times 100 ms is not a second");
     assert_eq!(smmu.invalidate_all(VmId(1)), Err(SmmuError::Dead));
-    assert_eq!(fake.get(0x20), 0);
+    assert_eq!((fake.get(0x20), fake.get(0x50), fake.get(0x44)), (0, 0, 1 << 20));
     assert_eq!(fake.reach(0x18), Reach::Nothing);
+    assert_eq!(smmu.assign(streams(0x18, 0x18), &view(1)), Err(SmmuError::Dead));
 }
 
 #[test]
@@ -341,32 +343,63 @@ fn events_are_taken_in_order_and_lost_ones_are_reported() {
     let smmu = fake.start();
     assert_eq!(smmu.next_event(), None);
     for round in 0..3u64 {
-        for n in 0..130 {
+        for n in 0..514 {
             fake.event([n << 32 | 0x10, 1 << 35, round << 12, 0]);
         }
         assert_eq!(smmu.next_event(), Some(Event::Lost));
-        for n in 0..128 {
+        let event = |n| {
             let access = Some(Access { address: Ipa(round << 12), write: false });
-            let expected = Event::Stream { stream: StreamId(n), kind: EventKind::Translation, access };
-            assert_eq!(smmu.next_event(), Some(expected));
-        }
+            Event::Stream { stream: StreamId(n), kind: EventKind::Translation, access, crowded: n < 512 }
+        };
+        (0..512).for_each(|n| assert_eq!(smmu.next_event(), Some(event(n))));
+        fake.event([600 << 32 | 0x10, 1 << 35, round << 12, 0]);
+        assert_eq!(smmu.next_event(), Some(event(600)));
         assert_eq!(smmu.next_event(), None);
     }
-    // The SMMU could not write an event: those in the queue are not valid.
-    fake.event([0x10, 0, 0, 0]);
     fake.set(0x60, fake.get(0x60) ^ (1 << 2 | 1 << 8 | 1 << 4));
     assert_eq!(smmu.take_errors(), Errors { command: None, events_lost: true, failure: true, other: 1 << 4 });
+    assert_eq!(smmu.next_event(), Some(Event::Lost));
     assert_eq!(smmu.next_event(), None);
     assert!(!smmu.take_errors().any());
 }
 
+/// The streams of the events that are taken; `None` for one that is lost.
+fn taken(smmu: &Smmu<Fake>) -> Vec<Option<u32>> {
+    let stream = |event| match event {
+        Event::Stream { stream, .. } => Some(stream.0),
+        Event::Lost => None,
+    };
+    core::iter::from_fn(|| smmu.next_event()).map(stream).collect()
+}
+
 #[test]
-fn after_a_stop_the_smmu_uses_no_memory_and_lets_nothing_pass() {
-    let (fake, smmu) = assigned(|_| ());
-    smmu.stop().unwrap();
-    assert_eq!((fake.get(0x20), fake.get(0x50), fake.get(0x44)), (0, 0, 1 << 20));
-    assert_eq!(fake.reach(0x18), Reach::Nothing);
-    assert_eq!(smmu.assign(streams(0x18, 0x18), &view(1)), Err(SmmuError::Dead));
+fn a_record_that_was_not_written_is_not_taken_for_the_one_that_was_in_its_slot_before() {
+    let fake = Fake::new();
+    let smmu = fake.start();
+    // Once around the ring.
+    for n in 0..512 {
+        fake.event([n << 32 | 0x10, 0, 0, 0]);
+        assert_eq!(taken(&smmu), [Some(n as u32)]);
+    }
+    fake.event([600 << 32 | 0x10, 0, 0, 0]);
+    // The write of the next record is aborted after EVENTQ_PROD has passed it.
+    fake.set(0x1_00a8, fake.get(0x1_00a8) + 1);
+    fake.set(0x60, fake.get(0x60) ^ 1 << 2);
+    assert!(smmu.take_errors().events_lost);
+    assert_eq!(taken(&smmu), [None, Some(600), None]);
+}
+
+#[test]
+fn without_snooping_no_event_is_taken_from_a_queue_that_could_not_be_written() {
+    let fake = Fake::new();
+    let at = machine::Smmu { coherent: false, ..described() };
+    let smmu = Smmu::start(fake.clone(), &at).unwrap();
+    fake.event([5 << 32 | 0x10, 0, 0, 0]);
+    assert_eq!(taken(&smmu), [Some(5)]);
+    fake.event([6 << 32 | 0x10, 0, 0, 0]);
+    fake.set(0x60, fake.get(0x60) ^ 1 << 2);
+    assert!(smmu.take_errors().events_lost);
+    assert_eq!(taken(&smmu), [None]);
 }
 
 #[test]

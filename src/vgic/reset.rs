@@ -1,5 +1,6 @@
 //! The reset of a virtual GIC whose domain begins anew.
 
+use super::Trigger;
 use super::direct_sgis::SGIS;
 use super::irq::Irq;
 use super::port::Port;
@@ -42,9 +43,27 @@ impl Vgic {
         true
     }
 
-    /// Puts the distributor of a domain whose vCPUs are all off into its reset state, with its SPIs and the
-    /// configuration of LPIs. The physical SPIs that the domain owns stay as they are.
+    /// Puts the physical SPIs that the domain owns into the state that its distributor has after a reset: not enabled, not
+    /// pending, level-sensitive, and routed to the first vCPU.
+    pub fn reset_owned_spis(&self, port: &dyn Port) {
+        let end = self.dist.lock().end();
+        for intid in (SPI_FIRST..end).map(Intid).filter(|&intid| port.owns_spi(intid)) {
+            port.spi_set_enabled(intid, false);
+            port.spi_set_trigger(intid, Trigger::Level);
+            port.spi_route(intid, VcpuId(0));
+            port.spi_set_pending(intid, false);
+            port.spi_deactivate(intid);
+        }
+    }
+
+    /// Puts the distributor of a domain whose vCPUs are all off into its reset state, with its SPIs, also the physical ones
+    /// that it owns, and the configuration of LPIs.
     pub fn reset_dist(&self, port: &dyn Port) {
+        // First, so that a device whose line is asserted does not make its SPI active again.
+        let end = self.dist.lock().end();
+        for intid in (SPI_FIRST..end).map(Intid).filter(|&intid| port.owns_spi(intid)) {
+            port.spi_set_enabled(intid, false);
+        }
         self.release_spis(port);
         let was_on = self.group1_on();
         {
@@ -52,6 +71,8 @@ impl Vgic {
             dist.reset(self.default_target());
             self.ctlr.store(0, Ordering::SeqCst);
         }
+        // Another CPU may have taken one before it was disabled, and noted it here before the reset.
+        self.reset_owned_spis(port);
         self.propbaser.store(0, Ordering::SeqCst);
         self.lpis.reset();
         if was_on {
@@ -62,9 +83,9 @@ impl Vgic {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{BOOT, Machine};
+    use super::super::testing::{Asked, BOOT, Machine};
     use crate::ids::{Intid, Mpidr, VcpuId};
-    use crate::vgic::Signal;
+    use crate::vgic::{Signal, Trigger};
     use std::vec::Vec;
 
     const REDIST_FRAMES: u64 = 0x2_0000;
@@ -109,5 +130,27 @@ mod tests {
         machine.vgic.reset_dist(&machine);
         assert_eq!(state(&machine), fresh);
         assert!(!machine.vgic.group1_on() && !machine.vgic.lpis_on(BOOT));
+    }
+
+    #[test]
+    fn physical_spis_of_the_domain_are_disabled_and_not_active_after_a_reset() {
+        let mut machine = Machine::new(2);
+        machine.owned.push(40);
+        // Enabled, edge-triggered, routed to the second vCPU, and active.
+        let affinity = machine.vgic.vcpus[1].affinity.0;
+        machine.dist_write(0x104, 1 << 8);
+        machine.dist_write(0xc08, 2 << 16);
+        machine.dist_write(0x6000 + 8 * 40, affinity);
+        assert!(machine.vgic.inject_hw_spi(&machine, Intid(40)));
+        let _ = machine.asked();
+        machine.vgic.reset_dist(&machine);
+        let asked = machine.asked();
+        assert_eq!(asked.first(), Some(&Asked::Enabled(40, false)), "before it is deactivated");
+        for expected in
+            [Asked::Trigger(40, Trigger::Level), Asked::Route(40, 0), Asked::Pending(40, false), Asked::Deactivate(40)]
+        {
+            assert!(asked.contains(&expected), "{expected:?} is not in {asked:?}");
+        }
+        assert!(!asked.iter().any(|asked| matches!(asked, Asked::Enabled(intid, _) if *intid != 40)));
     }
 }

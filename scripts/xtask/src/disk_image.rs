@@ -106,6 +106,9 @@ pub fn verb(options: Options) -> Outcome {
         root: options.root,
         board: options.board,
     };
+    if contents.domus.iter().any(|domu| domu.dtb.is_some()) {
+        return Err(Failure::usage("--domu: dtb= has no key in doorward.cfg"));
+    }
     let out = options.out.unwrap_or_else(|| paths::target().join(format!("{}.raw", contents.board)));
     template(&contents.board)?;
     setup::ensure()?;

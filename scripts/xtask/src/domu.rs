@@ -21,6 +21,8 @@ pub struct DomU {
     pub kernel: PathBuf,
     /// Its RAM disk.
     pub initrd: Option<PathBuf>,
+    /// Its partial device tree, as a flattened one.
+    pub dtb: Option<PathBuf>,
     /// Number of vCPUs.
     pub cpus: u32,
     /// RAM in MiB.
@@ -43,6 +45,7 @@ impl Default for DomU {
         Self {
             kernel: paths::linux(),
             initrd: None,
+            dtb: None,
             cpus: 1,
             mem: 256,
             weight: None,
@@ -55,7 +58,7 @@ impl Default for DomU {
 }
 
 impl DomU {
-    /// Parses `KERNEL[,initrd=F][,cpus=N][,mem=SIZE][,weight=N][,cap=N][,pci=BDF]...[,pci-allow-no-reset]
+    /// Parses `KERNEL[,initrd=F][,dtb=F][,cpus=N][,mem=SIZE][,weight=N][,cap=N][,pci=BDF]...[,pci-allow-no-reset]
     /// [,append=WORDS]`; WORDS extends to the end.
     pub fn parse(text: &str) -> Outcome<Self> {
         let (text, words) = text.split_once(",append=").map_or((text, None), |(text, words)| (text, Some(words)));
@@ -66,7 +69,8 @@ impl DomU {
         }
         for field in fields {
             let bad = || {
-                let known = "initrd=F, cpus=N, mem=SIZE, weight=N, cap=N, pci=BDF, pci-allow-no-reset or append=WORDS";
+                let known =
+                    "initrd=F, dtb=F, cpus=N, mem=SIZE, weight=N, cap=N, pci=BDF, pci-allow-no-reset or append=WORDS";
                 Failure::usage(format!("--domu: `{field}` is none of {known}"))
             };
             if field == "pci-allow-no-reset" {
@@ -76,6 +80,7 @@ impl DomU {
             let (key, value) = field.split_once('=').ok_or_else(bad)?;
             match key {
                 "initrd" => domu.initrd = Some(value.into()),
+                "dtb" => domu.dtb = Some(value.into()),
                 "cpus" => domu.cpus = value.parse().map_err(|_| bad())?,
                 "weight" => domu.weight = Some(value.parse().map_err(|_| bad())?),
                 "cap" => domu.cap = Some(value.parse().map_err(|_| bad())?),
@@ -85,6 +90,15 @@ impl DomU {
             }
         }
         Ok(domu)
+    }
+}
+
+impl DomU {
+    /// The files that are loaded for it, and their kinds.
+    fn modules(&self) -> impl Iterator<Item = (&'static str, &PathBuf)> {
+        let kernel = ("multiboot,kernel", Some(&self.kernel));
+        let others = [("multiboot,ramdisk", self.initrd.as_ref()), ("multiboot,device-tree", self.dtb.as_ref())];
+        [kernel].into_iter().chain(others).filter_map(|(kind, file)| Some((kind, file?)))
     }
 }
 
@@ -119,7 +133,7 @@ struct Blob {
 fn lay_out(domains: &[DomU], start: u64) -> Outcome<Vec<Blob>> {
     let mut blobs: Vec<Blob> = Vec::new();
     let mut at = start;
-    for file in domains.iter().flat_map(|domain| [Some(&domain.kernel), domain.initrd.as_ref()]).flatten() {
+    for file in domains.iter().flat_map(|domain| domain.modules()).map(|(_, file)| file) {
         if blobs.iter().any(|blob| blob.file == *file) {
             continue;
         }
@@ -287,9 +301,7 @@ fn edited(host: &[u8], extras: &Extras<'_>, blobs: &[Blob]) -> Result<Vec<u8>, S
         if domain.pci_allow_no_reset {
             set(&mut node, "doorward,pci-allow-no-reset", &[0u32; 0][..]);
         }
-        let files = [("multiboot,kernel", Some(&domain.kernel)), ("multiboot,ramdisk", domain.initrd.as_ref())];
-        for (kind, file) in files {
-            let Some(file) = file else { continue };
+        for (kind, file) in domain.modules() {
             let blob = blobs.iter().find(|blob| blob.file == *file).ok_or("a file without an address")?;
             let mut module = DeviceTreeNode::new_unchecked(format!("module@{:x}", blob.at));
             set(&mut module, "compatible", &[kind, "multiboot,module"][..]);
@@ -310,9 +322,9 @@ mod tests {
 
     #[test]
     fn a_domu_is_parsed_from_one_word() {
-        let domu = DomU::parse("k,initrd=i,cpus=2,mem=1G,weight=512,cap=50,append=quiet a=b,c=d").unwrap();
+        let domu = DomU::parse("k,initrd=i,dtb=d,cpus=2,mem=1G,weight=512,cap=50,append=quiet a=b,c=d").unwrap();
         assert_eq!((domu.weight, domu.cap), (Some(512), Some(50)));
-        assert_eq!((domu.kernel, domu.initrd), ("k".into(), Some("i".into())));
+        assert_eq!((domu.kernel, domu.initrd, domu.dtb), ("k".into(), Some("i".into()), Some("d".into())));
         assert_eq!((domu.cpus, domu.mem, domu.append.as_str()), (2, 1024, "console=ttyAMA0 quiet a=b,c=d"));
         assert_eq!(DomU::parse("k").unwrap(), DomU { kernel: "k".into(), ..DomU::default() });
         let functions = DomU::parse("k,pci=00:03.0,cpus=2,pci=1:ff:1f.7").unwrap().pci;

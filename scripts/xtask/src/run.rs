@@ -53,9 +53,10 @@ pub struct Options {
     #[arg(
         long,
         value_name = "KERNEL[,...]",
-        help = "A domU: KERNEL[,initrd=FILE][,cpus=N][,mem=SIZE][,weight=N][,cap=PERCENT]\n\
-                [,pci=BDF][,pci-allow-no-reset][,append=WORDS], append= last; pci= is a function\n\
-                that it gets, such as 00:03.0, and may be there more than once, as --domu may\n\
+        help = "A domU: KERNEL[,initrd=FILE][,dtb=FILE][,cpus=N][,mem=SIZE][,weight=N]\n\
+                [,cap=PERCENT][,pci=BDF][,pci-allow-no-reset][,append=WORDS], append= last; pci= is a\n\
+                function that it gets, such as 00:03.0, and may be there more than once, as\n\
+                --domu may; dtb= is a partial device tree with platform devices that it gets\n\
                 [default: cpus=1, mem=256M]"
     )]
     domu: Vec<String>,

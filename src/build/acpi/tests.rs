@@ -37,6 +37,7 @@ fn dom0(host: &Memory, vcpus: usize) -> Dom0 {
         gicr: places.gicr,
         absent_itss: &[],
         given_bars: &[],
+        given_devices: &[],
         bootargs: "quiet",
         initrd,
     };
@@ -147,6 +148,7 @@ fn an_its_that_could_not_be_brought_up_is_not_listed() {
         gicr: places.gicr,
         absent_itss: &absent_itss,
         given_bars: &[],
+        given_devices: &[],
         bootargs: "",
         initrd: None,
     };
@@ -241,6 +243,7 @@ fn tables_without_room_and_vcpus_without_a_cpu_are_errors() {
         gicr: places.gicr,
         absent_itss: &[],
         given_bars: &[],
+        given_devices: &[],
         bootargs: "",
         initrd: None,
     };

@@ -168,6 +168,7 @@ mod tests {
             gicr: places.gicr,
             absent_itss: &[],
             given_bars: &[],
+            given_devices: &[],
             bootargs: "quiet",
             initrd,
         };
@@ -222,6 +223,7 @@ mod tests {
             gicr: places.gicr,
             absent_itss: &[],
             given_bars: &[],
+            given_devices: &[],
             bootargs: "",
             initrd: None,
         };
@@ -263,6 +265,7 @@ mod tests {
             gicr: places.gicr,
             absent_itss: &[],
             given_bars: &[],
+            given_devices: &[],
             bootargs: "",
             initrd: None,
         };

@@ -14,7 +14,7 @@
 //! | timer | without the EL2 timers |
 //! | SMMUs, PMU, SPE, TRBE, trace units, OP-TEE, NUMA | removed, with `iommus` and `iommu-map` |
 //!
-//! A device whose `memory-region` is a fixed reservation is disabled: its memory is not mapped into dom0.
+//! The devices that domUs get are disabled. A device whose `memory-region` is a fixed reservation is disabled: its memory is not mapped into dom0.
 
 use crate::build::fdt::node::{
     cell, cells_of, for_each, node, push_number, set, set_boot_args, set_cells, set_psci, string,
@@ -51,6 +51,8 @@ pub struct Dom0Plan<'a> {
     pub absent_itss: &'a [Pa],
     /// The BARs of the PCI functions that domUs get: dom0 may place nothing there.
     pub given_bars: &'a [Range],
+    /// The paths of the devices that domUs get: they are disabled.
+    pub given_devices: &'a [String],
     /// The command line.
     pub bootargs: &'a str,
     /// The RAM disk.
@@ -125,6 +127,11 @@ pub fn build_dom0_fdt(host: &[u8], machine: &Machine, plan: &Dom0Plan<'_>) -> Re
     let mut tree = DeviceTree::from_fdt(&fdt::parse(host)?);
     let mut removed = Removed::default();
 
+    for path in plan.given_devices {
+        if let Some(node) = tree.find_node_mut(path) {
+            set(node, "status", "disabled");
+        }
+    }
     remove_hidden(&mut tree.root, true, &mut removed);
     write_memory(&mut tree, plan)?;
     remove_fixed_reservations(&mut tree, &mut removed);
@@ -329,6 +336,7 @@ mod tests {
             gicr: r(0x080a_0000, VGICR_SIZE * vcpus.len() as u64),
             absent_itss: &[],
             given_bars: &[],
+            given_devices: &[],
             bootargs: "console=ttyAMA0 quiet",
             initrd: Some(r(0x4c00_0000, 5)),
         }
@@ -368,6 +376,15 @@ mod tests {
             }
         }
         node.children().for_each(|child| every_cell(child, seen));
+    }
+
+    #[test]
+    fn devices_of_domus_are_disabled() {
+        let given = [String::from("/pl031@9010000"), String::from("/nothing")];
+        let blob = build(DOM0, &Dom0Plan { given_devices: &given, ..plan(&TWO, &BANKS) });
+        let tree = model(&blob);
+        let status = |path| string(tree.find_node(path).unwrap(), "status").map(ToString::to_string);
+        assert_eq!((status("/pl031@9010000"), status("/pl061@9030000")), (Some("disabled".into()), None));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::build::fdt::node::{
     EMPTY, LEVEL_HIGH, PPI, SPI, memory, node, reg, set, set_boot_args, set_cells, set_psci,
 };
 use crate::build::fdt::pci::{self, PciHostNode};
-use crate::build::layout::domu::{DIST, ECAM, RAM, UART, UART_IRQ, its, redists};
+use crate::build::layout::domu::{DIST, ECAM, MAX_ITSS, RAM, UART, UART_IRQ, its, redists};
 use crate::ids::{DeviceId, Intid, Mpidr};
 use crate::platform::PciWindow;
 use crate::util::range::Range;
@@ -17,15 +17,22 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode};
 
-/// The phandle of the GIC's node.
-const GIC: u32 = 1;
+/// The phandle of the GIC's node, as Xen has it. It leaves low numbers, from which on `dtc` counts, to what is copied from a
+/// partial tree.
+pub const GIC: u32 = 65_000;
 /// The phandle of the clock's node.
-const CLOCK: u32 = 2;
+const CLOCK: u32 = GIC + 1;
 /// Frequency of the PL011's clock in Hz, the same as on QEMU's `virt`. The emulated port has no baud rate.
 const CLOCK_HZ: u32 = 24_000_000;
 
 /// The phandle of the first ITS's node. Those of the others follow.
-const ITS: u32 = 3;
+const ITS: u32 = GIC + 2;
+
+/// Whether a phandle may be that of a node that EL2 makes.
+#[must_use]
+pub fn is_own_phandle(phandle: u32) -> bool {
+    (GIC..ITS + MAX_ITSS as u32).contains(&phandle)
+}
 
 /// A PCI function that a domU has been given.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +58,15 @@ pub struct GuestPci<'a> {
     pub coherent: bool,
 }
 
+/// What is copied from the partial tree of a domU that has platform devices.
+#[derive(Debug, Default)]
+pub struct Partial {
+    /// The phandle that its nodes have for the GIC.
+    pub gic: Option<u32>,
+    /// `/passthrough`, and `/aliases` if there is one.
+    pub nodes: Vec<DeviceTreeNode>,
+}
+
 /// What the tree describes.
 #[derive(Clone, Copy, Debug)]
 pub struct DomuTree<'a> {
@@ -68,6 +84,8 @@ pub struct DomuTree<'a> {
     pub timers: (Intid, Intid),
     /// The PCI host, if the domain has one.
     pub pci: Option<GuestPci<'a>>,
+    /// What is copied from the domain's partial tree.
+    pub partial: &'a Partial,
 }
 
 /// Makes the tree and returns it flattened.
@@ -75,10 +93,11 @@ pub struct DomuTree<'a> {
 pub fn build_domu_fdt(plan: &DomuTree<'_>) -> Vec<u8> {
     let mut tree = DeviceTree::new();
     let root = &mut tree.root;
+    let phandle = plan.partial.gic.unwrap_or(GIC);
     set(root, "compatible", "linux,dummy-virt");
     set(root, "model", "Doorward domain");
     set_cells(root, 2, 2);
-    set(root, "interrupt-parent", GIC);
+    set(root, "interrupt-parent", phandle);
 
     root.add_child(chosen(plan));
     root.add_child(memory(Range::new(RAM, plan.ram)));
@@ -103,7 +122,7 @@ pub fn build_domu_fdt(plan: &DomuTree<'_>) -> Vec<u8> {
     set(&mut gic, "interrupt-controller", EMPTY);
     set(&mut gic, "#interrupt-cells", 3u32);
     set(&mut gic, "reg", reg(&[DIST, redists(plan.vcpus.len())]));
-    set(&mut gic, "phandle", GIC);
+    set(&mut gic, "phandle", phandle);
     match &plan.pci {
         None => set(&mut gic, "#address-cells", 0u32),
         Some(host) => {
@@ -133,6 +152,9 @@ pub fn build_domu_fdt(plan: &DomuTree<'_>) -> Vec<u8> {
         set(&mut uart, "clocks", &[CLOCK, CLOCK][..]);
         set(&mut uart, "clock-names", &["uartclk", "apb_pclk"][..]);
         root.add_child(uart);
+    }
+    for node in &plan.partial.nodes {
+        root.add_child(node.clone());
     }
     tree.to_dtb()
 }
@@ -203,6 +225,7 @@ mod tests {
             uart,
             timers: (Intid(30), Intid(27)),
             pci,
+            partial: &Partial::default(),
         })
     }
 
@@ -249,6 +272,28 @@ mod tests {
         assert_eq!(host.device_id(8), Some((ItsId(0), DeviceId(0x1_0018))));
         assert_eq!(host.device_id(16), Some((ItsId(1), DeviceId(0x20))));
         assert_eq!(host.device_id(24), None);
+    }
+
+    #[test]
+    fn nodes_of_a_partial_tree_are_copied_and_the_gic_has_the_phandle_that_they_use() {
+        let mut device = node("rtc@9010000");
+        set(&mut device, "compatible", "arm,pl031");
+        set(&mut device, "interrupt-parent", 7u32);
+        let mut passthrough = node("passthrough");
+        passthrough.add_child(device);
+        let partial = Partial { gic: Some(7), nodes: std::vec![passthrough] };
+        let vcpus = affinities(1);
+        let timers = (Intid(30), Intid(27));
+        let (bootargs, initrd, pci) = ("", None, None);
+        let plan =
+            DomuTree { vcpus: &vcpus, ram: 128 << 20, bootargs, initrd, uart: true, timers, pci, partial: &partial };
+        let blob = build_domu_fdt(&plan);
+        let parsed = Fdt::new(&blob).unwrap();
+        assert!(parsed.find_node("/passthrough/rtc@9010000").is_some());
+        let phandle = |path, name| parsed.find_node(path).unwrap().property(name).unwrap().value().to_vec();
+        assert_eq!(phandle("/intc@8000000", "phandle"), 7u32.to_be_bytes());
+        assert_eq!(phandle("/", "interrupt-parent"), 7u32.to_be_bytes());
+        assert!(is_own_phandle(GIC) && is_own_phandle(ITS + 3) && !is_own_phandle(ITS + 4) && !is_own_phandle(7));
     }
 
     #[test]

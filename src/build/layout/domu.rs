@@ -40,6 +40,18 @@ pub const MAX_RAM: u64 = PCI_MEM64.base.0 - RAM.0;
 /// The largest number of vCPUs: their redistributors end below the console.
 pub const MAX_VCPUS: usize = ((UART.base.0 - REDISTS.0) / VGICR_SIZE) as usize;
 
+/// The addresses at which a domU has something: its RAM and EL2's devices.
+#[must_use]
+pub fn occupied(vcpus: usize, ram: u64, uart: bool, pci: bool) -> Vec<Range> {
+    let mut all = alloc::vec![DIST, redists(vcpus), Range::new(RAM, ram)];
+    all.extend(uart.then_some(UART));
+    if pci {
+        all.extend([ECAM, PCI_MEM32, PCI_MEM64]);
+        all.extend((0..MAX_ITSS).map(its));
+    }
+    all
+}
+
 /// The registers of ITS number `index`.
 #[must_use]
 pub const fn its(index: usize) -> Range {

@@ -89,7 +89,7 @@ fn visit(tree: Tree<'_>, place: &Place<'_, '_>, each: &mut impl FnMut(DeviceNode
     Ok(())
 }
 
-fn write_path(place: &Place<'_, '_>, path: &mut ArrayString<256>) {
+pub(super) fn write_path(place: &Place<'_, '_>, path: &mut ArrayString<256>) {
     if let Some(parent) = place.parent {
         write_path(parent, path);
         let _ = write!(path, "/{}", place.name());

@@ -6,12 +6,14 @@
 //! All of this is more than a machine needs to start, so nothing that is odd here refuses it: an entry that cannot be
 //! understood ends its property, and one for an IOMMU of another kind is skipped.
 
+use super::devices::write_path;
 use super::lists::Phandles;
+use super::open::open;
 use super::walk::{Cells, Go, Place, Tree, cell_count, u32_value};
 use crate::ids::{Pa, SmmuId, StreamId, Streams};
 use crate::platform::{Machine, MachineError, Part};
 use crate::util::range::Range;
-use arrayvec::ArrayVec;
+use arrayvec::{ArrayString, ArrayVec};
 
 /// The number of IDs on a bus.
 const BUS_IDS: u32 = 0x1_0000;
@@ -45,6 +47,46 @@ pub(super) fn read(tree: Tree<'_>, machine: &mut Machine, known: &Phandles) -> R
     Ok(())
 }
 
+/// The largest number of streams of one device that [`device_streams`] lists.
+pub const DEVICE_STREAMS: usize = 16;
+
+/// By what SMMUs know a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceStreams {
+    /// It is behind no SMMU: it has no `iommus`.
+    None,
+    /// Its `iommus` is damaged, names an IOMMU of another kind, or has more than [`DEVICE_STREAMS`] entries.
+    Unknown,
+    /// Its streams.
+    Known(ArrayVec<Streams, DEVICE_STREAMS>),
+}
+
+/// Reads the streams of the available device at `path`, a full path.
+///
+/// # Errors
+///
+/// Those of [`read`](super::read) for a damaged tree.
+pub fn device_streams(blob: &[u8], path: &str) -> Result<DeviceStreams, MachineError> {
+    let tree = open(blob)?;
+    let mut iommus = Iommus { tree, smmus: ArrayVec::new(), last: None, walks: 0 };
+    tree.walk_available(&mut |place| {
+        if place.is_compatible("arm,smmu-v3") {
+            let _ = iommus.smmus.try_push((place.phandle(), place.u32("#iommu-cells")));
+        }
+        Ok(Go::In)
+    })?;
+    let mut found = DeviceStreams::None;
+    tree.walk_available(&mut |place| {
+        let mut at: ArrayString<256> = ArrayString::new();
+        write_path(place, &mut at);
+        if place.depth > 0 && at.as_str() == path && place.has("iommus") {
+            found = iommus.device_streams(place.value("iommus").unwrap_or(&[]));
+        }
+        Ok(Go::In)
+    })?;
+    Ok(found)
+}
+
 /// The IOMMUs of a tree.
 struct Iommus<'a> {
     tree: Tree<'a>,
@@ -71,6 +113,20 @@ impl<'a> Iommus<'a> {
                 each(Streams { smmu, first: StreamId(first), last: StreamId(first) });
             }
         }
+    }
+
+    /// Reads a device's `iommus`.
+    fn device_streams(&mut self, list: &[u8]) -> DeviceStreams {
+        let mut list = Cells(list);
+        let mut streams = ArrayVec::new();
+        while !list.is_empty() {
+            let Some((Some(smmu), Some(id))) = self.entry(&mut list) else { return DeviceStreams::Unknown };
+            let one = Streams { smmu, first: StreamId(id), last: StreamId(id) };
+            if streams.try_push(one).is_err() {
+                return DeviceStreams::Unknown;
+            }
+        }
+        if streams.is_empty() { DeviceStreams::Unknown } else { DeviceStreams::Known(streams) }
     }
 
     /// Adds the streams that a bus' `iommu-map` translates to.

@@ -29,6 +29,7 @@ mod pci;
 mod walk;
 
 pub use devices::{DeviceNode, Spi, for_each_device};
+pub use iommu::{DEVICE_STREAMS, DeviceStreams, device_streams};
 pub use open::{is_compatible, parse, trim};
 pub use walk::Trigger;
 

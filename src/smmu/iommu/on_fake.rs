@@ -1,6 +1,6 @@
 //! Tests on an SMMU that executes commands at once: who owns streams, and what happens when they fail or the SMMU does.
 
-use super::{AssignError, DeviceView, Iommu};
+use super::{AssignError, CutOffOutcome, DeviceView, Iommu};
 use crate::ids::{DomId, Intid, Ipa, SmmuId, StreamId, Streams, VmId};
 use crate::mm::stage2::Tlb;
 use crate::mmio::Coherence;
@@ -216,6 +216,15 @@ fn a_view_has_no_more_address_bits_and_its_tables_no_less_coherence_than_the_smm
     assert_eq!(iommu.coherence(), Coherence::Coherent);
     let alone = platform::Smmu { coherent: false, ..described() };
     assert_eq!(Iommu::start(Fake::new(), &[alone], true).coherence(), Coherence::NonCoherent);
+}
+
+#[test]
+fn a_cut_off_that_fails_is_reported_with_its_cause() {
+    let text = |done| CutOffOutcome { what: "it is", done }.to_string();
+    assert_eq!(text(Ok(())), "it is cut off until the domain is reset");
+    for error in [SmmuError::OutOfMemory, SmmuError::Timeout] {
+        assert_eq!(text(Err(error)), std::format!("it is not cut off: {error}"));
+    }
 }
 
 #[test]

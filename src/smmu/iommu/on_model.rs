@@ -130,6 +130,27 @@ fn a_stopped_domain_reaches_its_ram_again_when_it_resumes() {
 }
 
 #[test]
+fn a_stream_in_quarantine_reaches_nothing_and_is_given_to_nobody() {
+    let world = World::new(Config::qemu());
+    let ram = world.page();
+    let view = world.view(DOM1, ram, world.page());
+    let other = world.view(DOM0, ram, world.page());
+    world.iommu.assign(DOM1, streams(0x10, 0x10), &view).unwrap();
+    world.iommu.assign(DOM1, streams(0x18, 0x18), &view).unwrap();
+    world.iommu.quarantine(DOM1, streams(0x10, 0x10));
+    assert_eq!([world.write(0x10, RAM), world.write(0x18, RAM)], [None, Some(ram)]);
+    world.iommu.block(DOM1).unwrap();
+    world.iommu.resume(DOM1, &view).unwrap();
+    assert_eq!([world.write(0x10, RAM), world.write(0x18, RAM)], [None, Some(ram)]);
+    world.iommu.remove(DOM1, view);
+    assert_eq!(world.iommu.assign(DOM0, streams(0x10, 0x18), &other), Err(AssignError::Owned(DOM1)));
+    world.iommu.assign(DOM0, streams(0x18, 0x18), &other).unwrap();
+    assert_eq!([world.write(0x10, RAM), world.write(0x18, RAM)], [None, Some(ram)]);
+    assert!(world.iommu.is_sound());
+    world.machine.assert_clean();
+}
+
+#[test]
 fn a_stream_that_floods_events_is_cut_off_and_the_others_of_its_domain_are_not() {
     let world = World::new(Config::qemu());
     let ram = world.page();
@@ -153,6 +174,44 @@ fn a_stream_that_floods_events_is_cut_off_and_the_others_of_its_domain_are_not()
     world.iommu.block(DOM1).unwrap();
     world.iommu.resume(DOM1, &view).unwrap();
     assert_eq!(world.write(0x10, RAM), Some(ram));
+}
+
+/// A domain with streams 0x10 and 0x18, whose queue of events has 2^`event_bits` entries.
+fn of_two_streams(event_bits: u32) -> (World, u64, DeviceView<ModelHw>) {
+    let world = World::new(Config { event_bits, ..Config::qemu() });
+    let ram = world.page();
+    let view = world.view(DOM1, ram, world.page());
+    world.iommu.assign(DOM1, streams(0x10, 0x10), &view).unwrap();
+    world.iommu.assign(DOM1, streams(0x18, 0x18), &view).unwrap();
+    (world, ram, view)
+}
+
+#[test]
+fn a_flood_of_which_the_queue_holds_a_small_part_ends_in_a_cut_off_of_the_flooding_stream_alone() {
+    let (world, ram, _view) = of_two_streams(4);
+    let burst = || {
+        assert_eq!(world.write(0x18, 0), None);
+        (0..1000).for_each(|_| assert_eq!(world.write(0x10, 0), None));
+        while world.iommu.handle_reports() {}
+    };
+    burst();
+    assert_eq!(world.events(), 16 + 1, "a queue, and that some were lost");
+    assert_eq!([world.write(0x10, RAM), world.write(0x18, RAM)], [Some(ram); 2]);
+    burst();
+    assert_eq!([world.write(0x10, RAM), world.write(0x18, RAM)], [None, Some(ram)]);
+    world.machine.assert_clean();
+}
+
+#[test]
+fn a_flood_that_ends_in_a_failed_write_to_the_queue_is_charged_to_the_stream_that_has_filled_it() {
+    let (world, ram, _view) = of_two_streams(19);
+    assert_eq!(world.write(0x18, 0), None);
+    (0..=LIMIT).for_each(|_| assert_eq!(world.write(0x10, 0), None));
+    world.machine.inject(Fault::EventWriteAborts);
+    assert_eq!(world.write(0x10, 0), None);
+    while world.iommu.handle_reports() {}
+    assert_eq!([world.write(0x10, RAM), world.write(0x18, RAM)], [None, Some(ram)]);
+    world.machine.assert_clean();
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The event queue and its records (IHI 0070, 7.2 to 7.4).
 
 use crate::machine::State;
-use crate::memory::Use;
+use crate::memory::{Snoop, Use};
 use crate::regs::{EVENTQ_ABT_ERR, EVENTQ_IRQEN, EVENTQEN, OVFLG, RECINVSID};
 
 /// Numbers of events.
@@ -50,6 +50,19 @@ impl State {
         if indexes & !ring.mask() != 0 || ring.used(r.eventq_prod, r.eventq_cons) > ring.entries() {
             self.flag("6.3 SMMU_EVENTQ_PROD", "the queue is enabled with indexes that were not initialized");
         }
+    }
+
+    /// Whether software may store to a range, as it lies in a record that has not been consumed yet: the SMMU neither reads
+    /// nor writes it. Without snooping, the line could be written back over the next record.
+    pub(crate) fn is_consumers_event(&self, at: u64, len: u64) -> bool {
+        if self.queue_snoop() == Snoop::No {
+            return false;
+        }
+        let (ring, cons) = (self.events_ring(), self.regs.eventq_cons);
+        (0..ring.used(self.regs.eventq_prod, cons).min(ring.entries())).any(|index| {
+            let entry = ring.entry(cons.wrapping_add(index), 32);
+            entry <= at && at + len <= entry + 32
+        })
     }
 
     pub(crate) fn write_eventq_cons(&mut self, value: u32) {

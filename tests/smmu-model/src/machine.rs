@@ -300,7 +300,9 @@ impl Machine {
         if !at.is_multiple_of(data.len() as u64) {
             s.flag("memory", format!("unaligned store of {} bytes at {at:#x}", data.len()));
         }
-        if let Err(e) = s.mem.store(at, data) {
+        if let Err(e) = s.mem.store(at, data)
+            && !s.is_consumers_event(at, data.len() as u64)
+        {
             s.flag("memory", e);
         }
         s.check_command_store(at, data.len() as u64);

@@ -86,6 +86,26 @@ fn each_fault_has_its_record() {
 }
 
 #[test]
+fn only_records_that_are_not_consumed_may_be_stored_to() {
+    let alone = Bench::up(Config::server().noncoherent());
+    let _ = aborted(&alone, 6, 0);
+    alone.m.store64(alone.events, 0);
+    alone.expect("memory");
+    let (b, _) = bench();
+    for _ in 0..2 {
+        assert_eq!(aborted(&b, 5, 0x4000_4567), (Why::Translation, true));
+    }
+    b.m.acquire(b.events, 64, !b.c.coherent);
+    b.m.store64(b.events + 32, 0);
+    b.m.assert_clean();
+    assert!(next(&b).is_some());
+    for other in [0, 64] {
+        b.m.store64(b.events + other, 0);
+        assert_eq!(b.m.take_violations().len(), 1, "{other}");
+    }
+}
+
+#[test]
 fn the_access_flag_does_not_matter_with_s2affd() {
     let (mut b, tables) = bench();
     b.put(tables[2] + 9 * 8, 0x5000_0000 | (PAGE & !(1 << 10)));
@@ -238,7 +258,7 @@ fn records_must_be_acquired_and_are_not_the_drivers_to_write() {
         } else {
             b.expect("memory");
         }
-        b.m.store64(b.events, 0);
+        b.m.store64(b.events + 32, 0);
         b.expect("memory");
     }
     // What is not cleaned before the queue is enabled could be written back over a record.

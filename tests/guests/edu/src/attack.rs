@@ -45,8 +45,8 @@ const FAILURES: u64 = 50;
 /// The most bytes of a DMA to memory of others, whose failures [`FAILURES`] must cover.
 const OUTSIDE_BYTES: u64 = 160;
 
-/// Bytes whose failures are more than a function may have in a second, and fewer than fit into an SMMU's queue of events.
-const FLOOD_BYTES: u64 = 480;
+/// Bytes whose failures are more than fit into EL2's queue of events of an SMMU.
+const FLOOD_BYTES: u64 = BUFFER_BYTES;
 
 /// An address without anything.
 const BEYOND: u64 = 0x30_0000_0000;
