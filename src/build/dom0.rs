@@ -13,11 +13,11 @@ use super::{
     start, streams,
 };
 use crate::domain::mmio::TRANSLATION_FRAME;
-use crate::domain::table::Domains;
+use crate::domain::table::{DOM0_NAME, Domains};
 use crate::gic::{ITS_BYTES_V41, MIN_EVENT_BITS};
 use crate::host::Host;
 use crate::host::cmdline::Dom0Acpi;
-use crate::ids::{CpuId, DeviceIds, DomId, Intid, Ipa, ItsId, Mpidr, Pa};
+use crate::ids::{CpuId, DeviceIds, DomId, DomainName, Intid, Ipa, ItsId, Mpidr, Pa};
 use crate::mm::el2_map;
 use crate::mm::firmware::FirmwareMemory;
 use crate::mm::guest_ram::{Bank, GuestRam};
@@ -107,7 +107,8 @@ pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>, given: &Passthrough) -
         dma: dma(host, given),
     };
     let spec = DomainSpec {
-        id: DomId(0),
+        id: DomId::DOM0,
+        name: DomainName::from(DOM0_NAME).unwrap_or_default(),
         affinities,
         homes: Homes::Fixed(homes),
         weight: None,

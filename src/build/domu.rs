@@ -13,7 +13,7 @@ use super::{BuildError, Devices, Dma, DomainSpec, Failure, Homes, assemble, imag
 use crate::dev::vtimer::CNTP_PPI;
 use crate::domain::table::Domains;
 use crate::host::Host;
-use crate::ids::{DomId, Ipa};
+use crate::ids::{DomId, DomainName, Ipa};
 use crate::mm::guest_pool::GuestRanges;
 use crate::mm::guest_ram::{BANKS, Bank, GuestRam, wipe};
 use crate::mm::heap;
@@ -54,22 +54,38 @@ pub fn build_all(domains: &Domains, given: &mut Passthrough) {
         return;
     }
     host.log_free_memory();
-    for id in (1..).take(host.machine.domains.len()).map(DomId) {
-        build_or_log(domains, id, given);
+    for index in 0..host.machine.domains.len() {
+        build_or_log(domains, index, given);
     }
 }
 
 /// Builds a domU and starts it, or logs why it cannot be built.
-fn build_or_log(domains: &Domains, id: DomId, given: &mut Passthrough) {
-    let configs = &domains.host.machine.domains;
-    let Some(index) = usize::from(id.0).checked_sub(1) else { return };
-    let Some(config) = configs.get(index) else { return };
+fn build_or_log(domains: &Domains, index: usize, given: &mut Passthrough) {
+    let Some(config) = domains.host.machine.domains.get(index) else { return };
+    let name = name_of(config);
+    let id = match domains.reserve(&name) {
+        Ok(id) => id,
+        Err(error) => return log::error!("domU `{}`: not built: {error}", config.name),
+    };
     if let Err(error) = given.take(index).and_then(|functions| build(domains, id, config, functions)) {
         // What was reserved for its devices; none of them has been mapped.
         let released = domains.host.gic.release_devices(id);
         debug_assert!(released, "{id} has never run");
+        domains.give_back(id);
         log::error!("{id} `{}`: not built: {error}", config.name);
     }
+}
+
+/// The name of a domain at run time. That of its node may have more characters: others stand for those.
+fn name_of(config: &DomainConfig) -> DomainName {
+    let allowed = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
+    let mut name = DomainName::new();
+    let is_bare = config.name.starts_with(|first: char| !first.is_ascii_alphanumeric())
+        || config.name.bytes().all(|byte| byte.is_ascii_digit());
+    let letters = is_bare.then_some('d').into_iter().chain(config.name.chars());
+    // 32 bytes and one more fit.
+    letters.for_each(|letter| _ = name.try_push(if allowed(letter) { letter } else { '_' }));
+    name
 }
 
 fn build(domains: &Domains, id: DomId, config: &DomainConfig, functions: Vec<Given>) -> Result<(), BuildError> {
@@ -132,6 +148,7 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig, functions: Vec<Giv
     };
     let spec = DomainSpec {
         id,
+        name: name_of(config),
         affinities,
         homes: Homes::Any,
         weight: config.weight,
@@ -181,4 +198,23 @@ fn reclaim_ram(host: &Host, failure: Failure) -> BuildError {
         host.guest_pool.lock().give_back(failure.ram);
     }
     failure.error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrayvec::ArrayString;
+
+    #[test]
+    fn a_domain_gets_the_name_of_its_node_as_far_as_that_can_be_a_name() {
+        let name = |node: &str| {
+            let config = DomainConfig { name: ArrayString::from(node).unwrap(), ..DomainConfig::default() };
+            let name = name_of(&config);
+            assert!(doorward_api::Name::new(&name).is_ok(), "{name}");
+            name
+        };
+        let all = [("web", "web"), ("domU@1,x", "domU_1_x"), ("7", "d7"), ("-a", "d-a"), ("", "d"), ("\u{e4}", "d_")];
+        all.iter().for_each(|(node, expected)| assert_eq!(name(node).as_str(), *expected));
+        assert_eq!(name(&"-".repeat(32)).len(), 33);
+    }
 }

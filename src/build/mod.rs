@@ -28,7 +28,7 @@ use crate::domain::pci_host::PciHost;
 use crate::domain::{Domain, Parts, release_gic};
 use crate::host::Host;
 use crate::host::cmdline::Direct;
-use crate::ids::{CpuId, DeviceIds, DomId, Intid, Ipa, Mpidr, Pa, Streams, VcpuId, VmId};
+use crate::ids::{CpuId, DeviceIds, DomId, DomainName, Intid, Ipa, Mpidr, Pa, Streams, VcpuId, VmId};
 use crate::mm::guest_ram::{GuestRam, peek};
 use crate::mm::hw::El2;
 use crate::mm::stage2::{Attr, Fwb, Stage2, Stage2Error, ipa_bits};
@@ -167,6 +167,7 @@ impl Homes {
 /// The specification of a domain.
 struct DomainSpec {
     id: DomId,
+    name: DomainName,
     /// The affinity of each vCPU.
     affinities: Vec<Mpidr>,
     homes: Homes,
@@ -202,6 +203,7 @@ fn assemble(host: &'static Host, spec: DomainSpec) -> Result<Domain, Box<Failure
                 host,
                 Parts {
                     id: spec.id,
+                    name: spec.name,
                     stage2: made.stage2,
                     device_view: made.device_view,
                     ram: spec.ram,

@@ -143,7 +143,10 @@ impl Teardown {
         match self.background.step(|id| start(self.domains, id), |work| advance(host, cpu, work)) {
             Step::Nothing => return false,
             Step::More => {}
-            Step::Done(_) => host.log_free_memory(),
+            Step::Done(work) => {
+                self.domains.give_back(work.id);
+                host.log_free_memory();
+            }
         }
         true
     }

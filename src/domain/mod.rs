@@ -32,7 +32,7 @@ use crate::console;
 use crate::console::ring::{RING_LEN, Ring};
 use crate::dev::pl011::Vpl011;
 use crate::host::Host;
-use crate::ids::{CpuId, DomId, Intid, Mpidr, VcpuId};
+use crate::ids::{CpuId, DomId, DomainName, Intid, Mpidr, VcpuId};
 use crate::mm::guest_ram::GuestRam;
 use crate::mm::hw::El2;
 use crate::mm::stage2::Stage2;
@@ -76,6 +76,8 @@ impl Console {
 pub struct Parts {
     /// The domain's number.
     pub id: DomId,
+    /// Its name.
+    pub name: DomainName,
     /// The stage 2 address space.
     pub stage2: Stage2<'static, El2, Tlbs>,
     /// What the domain's devices reach by DMA; `None` if no SMMU translates for them.
@@ -109,6 +111,7 @@ pub struct Parts {
 /// A domain.
 pub struct Domain {
     id: DomId,
+    name: DomainName,
     host: &'static Host,
     vttbr: u64,
     vtcr: u64,
@@ -136,10 +139,11 @@ impl Domain {
     /// A domain whose vCPUs are all off.
     #[must_use]
     pub fn new(host: &'static Host, parts: Parts) -> Domain {
-        let Parts { id, stage2, device_view, ram, vgic, dist, redists, itss, paths, .. } = parts;
+        let Parts { id, name, stage2, device_view, ram, vgic, dist, redists, itss, paths, .. } = parts;
         let Parts { console, absent, bridges, pci, vcpus, images, .. } = parts;
         Domain {
             id,
+            name,
             host,
             vttbr: stage2.vttbr(),
             vtcr: stage2.vtcr(),
@@ -168,6 +172,12 @@ impl Domain {
     #[must_use]
     pub fn id(&self) -> DomId {
         self.id
+    }
+
+    /// The domain's name, which no other domain has.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Whether this is dom0, which has the machine's devices. When dom0 ends, the machine is powered off or reset.

@@ -20,7 +20,7 @@ use crate::arch::sysreg::{self, Writeable};
 use crate::arch::{barrier, ich, percpu, protect, psci, timer as counter, tlb};
 use crate::console;
 use crate::gic::{Gic, GicError, Interface, cpuif};
-use crate::ids::{CpuId, DomId, Intid, Mpidr};
+use crate::ids::{CpuId, Intid, Mpidr};
 use crate::mm::guest_pool::GuestPool;
 use crate::mm::hw::El2;
 use crate::mm::stage2::Stage2;
@@ -356,7 +356,7 @@ impl Host {
 
     /// Prints what domains have printed into their rings, as [`console::drain`] does, and sees to it that this is called
     /// again when needed.
-    pub fn drain_console(&self, tell: &mut dyn FnMut(DomId) -> bool) {
+    pub fn drain_console(&self, tell: &mut dyn FnMut(usize) -> bool) {
         if let Some(us) = console::drain(tell) {
             self.cpu(percpu::cpu()).timer.chores_at(counter::now() + counter::us_to_ticks(us));
         }
