@@ -12,6 +12,8 @@ use std::{format, fs, println, thread};
 
 #[path = "fuzz_targets/acpi.rs"]
 mod acpi;
+#[path = "fuzz_targets/api_frames.rs"]
+mod api_frames;
 #[path = "fuzz_targets/efi_config.rs"]
 mod efi_config;
 #[path = "fuzz_targets/efi_memreserve.rs"]
@@ -164,6 +166,29 @@ fn acpi_tables() {
 #[test]
 fn device_trees() {
     run("fdt", 300, &Source::files("dtb"), fdt::run);
+}
+
+#[test]
+fn frames_of_the_control_channel() {
+    const fn header(kind: u8, tag: u8, length: u8) -> [u8; 16] {
+        [0xd7, b'D', b'W', 1, kind, 0, 0, 0, tag, 0, 0, 0, length, 0, 0, 0]
+    }
+    const INFO: [u8; 16] = header(2, 0, 0);
+    const SET: [u8; 16] = header(38, 0, 13);
+    const VERSION: [u8; 16] = header(1, 0, 2);
+    // A request and two answers: `create`, the second page of `counters`, a part of the log.
+    let create = [
+        &header(16, 1, 46)[..],
+        &[2, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 2, 0, 0, 50, 0, 0, 0, 1, 9, 0, 0, 0, 1, 1, 0],
+        b"\x03\0web\x05\0quiet\x01\0\x18\x03\x01\0",
+    ];
+    let counters = [&header(81, 9, 37)[..], &[2, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0], b"\x02\0\x01\0\0\0\0\0\0\0\x01\0a"];
+    let second = [&[3u8, 0, 0, 0, 0, 0, 0, 0, 2, 0][..], b"bc"].concat();
+    let log = [&header(80, 8, 21)[..], &[1, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0], b"\x03\0abc"];
+    let (create, log, counters) = (create.concat(), log.concat(), [counters.concat(), second].concat());
+    let samples = [[&[9, 0], &create[..], &log].concat(), [&[255, 0], &counters[..], &create].concat()];
+    let words: &[&[u8]] = &[&[0xd7], b"\xd7DW", &INFO, &SET, &VERSION, &[0, 64]];
+    run("api_frames", 20_000, &Source { samples: samples.into(), words }, api_frames::run);
 }
 
 #[test]

@@ -416,3 +416,19 @@ proptest! {
         });
     }
 }
+
+/// The rows of a table of docs/management.md whose first two columns are a number and this.
+fn documented(number: u16, label: &str) -> bool {
+    let page = include_str!("../../../docs/management.md");
+    page.lines().any(|line| line.starts_with(&format!("| {number} | `{label}` |")))
+}
+
+#[test]
+fn the_documentation_has_each_request_and_each_status() {
+    for kind in Kind::EVERY {
+        assert!(documented(*kind as u16, kind.label()), "{}", kind.label());
+    }
+    for status in Status::EVERY {
+        assert!(documented(*status as u16, &format!("{status:?}")), "{status:?}");
+    }
+}
