@@ -24,6 +24,8 @@ mod fdt;
 mod kernel_image;
 #[path = "fuzz_targets/load_options.rs"]
 mod load_options;
+#[path = "fuzz_targets/management.rs"]
+mod management;
 #[path = "fuzz_targets/mmio_decode.rs"]
 mod mmio_decode;
 #[path = "fuzz_targets/pci_config.rs"]
@@ -312,4 +314,9 @@ fn decoding_of_accesses() {
 #[test]
 fn its_commands() {
     run("vits", 500, &RANDOM, vits::run);
+}
+
+#[test]
+fn requests_of_dom0() {
+    run("management", 500, &RANDOM, management::run);
 }

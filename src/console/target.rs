@@ -1,6 +1,7 @@
 //! The console of the running image.
 
 use super::keys;
+use super::log_ring;
 use super::mux::{Focus, Typed};
 use super::onpanic::Facts;
 use super::printer::{Again, POLL_US, Printer};
@@ -158,8 +159,18 @@ fn print_line(state: Option<&mut Printer>, before: &str, text: fmt::Arguments<'_
         }
     }
     let _ = Raw.write_str(before);
-    let _ = Raw.write_fmt(text);
-    let _ = Raw.write_str("\n");
+    let _ = Kept.write_fmt(text);
+    let _ = Kept.write_str("\n");
+}
+
+/// A writer to the UART, and to the ring with the last lines.
+struct Kept;
+
+impl Write for Kept {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        log_ring::append(text.as_bytes());
+        Raw.write_str(text)
+    }
 }
 
 /// Makes printing take the lock, so that lines of several CPUs do not mix, and starts the log. Called once locks work.

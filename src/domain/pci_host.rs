@@ -44,6 +44,12 @@ impl PciHost {
         PciHost { ecam, state: Lock::new(Rank::Domain, State { bridge, resets, names }) }
     }
 
+    /// The number of functions.
+    #[must_use]
+    pub fn function_count(&self) -> usize {
+        self.state.lock().names.len()
+    }
+
     /// The guest addresses of configuration space.
     #[must_use]
     pub fn ecam(&self) -> Range {

@@ -11,9 +11,11 @@
 //! the memory of this one is zeroed.
 
 use super::Domain;
+use super::images::Rams;
 use crate::host::Host;
 use crate::ids::{DOMAINS, DomId, DomainName, Intid};
 use crate::sync::{Lock, Once, Rank, Slot, set_once};
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
@@ -91,9 +93,27 @@ impl Domains {
         self.registry.lock().reserve(name)
     }
 
+    /// Keeps the RAM of a domain that was not built, until it is [taken](Domains::take_leftover) to be zeroed, and gives its
+    /// name back.
+    pub fn leave(&self, id: DomId, rams: Rams) {
+        self.registry.lock().leave(id, rams);
+    }
+
+    /// Takes the RAM that a domain that was not built has left.
+    #[must_use]
+    pub fn take_leftover(&self, id: DomId) -> Option<Rams> {
+        self.registry.lock().entry(id)?.as_mut()?.leftover.take().map(|rams| *rams)
+    }
+
     /// Gives the number of a domain back that is not in the table, and its name if it still has it.
     pub fn give_back(&self, id: DomId) {
         self.registry.lock().give_back(id);
+    }
+
+    /// Whether the number is a domain's, also if it is being built or taken down.
+    #[must_use]
+    pub fn is_reserved(&self, id: DomId) -> bool {
+        self.registry.lock().entry(id).is_some()
     }
 
     /// The number of domains that have a number, dom0 included.
@@ -184,13 +204,15 @@ struct Entry {
     id: DomId,
     /// `None`: it has been given back before the number.
     name: Option<DomainName>,
+    /// RAM that has to be zeroed, of a domain that was not built.
+    leftover: Option<Box<Rams>>,
 }
 
 impl Registry {
     fn new() -> Registry {
         let mut entries: Vec<Option<Entry>> = (0..DOMAINS).map(|_| None).collect();
         if let Some(first) = entries.first_mut() {
-            *first = Some(Entry { id: DomId::DOM0, name: DomainName::from(DOM0_NAME).ok() });
+            *first = Some(Entry { id: DomId::DOM0, name: DomainName::from(DOM0_NAME).ok(), leftover: None });
         }
         Registry { entries, last: DomId::DOM0 }
     }
@@ -215,7 +237,7 @@ impl Registry {
             let id = if self.last.0 < DomId::LAST.0 { DomId(self.last.0 + 1) } else { DomId(1) };
             self.last = id;
             if let Some(place @ None) = self.entries.get_mut(id.slot()) {
-                *place = Some(Entry { id, name: Some(name) });
+                *place = Some(Entry { id, name: Some(name), leftover: None });
                 return Ok(id);
             }
         }
@@ -229,6 +251,12 @@ impl Registry {
     fn forget_name(&mut self, id: DomId) {
         if let Some(Some(entry)) = self.entry(id) {
             entry.name = None;
+        }
+    }
+
+    fn leave(&mut self, id: DomId, rams: Rams) {
+        if let Some(Some(entry)) = self.entry(id) {
+            (entry.name, entry.leftover) = (None, Some(Box::new(rams)));
         }
     }
 
