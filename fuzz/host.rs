@@ -12,6 +12,8 @@ use std::{format, fs, println, thread};
 
 #[path = "fuzz_targets/acpi.rs"]
 mod acpi;
+#[path = "fuzz_targets/api_frames.rs"]
+mod api_frames;
 #[path = "fuzz_targets/efi_config.rs"]
 mod efi_config;
 #[path = "fuzz_targets/efi_memreserve.rs"]
@@ -22,6 +24,8 @@ mod fdt;
 mod kernel_image;
 #[path = "fuzz_targets/load_options.rs"]
 mod load_options;
+#[path = "fuzz_targets/management.rs"]
+mod management;
 #[path = "fuzz_targets/mmio_decode.rs"]
 mod mmio_decode;
 #[path = "fuzz_targets/pci_config.rs"]
@@ -167,6 +171,29 @@ fn device_trees() {
 }
 
 #[test]
+fn frames_of_the_control_channel() {
+    const fn header(kind: u8, tag: u8, length: u8) -> [u8; 16] {
+        [0xd7, b'D', b'W', 1, kind, 0, 0, 0, tag, 0, 0, 0, length, 0, 0, 0]
+    }
+    const INFO: [u8; 16] = header(2, 0, 0);
+    const SET: [u8; 16] = header(38, 0, 13);
+    const VERSION: [u8; 16] = header(1, 0, 2);
+    // A request and two answers: `create`, the second page of `counters`, a part of the log.
+    let create = [
+        &header(16, 1, 46)[..],
+        &[2, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 2, 0, 0, 50, 0, 0, 0, 1, 9, 0, 0, 0, 1, 1, 0],
+        b"\x03\0web\x05\0quiet\x01\0\x18\x03\x01\0",
+    ];
+    let counters = [&header(81, 9, 37)[..], &[2, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0], b"\x02\0\x01\0\0\0\0\0\0\0\x01\0a"];
+    let second = [&[3u8, 0, 0, 0, 0, 0, 0, 0, 2, 0][..], b"bc"].concat();
+    let log = [&header(80, 8, 21)[..], &[1, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0], b"\x03\0abc"];
+    let (create, log, counters) = (create.concat(), log.concat(), [counters.concat(), second].concat());
+    let samples = [[&[9, 0], &create[..], &log].concat(), [&[255, 0], &counters[..], &create].concat()];
+    let words: &[&[u8]] = &[&[0xd7], b"\xd7DW", &INFO, &SET, &VERSION, &[0, 64]];
+    run("api_frames", 20_000, &Source { samples: samples.into(), words }, api_frames::run);
+}
+
+#[test]
 fn efi_configuration() {
     let samples = [
         &b"[global]\r\ndefault=b\r\noptions=loglvl=debug\r\n[a]\r\nkernel=one\r\n; comment\r\n[b]\r\nkernel=\\boot\\Image console=ttyAMA0  quiet \r\nramdisk=initrd\r\noptions=direct=off\r\n"[..],
@@ -287,4 +314,9 @@ fn decoding_of_accesses() {
 #[test]
 fn its_commands() {
     run("vits", 500, &RANDOM, vits::run);
+}
+
+#[test]
+fn requests_of_dom0() {
+    run("management", 500, &RANDOM, management::run);
 }

@@ -84,6 +84,29 @@ number! {
     /// A domain; dom0 is 0.
     DomId(u16), "dom{}"
 }
+
+/// The largest number of domains that exist at the same time, dom0 included. What is kept for each domain is in tables of
+/// this size, at [`DomId::slot`]. VMIDs have 8 bits, so more would find none.
+pub const DOMAINS: usize = 256;
+
+/// The name of a domain; [`doorward_api::Name`] says what it may be.
+pub type DomainName = arrayvec::ArrayString<{ doorward_api::NAME_MAX }>;
+
+impl DomId {
+    /// dom0.
+    pub const DOM0: DomId = DomId(0);
+
+    /// The largest number of a domain; Xen has the same.
+    pub const LAST: DomId = DomId(0x7fef);
+
+    /// The domain's place in tables of [`DOMAINS`] entries. Of the domains that exist at the same time, each has a place
+    /// of its own (`domain/table.rs`). dom0's is 0.
+    #[must_use]
+    pub const fn slot(self) -> usize {
+        self.0 as usize % DOMAINS
+    }
+}
+
 number! {
     /// A physical address.
     Pa(u64), "{:#x}"

@@ -3,6 +3,7 @@
 //! dom0 gets all free memory and all devices that EL2 does not use itself, each mapped at its own address.
 
 use super::acpi::{self, Places};
+use super::assembly::assemble;
 use super::fdt::edit::{Dom0FdtError, Dom0Plan, build_dom0_fdt, vgicr_region};
 use super::itss::{ItsOf, virtual_itss};
 use super::layout::{Banks, Placement, place, plan_dom0_memory};
@@ -10,15 +11,16 @@ use super::passthrough::Passthrough;
 use super::pci_hide::Hidden;
 use super::platform_devices::{HostTree, PlatformDevices};
 use super::{
-    BuildError, Devices, Dma, DomainSpec, Homes, affinity, assemble, device_ids, images, kernel_header, pci_hide,
-    platform_devices, start, streams,
+    BuildError, Devices, Dma, DomainSpec, Homes, affinity, device_ids, images, kernel_header, pci_hide,
+    platform_devices, streams,
 };
+use crate::domain::images::From;
 use crate::domain::mmio::TRANSLATION_FRAME;
-use crate::domain::table::Domains;
+use crate::domain::table::{DOM0_NAME, Domains};
 use crate::gic::{ITS_BYTES_V41, MIN_EVENT_BITS};
 use crate::host::Host;
-use crate::host::cmdline::Dom0Acpi;
-use crate::ids::{CpuId, DeviceIds, DomId, Intid, Ipa, ItsId, Mpidr, Pa};
+use crate::host::cmdline::{Dom0Acpi, OnCrash};
+use crate::ids::{CpuId, DeviceIds, DomId, DomainName, Intid, Ipa, ItsId, Mpidr, Pa};
 use crate::mm::el2_map;
 use crate::mm::firmware::FirmwareMemory;
 use crate::mm::guest_ram::{Bank, GuestRam, peek};
@@ -83,7 +85,11 @@ pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>, given: &Passthrough) -
         given_devices: &given.platform.paths,
     };
     let description = describe(host, in_use, &plan, &places, place.dtb)?;
-    let images = images(kernel, ramdisk, description, &place)?;
+    let file = |module: &Module| From::Module(module.range);
+    if description.len() as u64 > place.dtb.size {
+        return Err(BuildError::new("its description is too long"));
+    }
+    let images = images(file(kernel), ramdisk.map(file), description, &place);
     let entry = images.start;
     let hidden = hidden(machine, given)?;
     let mapped = mapped_devices(host, in_use, &hidden, given)?;
@@ -109,7 +115,8 @@ pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>, given: &Passthrough) -
         dma: dma(host, given),
     };
     let spec = DomainSpec {
-        id: DomId(0),
+        id: DomId::DOM0,
+        name: DomainName::from(DOM0_NAME).unwrap_or_default(),
         affinities,
         homes: Homes::Fixed(homes),
         weight: None,
@@ -117,6 +124,7 @@ pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>, given: &Passthrough) -
         ram,
         images,
         restarts: false,
+        on_crash: OnCrash::Destroy,
         devices,
     };
     let domain = assemble(host, spec).map_err(|failure| failure.error)?;
@@ -124,7 +132,7 @@ pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>, given: &Passthrough) -
     host.spis.give(DomId(0), |spi| !kept.contains(&spi) && !given.platform.spis.contains(&spi));
     let dom0 = domains.add_dom0(domain);
     dom0.attach_console();
-    start(dom0, entry)
+    if dom0.start_at(entry) { Ok(()) } else { Err(BuildError::new("it has no vCPU")) }
 }
 
 /// Checks the devices of domUs that are no PCI functions. `fdt` is the host's device tree.

@@ -371,7 +371,7 @@ fn registers_are_bad<H: Hw + Clone>(
 
 /// What the domain has already at its addresses, with sizes.
 fn domain_has(config: &DomainConfig) -> impl Iterator<Item = (Ipa, u64)> {
-    let all = domu::occupied(config.cpus.into(), domu::ram_size(config), config.vpl011, !config.pci.is_empty());
+    let all = domu::occupied(config.cpus.into(), domu::ram_size(config.memory), config.vpl011, !config.pci.is_empty());
     all.into_iter().map(|range| (Ipa(range.base.0), range.size))
 }
 

@@ -17,11 +17,13 @@
 //! | [`keys`] | the table of debug keys |
 //! | [`stamp`] | the prefix of a log line |
 //! | [`onpanic`] | the option `onpanic=`: park or power off |
+//! | [`log_ring`] | the last lines of the hypervisor, for dom0's tools |
 //! | `target` | the console of the running image |
 
 pub mod escape;
 pub mod keys;
 pub mod limit;
+pub mod log_ring;
 pub mod mux;
 pub mod onpanic;
 pub mod printer;

@@ -5,8 +5,7 @@
 //! is typed for a domain must not reach another one. One or two Ctrl-A are passed to the domain like any other key, but only
 //! when the key after them shows that no third one follows.
 
-use super::turns::DOMAINS;
-use crate::ids::DomId;
+use crate::ids::{DOMAINS, DomId};
 
 /// The owner of the input focus. The output of a domain with the focus is printed as it comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,19 +44,20 @@ const CTRL_A: u8 = 1;
 const TIMES: u8 = 3;
 
 /// The state of the input focus.
-#[derive(Debug)]
 pub struct Mux {
     focus: Focus,
     held: u8,
-    /// A bit for each domain with a console. The bit of dom0 is always set.
-    present: u16,
+    /// The domains with a console, each at its slot. dom0 is always there.
+    present: [Option<DomId>; DOMAINS],
 }
 
 impl Mux {
     /// The initial state: dom0 has the focus.
     #[must_use]
     pub const fn new() -> Mux {
-        Mux { focus: Focus::Domain(DomId(0)), held: 0, present: 1 }
+        let mut present = [None; DOMAINS];
+        present[0] = Some(DomId::DOM0);
+        Mux { focus: Focus::Domain(DomId::DOM0), held: 0, present }
     }
 
     /// Returns the owner of the focus.
@@ -68,24 +68,29 @@ impl Mux {
 
     /// Adds a domain with a console.
     pub fn attach(&mut self, domain: DomId) {
-        self.present |= 1u16.checked_shl(u32::from(domain.0)).unwrap_or(0);
+        self.present[domain.slot()] = Some(domain);
     }
 
     /// Removes a domain. If it had the focus, nobody has it now. Returns whether it had the focus.
     pub fn detach(&mut self, domain: DomId) -> bool {
-        self.present &= !1u16.checked_shl(u32::from(domain.0)).unwrap_or(0) | 1;
-        let had = self.focus == Focus::Domain(domain) && domain != DomId(0);
+        if domain == DomId::DOM0 {
+            return false;
+        }
+        if self.present[domain.slot()] == Some(domain) {
+            self.present[domain.slot()] = None;
+        }
+        let had = self.focus == Focus::Domain(domain);
         if had {
             self.focus = Focus::Nobody;
         }
         had
     }
 
-    /// The domain with the focus, as an index.
+    /// The domain with the focus, by its [`DomId::slot`].
     #[must_use]
     pub fn domain(&self) -> Option<usize> {
         match self.focus {
-            Focus::Domain(domain) => Some(domain.0.into()),
+            Focus::Domain(domain) => Some(domain.slot()),
             Focus::Hypervisor | Focus::Nobody => None,
         }
     }
@@ -93,11 +98,9 @@ impl Mux {
     fn next(&self) -> Focus {
         let after = match self.focus {
             Focus::Hypervisor | Focus::Nobody => 0,
-            Focus::Domain(domain) => domain.0 + 1,
+            Focus::Domain(domain) => domain.slot() + 1,
         };
-        let after = after.min(DOMAINS as u16);
-        let left = u32::from(self.present) >> after << after;
-        if left == 0 { Focus::Hypervisor } else { Focus::Domain(DomId(left.trailing_zeros() as u16)) }
+        self.present.iter().skip(after).flatten().next().map_or(Focus::Hypervisor, |&domain| Focus::Domain(domain))
     }
 
     /// Processes a key.
@@ -158,8 +161,12 @@ mod tests {
         assert_eq!(mux.key(b'x'), Typed::Dropped, "a domain that is built again does not get it by itself");
         mux.detach(DomId(3));
         assert_eq!([three(&mut mux), three(&mut mux)], [domain(0), domain(15)]);
-        mux.attach(DomId(16));
         assert_eq!(three(&mut mux), Typed::Moved(Focus::Hypervisor));
+        // One that has the place of an earlier domain, and the last place.
+        [3 + 256, 255].into_iter().for_each(|id| mux.attach(DomId(id)));
+        assert!(!mux.detach(DomId(3)));
+        let round: std::vec::Vec<_> = (0..4).map(|_| three(&mut mux)).collect();
+        assert_eq!(round, [domain(0), domain(3 + 256), domain(15), domain(255)]);
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! What the lock of the console protects: the input focus, the domains' turns, and the state of the UART.
 
 use super::mux::Mux;
-use super::turns::{DOMAINS, Turns};
+use super::turns::{Slots, Turns};
 use super::uart::{Filled, Port, Uart};
+use crate::ids::DOMAINS;
+use crate::sync::atomic::{Ordering, fence};
 
 /// The largest number of bytes that are sent in one visit: a line of a domain without the keyboard, and its mark.
 const VISIT: usize = 256;
@@ -83,11 +85,15 @@ impl Printer {
         }
     }
 
-    /// Takes the requests of domains that wait for room and have it now, a bit for each.
+    /// Takes the requests of domains that wait for room and have it now.
     #[must_use]
-    pub fn take_requests(&self) -> u32 {
-        let answered = self.turns.rings().filter(|(_, ring)| ring.take_request());
-        answered.fold(0, |mask, (domain, _)| mask | 1 << domain)
+    pub fn take_requests(&self) -> Slots {
+        // One fence for all rings, instead of that of `take_request` for each: nearly all of them have no request.
+        fence(Ordering::SeqCst);
+        let mut answered = Slots::new();
+        let waiting = self.turns.rings().filter(|(_, ring)| ring.has_request() && ring.take_request());
+        waiting.for_each(|(domain, _)| answered.add(domain));
+        answered
     }
 
     /// Sends all that waits at this moment, because the machine stops, and waits until it has left the UART; at most until

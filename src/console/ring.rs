@@ -135,6 +135,12 @@ impl Ring {
         !self.take_request()
     }
 
+    /// Whether the producer waits for room, as was to be seen at the last fence.
+    #[must_use]
+    pub fn has_request(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     /// Whether the producer waits for room and there is some. The request is answered by that.
     #[must_use]
     pub fn take_request(&self) -> bool {

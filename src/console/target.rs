@@ -1,6 +1,7 @@
 //! The console of the running image.
 
 use super::keys;
+use super::log_ring;
 use super::mux::{Focus, Typed};
 use super::onpanic::Facts;
 use super::printer::{Again, POLL_US, Printer};
@@ -8,7 +9,7 @@ use super::ring::Ring;
 use super::stamp::Stamp;
 use super::uart::{Kind, POLLS, Registers, Uart};
 use crate::arch::{barrier, psci, timer};
-use crate::ids::{DomId, Pa};
+use crate::ids::{DOMAINS, DomId, Pa};
 use crate::sync::{Lock, Rank};
 use crate::util::bits::set_bits;
 use alloc::sync::Arc;
@@ -35,11 +36,17 @@ const SEIZED: u8 = 2;
 /// on a stuck UART takes no longer than a byte.
 static STUCK: AtomicBool = AtomicBool::new(false);
 
-/// What has to be done for domains: [`WORK`], and a bit for each domain that waits for room in its ring and has it now.
+/// What has to be done for domains: [`WORK`] and [`TELL`].
 static TODO: AtomicU32 = AtomicU32::new(0);
 
 /// The bit in [`TODO`] that says that a ring may have something to print.
-const WORK: u32 = 1 << 31;
+const WORK: u32 = 1 << 0;
+
+/// The bit in [`TODO`] that says that [`ANSWERED`] is not empty. It is set after a bit there.
+const TELL: u32 = 1 << 1;
+
+/// A bit for each domain that has waited for room in its ring and has it now, at its slot.
+static ANSWERED: [AtomicU64; DOMAINS / 64] = [const { AtomicU64::new(0) }; DOMAINS / 64];
 
 /// The time to wait for the lock. Its owner prints a line at most, or what the UART takes at once. So a CPU waits for no
 /// more than the lines of all other CPUs, unless the owner has stopped for ever: then it prints without the lock.
@@ -152,8 +159,18 @@ fn print_line(state: Option<&mut Printer>, before: &str, text: fmt::Arguments<'_
         }
     }
     let _ = Raw.write_str(before);
-    let _ = Raw.write_fmt(text);
-    let _ = Raw.write_str("\n");
+    let _ = Kept.write_fmt(text);
+    let _ = Kept.write_str("\n");
+}
+
+/// A writer to the UART, and to the ring with the last lines.
+struct Kept;
+
+impl Write for Kept {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        log_ring::append(text.as_bytes());
+        Raw.write_str(text)
+    }
 }
 
 /// Makes printing take the lock, so that lines of several CPUs do not mix, and starts the log. Called once locks work.
@@ -205,37 +222,47 @@ pub fn has_work() -> bool {
 }
 
 /// Prints what waits in the rings of domains, as far as the UART takes it at once, and tells the domains that wait for room
-/// in their rings and have it now: `tell` returns `false` for a domain that it cannot tell. Waits for nothing. The caller
-/// holds no lock.
+/// in their rings and have it now: `tell` gets a [`DomId::slot`], and returns `false` for a domain that it cannot tell. Waits
+/// for nothing. The caller holds no lock.
 ///
 /// Returns the time in microseconds after which it has to be called again, on any CPU; `None` if somebody will call it
 /// when that is needed.
-pub fn drain(tell: &mut dyn FnMut(DomId) -> bool) -> Option<u64> {
+pub fn drain(tell: &mut dyn FnMut(usize) -> bool) -> Option<u64> {
     if !has_work() || PHASE.load(Ordering::Relaxed) != SHARED {
         return None;
     }
     let mut again = None;
     // Cleared before the rings are read: what a domain announces later is done later.
     if TODO.fetch_and(!WORK, Ordering::AcqRel) & WORK != 0 {
-        let (mut work, mut requests) = (WORK, 0);
+        let mut todo = WORK;
         match STATE.try_lock() {
             None => again = Some(POLL_US),
             Some(mut state) => {
                 let now = timer::now_us();
                 match state.visit(uart().as_ref(), &Registers, now) {
-                    Again::Never => work = 0,
+                    Again::Never => todo = 0,
                     Again::Interrupt => {}
                     Again::At(at) => again = Some(at.saturating_sub(now)),
                 }
-                requests = state.take_requests();
+                for (all, &new) in ANSWERED.iter().zip(state.take_requests().words()) {
+                    if new != 0 {
+                        all.fetch_or(new, Ordering::AcqRel);
+                        todo |= TELL;
+                    }
+                }
             }
         }
-        TODO.fetch_or(work | requests, Ordering::AcqRel);
+        TODO.fetch_or(todo, Ordering::AcqRel);
     }
-    for domain in set_bits(u64::from(TODO.fetch_and(WORK, Ordering::AcqRel) & !WORK)) {
-        if !tell(DomId(domain as u16)) {
-            TODO.fetch_or(1 << domain, Ordering::AcqRel);
-            again = Some(0);
+    if TODO.fetch_and(!TELL, Ordering::AcqRel) & TELL != 0 {
+        for (word, first) in ANSWERED.iter().zip((0..).step_by(64)) {
+            for bit in set_bits(word.swap(0, Ordering::AcqRel)) {
+                if !tell(first + bit as usize) {
+                    word.fetch_or(1 << bit, Ordering::AcqRel);
+                    TODO.fetch_or(TELL, Ordering::AcqRel);
+                    again = Some(0);
+                }
+            }
         }
     }
     again
@@ -261,7 +288,7 @@ pub fn attach(domain: DomId, ring: Arc<Ring>) {
     with_state(|state| {
         if let Some(state) = state {
             state.mux.attach(domain);
-            state.turns.add(domain.0.into(), ring);
+            state.turns.add(domain, ring);
         }
     });
 }
@@ -270,7 +297,7 @@ pub fn attach(domain: DomId, ring: Arc<Ring>) {
 pub fn detach(domain: DomId) {
     let had_focus = with_state(|state| {
         let Some(state) = state else { return false };
-        state.turns.close(domain.0.into());
+        state.turns.close(domain.slot());
         state.mux.detach(domain)
     });
     announce();
@@ -286,7 +313,7 @@ pub fn detach(domain: DomId) {
 /// ring now.
 pub fn release(domain: DomId, late: bool) -> bool {
     let Some(mut state) = STATE.try_lock() else { return false };
-    let slot = usize::from(domain.0);
+    let slot = domain.slot();
     let Some(ring) = state.turns.ring(slot) else { return true };
     let gone = late || ring.is_empty();
     if gone {

@@ -15,18 +15,24 @@
 
 use super::escape::{self, CHAR_LEN};
 use super::ring::Ring;
+use crate::ids::{DOMAINS, DomId};
+use crate::util::bit_set::BitSet;
 use alloc::sync::Arc;
 use arrayvec::ArrayVec;
 use core::fmt::Write;
 
-/// The largest number of domains with a console.
-pub const DOMAINS: usize = 16;
+/// A set of domains, each by its [`DomId::slot`].
+pub type Slots = BitSet<{ DOMAINS / 64 }>;
 
 /// The number of bytes after which the line of a domain without the keyboard is split.
 pub const LENGTH: usize = 160;
 
 /// The time in microseconds for which a line waits for the end of the line that the domain with the keyboard has begun.
 pub const HOLD_US: u64 = 50_000;
+
+/// The number of bytes of the domain with the keyboard after which it is looked again whether a line of another domain
+/// waits. With hundreds of domains, that costs more than to print a byte.
+const LOOK_AFTER: u32 = 16;
 
 /// Ends a line that goes on later.
 const CUT: &[u8] = b"\r\r\r\n";
@@ -55,15 +61,19 @@ impl Staged {
     }
 }
 
-/// The output of all domains.
+/// The output of all domains. A domain is named by its [`DomId::slot`].
 pub struct Turns {
-    rings: [Option<Arc<Ring>>; DOMAINS],
-    /// A bit for each domain whose incomplete line does not wait: the domain has ended.
-    closing: u16,
+    rings: [Option<(DomId, Arc<Ring>)>; DOMAINS],
+    /// The domains that have a ring.
+    present: Slots,
+    /// Those whose incomplete line does not wait: the domain has ended.
+    closing: Slots,
+    /// No incomplete line waits: the machine stops.
+    all_closing: bool,
     /// The domain whose line is on the terminal and has not ended.
     unfinished: Option<usize>,
-    /// A bit for each domain whose line was cut and has not been continued.
-    cut: u16,
+    /// The domains whose line was cut and has not been continued.
+    cut: Slots,
     staged: Staged,
     /// The domain without the keyboard whose turn it is, and the number of bytes after which its line is split.
     turn: Option<(usize, usize)>,
@@ -73,6 +83,10 @@ pub struct Turns {
     focus_had_turn: bool,
     /// The time since which a line has waited for the end of the line of the domain with the keyboard.
     holds_since: Option<u64>,
+    /// The domain without the keyboard that was found to be the next.
+    found: Option<usize>,
+    /// How many bytes of the domain with the keyboard are printed before another one is looked for, as none was found.
+    look_after: u32,
 }
 
 impl Turns {
@@ -81,51 +95,55 @@ impl Turns {
     pub const fn new() -> Turns {
         Turns {
             rings: [const { None }; DOMAINS],
-            closing: 0,
+            present: Slots::new(),
+            closing: Slots::new(),
+            all_closing: false,
             unfinished: None,
-            cut: 0,
+            cut: Slots::new(),
             staged: Staged { bytes: ArrayVec::new_const(), next: 0 },
             turn: None,
             last: 0,
             focus_had_turn: false,
             holds_since: None,
+            found: None,
+            look_after: 0,
         }
     }
 
     /// The ring of a domain.
     #[must_use]
     pub fn ring(&self, domain: usize) -> Option<&Arc<Ring>> {
-        self.rings.get(domain)?.as_ref()
+        self.rings.get(domain)?.as_ref().map(|(_, ring)| ring)
     }
 
     /// The domains that have a ring, with their rings.
     pub fn rings(&self) -> impl Iterator<Item = (usize, &Ring)> {
-        self.rings.iter().enumerate().filter_map(|(domain, ring)| Some((domain, &**ring.as_ref()?)))
+        self.present.iter().filter_map(|domain| Some((domain, &**self.ring(domain)?)))
     }
 
     /// Adds the ring of a domain.
-    pub fn add(&mut self, domain: usize, ring: Arc<Ring>) {
-        if let Some(slot) = self.rings.get_mut(domain) {
-            *slot = Some(ring);
-            self.closing &= !(1 << domain);
+    pub fn add(&mut self, domain: DomId, ring: Arc<Ring>) {
+        if let Some(place) = self.rings.get_mut(domain.slot()) {
+            *place = Some((domain, ring));
+            self.present.add(domain.slot());
+            self.closing.remove(domain.slot());
         }
     }
 
     /// Lets a domain's incomplete line be printed: it will not be completed.
     pub fn close(&mut self, domain: usize) {
-        if domain < DOMAINS {
-            self.closing |= 1 << domain;
-        }
+        self.closing.add(domain);
+        self.look_after = 0;
     }
 
     /// The machine stops: the domains are printed one after the other, dom0 first, with their incomplete lines.
     pub fn close_all(&mut self) {
-        self.closing = u16::MAX;
+        self.all_closing = true;
     }
 
     /// Drops all that waits. At most a ring is dropped for each domain, even if the domain goes on.
     pub fn discard(&mut self) {
-        for ring in self.rings.iter().flatten() {
+        for (_, ring) in self.rings() {
             (0..ring.len()).for_each(|_| _ = ring.pop());
         }
         (self.turn, self.staged, self.holds_since) = (None, Staged::default(), None);
@@ -139,8 +157,9 @@ impl Turns {
             if self.turn.is_some_and(|(turn, _)| turn == domain) {
                 self.end_line();
             }
-            self.closing &= !(1 << domain);
-            self.cut &= !(1 << domain);
+            self.present.remove(domain);
+            self.closing.remove(domain);
+            self.cut.remove(domain);
         }
     }
 
@@ -148,7 +167,7 @@ impl Turns {
     pub fn start_line(&mut self) {
         if let Some(domain) = self.unfinished.take() {
             self.staged.add(CUT);
-            self.cut |= 1 << domain;
+            self.cut.add(domain);
         }
         self.turn = None;
     }
@@ -173,8 +192,8 @@ impl Turns {
             if self.unfinished != Some(domain) {
                 self.start_line();
             }
-            if self.cut & 1 << domain != 0 {
-                self.cut &= !(1 << domain);
+            if self.cut.has(domain) {
+                self.cut.remove(domain);
                 self.staged.add(b"\r");
                 self.unfinished = Some(domain);
             }
@@ -203,16 +222,15 @@ impl Turns {
         self.ring(domain).is_some_and(|ring| {
             // A character that begins within the line is complete.
             let has_length = ring.len() >= LENGTH + CHAR_LEN;
-            ring.has_line() || has_length || self.closing & 1 << domain != 0 && !ring.is_empty()
+            ring.has_line() || has_length || (self.closing.has(domain) || self.all_closing) && !ring.is_empty()
         })
     }
 
     fn choose(&mut self, focus: Option<usize>, now: u64) -> Option<usize> {
-        if self.closing == u16::MAX {
+        if self.all_closing {
             return self.rings().find(|(_, ring)| !ring.is_empty()).map(|(domain, _)| domain);
         }
-        let others = (1..=DOMAINS).map(|n| (self.last + n) % DOMAINS);
-        let other = others.into_iter().find(|&domain| focus != Some(domain) && self.is_ready(domain));
+        let other = self.other(focus);
         let mine = focus.filter(|&domain| self.ring(domain).is_some_and(|ring| !ring.is_empty()));
         let Some(other) = other else {
             self.holds_since = None;
@@ -229,14 +247,30 @@ impl Turns {
         Some(other)
     }
 
+    /// The domain without the keyboard whose turn is the next.
+    fn other(&mut self, focus: Option<usize>) -> Option<usize> {
+        let is_ready = |domain: usize| focus != Some(domain) && self.is_ready(domain);
+        if let Some(found) = self.found.filter(|&found| is_ready(found)) {
+            return Some(found);
+        }
+        if self.look_after > 0 && focus.is_some_and(|focus| self.unfinished == Some(focus)) {
+            self.look_after -= 1;
+            return None;
+        }
+        self.found = self.present.iter_from(self.last + 1).find(|&domain| is_ready(domain));
+        self.look_after = if self.found.is_none() { LOOK_AFTER } else { 0 };
+        self.found
+    }
+
     /// Begins a turn of a domain without the keyboard.
     fn begin(&mut self, domain: usize) {
-        let mut mark = arrayvec::ArrayString::<8>::new();
-        let _ = write!(mark, "(d{domain}) ");
+        let Some(Some((id, _))) = self.rings.get(domain) else { return };
+        let mut mark = arrayvec::ArrayString::<16>::new();
+        let _ = write!(mark, "(d{}) ", id.0);
         self.staged.add(mark.as_bytes());
         self.unfinished = Some(domain);
         self.turn = Some((domain, LENGTH));
-        (self.last, self.focus_had_turn) = (domain, false);
+        (self.last, self.focus_had_turn, self.found) = (domain, false, None);
     }
 
     fn take_raw(&mut self, domain: usize) -> Option<u8> {
@@ -256,7 +290,7 @@ impl Turns {
 
     /// Stages the next character of a line, or its end.
     fn step(&mut self, domain: usize, left: usize) {
-        let Some(Some(ring)) = self.rings.get(domain) else { return self.end_line() };
+        let Some(Some((_, ring))) = self.rings.get(domain) else { return self.end_line() };
         let window: ArrayVec<u8, CHAR_LEN> = (0..CHAR_LEN).map_while(|at| ring.peek(at)).collect();
         let taken = match window.first() {
             None => return self.end_line(),

@@ -40,11 +40,12 @@ fn show_domains(domains: &Domains) {
 
 fn domain_state(domain: &Domain) {
     line(format_args!(
-        "{}: {} vCPUs, {} MiB in {} banks",
+        "{}: {} vCPUs, {} MiB in {} banks, `{}`",
         domain.id(),
         domain.vcpus().len(),
         domain.ram().size() >> 20,
-        domain.ram().banks().len()
+        domain.ram().banks().len(),
+        domain.name()
     ));
     for vcpu in domain.vcpus() {
         let guest = if vcpu.is_in_guest() { ", in the guest" } else { "" };

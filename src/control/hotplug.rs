@@ -29,12 +29,16 @@ use crate::ids::{CpuId, DomId, VcpuId};
 use crate::mm::hw::El2;
 use crate::mmio::Hw;
 use core::fmt;
+use doorward_api::Status;
 
 /// The time within which a CPU that is about to call CPU_OFF must be off for the firmware, in microseconds.
 const OFF_LIMIT_US: u64 = 1_000_000;
 
+/// The states in which a CPU is out of service.
+const OUT: [Hotplug; 2] = [Hotplug::Off, Hotplug::Parked];
+
 /// Why a request was refused.
-enum Refusal {
+pub(super) enum Refusal {
     /// An earlier request is not finished.
     Busy(CpuId),
     /// The boot CPU cannot be taken out.
@@ -43,6 +47,10 @@ enum Refusal {
     Pinned(CpuId, DomId, VcpuId),
     /// The interrupts of the CPU could not be moved to another one.
     Gic(CpuId, TakeOutError),
+    /// The CPU is out of service already.
+    IsOut(CpuId),
+    /// The CPU is not out of service, or can never be.
+    IsIn(CpuId),
     /// No CPU is out of service.
     NoneIsOut,
     /// The firmware cannot start the CPU.
@@ -60,24 +68,43 @@ impl fmt::Display for Refusal {
                 write!(f, "{cpu}: stays in service: {domain} {vcpu} can run on no other CPU")
             }
             Refusal::Gic(cpu, error) => write!(f, "{cpu}: stays in service: {error}"),
+            Refusal::IsOut(cpu) => write!(f, "{cpu}: is out of service"),
+            Refusal::IsIn(cpu) => write!(f, "{cpu}: is not out of service"),
             Refusal::NoneIsOut => f.write_str("no CPU is out of service"),
             Refusal::Firmware(cpu, error) => write!(f, "{cpu}: stays out of service: {error}"),
         }
     }
 }
 
+impl Refusal {
+    /// The status by which a request of dom0's tools is answered.
+    pub(super) fn status(&self) -> Status {
+        match self {
+            Refusal::Busy(_) => Status::Busy,
+            Refusal::BootCpu(_) | Refusal::Pinned(..) => Status::LastCpu,
+            Refusal::IsOut(_) | Refusal::IsIn(_) | Refusal::NoneIsOut => Status::WrongState,
+            Refusal::Gic(..) | Refusal::Firmware(..) => Status::HardwareFailed,
+        }
+    }
+}
+
 /// Handles the debug key that takes the online CPU with the highest number out of service.
 pub(super) fn take_out(domains: &Domains) {
-    if let Err(refusal) = request_out(domains.host) {
+    let host = domains.host;
+    let last = host.cpus.last_online().ok_or(Refusal::NoneIsOut);
+    if let Err(refusal) = last.and_then(|cpu| request_out(host, cpu)) {
         line(format_args!("{refusal}"));
     }
 }
 
-fn request_out(host: &Host) -> Result<(), Refusal> {
+/// Asks an online CPU to leave service.
+pub(super) fn request_out(host: &Host, cpu: CpuId) -> Result<(), Refusal> {
     if let Some(cpu) = host.cpus.first_in(&[Hotplug::Leaving, Hotplug::Returning]) {
         return Err(Refusal::Busy(cpu));
     }
-    let Some(cpu) = host.cpus.last_online() else { return Err(Refusal::NoneIsOut) };
+    if !host.cpu(cpu).is_online() {
+        return Err(Refusal::IsOut(cpu));
+    }
     if host.cpu(cpu).place().is_none() {
         return Err(Refusal::BootCpu(cpu));
     }
@@ -136,18 +163,20 @@ pub fn leave(domains: &Domains, cpu: CpuId) {
 
 /// Handles the debug key that takes the first CPU that is out back into service.
 pub(super) fn take_back(domains: &Domains) {
-    if let Err(refusal) = request_back(domains.host) {
+    let host = domains.host;
+    let first = host.cpus.first_in(&OUT).ok_or(Refusal::NoneIsOut);
+    if let Err(refusal) = first.and_then(|cpu| request_back(host, cpu)) {
         line(format_args!("{refusal}"));
     }
 }
 
-fn request_back(host: &Host) -> Result<(), Refusal> {
+/// Asks a CPU that has left service to return.
+pub(super) fn request_back(host: &Host, cpu: CpuId) -> Result<(), Refusal> {
     if let Some(cpu) = host.cpus.first_in(&[Hotplug::Leaving, Hotplug::Returning]) {
         return Err(Refusal::Busy(cpu));
     }
-    let cpu = host.cpus.first_in(&[Hotplug::Off, Hotplug::Parked]).ok_or(Refusal::NoneIsOut)?;
     let state = host.cpu(cpu);
-    let place = state.place().ok_or(Refusal::NoneIsOut)?;
+    let place = state.place().filter(|_| OUT.contains(&state.hotplug())).ok_or(Refusal::IsIn(cpu))?;
     state.set_hotplug(Hotplug::Returning);
     // A CPU that waits at EL2 sees the new state, and a CPU that is off is started. A CPU that is just calling CPU_OFF
     // either sees the new state, or can be started within the time limit.

@@ -9,19 +9,24 @@
 //! 3. It is removed from the hardware: events of its devices are unmapped, its vPEs and their tables and the memory of
 //!    its devices are freed, and interrupts that are active for it are deactivated.
 //! 4. When no reference to it is left and no CPU has its stage 2 loaded, its stage 2 tables are freed.
-//! 5. Its RAM is zeroed, piece by piece, and given back to the pool. If a device could not be stopped, it is not.
+//! 5. Its RAM, and that in which its images were kept, is zeroed, piece by piece, and given back to the pool. If a device
+//!    could not be stopped, its own RAM is not.
+//!
+//! A domain that was not built, and one whose images were not all sent, leaves RAM behind that goes through the last step.
 
 use crate::arch::{barrier, timer};
 use crate::console;
 use crate::domain::Domain;
+use crate::domain::images::Rams;
 use crate::domain::pci_host::Resets;
 use crate::domain::table::Domains;
 use crate::host::Host;
 use crate::host::background::{Background, Step};
-use crate::ids::{CpuId, DomId};
-use crate::mm::guest_ram::{GuestRam, PIECE};
+use crate::ids::{CpuId, DomId, DomainName};
+use crate::mm::guest_ram::PIECE;
 use crate::vits::Progress;
 use alloc::sync::Arc;
+use doorward_api::EventKind;
 
 /// The time after which a teardown that makes no progress is logged, in microseconds from its start.
 const DELAY_LIMIT_US: u64 = 5_000_000;
@@ -36,6 +41,8 @@ const OUTPUT_LIMIT_US: u64 = 2_000_000;
 /// The teardown of one domain.
 struct Work {
     id: DomId,
+    /// Its name, unless it was not built.
+    name: Option<DomainName>,
     /// The time of its start, in microseconds.
     since: u64,
     /// Whether a delay has been logged.
@@ -51,10 +58,10 @@ enum Stage {
     Interrupts(Arc<Domain>),
     /// Wait until no reference to the domain is left and no CPU has its stage 2 loaded.
     References(Arc<Domain>),
-    /// Zero its RAM.
+    /// Zero its RAM, the last of these first.
     Wipe {
-        ram: GuestRam,
-        /// The number of bytes that are zeroed already.
+        rams: Rams,
+        /// The number of bytes of it that are zeroed already.
         done: u64,
     },
     /// Nothing: all resources are freed.
@@ -143,7 +150,15 @@ impl Teardown {
         match self.background.step(|id| start(self.domains, id), |work| advance(host, cpu, work)) {
             Step::Nothing => return false,
             Step::More => {}
-            Step::Done(_) => host.log_free_memory(),
+            Step::Done(work) => {
+                self.domains.give_back(work.id);
+                if let Some(name) = &work.name {
+                    host.events.record(EventKind::Destroyed, work.id, name, "");
+                }
+                // An answer may wait for this.
+                host.events.announce();
+                host.log_free_memory();
+            }
         }
         true
     }
@@ -152,7 +167,11 @@ impl Teardown {
 /// Starts a teardown: takes the domain out of all tables, so that it can no longer be looked up. Returns `None` if it
 /// is not in the table of domains.
 fn start(domains: &Domains, id: DomId) -> Option<Work> {
-    let domain = domains.take(id)?;
+    let since = timer::now_us();
+    let Some(domain) = domains.take(id) else {
+        let rams = domains.take_leftover(id)?;
+        return Some(Work { id, name: None, since, reported: false, stage: Stage::Wipe { rams, done: 0 } });
+    };
     console::detach(id);
     for vcpu in domain.vcpus() {
         domains.host.remove_vcpu(vcpu);
@@ -161,7 +180,8 @@ fn start(domains: &Domains, id: DomId) -> Option<Work> {
     // A device that does not respond to its reset is stopped by the SMMU all the same.
     domain.begin_function_resets();
     let _ = domain.stop_dma();
-    Some(Work { id, since: timer::now_us(), reported: false, stage: Stage::Devices(domain) })
+    let name = DomainName::from(domain.name()).ok();
+    Some(Work { id, name, since, reported: false, stage: Stage::Devices(domain) })
 }
 
 /// Performs one step of the work.
@@ -198,10 +218,7 @@ fn advance(host: &Host, cpu: CpuId, work: &mut Work) -> Progress {
                 Stage::References(domain)
             } else {
                 match Arc::try_unwrap(domain) {
-                    Ok(domain) => match domain.into_ram() {
-                        Some(ram) => Stage::Wipe { ram, done: 0 },
-                        None => Stage::Done,
-                    },
+                    Ok(domain) => Stage::Wipe { rams: domain.into_rams(), done: 0 },
                     Err(domain) => {
                         report_delay(work, "the domain is still referenced");
                         Stage::References(domain)
@@ -209,11 +226,14 @@ fn advance(host: &Host, cpu: CpuId, work: &mut Work) -> Progress {
                 }
             }
         }
-        Stage::Wipe { ram, done } => match ram.wipe(done, PIECE) {
-            Some(done) => Stage::Wipe { ram, done },
-            None => {
-                host.guest_pool.lock().give_back(ram);
-                Stage::Done
+        Stage::Wipe { mut rams, done } => match rams.last().map(|ram| ram.wipe(done, PIECE)) {
+            None => Stage::Done,
+            Some(Some(done)) => Stage::Wipe { rams, done },
+            Some(None) => {
+                if let Some(ram) = rams.pop() {
+                    host.guest_pool.lock().give_back(ram);
+                }
+                Stage::Wipe { rams, done: 0 }
             }
         },
         Stage::Done => Stage::Done,

@@ -13,15 +13,44 @@ use core::fmt;
 /// The largest number of bytes of the description that are copied in one step: it is copied byte by byte.
 const DESCRIPTION_PIECE: u64 = 8 << 10;
 
-/// A boot module.
+/// A file that is loaded.
 pub struct File {
     /// What it is, for messages.
     pub what: &'static str,
-    /// The memory that holds it.
-    pub from: Range,
-    /// The guest addresses that it is copied to. The range may be longer than the file. If it is `from`, nothing is
-    /// copied: a RAM disk may stay where the boot loader put it.
+    /// Where it is.
+    pub from: From,
+    /// The guest addresses that it is copied to. The range may be longer than the file.
     pub to: Range,
+}
+
+/// Where a file is.
+pub enum From {
+    /// It is a boot module. If this is also the range that it is copied to, nothing is copied: a RAM disk may stay where
+    /// the boot loader put it.
+    Module(Range),
+    /// It was sent at run time.
+    Kept(Kept),
+}
+
+/// A file that was sent at run time. It is kept as long as its domain exists, because a restart needs it, in RAM for domUs
+/// that is counted to the domain.
+pub struct Kept {
+    /// The RAM that holds it.
+    pub ram: GuestRam,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// The RAM that a domain has, or has had: its own, and that in which its images are kept.
+pub type Rams = ArrayVec<GuestRam, 3>;
+
+impl From {
+    fn size(&self) -> u64 {
+        match self {
+            From::Module(range) => range.size,
+            From::Kept(kept) => kept.size,
+        }
+    }
 }
 
 /// What is in a domain's RAM when it starts.
@@ -57,16 +86,18 @@ impl fmt::Display for NotLoaded {
 }
 
 /// What a piece is copied from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Source<'a> {
     File(Range),
+    /// So many bytes, after the first so many.
+    Kept(&'a Kept, u64, u64),
     Bytes(&'a [u8]),
     /// It is there already.
     Nothing,
 }
 
 /// A piece of an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 struct Piece<'a> {
     what: &'static str,
     source: Source<'a>,
@@ -89,6 +120,7 @@ impl Images {
         let no_ram = |error: NotGuestRam| LoadError::Target(error);
         match source {
             Source::File(from) => ram.load(from, at),
+            Source::Kept(kept, done, bytes) => ram.load_from(&kept.ram, done, bytes, at),
             Source::Bytes(bytes) => ram.write(at, bytes).map_err(no_ram),
             Source::Nothing => Ok(()),
         }
@@ -121,19 +153,38 @@ impl Images {
     }
 
     /// The piece of an image (the description if `file` is `None`) that begins `done` bytes after its start.
-    fn source(&self, file: Option<&File>, done: u64, to: Range) -> Piece<'_> {
-        let Some(&File { what, from, to: whole }) = file else {
+    fn source<'a>(&'a self, file: Option<&'a File>, done: u64, to: Range) -> Piece<'a> {
+        let Some(File { what, from, to: whole }) = file else {
             let rest = self.description.get(done as usize..).unwrap_or_default();
             let bytes = rest.get(..to.size as usize).unwrap_or(rest);
             return Piece { what: "description", source: Source::Bytes(bytes), to };
         };
-        let left = from.size.saturating_sub(done).min(to.size);
-        let source = if whole == from || left == 0 {
-            Source::Nothing
-        } else {
-            Source::File(Range::new(from.base.add(done), left))
+        let left = from.size().saturating_sub(done).min(to.size);
+        let source = match from {
+            _ if left == 0 => Source::Nothing,
+            From::Module(module) if module == whole => Source::Nothing,
+            From::Module(module) => Source::File(Range::new(module.base.add(done), left)),
+            From::Kept(kept) => Source::Kept(kept, done, left),
         };
         Piece { what, source, to }
+    }
+
+    /// The bytes of RAM for domUs that files are kept in.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        let kept = |file: &File| match &file.from {
+            From::Module(_) => 0,
+            From::Kept(kept) => kept.ram.size(),
+        };
+        self.files.iter().map(kept).sum()
+    }
+
+    /// The RAM for domUs that files are kept in.
+    pub fn into_kept(self) -> impl Iterator<Item = GuestRam> {
+        self.files.into_iter().filter_map(|file| match file.from {
+            From::Module(_) => None,
+            From::Kept(kept) => Some(kept.ram),
+        })
     }
 }
 
@@ -145,8 +196,11 @@ mod tests {
     const M: u64 = 1 << 20;
 
     fn images() -> Images {
-        let file =
-            |what, from, size, to, room| File { what, from: Range::new(Pa(from), size), to: Range::new(Pa(to), room) };
+        let file = |what, from, size, to, room| File {
+            what,
+            from: From::Module(Range::new(Pa(from), size)),
+            to: Range::new(Pa(to), room),
+        };
         Images {
             files: [file("kernel", 16 * M, M + 5, 64 * M, 3 * M), file("RAM disk", 32 * M, 300_001, 96 * M, 300_001)]
                 .into_iter()
@@ -184,7 +238,7 @@ mod tests {
                 }
             }
             assert_eq!(at, to.end(), "all of it is cleaned, with the BSS");
-            assert_eq!(copied, images.files.iter().find(|file| file.what == what).unwrap().from.size);
+            assert_eq!(copied, images.files.iter().find(|file| file.what == what).unwrap().from.size());
         }
         let mut bytes = Vec::new();
         let description = pieces.iter().filter(|piece| piece.what == "description");
@@ -201,11 +255,30 @@ mod tests {
     #[test]
     fn an_image_that_is_in_its_place_is_cleaned_and_not_copied() {
         let mut images = images();
-        images.files[1].to = images.files[1].from;
+        images.files[1].to = Range::new(Pa(32 * M), 300_001);
         let pieces = pieces(&images);
         let ramdisk: Vec<_> = pieces.iter().filter(|piece| piece.what == "RAM disk").collect();
         assert_eq!(ramdisk.len(), 3);
-        assert!(ramdisk.iter().all(|piece| piece.source == Source::Nothing));
+        assert!(ramdisk.iter().all(|piece| matches!(piece.source, Source::Nothing)));
+    }
+
+    #[test]
+    fn an_image_that_is_kept_is_copied_once_in_order_and_its_ram_given_back() {
+        let mut images = images();
+        let ram = GuestRam::new(ArrayVec::new()).unwrap();
+        images.files[0].from = From::Kept(Kept { ram, size: M + 5 });
+        let mut copied = 0;
+        for piece in pieces(&images).iter().filter(|piece| piece.what == "kernel") {
+            match piece.source {
+                Source::Kept(_, done, bytes) => {
+                    assert_eq!((done, piece.to.base), (copied, Pa(64 * M + copied)));
+                    copied += bytes;
+                }
+                Source::Nothing => assert_eq!(copied, M + 5),
+                _ => panic!("not kept"),
+            }
+        }
+        assert_eq!((copied, images.into_kept().count()), (M + 5, 1));
     }
 
     #[test]

@@ -143,8 +143,8 @@ fn take_console(domains: &Domains) {
 
 /// Prints what the domains' rings hold, as far as the UART takes it, and tells domains that wait for room in them.
 pub fn drain_console(domains: &Domains) {
-    domains.host.drain_console(&mut |domain| {
-        if let Some(domain) = domains.get(domain) {
+    domains.host.drain_console(&mut |slot| {
+        if let Some(domain) = domains.at(slot) {
             domain.output_has_room();
         }
         true

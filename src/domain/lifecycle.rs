@@ -5,7 +5,7 @@
 //! that is on counts another one before it powers it on. So the counter reaches 0 once, and stays there until the
 //! domain is restarted.
 
-use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 /// How a domain ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub enum End {
     Reset,
     /// It cannot continue, has reported a crash, or was ended by a debug key.
     Crash,
+    /// It was destroyed.
+    Destroyed,
 }
 
 impl End {
@@ -24,6 +26,7 @@ impl End {
             End::Off => 1,
             End::Reset => 2,
             End::Crash => 3,
+            End::Destroyed => 4,
         }
     }
 }
@@ -34,6 +37,8 @@ pub struct Lifecycle {
     end: AtomicU8,
     /// The number of vCPUs that are on or about to be powered on.
     on: AtomicU64,
+    /// Whether no vCPU is on that would announce the end: the domain has not been started, or it has crashed and is kept.
+    rests: AtomicBool,
 }
 
 impl Lifecycle {
@@ -41,7 +46,7 @@ impl Lifecycle {
     #[must_use]
     #[allow(clippy::new_without_default, reason = "a default would not say that no vCPU is on")]
     pub fn new() -> Lifecycle {
-        Lifecycle { end: AtomicU8::new(0), on: AtomicU64::new(0) }
+        Lifecycle { end: AtomicU8::new(0), on: AtomicU64::new(0), rests: AtomicBool::new(true) }
     }
 
     /// Returns how the domain has ended, or `None` if it has not.
@@ -51,6 +56,7 @@ impl Lifecycle {
             0 => None,
             1 => Some(End::Off),
             2 => Some(End::Reset),
+            4 => Some(End::Destroyed),
             _ => Some(End::Crash),
         }
     }
@@ -64,6 +70,31 @@ impl Lifecycle {
     /// if it has ended otherwise.
     pub fn record_crash_by_hand(&self) -> bool {
         self.record_end(End::Crash) || self.replace(End::Reset, End::Crash.raw())
+    }
+
+    /// Records that the domain is destroyed, also if it was to begin anew or is kept. Returns `false`, and changes nothing, if
+    /// it is taken down already.
+    pub fn record_destroyed(&self) -> bool {
+        self.record_end(End::Destroyed)
+            || self.replace(End::Reset, End::Destroyed.raw())
+            || self.replace(End::Crash, End::Destroyed.raw())
+    }
+
+    /// Whether no vCPU is on that would announce the end of the domain.
+    #[must_use]
+    pub fn rests(&self) -> bool {
+        self.rests.load(Ordering::SeqCst)
+    }
+
+    /// The domain has crashed and is kept. The caller then looks whether it has been destroyed meanwhile.
+    pub fn rest(&self) {
+        self.rests.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends the rest of the domain. Of several callers, one gets `true`: it starts the domain, or announces its end.
+    #[must_use]
+    pub fn end_rest(&self) -> bool {
+        self.rests.swap(false, Ordering::SeqCst)
     }
 
     /// Records that the domain cannot begin anew.
@@ -117,6 +148,26 @@ mod tests {
         assert_eq!(lifecycle.end(), Some(End::Crash));
         lifecycle.end_for_good();
         assert!(!lifecycle.record_crash_by_hand() && !lifecycle.begin_anew(End::Crash));
+    }
+
+    #[test]
+    fn a_domain_that_is_destroyed_does_not_begin_anew_and_one_that_is_taken_down_stays_so() {
+        for end in [End::Reset, End::Crash] {
+            let lifecycle = Lifecycle::new();
+            assert!(lifecycle.record_end(end) && lifecycle.record_destroyed());
+            assert!(!lifecycle.begin_anew(end) && !lifecycle.record_destroyed() && !lifecycle.record_crash_by_hand());
+            assert_eq!(lifecycle.end(), Some(End::Destroyed));
+        }
+        let lifecycle = Lifecycle::new();
+        assert!(lifecycle.record_end(End::Off) && !lifecycle.record_destroyed());
+    }
+
+    #[test]
+    fn the_end_of_a_domain_that_rests_has_one_announcer() {
+        let lifecycle = Lifecycle::new();
+        assert!(lifecycle.rests() && lifecycle.end_rest() && !lifecycle.end_rest() && !lifecycle.rests());
+        lifecycle.rest();
+        assert!(lifecycle.end_rest() && !lifecycle.end_rest());
     }
 
     #[test]

@@ -125,8 +125,8 @@ impl Domain {
     fn drain_output(&self) {
         if self.console.as_ref().is_some_and(|console| !console.output.is_empty()) {
             console::announce();
-            self.host.drain_console(&mut |domain| {
-                let is_this = domain == self.id;
+            self.host.drain_console(&mut |slot| {
+                let is_this = slot == self.id.slot();
                 if is_this {
                     self.output_has_room();
                 }

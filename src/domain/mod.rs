@@ -32,7 +32,8 @@ use crate::console;
 use crate::console::ring::{RING_LEN, Ring};
 use crate::dev::pl011::Vpl011;
 use crate::host::Host;
-use crate::ids::{CpuId, DomId, Intid, Mpidr, VcpuId};
+use crate::host::cmdline::OnCrash;
+use crate::ids::{CpuId, DomId, DomainName, Intid, Mpidr, VcpuId};
 use crate::mm::guest_ram::GuestRam;
 use crate::mm::hw::El2;
 use crate::mm::stage2::Stage2;
@@ -47,8 +48,9 @@ use crate::vits::Vits;
 use crate::{log_each_second, log_limited};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU16, Ordering};
-use images::Images;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use doorward_api::EventKind;
+use images::{Images, Rams};
 use lifecycle::{End, Lifecycle};
 use msi::LpiPaths;
 use pace::Pace;
@@ -76,6 +78,8 @@ impl Console {
 pub struct Parts {
     /// The domain's number.
     pub id: DomId,
+    /// Its name.
+    pub name: DomainName,
     /// The stage 2 address space.
     pub stage2: Stage2<'static, El2, Tlbs>,
     /// What the domain's devices reach by DMA; `None` if no SMMU translates for them.
@@ -104,11 +108,14 @@ pub struct Parts {
     pub vcpus: Vec<Arc<Vcpu>>,
     /// What the domain is restarted from; `None` if it cannot be restarted.
     pub images: Option<Images>,
+    /// What happens if it crashes.
+    pub on_crash: OnCrash,
 }
 
 /// A domain.
 pub struct Domain {
     id: DomId,
+    name: DomainName,
     host: &'static Host,
     vttbr: u64,
     vtcr: u64,
@@ -127,6 +134,13 @@ pub struct Domain {
     pci: Option<PciHost>,
     vcpus: Vec<Arc<Vcpu>>,
     images: Option<Images>,
+    on_crash: AtomicU8,
+    /// Whether its vCPUs stay out of their guests.
+    paused: AtomicBool,
+    /// When its present life began, in microseconds; 0 before the first one.
+    begun_us: AtomicU64,
+    /// How often it has been restarted.
+    restarts: AtomicU32,
     lifecycle: Lifecycle,
     pace: Pace,
     recalls: Recalls,
@@ -136,10 +150,11 @@ impl Domain {
     /// A domain whose vCPUs are all off.
     #[must_use]
     pub fn new(host: &'static Host, parts: Parts) -> Domain {
-        let Parts { id, stage2, device_view, ram, vgic, dist, redists, itss, paths, .. } = parts;
-        let Parts { console, absent, bridges, pci, vcpus, images, .. } = parts;
+        let Parts { id, name, stage2, device_view, ram, vgic, dist, redists, itss, paths, .. } = parts;
+        let Parts { console, absent, bridges, pci, vcpus, images, on_crash, .. } = parts;
         Domain {
             id,
+            name,
             host,
             vttbr: stage2.vttbr(),
             vtcr: stage2.vtcr(),
@@ -158,6 +173,10 @@ impl Domain {
             pci,
             vcpus,
             images,
+            on_crash: AtomicU8::new(on_crash as u8),
+            paused: AtomicBool::new(false),
+            begun_us: AtomicU64::new(0),
+            restarts: AtomicU32::new(0),
             lifecycle: Lifecycle::new(),
             pace: Pace::new(),
             recalls: Recalls::new(),
@@ -168,6 +187,12 @@ impl Domain {
     #[must_use]
     pub fn id(&self) -> DomId {
         self.id
+    }
+
+    /// The domain's name, which no other domain has.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Whether this is dom0, which has the machine's devices. When dom0 ends, the machine is powered off or reset.
@@ -276,9 +301,112 @@ impl Domain {
         }
     }
 
-    /// Ends a domU as if it had crashed, also one that is about to be restarted after a reset.
+    /// Destroys a domU, whatever it does. Returns `true` if the caller has to announce its end, because none of its vCPUs
+    /// is on.
+    #[must_use]
+    pub fn destroy(&self) -> bool {
+        if !self.lifecycle.record_destroyed() {
+            return false;
+        }
+        self.say_end(End::Destroyed);
+        self.vcpus.iter().for_each(|vcpu| self.kick(vcpu));
+        self.lifecycle.end_rest()
+    }
+
+    /// Keeps the vCPUs out of their guests, if they are not to run yet or not any more. Interrupts stay pending meanwhile;
+    /// time goes on. [`is_out`](Self::is_out) says when the last one has left. Returns `false` if that was so already.
+    #[must_use]
+    pub fn pause(&self) -> bool {
+        let begins = !self.paused.swap(true, Ordering::SeqCst);
+        if begins {
+            self.vcpus.iter().for_each(|vcpu| self.kick(vcpu));
+        }
+        begins
+    }
+
+    /// Ends a pause. Returns `false` if there was none.
+    #[must_use]
+    pub fn unpause(&self) -> bool {
+        let ends = self.paused.swap(false, Ordering::SeqCst);
+        if ends {
+            self.vcpus.iter().for_each(|vcpu| self.kick(vcpu));
+        }
+        ends
+    }
+
+    /// Whether the vCPUs are kept out of their guests. A vCPU says that it enters before it looks.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
+    }
+
+    /// Whether no vCPU is in its guest.
+    #[must_use]
+    pub fn is_out(&self) -> bool {
+        !self.vcpus.iter().any(|vcpu| vcpu.is_in_guest())
+    }
+
+    /// Whether the domain has not been started, or has crashed and is kept.
+    #[must_use]
+    pub fn rests(&self) -> bool {
+        self.lifecycle.rests()
+    }
+
+    /// What happens if the domain crashes.
+    #[must_use]
+    pub fn on_crash(&self) -> OnCrash {
+        OnCrash::from_raw(self.on_crash.load(Ordering::Relaxed))
+    }
+
+    /// Sets what happens if the domain crashes.
+    pub fn set_on_crash(&self, on_crash: OnCrash) {
+        self.on_crash.store(on_crash as u8, Ordering::Relaxed);
+    }
+
+    /// When the domain's present life began, in microseconds; 0 before the first one.
+    #[must_use]
+    pub fn begun_us(&self) -> u64 {
+        self.begun_us.load(Ordering::Relaxed)
+    }
+
+    /// How often the domain has been restarted.
+    #[must_use]
+    pub fn restarts(&self) -> u32 {
+        self.restarts.load(Ordering::Relaxed)
+    }
+
+    /// Whether it can be restarted.
+    #[must_use]
+    pub fn can_restart(&self) -> bool {
+        self.images.is_some()
+    }
+
+    /// The bytes of RAM for domUs that its images take.
+    #[must_use]
+    pub fn image_bytes(&self) -> u64 {
+        self.images.as_ref().map_or(0, Images::kept_bytes)
+    }
+
+    /// The number of its PCI functions, if it is a domU.
+    #[must_use]
+    pub fn function_count(&self) -> usize {
+        self.pci.as_ref().map_or(0, PciHost::function_count)
+    }
+
+    /// Whether it has an emulated console.
+    #[must_use]
+    pub fn has_console(&self) -> bool {
+        self.console.is_some()
+    }
+
+    /// Tells the tools of dom0 what has become of the domain.
+    pub fn record(&self, kind: EventKind, text: &str) {
+        self.host.events.record(kind, self.id, &self.name, text);
+    }
+
+    /// Ends a domU that has been started as if it had crashed, also one that is about to be restarted after a reset.
     pub fn terminate_by_hand(&self) {
-        if self.lifecycle.record_crash_by_hand() {
+        if !self.rests() && self.lifecycle.record_crash_by_hand() {
             self.say_end(End::Crash);
             self.vcpus.iter().for_each(|vcpu| self.kick(vcpu));
         }
@@ -289,7 +417,13 @@ impl Domain {
             End::Off => log_each_second!(Info, self.id; "{}: powered off", self.id),
             End::Reset => log_each_second!(Info, self.id; "{}: reset", self.id),
             End::Crash => log_each_second!(Warn, self.id; "{}: crashed", self.id),
+            End::Destroyed => log_each_second!(Info, self.id; "{}: destroyed", self.id),
         };
+        match end {
+            End::Off => self.record(EventKind::Shutdown, ""),
+            End::Crash => self.record(EventKind::Crashed, ""),
+            End::Reset | End::Destroyed => {}
+        }
     }
 
     /// Powers a vCPU on and makes it runnable. Returns `false` if it was on already. The caller runs on a vCPU that is
@@ -391,15 +525,16 @@ impl Domain {
         resumed.is_ok()
     }
 
-    /// Frees the address spaces of CPUs and devices and returns the RAM, which still holds the guest's data. `None`: a
-    /// device may still reach the RAM.
+    /// Frees the address spaces of CPUs and devices and returns the RAM, which still holds the guest's data, and what its
+    /// images were kept in. RAM that a device may still reach is not among it.
     #[must_use]
-    pub fn into_ram(self) -> Option<GuestRam> {
+    pub fn into_rams(self) -> Rams {
         if let Some(view) = self.device_view {
             self.host.iommu.remove(self.id, view);
         }
         self.host.free_stage2(self.stage2.into_inner());
-        self.host.iommu.is_sound().then_some(self.ram)
+        let own = self.host.iommu.is_sound().then_some(self.ram);
+        own.into_iter().chain(self.images.into_iter().flat_map(Images::into_kept)).collect()
     }
 }
 

@@ -52,6 +52,12 @@ impl PciHost {
         PciHost { ecam, state: Lock::new(Rank::Domain, state) }
     }
 
+    /// The number of functions.
+    #[must_use]
+    pub fn function_count(&self) -> usize {
+        self.state.lock().slots.len()
+    }
+
     /// The guest addresses of configuration space.
     #[must_use]
     pub fn ecam(&self) -> Range {

@@ -34,6 +34,8 @@ use crate::vcpu::{Loaded, Restart, Start, Vcpu, Work};
 use crate::vits::Progress;
 use alloc::sync::Arc;
 use core::fmt;
+use core::sync::atomic::Ordering;
+use doorward_api::EventKind;
 
 /// How often a restart waits for the redistributor that a vPE has left, each time up to the limit of the driver.
 const WAITS: u16 = 100;
@@ -230,18 +232,43 @@ impl Domain {
     /// Whether the domain begins anew after such an end.
     fn restarts_after(&self, end: End) -> bool {
         let wanted = match end {
-            End::Off => false,
+            End::Off | End::Destroyed => false,
             End::Reset => true,
-            End::Crash => self.host.options.on_crash == OnCrash::Restart,
+            End::Crash => self.on_crash() == OnCrash::Restart,
         };
         wanted && self.images.is_some()
     }
 
-    /// Starts the domain: powers its first vCPU on. Returns `false` if it has none.
+    /// Starts the domain, which rests: powers its first vCPU on. Returns `false` if it cannot be started, or has been.
     #[must_use]
-    pub fn start(&self, start: Start) -> bool {
-        self.pace.begin(timer::now_us());
+    pub fn start(&self) -> bool {
+        self.images.as_ref().is_some_and(|images| self.start_at(images.start))
+    }
+
+    /// As [`start`](Self::start), for a domain that does not keep its images.
+    #[must_use]
+    pub fn start_at(&self, start: Start) -> bool {
+        self.end().is_none() && self.lifecycle.end_rest() && self.begin(start)
+    }
+
+    /// Powers the first vCPU on, at the beginning of each life.
+    fn begin(&self, start: Start) -> bool {
+        let now_us = timer::now_us();
+        self.pace.begin(now_us);
+        self.begun_us.store(now_us.max(1), Ordering::Relaxed);
         self.vcpus.first().is_some_and(|vcpu| self.power_on(vcpu, start))
+    }
+
+    /// Whether the domain has crashed and is to be kept as it is. It then rests. Called when its last vCPU is off, instead
+    /// of announcing its end.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        if self.end() != Some(End::Crash) || self.on_crash() != OnCrash::Preserve {
+            return false;
+        }
+        self.lifecycle.rest();
+        // Who has destroyed it before that has found it awake.
+        self.end() == Some(End::Crash) || !self.lifecycle.end_rest()
     }
 
     /// Begins the restart of a domain that has ended. `vcpu` went off last and performs it. Returns `false` if the
@@ -293,7 +320,9 @@ impl Domain {
         if log_each_second!(Info, self.id; "{}: restarted", self.id) {
             self.host.log_free_memory();
         }
-        self.start(images.start)
+        self.restarts.fetch_add(1, Ordering::Relaxed);
+        self.record(EventKind::Restarted, "");
+        self.begin(images.start)
     }
 }
 

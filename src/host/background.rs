@@ -5,14 +5,14 @@
 //! kicks an idle CPU if no CPU is performing the work. If no CPU is idle, each CPU that exits from a guest because of
 //! an interrupt performs some steps, and sets its timer so that it exits for the next ones.
 
-use crate::ids::{CpuId, DomId};
+use crate::ids::{CpuId, DOMAINS, DomId};
 use crate::sync::Exclusive;
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use crate::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering, fence};
 use crate::vits::Progress;
 use alloc::vec::Vec;
 
-/// Bit in `todo`: a domain's work has been started and is not finished.
-const STARTED: u64 = 1 << 63;
+/// "Not announced", in atomics that hold a domain number.
+const NONE: u16 = u16::MAX;
 
 /// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,12 +27,20 @@ pub enum Step<W> {
 
 /// The announced work, one value of type `W` for each domain, and the CPUs that are idle.
 pub struct Background<W> {
-    /// One bit for each announced domain, and [`STARTED`].
-    todo: AtomicU64,
+    /// The number of domains that are announced or whose work is not finished.
+    todo: AtomicU32,
+    /// The domains that are announced, each at its [`DomId::slot`].
+    announced: Vec<AtomicU16>,
     /// The work that has been started. It is taken by the CPU that performs a step.
     work: Exclusive<Option<W>>,
     /// The CPUs that are idle, by number.
     idle: Vec<AtomicBool>,
+}
+
+/// No domain is announced. A model checker looks at each place, so there are few for it.
+fn announced() -> Vec<AtomicU16> {
+    let places = if cfg!(loom) { 3 } else { DOMAINS };
+    (0..places).map(|_| AtomicU16::new(NONE)).collect()
 }
 
 impl<W> Background<W> {
@@ -40,12 +48,19 @@ impl<W> Background<W> {
     #[must_use]
     pub fn new(cpus: usize) -> Background<W> {
         let idle = (0..cpus).map(|_| AtomicBool::new(false)).collect();
-        Background { todo: AtomicU64::new(0), work: Exclusive::new(None), idle }
+        Background { todo: AtomicU32::new(0), announced: announced(), work: Exclusive::new(None), idle }
     }
 
     /// Announces that a domain has ended and has to be taken down.
     pub fn announce(&self, id: DomId) {
-        self.todo.fetch_or(1 << id.0, Ordering::SeqCst);
+        // In this order, the number is never below that of the domains that a CPU finds.
+        self.todo.fetch_add(1, Ordering::SeqCst);
+        if let Some(place) = self.announced.get(id.slot() % self.announced.len().max(1))
+            && place.swap(id.0, Ordering::SeqCst) != NONE
+        {
+            // It was announced already.
+            self.todo.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 
     /// Whether there is no work.
@@ -75,19 +90,14 @@ impl<W> Background<W> {
             return Step::More;
         }
         let done = work.take();
-        self.todo.fetch_and(!STARTED, Ordering::SeqCst);
+        self.todo.fetch_sub(1, Ordering::SeqCst);
         done.map_or(Step::More, Step::Done)
     }
 
-    /// Removes and returns an announced domain, and sets [`STARTED`].
+    /// Removes and returns an announced domain. It stays counted.
     fn next(&self) -> Option<DomId> {
-        let todo = self.todo.load(Ordering::SeqCst) & !STARTED;
-        if todo == 0 {
-            return None;
-        }
-        self.todo.fetch_or(STARTED, Ordering::SeqCst);
-        self.todo.fetch_and(!(todo & todo.wrapping_neg()), Ordering::SeqCst);
-        Some(DomId(todo.trailing_zeros() as u16))
+        let waiting = self.announced.iter().find(|place| place.load(Ordering::SeqCst) != NONE)?;
+        Some(DomId(waiting.swap(NONE, Ordering::SeqCst)))
     }
 
     /// Marks `cpu` as idle. The caller then looks for work once more, and sleeps if it finds none.

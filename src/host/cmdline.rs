@@ -64,11 +64,26 @@ const RESTART_DELAY_MS: u32 = 5_000;
 
 /// What happens to a domU that has crashed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum OnCrash {
     /// It is destroyed.
     Destroy,
-    /// It is restarted from its boot modules.
+    /// It is restarted from its images.
     Restart,
+    /// It stays as it is, with its vCPUs off, until it is destroyed.
+    Preserve,
+}
+
+impl OnCrash {
+    /// The setting with this number.
+    #[must_use]
+    pub const fn from_raw(raw: u8) -> OnCrash {
+        match raw {
+            1 => OnCrash::Restart,
+            2 => OnCrash::Preserve,
+            _ => OnCrash::Destroy,
+        }
+    }
 }
 
 /// The parsed command line.
@@ -90,13 +105,15 @@ pub struct Options {
     pub irq_rate: u32,
     /// `onpanic=park|off`.
     pub on_panic: OnPanic,
-    /// `on-crash=destroy|restart`.
+    /// `on-crash=destroy|restart|preserve`.
     pub on_crash: OnCrash,
     /// `restart-delay=N`: the longest delay before a domU that ends over and over is restarted, in milliseconds, 0 to
     /// 60,000.
     pub restart_delay_ms: u32,
     /// `dom0_mem=SIZE`: dom0's memory in bytes, 32 MiB or more; all free memory by default.
     pub dom0_mem: Option<u64>,
+    /// `domu_mem=SIZE`: RAM in bytes that is set aside for domains created at run time.
+    pub domu_mem: u64,
     /// `dom0_max_vcpus=N`: dom0's vCPUs, 1 or more; one for each CPU by default.
     pub dom0_max_vcpus: Option<u16>,
     /// `dom0_acpi=on|off`; without effect on a machine that a device tree describes.
@@ -121,6 +138,7 @@ impl Default for Options {
             on_crash: OnCrash::Destroy,
             restart_delay_ms: RESTART_DELAY_MS,
             dom0_mem: None,
+            domu_mem: 0,
             dom0_max_vcpus: None,
             dom0_acpi: Dom0Acpi::On,
             spec_ctrl: Wanted::default(),
@@ -182,7 +200,8 @@ pub fn parse<'a>(line: &'a str, mut unknown: impl FnMut(&'a str)) -> Result<Opti
                 options.on_crash = match value {
                     "destroy" => OnCrash::Destroy,
                     "restart" => OnCrash::Restart,
-                    _ => return Err(bad("`destroy` and `restart`")),
+                    "preserve" => OnCrash::Preserve,
+                    _ => return Err(bad("`destroy`, `restart` and `preserve`")),
                 }
             }
             "restart-delay" => {
@@ -210,6 +229,9 @@ pub fn parse<'a>(line: &'a str, mut unknown: impl FnMut(&'a str)) -> Result<Opti
             "dom0_mem" => {
                 let size = size(value).filter(|&bytes| bytes >= 32 << 20);
                 options.dom0_mem = Some(size.ok_or(bad("sizes of 32M and above, in bytes or with suffix K, M or G"))?);
+            }
+            "domu_mem" => {
+                options.domu_mem = size(value).ok_or(bad("sizes in bytes or with suffix K, M or G"))?;
             }
             "dom0_max_vcpus" => {
                 let count = value.parse().ok().filter(|&n: &u16| n > 0);
@@ -290,6 +312,8 @@ mod tests {
         assert_eq!((o.on_crash, o.restart_delay_ms), (OnCrash::Restart, 0));
         assert_eq!((o.direct, o.vwfi, o.on_panic), (Direct::Off, Vwfi::Trap, OnPanic::Off));
         assert_eq!((o.dom0_mem, o.dom0_max_vcpus), (Some(1536 << 20), Some(3)));
+        assert_eq!((o.domu_mem, read("domu_mem=3G on-crash=preserve").domu_mem), (0, 3 << 30));
+        assert_eq!(read("on-crash=preserve").on_crash, OnCrash::Preserve);
         assert_eq!((o.iommu, read("iommu=off").iommu), (true, false));
         assert_eq!(o.dom0_acpi, Dom0Acpi::Off);
         assert_eq!(o.loglvl, log::LevelFilter::Debug);
@@ -311,6 +335,7 @@ mod tests {
             "vwfi=",
             "dom0_mem=1T",
             "dom0_mem=1M",
+            "domu_mem=",
             "dom0_max_vcpus=0",
             "dom0_acpi=",
             "sched=cfs",

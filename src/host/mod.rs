@@ -7,6 +7,7 @@ pub mod background;
 pub mod cmdline;
 pub mod cpu_features;
 pub mod cpu_state;
+pub mod events;
 pub mod owners;
 pub mod rate_limit;
 pub mod routes;
@@ -20,7 +21,7 @@ use crate::arch::sysreg::{self, Writeable};
 use crate::arch::{barrier, ich, percpu, protect, psci, timer as counter, tlb};
 use crate::console;
 use crate::gic::{Gic, GicError, Interface, cpuif};
-use crate::ids::{CpuId, DomId, Intid, Mpidr};
+use crate::ids::{CpuId, Intid, Mpidr};
 use crate::mm::guest_pool::GuestPool;
 use crate::mm::hw::El2;
 use crate::mm::stage2::Stage2;
@@ -41,6 +42,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
 use cpu_features::CpuFeatures;
 use cpu_state::{CpuState, Cpus, Hotplug};
+use events::Events;
 use owners::{SpiOwners, VmIds, VpeOwners};
 use rate_limit::RateLimits;
 use routes::Routes;
@@ -102,6 +104,8 @@ pub struct Host {
     pub vmids: VmIds,
     /// RAM for domUs.
     pub guest_pool: Lock<GuestPool>,
+    /// What has happened, for the tools of dom0.
+    pub events: Events,
     /// The state of each CPU.
     pub cpus: Cpus,
     /// The number of vCPUs in the scheduler.
@@ -161,6 +165,7 @@ impl Host {
             vpes,
             vmids: VmIds::new(),
             guest_pool: Lock::new(Rank::Domain, GuestPool::new()),
+            events: Events::new(),
             cpus: Cpus::new(machine.cpus.len()),
             vcpus: AtomicU32::new(0),
         }
@@ -356,7 +361,7 @@ impl Host {
 
     /// Prints what domains have printed into their rings, as [`console::drain`] does, and sees to it that this is called
     /// again when needed.
-    pub fn drain_console(&self, tell: &mut dyn FnMut(DomId) -> bool) {
+    pub fn drain_console(&self, tell: &mut dyn FnMut(usize) -> bool) {
         if let Some(us) = console::drain(tell) {
             self.cpu(percpu::cpu()).timer.chores_at(counter::now() + counter::us_to_ticks(us));
         }

@@ -187,7 +187,39 @@ impl GuestRam {
         self.copy(from, to).map_err(LoadError::Target)
     }
 
-    /// Copies from a range that [`check_module`] has accepted.
+    /// Copies `bytes` bytes from the start of RAM that no guest uses, after the first `done`, into this RAM.
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`]; a part may have been copied.
+    pub fn load_from(&self, from: &GuestRam, done: u64, bytes: u64, to: Ipa) -> Result<(), LoadError> {
+        let start = from.banks.first().map_or(Ipa(0), |bank| bank.ipa);
+        let at = Ipa(start.0.saturating_add(done));
+        let mut copied = Ok(());
+        let found = from.for_each_piece(at, bytes, |piece, offset| {
+            copied = copied.and_then(|()| self.copy(piece, Ipa(to.0.saturating_add(offset))));
+        });
+        found.and(copied).map_err(LoadError::Target)
+    }
+
+    /// Copies to RAM that no guest uses yet. This is quicker than [`write`](GuestRam::write), which a guest may race.
+    ///
+    /// # Errors
+    ///
+    /// [`NotGuestRam`]; nothing has been copied.
+    pub fn fill(&self, at: Ipa, from: &[u8]) -> Result<(), NotGuestRam> {
+        self.for_each_piece(at, from.len() as u64, |piece, start| {
+            let part = from.get(start as usize..).unwrap_or_default();
+            let size = part.len().min(piece.size as usize);
+            // SAFETY: the piece lies in a bank, which is mapped RAM without Rust objects, so it does not overlap `from`.
+            unsafe {
+                let target = core::ptr::with_exposed_provenance_mut::<u8>(piece.base.0 as usize);
+                core::ptr::copy_nonoverlapping(part.as_ptr(), target, size);
+            }
+        })
+    }
+
+    /// Copies from a range that [`check_module`] has accepted, or that is a bank of RAM.
     fn copy(&self, from: Range, to: Ipa) -> Result<(), NotGuestRam> {
         self.for_each_piece(to, from.size, |piece, start| {
             // SAFETY: source and target are mapped RAM without Rust objects, by `check_module` and `new`; `copy` allows an overlap.
@@ -330,6 +362,30 @@ mod tests {
         assert_eq!(ram.translate(Ipa(0x101f), 2), Err(NotGuestRam(Ipa(0x101f))));
         assert_eq!(ram.translate(Ipa(0xfff), 1), Err(NotGuestRam(Ipa(0xfff))));
         assert_eq!(ram.size(), 64);
+    }
+
+    #[test]
+    fn what_was_filled_in_is_loaded_into_another_ram_across_banks() {
+        let (mut first, mut second) = (std::vec![0u8; 64], std::vec![0u8; 64]);
+        let banks = |backing: &mut std::vec::Vec<u8>, ipa: u64, first: u64| {
+            let base = backing.as_mut_ptr().expose_provenance() as u64;
+            let low = Bank { ipa: Ipa(ipa), pa: Pa(base + 64 - first), size: first };
+            let high = Bank { ipa: Ipa(ipa + first), pa: Pa(base), size: 64 - first };
+            GuestRam { banks: [low, high].into_iter().collect() }
+        };
+        let (kept, ram) = (banks(&mut first, 0, 20), banks(&mut second, 0x1000, 7));
+        let image: std::vec::Vec<u8> = (1..=60).collect();
+        kept.fill(Ipa(0), &image[..33]).unwrap();
+        kept.fill(Ipa(33), &image[33..]).unwrap();
+        assert_eq!(kept.fill(Ipa(60), &[1; 5]), Err(NotGuestRam(Ipa(60))));
+        for done in (0..60).step_by(12) {
+            ram.load_from(&kept, done, 12, Ipa(0x1002 + done)).unwrap();
+        }
+        let mut got = [0; 64];
+        ram.read(Ipa(0x1000), &mut got).unwrap();
+        assert_eq!((&got[..2], &got[2..62], &got[62..]), (&[0; 2][..], &image[..], &[0; 2][..]));
+        assert_eq!(ram.load_from(&kept, 60, 5, Ipa(0x1000)), Err(LoadError::Target(NotGuestRam(Ipa(60)))));
+        assert_eq!(ram.load_from(&kept, 0, 5, Ipa(0x103c)), Err(LoadError::Target(NotGuestRam(Ipa(0x103c)))));
     }
 
     #[test]

@@ -67,6 +67,7 @@ pub fn cpu_loop(control: &'static Control, cpu: CpuId) -> ! {
                 if console::has_work() {
                     irq::drain_console(domains);
                 }
+                control.poll_manage();
                 control.teardown.idle(cpu);
                 irq::take_all(domains, cpu);
             }

@@ -11,6 +11,8 @@ pub enum Next {
     Preempt,
     /// It waits for an interrupt.
     Block,
+    /// It waits until its domain is no longer paused.
+    Pause,
     /// It waits until its work goes on or until it is woken, whatever interrupts are pending.
     Sleep,
     /// It is powered off.

@@ -26,6 +26,7 @@ use crate::sync::ExclusiveGuard;
 use crate::trace::{self, Event, count};
 use crate::util::bits::set_bits;
 use crate::vcpu::{Again, Context, Restart, Start, Vcpu, Work, list_regs};
+use crate::vits::Progress;
 use alloc::sync::Arc;
 
 /// CNTP_CTL_EL0.ENABLE.
@@ -87,6 +88,7 @@ impl VcpuRun<'_> {
             Next::Restarted => self.restarted(context),
             Next::Block => self.block(context),
             Next::Sleep => self.sleep(context),
+            Next::Pause => self.pause(context),
             Next::Preempt | Next::Resume | Next::Yield => self.preempt(context),
         }
     }
@@ -159,6 +161,10 @@ impl VcpuRun<'_> {
                 Next::Resume
             }
             Work::Recall { load, since } => self.await_recall(context, load, since),
+            Work::Manage => {
+                context.work = (self.control.step_manage() == Progress::More).then_some(Work::Manage);
+                Next::Resume
+            }
             Work::Restart(restart) => {
                 let (left, next) = match self.domain.step_restart(restart) {
                     Stepped::More(left) => (Some(left), Next::Resume),
@@ -172,6 +178,7 @@ impl VcpuRun<'_> {
         trace::record_step(self.cpu, timer::now().saturating_sub(from));
         irq::take_all(self.control.domains, self.cpu);
         self.control.teardown.assist(self.cpu);
+        self.control.poll_manage();
         // A domain that restarts has ended.
         if self.domain.is_ending() && !matches!(work, Work::Restart(_)) { Next::Off } else { next }
     }
@@ -242,6 +249,21 @@ impl VcpuRun<'_> {
         }
     }
 
+    /// Takes the vCPU, whose domain is paused, off this CPU until it is woken. An interrupt wakes it, too: it then finds the
+    /// pause again.
+    fn pause(&mut self, mut context: ExclusiveGuard<'_, Context>) {
+        let stopped = self.host.sched.stop(self.cpu, timer::now());
+        let asleep = self.vcpu.run.block(|| {
+            let _ = self.switch_out(Why::Preempt, &mut context);
+            drop(context);
+            // Who has ended the pause, or the domain, may have found this vCPU running, and has then not woken it.
+            if self.domain.is_paused() && !self.domain.is_ending() { Found::Nothing } else { Found::Pending }
+        });
+        if !asleep && let Some(vcpu) = stopped {
+            self.host.sched.requeue(self.cpu, vcpu, timer::now());
+        }
+    }
+
     /// Takes the vCPU, which performs the restart of its domain, off this CPU until the restart goes on or the vCPU is
     /// woken.
     fn sleep(&mut self, mut context: ExclusiveGuard<'_, Context>) {
@@ -268,7 +290,7 @@ impl VcpuRun<'_> {
     /// to the teardown.
     fn off(&mut self, context: ExclusiveGuard<'_, Context>) {
         self.leave(context);
-        if self.domain.count_power_off() && !self.domain.begin_restart(self.vcpu) {
+        if self.domain.count_power_off() && !self.domain.begin_restart(self.vcpu) && !self.domain.is_kept() {
             self.control.teardown.announce(self.cpu, self.domain.id());
         }
     }
@@ -306,6 +328,10 @@ impl VcpuRun<'_> {
             vcpu.left();
             return Next::Off;
         }
+        if self.domain.is_paused() {
+            vcpu.left();
+            return Next::Pause;
+        }
         self.deactivate_ppis();
         if !self.update_residency(context) {
             vcpu.left();
@@ -323,6 +349,7 @@ impl VcpuRun<'_> {
             v4.before_eret(resident);
         }
         let exit = enter(&mut context.regs, self.present.ras());
+        vcpu.count_exit();
         list_regs::store(&mut context.lrs);
         if context.serror {
             // The CPU clears VSE when the guest takes the virtual SError; until then it stays pending.
@@ -344,6 +371,7 @@ impl VcpuRun<'_> {
                 count(self.cpu, Event::ExitIrq);
                 irq::take_all(self.control.domains, self.cpu);
                 self.control.teardown.assist(self.cpu);
+                self.control.poll_manage();
                 Next::Resume
             }
             Reason::Sync => self.exit(context).sync(exit),

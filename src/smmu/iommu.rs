@@ -94,6 +94,12 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
         Some(self.front(id)?.smmu.as_ref()?.facts())
     }
 
+    /// The number of SMMUs that translate.
+    #[must_use]
+    pub fn translating_count(&self) -> usize {
+        self.translating().count()
+    }
+
     /// Whether all SMMUs translate, and there is one. If not, some devices reach all memory.
     #[must_use]
     pub fn protects_all(&self) -> bool {

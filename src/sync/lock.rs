@@ -47,6 +47,8 @@ pub enum Rank {
     SmmuEvents,
     /// A run queue; taken while none of the above is held.
     RunQueue,
+    /// What has happened, for the tools of dom0.
+    Events,
     /// EL2's own stage 1.
     Stage1,
     /// The allocator of frames, and the heap.

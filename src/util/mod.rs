@@ -1,5 +1,6 @@
 //! Helpers that are not specific to one part of the hypervisor.
 
+pub mod bit_set;
 pub mod bits;
 pub mod id_ranges;
 pub mod range;

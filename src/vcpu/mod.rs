@@ -17,7 +17,7 @@ use crate::ids::{CpuId, DomId, Intid, Ipa, Mpidr, VcpuId, VpeId};
 use crate::sched::{Entity, RunState, State};
 use crate::sync::{Exclusive, ExclusiveGuard, Lock, Rank};
 use crate::vgic::LrImage;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use meter::Meter;
 pub use work::{ItsWork, Loaded, Restart, Work};
 
@@ -55,6 +55,8 @@ pub struct Vcpu {
     pub run: RunState,
     /// The scheduler's data: weight, cap, affinity, run time.
     pub entity: Entity,
+    /// How often it has left its guest. Written by the CPU that runs it.
+    exits: AtomicU64,
     /// The cost of the device interrupts that EL2 has taken for the vCPU.
     pub meter: Meter,
     /// [`OUT`], [`IN_GUEST`] or [`RECALLED`].
@@ -128,6 +130,7 @@ impl Vcpu {
             vpe,
             run: RunState::new(),
             entity: Entity::new(home),
+            exits: AtomicU64::new(0),
             meter: Meter::default(),
             presence: AtomicU8::new(OUT),
             live: AtomicU16::new(NO_CPU),
@@ -151,6 +154,18 @@ impl Vcpu {
                 executed_again: Again::default(),
             }),
         }
+    }
+
+    /// Counts an exit. Called by the CPU that runs the vCPU.
+    #[inline]
+    pub fn count_exit(&self) {
+        self.exits.store(self.exits.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// How often it has left its guest.
+    #[must_use]
+    pub fn exits(&self) -> u64 {
+        self.exits.load(Ordering::Relaxed)
     }
 
     /// Powers the vCPU on. Returns `false` if it was on already.

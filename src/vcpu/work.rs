@@ -20,6 +20,8 @@ pub enum Work {
     },
     /// The restart of the domain.
     Restart(Restart),
+    /// What dom0's tools have asked for; how far it is, the server knows.
+    Manage,
 }
 
 /// Work of a domain's virtual ITSs that the vCPU that started it has to finish.

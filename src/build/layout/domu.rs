@@ -8,7 +8,7 @@ use super::{PlaceError, Placement, place, plan_dom0_memory};
 use crate::build::image::Image;
 use crate::ids::{Intid, Mpidr, Pa};
 use crate::mm::guest_pool::UNIT;
-use crate::platform::{DomainConfig, Machine};
+use crate::platform::Machine;
 use crate::util::range::Range;
 use crate::vgic::VGICR_SIZE;
 use alloc::vec::Vec;
@@ -70,10 +70,10 @@ pub fn affinities(vcpus: usize) -> Vec<Mpidr> {
     (0..vcpus as u64).map(|index| Mpidr(((index / 16) << 8) | (index % 16))).collect()
 }
 
-/// The RAM of a domU in bytes: the configured size, rounded up to whole units.
+/// The RAM of a domU in bytes: the configured size, rounded up to whole units; 0 if that is no size.
 #[must_use]
-pub fn ram_size(config: &DomainConfig) -> u64 {
-    config.memory.checked_next_multiple_of(UNIT).unwrap_or(0)
+pub fn ram_size(memory: u64) -> u64 {
+    memory.checked_next_multiple_of(UNIT).unwrap_or(0)
 }
 
 /// Places the boot modules in `ram` bytes of RAM. Addresses are the guest's.
@@ -87,11 +87,12 @@ pub fn place_modules(ram: u64, image: &Image, kernel: u64, ramdisk: Option<u64>)
     place(&[Range::new(RAM, ram)], image, file(kernel), ramdisk.map(file), &[])
 }
 
-/// Chooses free RAM for all domUs of the machine's description, or less if less is free. It overlaps neither `keep_out`
-/// nor a boot module.
+/// Chooses free RAM for all domUs of the machine's description, and `more` bytes for those of later, or less if less is
+/// free. It overlaps neither `keep_out` nor a boot module.
 #[must_use]
-pub fn plan_pool(machine: &Machine, keep_out: &[Range]) -> Vec<Range> {
-    let wanted = machine.domains.iter().map(ram_size).fold(0, u64::saturating_add);
+pub fn plan_pool(machine: &Machine, keep_out: &[Range], more: u64) -> Vec<Range> {
+    let sizes = machine.domains.iter().map(|config| ram_size(config.memory));
+    let wanted = sizes.fold(ram_size(more), u64::saturating_add);
     let keep_out: Vec<Range> =
         keep_out.iter().copied().chain(machine.all_modules().map(|module| module.range)).collect();
     plan_dom0_memory(machine, &keep_out, wanted).to_vec()
@@ -100,7 +101,7 @@ pub fn plan_pool(machine: &Machine, keep_out: &[Range]) -> Vec<Range> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::platform::{Module, ModuleKind};
+    use crate::platform::{DomainConfig, Module, ModuleKind};
     use arrayvec::{ArrayString, ArrayVec};
 
     const M: u64 = 1 << 20;
@@ -136,10 +137,14 @@ mod tests {
         machine.domains.push(config(100 * M + 1, kernel));
         machine.domains.push(config(64 * M, kernel));
         let keep_out = [Range::new(Pa(1500 * M), 36 * M)];
-        let pool = plan_pool(&machine, &keep_out);
+        let pool = plan_pool(&machine, &keep_out, 0);
         assert_eq!(pool.iter().map(|range| range.size).sum::<u64>(), 166 * M);
         assert!(pool.iter().all(|range| !range.overlaps(kernel) && !range.overlaps(keep_out[0])));
-        assert!(plan_pool(&Machine::new(), &[]).is_empty());
+        let more = plan_pool(&machine, &keep_out, 31 * M);
+        assert_eq!(more.iter().map(|range| range.size).sum::<u64>(), 198 * M, "in whole units");
+        let all = plan_pool(&machine, &keep_out, 1 << 60);
+        assert!(all.iter().map(|range| range.size).sum::<u64>() > 400 * M, "what there is");
+        assert!(plan_pool(&Machine::new(), &[], 0).is_empty());
     }
 
     #[test]

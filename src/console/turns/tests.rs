@@ -8,7 +8,7 @@ use std::vec::Vec;
 /// The turns of `domains` domains.
 fn turns(domains: usize) -> Turns {
     let mut turns = Turns::new();
-    (0..domains).for_each(|domain| turns.add(domain, Arc::new(Ring::new(RING_LEN))));
+    (0..domains).for_each(|domain| turns.add(DomId(domain as u16), Arc::new(Ring::new(RING_LEN))));
     turns
 }
 
@@ -232,4 +232,43 @@ fn what_a_domain_prints_while_the_machine_stops_is_lost_and_cuts_no_line() {
     assert_eq!(printed(&mut turns, None, 0), "(d1) one\r\n(d1) tw\r\n");
     assert!(!turns.ring(1).unwrap().push(b'\n'));
     assert_eq!(printed(&mut turns, None, 0), "");
+}
+
+#[test]
+fn each_of_many_domains_has_its_turn_with_its_number_as_the_mark() {
+    let mut turns = Turns::new();
+    // Numbers whose places are not in their order.
+    let ids: Vec<DomId> = (700..900).map(DomId).filter(|id| id.slot() != 0).collect();
+    ids.iter().for_each(|&id| turns.add(id, Arc::new(Ring::new(RING_LEN))));
+    turns.add(DomId(0), Arc::new(Ring::new(RING_LEN)));
+    for id in &ids {
+        say(&turns, id.slot(), "a\nb\n");
+    }
+    let printed = printed(&mut turns, Some(0), 0);
+    let lines: Vec<&str> = printed.lines().collect();
+    assert_eq!(lines.len(), 2 * ids.len());
+    for text in ["a", "b"] {
+        let mut round: Vec<String> = ids.iter().map(|id| std::format!("(d{}) {text}", id.0)).collect();
+        let mut got: Vec<&str> = lines.iter().copied().filter(|line| line.ends_with(text)).collect();
+        round.sort();
+        got.sort();
+        assert_eq!(got, round);
+    }
+    assert!(lines[..ids.len()].iter().all(|line| line.ends_with('a')), "nobody has a second turn before all had one");
+}
+
+#[test]
+fn a_line_is_printed_though_the_domain_with_the_keyboard_never_ends_its_own() {
+    let mut turns = turns(3);
+    let mut now = 0;
+    say(&turns, 0, "x");
+    assert_eq!(printed(&mut turns, Some(0), now), "x");
+    say(&turns, 2, "line\n");
+    let mut screen = String::new();
+    while !screen.contains("(d2) line") {
+        say(&turns, 0, "y");
+        screen += &printed(&mut turns, Some(0), now);
+        now += 1_000;
+        assert!(now < 2 * HOLD_US, "{screen}");
+    }
 }
