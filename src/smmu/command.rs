@@ -156,6 +156,15 @@ mod tests {
     fn a_command_is_displayed_by_its_name_and_words() {
         let sync = std::string::ToString::to_string(&Command::sync());
         assert_eq!(sync, "SYNC (0x46, 0x0)");
-        assert_eq!(Command::from_words([0xff, 0]).name(), "unknown command");
+        let names = [
+            (Command::cfgi_ste(StreamId(0)), "CFGI_STE"),
+            (Command::cfgi_ste_range(StreamId(0), 1), "CFGI_STE_RANGE"),
+            (Command::tlbi_s12_vmall(VmId(0)), "TLBI_S12_VMALL"),
+            (Command::tlbi_s2_ipa(VmId(0), Ipa(0)), "TLBI_S2_IPA"),
+            (Command::tlbi_nsnh_all(), "TLBI_NSNH_ALL"),
+            (Command::tlbi_el2_all(), "TLBI_EL2_ALL"),
+            (Command::from_words([0xff, 0]), "unknown command"),
+        ];
+        names.iter().for_each(|(command, name)| assert_eq!(command.name(), *name));
     }
 }

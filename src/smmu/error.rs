@@ -151,6 +151,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn errors_name_what_is_wrong() {
+        use std::string::ToString;
+        let refused = SmmuError::Refused(crate::smmu::command::Command::sync(), Reason::Abort).to_string();
+        assert_eq!(refused, "it refused SYNC (0x46, 0x0): aborted while it was read");
+        assert_eq!(SmmuError::BadView(BadView::Fwb).to_string(), BadView::Fwb.to_string());
+        assert!(BadView::Fwb.to_string().contains("FEAT_S2FWB"));
+        assert_eq!(Reason::Other(9).to_string(), "error 9");
+    }
+
+    #[test]
     fn only_what_is_found_before_the_first_change_leaves_all_as_it_was() {
         let before = [
             SmmuError::OutOfMemory,

@@ -129,3 +129,24 @@ impl fmt::Display for Facts {
         has.iter().filter(|(has, _)| *has).try_for_each(|(_, name)| write!(f, ", {name}"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::facts;
+    use super::*;
+    use std::string::ToString;
+
+    /// IHI 0070, 6.3.6 (IDR5.OAS).
+    #[test]
+    fn each_encoding_of_the_address_size_is_that_of_the_manual() {
+        assert_eq!([0, 1, 2, 3, 4, 5, 6, 7].map(address_bits), [32, 36, 40, 42, 44, 48, 52, 56]);
+    }
+
+    #[test]
+    fn what_an_smmu_can_do_is_one_line() {
+        let with = |coherence| Facts { coherence, ats: true, ..facts() }.to_string();
+        let [coherent, not] = [Coherence::Coherent, Coherence::NonCoherent].map(with);
+        assert!(coherent.starts_with("SMMUv3.") && coherent.ends_with(", ATS"), "{coherent}");
+        assert!(not.contains(", not coherent") && !coherent.contains("not coherent"), "{not}, {coherent}");
+    }
+}

@@ -6,6 +6,7 @@ use crate::ids::{Ipa, Pa, StreamId};
 use crate::mmio::{Coherence, Hw};
 use crate::platform::machine;
 use crate::smmu::testing::State;
+use crate::util::range::Range;
 use std::vec::Vec;
 
 fn of(n: u16) -> Reach {
@@ -36,6 +37,17 @@ fn after_the_start_all_streams_reach_nothing_and_cause_no_events() {
     assert_eq!(state.registers[&0x28], 0b11_01_01_11_01_01, "write-back and inner shareable");
     assert_eq!(state.registers[&0x64], 1, "the error is acknowledged");
     assert_eq!(state.registers[&0x88], 1 << 16 | 6 << 6 | 16);
+}
+
+#[test]
+fn an_smmu_with_too_few_registers_is_not_accessed() {
+    let fake = Fake::new();
+    let at = machine::Smmu { regs: Range::new(described().regs.base, 0x1_f000), ..described() };
+    assert!(matches!(Smmu::start(fake.clone(), &at), Err(SmmuError::RegistersTooShort)));
+    assert!(fake.0.borrow().writes.is_empty());
+    // More than it needs is no reason.
+    let at = machine::Smmu { regs: Range::new(at.regs.base, 0x10_0000), ..at };
+    assert!(Smmu::start(fake, &at).is_ok());
 }
 
 #[test]
