@@ -608,9 +608,7 @@ mod tests {
         let mut world = strict("xen,force-assign-without-iommu");
         assert_eq!(world.reasons(), [format!("{at}no SMMU limits its DMA{not_allowed}")]);
         // With an SMMU in front of it.
-        let behind = |iommus: &'static [u32]| edited(GICV4, |tree| set_at(tree, RTC, "iommus", iommus));
-        world.blob = behind(&[0x8007, 0x1_0000]);
-        let smmu = cells_of_smmu(&world.blob);
+        let smmu = phandle_of_smmu(GICV4);
         world.blob = edited(GICV4, |tree| set_at(tree, RTC, "iommus", [smmu, 0x1_0000]));
         let streams = [Streams { smmu: SmmuId(0), first: StreamId(0x1_0000), last: StreamId(0x1_0000) }];
         assert_eq!(world.prepare().take(0).unwrap().streams, streams);
@@ -625,7 +623,7 @@ mod tests {
     }
 
     /// The phandle of the SMMU.
-    fn cells_of_smmu(blob: &[u8]) -> u32 {
+    fn phandle_of_smmu(blob: &[u8]) -> u32 {
         let tree = DeviceTree::from_fdt(&fdt::parse(blob).unwrap());
         tree.root.children().find_map(|node| node.name().starts_with("smmuv3").then(|| cell(node, "phandle"))?).unwrap()
     }

@@ -4,6 +4,7 @@
 mod counts;
 mod ends;
 mod hostile;
+mod platform;
 mod refused;
 
 use crate::domu::DomU;
@@ -42,6 +43,7 @@ pub fn cases() -> Vec<Case> {
     cases.extend(counts::cases());
     cases.extend(ends::cases());
     cases.extend(hostile::cases());
+    cases.extend(platform::cases());
     cases.extend(refused::cases());
     cases
 }
