@@ -48,7 +48,7 @@ const ROOM: usize = 256 << 10;
 const ROOM_FOR_VCPU: usize = 32 << 10;
 
 /// Builds all domUs. If one cannot be built, the reason is logged and the others run without it.
-pub fn build_all(domains: &Domains, given: &mut Passthrough) {
+pub fn build_all(domains: &'static Domains, given: &mut Passthrough) {
     let host = domains.host;
     if host.machine.domains.is_empty() {
         return;
@@ -60,7 +60,7 @@ pub fn build_all(domains: &Domains, given: &mut Passthrough) {
 }
 
 /// Builds a domU and starts it, or logs why it cannot be built.
-fn build_or_log(domains: &Domains, id: DomId, given: &mut Passthrough) {
+fn build_or_log(domains: &'static Domains, id: DomId, given: &mut Passthrough) {
     let configs = &domains.host.machine.domains;
     let Some(index) = usize::from(id.0).checked_sub(1) else { return };
     let Some(config) = configs.get(index) else { return };
@@ -72,7 +72,7 @@ fn build_or_log(domains: &Domains, id: DomId, given: &mut Passthrough) {
     }
 }
 
-fn build(domains: &Domains, id: DomId, config: &DomainConfig, functions: Vec<Given>) -> Result<(), BuildError> {
+fn build(domains: &'static Domains, id: DomId, config: &DomainConfig, functions: Vec<Given>) -> Result<(), BuildError> {
     if let Some(problem) = &config.problem {
         return Err(BuildError(problem.to_string()));
     }
@@ -124,6 +124,7 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig, functions: Vec<Giv
         device_ids,
         lpis,
         console: config.vpl011.then_some((UART, UART_IRQ)),
+        ports: None,
         absent: Vec::new(),
         bridges: Vec::new(),
         mapped: Vec::new(),
@@ -146,6 +147,9 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig, functions: Vec<Giv
     log::info!("{id} `{}`: {count} vCPUs ({}), {} MiB", config.name, cpus.join(", "), size >> 20);
     let domain = Arc::new(domain);
     domain.attach_console();
+    if let Some(dom0) = domains.dom0() {
+        domain.offer_console(dom0, &config.name);
+    }
     if domains.add(domain.clone()).is_err() {
         unreachable!("{id} is built twice");
     }

@@ -154,6 +154,7 @@ impl Teardown {
 fn start(domains: &Domains, id: DomId) -> Option<Work> {
     let domain = domains.take(id)?;
     console::detach(id);
+    domain.withdraw_console();
     for vcpu in domain.vcpus() {
         domains.host.remove_vcpu(vcpu);
     }

@@ -56,6 +56,12 @@ impl Domains {
         }
     }
 
+    /// dom0, which exists from when it is built on.
+    #[must_use]
+    pub fn dom0(&self) -> Option<&Domain> {
+        self.dom0.get()
+    }
+
     /// The domains that exist now.
     pub fn iter(&self) -> impl Iterator<Item = DomainRef<'_>> {
         (0..DOMAINS as u16).filter_map(|id| self.get(DomId(id)))

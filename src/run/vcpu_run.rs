@@ -12,6 +12,7 @@ use crate::control::Control;
 use crate::dev::vtimer::{CNTP_PPI, VTimer};
 use crate::domain::Domain;
 use crate::domain::irq;
+use crate::domain::ports;
 use crate::domain::restart::Stepped;
 use crate::gic::v4::{self, EnterError};
 use crate::host::Host;
@@ -26,6 +27,7 @@ use crate::sync::ExclusiveGuard;
 use crate::trace::{self, Event, count};
 use crate::util::bits::set_bits;
 use crate::vcpu::{Again, Context, Restart, Start, Vcpu, Work, list_regs};
+use crate::virtio::Served;
 use alloc::sync::Arc;
 
 /// CNTP_CTL_EL0.ENABLE.
@@ -155,6 +157,13 @@ impl VcpuRun<'_> {
                 context.work = match self.domain.step_its_work(work) {
                     Some(work) => Some(Work::Its(work)),
                     None => recall_to_await(self.domain),
+                };
+                Next::Resume
+            }
+            Work::Ports => {
+                context.work = match ports::step(self.control.domains, self.domain) {
+                    Served::More => Some(Work::Ports),
+                    Served::All => recall_to_await(self.domain),
                 };
                 Next::Resume
             }
