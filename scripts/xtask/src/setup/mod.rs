@@ -7,6 +7,7 @@
 
 mod apt;
 mod disk;
+pub mod dw;
 pub mod gicv41;
 mod initramfs;
 pub mod kvm;
