@@ -12,6 +12,7 @@ mod gicv41;
 mod guests;
 mod instructions;
 mod io;
+mod manage;
 mod placed;
 mod quota;
 mod refuse;
@@ -27,7 +28,7 @@ pub use gicv41::again;
 
 /// Whether a case runs only with `--long`.
 pub fn is_long(name: &str) -> bool {
-    devices::is_long(name) || gicv41::is_long(name)
+    devices::is_long(name) || gicv41::is_long(name) || name == "manage-64"
 }
 
 /// All cases in the order in which they run: quick ones that cover much come first.
@@ -42,6 +43,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(console::cases());
     cases.extend(io::cases());
     cases.extend(domains::cases());
+    cases.extend(manage::cases());
     cases.extend(sched::cases());
     cases.extend(cpus::cases());
     cases.extend(instructions::cases());
