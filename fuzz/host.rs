@@ -30,6 +30,8 @@ mod pci_config;
 mod pl011;
 #[path = "fuzz_targets/smccc.rs"]
 mod smccc;
+#[path = "fuzz_targets/virtio.rs"]
+mod virtio;
 #[path = "fuzz_targets/vits.rs"]
 mod vits;
 
@@ -287,4 +289,9 @@ fn decoding_of_accesses() {
 #[test]
 fn its_commands() {
     run("vits", 500, &RANDOM, vits::run);
+}
+
+#[test]
+fn console_device() {
+    run("virtio", 1_000, &RANDOM, virtio::run);
 }
