@@ -124,7 +124,7 @@ fn a_driver_that_does_not_read_makes_nobody_wait() {
         }
         driver.device.announce(&driver.memory, id);
     }
-    // The first byte has a buffer of its own, and the port is full. The driver's buffers are empty.
+    // The first byte has a buffer of its own, and the port is full.
     assert_eq!(sent.len(), 257);
     while driver.interrupt() {}
     assert_eq!(driver.received[Driver::rx(id) / 2], sent);
@@ -143,6 +143,50 @@ fn while_an_interrupt_is_pending_bytes_are_collected_for_the_next_one() {
         interrupts += 1;
     }
     assert_eq!((driver.received[Driver::rx(id) / 2].len(), interrupts), (60, 2));
+}
+
+#[test]
+fn bytes_are_collected_while_the_driver_has_not_read_what_it_got() {
+    let mut driver = Driver::new();
+    let big = Arc::new(Port::new("p", 0, Capacity { to_guest: 4096, from_guest: 64 }));
+    let id = driver.device.add(&driver.memory, big.clone()).unwrap();
+    driver.start();
+    driver.settle();
+    driver.control(1, OPEN, 1);
+    let rx = Driver::rx(id);
+    let send = |driver: &Driver, count: usize| {
+        for _ in 0..count {
+            assert_eq!(big.send(b"x"), 1);
+            driver.device.announce(&driver.memory, id);
+            // The interrupt handler runs, and no program reads.
+            if driver.memory.line.get() {
+                driver.act(INTERRUPT_ACK, 3);
+            }
+        }
+    };
+    send(&driver, 1000);
+    assert_eq!(driver.rings[rx].clone().used(&driver.memory).len(), 1);
+    send(&driver, 1100);
+    let got = driver.rings[rx].clone().used(&driver.memory);
+    assert_eq!((got[0].1, got[1].1), (1, 64), "many bytes are worth a buffer");
+    while {
+        driver.poll();
+        driver.memory.line.get() || big.room_to_send() < 4096
+    } {
+        driver.interrupt();
+    }
+    assert_eq!(driver.received[rx / 2].len(), 2100);
+    // A single buffer is enough.
+    driver.start();
+    driver.settle();
+    driver.control(1, OPEN, 1);
+    driver.rings[rx].used(&driver.memory);
+    driver.interrupt();
+    send(&driver, 1);
+    driver.poll();
+    send(&driver, 1);
+    driver.poll();
+    assert_eq!(driver.received[rx / 2].len(), 2102);
 }
 
 #[test]

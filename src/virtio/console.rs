@@ -3,7 +3,7 @@
 //! Each port has a receive queue, to the driver, and a transmit queue, from it; the control queues announce ports. A
 //! port's transmit queue is not read while the port has no room, so the driver waits in its own memory. Control messages
 //! of the driver are always taken: Linux's waits for that with interrupts off. Messages to the driver are not queued but
-//! follow from the [state of each port](super::slot), so they need no memory, however slowly the driver takes them.
+//! follow from the state of each port (`slot`), so they need no memory, however slowly the driver takes them.
 //!
 //! Emergency writes, sizes of terminals and the resize message are not offered, and no port is a console of the guest's
 //! (`PORT_CONSOLE`): programs open the ports by their names.
@@ -32,6 +32,9 @@ const CHAIN: u32 = 256;
 const DESCRIPTOR: u32 = 64;
 /// The price of looking at a port, or at a control message.
 const LOOK: u32 = 64;
+
+/// The number of bytes that are worth a buffer even if the driver has not read all that it got.
+const MANY: usize = 2 << 10;
 
 /// The number of bytes that are copied at once.
 const PIECE: usize = 512;
@@ -315,7 +318,7 @@ impl Console {
                 return Ok(Served::All);
             }
         };
-        while port.to_fetch() > 0 {
+        while port.to_fetch() > 0 && (self.is_read(guest, rx)? || port.to_fetch() >= MANY || self.ends(id)) {
             let Some(chain) = self.front(guest, rx)? else { break };
             if budget.is_spent() {
                 return Ok(Served::More);
@@ -366,10 +369,21 @@ impl Console {
                 break;
             }
         }
-        if self.slots.get(usize::from(id.0)).is_some_and(|slot| slot.phase == Phase::Ending) {
+        if self.ends(id) {
             self.mark(id);
         }
         Ok(Served::All)
+    }
+
+    /// Whether the driver has read all that it got in a receive queue. While it has not, bytes are collected, so that many
+    /// fill a buffer and not each one its own; it notifies when it gives a buffer back.
+    fn is_read(&mut self, guest: &dyn Guest, rx: usize) -> Result<bool, Broken> {
+        self.queues.get_mut(rx).map_or(Ok(false), |queue| queue.has_all(guest))
+    }
+
+    /// Whether a port is about to end.
+    fn ends(&self, id: PortId) -> bool {
+        self.slots.get(usize::from(id.0)).is_some_and(|slot| slot.phase == Phase::Ending)
     }
 
     /// Sends control messages, those that remove a port first: its name may be that of another one.

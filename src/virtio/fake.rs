@@ -23,11 +23,13 @@ const BASE: u64 = 0x4000_0000;
 pub struct Memory {
     bytes: RefCell<Vec<u8>>,
     pub line: Cell<bool>,
+    /// Accesses of the device, and their bytes.
+    cost: Cell<(u64, u64)>,
 }
 
 impl Memory {
     pub fn new(size: usize) -> Memory {
-        Memory { bytes: RefCell::new(std::vec![0; size]), line: Cell::new(false) }
+        Memory { bytes: RefCell::new(std::vec![0; size]), line: Cell::new(false), cost: Cell::new((0, 0)) }
     }
 
     pub fn base(&self) -> Ipa {
@@ -36,6 +38,16 @@ impl Memory {
 
     pub fn size(&self) -> u64 {
         self.bytes.borrow().len() as u64
+    }
+
+    /// Returns how often the device has accessed the memory since the last call, and how many bytes.
+    pub fn take_cost(&self) -> (u64, u64) {
+        self.cost.take()
+    }
+
+    fn pay(&self, bytes: usize) {
+        let (accesses, all) = self.cost.get();
+        self.cost.set((accesses + 1, all + bytes as u64));
     }
 
     fn index(&self, at: Ipa, size: usize) -> Option<usize> {
@@ -61,18 +73,21 @@ impl Memory {
 
 impl Guest for Memory {
     fn read(&self, at: Ipa, into: &mut [u8]) -> bool {
+        self.pay(into.len());
         let Some(start) = self.index(at, into.len()) else { return false };
         into.copy_from_slice(&self.bytes.borrow()[start..start + into.len()]);
         true
     }
 
     fn write(&self, at: Ipa, from: &[u8]) -> bool {
+        self.pay(from.len());
         let Some(start) = self.index(at, from.len()) else { return false };
         self.bytes.borrow_mut()[start..start + from.len()].copy_from_slice(from);
         true
     }
 
     fn load16(&self, at: Ipa) -> Option<u16> {
+        self.pay(2);
         (at.0.is_multiple_of(2) && self.index(at, 2).is_some()).then(|| self.half(at))
     }
 

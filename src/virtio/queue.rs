@@ -170,6 +170,8 @@ pub struct Queue {
     next: u16,
     /// The number of bytes of the chain at the front that the device is done with. The owner counts them.
     pub done: u64,
+    /// The largest number of chains that have been seen to wait.
+    most: u16,
 }
 
 impl Queue {
@@ -211,6 +213,18 @@ impl Queue {
         fence(Ordering::Acquire);
         let waiting = end.wrapping_sub(self.next);
         if waiting > self.size { Err(Broken::TooManyChains(waiting)) } else { Ok(waiting) }
+    }
+
+    /// Whether the driver has given back all that it gave first, as far as can be seen: it has no buffer of this queue that
+    /// it has not looked at.
+    ///
+    /// # Errors
+    ///
+    /// [`Broken`].
+    pub fn has_all(&mut self, guest: &dyn Guest) -> Result<bool, Broken> {
+        let waiting = self.waiting(guest)?;
+        self.most = self.most.max(waiting);
+        Ok(waiting == self.most)
     }
 
     /// The chain at the front of the queue; `None` if none is available. It stays there until it is

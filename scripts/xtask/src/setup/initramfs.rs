@@ -1,4 +1,4 @@
-//! The initramfs: busybox, fio with its libraries, small tools and the test scripts, as an uncompressed newc archive.
+//! The initramfs: busybox, fio with its libraries, a few kernel modules, small tools and the test scripts, as an uncompressed newc archive.
 //!
 //! The same inputs give the same bytes: entries are sorted; times, owners and inode numbers are fixed. The file is in `target/`,
 //! as it depends on this checkout's `tests/linux`.
@@ -12,7 +12,15 @@ use crate::fail::{Doing, Outcome};
 use crate::{paths, sh};
 
 /// Has to be changed when this file makes a different archive.
-const RECIPE: &[u8] = b"3";
+const RECIPE: &[u8] = b"4";
+
+/// Kernel modules: the drivers of dom0's console device.
+const MODULES: [&str; 4] = [
+    "drivers/virtio/virtio",
+    "drivers/virtio/virtio_ring",
+    "drivers/virtio/virtio_mmio",
+    "drivers/char/virtio_console",
+];
 
 const LIBRARIES: &str = "lib/aarch64-linux-gnu";
 const LOADER: &str = "ld-linux-aarch64.so.1";
@@ -52,6 +60,10 @@ pub fn ensure() -> Outcome {
     tree.program("usr/bin/fio", read(&packages::program("fio", "usr/bin/fio")?)?);
     tree.libraries(packages::libraries()?)?;
     tree.program("bin/dw", read(&dw::build()?)?);
+    for module in MODULES {
+        let name = module.rsplit('/').next().unwrap_or(module);
+        tree.file(&format!("modules/{name}.ko"), read(&packages::module(&format!("{module}.ko"))?)?);
+    }
     for (file, bytes) in &checksums {
         tree.file(&format!("etc/{}", file.file_name().unwrap_or_default().to_string_lossy()), bytes.clone());
     }

@@ -3,6 +3,7 @@
 mod boot;
 mod chaos;
 mod console;
+mod control;
 mod cpus;
 mod devices;
 mod domains;
@@ -41,6 +42,7 @@ pub fn all() -> Vec<Case> {
     cases.extend(quota::cases());
     cases.extend(boot::cases());
     cases.extend(console::cases());
+    cases.extend(control::cases());
     cases.extend(io::cases());
     cases.extend(domains::cases());
     cases.extend(manage::cases());
