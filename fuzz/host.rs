@@ -34,6 +34,8 @@ mod pci_config;
 mod pl011;
 #[path = "fuzz_targets/smccc.rs"]
 mod smccc;
+#[path = "fuzz_targets/virtio.rs"]
+mod virtio;
 #[path = "fuzz_targets/vits.rs"]
 mod vits;
 
@@ -319,4 +321,9 @@ fn its_commands() {
 #[test]
 fn requests_of_dom0() {
     run("management", 500, &RANDOM, management::run);
+}
+
+#[test]
+fn console_device() {
+    run("virtio", 1_000, &RANDOM, virtio::run);
 }

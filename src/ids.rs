@@ -69,6 +69,10 @@ number! {
     VmId(u16), "VMID {}"
 }
 number! {
+    /// A port of a virtio console.
+    PortId(u16), "port {}"
+}
+number! {
     /// A collection: the ID by which an ITS refers to a redistributor.
     CollectionId(u16), "collection {}"
 }

@@ -14,6 +14,7 @@
 //! | [`vcpu`] | a virtual CPU: registers, state, list registers |
 //! | [`dev`] | emulated PL011, PSCI and physical timer |
 //! | [`vits`] | the emulated ITS |
+//! | [`virtio`] | virtio devices that guests see: a console with several ports |
 //! | [`pci`] | PCI functions; configuration space that a domain sees other than it is |
 //! | [`sched`] | the schedulers; they access vCPUs through a trait |
 //! | [`smmu`] | the SMMUv3: which memory the streams of devices reach |
@@ -66,4 +67,5 @@ pub mod trace;
 pub mod util;
 pub mod vcpu;
 pub mod vgic;
+pub mod virtio;
 pub mod vits;

@@ -140,6 +140,9 @@ fn start(own: boot::BootInfo) -> ! {
     if let Err(error) = dom0::build(domains, &in_use, &passthrough) {
         fatal!("dom0: {error}");
     }
+    if let Some(dom0) = domains.dom0() {
+        dom0.serve_control(control);
+    }
     domu::build_all(domains, &mut passthrough);
     cpu_loop(control, boot_cpu)
 }

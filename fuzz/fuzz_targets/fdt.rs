@@ -5,8 +5,9 @@
 
 use doorward::build::fdt::edit;
 use doorward::build::layout;
-use doorward::ids::Mpidr;
+use doorward::ids::{Intid, Mpidr, Pa};
 use doorward::platform::{Machine, fdt};
+use doorward::util::range::Range;
 
 #[cfg(fuzzing)]
 libfuzzer_sys::fuzz_target!(|blob: &[u8]| run(blob));
@@ -38,6 +39,7 @@ fn edit_for_dom0(blob: &[u8], machine: &Machine) {
         absent_itss: &[],
         given_bars: &[],
         given_devices: &[],
+        ports: Some((Range::new(Pa(0x4000_1000), 0x1000), Intid(288))),
         bootargs: "quiet",
         initrd: None,
     };

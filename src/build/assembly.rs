@@ -22,6 +22,7 @@ use crate::util::range::Range;
 use crate::vcpu::{Loaded, Vcpu};
 use crate::vgic::{Vgic, VgicConfig};
 use crate::vits::Progress;
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -318,8 +319,8 @@ impl Assembly {
     /// # Errors
     ///
     /// The assembly itself, if it is not finished.
-    pub fn finish(self, host: &'static Host) -> Result<Domain, Assembly> {
-        let Assembly { spec, stage, made } = self;
+    pub fn finish(self: Box<Self>, host: &'static Host) -> Result<Domain, Box<Assembly>> {
+        let Assembly { spec, stage, made } = *self;
         match made {
             Made { vgic: Some(vgic), stage2: Some(stage2), paths: Some(paths), view, vcpus }
                 if stage == Stage::Finished =>
@@ -339,6 +340,7 @@ impl Assembly {
                         itss: devices.itss,
                         paths,
                         console: devices.console,
+                        ports: devices.ports,
                         absent: devices.absent,
                         bridges: devices.bridges,
                         pci: devices.pci,
@@ -348,7 +350,7 @@ impl Assembly {
                     },
                 ))
             }
-            made => Err(Assembly { spec, stage, made }),
+            made => Err(Box::new(Assembly { spec, stage, made })),
         }
     }
 
@@ -397,8 +399,8 @@ pub(super) struct Failure {
 }
 
 /// Builds a domain at once. Its vCPUs are off, and it is not in the table of domains yet.
-pub(super) fn assemble(host: &'static Host, spec: DomainSpec) -> Result<Domain, Failure> {
-    let mut assembly = Assembly::new(spec);
+pub(super) fn assemble(host: &'static Host, spec: DomainSpec) -> Result<Domain, Box<Failure>> {
+    let mut assembly = Box::new(Assembly::new(spec));
     let error = loop {
         match assembly.step(host) {
             Ok(Progress::More) => {}
@@ -414,7 +416,7 @@ pub(super) fn assemble(host: &'static Host, spec: DomainSpec) -> Result<Domain, 
     };
     // It ends: none of the vPEs has been resident.
     while !assembly.undo(host) {}
-    Err(Failure { error, rams: assembly.into_rams() })
+    Err(Box::new(Failure { error, rams: assembly.into_rams() }))
 }
 
 fn failed(error: Stage2Error) -> BuildError {

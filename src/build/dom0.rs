@@ -11,7 +11,7 @@ use super::passthrough::Passthrough;
 use super::pci_hide::Hidden;
 use super::platform_devices::{HostTree, PlatformDevices};
 use super::{
-    BuildError, Devices, Dma, DomainSpec, Homes, affinity, device_ids, images, kernel_header, pci_hide,
+    BuildError, Devices, Dma, DomainSpec, Homes, affinity, control_device, device_ids, images, kernel_header, pci_hide,
     platform_devices, streams,
 };
 use crate::domain::images::From;
@@ -74,6 +74,7 @@ pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>, given: &Passthrough) -
     let places =
         places(machine, affinities.len(), in_use).map_err(|error| BuildError::because("redistributors", error))?;
     let absent_itss = absent_itss(host);
+    let (ports, spis) = control_device(host, in_use);
     let plan = Dom0Plan {
         vcpus: &affinities,
         memory: &banks,
@@ -83,6 +84,7 @@ pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>, given: &Passthrough) -
         initrd: place.initrd,
         given_bars: &given.bars,
         given_devices: &given.platform.paths,
+        ports,
     };
     let description = describe(host, in_use, &plan, &places, place.dtb)?;
     let file = |module: &Module| From::Module(module.range);
@@ -103,11 +105,12 @@ pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>, given: &Passthrough) -
     let devices = Devices {
         dist: machine.gic.dist,
         redists: places.gicr,
-        spis: host.gic.facts().spis,
+        spis,
         itss,
         device_ids,
         lpis: lpis.min(host.gic.unreserved_lpis().saturating_sub(given.lpis())),
         console: places.console,
+        ports,
         absent: hidden.absent,
         bridges: hidden.bridges,
         mapped: mapped.into_iter().map(|(range, attr)| (Ipa(range.base.0), range, attr)).collect(),
@@ -128,7 +131,8 @@ pub fn build(domains: &Domains, in_use: &MemoryInUse<'_>, given: &Passthrough) -
         devices,
     };
     let domain = assemble(host, spec).map_err(|failure| failure.error)?;
-    let kept = kept_spis(machine);
+    let mut kept = kept_spis(machine);
+    kept.extend(ports.map(|(_, irq)| irq));
     host.spis.give(DomId(0), |spi| !kept.contains(&spi) && !given.platform.spis.contains(&spi));
     let dom0 = domains.add_dom0(domain);
     dom0.attach_console();
@@ -161,6 +165,25 @@ fn places(machine: &Machine, vcpus: usize, in_use: &MemoryInUse<'_>) -> Result<P
     // The addresses are those of the host's device tree.
     let console = machine.uart.and_then(|uart| Some((uart.regs, uart.irq?)));
     Ok(Places { gicr: vgicr_region(machine, vcpus)?, console })
+}
+
+/// Returns where dom0 sees its console device with ports, if it gets one, and the number of its SPIs.
+fn control_device(host: &Host, in_use: &MemoryInUse<'_>) -> (Option<(Range, Intid)>, u32) {
+    let spis = host.gic.facts().spis;
+    if !host.options.dom0_control {
+        return (None, spis);
+    }
+    let fdt = host.machine.rsdp.is_none().then_some(in_use.fdt);
+    match control_device::place(host.machine, spis, in_use.pool, fdt) {
+        Some((ports, spis)) => {
+            log::info!("dom0: control device at {}, {}", ports.0.base, ports.1);
+            (Some(ports), spis)
+        }
+        None => {
+            log::warn!("dom0: no interrupt is free for its control device: domains cannot be managed from there");
+            (None, spis)
+        }
+    }
 }
 
 /// Makes the device tree or the ACPI tables that describe the machine to dom0. `room` is the range that they are loaded

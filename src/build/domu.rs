@@ -62,7 +62,7 @@ const ROOM: usize = 256 << 10;
 const ROOM_FOR_VCPU: usize = 32 << 10;
 
 /// Builds all domUs. If one cannot be built, the reason is logged and the others run without it.
-pub fn build_all(domains: &Domains, given: &mut Passthrough) {
+pub fn build_all(domains: &'static Domains, given: &mut Passthrough) {
     let host = domains.host;
     if host.machine.domains.is_empty() {
         return;
@@ -74,7 +74,7 @@ pub fn build_all(domains: &Domains, given: &mut Passthrough) {
 }
 
 /// Builds a domU and starts it, or logs why it cannot be built.
-fn build_or_log(domains: &Domains, index: usize, given: &mut Passthrough) {
+fn build_or_log(domains: &'static Domains, index: usize, given: &mut Passthrough) {
     let Some(config) = domains.host.machine.domains.get(index) else { return };
     let name = name_of(config);
     let id = match domains.reserve(&name) {
@@ -218,6 +218,7 @@ pub(super) fn plan(
         device_ids,
         lpis,
         console: wanted.console.then_some((UART, UART_IRQ)),
+        ports: None,
         absent: Vec::new(),
         bridges: Vec::new(),
         mapped: platform.regs.iter().map(|&(at, range)| (at, range, Attr::Device)).collect(),
@@ -238,7 +239,7 @@ impl Planned {
     }
 }
 
-fn build(domains: &Domains, id: DomId, config: &DomainConfig, given: GivenDevices) -> Result<(), BuildError> {
+fn build(domains: &'static Domains, id: DomId, config: &DomainConfig, given: GivenDevices) -> Result<(), BuildError> {
     if let Some(problem) = &config.problem {
         return Err(BuildError(problem.to_string()));
     }
@@ -262,7 +263,7 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig, given: GivenDevice
     let ram = take_ram(host, RAM, ram_size(config.memory))?;
     let file = |module: &Module| From::Module(module.range);
     let spec = planned.with(ram, file(kernel), ramdisk.map(file));
-    let domain = assemble(host, spec).map_err(|failure| reclaim_ram(host, failure))?;
+    let domain = assemble(host, spec).map_err(|failure| reclaim_ram(host, *failure))?;
     host.spis.give(id, |spi| spis.contains(&spi));
     domain.take_spis();
     let cpus: Vec<String> = domain.vcpus().iter().map(|vcpu| vcpu.cpu().to_string()).collect();
@@ -277,9 +278,12 @@ fn build(domains: &Domains, id: DomId, config: &DomainConfig, given: GivenDevice
 /// # Errors
 ///
 /// [`BuildError`]: its place in the table, which was reserved for it, is taken.
-pub fn add(domains: &Domains, domain: Domain) -> Result<Arc<Domain>, BuildError> {
+pub fn add(domains: &'static Domains, domain: Domain) -> Result<Arc<Domain>, BuildError> {
     let domain = Arc::new(domain);
     domain.attach_console();
+    if let Some(dom0) = domains.dom0() {
+        domain.offer_console(dom0);
+    }
     match domains.add(domain.clone()) {
         Ok(()) => Ok(domain),
         Err(_) => Err(BuildError::new("its place in the table of domains is taken")),

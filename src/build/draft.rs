@@ -16,6 +16,7 @@ use crate::host::Host;
 use crate::host::cmdline::OnCrash;
 use crate::ids::{DomId, DomainName, Ipa, Pa};
 use crate::mm::guest_ram::GuestRam;
+use alloc::boxed::Box;
 use alloc::string::String;
 use doorward_api::{Create, ImageKind, Status};
 
@@ -221,17 +222,20 @@ impl Draft {
     /// # Errors
     ///
     /// [`Refused`], and what is left of the draft.
-    pub fn build(self, host: &Host) -> Result<Assembly, (Refused, Leftover)> {
+    pub fn build(self, host: &Host) -> Result<Box<Assembly>, Box<(Refused, Leftover)>> {
         match self.plan(host) {
-            Err(refused) => Err((refused, self.give_up())),
+            Err(refused) => Err(Box::new((refused, self.give_up()))),
             Ok(planned) => {
                 let Draft { id, ram, kernel, ramdisk, .. } = self;
                 let kept = |upload: Upload| From::Kept(upload.kept);
                 match kernel {
-                    Some(kernel) => Ok(Assembly::new(planned.with(ram, kept(kernel), ramdisk.map(kept)))),
+                    Some(kernel) => {
+                        let spec = planned.with(ram, kept(kernel), ramdisk.map(kept));
+                        Ok(Box::new(Assembly::new(spec)))
+                    }
                     None => {
                         let rams = core::iter::once(ram).collect();
-                        Err((refused(Status::ImageIncomplete, "there is no kernel"), Leftover { id, rams }))
+                        Err(Box::new((refused(Status::ImageIncomplete, "there is no kernel"), Leftover { id, rams })))
                     }
                 }
             }

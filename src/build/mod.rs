@@ -5,11 +5,12 @@
 //! all: it loads the images, and makes the address space, the interrupt controller, the vPEs and the vCPUs. The other
 //! modules make the parts of a specification: where images are placed in memory ([`layout`], [`image`]), the affinities of vCPUs ([`affinity`]),
 //! the devices that may send MSIs ([`device_ids`]) and the virtual ITSs for them (`itss`), the PCI functions that dom0
-//! does not see ([`pci_hide`]), and the device tree or ACPI tables for the guest ([`fdt`], [`acpi`]).
+//! does not see ([`pci_hide`]), the place of dom0's console device ([`control_device`]), and the device tree or ACPI tables for the guest ([`fdt`], [`acpi`]).
 
 pub mod acpi;
 pub mod affinity;
 pub mod assembly;
+pub mod control_device;
 pub mod device_ids;
 pub mod dom0;
 pub mod domu;
@@ -101,6 +102,8 @@ struct Devices {
     lpis: u32,
     /// The registers and the interrupt of the emulated console.
     console: Option<(Range, Intid)>,
+    /// The registers and the interrupt of the console device with ports.
+    ports: Option<(Range, Intid)>,
     /// ECAM pages of PCI functions that the domain does not see.
     absent: Vec<Range>,
     /// The bridges above these functions.

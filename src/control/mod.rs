@@ -5,10 +5,11 @@ pub mod hotplug;
 pub mod manage;
 pub mod teardown;
 
+use crate::domain::streams::{Server, Stream};
 use crate::domain::table::Domains;
+use crate::virtio::Served;
 use crate::vits::Progress;
 use manage::Manage;
-use manage::server::Closed;
 use teardown::Teardown;
 
 /// The domains, and the teardown of those that have ended.
@@ -28,14 +29,29 @@ impl Control {
         Control { domains, teardown: Teardown::new(domains), manage: Manage::new(domains) }
     }
 
-    /// Performs a step of what the tools of dom0 ask for. Called by a vCPU of dom0.
-    pub fn step_manage(&self) -> Progress {
-        self.manage.step(&self.teardown, &Closed, &Closed)
-    }
-
-    /// Sends dom0's tools what has become due. Called by any CPU that has a moment.
+    /// Sends dom0's tools what has become due. Called by any CPU that has a moment, with no lock held; nearly always there
+    /// is nothing.
     #[inline]
     pub fn poll_manage(&self) {
-        self.manage.poll(&self.teardown, &Closed, &Closed);
+        if self.domains.host.events.has_news() {
+            self.send_news();
+        }
+    }
+
+    #[cold]
+    fn send_news(&self) {
+        let Some(dom0) = self.domains.dom0() else { return };
+        let look = |control: &Stream<'_>, events: &Stream<'_>| self.manage.look(&self.teardown, control, events);
+        let _ = dom0.with_control(|control| dom0.with_events(|events| look(control, events)));
+    }
+}
+
+impl Server for Control {
+    fn step(&self, control: &Stream<'_>) -> Served {
+        let step = |events: &Stream<'_>| self.manage.step(&self.teardown, control, events);
+        match self.domains.dom0().and_then(|dom0| dom0.with_events(step)) {
+            Some(Progress::More) => Served::More,
+            Some(Progress::Done) | None => Served::All,
+        }
     }
 }

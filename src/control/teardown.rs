@@ -51,6 +51,7 @@ struct Work {
 }
 
 /// What has to be done next.
+#[allow(clippy::large_enum_variant, reason = "there is one at a time, and a teardown should find no heap full")]
 enum Stage {
     /// Reset the domain's PCI functions, and stop its devices.
     Devices(Arc<Domain>),
@@ -173,6 +174,7 @@ fn start(domains: &Domains, id: DomId) -> Option<Work> {
         return Some(Work { id, name: None, since, reported: false, stage: Stage::Wipe { rams, done: 0 } });
     };
     console::detach(id);
+    domain.withdraw_console();
     for vcpu in domain.vcpus() {
         domains.host.remove_vcpu(vcpu);
     }

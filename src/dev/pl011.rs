@@ -55,10 +55,42 @@ const INT_TX: u32 = 1 << 5;
 const INT_RT: u32 = 1 << 6;
 const INT_ALL: u32 = 0x7ff;
 
+/// Where an emulated PL011 sends to.
+pub trait Output: Clone {
+    /// Takes a byte. Returns `false` if there is no room: then the byte is lost.
+    fn push(&self, byte: u8) -> bool;
+    /// The number of bytes for which there is room.
+    fn room(&self) -> usize;
+    /// Whether there is room for many bytes.
+    fn is_low(&self) -> bool;
+    /// Requests a call of [`Vpl011::update_transmit`] when there is room for many bytes. Returns `false` if there is already:
+    /// then there is no request.
+    #[must_use]
+    fn request_room(&self) -> bool;
+}
+
+impl Output for Arc<Ring> {
+    fn push(&self, byte: u8) -> bool {
+        Ring::push(self, byte)
+    }
+
+    fn room(&self) -> usize {
+        Ring::room(self)
+    }
+
+    fn is_low(&self) -> bool {
+        Ring::is_low(self)
+    }
+
+    fn request_room(&self) -> bool {
+        Ring::request_room(self)
+    }
+}
+
 /// An emulated PL011.
-pub struct Vpl011 {
+pub struct Vpl011<O = Arc<Ring>> {
     /// What the guest sends.
-    output: Arc<Ring>,
+    output: O,
     /// Whether the ring has been more than half full since TXRIS was raised.
     output_was_high: bool,
     fifo: [u8; FIFO_LEN],
@@ -78,10 +110,10 @@ pub struct Vpl011 {
     dmacr: u32,
 }
 
-impl Vpl011 {
+impl<O: Output> Vpl011<O> {
     /// Returns a port in its reset state (table 3-1), which sends into `output`.
     #[must_use]
-    pub fn new(output: Arc<Ring>) -> Vpl011 {
+    pub fn new(output: O) -> Vpl011<O> {
         Vpl011::with(output, VecDeque::with_capacity(BACKLOG_LEN))
     }
 
@@ -93,7 +125,7 @@ impl Vpl011 {
     }
 
     /// A port in its reset state, with an empty backlog that has room.
-    const fn with(output: Arc<Ring>, backlog: VecDeque<u8>) -> Vpl011 {
+    const fn with(output: O, backlog: VecDeque<u8>) -> Vpl011<O> {
         Vpl011 {
             output,
             output_was_high: false,
@@ -147,6 +179,12 @@ impl Vpl011 {
     #[must_use]
     pub const fn room(&self) -> usize {
         self.depth().saturating_sub(self.len)
+    }
+
+    /// Number of bytes of input for which there is room, in FIFO and backlog.
+    #[must_use]
+    pub fn input_room(&self) -> usize {
+        self.room().saturating_add(BACKLOG_LEN.saturating_sub(self.backlog.len()))
     }
 
     /// Adds a byte of input for the guest. Returns `false` if FIFO and backlog are full: then the byte is lost.

@@ -7,8 +7,9 @@ use crate::console;
 use crate::ids::{Ipa, Pa, VcpuId};
 use crate::pci::Ecam;
 use crate::trace::{Event, count};
-use crate::vcpu::ItsWork;
+use crate::vcpu::{ItsWork, Work};
 use crate::vgic::VGICR_SIZE;
+use crate::virtio::Served;
 use crate::vits::Progress;
 
 /// The offset of an ITS's second frame, which holds GITS_TRANSLATER (IHI 0069, 12.18).
@@ -25,6 +26,8 @@ pub enum Emulated {
     Its(usize, u64),
     /// The console.
     Uart(u64),
+    /// The console device with ports.
+    Ports(u64),
     /// A PCI function that the domain does not see.
     Absent,
     /// A PCI bridge above such a function, by its index.
@@ -48,6 +51,9 @@ impl Domain {
         }
         if let Some(console) = self.console.as_ref().filter(|console| console.regs.contains(at)) {
             return Some(Emulated::Uart(at.0 - console.regs.base.0));
+        }
+        if let Some(ports) = self.ports.as_ref().filter(|ports| ports.regs.contains(at)) {
+            return Some(Emulated::Ports(at.0 - ports.regs.base.0));
         }
         if let Some(ecam) = self.pci.as_ref().map(PciHost::ecam).filter(|ecam| ecam.contains(at)) {
             return Some(Emulated::Pci(at.0 - ecam.base.0));
@@ -79,22 +85,25 @@ impl Domain {
             Emulated::Pci(offset) => self.pci_read(offset, bytes),
             Emulated::Uart(offset) => {
                 self.drain_if_full();
-                self.with_uart(|uart| uart.read(offset, bytes)).unwrap_or(0)
+                let value = self.with_uart(|uart| uart.read(offset, bytes)).unwrap_or(0);
+                self.take_input();
+                value
             }
+            Emulated::Ports(offset) => self.ports_read(offset, bytes),
         }
     }
 
-    /// Performs a store of `bytes` bytes to an emulated device. Returns the work of the virtual ITSs that the store has
-    /// started: the vCPU may not enter the guest before [`step_its_work`](Domain::step_its_work) has finished it. Nor
-    /// may it before [`is_settled`](Domain::is_settled).
+    /// Performs a store of `bytes` bytes to an emulated device. Returns the work that the store has started: the vCPU may
+    /// not enter the guest before it has finished it, by [`step_its_work`](Domain::step_its_work) or
+    /// [`ports::step`](super::ports::step). Nor may it before [`is_settled`](Domain::is_settled).
     #[must_use]
-    pub fn mmio_write(&self, from: VcpuId, device: Emulated, bytes: u8, value: u64) -> Option<ItsWork> {
+    pub fn mmio_write(&self, from: VcpuId, device: Emulated, bytes: u8, value: u64) -> Option<Work> {
         let port = self.port();
         match device {
             Emulated::Dist(offset) => self.vgic.dist_write(&port, from, offset, bytes, value),
             Emulated::Redist(frame, offset) => {
                 let cursor = self.vgic.redist_write(&port, from, frame, offset, bytes, value)?;
-                return Some(ItsWork::LpiTables { vcpu: frame, cursor });
+                return Some(Work::Its(ItsWork::LpiTables { vcpu: frame, cursor }));
             }
             Emulated::Its(its, offset) => {
                 if offset >= TRANSLATION_FRAME {
@@ -102,7 +111,8 @@ impl Domain {
                 }
                 if let Some((_, vits)) = self.itss.get(its) {
                     let backend = self.lpi_backend(&port);
-                    return (vits.write(&backend, offset, bytes, value) == Progress::More).then_some(ItsWork::Commands);
+                    let more = vits.write(&backend, offset, bytes, value) == Progress::More;
+                    return more.then_some(Work::Its(ItsWork::Commands));
                 }
             }
             Emulated::Absent => {}
@@ -114,7 +124,11 @@ impl Domain {
             Emulated::Pci(offset) => self.pci_write(offset, bytes, value),
             Emulated::Uart(offset) => {
                 let _ = self.with_uart(|uart| uart.write(offset, bytes, value));
+                self.announce_output();
                 self.drain_output();
+            }
+            Emulated::Ports(offset) => {
+                return (self.ports_write(offset, bytes, value) == Served::More).then_some(Work::Ports);
             }
         }
         None
@@ -123,7 +137,7 @@ impl Domain {
     /// Moves what the domain has printed to the UART, as far as that takes it without waiting. A domain that waits for
     /// room in its console does so by itself, whenever it looks whether there is room.
     fn drain_output(&self) {
-        if self.console.as_ref().is_some_and(|console| !console.output.is_empty()) {
+        if self.console.as_ref().is_some_and(|console| !console.output.ring.is_empty()) {
             console::announce();
             self.host.drain_console(&mut |slot| {
                 let is_this = slot == self.id.slot();
@@ -136,7 +150,7 @@ impl Domain {
     }
 
     fn drain_if_full(&self) {
-        if self.console.as_ref().is_some_and(|console| console.output.room() == 0) {
+        if self.console.as_ref().is_some_and(|console| console.output.ring.room() == 0) {
             self.drain_output();
         }
     }

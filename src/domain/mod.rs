@@ -8,6 +8,7 @@
 //! | [`msi`] | how the virtual ITS reaches the host's ITS: directly injected and software-injected events |
 //! | `pci`, [`pci_host`] | the PCI functions that a domU has |
 //! | [`port`] | what the virtual GIC needs from the domain |
+//! | [`ports`], [`streams`] | dom0's console device: streams of EL2's, and the consoles of other domains |
 //! | [`recall`] | vCPUs that have to leave their guests before another one may go on |
 //! | [`irq`] | physical interrupts: which domain gets each |
 //! | [`lifecycle`] | how the domain ends, and when its last vCPU is off |
@@ -24,12 +25,14 @@ mod pace;
 mod pci;
 pub mod pci_host;
 pub mod port;
+pub mod ports;
 pub mod recall;
 pub mod restart;
+pub mod streams;
 pub mod table;
 
 use crate::console;
-use crate::console::ring::{RING_LEN, Ring};
+use crate::console::ring::RING_LEN;
 use crate::dev::pl011::Vpl011;
 use crate::host::Host;
 use crate::host::cmdline::OnCrash;
@@ -56,20 +59,21 @@ use msi::LpiPaths;
 use pace::Pace;
 use pci_host::PciHost;
 use recall::Recalls;
+use streams::{Output, Ports};
 
 /// The console that a domain sees: an emulated PL011.
 struct Console {
     regs: Range,
     irq: Intid,
     /// Held until the level of the line has been reported, so that two CPUs report it in the order in which it changes.
-    uart: Lock<Vpl011>,
+    uart: Lock<Vpl011<Arc<Output>>>,
     /// What the port sends.
-    output: Arc<Ring>,
+    output: Arc<Output>,
 }
 
 impl Console {
     fn new(regs: Range, irq: Intid) -> Console {
-        let output = Arc::new(Ring::new(RING_LEN));
+        let output = Arc::new(Output::new(RING_LEN));
         Console { regs, irq, uart: Lock::new(Rank::Domain, Vpl011::new(output.clone())), output }
     }
 }
@@ -98,6 +102,8 @@ pub struct Parts {
     pub paths: LpiPaths,
     /// The registers and the interrupt of the emulated console.
     pub console: Option<(Range, Intid)>,
+    /// The registers and the interrupt of the console device with ports.
+    pub ports: Option<(Range, Intid)>,
     /// ECAM pages of PCI functions that the domain does not see.
     pub absent: Vec<Range>,
     /// The bridges above these functions.
@@ -128,6 +134,7 @@ pub struct Domain {
     itss: Vec<(Range, Vits)>,
     paths: LpiPaths,
     console: Option<Console>,
+    ports: Option<Ports>,
     last_ran: LastRan,
     absent: Vec<Range>,
     bridges: Vec<Bridge>,
@@ -151,7 +158,7 @@ impl Domain {
     #[must_use]
     pub fn new(host: &'static Host, parts: Parts) -> Domain {
         let Parts { id, name, stage2, device_view, ram, vgic, dist, redists, itss, paths, .. } = parts;
-        let Parts { console, absent, bridges, pci, vcpus, images, on_crash, .. } = parts;
+        let Parts { console, ports, absent, bridges, pci, vcpus, images, on_crash, .. } = parts;
         Domain {
             id,
             name,
@@ -167,6 +174,7 @@ impl Domain {
             itss,
             paths,
             console: console.map(|(regs, irq)| Console::new(regs, irq)),
+            ports: ports.map(|(regs, irq)| Ports::new(regs, irq)),
             last_ran: LastRan::new(host.cpus.ids().len()),
             absent,
             bridges,
@@ -262,7 +270,7 @@ impl Domain {
     /// Gives the output of the emulated console to EL2's console. Called before the domain is started.
     pub fn attach_console(&self) {
         if let Some(console) = &self.console {
-            console::attach(self.id, console.output.clone());
+            console::attach(self.id, console.output.ring.clone());
         }
     }
 
@@ -272,7 +280,7 @@ impl Domain {
     }
 
     /// Accesses the emulated console, and reports the level of its interrupt line. `None` if there is no console.
-    fn with_uart<R>(&self, access: impl FnOnce(&mut Vpl011) -> R) -> Option<R> {
+    fn with_uart<R>(&self, access: impl FnOnce(&mut Vpl011<Arc<Output>>) -> R) -> Option<R> {
         let console = self.console.as_ref()?;
         let mut uart = console.uart.lock();
         let result = access(&mut uart);

@@ -122,6 +122,12 @@ impl Domains {
         self.registry.lock().count()
     }
 
+    /// dom0, which exists from when it is built on.
+    #[must_use]
+    pub fn dom0(&self) -> Option<&Domain> {
+        self.dom0.get()
+    }
+
     /// The domains that exist now.
     pub fn iter(&self) -> impl Iterator<Item = DomainRef<'_>> {
         (0..DOMAINS).filter_map(|slot| self.at(slot))

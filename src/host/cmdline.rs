@@ -118,6 +118,8 @@ pub struct Options {
     pub dom0_max_vcpus: Option<u16>,
     /// `dom0_acpi=on|off`; without effect on a machine that a device tree describes.
     pub dom0_acpi: Dom0Acpi,
+    /// `dom0_control=on|off`: whether dom0 has the console device through which domains are managed.
+    pub dom0_control: bool,
     /// `spec-ctrl=`, a list: what is done against attacks on speculation.
     pub spec_ctrl: Wanted,
     /// `loglvl=error|warn|info|debug|trace`.
@@ -141,6 +143,7 @@ impl Default for Options {
             domu_mem: 0,
             dom0_max_vcpus: None,
             dom0_acpi: Dom0Acpi::On,
+            dom0_control: true,
             spec_ctrl: Wanted::default(),
             loglvl: log::LevelFilter::Info,
         }
@@ -244,6 +247,7 @@ pub fn parse<'a>(line: &'a str, mut unknown: impl FnMut(&'a str)) -> Result<Opti
                     _ => return Err(bad("`on` and `off`")),
                 }
             }
+            "dom0_control" => options.dom0_control = boolean(value).ok_or(bad("`on` and `off`"))?,
             "spec-ctrl" => {
                 let valid = "a boolean, `ibpb-entry=BOOLEAN`, `bhb-entry=BOOLEAN` and \
                              `ssbd=force-disable|runtime|force-enable`, separated by commas";
@@ -316,6 +320,7 @@ mod tests {
         assert_eq!(read("on-crash=preserve").on_crash, OnCrash::Preserve);
         assert_eq!((o.iommu, read("iommu=off").iommu), (true, false));
         assert_eq!(o.dom0_acpi, Dom0Acpi::Off);
+        assert_eq!((o.dom0_control, read("dom0_control=off").dom0_control), (true, false));
         assert_eq!(o.loglvl, log::LevelFilter::Debug);
         assert_eq!((o.irq_rate, read("irq-rate=500").irq_rate), (100_000, 500));
         let o = read("sched=credit sched_credit_tslice_ms=5 sched-torture=1ms vwfi=auto");
@@ -338,6 +343,8 @@ mod tests {
             "domu_mem=",
             "dom0_max_vcpus=0",
             "dom0_acpi=",
+            "dom0_control=",
+            "dom0_control=maybe",
             "sched=cfs",
             "loglvl=9",
             "spec-ctrl=",

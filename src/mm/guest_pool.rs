@@ -13,6 +13,9 @@ use arrayvec::ArrayVec;
 /// The unit of allocation in bytes.
 pub const UNIT: u64 = 2 << 20;
 
+/// The number of free ranges for which room is allocated at once, so that the pool seldom allocates when domains come and go.
+const RANGES: usize = 1024;
+
 /// The ranges of one allocation, each of whole units.
 pub type GuestRanges = ArrayVec<Range, BANKS>;
 
@@ -73,6 +76,9 @@ impl GuestPool {
     pub fn give(&mut self, range: Range) {
         if range.is_empty() {
             return;
+        }
+        if self.free.capacity() == 0 {
+            self.free.reserve(RANGES);
         }
         let place = self.free.partition_point(|other| other.base < range.base);
         self.free.insert(place, range);

@@ -88,6 +88,9 @@ pub const BANKS: usize = 8;
 /// takes EL2 60,000 instructions, copying them 76,000.
 pub const PIECE: u64 = 128 << 10;
 
+/// The number of bytes that are copied in one access.
+const WORD: usize = size_of::<u64>();
+
 /// The RAM of a domain.
 pub struct GuestRam {
     banks: ArrayVec<Bank, BANKS>,
@@ -156,25 +159,84 @@ impl GuestRam {
     /// Copies from the domain's RAM.
     pub fn read(&self, at: Ipa, into: &mut [u8]) -> Result<(), NotGuestRam> {
         self.for_each_piece(at, into.len() as u64, |piece, start| {
-            let bytes = into.iter_mut().skip(start as usize).take(piece.size as usize);
-            for (offset, byte) in bytes.enumerate() {
-                // SAFETY: the piece lies in a bank, and the caller of `new` guarantees that banks are mapped RAM.
-                *byte =
-                    unsafe { core::ptr::with_exposed_provenance::<u8>(piece.base.0 as usize + offset).read_volatile() };
+            let into = into.get_mut(start as usize..).unwrap_or_default();
+            let into = into.get_mut(..piece.size as usize).unwrap_or_default();
+            let mut at = piece.base.0 as usize;
+            let (head, rest) = into.split_at_mut((at.wrapping_neg() % WORD).min(into.len()));
+            let mut words = rest.chunks_exact_mut(WORD);
+            let bytes = |into: &mut [u8], at: &mut usize| {
+                for byte in into {
+                    // SAFETY: the piece lies in a bank, and the caller of `new` guarantees that banks are mapped RAM.
+                    *byte = unsafe { core::ptr::with_exposed_provenance::<u8>(*at).read_volatile() };
+                    *at += 1;
+                }
+            };
+            bytes(head, &mut at);
+            for word in &mut words {
+                // SAFETY: as above; `at` is aligned.
+                let value = unsafe { core::ptr::with_exposed_provenance::<u64>(at).read_volatile() };
+                word.copy_from_slice(&value.to_ne_bytes());
+                at += WORD;
             }
+            bytes(words.into_remainder(), &mut at);
         })
     }
 
     /// Copies to the domain's RAM.
     pub fn write(&self, at: Ipa, from: &[u8]) -> Result<(), NotGuestRam> {
         self.for_each_piece(at, from.len() as u64, |piece, start| {
-            for (offset, byte) in from.iter().skip(start as usize).take(piece.size as usize).enumerate() {
-                // SAFETY: as for `read`; the caller of `new` guarantees that no Rust object is in a bank.
+            let from = from.get(start as usize..).unwrap_or_default();
+            let from = from.get(..piece.size as usize).unwrap_or_default();
+            let mut at = piece.base.0 as usize;
+            let (head, rest) = from.split_at((at.wrapping_neg() % WORD).min(from.len()));
+            let (words, tail) = rest.as_chunks::<WORD>();
+            let bytes = |from: &[u8], at: &mut usize| {
+                for byte in from {
+                    // SAFETY: as for `read`; the caller of `new` guarantees that no Rust object is in a bank.
+                    unsafe { core::ptr::with_exposed_provenance_mut::<u8>(*at).write_volatile(*byte) };
+                    *at += 1;
+                }
+            };
+            bytes(head, &mut at);
+            for word in words {
+                // SAFETY: as above; `at` is aligned.
                 unsafe {
-                    core::ptr::with_exposed_provenance_mut::<u8>(piece.base.0 as usize + offset).write_volatile(*byte);
+                    core::ptr::with_exposed_provenance_mut::<u64>(at).write_volatile(u64::from_ne_bytes(*word));
                 };
+                at += WORD;
             }
+            bytes(tail, &mut at);
         })
+    }
+
+    /// Loads a little-endian number of 16 bits in one access, so that it is one that the guest has stored.
+    ///
+    /// # Errors
+    ///
+    /// [`NotGuestRam`], also if `at` is odd.
+    pub fn load16(&self, at: Ipa) -> Result<u16, NotGuestRam> {
+        let pa = self.translate_half(at)?;
+        // SAFETY: as for `read`; the address is aligned.
+        let value = unsafe { core::ptr::with_exposed_provenance::<u16>(pa.0 as usize).read_volatile() };
+        Ok(u16::from_le(value))
+    }
+
+    /// Stores a little-endian number of 16 bits in one access, so that the guest never loads half of it.
+    ///
+    /// # Errors
+    ///
+    /// [`NotGuestRam`], also if `at` is odd.
+    pub fn store16(&self, at: Ipa, value: u16) -> Result<(), NotGuestRam> {
+        let pa = self.translate_half(at)?;
+        // SAFETY: as for `write`; the address is aligned.
+        unsafe { core::ptr::with_exposed_provenance_mut::<u16>(pa.0 as usize).write_volatile(value.to_le()) };
+        Ok(())
+    }
+
+    /// The address of an aligned number of 16 bits.
+    fn translate_half(&self, at: Ipa) -> Result<Pa, NotGuestRam> {
+        let pa = self.translate(at, 2)?;
+        if pa.0.is_multiple_of(2) { Ok(pa) } else { Err(NotGuestRam(at)) }
     }
 
     /// Copies a boot module into the domain's RAM.
@@ -327,6 +389,43 @@ mod tests {
         let mut got = [0; 5];
         ram.read(Ipa(base + 7), &mut got).unwrap();
         assert_eq!(got, [0, 1, 2, 3, 0]);
+    }
+
+    #[test]
+    fn any_place_and_length_is_copied_as_it_is() {
+        let mut backing: std::vec::Vec<u8> = (0..64).collect();
+        let (ram, base) = ram(&mut backing);
+        for start in 0..17u8 {
+            for length in 0..40usize {
+                let mut got = std::vec![0xee; length];
+                ram.read(Ipa(base + u64::from(start)), &mut got).unwrap();
+                assert!(got.iter().copied().eq((start..64).take(length)), "{start} {length}");
+                let new: std::vec::Vec<u8> = got.iter().map(|byte| byte ^ 0x80).collect();
+                ram.write(Ipa(base + u64::from(start)), &new).unwrap();
+                let mut all = [0; 64];
+                ram.read(Ipa(base), &mut all).unwrap();
+                let written = usize::from(start)..usize::from(start) + length;
+                let expected = |at: usize| at as u8 ^ if written.contains(&at) { 0x80 } else { 0 };
+                assert!(all.iter().enumerate().all(|(at, &byte)| byte == expected(at)), "{start} {length}");
+                ram.write(Ipa(base + u64::from(start)), &got).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_of_16_bits_are_little_endian_and_aligned() {
+        let mut backing = std::vec![0u64; 2];
+        let bytes = backing.as_mut_ptr().expose_provenance() as u64;
+        let bank = Bank::direct(Range::new(Pa(bytes), 16));
+        let ram = GuestRam { banks: [bank].into_iter().collect() };
+        ram.store16(Ipa(bytes + 2), 0x1234).unwrap();
+        let mut got = [0; 4];
+        ram.read(Ipa(bytes + 1), &mut got).unwrap();
+        assert_eq!((got, ram.load16(Ipa(bytes + 2))), ([0, 0x34, 0x12, 0], Ok(0x1234)));
+        for bad in [bytes + 1, bytes + 15, bytes + 16, bytes - 2, u64::MAX - 1] {
+            assert_eq!((ram.load16(Ipa(bad)), ram.store16(Ipa(bad), 1).is_err()), (Err(NotGuestRam(Ipa(bad))), true));
+        }
+        assert_eq!(ram.load16(Ipa(bytes + 14)), Ok(0));
     }
 
     #[test]

@@ -238,7 +238,7 @@ impl Exit<'_> {
                 (mmio::Op::Write(value), Some(device)) => {
                     let work = self.domain.mmio_write(self.vcpu.id, device, access.bytes, value);
                     // A pair of registers lies in one frame, so one store instruction starts one kind of work at most.
-                    self.context.work = self.context.work.or(work.map(Work::Its));
+                    self.context.work = self.context.work.or(work);
                 }
                 (mmio::Op::Read(load), device) => {
                     let recalls = self.domain.recalls();

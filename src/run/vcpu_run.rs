@@ -12,6 +12,7 @@ use crate::control::Control;
 use crate::dev::vtimer::{CNTP_PPI, VTimer};
 use crate::domain::Domain;
 use crate::domain::irq;
+use crate::domain::ports;
 use crate::domain::restart::Stepped;
 use crate::gic::v4::{self, EnterError};
 use crate::host::Host;
@@ -26,7 +27,7 @@ use crate::sync::ExclusiveGuard;
 use crate::trace::{self, Event, count};
 use crate::util::bits::set_bits;
 use crate::vcpu::{Again, Context, Restart, Start, Vcpu, Work, list_regs};
-use crate::vits::Progress;
+use crate::virtio::Served;
 use alloc::sync::Arc;
 
 /// CNTP_CTL_EL0.ENABLE.
@@ -160,11 +161,14 @@ impl VcpuRun<'_> {
                 };
                 Next::Resume
             }
-            Work::Recall { load, since } => self.await_recall(context, load, since),
-            Work::Manage => {
-                context.work = (self.control.step_manage() == Progress::More).then_some(Work::Manage);
+            Work::Ports => {
+                context.work = match ports::step(self.control.domains, self.domain) {
+                    Served::More => Some(Work::Ports),
+                    Served::All => recall_to_await(self.domain),
+                };
                 Next::Resume
             }
+            Work::Recall { load, since } => self.await_recall(context, load, since),
             Work::Restart(restart) => {
                 let (left, next) = match self.domain.step_restart(restart) {
                     Stepped::More(left) => (Some(left), Next::Resume),

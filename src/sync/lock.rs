@@ -19,6 +19,8 @@ const PATIENCE: u32 = 100;
 pub enum Rank {
     /// A domain's own state.
     Domain,
+    /// The bytes of one direction of a virtio port.
+    Stream,
     /// The stage 2 tables of a domain.
     Stage2,
     /// A virtual ITS.

@@ -11,6 +11,8 @@ use crate::vgic::TableCursor;
 pub enum Work {
     /// Work of the domain's virtual ITSs.
     Its(ItsWork),
+    /// Work of dom0's console device, and what was asked for through it.
+    Ports,
     /// vCPUs of the domain were recalled. They have to leave their guests, so that what was changed holds for them.
     Recall {
         /// The load that has to be performed then, as its exit was reported. Its registers are not written yet.
@@ -20,8 +22,6 @@ pub enum Work {
     },
     /// The restart of the domain.
     Restart(Restart),
-    /// What dom0's tools have asked for; how far it is, the server knows.
-    Manage,
 }
 
 /// Work of a domain's virtual ITSs that the vCPU that started it has to finish.

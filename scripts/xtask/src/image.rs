@@ -119,7 +119,7 @@ pub fn pack(name: &str, profile: Profile, image: &Path, with_symbols: Option<&Pa
 }
 
 /// The folder that Cargo builds in. `CARGO_TARGET_DIR` overrides it; the packed image stays in the checkout.
-fn target_folder() -> PathBuf {
+pub fn target_folder() -> PathBuf {
     match std::env::var_os("CARGO_TARGET_DIR") {
         Some(folder) if !folder.is_empty() => paths::root().join(folder),
         _ => paths::target(),

@@ -56,6 +56,7 @@ struct CommandLine {
 enum Verb {
     Setup(setup::Options),
     Build(image::Options),
+    Dw(setup::dw::Options),
     Image(disk_image::Options),
     Run(Box<run::Options>),
     Test(test::Options),
@@ -71,6 +72,7 @@ impl Verb {
         match self {
             Verb::Setup(options) => setup::verb(&options),
             Verb::Build(options) => image::verb(&options),
+            Verb::Dw(options) => setup::dw::verb(&options),
             Verb::Image(options) => disk_image::verb(options),
             Verb::Run(options) => run::verb(*options),
             Verb::Test(options) => test::verb(options),

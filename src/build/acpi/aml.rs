@@ -1,4 +1,5 @@
-//! AML (ACPI 6.5, 20.2) for one device: the PL011 that dom0 sees on a machine that has none.
+//! AML (ACPI 6.5, 20.2) for one device: the PL011 that dom0 sees on a machine that has none, or its console device with
+//! ports.
 
 use crate::ids::Intid;
 use crate::util::range::Range;
@@ -10,10 +11,31 @@ const STRING: u8 = 0x0d;
 const BYTE: u8 = 0x0a;
 const BUFFER: u8 = 0x11;
 const ZERO: u8 = 0x00;
+const DWORD: u8 = 0x0c;
 const DEVICE: [u8; 2] = [0x5b, 0x82];
 
-/// Returns the AML of `Scope (\_SB) { Device (DWC0) { _HID "ARMH0011", _UID 0, _CRS { registers, interrupt } } }`.
-pub(crate) fn pl011((regs, irq): (Range, Intid)) -> Vec<u8> {
+const ONE: u8 = 0x01;
+
+/// A device with registers and one interrupt.
+pub(crate) struct Device {
+    /// Its name in `\_SB`.
+    pub name: [u8; 4],
+    /// Its hardware ID, which ends with a zero.
+    pub hid: &'static [u8],
+    /// Its number among the devices with this ID.
+    pub uid: u32,
+    /// Whether it does DMA, which is then coherent with the caches. Kernels want to be told.
+    pub coherent_dma: bool,
+}
+
+/// A PL011.
+pub(crate) const PL011: Device = Device { name: *b"DWC0", hid: b"ARMH0011\0", uid: 0, coherent_dma: false };
+
+/// A virtio device, with the ID that Linux and QEMU use for it. The machine may have some, too, which count from 0.
+pub(crate) const VIRTIO: Device = Device { name: *b"DWV0", hid: b"LNRO0005\0", uid: 0x4457_5244, coherent_dma: true };
+
+/// Returns the AML of `Scope (\_SB) { Device (NAME) { _HID, _UID, _CCA, _CRS { registers, interrupt } } }`.
+pub(crate) fn device(kind: &Device, (regs, irq): (Range, Intid)) -> Vec<u8> {
     let mut crs = Vec::new();
     // QWORD address space descriptor (6.4.3.5.1): memory, consumer, both ends fixed, read and write.
     crs.extend([0x8a, 0x2b, 0x00, 0x00, 0x0d, 0x01]);
@@ -28,14 +50,25 @@ pub(crate) fn pl011((regs, irq): (Range, Intid)) -> Vec<u8> {
 
     let mut buffer = alloc::vec![BYTE, crs.len() as u8];
     buffer.extend(crs);
-    let mut device = Vec::from(*b"DWC0");
+    let mut device = Vec::from(kind.name);
     device.push(NAME);
     device.extend(*b"_HID");
     device.push(STRING);
-    device.extend(*b"ARMH0011\0");
+    device.extend(kind.hid);
     device.push(NAME);
     device.extend(*b"_UID");
-    device.push(ZERO);
+    match kind.uid {
+        0 => device.push(ZERO),
+        uid => {
+            device.push(DWORD);
+            device.extend(uid.to_le_bytes());
+        }
+    }
+    if kind.coherent_dma {
+        device.push(NAME);
+        device.extend(*b"_CCA");
+        device.push(ONE);
+    }
     device.push(NAME);
     device.extend(*b"_CRS");
     device.push(BUFFER);
@@ -67,7 +100,7 @@ mod tests {
 
     #[test]
     fn the_aml_is_what_a_compiler_makes_of_the_source() {
-        let aml = pl011((Range::new(Pa(0x8001_0000), 0x1000), Intid(408)));
+        let aml = device(&PL011, (Range::new(Pa(0x8001_0000), 0x1000), Intid(408)));
         // Encoded by hand from the grammar.
         let mut expected =
             Vec::from(*b"\x10\x40\x07\\_SB_\x5b\x82\x48\x06DWC0\x08_HID\x0dARMH0011\0\x08_UID\0\x08_CRS\x11");
@@ -79,6 +112,10 @@ mod tests {
         expected.extend([0; 8]);
         expected.extend([0, 0x10, 0, 0, 0, 0, 0, 0]);
         expected.extend([0x89, 6, 0, 1, 1, 0x98, 1, 0, 0, 0x79, 0]);
+        let virtio = device(&VIRTIO, (Range::new(Pa(0x8001_0000), 0x1000), Intid(408)));
+        let with = b"DWV0\x08_HID\x0dLNRO0005\0\x08_UID\x0cDRWD\x08_CCA\x01\x08_CRS\x11";
+        assert!(virtio.windows(with.len()).any(|part| part == with));
+        assert_eq!(virtio[virtio.len() - 59..], expected[expected.len() - 59..], "registers and interrupt");
         // Both packages extend to the end of the table.
         let (scope, device) = (aml.len() - 1, aml.len() - 1 - 2 - 5 - 2);
         expected[1] = 0x40 | (scope & 0xf) as u8;

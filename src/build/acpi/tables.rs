@@ -8,6 +8,7 @@
 //! | IORT | without SMMUs (`iort`) |
 //! | SPCR | dom0's PL011; on a machine with a 16550 the host's table, with a STAO that hides that device |
 //! | SSDT | on a machine with a 16550 one more, which describes dom0's PL011 |
+//! | SSDT | one more for dom0's console device with ports |
 //! | all others | left out: topology, NUMA, error sources and power management are of hardware that dom0 has in part |
 //!
 //! The tables, an EFI system table and a memory map are placed together in dom0's memory. The memory map marks that
@@ -132,11 +133,15 @@ fn add_tables(
                 list.push(blob.add(&table(host_fadt, Signature::STAO, 1, &[1])));
             }
             list.extend(places.console.map(|console| {
-                let aml = aml::pl011(console);
+                let aml = aml::device(&aml::PL011, console);
                 blob.add(&table(host_fadt, Signature::SSDT, 2, &aml))
             }));
         }
         None => {}
+    }
+    if let Some(ports) = plan.ports {
+        let aml = aml::device(&aml::VIRTIO, ports);
+        list.push(blob.add(&table(host_fadt, Signature::SSDT, 2, &aml)));
     }
     let entries: Vec<u8> = list.iter().flat_map(|at| at.0.to_le_bytes()).collect();
     let xsdt = blob.add(&table(host_fadt, Signature::XSDT, 1, &entries));

@@ -14,6 +14,7 @@ use dtoolkit::Property;
 
 const BANKS: [Range; 2] = [Range::new(Pa(0x4020_0000), 64 << 20), Range::new(Pa(0x1_0000_0000), 2 << 30)];
 const ROOM: Range = Range::new(Pa(0x4080_0000), 2 << 20);
+const PORTS: Option<(Range, Intid)> = Some((Range::new(Pa(0xb000_1000), 0x1000), Intid(288)));
 const POOL: Range = Range::new(Pa(0xb000_0000), 32 << 20);
 
 /// dom0's tables in memory, and what a kernel finds that goes from the device tree by the EFI system table to the root
@@ -38,6 +39,7 @@ fn dom0(host: &Memory, vcpus: usize) -> Dom0 {
         absent_itss: &[],
         given_bars: &[],
         given_devices: &[],
+        ports: PORTS,
         bootargs: "quiet",
         initrd,
     };
@@ -130,7 +132,10 @@ fn dom0s_tables_describe_the_host_without_the_devices_that_el2_keeps() {
         for copied in [Signature::GTDT, Signature::MCFG] {
             assert_eq!(tables.require(copied).unwrap().bytes, host_tables.require(copied).unwrap().bytes);
         }
-        for absent in [Signature::STAO, Signature::SSDT, Signature(*b"PPTT"), Signature(*b"DBG2")] {
+        let aml = tables.require(Signature::SSDT).unwrap().bytes;
+        let has = |bytes: &[u8]| aml.windows(bytes.len()).any(|window| window == bytes);
+        assert!(has(b"LNRO0005\0") && has(&0xb000_1000u64.to_le_bytes()), "the console device with ports");
+        for absent in [Signature::STAO, Signature(*b"PPTT"), Signature(*b"DBG2")] {
             assert_eq!(tables.find(absent), Ok(None));
         }
     }
@@ -149,6 +154,7 @@ fn an_its_that_could_not_be_brought_up_is_not_listed() {
         absent_itss: &absent_itss,
         given_bars: &[],
         given_devices: &[],
+        ports: PORTS,
         bootargs: "",
         initrd: None,
     };
@@ -244,6 +250,7 @@ fn tables_without_room_and_vcpus_without_a_cpu_are_errors() {
         absent_itss: &[],
         given_bars: &[],
         given_devices: &[],
+        ports: PORTS,
         bootargs: "",
         initrd: None,
     };

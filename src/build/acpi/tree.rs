@@ -7,7 +7,7 @@
 use crate::build::acpi::places::Places;
 use crate::build::fdt::edit::Dom0Plan;
 use crate::build::fdt::node::{
-    EMPTY, LEVEL_HIGH, PPI, SPI, memory, node, reg, set, set_boot_args, set_cells, set_psci,
+    EMPTY, LEVEL_HIGH, PPI, SPI, memory, node, ports_node, reg, set, set_boot_args, set_cells, set_psci,
 };
 use crate::build::fdt::pci::{PciHostNode, cut_windows, its, pci_host};
 use crate::ids::ItsId;
@@ -53,6 +53,12 @@ pub fn build(machine: &Machine, plan: &Dom0Plan<'_>, places: &Places) -> Vec<u8>
         set(&mut uart, "interrupts", [SPI, irq.0.saturating_sub(32), LEVEL_HIGH]);
         set(&mut uart, "current-speed", 115_200u32);
         root.add_child(uart);
+    }
+    if let Some((regs, irq)) = plan.ports {
+        let mut device = ports_node(regs);
+        set(&mut device, "reg", reg(&[regs]));
+        set(&mut device, "interrupts", [SPI, irq.0.saturating_sub(32), LEVEL_HIGH]);
+        root.add_child(device);
     }
     tree.to_dtb()
 }
@@ -148,7 +154,7 @@ fn uart_name(regs: Range) -> String {
 mod tests {
     use super::*;
     use crate::build::acpi::places::places;
-    use crate::ids::{Mpidr, Pa};
+    use crate::ids::{Intid, Mpidr, Pa};
     use crate::platform::acpi::testing::{GICV4, Memory, graviton3};
     use crate::platform::testing::{cells as cells_at, edited, set as set_at};
     use crate::platform::{Conduit, fdt, windows};
@@ -169,10 +175,19 @@ mod tests {
             absent_itss: &[],
             given_bars: &[],
             given_devices: &[],
+            ports: Some((Range::new(Pa(0xb000_1000), 0x1000), Intid(288))),
             bootargs: "quiet",
             initrd,
         };
         let blob = build(machine, &plan, &places);
+        let mut devices = Vec::new();
+        fdt::for_each_device(&blob, |device| {
+            if device.is_compatible("virtio,mmio") {
+                devices.push((device.regs.to_vec(), device.spis.iter().map(|spi| spi.intid).collect::<Vec<_>>()));
+            }
+        })
+        .unwrap();
+        assert_eq!(devices, [([Range::new(Pa(0xb000_1000), 0x1000)].to_vec(), [Intid(288)].to_vec())]);
         let gic = format!("/interrupt-controller@{:x}", machine.gic.dist.base.0);
         let whole = edited(&blob, |tree| {
             set_at(tree, &gic, "interrupts", [1u32, 9, 4]);
@@ -224,6 +239,7 @@ mod tests {
             absent_itss: &[],
             given_bars: &[],
             given_devices: &[],
+            ports: Some((Range::new(Pa(0xb000_1000), 0x1000), Intid(288))),
             bootargs: "",
             initrd: None,
         };
@@ -266,6 +282,7 @@ mod tests {
             absent_itss: &[],
             given_bars: &[],
             given_devices: &[],
+            ports: Some((Range::new(Pa(0xb000_1000), 0x1000), Intid(288))),
             bootargs: "",
             initrd: None,
         };

@@ -12,18 +12,20 @@
 //! | `/chosen` | dom0's command line and RAM disk, the host's `stdout-path` and seeds; not modules, EFI or kdump |
 //! | PSCI | 1.0 by `hvc`, without the function numbers of 0.1 |
 //! | timer | without the EL2 timers |
+//! | console device with ports | added |
 //! | SMMUs, PMU, SPE, TRBE, trace units, OP-TEE, NUMA | removed, with `iommus` and `iommu-map` |
 //!
 //! The devices that domUs get are disabled. A device whose `memory-region` is a fixed reservation is disabled: its memory is not mapped into dom0.
 
 use crate::build::fdt::node::{
-    cell, cells_of, for_each, node, push_number, set, set_boot_args, set_cells, set_psci, string,
+    LEVEL_HIGH, SPI, cell, cells_of, for_each, node, ports_node, push_number, set, set_boot_args, set_cells, set_psci,
+    string,
 };
 use crate::build::fdt::pci::cut_windows;
 use crate::build::fdt::removal::{
     Removed, remove_broken_paths, remove_fixed_reservations, remove_hidden, remove_itss, remove_references,
 };
-use crate::ids::{Mpidr, Pa};
+use crate::ids::{Intid, Mpidr, Pa};
 use crate::platform::{Machine, MachineError, fdt};
 use crate::util::range::Range;
 use crate::vgic::VGICR_SIZE;
@@ -53,6 +55,8 @@ pub struct Dom0Plan<'a> {
     pub given_bars: &'a [Range],
     /// The paths of the devices that domUs get: they are disabled.
     pub given_devices: &'a [String],
+    /// The registers and the interrupt of the console device with ports, if dom0 has one.
+    pub ports: Option<(Range, Intid)>,
     /// The command line.
     pub bootargs: &'a str,
     /// The RAM disk.
@@ -142,6 +146,7 @@ pub fn build_dom0_fdt(host: &[u8], machine: &Machine, plan: &Dom0Plan<'_>) -> Re
     write_cpus(&mut tree.root, plan, &mut removed);
     cut_windows(&mut tree.root, plan.given_bars);
     write_psci(&mut tree.root);
+    write_ports(&mut tree.root, plan)?;
     write_chosen(&mut tree.root, plan);
     for_each(&mut tree.root, &mut |node| remove_references(node, &removed));
     remove_broken_paths(&mut tree);
@@ -285,6 +290,32 @@ fn write_psci(root: &mut DeviceTreeNode) {
     }
 }
 
+/// Adds the console device with ports.
+fn write_ports(root: &mut DeviceTreeNode, plan: &Dom0Plan<'_>) -> Result<(), Dom0FdtError> {
+    let Some((regs, irq)) = plan.ports else { return Ok(()) };
+    let mut gic = None;
+    edit_gic(root, cells_of(root), &mut |node, _| {
+        let interrupt_cells = cell(node, "#interrupt-cells").unwrap_or(3);
+        gic = gic.or(cell(node, "phandle").map(|phandle| (phandle, interrupt_cells)));
+    });
+    // Without a phandle, nothing refers to the GIC but as the only interrupt controller there is.
+    let (phandle, interrupt_cells) = gic.map_or((None, 3), |(phandle, cells)| (Some(phandle), cells as usize));
+    let (address, size) = cells_of(root);
+    let mut reg = Vec::new();
+    push_number(&mut reg, regs.base.0, address).ok_or(Dom0FdtError::Cells(regs))?;
+    push_number(&mut reg, regs.size, size).ok_or(Dom0FdtError::Cells(regs))?;
+    let specifier = [SPI, irq.0.saturating_sub(32), LEVEL_HIGH].into_iter().chain(core::iter::repeat(0));
+    let interrupts: Vec<u8> = specifier.take(interrupt_cells.clamp(3, 8)).flat_map(u32::to_be_bytes).collect();
+    let mut device = ports_node(regs);
+    set(&mut device, "reg", reg);
+    set(&mut device, "interrupts", interrupts);
+    if let Some(phandle) = phandle {
+        set(&mut device, "interrupt-parent", phandle);
+    }
+    root.add_child(device);
+    Ok(())
+}
+
 /// Writes command line and RAM disk into `/chosen`. Properties that describe the host's boot (EFI tables, kdump, Xen)
 /// are removed.
 fn write_chosen(root: &mut DeviceTreeNode, plan: &Dom0Plan<'_>) {
@@ -317,7 +348,7 @@ fn write_chosen(root: &mut DeviceTreeNode, plan: &Dom0Plan<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{Intid, Pa};
+    use crate::ids::Pa;
     use crate::platform::testing::{DOM0, GICV3, cells, edited, node as node_at, set as set_at};
     use crate::platform::{Conduit, Cpu};
     use alloc::vec;
@@ -337,6 +368,7 @@ mod tests {
             absent_itss: &[],
             given_bars: &[],
             given_devices: &[],
+            ports: None,
             bootargs: "console=ttyAMA0 quiet",
             initrd: Some(r(0x4c00_0000, 5)),
         }
@@ -430,6 +462,44 @@ mod tests {
         let mut expected = list(DOM0);
         expected.retain(|path| path != "/smmuv3@9050000");
         assert_eq!(list(&build(DOM0, &plan(&TWO, &BANKS))), expected);
+    }
+
+    #[test]
+    fn the_console_device_with_ports_is_added_with_an_interrupt_of_the_gic() {
+        let ports = Some((r(0x1_8001_1000, 0x1000), Intid(288)));
+        let found = |blob: &[u8]| {
+            let blob = build(blob, &Dom0Plan { ports, ..plan(&TWO, &BANKS) });
+            let mut found = Vec::new();
+            fdt::for_each_device(&blob, |device| {
+                if device.is_compatible("virtio,mmio") && device.path.ends_with("@180011000") {
+                    found.push((device.regs.to_vec(), device.spis.iter().map(|spi| spi.intid).collect::<Vec<_>>()));
+                }
+            })
+            .unwrap();
+            let tree = model(&blob);
+            let node = tree.find_node("/virtio@180011000").unwrap();
+            assert!(node.property("dma-coherent").is_some());
+            (found, node.property("interrupts").unwrap().value().len())
+        };
+        let expected = vec![(vec![r(0x1_8001_1000, 0x1000)], vec![Intid(288)])];
+        assert_eq!(found(DOM0), (expected.clone(), 12));
+        // Another controller is the root's, and specifiers of the GIC have four cells.
+        let four = edited(DOM0, |tree| {
+            set_at(tree, "/intc@8000000", "#interrupt-cells", 4u32);
+            set_at(tree, "/intc@8000000", "interrupts", [1u32, 9, 4, 0]);
+            set_at(tree, "/timer", "interrupts", [1u32, 13, 4, 0, 1, 14, 4, 0, 1, 11, 4, 0, 1, 10, 4, 0]);
+            let others: Vec<String> = tree.root.children().map(|child| child.name().to_string()).collect();
+            for name in others
+                .iter()
+                .filter(|name| !["intc@8000000", "timer", "chosen", "cpus", "psci"].contains(&name.as_str()))
+            {
+                if !name.starts_with("memory") {
+                    tree.root.remove_child(name);
+                }
+            }
+            set_at(tree, "/chosen", "stdout-path", "");
+        });
+        assert_eq!(found(&four), (expected, 16));
     }
 
     #[test]

@@ -82,6 +82,15 @@ pub(crate) fn memory(bank: Range) -> DeviceTreeNode {
     memory
 }
 
+/// Returns the node of a console device with ports, without registers and interrupt. Its accesses to memory are EL2's, so
+/// they are coherent.
+pub(crate) fn ports_node(regs: Range) -> DeviceTreeNode {
+    let mut device = node(format!("virtio@{:x}", regs.base.0));
+    set(&mut device, "compatible", "virtio,mmio");
+    set(&mut device, "dma-coherent", EMPTY);
+    device
+}
+
 /// Sets the properties of a PSCI 1.0 node whose calls are made by HVC.
 pub(crate) fn set_psci(node: &mut DeviceTreeNode) {
     set(node, "compatible", &["arm,psci-1.0", "arm,psci-0.2"][..]);

@@ -153,10 +153,11 @@ impl Hypervisor {
             Ok(assembly) => {
                 let mut cost = Cost::default();
                 cost.add(timer::now().saturating_sub(from));
-                self.act = Act::Build { assembly: Box::new(assembly), cost };
+                self.act = Act::Build { assembly, cost };
                 Outcome::Working
             }
-            Err((Refused { status, error }, leftover)) => {
+            Err(failed) => {
+                let (Refused { status, error }, leftover) = *failed;
                 self.leave(teardown, leftover);
                 reply.refused(status, &error.to_string())
             }
@@ -174,7 +175,7 @@ impl Hypervisor {
                 self.act = Act::Build { assembly, cost };
                 Outcome::Working
             }
-            Ok(Progress::Done) => self.finish_build(*assembly, cost, reply),
+            Ok(Progress::Done) => self.finish_build(assembly, cost, reply),
             Err(error) => {
                 let status = match stage {
                     Stage::Images(_) => Status::DoesNotFit,
@@ -190,12 +191,12 @@ impl Hypervisor {
         }
     }
 
-    fn finish_build(&mut self, assembly: Assembly, cost: Cost, reply: Reply<'_>) -> Outcome {
+    fn finish_build(&mut self, assembly: Box<Assembly>, cost: Cost, reply: Reply<'_>) -> Outcome {
         let domain = match assembly.finish(self.host()) {
             Ok(domain) => domain,
             Err(unfinished) => {
                 let why = Some((Status::Internal, String::from("a part is missing")));
-                self.act = Act::Undo { assembly: Box::new(unfinished), why };
+                self.act = Act::Undo { assembly: unfinished, why };
                 return Outcome::Working;
             }
         };

@@ -43,17 +43,9 @@ impl Manage {
         }
     }
 
-    /// Sends what has become due: an event, or an answer to a request that had to wait. Called by any CPU that has a moment;
-    /// nearly always there is nothing, which is seen without a call.
-    #[inline]
-    pub fn poll(&self, teardown: &Teardown, control: &dyn Stream, events: &dyn Stream) {
-        if self.domains.host.events.has_news() {
-            self.look(teardown, control, events);
-        }
-    }
-
-    #[cold]
-    fn look(&self, teardown: &Teardown, control: &dyn Stream, events: &dyn Stream) {
+    /// Sends what has become due: an event, or an answer to a request that had to wait. Called by any CPU after
+    /// [`Events::has_news`](crate::host::events::Events::has_news).
+    pub fn look(&self, teardown: &Teardown, control: &dyn Stream, events: &dyn Stream) {
         // If another CPU performs a step, the news stays for the next one that looks.
         let Some(mut server) = self.server.take() else { return };
         if self.domains.host.events.take_news() && server.look(teardown, control, events) == Did::Something {

@@ -1,4 +1,4 @@
-//! The initramfs: busybox, fio with its libraries, small tools and the test scripts, as an uncompressed newc archive.
+//! The initramfs: busybox, fio with its libraries, a few kernel modules, small tools and the test scripts, as an uncompressed newc archive.
 //!
 //! The same inputs give the same bytes: entries are sorted; times, owners and inode numbers are fixed. The file is in `target/`,
 //! as it depends on this checkout's `tests/linux`.
@@ -7,12 +7,20 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Stamp, disk, packages};
+use super::{Stamp, disk, dw, packages};
 use crate::fail::{Doing, Outcome};
 use crate::{paths, sh};
 
 /// Has to be changed when this file makes a different archive.
-const RECIPE: &[u8] = b"2";
+const RECIPE: &[u8] = b"4";
+
+/// Kernel modules: the drivers of dom0's console device.
+const MODULES: [&str; 4] = [
+    "drivers/virtio/virtio",
+    "drivers/virtio/virtio_ring",
+    "drivers/virtio/virtio_mmio",
+    "drivers/char/virtio_console",
+];
 
 const LIBRARIES: &str = "lib/aarch64-linux-gnu";
 const LOADER: &str = "ld-linux-aarch64.so.1";
@@ -33,6 +41,8 @@ pub fn ensure() -> Outcome {
     inputs.push(rustc.as_bytes());
     let packages = packages::versions()?;
     inputs.push(packages.as_bytes());
+    let dw_inputs = dw::inputs()?;
+    inputs.push(&dw_inputs);
     let stamp = Stamp::new(&archive, &inputs);
     if stamp.fresh() && archive.is_file() {
         return Ok(());
@@ -49,6 +59,11 @@ pub fn ensure() -> Outcome {
     tree.program("bin/busybox", read(&packages::program("busybox-static", "bin/busybox")?)?);
     tree.program("usr/bin/fio", read(&packages::program("fio", "usr/bin/fio")?)?);
     tree.libraries(packages::libraries()?)?;
+    tree.program("bin/dw", read(&dw::build()?)?);
+    for module in MODULES {
+        let name = module.rsplit('/').next().unwrap_or(module);
+        tree.file(&format!("modules/{name}.ko"), read(&packages::module(&format!("{module}.ko"))?)?);
+    }
     for (file, bytes) in &checksums {
         tree.file(&format!("etc/{}", file.file_name().unwrap_or_default().to_string_lossy()), bytes.clone());
     }
@@ -70,15 +85,19 @@ pub fn ensure() -> Outcome {
 
 /// All files under `tests/linux`, by path.
 fn sources() -> Outcome<BTreeMap<String, Vec<u8>>> {
-    let root = paths::root().join("tests/linux");
+    files(&paths::root().join("tests/linux"))
+}
+
+/// All files under a folder, by their path in it.
+pub fn files(root: &Path) -> Outcome<BTreeMap<String, Vec<u8>>> {
     let mut found = BTreeMap::new();
-    let mut open = vec![root.clone()];
+    let mut open = vec![root.to_owned()];
     while let Some(folder) = open.pop() {
         for entry in std::fs::read_dir(&folder).doing(format_args!("listing {}", folder.display()))?.flatten() {
             let path = entry.path();
             if path.is_dir() {
                 open.push(path);
-            } else if let Ok(name) = path.strip_prefix(&root) {
+            } else if let Ok(name) = path.strip_prefix(root) {
                 found.insert(name.to_string_lossy().into_owned(), read(&path)?);
             }
         }

@@ -7,8 +7,9 @@
 
 mod apt;
 mod disk;
+pub mod dw;
 pub mod gicv41;
-mod initramfs;
+pub mod initramfs;
 pub mod kvm;
 mod packages;
 mod qemu;

@@ -3,6 +3,7 @@
 mod boot;
 mod chaos;
 mod console;
+mod control;
 mod cpus;
 mod devices;
 mod domains;
@@ -12,6 +13,7 @@ mod gicv41;
 mod guests;
 mod instructions;
 mod io;
+mod manage;
 mod placed;
 mod quota;
 mod refuse;
@@ -27,7 +29,7 @@ pub use gicv41::again;
 
 /// Whether a case runs only with `--long`.
 pub fn is_long(name: &str) -> bool {
-    devices::is_long(name) || gicv41::is_long(name)
+    devices::is_long(name) || gicv41::is_long(name) || name == "manage-64"
 }
 
 /// All cases in the order in which they run: quick ones that cover much come first.
@@ -40,8 +42,10 @@ pub fn all() -> Vec<Case> {
     cases.extend(quota::cases());
     cases.extend(boot::cases());
     cases.extend(console::cases());
+    cases.extend(control::cases());
     cases.extend(io::cases());
     cases.extend(domains::cases());
+    cases.extend(manage::cases());
     cases.extend(sched::cases());
     cases.extend(cpus::cases());
     cases.extend(instructions::cases());

@@ -34,7 +34,7 @@ const ROWS: [&[&str]; 14] = [
     &["domain"],
     &["host"],
     &["vcpu"],
-    &["dev", "vits", "pci", "sched", "smmu"],
+    &["dev", "vits", "virtio", "pci", "sched", "smmu"],
     &["vgic"],
     &["gic"],
     &["console", "trace", "platform", "mm"],

@@ -1,0 +1,71 @@
+//! Domains that dom0 creates, watches and ends at run time, by `dw`.
+
+use crate::image;
+use crate::paths;
+use crate::qemu::Machine;
+use crate::setup::initramfs::{self, Tree};
+use crate::test::{Case, Lab, Verdict};
+
+/// The number of domains that exist at the same time.
+const MANY: usize = 12;
+const VERY_MANY: usize = 64;
+
+/// The cases of this topic.
+pub fn cases() -> Vec<Case> {
+    let case = |name, shows, run| Case { name, shows, bare: false, run };
+    vec![
+        case(
+            "manage-domains",
+            "dom0 creates twelve domains, pauses half of them and destroys all: nothing leaks",
+            |lab| domains(lab, MANY),
+        ),
+        case("manage-failures", "creations that fail, or whose client is killed, leave nothing behind", failures),
+        case("manage-64", "64 domains of 32 MiB at the same time", |lab| domains(lab, VERY_MANY)),
+    ]
+}
+
+/// A dom0 that has the kernel of a small guest in a file.
+fn machine(lab: &Lab, test: &str, argument: &str, ram_mib: usize) -> Result<Machine, String> {
+    let kernel = lab.dir.join("hello");
+    let text = |failure: crate::fail::Failure| failure.text;
+    image::build_guest("guest-hello", &kernel).map_err(text)?;
+    let mut tree = Tree::default();
+    tree.file("guests/hello", initramfs::read(&kernel).map_err(text)?);
+    // Linux unpacks archives that follow one another.
+    let mut archive = initramfs::read(&paths::initramfs()).map_err(text)?;
+    archive.extend(tree.pack());
+    let initrd = lab.dir.join("initramfs");
+    std::fs::write(&initrd, archive).map_err(|error| format!("{}: {error}", initrd.display()))?;
+    let machine = lab.linux(test, argument);
+    let hv = format!("sched=credit dom0_mem=512M domu_mem={ram_mib}M");
+    Ok(Machine { hv, initrd: Some(initrd), mem: format!("{}M", 1024 + ram_mib), ..machine })
+}
+
+fn domains(lab: &Lab, count: usize) -> Verdict {
+    // Each has its RAM and 2 MiB for its kernel.
+    let machine = machine(lab, "manage", &count.to_string(), count * 34)?;
+    let transcript = lab.linux_run(&machine, 60 + 2 * count as u64)?;
+    let hello = |(_, line): &&(std::time::Duration, String)| line.starts_with("(d") && line.contains("GUEST HELLO");
+    // The domain before these, number 1, may have ended before it could say anything. The second of these was reset.
+    let those = transcript.lines.iter().filter(hello).filter(|(_, line)| !line.starts_with("(d1) "));
+    let (hellos, expected) = (those.count(), count + 1);
+    if hellos != expected {
+        return Err(format!("{hellos} times a domain has said hello, of {expected}"));
+    }
+    for kind in ["created", "creations", "refused", "destructions"] {
+        transcript.said(kind).for_each(|said| println!("   {kind} {said}"));
+    }
+    Ok(())
+}
+
+fn failures(lab: &Lab) -> Verdict {
+    let machine = machine(lab, "manage-failures", "", 256)?;
+    let transcript = lab.linux_run(&machine, 60)?;
+    let refusals = transcript.said("refused").count();
+    if refusals != 6 {
+        return Err(format!("{refusals} of 6 creations were refused"));
+    }
+    transcript.said("refused").for_each(|said| println!("   {said}"));
+    println!("   {} clients were killed", transcript.said("killed").count());
+    Ok(())
+}
