@@ -403,6 +403,22 @@ mod tests {
     }
 
     #[test]
+    fn long_names_are_in_dom0s_tree_as_they_are_in_the_hosts() {
+        let property = "linux,rs485-enabled-at-boot-time";
+        let name = "a-regulator-whose-name-says-all-about-it";
+        let host = edited(DOM0, |tree| {
+            set_at(tree, "/pl031@9010000", "status", "okay");
+            let mut long = node(name);
+            set(&mut long, property, [1u32, 2]);
+            node_at(tree, "/pl031@9010000").add_child(long);
+        });
+        let blob = build(&host, &plan(&TWO, &BANKS));
+        let tree = DeviceTree::from_fdt(&fdt::parse(&blob).unwrap());
+        let long = tree.find_node("/pl031@9010000").unwrap().child(name).unwrap();
+        assert_eq!(long.property(property).unwrap().value(), [0, 0, 0, 1, 0, 0, 0, 2]);
+    }
+
+    #[test]
     fn dom0_has_every_device_except_the_smmu() {
         let list = |blob: &[u8]| {
             let mut paths = Vec::new();

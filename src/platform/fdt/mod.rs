@@ -1,11 +1,12 @@
 //! The reader of flattened device trees.
 //!
-//! `dtoolkit` checks the header and the structure once; after that its iterators cannot fail. The properties are
+//! The header and the structure are checked once; after that the iterators of `dtoolkit` cannot fail. The properties are
 //! interpreted here and checked by [`Machine::check`].
 //!
 //! | file | content |
 //! |---|---|
-//! | `open` | checks of the header and the structure |
+//! | `structure` | the check of the header and the structure |
+//! | `open` | access to a tree after that check |
 //! | `walk` | nodes, cells, address translation, interrupt specifiers |
 //! | `gic`, `pci` | the bindings of the GIC and of PCI hosts |
 //! | `msi` | the other devices that send MSIs |
@@ -15,8 +16,7 @@
 //! | this file | memory, CPUs, timer, PSCI, SMMUs |
 //!
 //! The boot loader is trusted not to lie, but it may have bugs: no input makes this code panic, loop or recurse without
-//! bound (`fuzz/fuzz_targets/fdt.rs`), and everything that is refused is reported. `dtoolkit` also refuses node and
-//! property names longer than 31 characters, as the specification does.
+//! bound (`fuzz/fuzz_targets/fdt.rs`), and everything that is refused is reported.
 
 mod chosen;
 mod devices;
@@ -26,6 +26,7 @@ mod lists;
 mod msi;
 mod open;
 mod pci;
+mod structure;
 mod walk;
 
 pub use devices::{DeviceNode, Spi, for_each_device};
