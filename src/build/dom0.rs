@@ -3,7 +3,7 @@
 //! dom0 gets all free memory and all devices that EL2 does not use itself, each mapped at its own address.
 
 use super::acpi::{self, Places};
-use super::fdt::edit::{Dom0FdtError, Dom0Plan, build_dom0_fdt, vgicr_region};
+use super::fdt::edit::{Dom0FdtError, Dom0Plan, build_dom0_fdt, vgicr_place};
 use super::itss::{ItsOf, virtual_itss};
 use super::layout::{Banks, Placement, place, plan_dom0_memory};
 use super::passthrough::Passthrough;
@@ -136,7 +136,7 @@ fn places(machine: &Machine, vcpus: usize, in_use: &MemoryInUse<'_>) -> Result<P
     }
     // The addresses are those of the host's device tree.
     let console = machine.uart.and_then(|uart| Some((uart.regs, uart.irq?)));
-    Ok(Places { gicr: vgicr_region(machine, vcpus)?, console })
+    Ok(Places { gicr: vgicr_place(machine, vcpus, in_use.pool)?, console })
 }
 
 /// Makes the device tree or the ACPI tables that describe the machine to dom0. `room` is the range that they are loaded

@@ -16,12 +16,14 @@
 //!
 //! A device whose `memory-region` is a fixed reservation is disabled: its memory is not mapped into dom0.
 
+use crate::build::fdt::kept::{disable_neighbours, disable_unused_pci_hosts};
 use crate::build::fdt::node::{
     cell, cells_of, for_each, node, push_number, set, set_boot_args, set_cells, set_psci, string,
 };
 use crate::build::fdt::pci::cut_windows;
 use crate::build::fdt::removal::{
-    Removed, remove_broken_paths, remove_fixed_reservations, remove_hidden, remove_itss, remove_references,
+    Removed, remove_broken_paths, remove_fixed_reservations, remove_hidden, remove_itss, remove_maps_without_devices,
+    remove_references,
 };
 use crate::ids::{Mpidr, Pa};
 use crate::platform::{Machine, MachineError, fdt};
@@ -37,6 +39,9 @@ use dtoolkit::{Node, Property};
 
 /// Size in bytes of the largest tree that Linux accepts.
 const LARGEST: usize = crate::build::layout::DTB_MAX as usize;
+
+/// Alignment of the virtual devices' addresses.
+pub(crate) const FRAME: u64 = 0x1_0000;
 
 /// What dom0's description says, besides what is taken from the host's.
 #[derive(Clone, Copy, Debug)]
@@ -116,6 +121,20 @@ pub fn vgicr_region(machine: &Machine, vcpus: usize) -> Result<Range, Dom0FdtErr
     region.map(|region| Range::new(region.base, size)).ok_or(Dom0FdtError::NoRedistributorRoom { vcpus })
 }
 
+/// Like [`vgicr_region`]. If no region has room, the place is in `own`, which is memory that EL2 keeps for good: after its
+/// first 64 KiB, which are left for other virtual devices.
+///
+/// # Errors
+///
+/// [`Dom0FdtError::NoRedistributorRoom`] if `own` is too small as well.
+pub fn vgicr_place(machine: &Machine, vcpus: usize, own: Range) -> Result<Range, Dom0FdtError> {
+    vgicr_region(machine, vcpus).or_else(|error| {
+        let start = Pa(own.base.0.next_multiple_of(FRAME) + FRAME);
+        let region = Range::new(start, VGICR_SIZE.saturating_mul(vcpus as u64));
+        if own.covers(region) { Ok(region) } else { Err(error) }
+    })
+}
+
 /// Edits the host's tree into dom0's. `machine` is the result of [`fdt::read`] for the same blob.
 ///
 /// # Errors
@@ -123,20 +142,27 @@ pub fn vgicr_region(machine: &Machine, vcpus: usize) -> Result<Range, Dom0FdtErr
 /// [`Dom0FdtError`].
 pub fn build_dom0_fdt(host: &[u8], machine: &Machine, plan: &Dom0Plan<'_>) -> Result<Vec<u8>, Dom0FdtError> {
     let mut tree = DeviceTree::from_fdt(&fdt::parse(host)?);
-    let mut removed = Removed::default();
+    let mut removed = Removed::none_of(&tree.root);
 
+    disable_neighbours(&mut tree, host, machine)?;
+    disable_unused_pci_hosts(&mut tree, host, machine)?;
     remove_hidden(&mut tree.root, true, &mut removed);
     write_memory(&mut tree, plan)?;
     remove_fixed_reservations(&mut tree, &mut removed);
-    let is_absent =
-        |its: usize| machine.gic.itss.get(its).is_some_and(|its| plan.absent_itss.contains(&its.control.base));
+    let is_absent = |node: usize| {
+        let skipped = machine.gic.skipped_itss;
+        let is_skipped = |node: usize| node >= 64 || skipped >> node & 1 != 0;
+        let number = (0..node).filter(|&node| !is_skipped(node)).count();
+        is_skipped(node) || machine.gic.itss.get(number).is_some_and(|its| plan.absent_itss.contains(&its.control.base))
+    };
     remove_itss(&mut tree.root, &mut 0, &is_absent, &mut removed);
     write_gic(&mut tree.root, machine, plan)?;
     write_cpus(&mut tree.root, plan, &mut removed);
     cut_windows(&mut tree.root, plan.given_bars);
-    write_psci(&mut tree.root);
+    write_psci(&mut tree.root, &mut removed);
     write_chosen(&mut tree.root, plan);
     for_each(&mut tree.root, &mut |node| remove_references(node, &removed));
+    for_each(&mut tree.root, &mut remove_maps_without_devices);
     remove_broken_paths(&mut tree);
 
     let blob = tree.to_dtb();
@@ -163,28 +189,37 @@ fn write_memory(tree: &mut DeviceTree, plan: &Dom0Plan<'_>) -> Result<(), Dom0Fd
 }
 
 /// Makes the GIC's node describe the virtual GIC. Addresses are copied as cells, since the node may be behind a bus
-/// that translates addresses.
+/// that translates addresses. Redistributors that are in none of the GIC's regions get a way through these buses.
 fn write_gic(root: &mut DeviceTreeNode, machine: &Machine, plan: &Dom0Plan<'_>) -> Result<(), Dom0FdtError> {
-    let region =
-        machine.gic.redists.iter().position(|region| region.base == plan.gicr.base).ok_or(Dom0FdtError::Gic)?;
+    let (gicr, dist) = (plan.gicr, machine.gic.dist);
+    let is_own = machine.gic.redists.iter().any(|region| region.base == gicr.base);
+    let is_elsewhere = !gicr.overlaps(dist) && !machine.gic.redists.iter().any(|region| region.overlaps(gicr));
+    if !is_own && !is_elsewhere {
+        return Err(Dom0FdtError::Gic);
+    }
     let cells = cells_of(root);
     let mut written = false;
+    let mut fits = true;
     edit_gic(root, cells, &mut |node, (address_cells, size_cells)| {
         if written {
             return;
         }
         let (address, entry) = (4 * address_cells, 4 * (address_cells + size_cells));
         let Some(reg) = node.property("reg").map(|reg| reg.value().to_vec()) else { return };
-        let (Some(dist), Some(gicr)) =
-            (reg.get(..entry), reg.get(entry * (1 + region)..).and_then(|at| at.get(..address)))
-        else {
-            return;
-        };
-        let mut new = dist.to_vec();
-        new.extend_from_slice(gicr);
-        if push_number(&mut new, plan.gicr.size, size_cells).is_none() {
-            return;
-        }
+        let Some(first) = reg.get(..entry).filter(|_| address != 0) else { return };
+        let number =
+            |entry: &[u8]| entry.iter().take(address).fold(0, |number: u64, &byte| number << 8 | u64::from(byte));
+        // A bus translates all of the GIC in the same way.
+        let wanted = number(first).wrapping_add(gicr.base.0.wrapping_sub(dist.base.0));
+        let mut new = first.to_vec();
+        let own = reg.chunks_exact(entry).skip(1).find(|entry| is_own && number(entry) == wanted);
+        fits = match own {
+            Some(own) => {
+                new.extend(own.iter().take(address));
+                true
+            }
+            None => push_number(&mut new, gicr.base.0, address_cells).is_some(),
+        } && push_number(&mut new, gicr.size, size_cells).is_some();
         set(node, "reg", new);
         for property in [
             "#redistributor-regions",
@@ -199,7 +234,37 @@ fn write_gic(root: &mut DeviceTreeNode, machine: &Machine, plan: &Dom0Plan<'_>) 
         }
         written = true;
     });
-    written.then_some(()).ok_or(Dom0FdtError::Gic)
+    if !written {
+        return Err(Dom0FdtError::Gic);
+    }
+    if !fits || is_elsewhere && open_way(root, cells.0, true, gicr).is_none() {
+        return Err(Dom0FdtError::Cells(gicr));
+    }
+    Ok(())
+}
+
+/// Whether a node is that of the GIC in use, or may be.
+fn is_gic(node: &DeviceTreeNode) -> bool {
+    let is_available = matches!(string(node, "status"), None | Some("okay" | "ok"));
+    is_available && (node.is_compatible("arm,gic-v3") || node.is_compatible("arm,gic-v4"))
+}
+
+/// Adds `range` to the `ranges` of the buses above the GIC that translate addresses, untranslated. `up` is the number of
+/// cells of an address above `bus`. Returns whether the GIC is below, or `None` if the cells are too few.
+fn open_way(bus: &mut DeviceTreeNode, up: usize, is_root: bool, range: Range) -> Option<bool> {
+    let (address, size) = cells_of(bus);
+    let mut is_above = bus.children().any(is_gic);
+    for child in bus.children_mut() {
+        is_above |= open_way(child, address, false, range)?;
+    }
+    let translates = bus.property("ranges").map(|ranges| ranges.value().to_vec()).filter(|ranges| !ranges.is_empty());
+    if let Some(mut ranges) = translates.filter(|_| is_above && !is_root) {
+        push_number(&mut ranges, range.base.0, address)?;
+        push_number(&mut ranges, range.base.0, up)?;
+        push_number(&mut ranges, range.size, size)?;
+        set(bus, "ranges", ranges);
+    }
+    Some(is_above)
 }
 
 /// Calls `edit` with every available GICv3 node and the numbers of cells of addresses and sizes in its `reg`.
@@ -235,7 +300,11 @@ fn write_cpus(root: &mut DeviceTreeNode, plan: &Dom0Plan<'_>, removed: &mut Remo
     for (index, mpidr) in plan.vcpus.iter().enumerate() {
         let mut cpu = node(format!("cpu@{:x}", mpidr.0));
         set(&mut cpu, "device_type", "cpu");
-        let like = host.get(index).copied();
+        let is_same = |node: &&DeviceTreeNode| {
+            let number = |reg: &[u8]| reg.iter().fold(0, |number: u64, &byte| number << 8 | u64::from(byte));
+            node.property("reg").is_some_and(|reg| number(reg.value()) == mpidr.0)
+        };
+        let like = host.iter().copied().find(is_same).or_else(|| host.get(index).copied());
         match like.and_then(|like| like.property("compatible")) {
             Some(compatible) => set(&mut cpu, "compatible", compatible.value()),
             None => set(&mut cpu, "compatible", "arm,armv8"),
@@ -249,13 +318,17 @@ fn write_cpus(root: &mut DeviceTreeNode, plan: &Dom0Plan<'_>, removed: &mut Remo
             set(&mut cpu, "phandle", phandle);
             removed.phandles.retain(|&other| other != phandle);
         }
+        // Linux refuses a thermal zone that names CPUs without it.
+        if let Some(count) = like.and_then(|like| cell(like, "#cooling-cells")) {
+            set(&mut cpu, "#cooling-cells", count);
+        }
         cpus.add_child(cpu);
     }
     root.add_child(cpus);
 }
 
-/// Makes every PSCI node ask for HVC, keeping its name and phandle. Adds one if there is none.
-fn write_psci(root: &mut DeviceTreeNode) {
+/// Makes every PSCI node ask for HVC, keeping its name and phandle, but not the power domains in it. Adds one if there is none.
+fn write_psci(root: &mut DeviceTreeNode, removed: &mut Removed) {
     let is_psci = |node: &DeviceTreeNode| {
         node.compatible().is_some_and(|mut words| words.any(|word| word.starts_with("arm,psci")))
     };
@@ -263,6 +336,8 @@ fn write_psci(root: &mut DeviceTreeNode) {
     for_each(root, &mut |psci| {
         if is_psci(psci) {
             let phandle = cell(psci, "phandle");
+            // The power domains of CPUs.
+            psci.children().for_each(|child| removed.add(child));
             *psci = node(psci.name());
             set_psci(psci);
             if let Some(phandle) = phandle {
@@ -295,7 +370,11 @@ fn write_chosen(root: &mut DeviceTreeNode, plan: &Dom0Plan<'_>) {
         .children()
         .filter(|child| {
             child.compatible().is_some_and(|mut words| {
-                words.any(|word| word.starts_with("multiboot,") || word.starts_with("xen,") || word == "boot,module")
+                words.any(|word| {
+                    // The memory of a framebuffer that the boot loader has left is not dom0's.
+                    let others = ["boot,module", "simple-framebuffer"];
+                    word.starts_with("multiboot,") || word.starts_with("xen,") || others.contains(&word)
+                })
             })
         })
         .map(|child| child.name().to_string())
@@ -351,7 +430,7 @@ mod tests {
 
     /// Reads dom0's tree with the reader of host trees. The interrupts that only a hypervisor needs, and that the
     /// reader insists on, are put back first.
-    fn read_as_host(blob: &[u8]) -> Machine {
+    fn read_as_host(blob: &[u8]) -> alloc::boxed::Box<Machine> {
         let whole = edited(blob, |tree| {
             set_at(tree, "/intc@8000000", "interrupts", [1u32, 9, 4]);
             let mut timer = cells(tree, "/timer", "interrupts");
