@@ -637,6 +637,237 @@ mod tests {
         assert_eq!(reg, [0x800_0000, 0x1_0000, 0xa00_0000, 0x4_0000]);
     }
 
+    /// The tree for dom0 of QEMU's board after `edit`, with two vCPUs.
+    fn tree_after(edit: impl FnOnce(&mut DeviceTree)) -> DeviceTree {
+        let host = edited(DOM0, edit);
+        DeviceTree::from_fdt(&fdt::parse(&build(&host, &plan(&TWO, &BANKS))).unwrap())
+    }
+
+    fn status(tree: &DeviceTree, path: &str) -> Option<String> {
+        string(tree.find_node(path).unwrap_or_else(|| panic!("no {path}")), "status").map(ToString::to_string)
+    }
+
+    /// Adds a node with registers of `size` bytes at `at` to the root.
+    fn add_device(tree: &mut DeviceTree, name: &str, at: u32, size: u32, properties: &[(&str, &[u32])]) {
+        let mut device = node(name);
+        set(&mut device, "reg", [0, at, 0, size]);
+        properties.iter().for_each(|&(name, value)| set(&mut device, name, value));
+        tree.root.add_child(device);
+    }
+
+    #[test]
+    fn a_16550_is_a_pl011_for_dom0_with_its_clocks() {
+        const UART: &str = "/pl011@9000000";
+        let console = |edit: &dyn Fn(&mut DeviceTree)| {
+            let tree = tree_after(|tree| {
+                set_at(tree, UART, "compatible", &["rockchip,rk3588-uart", "snps,dw-apb-uart"][..]);
+                set_at(tree, UART, "reg-shift", 2u32);
+                set_at(tree, UART, "reg-io-width", 4u32);
+                set_at(tree, UART, "dmas", [0x8000u32, 6]);
+                edit(tree);
+            });
+            tree.find_node(UART).unwrap().clone()
+        };
+        let clocks = |uart: &DeviceTreeNode| {
+            let names = uart.property("clock-names").unwrap().value_as::<Vec<&str>>().unwrap();
+            let names: Vec<String> = names.into_iter().map(ToString::to_string).collect();
+            (uart.property("clocks").unwrap().value_as::<Vec<u32>>().unwrap(), names)
+        };
+        // Two clocks, whose order in the other binding is the same.
+        let two = console(&|tree| {
+            set_at(tree, UART, "clocks", [0x8000u32, 0x8000]);
+            set_at(tree, UART, "clock-names", &["baudclk", "apb_pclk"][..]);
+        });
+        assert!(two.is_compatible("arm,pl011") && two.is_compatible("arm,primecell"));
+        assert!(!two.is_compatible("snps,dw-apb-uart"));
+        assert_eq!(clocks(&two), (vec![0x8000, 0x8000], vec!["uartclk".into(), "apb_pclk".into()]));
+        for property in ["reg-shift", "reg-io-width", "dmas"] {
+            assert!(two.property(property).is_none(), "{property}");
+        }
+        // One clock without a name is both.
+        let one = console(&|tree| {
+            set_at(tree, UART, "clocks", 0x8000u32);
+            node_at(tree, UART).remove_property("clock-names");
+        });
+        assert_eq!(clocks(&one), (vec![0x8000, 0x8000], vec!["uartclk".into(), "apb_pclk".into()]));
+        // None: SBSA's subset needs none.
+        let none = console(&|tree| {
+            node_at(tree, UART).remove_property("clocks");
+            node_at(tree, UART).remove_property("clock-names");
+        });
+        assert!(none.is_compatible("arm,sbsa-uart") && cell(&none, "current-speed") == Some(115_200));
+        // Without an interrupt there is no console.
+        let silent = console(&|tree| drop(node_at(tree, UART).remove_property("interrupts")));
+        assert_eq!(string(&silent, "status"), Some("disabled"));
+        // A PL011 stays as it is.
+        let own = tree_after(|_| {});
+        let host = DeviceTree::from_fdt(&Fdt::new(DOM0).unwrap());
+        assert_eq!(own.find_node(UART), host.find_node(UART));
+    }
+
+    #[test]
+    fn a_device_in_a_page_that_the_hypervisor_keeps_is_disabled() {
+        let tree = tree_after(|tree| {
+            // Two UARTs in one page, as on LS1028A; one in the next page; and one beside the SMMU's registers.
+            add_device(tree, "serial@9000600", 0x900_0600, 0x100, &[]);
+            add_device(tree, "serial@9001000", 0x900_1000, 0x100, &[]);
+            add_device(tree, "device@906f800", 0x906_f800, 0x1000, &[]);
+        });
+        assert_eq!(status(&tree, "/serial@9000600").as_deref(), Some("disabled"));
+        assert_eq!(status(&tree, "/serial@9001000"), None);
+        assert_eq!(status(&tree, "/device@906f800").as_deref(), Some("disabled"));
+        for path in ["/pl011@9000000", "/intc@8000000", "/intc@8000000/its@8080000", "/pl031@9010000"] {
+            assert_eq!(status(&tree, path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn an_its_and_a_pci_host_that_are_not_used_are_not_dom0s() {
+        let its = "/intc@8000000/its@8080000";
+        let tree = tree_after(|tree| {
+            // The first of two ITSs is the one that is not used.
+            let mut second = node("its@8100000");
+            for property in node_at(tree, its).properties_mut() {
+                second.add_property(property.clone());
+            }
+            set(&mut second, "reg", [0u32, 0x7f0_0000, 0, 0x2_0000]);
+            set(&mut second, "phandle", 0x9100u32);
+            node_at(tree, "/intc@8000000").add_child(second);
+            set_at(tree, its, "socionext,synquacer-pre-its", [0x100_0000u32, 0x40_0000]);
+            set_at(tree, "/pcie@10000000", "bus-range", [1u32, 0]);
+        });
+        assert!(tree.find_node(its).is_none() && tree.find_node("/intc@8000000/its@8100000").is_some());
+        assert_eq!(status(&tree, "/pcie@10000000").as_deref(), Some("disabled"));
+        assert!(tree.find_node("/pcie@10000000").unwrap().property("msi-map").is_none());
+    }
+
+    #[test]
+    fn references_are_told_from_arguments_of_the_same_value() {
+        // The phandles of CPUs 0 and 3 in the recorded tree; dom0 has no CPU 3.
+        let (first, last) = (0x8004u32, 0x8001u32);
+        let tree = tree_after(|tree| {
+            for cpu in 0..4 {
+                set_at(tree, &format!("/cpus/cpu@{cpu}"), "#cooling-cells", 2u32);
+            }
+            assert_eq!(
+                (cells(tree, "/cpus/cpu@0", "phandle")[0], cells(tree, "/cpus/cpu@3", "phandle")[0]),
+                (first, last)
+            );
+            let mut domain = node("power-domain-cpu3");
+            set(&mut domain, "phandle", 0x9200u32);
+            set(&mut domain, "#power-domain-cells", 0u32);
+            node_at(tree, "/psci").add_child(domain);
+            add_device(tree, "domains@1", 0x100_0000, 0x1000, &[("phandle", &[0x9201]), ("#power-domain-cells", &[1])]);
+            add_device(tree, "stays@2", 0x101_0000, 0x1000, &[("power-domains", &[0x9201, 0x9200])]);
+            add_device(tree, "goes@3", 0x102_0000, 0x1000, &[("power-domains", &[0x9201, 1, 0x9200])]);
+            let mut zones = node("thermal-zones");
+            let mut zone = node("cpu-thermal");
+            let mut maps = node("cooling-maps");
+            for (name, devices) in [("map0", &[first, last, 3, last, 0, 3][..]), ("map1", &[last, 0, 3])] {
+                let mut map = node(name);
+                set(&mut map, "trip", 0x8000u32);
+                set(&mut map, "cooling-device", devices);
+                maps.add_child(map);
+            }
+            zone.add_child(maps);
+            zones.add_child(zone);
+            tree.root.add_child(zones);
+        });
+        let value = |path: &str, name: &str| {
+            let property = tree.find_node(path).unwrap_or_else(|| panic!("no {path}")).property(name)?;
+            property.value_as::<Vec<u32>>().ok()
+        };
+        assert_eq!(value("/stays@2", "power-domains"), Some(vec![0x9201, 0x9200]));
+        assert_eq!(value("/goes@3", "power-domains"), None);
+        let maps = "/thermal-zones/cpu-thermal/cooling-maps";
+        assert_eq!(value(&format!("{maps}/map0"), "cooling-device"), Some(vec![first, last, 3]));
+        assert!(tree.find_node(&format!("{maps}/map1")).is_none());
+        assert_eq!(value("/cpus/cpu@0", "#cooling-cells"), Some(vec![2]));
+    }
+
+    #[test]
+    fn scmi_without_its_memory_is_disabled_and_endpoints_of_trace_units_are_loose() {
+        let tree = tree_after(|tree| {
+            let mut reserved = node("reserved-memory");
+            set_cells(&mut reserved, 2, 2);
+            set(&mut reserved, "ranges", [0u8; 0]);
+            let mut shmem = node("shmem@10f000");
+            set(&mut shmem, "reg", [0u32, 0x10_f000, 0, 0x100]);
+            set(&mut shmem, "phandle", 0x9300u32);
+            reserved.add_child(shmem);
+            tree.root.add_child(reserved);
+            let mut scmi = node("scmi");
+            set(&mut scmi, "compatible", "arm,scmi-smc");
+            set(&mut scmi, "shmem", 0x9300u32);
+            tree.root.add_child(scmi);
+            add_device(tree, "etm@7040000", 0x704_0000, 0x1000, &[]);
+            set_at(tree, "/etm@7040000", "compatible", "arm,coresight-etm4x");
+            let mut endpoint = node("endpoint");
+            set(&mut endpoint, "phandle", 0x9301u32);
+            node_at(tree, "/etm@7040000").add_child(endpoint);
+            add_device(tree, "funnel@7041000", 0x704_1000, 0x1000, &[]);
+            let mut endpoint = node("endpoint");
+            set(&mut endpoint, "remote-endpoint", 0x9301u32);
+            node_at(tree, "/funnel@7041000").add_child(endpoint);
+            let mut framebuffer = node("framebuffer@9d400000");
+            set(&mut framebuffer, "compatible", "simple-framebuffer");
+            node_at(tree, "/chosen").add_child(framebuffer);
+        });
+        assert_eq!(status(&tree, "/scmi").as_deref(), Some("disabled"));
+        assert!(tree.find_node("/scmi").unwrap().property("shmem").is_none());
+        assert!(tree.find_node("/funnel@7041000/endpoint").unwrap().property("remote-endpoint").is_none());
+        assert!(tree.find_node("/chosen").unwrap().children().next().is_none());
+    }
+
+    #[test]
+    fn a_vcpu_has_the_node_of_the_cpu_with_its_affinity() {
+        let blob = build(DOM0, &plan(&[Mpidr(2), Mpidr(0)], &BANKS));
+        let tree = model(&blob);
+        assert_eq!(cell(tree.find_node("/cpus/cpu@2").unwrap(), "phandle"), Some(0x8002));
+        assert_eq!(cell(tree.find_node("/cpus/cpu@0").unwrap(), "phandle"), Some(0x8004));
+    }
+
+    #[test]
+    fn redistributors_that_no_region_has_room_for_are_in_the_hypervisors_memory() {
+        let one = |cpu: u32| [0x80a_0000 + cpu * 0x2_0000, 0x2_0000];
+        let host = |range: u32| {
+            edited(GICV3, |tree| {
+                let gic = tree.root.remove_child("intc@8000000").unwrap();
+                let mut bus = node("soc");
+                set_cells(&mut bus, 1, 1);
+                set(&mut bus, "ranges", [0u32, 0, 0, range]);
+                bus.add_child(gic);
+                tree.root.add_child(bus);
+                let all: Vec<u32> = [0x800_0000, 0x1_0000].into_iter().chain((0..8).flat_map(one)).collect();
+                set_at(tree, "/soc/intc@8000000", "reg", &all[..]);
+                set_at(tree, "/soc/intc@8000000", "#redistributor-regions", 8u32);
+                node_at(tree, "/soc/intc@8000000").remove_child("its@8080000");
+                for property in ["msi-map", "msi-map-mask"] {
+                    node_at(tree, "/pcie@10000000").remove_property(property);
+                }
+            })
+        };
+        let blob = host(0x4000_0000);
+        let machine = fdt::read(&blob).unwrap();
+        let pool = r(0x7f00_1000, 16 * M);
+        assert_eq!(vgicr_place(&machine, 1, pool).unwrap(), r(0x80a_0000, VGICR_SIZE));
+        let gicr = vgicr_place(&machine, 2, pool).unwrap();
+        assert_eq!(gicr, r(0x7f02_0000, 2 * VGICR_SIZE));
+        assert!(vgicr_place(&machine, 2, r(0x7f00_1000, 0x4_0000)).is_err());
+        let blob = build_dom0_fdt(&blob, &machine, &Dom0Plan { gicr, ..plan(&TWO, &BANKS) }).unwrap();
+        let mut tree = model(&blob);
+        let reg = cells(&mut tree, "/soc/intc@8000000", "reg");
+        assert_eq!(reg, [0x800_0000, 0x1_0000, 0x7f02_0000, 0x4_0000]);
+        // The reader finds them through the bus, whose window ended below.
+        let whole = edited(&blob, |tree| {
+            set_at(tree, "/soc/intc@8000000", "interrupts", [1u32, 9, 4]);
+            let mut timer = cells(tree, "/timer", "interrupts");
+            timer.extend([1, 10, 4]);
+            set_at(tree, "/timer", "interrupts", &timer[..]);
+        });
+        assert_eq!(fdt::read(&whole).unwrap().gic.redists[..], [gicr]);
+    }
+
     #[test]
     fn a_wrong_redistributor_region_and_a_damaged_tree_are_errors() {
         let machine = fdt::read(DOM0).unwrap();

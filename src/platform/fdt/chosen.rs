@@ -242,6 +242,7 @@ mod tests {
     use crate::platform::ConfigProblem;
     use crate::platform::fdt::read;
     use crate::platform::testing::{DOM0, cells, edited, node, set, unset};
+    use alloc::string::{String, ToString};
     use alloc::vec::Vec;
     use dtoolkit::Node;
     use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
@@ -374,6 +375,139 @@ mod tests {
         for bad in [&b""[..], b"\0", b"0000:01:00.0\0\0", b"\xff0000:01:00.0\0", b"0000:01:00.0\0\xff\0", &[b'x'; 99]] {
             assert!(problem(bad).is_some(), "{bad:x?}");
         }
+    }
+
+    fn kinds(machine: &Machine) -> Vec<(ModuleKind, u64)> {
+        machine.modules.iter().map(|module| (module.kind, module.range.base.0)).collect()
+    }
+
+    fn warnings(machine: &Machine) -> Vec<String> {
+        machine.warnings.iter().map(ToString::to_string).collect()
+    }
+
+    /// Adds a boot module of 64 KiB below the node at `parent`.
+    fn add_module_at(tree: &mut DeviceTree, parent: &str, at: u32, compatible: &[&str]) {
+        let mut module = DeviceTreeNode::new(alloc::format!("module@{at:x}")).unwrap();
+        module.add_property(DeviceTreeProperty::new("compatible", compatible).unwrap());
+        module.add_property(DeviceTreeProperty::new("reg", [0, at, 0, 0x1_0000]).unwrap());
+        node(tree, parent).add_child(module);
+    }
+
+    fn without_modules(edit: impl FnOnce(&mut DeviceTree)) -> alloc::boxed::Box<Machine> {
+        let blob = edited(DOM0, |tree| {
+            for name in ["module@0x48000000", "module@0x4c000000"] {
+                assert!(node(tree, "/chosen").remove_child(name).is_some());
+            }
+            edit(tree);
+        });
+        read(&blob).unwrap()
+    }
+
+    #[test]
+    fn of_modules_that_do_not_say_what_they_are_the_first_is_the_kernel_and_the_second_the_ram_disk() {
+        use ModuleKind::{DeviceTree as Tree, Kernel, Ramdisk, Unknown};
+        let plain = &["multiboot,module"][..];
+        let machine = without_modules(|tree| {
+            set(tree, "/chosen", "xen,xen-bootargs", "loglvl=all");
+            set(tree, "/chosen", "bootargs", "quiet");
+            for at in [0x4400_0000, 0x4500_0000, 0x4600_0000] {
+                add_module_at(tree, "/chosen", at, plain);
+            }
+        });
+        assert_eq!(kinds(&machine), [(Kernel, 0x4400_0000), (Ramdisk, 0x4500_0000), (Unknown, 0x4600_0000)]);
+        assert_eq!(machine.kernel().unwrap().bootargs.as_str(), "quiet");
+        // Those that say it do not count.
+        let machine = without_modules(|tree| {
+            add_module_at(tree, "/chosen", 0x4400_0000, &["multiboot,device-tree", "multiboot,module"]);
+            add_module_at(tree, "/chosen", 0x4500_0000, plain);
+        });
+        assert_eq!(kinds(&machine), [(Tree, 0x4400_0000), (Kernel, 0x4500_0000)]);
+    }
+
+    #[test]
+    fn modules_may_be_in_a_node_below_chosen_and_are_dom0s_there() {
+        let machine = read(&with_domain(|tree| {
+            let mut group = DeviceTreeNode::new("modules").unwrap();
+            group.add_property(DeviceTreeProperty::new("#address-cells", 2u32).unwrap());
+            group.add_property(DeviceTreeProperty::new("#size-cells", 2u32).unwrap());
+            let old = node(tree, "/chosen").remove_child("module@0x48000000").unwrap();
+            group.add_child(old);
+            node(tree, "/chosen").add_child(group);
+        }))
+        .unwrap();
+        assert_eq!(machine.kernel().unwrap().range, Range::new(Pa(0x4800_0000), 0x30_0000));
+        assert_eq!((machine.modules.len(), machine.domains[0].modules.len()), (2, 2));
+    }
+
+    #[test]
+    fn the_ram_disk_of_a_boot_loader_that_knows_linux_only_is_used_if_there_is_no_other() {
+        use ModuleKind::{Kernel, Ramdisk};
+        let read = |start: &[u32], end: &[u32], modules: &[(u32, &str)]| {
+            without_modules(|tree| {
+                set(tree, "/chosen", "linux,initrd-start", start);
+                set(tree, "/chosen", "linux,initrd-end", end);
+                for &(at, kind) in modules {
+                    add_module_at(tree, "/chosen", at, &[kind, "multiboot,module"]);
+                }
+            })
+        };
+        let kernel = (0x4400_0000, "multiboot,kernel");
+        for (start, end) in [(&[0u32, 0x4600_0000][..], &[0u32, 0x4600_0123][..]), (&[0x4600_0000], &[0x4600_0123])] {
+            let machine = read(start, end, &[kernel]);
+            assert_eq!(kinds(&machine), [(Kernel, 0x4400_0000), (Ramdisk, 0x4600_0000)]);
+            assert_eq!((machine.modules[1].range.size, warnings(&machine).len()), (0x123, 0));
+        }
+        let machine = read(&[0x4600_0000], &[0x4600_0123], &[kernel, (0x4500_0000, "multiboot,ramdisk")]);
+        assert_eq!(kinds(&machine), [(Kernel, 0x4400_0000), (Ramdisk, 0x4500_0000)]);
+        for (start, end, problem) in [
+            (0x4600_0000, 0xf000_0000, "not in memory: ignored"),
+            (0x4400_1000, 0x4500_0000, "a boot module is there: ignored"),
+        ] {
+            let machine = read(&[start], &[end], &[kernel]);
+            assert_eq!(kinds(&machine), [(Kernel, 0x4400_0000)]);
+            assert_eq!(warnings(&machine), [alloc::format!("/chosen: linux,initrd-start: {problem}")]);
+        }
+        assert_eq!(kinds(&read(&[0x4600_0000], &[0x4600_0000], &[kernel])), [(Kernel, 0x4400_0000)]);
+    }
+
+    #[test]
+    fn a_module_that_dom0_does_not_need_refuses_nothing() {
+        let machine = read(&edited(DOM0, |tree| {
+            let device_tree = &["multiboot,device-tree", "multiboot,module"][..];
+            add_module_at(tree, "/chosen", 0x1000, device_tree);
+            add_module_at(tree, "/chosen", 0x4800_1000, device_tree);
+            for at in 0..8 {
+                add_module_at(tree, "/chosen", 0x6000_0000 + (at << 16), device_tree);
+            }
+        }))
+        .unwrap();
+        assert_eq!(machine.modules.len(), 8);
+        let odd = |at: &str| {
+            alloc::format!(
+                "/chosen/module@{at}: this boot module is empty, not in memory, or overlaps another one: ignored"
+            )
+        };
+        let full = |at: &str| alloc::format!("/chosen/module@{at}: there are too many boot modules: ignored");
+        assert_eq!(warnings(&machine), [odd("1000"), odd("48001000"), full("60060000"), full("60070000")]);
+    }
+
+    #[test]
+    fn a_command_line_of_2048_bytes_fits_as_linux_allows() {
+        let line = |count| String::from_utf8(alloc::vec![b'x'; count]).unwrap();
+        let read =
+            |count| read(&edited(DOM0, |tree| set(tree, "/chosen/module@0x48000000", "bootargs", &*line(count))));
+        assert_eq!(read(2047).unwrap().kernel().unwrap().bootargs.as_str(), line(2047));
+        let error = read(2049).unwrap_err();
+        assert!(error.to_string().starts_with("device tree: /chosen/module@0x48000000: a command line"), "{error}");
+    }
+
+    #[test]
+    fn a_console_that_cannot_be_used_is_named() {
+        let machine =
+            read(&edited(DOM0, |tree| set(tree, "/pl011@9000000", "compatible", "fsl,imx7ulp-lpuart"))).unwrap();
+        assert_eq!(machine.uart, None);
+        let text = "/chosen: stdout-path: not a PL011 or 16550 that a CPU reaches: there is no console";
+        assert_eq!(warnings(&machine), [text]);
     }
 
     #[test]
