@@ -57,6 +57,12 @@ fn start(own: boot::BootInfo) -> ! {
     console::set_onpanic(Facts { off: options.on_panic == OnPanic::Off, psci_by_hvc: None });
     let (memory, cpus) = (machine.memory_size() >> 20, machine.enabled_cpus());
     log::info!("{memory} MiB of memory, {cpus} CPUs, described by {}", own.firmware);
+    for warning in &machine.warnings {
+        log::warn!("{}: {warning}", own.firmware);
+    }
+    if machine.more_warnings > 0 {
+        log::warn!("{}: {} more oddities", own.firmware, machine.more_warnings);
+    }
     for part in &machine.left_out {
         log::warn!("machine description: too many {}: not all are known", part.plural());
     }

@@ -115,7 +115,8 @@ fn adopt_machine() -> &'static Machine {
 
 /// Takes memory for EL2, initializes frames and heap, and switches to the second stage 1 map. Returns the memory.
 fn take_memory(machine: &Machine, image: Range, fdt: Range) -> Range {
-    let mut avoid = [Range::default(); 192];
+    // Reservations, modules of all domains, image and tree.
+    let mut avoid = [Range::default(); platform::RESERVATIONS + 64];
     let taken = machine.reserved.iter().copied().chain(machine.all_modules().map(|module| module.range));
     let mut count = 0;
     for range in taken.chain([image, fdt]) {

@@ -4,7 +4,7 @@
 
 use super::acpi::{self, Places};
 use super::assembly::assemble;
-use super::fdt::edit::{Dom0FdtError, Dom0Plan, build_dom0_fdt, vgicr_region};
+use super::fdt::edit::{Dom0FdtError, Dom0Plan, build_dom0_fdt, vgicr_place};
 use super::itss::{ItsOf, virtual_itss};
 use super::layout::{Banks, Placement, place, plan_dom0_memory};
 use super::passthrough::Passthrough;
@@ -164,7 +164,7 @@ fn places(machine: &Machine, vcpus: usize, in_use: &MemoryInUse<'_>) -> Result<P
     }
     // The addresses are those of the host's device tree.
     let console = machine.uart.and_then(|uart| Some((uart.regs, uart.irq?)));
-    Ok(Places { gicr: vgicr_region(machine, vcpus)?, console })
+    Ok(Places { gicr: vgicr_place(machine, vcpus, in_use.pool)?, console })
 }
 
 /// Returns where dom0 sees its console device with ports, if it gets one, and the number of its SPIs.

@@ -348,7 +348,7 @@ mod tests {
 
     /// QEMU's board with these functions for each domU, and its devices: `edu`, which cannot be reset, and `nvme`.
     struct World {
-        machine: Machine,
+        machine: std::boxed::Box<Machine>,
         fake: Fake,
         hw: smmu_model::Machine,
         iommu: bool,

@@ -4,7 +4,7 @@ use super::frames;
 use super::stage1::{Kind, Map, MapError, Tables};
 use crate::arch::barrier;
 use crate::ids::Pa;
-use crate::platform::Machine;
+use crate::platform::{Machine, RESERVATIONS};
 use crate::sync::{Lock, Rank};
 use crate::util::PAGE;
 use crate::util::range::{Range, gaps, pages_around, whole_pages_in};
@@ -70,7 +70,8 @@ pub fn build(
         map.map(start, end.0 - start.0, kind)?;
     }
     // Memory that the firmware has reserved may be Secure, or not memory at all: no CPU may even speculate there.
-    let mut holes: ArrayVec<Range, 130> = machine.reserved.iter().map(|&range| pages_around(range)).collect();
+    let mut holes: ArrayVec<Range, { RESERVATIONS + 2 }> =
+        machine.reserved.iter().map(|&range| pages_around(range)).collect();
     holes.extend([image, stacks.range()]);
     for &bank in &machine.memory {
         for gap in gaps(whole_pages_in(bank), &holes) {

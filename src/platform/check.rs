@@ -93,7 +93,7 @@ impl Machine {
             return Err(MachineError::NoRedistributors);
         }
         if let Some(stride) = gic.redist_stride
-            && (stride == 0 || !stride.is_multiple_of(REDISTRIBUTOR))
+            && (stride < REDISTRIBUTOR || !stride.is_multiple_of(FRAME))
         {
             return Err(MachineError::BadStride(stride));
         }

@@ -4,7 +4,11 @@
 
 use crate::ids::{Intid, Mpidr, Pa};
 use crate::util::range::Range;
+use arrayvec::ArrayString;
 use core::fmt;
+
+/// The path of a node of the device tree. A long one is cut at its start.
+pub type NodePath = ArrayString<80>;
 
 /// A part of a machine's description, for messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,8 +133,8 @@ pub enum MachineError {
     Malformed,
     /// A required property is missing or invalid.
     BadProperty {
-        /// The kind of the node.
-        node: &'static str,
+        /// The path of the node.
+        node: NodePath,
         /// The name of the property.
         property: &'static str,
     },
@@ -160,7 +164,7 @@ pub enum MachineError {
     GicTooNew,
     /// The firmware describes no redistributors.
     NoRedistributors,
-    /// The redistributor stride is not a multiple of a redistributor's size.
+    /// The redistributor stride is not a multiple of a frame's size, or too small for a redistributor.
     BadStride(u64),
     /// The firmware describes no maintenance interrupt.
     NoMaintenance,
@@ -229,6 +233,8 @@ pub enum MachineError {
     ModuleOutsideMemory(Range),
     /// A command line in `/chosen` is too long.
     LongBootargs {
+        /// The path of the node.
+        node: NodePath,
         /// The capacity in bytes.
         limit: usize,
     },
@@ -249,7 +255,7 @@ impl fmt::Display for MachineError {
             E::Version(version) => write!(f, "device tree: version {version} is not compatible with version 17"),
             E::Malformed => f.write_str("device tree: the header or the structure is damaged"),
             E::BadProperty { node, property } => {
-                write!(f, "device tree: {node} node: property `{property}` is missing or invalid")
+                write!(f, "device tree: {node}: property `{property}` is missing or invalid")
             }
             E::TooMany { part, limit } => {
                 write!(f, "machine description: more than {limit} {} are not supported", part.plural())
@@ -264,7 +270,7 @@ impl fmt::Display for MachineError {
             E::GicTooNew => f.write_str("GIC: a GICv5 is not supported; a GICv3 or GICv4 is required"),
             E::NoRedistributors => f.write_str("GIC: the firmware describes no redistributor region"),
             E::BadStride(stride) => {
-                write!(f, "GIC: the redistributor stride {stride:#x} is not a multiple of 128 KiB")
+                write!(f, "GIC: the redistributor stride {stride:#x} is not a multiple of 64 KiB, or less than 128 KiB")
             }
             E::NoMaintenance => f.write_str("GIC: the firmware describes no maintenance interrupt"),
             E::NoTimer => f.write_str(
@@ -286,8 +292,8 @@ impl fmt::Display for MachineError {
                 write!(f, "device tree: `{property}` refers to phandle {phandle:#x}, which no node has")
             }
             E::ModuleOutsideMemory(range) => write!(f, "boot module at {range}: not in memory"),
-            E::LongBootargs { limit } => {
-                write!(f, "device tree: /chosen: a command line of more than {limit} bytes is not supported")
+            E::LongBootargs { node, limit } => {
+                write!(f, "device tree: {node}: a command line of more than {limit} bytes is not supported")
             }
             E::BadWindows => f.write_str(
                 "cmdline: pci_windows: invalid value: expected SEGMENT:KIND:BASE+SIZE[@PCI_BASE],... where SEGMENT has \

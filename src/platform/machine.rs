@@ -4,11 +4,24 @@ use super::domu::{DOMAINS, DomainConfig};
 use super::error::{MachineError, Part};
 use super::module::{Module, ModuleKind};
 use crate::ids::{DeviceId, DeviceIds, Intid, ItsId, Mpidr, Pa, Sbdf, SmmuId, StreamId, Streams};
-use crate::util::range::{Range, gaps, pages_around};
+use crate::util::range::{Range, gaps, pages_around, whole_pages_in};
 use arrayvec::{ArrayString, ArrayVec};
+use core::fmt::{self, Write};
 
 /// The largest number of CPUs, and of redistributor regions, since firmware may describe one region per CPU.
 pub const CPUS: usize = 512;
+
+/// The largest number of reservations.
+pub const RESERVATIONS: usize = 256;
+
+/// The largest numbers of ITSs, SMMUs and PCI hosts, and of entries in one `msi-map` or `iommu-map`.
+pub const ITSS: usize = 32;
+/// See [`ITSS`].
+pub const SMMUS: usize = 64;
+/// See [`ITSS`].
+pub const PCI_HOSTS: usize = 48;
+/// See [`ITSS`].
+pub const ID_MAPS: usize = 32;
 
 /// Physical addresses have at most 52 bits (FEAT_LPA). A CPU may have fewer, which the stage 1 code checks.
 pub(super) const TOP: u64 = 1 << 52;
@@ -73,7 +86,10 @@ pub struct Gic {
     /// Whether the firmware says that the redistributors do not snoop the CPUs' caches when they access their tables.
     pub non_coherent: bool,
     /// The ITSs; an `ItsId` is an index into this list.
-    pub itss: ArrayVec<Its, 16>,
+    pub itss: ArrayVec<Its, ITSS>,
+    /// The ITSs of the firmware that are not in the list: one bit for each available ITS, in the firmware's order. Those
+    /// beyond the 64th are not in the list, either.
+    pub skipped_itss: u64,
     /// Registers that EL2 does not use and that no guest may: memory-mapped CPU interfaces, message frames, and
     /// redistributors of CPUs that are not used.
     pub unused: ArrayVec<Range, CPUS>,
@@ -199,11 +215,11 @@ pub struct PciHost {
     /// `msi-map-mask`: the mask applied to a requester ID before `msi_map` is searched.
     pub msi_map_mask: u32,
     /// The translation of requester IDs to DeviceIDs.
-    pub msi_map: ArrayVec<IdMap<ItsId>, 16>,
+    pub msi_map: ArrayVec<IdMap<ItsId>, ID_MAPS>,
     /// `iommu-map-mask`: the mask applied to a requester ID before `iommu_map` is searched.
     pub iommu_map_mask: u32,
     /// The translation of requester IDs to StreamIDs.
-    pub iommu_map: ArrayVec<IdMap<SmmuId>, 16>,
+    pub iommu_map: ArrayVec<IdMap<SmmuId>, ID_MAPS>,
     /// Whether DMA of the functions snoops the CPUs' caches.
     pub coherent: bool,
 }
@@ -304,6 +320,30 @@ pub struct Uart {
     pub irq: Option<Intid>,
 }
 
+/// Something that the firmware describes oddly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Warning {
+    /// What it is about: a node's path, or a part and its address.
+    pub object: ArrayString<80>,
+    /// The problem, and what is done.
+    pub problem: &'static str,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.object, self.problem)
+    }
+}
+
+/// Writes as much as there is room for.
+struct Cut<'a>(&'a mut ArrayString<80>);
+
+impl Write for Cut<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        text.chars().try_for_each(|letter| self.0.try_push(letter).map_err(|_| fmt::Error))
+    }
+}
+
 /// The description of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
@@ -311,7 +351,7 @@ pub struct Machine {
     pub memory: ArrayVec<Range, 64>,
     /// Memory that must not be used, in RAM or not: `/memreserve/` and fixed `/reserved-memory`, or what the firmware
     /// keeps, with the registers that its runtime services use.
-    pub reserved: ArrayVec<Range, 128>,
+    pub reserved: ArrayVec<Range, RESERVATIONS>,
     /// The parts of `reserved` that are for an operating system's use of ACPI: tables, and memory that AML refers to.
     pub acpi_memory: ArrayVec<Range, 64>,
     /// The CPUs; a `CpuId` is an index into this list.
@@ -321,17 +361,21 @@ pub struct Machine {
     /// The interrupt controller.
     pub gic: Gic,
     /// The PCI hosts.
-    pub pci: ArrayVec<PciHost, 16>,
+    pub pci: ArrayVec<PciHost, PCI_HOSTS>,
     /// The devices on no PCI bus that send MSIs, as the firmware lists them; a device may be listed twice.
     pub msi_devices: ArrayVec<MsiDevices, 128>,
     /// The SMMUs.
-    pub smmus: ArrayVec<Smmu, 16>,
+    pub smmus: ArrayVec<Smmu, SMMUS>,
     /// The streams of devices other than the PCI functions of [`pci`](Machine::pci); a stream may be listed twice.
     pub stream_devices: ArrayVec<Streams, 128>,
     /// Memory that devices access for the firmware.
     pub dma_reserved: ArrayVec<DmaReserved, 64>,
     /// What the firmware describes more of than these lists have room for. What did not fit is not listed.
-    pub left_out: ArrayVec<Part, 2>,
+    pub left_out: ArrayVec<Part, 8>,
+    /// What the firmware describes oddly, and what is done with it.
+    pub warnings: ArrayVec<Warning, 32>,
+    /// The number of warnings that did not fit.
+    pub more_warnings: u32,
     /// The generic timer.
     pub timer: TimerPpis,
     /// The console.
@@ -366,6 +410,7 @@ impl Machine {
                 maintenance: Intid(0),
                 non_coherent: false,
                 itss: ArrayVec::new_const(),
+                skipped_itss: 0,
                 unused: ArrayVec::new_const(),
             },
             pci: ArrayVec::new_const(),
@@ -374,6 +419,8 @@ impl Machine {
             stream_devices: ArrayVec::new_const(),
             dma_reserved: ArrayVec::new_const(),
             left_out: ArrayVec::new_const(),
+            warnings: ArrayVec::new_const(),
+            more_warnings: 0,
             timer: TimerPpis { phys_s: None, phys: Intid(0), virt: Intid(0), hyp: Intid(0) },
             uart: None,
             modules: ArrayVec::new_const(),
@@ -424,6 +471,44 @@ impl Machine {
         if !self.dma_reserved.contains(&reserved) && self.dma_reserved.try_push(reserved).is_err() {
             self.leave_out(Part::DmaReserved);
         }
+    }
+
+    /// Notes that something is odd and does not keep the machine from running: the object, which is cut to 80 bytes, and
+    /// `problem: consequence`.
+    pub(super) fn warn(&mut self, object: impl fmt::Display, problem: &'static str) {
+        let mut warning = Warning { object: ArrayString::new_const(), problem };
+        // What did not fit is missing at the end.
+        let _ = write!(Cut(&mut warning.object), "{object}");
+        if self.warnings.try_push(warning).is_err() {
+            self.more_warnings = self.more_warnings.saturating_add(1);
+        }
+    }
+
+    /// Adds a bank of RAM, joined with those that it overlaps, in whole pages.
+    ///
+    /// # Errors
+    ///
+    /// Why it is not used.
+    pub(super) fn add_memory(&mut self, bank: Range) -> Result<(), &'static str> {
+        if bank.is_empty() {
+            return Err("it is empty: ignored");
+        }
+        if bank.base.0.checked_add(bank.size).is_none_or(|end| end > TOP) {
+            return Err("it exceeds 52 bits of address: ignored");
+        }
+        let mut all = whole_pages_in(bank);
+        if all.is_empty() {
+            return Err("it has no whole page: ignored");
+        }
+        let overlaps = self.memory.iter().any(|known| known.overlaps(all));
+        while let Some(index) = self.memory.iter().position(|known| known.overlaps(all)) {
+            let known = self.memory.remove(index);
+            all = Range::between(known.base.min(all.base), known.end().max(all.end()));
+        }
+        if self.memory.try_push(all).is_err() {
+            self.leave_out(Part::Memory);
+        }
+        if overlaps { Err("it overlaps another one: joined with it") } else { Ok(()) }
     }
 
     /// Notes that a list lacks something because it is full.

@@ -5,10 +5,11 @@
 //! device tree or by [`acpi::read_into`] from ACPI tables, and checked by [`Machine::check`] before it is used. After
 //! that it never changes.
 //!
-//! It does not use the heap, because it is needed to find the memory for the heap. Capacities are fixed, and a machine
-//! that exceeds one is refused with an error, never truncated; only devices behind SMMUs may be left out, and
-//! [`Machine::left_out`] says so. It takes about 90 KiB, so it must be in a static (see
-//! [`Machine::new`]) and not on a boot stack.
+//! It does not use the heap, because it is needed to find the memory for the heap. Capacities are fixed, and larger than
+//! machines need. It takes about 250 KiB, so it must be in a static (see [`Machine::new`]) and not on a boot stack.
+//!
+//! A machine is refused only for what makes it impossible to run. Anything else that is odd is skipped, clamped or
+//! joined, and [`Machine::warnings`] says so; what exceeds a capacity is left out, and [`Machine::left_out`] says so.
 //!
 //! | file | content |
 //! |---|---|
@@ -36,7 +37,7 @@ pub(crate) mod testing;
 pub use domu::{ConfigProblem, DOMAINS, DomainConfig, FUNCTIONS};
 pub use error::{MachineError, Part};
 pub use machine::{
-    CPUS, Conduit, Cpu, DmaReserved, Gic, GicKind, IdMap, Its, Machine, MsiDevices, PciHost, PciWindow, PciWindowKind,
-    Smmu, TimerPpis, Uart, UartKind,
+    CPUS, Conduit, Cpu, DmaReserved, Gic, GicKind, ITSS, IdMap, Its, Machine, MsiDevices, PCI_HOSTS, PciHost,
+    PciWindow, PciWindowKind, RESERVATIONS, SMMUS, Smmu, TimerPpis, Uart, UartKind, Warning,
 };
 pub use module::{Module, ModuleKind};

@@ -24,5 +24,5 @@ pub struct Module {
     /// The memory that holds it.
     pub range: Range,
     /// The command line for it.
-    pub bootargs: ArrayString<1024>,
+    pub bootargs: ArrayString<2048>,
 }

@@ -2,10 +2,11 @@
 //!
 //! One verb per module: [`setup`] installs what is missing, [`image`] builds and packs the hypervisor, [`disk_image`] makes a
 //! disk that boots, [`run`] boots it, [`mod@test`] runs the tests, [`symbolize`] reads a panic log, [`mod@bench`] measures, [`mutants`]
-//! tests the tests. The verbs share [`qemu`] (the machine and its command line) and [`session`] (its console). Each verb's
+//! tests the tests, [`boards`] reads the device trees of real boards. The verbs share [`qemu`] (the machine and its command line) and [`session`] (its console). Each verb's
 //! module declares its flags and their help, which `cargo xtask VERB --help` prints. Other scripts rely on flags and exit codes.
 
 mod bench;
+mod boards;
 mod fail;
 mod paths;
 mod sh;
@@ -63,6 +64,7 @@ enum Verb {
     Lint(test::LintOptions),
     Bench(bench::Options),
     Fuzz(test::FuzzOptions),
+    Boards(boards::Options),
     Mutants(mutants::Options),
     Symbolize(symbolize::Options),
 }
@@ -79,6 +81,7 @@ impl Verb {
             Verb::Lint(options) => test::lint(&options),
             Verb::Bench(options) => bench::verb(options),
             Verb::Fuzz(options) => test::fuzz(&options),
+            Verb::Boards(options) => boards::verb(&options),
             Verb::Mutants(options) => mutants::verb(&options),
             Verb::Symbolize(options) => symbolize::verb(&options),
         }

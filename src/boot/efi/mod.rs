@@ -108,7 +108,7 @@ fn exception_level() -> u64 {
 /// The files and command lines that were loaded.
 struct Payload {
     kernel: Range,
-    kernel_words: ArrayString<1024>,
+    kernel_words: ArrayString<2048>,
     ramdisk: Option<Range>,
     dtb: Option<&'static [u8]>,
     hypervisor_words: ArrayString<2048>,

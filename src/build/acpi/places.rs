@@ -1,15 +1,12 @@
 //! Addresses of dom0's virtual redistributors and console.
 
-use crate::build::fdt::edit::{Dom0FdtError, vgicr_region};
+use crate::build::fdt::edit::{Dom0FdtError, FRAME, vgicr_place};
 use crate::ids::{Intid, Pa};
 use crate::platform::{Machine, UartKind};
 use crate::util::range::Range;
-use crate::vgic::VGICR_SIZE;
 
 /// Size of the console's registers in bytes.
 const UART_SIZE: u64 = 0x1000;
-/// Alignment of the virtual devices' addresses.
-const FRAME: u64 = 0x1_0000;
 
 /// Where dom0 sees its virtual devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,14 +33,7 @@ pub fn places(machine: &Machine, vcpus: usize, own: Range) -> Result<Places, Dom
         };
         Some((regs, uart.irq?))
     });
-    let gicr = match vgicr_region(machine, vcpus) {
-        Ok(region) => region,
-        Err(error) => {
-            let region = Range::new(own.base.add(FRAME), VGICR_SIZE.saturating_mul(vcpus as u64));
-            if own.covers(region) { region } else { return Err(error) }
-        }
-    };
-    Ok(Places { gicr, console })
+    Ok(Places { gicr: vgicr_place(machine, vcpus, own)?, console })
 }
 
 #[cfg(test)]

@@ -201,7 +201,7 @@ mod tests {
             };
             set_at(tree, "/timer", "interrupt-names", names);
         });
-        (Box::new(fdt::read(&whole).unwrap()), places)
+        (fdt::read(&whole).unwrap(), places)
     }
 
     #[test]

@@ -17,13 +17,15 @@
 //!
 //! The devices that domUs get are disabled. A device whose `memory-region` is a fixed reservation is disabled: its memory is not mapped into dom0.
 
+use crate::build::fdt::kept::{disable_neighbours, disable_unused_pci_hosts};
 use crate::build::fdt::node::{
     LEVEL_HIGH, SPI, cell, cells_of, for_each, node, ports_node, push_number, set, set_boot_args, set_cells, set_psci,
     string,
 };
 use crate::build::fdt::pci::cut_windows;
 use crate::build::fdt::removal::{
-    Removed, remove_broken_paths, remove_fixed_reservations, remove_hidden, remove_itss, remove_references,
+    Removed, remove_broken_paths, remove_fixed_reservations, remove_hidden, remove_itss, remove_maps_without_devices,
+    remove_references,
 };
 use crate::ids::{Intid, Mpidr, Pa};
 use crate::platform::{Machine, MachineError, fdt};
@@ -39,6 +41,9 @@ use dtoolkit::{Node, Property};
 
 /// Size in bytes of the largest tree that Linux accepts.
 const LARGEST: usize = crate::build::layout::DTB_MAX as usize;
+
+/// Alignment of the virtual devices' addresses.
+pub(crate) const FRAME: u64 = 0x1_0000;
 
 /// What dom0's description says, besides what is taken from the host's.
 #[derive(Clone, Copy, Debug)]
@@ -122,6 +127,20 @@ pub fn vgicr_region(machine: &Machine, vcpus: usize) -> Result<Range, Dom0FdtErr
     region.map(|region| Range::new(region.base, size)).ok_or(Dom0FdtError::NoRedistributorRoom { vcpus })
 }
 
+/// Like [`vgicr_region`]. If no region has room, the place is in `own`, which is memory that EL2 keeps for good: after its
+/// first 64 KiB, which are left for other virtual devices.
+///
+/// # Errors
+///
+/// [`Dom0FdtError::NoRedistributorRoom`] if `own` is too small as well.
+pub fn vgicr_place(machine: &Machine, vcpus: usize, own: Range) -> Result<Range, Dom0FdtError> {
+    vgicr_region(machine, vcpus).or_else(|error| {
+        let start = Pa(own.base.0.next_multiple_of(FRAME) + FRAME);
+        let region = Range::new(start, VGICR_SIZE.saturating_mul(vcpus as u64));
+        if own.covers(region) { Ok(region) } else { Err(error) }
+    })
+}
+
 /// Edits the host's tree into dom0's. `machine` is the result of [`fdt::read`] for the same blob.
 ///
 /// # Errors
@@ -129,8 +148,10 @@ pub fn vgicr_region(machine: &Machine, vcpus: usize) -> Result<Range, Dom0FdtErr
 /// [`Dom0FdtError`].
 pub fn build_dom0_fdt(host: &[u8], machine: &Machine, plan: &Dom0Plan<'_>) -> Result<Vec<u8>, Dom0FdtError> {
     let mut tree = DeviceTree::from_fdt(&fdt::parse(host)?);
-    let mut removed = Removed::default();
+    let mut removed = Removed::none_of(&tree.root);
 
+    disable_neighbours(&mut tree, host, machine)?;
+    disable_unused_pci_hosts(&mut tree, host, machine)?;
     for path in plan.given_devices {
         if let Some(node) = tree.find_node_mut(path) {
             set(node, "status", "disabled");
@@ -139,16 +160,21 @@ pub fn build_dom0_fdt(host: &[u8], machine: &Machine, plan: &Dom0Plan<'_>) -> Re
     remove_hidden(&mut tree.root, true, &mut removed);
     write_memory(&mut tree, plan)?;
     remove_fixed_reservations(&mut tree, &mut removed);
-    let is_absent =
-        |its: usize| machine.gic.itss.get(its).is_some_and(|its| plan.absent_itss.contains(&its.control.base));
+    let is_absent = |node: usize| {
+        let skipped = machine.gic.skipped_itss;
+        let is_skipped = |node: usize| node >= 64 || skipped >> node & 1 != 0;
+        let number = (0..node).filter(|&node| !is_skipped(node)).count();
+        is_skipped(node) || machine.gic.itss.get(number).is_some_and(|its| plan.absent_itss.contains(&its.control.base))
+    };
     remove_itss(&mut tree.root, &mut 0, &is_absent, &mut removed);
     write_gic(&mut tree.root, machine, plan)?;
     write_cpus(&mut tree.root, plan, &mut removed);
     cut_windows(&mut tree.root, plan.given_bars);
-    write_psci(&mut tree.root);
+    write_psci(&mut tree.root, &mut removed);
     write_ports(&mut tree.root, plan)?;
     write_chosen(&mut tree.root, plan);
     for_each(&mut tree.root, &mut |node| remove_references(node, &removed));
+    for_each(&mut tree.root, &mut remove_maps_without_devices);
     remove_broken_paths(&mut tree);
 
     let blob = tree.to_dtb();
@@ -175,28 +201,37 @@ fn write_memory(tree: &mut DeviceTree, plan: &Dom0Plan<'_>) -> Result<(), Dom0Fd
 }
 
 /// Makes the GIC's node describe the virtual GIC. Addresses are copied as cells, since the node may be behind a bus
-/// that translates addresses.
+/// that translates addresses. Redistributors that are in none of the GIC's regions get a way through these buses.
 fn write_gic(root: &mut DeviceTreeNode, machine: &Machine, plan: &Dom0Plan<'_>) -> Result<(), Dom0FdtError> {
-    let region =
-        machine.gic.redists.iter().position(|region| region.base == plan.gicr.base).ok_or(Dom0FdtError::Gic)?;
+    let (gicr, dist) = (plan.gicr, machine.gic.dist);
+    let is_own = machine.gic.redists.iter().any(|region| region.base == gicr.base);
+    let is_elsewhere = !gicr.overlaps(dist) && !machine.gic.redists.iter().any(|region| region.overlaps(gicr));
+    if !is_own && !is_elsewhere {
+        return Err(Dom0FdtError::Gic);
+    }
     let cells = cells_of(root);
     let mut written = false;
+    let mut fits = true;
     edit_gic(root, cells, &mut |node, (address_cells, size_cells)| {
         if written {
             return;
         }
         let (address, entry) = (4 * address_cells, 4 * (address_cells + size_cells));
         let Some(reg) = node.property("reg").map(|reg| reg.value().to_vec()) else { return };
-        let (Some(dist), Some(gicr)) =
-            (reg.get(..entry), reg.get(entry * (1 + region)..).and_then(|at| at.get(..address)))
-        else {
-            return;
-        };
-        let mut new = dist.to_vec();
-        new.extend_from_slice(gicr);
-        if push_number(&mut new, plan.gicr.size, size_cells).is_none() {
-            return;
-        }
+        let Some(first) = reg.get(..entry).filter(|_| address != 0) else { return };
+        let number =
+            |entry: &[u8]| entry.iter().take(address).fold(0, |number: u64, &byte| number << 8 | u64::from(byte));
+        // A bus translates all of the GIC in the same way.
+        let wanted = number(first).wrapping_add(gicr.base.0.wrapping_sub(dist.base.0));
+        let mut new = first.to_vec();
+        let own = reg.chunks_exact(entry).skip(1).find(|entry| is_own && number(entry) == wanted);
+        fits = match own {
+            Some(own) => {
+                new.extend(own.iter().take(address));
+                true
+            }
+            None => push_number(&mut new, gicr.base.0, address_cells).is_some(),
+        } && push_number(&mut new, gicr.size, size_cells).is_some();
         set(node, "reg", new);
         for property in [
             "#redistributor-regions",
@@ -211,7 +246,37 @@ fn write_gic(root: &mut DeviceTreeNode, machine: &Machine, plan: &Dom0Plan<'_>) 
         }
         written = true;
     });
-    written.then_some(()).ok_or(Dom0FdtError::Gic)
+    if !written {
+        return Err(Dom0FdtError::Gic);
+    }
+    if !fits || is_elsewhere && open_way(root, cells.0, true, gicr).is_none() {
+        return Err(Dom0FdtError::Cells(gicr));
+    }
+    Ok(())
+}
+
+/// Whether a node is that of the GIC in use, or may be.
+fn is_gic(node: &DeviceTreeNode) -> bool {
+    let is_available = matches!(string(node, "status"), None | Some("okay" | "ok"));
+    is_available && (node.is_compatible("arm,gic-v3") || node.is_compatible("arm,gic-v4"))
+}
+
+/// Adds `range` to the `ranges` of the buses above the GIC that translate addresses, untranslated. `up` is the number of
+/// cells of an address above `bus`. Returns whether the GIC is below, or `None` if the cells are too few.
+fn open_way(bus: &mut DeviceTreeNode, up: usize, is_root: bool, range: Range) -> Option<bool> {
+    let (address, size) = cells_of(bus);
+    let mut is_above = bus.children().any(is_gic);
+    for child in bus.children_mut() {
+        is_above |= open_way(child, address, false, range)?;
+    }
+    let translates = bus.property("ranges").map(|ranges| ranges.value().to_vec()).filter(|ranges| !ranges.is_empty());
+    if let Some(mut ranges) = translates.filter(|_| is_above && !is_root) {
+        push_number(&mut ranges, range.base.0, address)?;
+        push_number(&mut ranges, range.base.0, up)?;
+        push_number(&mut ranges, range.size, size)?;
+        set(bus, "ranges", ranges);
+    }
+    Some(is_above)
 }
 
 /// Calls `edit` with every available GICv3 node and the numbers of cells of addresses and sizes in its `reg`.
@@ -247,7 +312,11 @@ fn write_cpus(root: &mut DeviceTreeNode, plan: &Dom0Plan<'_>, removed: &mut Remo
     for (index, mpidr) in plan.vcpus.iter().enumerate() {
         let mut cpu = node(format!("cpu@{:x}", mpidr.0));
         set(&mut cpu, "device_type", "cpu");
-        let like = host.get(index).copied();
+        let is_same = |node: &&DeviceTreeNode| {
+            let number = |reg: &[u8]| reg.iter().fold(0, |number: u64, &byte| number << 8 | u64::from(byte));
+            node.property("reg").is_some_and(|reg| number(reg.value()) == mpidr.0)
+        };
+        let like = host.iter().copied().find(is_same).or_else(|| host.get(index).copied());
         match like.and_then(|like| like.property("compatible")) {
             Some(compatible) => set(&mut cpu, "compatible", compatible.value()),
             None => set(&mut cpu, "compatible", "arm,armv8"),
@@ -261,13 +330,17 @@ fn write_cpus(root: &mut DeviceTreeNode, plan: &Dom0Plan<'_>, removed: &mut Remo
             set(&mut cpu, "phandle", phandle);
             removed.phandles.retain(|&other| other != phandle);
         }
+        // Linux refuses a thermal zone that names CPUs without it.
+        if let Some(count) = like.and_then(|like| cell(like, "#cooling-cells")) {
+            set(&mut cpu, "#cooling-cells", count);
+        }
         cpus.add_child(cpu);
     }
     root.add_child(cpus);
 }
 
-/// Makes every PSCI node ask for HVC, keeping its name and phandle. Adds one if there is none.
-fn write_psci(root: &mut DeviceTreeNode) {
+/// Makes every PSCI node ask for HVC, keeping its name and phandle, but not the power domains in it. Adds one if there is none.
+fn write_psci(root: &mut DeviceTreeNode, removed: &mut Removed) {
     let is_psci = |node: &DeviceTreeNode| {
         node.compatible().is_some_and(|mut words| words.any(|word| word.starts_with("arm,psci")))
     };
@@ -275,6 +348,8 @@ fn write_psci(root: &mut DeviceTreeNode) {
     for_each(root, &mut |psci| {
         if is_psci(psci) {
             let phandle = cell(psci, "phandle");
+            // The power domains of CPUs.
+            psci.children().for_each(|child| removed.add(child));
             *psci = node(psci.name());
             set_psci(psci);
             if let Some(phandle) = phandle {
@@ -333,7 +408,11 @@ fn write_chosen(root: &mut DeviceTreeNode, plan: &Dom0Plan<'_>) {
         .children()
         .filter(|child| {
             child.compatible().is_some_and(|mut words| {
-                words.any(|word| word.starts_with("multiboot,") || word.starts_with("xen,") || word == "boot,module")
+                words.any(|word| {
+                    // The memory of a framebuffer that the boot loader has left is not dom0's.
+                    let others = ["boot,module", "simple-framebuffer"];
+                    word.starts_with("multiboot,") || word.starts_with("xen,") || others.contains(&word)
+                })
             })
         })
         .map(|child| child.name().to_string())
@@ -391,7 +470,7 @@ mod tests {
 
     /// Reads dom0's tree with the reader of host trees. The interrupts that only a hypervisor needs, and that the
     /// reader insists on, are put back first.
-    fn read_as_host(blob: &[u8]) -> Machine {
+    fn read_as_host(blob: &[u8]) -> alloc::boxed::Box<Machine> {
         let whole = edited(blob, |tree| {
             set_at(tree, "/intc@8000000", "interrupts", [1u32, 9, 4]);
             let mut timer = cells(tree, "/timer", "interrupts");
@@ -449,6 +528,22 @@ mod tests {
         let tree = fdt::parse(&blob).unwrap();
         let pci = tree.find_node("/pcie@10000000").unwrap();
         assert!(pci.property("msi-map").is_none() && pci.property("msi-map-mask").is_none());
+    }
+
+    #[test]
+    fn long_names_are_in_dom0s_tree_as_they_are_in_the_hosts() {
+        let property = "linux,rs485-enabled-at-boot-time";
+        let name = "a-regulator-whose-name-says-all-about-it";
+        let host = edited(DOM0, |tree| {
+            set_at(tree, "/pl031@9010000", "status", "okay");
+            let mut long = node(name);
+            set(&mut long, property, [1u32, 2]);
+            node_at(tree, "/pl031@9010000").add_child(long);
+        });
+        let blob = build(&host, &plan(&TWO, &BANKS));
+        let tree = DeviceTree::from_fdt(&fdt::parse(&blob).unwrap());
+        let long = tree.find_node("/pl031@9010000").unwrap().child(name).unwrap();
+        assert_eq!(long.property(property).unwrap().value(), [0, 0, 0, 1, 0, 0, 0, 2]);
     }
 
     #[test]
@@ -627,6 +722,237 @@ mod tests {
         let mut tree = model(&blob);
         let reg = cells(&mut tree, "/soc/intc@8000000", "reg");
         assert_eq!(reg, [0x800_0000, 0x1_0000, 0xa00_0000, 0x4_0000]);
+    }
+
+    /// The tree for dom0 of QEMU's board after `edit`, with two vCPUs.
+    fn tree_after(edit: impl FnOnce(&mut DeviceTree)) -> DeviceTree {
+        let host = edited(DOM0, edit);
+        DeviceTree::from_fdt(&fdt::parse(&build(&host, &plan(&TWO, &BANKS))).unwrap())
+    }
+
+    fn status(tree: &DeviceTree, path: &str) -> Option<String> {
+        string(tree.find_node(path).unwrap_or_else(|| panic!("no {path}")), "status").map(ToString::to_string)
+    }
+
+    /// Adds a node with registers of `size` bytes at `at` to the root.
+    fn add_device(tree: &mut DeviceTree, name: &str, at: u32, size: u32, properties: &[(&str, &[u32])]) {
+        let mut device = node(name);
+        set(&mut device, "reg", [0, at, 0, size]);
+        properties.iter().for_each(|&(name, value)| set(&mut device, name, value));
+        tree.root.add_child(device);
+    }
+
+    #[test]
+    fn a_16550_is_a_pl011_for_dom0_with_its_clocks() {
+        const UART: &str = "/pl011@9000000";
+        let console = |edit: &dyn Fn(&mut DeviceTree)| {
+            let tree = tree_after(|tree| {
+                set_at(tree, UART, "compatible", &["rockchip,rk3588-uart", "snps,dw-apb-uart"][..]);
+                set_at(tree, UART, "reg-shift", 2u32);
+                set_at(tree, UART, "reg-io-width", 4u32);
+                set_at(tree, UART, "dmas", [0x8000u32, 6]);
+                edit(tree);
+            });
+            tree.find_node(UART).unwrap().clone()
+        };
+        let clocks = |uart: &DeviceTreeNode| {
+            let names = uart.property("clock-names").unwrap().value_as::<Vec<&str>>().unwrap();
+            let names: Vec<String> = names.into_iter().map(ToString::to_string).collect();
+            (uart.property("clocks").unwrap().value_as::<Vec<u32>>().unwrap(), names)
+        };
+        // Two clocks, whose order in the other binding is the same.
+        let two = console(&|tree| {
+            set_at(tree, UART, "clocks", [0x8000u32, 0x8000]);
+            set_at(tree, UART, "clock-names", &["baudclk", "apb_pclk"][..]);
+        });
+        assert!(two.is_compatible("arm,pl011") && two.is_compatible("arm,primecell"));
+        assert!(!two.is_compatible("snps,dw-apb-uart"));
+        assert_eq!(clocks(&two), (vec![0x8000, 0x8000], vec!["uartclk".into(), "apb_pclk".into()]));
+        for property in ["reg-shift", "reg-io-width", "dmas"] {
+            assert!(two.property(property).is_none(), "{property}");
+        }
+        // One clock without a name is both.
+        let one = console(&|tree| {
+            set_at(tree, UART, "clocks", 0x8000u32);
+            node_at(tree, UART).remove_property("clock-names");
+        });
+        assert_eq!(clocks(&one), (vec![0x8000, 0x8000], vec!["uartclk".into(), "apb_pclk".into()]));
+        // None: SBSA's subset needs none.
+        let none = console(&|tree| {
+            node_at(tree, UART).remove_property("clocks");
+            node_at(tree, UART).remove_property("clock-names");
+        });
+        assert!(none.is_compatible("arm,sbsa-uart") && cell(&none, "current-speed") == Some(115_200));
+        // Without an interrupt there is no console.
+        let silent = console(&|tree| drop(node_at(tree, UART).remove_property("interrupts")));
+        assert_eq!(string(&silent, "status"), Some("disabled"));
+        // A PL011 stays as it is.
+        let own = tree_after(|_| {});
+        let host = DeviceTree::from_fdt(&Fdt::new(DOM0).unwrap());
+        assert_eq!(own.find_node(UART), host.find_node(UART));
+    }
+
+    #[test]
+    fn a_device_in_a_page_that_the_hypervisor_keeps_is_disabled() {
+        let tree = tree_after(|tree| {
+            // Two UARTs in one page, as on LS1028A; one in the next page; and one beside the SMMU's registers.
+            add_device(tree, "serial@9000600", 0x900_0600, 0x100, &[]);
+            add_device(tree, "serial@9001000", 0x900_1000, 0x100, &[]);
+            add_device(tree, "device@906f800", 0x906_f800, 0x1000, &[]);
+        });
+        assert_eq!(status(&tree, "/serial@9000600").as_deref(), Some("disabled"));
+        assert_eq!(status(&tree, "/serial@9001000"), None);
+        assert_eq!(status(&tree, "/device@906f800").as_deref(), Some("disabled"));
+        for path in ["/pl011@9000000", "/intc@8000000", "/intc@8000000/its@8080000", "/pl031@9010000"] {
+            assert_eq!(status(&tree, path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn an_its_and_a_pci_host_that_are_not_used_are_not_dom0s() {
+        let its = "/intc@8000000/its@8080000";
+        let tree = tree_after(|tree| {
+            // The first of two ITSs is the one that is not used.
+            let mut second = node("its@8100000");
+            for property in node_at(tree, its).properties_mut() {
+                second.add_property(property.clone());
+            }
+            set(&mut second, "reg", [0u32, 0x7f0_0000, 0, 0x2_0000]);
+            set(&mut second, "phandle", 0x9100u32);
+            node_at(tree, "/intc@8000000").add_child(second);
+            set_at(tree, its, "socionext,synquacer-pre-its", [0x100_0000u32, 0x40_0000]);
+            set_at(tree, "/pcie@10000000", "bus-range", [1u32, 0]);
+        });
+        assert!(tree.find_node(its).is_none() && tree.find_node("/intc@8000000/its@8100000").is_some());
+        assert_eq!(status(&tree, "/pcie@10000000").as_deref(), Some("disabled"));
+        assert!(tree.find_node("/pcie@10000000").unwrap().property("msi-map").is_none());
+    }
+
+    #[test]
+    fn references_are_told_from_arguments_of_the_same_value() {
+        // The phandles of CPUs 0 and 3 in the recorded tree; dom0 has no CPU 3.
+        let (first, last) = (0x8004u32, 0x8001u32);
+        let tree = tree_after(|tree| {
+            for cpu in 0..4 {
+                set_at(tree, &format!("/cpus/cpu@{cpu}"), "#cooling-cells", 2u32);
+            }
+            assert_eq!(
+                (cells(tree, "/cpus/cpu@0", "phandle")[0], cells(tree, "/cpus/cpu@3", "phandle")[0]),
+                (first, last)
+            );
+            let mut domain = node("power-domain-cpu3");
+            set(&mut domain, "phandle", 0x9200u32);
+            set(&mut domain, "#power-domain-cells", 0u32);
+            node_at(tree, "/psci").add_child(domain);
+            add_device(tree, "domains@1", 0x100_0000, 0x1000, &[("phandle", &[0x9201]), ("#power-domain-cells", &[1])]);
+            add_device(tree, "stays@2", 0x101_0000, 0x1000, &[("power-domains", &[0x9201, 0x9200])]);
+            add_device(tree, "goes@3", 0x102_0000, 0x1000, &[("power-domains", &[0x9201, 1, 0x9200])]);
+            let mut zones = node("thermal-zones");
+            let mut zone = node("cpu-thermal");
+            let mut maps = node("cooling-maps");
+            for (name, devices) in [("map0", &[first, last, 3, last, 0, 3][..]), ("map1", &[last, 0, 3])] {
+                let mut map = node(name);
+                set(&mut map, "trip", 0x8000u32);
+                set(&mut map, "cooling-device", devices);
+                maps.add_child(map);
+            }
+            zone.add_child(maps);
+            zones.add_child(zone);
+            tree.root.add_child(zones);
+        });
+        let value = |path: &str, name: &str| {
+            let property = tree.find_node(path).unwrap_or_else(|| panic!("no {path}")).property(name)?;
+            property.value_as::<Vec<u32>>().ok()
+        };
+        assert_eq!(value("/stays@2", "power-domains"), Some(vec![0x9201, 0x9200]));
+        assert_eq!(value("/goes@3", "power-domains"), None);
+        let maps = "/thermal-zones/cpu-thermal/cooling-maps";
+        assert_eq!(value(&format!("{maps}/map0"), "cooling-device"), Some(vec![first, last, 3]));
+        assert!(tree.find_node(&format!("{maps}/map1")).is_none());
+        assert_eq!(value("/cpus/cpu@0", "#cooling-cells"), Some(vec![2]));
+    }
+
+    #[test]
+    fn scmi_without_its_memory_is_disabled_and_endpoints_of_trace_units_are_loose() {
+        let tree = tree_after(|tree| {
+            let mut reserved = node("reserved-memory");
+            set_cells(&mut reserved, 2, 2);
+            set(&mut reserved, "ranges", [0u8; 0]);
+            let mut shmem = node("shmem@10f000");
+            set(&mut shmem, "reg", [0u32, 0x10_f000, 0, 0x100]);
+            set(&mut shmem, "phandle", 0x9300u32);
+            reserved.add_child(shmem);
+            tree.root.add_child(reserved);
+            let mut scmi = node("scmi");
+            set(&mut scmi, "compatible", "arm,scmi-smc");
+            set(&mut scmi, "shmem", 0x9300u32);
+            tree.root.add_child(scmi);
+            add_device(tree, "etm@7040000", 0x704_0000, 0x1000, &[]);
+            set_at(tree, "/etm@7040000", "compatible", "arm,coresight-etm4x");
+            let mut endpoint = node("endpoint");
+            set(&mut endpoint, "phandle", 0x9301u32);
+            node_at(tree, "/etm@7040000").add_child(endpoint);
+            add_device(tree, "funnel@7041000", 0x704_1000, 0x1000, &[]);
+            let mut endpoint = node("endpoint");
+            set(&mut endpoint, "remote-endpoint", 0x9301u32);
+            node_at(tree, "/funnel@7041000").add_child(endpoint);
+            let mut framebuffer = node("framebuffer@9d400000");
+            set(&mut framebuffer, "compatible", "simple-framebuffer");
+            node_at(tree, "/chosen").add_child(framebuffer);
+        });
+        assert_eq!(status(&tree, "/scmi").as_deref(), Some("disabled"));
+        assert!(tree.find_node("/scmi").unwrap().property("shmem").is_none());
+        assert!(tree.find_node("/funnel@7041000/endpoint").unwrap().property("remote-endpoint").is_none());
+        assert!(tree.find_node("/chosen").unwrap().children().next().is_none());
+    }
+
+    #[test]
+    fn a_vcpu_has_the_node_of_the_cpu_with_its_affinity() {
+        let blob = build(DOM0, &plan(&[Mpidr(2), Mpidr(0)], &BANKS));
+        let tree = model(&blob);
+        assert_eq!(cell(tree.find_node("/cpus/cpu@2").unwrap(), "phandle"), Some(0x8002));
+        assert_eq!(cell(tree.find_node("/cpus/cpu@0").unwrap(), "phandle"), Some(0x8004));
+    }
+
+    #[test]
+    fn redistributors_that_no_region_has_room_for_are_in_the_hypervisors_memory() {
+        let one = |cpu: u32| [0x80a_0000 + cpu * 0x2_0000, 0x2_0000];
+        let host = |range: u32| {
+            edited(GICV3, |tree| {
+                let gic = tree.root.remove_child("intc@8000000").unwrap();
+                let mut bus = node("soc");
+                set_cells(&mut bus, 1, 1);
+                set(&mut bus, "ranges", [0u32, 0, 0, range]);
+                bus.add_child(gic);
+                tree.root.add_child(bus);
+                let all: Vec<u32> = [0x800_0000, 0x1_0000].into_iter().chain((0..8).flat_map(one)).collect();
+                set_at(tree, "/soc/intc@8000000", "reg", &all[..]);
+                set_at(tree, "/soc/intc@8000000", "#redistributor-regions", 8u32);
+                node_at(tree, "/soc/intc@8000000").remove_child("its@8080000");
+                for property in ["msi-map", "msi-map-mask"] {
+                    node_at(tree, "/pcie@10000000").remove_property(property);
+                }
+            })
+        };
+        let blob = host(0x4000_0000);
+        let machine = fdt::read(&blob).unwrap();
+        let pool = r(0x7f00_1000, 16 * M);
+        assert_eq!(vgicr_place(&machine, 1, pool).unwrap(), r(0x80a_0000, VGICR_SIZE));
+        let gicr = vgicr_place(&machine, 2, pool).unwrap();
+        assert_eq!(gicr, r(0x7f02_0000, 2 * VGICR_SIZE));
+        assert!(vgicr_place(&machine, 2, r(0x7f00_1000, 0x4_0000)).is_err());
+        let blob = build_dom0_fdt(&blob, &machine, &Dom0Plan { gicr, ..plan(&TWO, &BANKS) }).unwrap();
+        let mut tree = model(&blob);
+        let reg = cells(&mut tree, "/soc/intc@8000000", "reg");
+        assert_eq!(reg, [0x800_0000, 0x1_0000, 0x7f02_0000, 0x4_0000]);
+        // The reader finds them through the bus, whose window ended below.
+        let whole = edited(&blob, |tree| {
+            set_at(tree, "/soc/intc@8000000", "interrupts", [1u32, 9, 4]);
+            let mut timer = cells(tree, "/timer", "interrupts");
+            timer.extend([1, 10, 4]);
+            set_at(tree, "/timer", "interrupts", &timer[..]);
+        });
+        assert_eq!(fdt::read(&whole).unwrap().gic.redists[..], [gicr]);
     }
 
     #[test]

@@ -231,7 +231,7 @@ mod tests {
 
     /// Reads the tree with the reader of host trees. The interrupts that only a hypervisor needs, and that the reader
     /// insists on, are added first.
-    fn read_as_host(blob: &[u8]) -> Machine {
+    fn read_as_host(blob: &[u8]) -> alloc::boxed::Box<Machine> {
         let blob = edited(blob, |tree| {
             set_at(tree, "/intc@8000000", "interrupts", [1u32, 9, 4]);
             let mut timer = cells_at(tree, "/timer", "interrupts");

@@ -1,6 +1,7 @@
 //! Removal of nodes from the host's tree, and of the properties that refer to them.
 
 use crate::build::fdt::node::{cell, set, string};
+use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode};
@@ -11,9 +12,47 @@ use dtoolkit::{Node, Property};
 #[derive(Default)]
 pub(crate) struct Removed {
     pub phandles: Vec<u32>,
+    /// How many cells follow the phandle of a node in the properties that are lists with arguments.
+    arguments: BTreeMap<u32, Arguments>,
 }
 
+/// The properties that are lists of phandles, each followed by arguments, and what counts these in the node that is
+/// referred to.
+const LISTS: [(&str, &str); 3] =
+    [("msi-parent", "#msi-cells"), ("power-domains", "#power-domain-cells"), ("cooling-device", "#cooling-cells")];
+type Arguments = [u32; LISTS.len()];
+
 impl Removed {
+    /// None yet, of the tree below `root`.
+    pub fn none_of(root: &DeviceTreeNode) -> Removed {
+        let mut removed = Removed::default();
+        removed.count(root);
+        removed
+    }
+
+    fn count(&mut self, node: &DeviceTreeNode) {
+        if let Some(phandle) = cell(node, "phandle") {
+            self.arguments.insert(phandle, LISTS.map(|(_, cells)| cell(node, cells).unwrap_or(0)));
+        }
+        node.children().for_each(|child| self.count(child));
+    }
+
+    /// Returns the entries of a property in [`LISTS`], each with whether it refers to a removed node. Arguments may have
+    /// the values of phandles, so that they have to be told from each other.
+    fn entries<'v>(&self, list: usize, value: &'v [u8]) -> Vec<(bool, &'v [u8])> {
+        let mut rest = value;
+        let mut entries = Vec::new();
+        while let Some(&phandle) = rest.first_chunk::<4>() {
+            let phandle = u32::from_be_bytes(phandle);
+            let count = self.arguments.get(&phandle).and_then(|counts| counts.get(list)).copied().unwrap_or(0);
+            let size = (count as usize).saturating_mul(4).saturating_add(4).min(rest.len());
+            let (entry, after) = rest.split_at(size);
+            entries.push((self.phandles.contains(&phandle), entry));
+            rest = after;
+        }
+        entries
+    }
+
     /// Records the phandles of a node and of everything below it.
     pub fn add(&mut self, node: &DeviceTreeNode) {
         self.phandles.extend(cell(node, "phandle"));
@@ -138,15 +177,49 @@ pub(crate) fn remove_references(node: &mut DeviceTreeNode, removed: &Removed) {
         node.remove_property("memory-region");
         set(node, "status", "disabled");
     }
+    // SCMI's messages are in memory that dom0 does not have; and its calls to the firmware lead nowhere.
+    if refers(node, "shmem") {
+        node.remove_property("shmem");
+        set(node, "status", "disabled");
+    }
     remove_msis(node, removed);
-    for property in ["msi-parent", "affinity", "interrupt-affinity", "cpus", "cpu", "cooling-device", "cpu-idle-states"]
-    {
+    for property in ["affinity", "interrupt-affinity", "cpus", "cpu", "cpu-idle-states", "remote-endpoint"] {
         if refers(node, property) {
             node.remove_property(property);
         }
     }
+    for (list, (property, _)) in LISTS.into_iter().enumerate() {
+        let Some(value) = node.property(property).map(|property| property.value().to_vec()) else { continue };
+        let entries = removed.entries(list, &value);
+        if !entries.iter().any(|(is_removed, _)| *is_removed) {
+            continue;
+        }
+        // Which of several power domains is which is their order, or their names.
+        let kept: Vec<u8> = match property {
+            "power-domains" => Vec::new(),
+            _ => entries.iter().filter(|(is_removed, _)| !is_removed).flat_map(|(_, entry)| entry.to_vec()).collect(),
+        };
+        if kept.is_empty() {
+            node.remove_property(property);
+        } else {
+            set(node, property, kept);
+        }
+        if property == "power-domains" {
+            node.remove_property("power-domain-names");
+        }
+    }
     if node.is_compatible("arm,armv8-timer") {
         remove_el2_timers(node);
+    }
+}
+
+/// Removes the cooling maps of a thermal zone whose devices were all removed: with one of them Linux refuses the zone.
+pub(crate) fn remove_maps_without_devices(zone: &mut DeviceTreeNode) {
+    let Some(maps) = zone.child_mut("cooling-maps") else { return };
+    let is_empty = |map: &&DeviceTreeNode| map.property("trip").is_some() && map.property("cooling-device").is_none();
+    let leaving: Vec<String> = maps.children().filter(is_empty).map(|map| map.name().to_string()).collect();
+    for name in leaving {
+        maps.remove_child(&name);
     }
 }
 

@@ -9,7 +9,7 @@
 use super::madt::ItsNames;
 use super::{AcpiError, Fields};
 use crate::ids::{DeviceId, DeviceIds, Intid, ItsId, Pa, SmmuId, StreamId, Streams};
-use crate::platform::{IdMap, Machine, MachineError, MsiDevices, Part, Smmu};
+use crate::platform::{IdMap, Machine, MachineError, MsiDevices, Part, SMMUS, Smmu};
 use crate::util::range::Range;
 use arrayvec::ArrayVec;
 
@@ -41,7 +41,7 @@ const RMR_DESCRIPTOR: usize = 20;
 const LONGEST_PATH: usize = 3;
 
 /// The offsets of the SMMUs' nodes, in the order of [`Machine::smmus`].
-type SmmuPlaces = ArrayVec<usize, 16>;
+type SmmuPlaces = ArrayVec<usize, SMMUS>;
 
 /// A node of the graph.
 #[derive(Clone, Copy)]

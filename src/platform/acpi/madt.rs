@@ -11,7 +11,7 @@
 use super::{AcpiError, Fields};
 use crate::ids::{Intid, Mpidr, Pa};
 use crate::platform::machine::GICV3_REDIST;
-use crate::platform::{CPUS, Cpu, GicKind, Its, Machine, MachineError, Part};
+use crate::platform::{CPUS, Cpu, GicKind, ITSS, Its, Machine, MachineError, Part};
 use crate::util::range::Range;
 use arrayvec::ArrayVec;
 
@@ -47,7 +47,7 @@ const CPU_INTERFACE: u64 = 0x2000;
 const MSI_FRAME: u64 = 0x1000;
 
 /// The identifiers by which the IORT refers to the ITSs, in the order of [`Gic::itss`](crate::platform::Gic::itss).
-pub(crate) type ItsNames = ArrayVec<u32, 16>;
+pub(crate) type ItsNames = ArrayVec<u32, ITSS>;
 
 /// Fills CPUs, GIC and ITSs.
 pub(super) fn read(madt: Fields<'_>, machine: &mut Machine) -> Result<ItsNames, AcpiError> {

@@ -36,7 +36,7 @@ fn with(table: Vec<u8>) -> Result<Box<Machine>, AcpiError> {
 fn qemus_acpi_tables_and_device_tree_describe_the_same_machine() {
     for (tables, tree) in [(GICV4, trees::GICV4), (GICV3, trees::GICV3)] {
         let mut acpi = Memory::of(tables).read().unwrap();
-        let mut fdt = Box::new(fdt::read(tree).unwrap());
+        let mut fdt = fdt::read(tree).unwrap();
         assert_eq!(acpi.rsdp, Some(Pa(0x1_3bff_f000)));
         // The fields that are not in the tables, or not in both descriptions.
         acpi.rsdp = None;

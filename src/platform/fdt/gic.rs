@@ -1,8 +1,14 @@
 //! The nodes of the GIC and of its ITSs (bindings `arm,gic-v3.yaml`, `arm,gic.yaml`).
 
-use super::lists::{Phandles, push};
+use super::lists::Phandles;
 use super::walk::{Cells, Go, Place, Tree};
 use crate::platform::{GicKind, Its, Machine, MachineError, Part};
+use crate::util::range::Range;
+
+/// The size of a register frame (IHI 0069, 12.8).
+const FRAME: u64 = 0x1_0000;
+/// The size of the smallest redistributor.
+const REDISTRIBUTOR: u64 = 2 * FRAME;
 
 /// Returns the kind of GIC that a node is, from its `compatible`.
 fn kind(place: &Place<'_, '_>) -> Option<GicKind> {
@@ -44,6 +50,8 @@ pub(super) fn find(tree: Tree<'_>) -> Result<Option<(u32, u32)>, MachineError> {
 pub(super) fn read(tree: Tree<'_>, machine: &mut Machine, known: &mut Phandles) -> Result<(), MachineError> {
     let mut other = None;
     let mut found = false;
+    // The number of the next ITS.
+    let mut node = 0u32;
     tree.walk_available(&mut |place| {
         match kind(place) {
             Some(GicKind::V3) if !found => {
@@ -52,10 +60,11 @@ pub(super) fn read(tree: Tree<'_>, machine: &mut Machine, known: &mut Phandles) 
             }
             Some(kind) => other = other.or(Some(kind)),
             None if place.is_compatible("arm,gic-v3-its") => {
-                let control = place.reg(0).ok_or(MachineError::BadProperty { node: "ITS", property: "reg" })?;
-                let its = Its { control, non_coherent: place.has("dma-noncoherent") };
-                push(&mut machine.gic.itss, its, Part::Its)?;
-                push(&mut known.itss, place.phandle(), Part::Its)?;
+                if let Err(problem) = read_its(place, machine, known) {
+                    machine.warn(place.path(), problem);
+                    machine.gic.skipped_itss |= 1u64.checked_shl(node).unwrap_or(0);
+                }
+                node = node.saturating_add(1);
             }
             None => {}
         }
@@ -69,25 +78,94 @@ pub(super) fn read(tree: Tree<'_>, machine: &mut Machine, known: &mut Phandles) 
     }
 }
 
-fn read_gic(tree: Tree<'_>, place: &Place<'_, '_>, machine: &mut Machine) -> Result<(), MachineError> {
-    let bad = |property| MachineError::BadProperty { node: "GIC", property };
-    let gic = &mut machine.gic;
-    gic.version_hint = GicKind::V3;
-    gic.dist = place.reg(0).ok_or(bad("reg"))?;
-    let regions = place.u32("#redistributor-regions").unwrap_or(1) as usize;
-    for index in 1..=regions {
-        let region = place.reg(index).ok_or(if index == 1 { MachineError::NoRedistributors } else { bad("reg") })?;
-        push(&mut gic.redists, region, Part::Redistributors)?;
+/// Reads an ITS. One that is not used keeps its registers from all domains.
+///
+/// # Errors
+///
+/// Why it is not used.
+fn read_its(place: &Place<'_, '_>, machine: &mut Machine, known: &mut Phandles) -> Result<(), &'static str> {
+    let Some(regs) = place.reg(0).filter(|regs| !regs.is_empty()) else {
+        return Err("property `reg` is missing or invalid: this ITS is not used");
+    };
+    // Nodes often have the first frame only. The second one, with GITS_TRANSLATER, follows it in any case.
+    let control = Range::new(regs.base, regs.size.max(2 * FRAME));
+    let problem = if place.has("socionext,synquacer-pre-its") {
+        // Devices write to a window of their own, whose place in it is their DeviceID.
+        Some("MSIs pass a pre-ITS, which is not supported: this ITS is not used")
+    } else if !control.base.0.is_multiple_of(FRAME) {
+        Some("its registers are misaligned: this ITS is not used")
+    } else if machine.gic.itss.is_full() {
+        Some("there are too many ITSs: this one is not used")
+    } else {
+        None
+    };
+    if let Some(problem) = problem {
+        // The second frame may be another device's.
+        let _ = machine.gic.add_unused(regs);
+        return Err(problem);
     }
-    // The memory-mapped CPU interfaces.
-    for range in place.regs().skip(regions.saturating_add(1)).flatten().filter(|range| !range.is_empty()) {
-        gic.add_unused(range)?;
+    // As large as each other.
+    let _ = machine.gic.itss.try_push(Its { control, non_coherent: place.has("dma-noncoherent") });
+    let _ = known.itss.try_push(place.phandle());
+    Ok(())
+}
+
+/// Cuts redistributor regions that are larger than what they hold where they cover other devices (Exynos 2200), unless the
+/// CPUs would have too few redistributors then.
+pub(super) fn cut_redists(tree: Tree<'_>, machine: &mut Machine) -> Result<(), MachineError> {
+    let least = REDISTRIBUTOR.saturating_mul(machine.cpus.len() as u64);
+    tree.walk_available(&mut |place| {
+        if kind(place).is_none() && !place.is_compatible("arm,gic-v3-its") && place.depth > 0 {
+            for regs in place.regs().flatten().filter(|regs| !regs.is_empty()) {
+                let all: u64 = machine.gic.redists.iter().map(|region| region.size).fold(0, u64::saturating_add);
+                let Some(region) = machine.gic.redists.iter_mut().find(|region| region.overlaps(regs)) else {
+                    continue;
+                };
+                let size = regs.base.0.saturating_sub(region.base.0) & !(FRAME - 1);
+                if size >= REDISTRIBUTOR && all - (region.size - size) >= least {
+                    region.size = size;
+                    machine.warn(place.path(), "it is in a region of redistributors: the region is cut");
+                }
+            }
+        }
+        Ok(Go::In)
+    })
+}
+
+fn read_gic(tree: Tree<'_>, place: &Place<'_, '_>, machine: &mut Machine) -> Result<(), MachineError> {
+    machine.gic.version_hint = GicKind::V3;
+    machine.gic.dist = place.reg(0).ok_or_else(|| MachineError::BadProperty { node: place.path(), property: "reg" })?;
+    let regions = place.u32("#redistributor-regions").unwrap_or(1) as usize;
+    for (index, region) in place.regs().skip(1).enumerate() {
+        match region.filter(|region| !region.is_empty()) {
+            // The memory-mapped CPU interfaces.
+            Some(range) if index >= regions => machine.gic.add_unused(range)?,
+            Some(region) if region.size < 2 * FRAME || !region.base.0.is_multiple_of(FRAME) => {
+                machine.warn(place.path(), "a redistributor region is too small or misaligned: ignored");
+            }
+            Some(region) => {
+                if machine.gic.redists.try_push(region).is_err() {
+                    machine.leave_out(Part::Redistributors);
+                }
+            }
+            None if index < regions => {
+                machine.warn(place.path(), "a redistributor region is empty or invalid: ignored")
+            }
+            None => {}
+        }
+    }
+    if machine.gic.redists.is_empty() {
+        return Err(MachineError::NoRedistributors);
     }
     if let Some(stride) = place.value("redistributor-stride") {
         // Both one and two cells are in use.
-        gic.redist_stride = Some(Cells(stride).value().ok_or(bad("redistributor-stride"))?);
+        let stride = Cells(stride).value().filter(|&stride| stride >= 2 * FRAME && stride.is_multiple_of(FRAME));
+        if stride.is_none() {
+            machine.warn(place.path(), "property `redistributor-stride` is invalid: ignored");
+        }
+        machine.gic.redist_stride = stride;
     }
-    gic.non_coherent = place.has("dma-noncoherent");
+    machine.gic.non_coherent = place.has("dma-noncoherent");
 
     // The GIC is its own interrupt parent if neither it nor an ancestor names one.
     let mut maintenance = None;
@@ -97,6 +175,6 @@ fn read_gic(tree: Tree<'_>, place: &Place<'_, '_>, machine: &mut Machine) -> Res
         maintenance = maintenance.or(Some(intid));
         Ok(())
     })?;
-    gic.maintenance = maintenance.ok_or(MachineError::NoMaintenance)?;
+    machine.gic.maintenance = maintenance.ok_or(MachineError::NoMaintenance)?;
     Ok(())
 }

@@ -11,7 +11,7 @@ use super::lists::Phandles;
 use super::open::open;
 use super::walk::{Cells, Go, Place, Tree, cell_count, u32_value};
 use crate::ids::{Pa, SmmuId, StreamId, Streams};
-use crate::platform::{Machine, MachineError, Part};
+use crate::platform::{Machine, MachineError, Part, SMMUS};
 use crate::util::range::Range;
 use arrayvec::{ArrayString, ArrayVec};
 
@@ -91,7 +91,7 @@ pub fn device_streams(blob: &[u8], path: &str) -> Result<DeviceStreams, MachineE
 struct Iommus<'a> {
     tree: Tree<'a>,
     /// The phandle and the `#iommu-cells` of each SMMU, in the order of the machine's list.
-    smmus: ArrayVec<(Option<u32>, Option<u32>), 16>,
+    smmus: ArrayVec<(Option<u32>, Option<u32>), SMMUS>,
     /// The last other IOMMU and its `#iommu-cells`.
     last: Option<(u32, Option<u32>)>,
     walks: u32,
@@ -244,7 +244,7 @@ mod tests {
             let phandle = cells(tree, SMMU, "phandle")[0];
             edit(tree, phandle);
         });
-        std::boxed::Box::new(fdt::read(&blob).unwrap())
+        fdt::read(&blob).unwrap()
     }
 
     fn streams(machine: &Machine) -> Vec<(u32, u32)> {

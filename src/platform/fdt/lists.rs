@@ -1,13 +1,13 @@
 //! Lists of fixed capacity.
 
-use crate::platform::{MachineError, Part};
+use crate::platform::{ITSS, MachineError, Part, SMMUS};
 use arrayvec::ArrayVec;
 
 /// The phandles that `msi-map` and `iommu-map` may refer to, in the order of the machine's lists.
 #[derive(Default)]
 pub(super) struct Phandles {
-    pub itss: ArrayVec<Option<u32>, 16>,
-    pub smmus: ArrayVec<Option<u32>, 16>,
+    pub itss: ArrayVec<Option<u32>, ITSS>,
+    pub smmus: ArrayVec<Option<u32>, SMMUS>,
 }
 
 /// Appends an item.

@@ -4,10 +4,10 @@
 //! A device's `msi-parent` has the DeviceID. A bus whose devices have IDs of 16 bits of their own (a PCI host without an
 //! ECAM, a management complex of NXP) has `msi-map`, or `msi-parent` if the IDs are not translated.
 
-use super::lists::{Phandles, push};
+use super::lists::Phandles;
 use super::walk::{Cells, Go, Place, Tree, strings, u32_value};
 use crate::ids::{DeviceId, DeviceIds, ItsId};
-use crate::platform::{Machine, MachineError, MsiDevices, Part};
+use crate::platform::{ITSS, Machine, MachineError, MsiDevices, Part};
 use arrayvec::ArrayVec;
 
 /// The number of IDs on a bus.
@@ -16,15 +16,15 @@ const BUS_IDS: u32 = 0x1_0000;
 /// Reads `msi-parent` and `msi-map` of every available node that is not a PCI host with an ECAM.
 pub(super) fn read(tree: Tree<'_>, machine: &mut Machine, known: &Phandles) -> Result<(), MachineError> {
     // How many cells follow the phandle of each ITS.
-    let cells: ArrayVec<u32, 16> = known
+    let cells: ArrayVec<u32, ITSS> = known
         .itss
         .iter()
         .map(|its| its.and_then(|its| u32_value(tree.by_phandle(its)?, "#msi-cells")).unwrap_or(0))
         .collect();
     tree.walk_available(&mut |place| {
         if !place.is_compatible("pci-host-ecam-generic") {
-            read_map(place, machine, known)?;
-            read_parents(place, machine, known, &cells)?;
+            read_map(place, machine, known);
+            read_parents(place, machine, known, &cells);
         }
         Ok(Go::In)
     })
@@ -36,19 +36,14 @@ fn is_bus(place: &Place<'_, '_>) -> bool {
     is_pci || ["bus-range", "msi-map", "msi-map-mask", "iommu-map"].iter().any(|name| place.has(name))
 }
 
-fn read_parents(
-    place: &Place<'_, '_>,
-    machine: &mut Machine,
-    known: &Phandles,
-    cells: &[u32],
-) -> Result<(), MachineError> {
+fn read_parents(place: &Place<'_, '_>, machine: &mut Machine, known: &Phandles, cells: &[u32]) {
     if place.has("msi-map") {
-        return Ok(());
+        return;
     }
     let mut parents = Cells(place.value("msi-parent").unwrap_or(&[]));
     while let Some(phandle) = parents.one() {
         // The number of cells after a controller of another kind is not known.
-        let Some(its) = known.itss.iter().position(|&its| its == Some(phandle)) else { return Ok(()) };
+        let Some(its) = known.itss.iter().position(|&its| its == Some(phandle)) else { return };
         let specifier = match cells.get(its) {
             Some(&(1..)) => parents.one(),
             _ => None,
@@ -57,30 +52,27 @@ fn read_parents(
             Some(id) if !is_bus(place) => (id, 1),
             base => (base.unwrap_or(0), BUS_IDS),
         };
-        add(machine, its, first, count)?;
+        add(machine, its, first, count);
     }
-    Ok(())
 }
 
-fn read_map(place: &Place<'_, '_>, machine: &mut Machine, known: &Phandles) -> Result<(), MachineError> {
+fn read_map(place: &Place<'_, '_>, machine: &mut Machine, known: &Phandles) {
     let mut map = Cells(place.value("msi-map").unwrap_or(&[]));
     while let (Some(_), Some(phandle), Some(first), Some(count)) = (map.one(), map.one(), map.one(), map.one()) {
         if let Some(its) = known.itss.iter().position(|&its| its == Some(phandle)) {
-            add(machine, its, first, count.min(BUS_IDS))?;
+            add(machine, its, first, count.min(BUS_IDS));
         }
     }
-    Ok(())
 }
 
-fn add(machine: &mut Machine, its: usize, first: u32, count: u32) -> Result<(), MachineError> {
-    let Some(more) = count.checked_sub(1) else { return Ok(()) };
+fn add(machine: &mut Machine, its: usize, first: u32, count: u32) {
+    let Some(more) = count.checked_sub(1) else { return };
     let ids = DeviceIds { first: DeviceId(first), last: DeviceId(first.saturating_add(more)) };
     let devices = MsiDevices { its: ItsId(its as u8), ids };
     // Several devices may share an ID.
-    if machine.msi_devices.contains(&devices) {
-        return Ok(());
+    if !machine.msi_devices.contains(&devices) && machine.msi_devices.try_push(devices).is_err() {
+        machine.leave_out(Part::MsiDevices);
     }
-    push(&mut machine.msi_devices, devices, Part::MsiDevices)
 }
 
 #[cfg(test)]

@@ -1,9 +1,8 @@
 //! Access to a device tree after checking its header and structure.
 
-use super::gic;
 use super::walk::{Cells, Go, Tree};
+use super::{gic, structure};
 use crate::platform::MachineError;
-use dtoolkit::error::FdtErrorKind;
 use dtoolkit::fdt::Fdt;
 
 /// Returns the bytes of the tree itself: from its start to the size in its header.
@@ -43,11 +42,7 @@ pub fn is_compatible(blob: &[u8], word: &str) -> bool {
 
 /// Checks header, structure and depth, and finds the GIC.
 pub(super) fn open(blob: &[u8]) -> Result<Tree<'_>, MachineError> {
-    let fdt = Fdt::new(trim(blob)?).map_err(|error| match error.kind {
-        FdtErrorKind::InvalidMagic => MachineError::NotATree,
-        FdtErrorKind::UnsupportedVersion(version) => MachineError::Version(version),
-        _ => MachineError::Malformed,
-    })?;
+    let fdt = structure::check(trim(blob)?)?;
     let mut tree = Tree { fdt, gic: None };
     tree.walk(&mut |_| Ok(Go::In))?;
     tree.gic = gic::find(tree)?;

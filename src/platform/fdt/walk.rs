@@ -6,6 +6,7 @@
 //! Linux' binding `arm,gic-v3.yaml`.
 
 use crate::ids::{Intid, Pa};
+use crate::platform::error::NodePath;
 use crate::platform::{MachineError, Part};
 use crate::util::range::Range;
 use dtoolkit::fdt::{Fdt, FdtNode};
@@ -137,6 +138,44 @@ impl<'a> Place<'_, 'a> {
                 _ => None,
             })
         })
+    }
+
+    /// Returns all entries of `reg` in cells of the root, untranslated.
+    pub fn regs_of_root(&self) -> impl Iterator<Item = Option<Range>> + use<'_, 'a> {
+        let mut root = self;
+        while let Some(parent) = root.parent {
+            root = parent;
+        }
+        let (address_cells, size_cells) = (root.address_cells(), root.size_cells());
+        let mut reg = Cells(self.value("reg").unwrap_or(&[]));
+        core::iter::from_fn(move || {
+            let before = reg.0.len();
+            let (address, size) = (reg.take(address_cells)?, reg.take(size_cells)?);
+            let range = || Some(Range::new(Pa(address.value()?), size.value()?));
+            (reg.0.len() != before).then(range)
+        })
+    }
+
+    /// Returns the path for messages: a long one is cut at its start.
+    pub fn path(&self) -> NodePath {
+        let mut path = NodePath::new();
+        match self.parent {
+            None => path.push('/'),
+            Some(parent) => {
+                let name = self.name();
+                let above = parent.path();
+                let above = if parent.parent.is_some() { above.as_str() } else { "" };
+                if path.capacity() <= above.len() + name.len() {
+                    path.push_str("...");
+                } else {
+                    path.push_str(above);
+                }
+                path.push('/');
+                // What does not fit of the longest names is missing at their ends.
+                let _ = name.chars().try_for_each(|letter| path.try_push(letter));
+            }
+        }
+        path
     }
 
     pub fn address_cells(&self) -> u32 {

@@ -98,6 +98,11 @@ impl Archive {
         Self::open("apt", &source, &lists)
     }
 
+    /// That of the newest arm64 packages, with updated package lists.
+    pub fn newest() -> Outcome<Self> {
+        Self::open("apt-sid", "Types: deb\nArchitectures: arm64\nSuites: sid\n", "Debian sid's arm64 package lists")
+    }
+
     /// That of the source packages of `release`, with updated package lists.
     pub fn sources(release: &str) -> Outcome<Self> {
         let lists = format!("Debian {release}'s source package lists");

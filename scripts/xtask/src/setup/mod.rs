@@ -6,6 +6,7 @@
 //! in well under a second. With `--gicv41` a QEMU with a GICv4.1 is built, too.
 
 mod apt;
+mod boards;
 mod disk;
 pub mod dw;
 pub mod gicv41;
@@ -55,6 +56,12 @@ pub fn ensure_gicv41() -> Outcome<PathBuf> {
     // A lock of its own: the build takes minutes, in which other checkouts can use the cache.
     let _lock = lock("lock-gicv41")?;
     gicv41::ensure()
+}
+
+/// Downloads the device trees of Debian's newest kernel; returns their folder.
+pub fn ensure_boards() -> Outcome<PathBuf> {
+    let _lock = lock("lock-boards")?;
+    boards::ensure()
 }
 
 /// Makes the initramfs of a Linux that runs a guest under KVM.
