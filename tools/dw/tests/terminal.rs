@@ -76,6 +76,22 @@ fn keys_go_to_the_console_as_they_are_and_one_leaves() {
 }
 
 #[test]
+fn the_console_of_a_new_domain_is_connected_at_once() {
+    let fake = Fake::new();
+    let kernel = fake.kernel(64);
+    let server = port(&fake.folder, "domain.new.console", |mut port| {
+        port.write_all(b"hello\r\n").unwrap();
+        assert_eq!(port.read(&mut [0]).unwrap(), 0);
+    });
+    let words = ["create", "-c", "-q", "--name", "new", "--memory", "32", "--kernel", &kernel];
+    let mut terminal = Terminal::new(&fake, &words);
+    terminal.read_until("Ctrl-] leaves\r\nhello\r\n");
+    terminal.type_in("\x1d");
+    assert_eq!(terminal.end(), Some(0));
+    server.join().unwrap();
+}
+
+#[test]
 fn a_console_that_takes_nothing_can_be_left() {
     let fake = Fake::new();
     let (done, wait) = std::sync::mpsc::channel::<()>();

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::Write;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use doorward_api::CONSOLE_PORT;
 use rustix::event::{PollFd, PollFlags};
@@ -11,7 +11,7 @@ use super::terminal::{self, Output, Terminal};
 use crate::Session;
 use crate::cli::One;
 use crate::fail::{Failure, Outcome};
-use crate::port::{Came, wait_any};
+use crate::port::{Came, Port, Ports, wait_any};
 
 /// Ctrl-]
 const LEAVE: u8 = 0x1d;
@@ -27,14 +27,18 @@ pub fn console(session: &mut Session, one: &One) -> Outcome {
     if !domain.facts.console {
         return Err(Failure::usage(format_args!("{} has no console", domain.name)));
     }
-    attach(session, &domain.name)
+    let port = open(&session.ports, &domain.name, session.patience)?;
+    attach(session, port, &domain.name)
 }
 
-/// Connects to the console of a domain that has one.
-pub fn attach(session: &mut Session, name: &str) -> Outcome {
+/// Opens the console of a domain that has one. The port comes shortly after its domain.
+pub fn open(ports: &Ports, name: &str, patience: Duration) -> Outcome<Port> {
     let (begin, end) = CONSOLE_PORT;
-    // The port comes shortly after its domain.
-    let mut port = session.ports.open(&format!("{begin}{name}{end}"), Instant::now() + session.patience, true)?;
+    ports.open(&format!("{begin}{name}{end}"), Instant::now() + patience, true)
+}
+
+/// Connects the terminal to the open console of a domain.
+pub fn attach(session: &mut Session, mut port: Port, name: &str) -> Outcome {
     let terminal = Terminal::set(Output::Raw)?;
     let at_terminal = terminal.is_some();
     if at_terminal {
@@ -61,7 +65,7 @@ enum End {
     Closed,
 }
 
-fn transfer(session: &mut Session, port: &mut crate::port::Port, terminal: Option<&Terminal>) -> Outcome<End> {
+fn transfer(session: &mut Session, port: &mut Port, terminal: Option<&Terminal>) -> Outcome<End> {
     let stdin = std::io::stdin();
     let mut input: VecDeque<u8> = VecDeque::new();
     let mut buffer = vec![0; 16 << 10];
