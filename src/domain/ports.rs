@@ -26,9 +26,6 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
-/// The number of ports that one step looks at.
-const PORTS_IN_STEP: usize = 4;
-
 /// What the device asks of its domain.
 struct DeviceGuest<'a> {
     domain: &'a Domain,
@@ -158,15 +155,11 @@ impl Domain {
     }
 }
 
-/// Performs one step of what dom0 has asked of its console device: moves bytes, passes what was typed to other domains,
-/// and has the server do a piece of its work. Called by dom0's vCPU, with no lock held, until it returns
-/// [`Served::All`].
+/// Performs one step of what dom0 has asked of its console device: passes on what has arrived at one port, has the server do a
+/// piece of its work, or moves bytes. Called by dom0's vCPU, with no lock held, until it returns [`Served::All`].
 pub fn step(domains: &Domains, dom0: &Domain) -> Served {
     let Some(ports) = &dom0.ports else { return Served::All };
-    let served = ports.device.step(&dom0.device_guest(ports));
-    dom0.report_broken(ports);
-    for _ in 0..PORTS_IN_STEP {
-        let Some((id, port)) = ports.device.take_arrived() else { break };
+    if let Some((id, port)) = ports.device.take_arrived() {
         if id == ports.control {
             ports.is_due.store(true, Ordering::SeqCst);
         } else if id == ports.events {
@@ -174,12 +167,17 @@ pub fn step(domains: &Domains, dom0: &Domain) -> Served {
         } else if let Some(domain) = domains.get(DomId(port.user())) {
             domain.take_input();
         }
+        return Served::More;
     }
-    let asked = if ports.is_due.swap(false, Ordering::SeqCst) { serve(dom0, ports) } else { Served::All };
-    if asked == Served::More {
-        ports.is_due.store(true, Ordering::SeqCst);
+    if ports.is_due.swap(false, Ordering::SeqCst) {
+        if serve(dom0, ports) == Served::More {
+            ports.is_due.store(true, Ordering::SeqCst);
+        }
+        return Served::More;
     }
-    if served == Served::All && asked == Served::All && ports.device.is_settled() { Served::All } else { Served::More }
+    let served = ports.device.step(&dom0.device_guest(ports));
+    dom0.report_broken(ports);
+    served
 }
 
 fn serve(dom0: &Domain, ports: &Ports) -> Served {

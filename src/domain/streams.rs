@@ -56,7 +56,8 @@ impl Ports {
 pub trait Server: Sync {
     /// Does a piece of what was asked for, which keeps a CPU no longer than 100 us. Called on dom0's vCPU that has sent
     /// something, with no lock held, after bytes have come or the driver has opened or closed the port, and then again
-    /// until it returns [`Served::All`]: nothing is left to do before more bytes come or dom0 has read some.
+    /// until it returns [`Served::All`]: nothing is left to do before more bytes come, or before there is room for what did not
+    /// fit.
     fn step(&self, stream: &Stream<'_>) -> Served;
 }
 
@@ -94,7 +95,8 @@ impl<'a> Stream<'a> {
         count
     }
 
-    /// Sends bytes to the program, as many as there is room for, and returns their number. None if it is not open.
+    /// Sends bytes to the program, as many as there is room for, and returns their number. None if it is not open. If not all
+    /// fit, the [`Server`] is called again when the program has read some.
     pub fn send(&self, from: &[u8]) -> usize {
         let count = self.port.send(from);
         self.announce(count > 0);

@@ -132,6 +132,22 @@ fn a_driver_that_does_not_read_makes_nobody_wait() {
 }
 
 #[test]
+fn a_sender_that_waits_for_room_is_told_when_the_driver_has_read() {
+    let (mut driver, id, port) = opened();
+    while driver.device.take_arrived().is_some() {}
+    assert_eq!(port.send(&[1; 300]), 256);
+    assert!(driver.device.take_arrived().is_none());
+    driver.device.announce(&driver.memory, id);
+    assert_eq!(driver.device.take_arrived().map(|(id, _)| id), Some(id));
+    while driver.interrupt() {}
+    assert_eq!(port.send(&[2; 10]), 10);
+    driver.device.announce(&driver.memory, id);
+    while driver.interrupt() {}
+    assert!(driver.device.take_arrived().is_none(), "everything had room");
+    assert_eq!(driver.received[Driver::rx(id) / 2].len(), 266);
+}
+
+#[test]
 fn while_an_interrupt_is_pending_bytes_are_collected_for_the_next_one() {
     let (mut driver, id, port) = opened();
     for _ in 0..60 {

@@ -103,7 +103,7 @@ pub struct Console {
     /// The ports whose queues have to be looked at, and the one that is next.
     serves: PortSet,
     next: PortId,
-    /// The ports for whose other side something has come: bytes, the begin of a session, or its end.
+    /// The ports for whose other side something has come: bytes, room, the begin of a session, or its end.
     arrived: PortSet,
     /// The driver wants to know what was completed.
     interrupts: bool,
@@ -330,7 +330,10 @@ impl Console {
                 let room = chain.writable().saturating_sub(u64::from(written));
                 let room = usize::try_from(room).unwrap_or(usize::MAX).min(PIECE);
                 let (piece, _) = piece.split_at_mut(room);
-                let count = port.fetch(piece);
+                let (count, awaited) = port.fetch(piece);
+                if awaited {
+                    self.arrived.insert(id);
+                }
                 let Some(bytes) = piece.get(..count).filter(|bytes| !bytes.is_empty()) else { break };
                 chain.write(guest, u64::from(written), bytes)?;
                 written = written.saturating_add(count as u32);

@@ -6,7 +6,7 @@
 //! in its own time. So a port that gets byte after byte fills a buffer with each interrupt, not with each byte, and a CPU
 //! that runs another domain does no more than one step for the driver's.
 //!
-//! No announcement is lost: the port is in [`attention`](Device::attention) before the line is looked at, and the line is
+//! No announcement is lost: the port is in `attention` before the line is looked at, and the line is
 //! known to be low before `attention` is looked at.
 
 use super::console::NoPort;
@@ -99,12 +99,6 @@ impl Device {
         self.state.lock().console().port(port).cloned()
     }
 
-    /// Whether no port waits to be served, and nothing has arrived for the other side of one.
-    #[must_use]
-    pub fn is_settled(&self) -> bool {
-        self.attention.is_empty() && !self.state.lock().console().has_arrived()
-    }
-
     /// Adds a port.
     ///
     /// # Errors
@@ -127,7 +121,8 @@ impl Device {
         });
     }
 
-    /// Takes a port for whose other side something has come: bytes, the begin of a session, or its end.
+    /// Takes a port for whose other side something has come: bytes, room for what did not fit, the begin of a session, or
+    /// its end.
     #[must_use]
     pub fn take_arrived(&self) -> Option<(PortId, Arc<Port>)> {
         let mut state = self.state.lock();

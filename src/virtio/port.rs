@@ -16,11 +16,13 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 struct Bytes {
     bytes: VecDeque<u8>,
     capacity: usize,
+    /// The sender waits for room.
+    awaited: bool,
 }
 
 impl Bytes {
     fn new(capacity: usize) -> Lock<Bytes> {
-        Lock::new(Rank::Stream, Bytes { bytes: VecDeque::with_capacity(capacity), capacity })
+        Lock::new(Rank::Stream, Bytes { bytes: VecDeque::with_capacity(capacity), capacity, awaited: false })
     }
 
     fn room(&self) -> usize {
@@ -41,7 +43,9 @@ impl Bytes {
         for part in [front, back] {
             let free = into.get_mut(taken..).unwrap_or_default();
             let count = part.len().min(free.len());
-            free.iter_mut().zip(part).for_each(|(to, from)| *to = *from);
+            if let (Some(free), Some(part)) = (free.get_mut(..count), part.get(..count)) {
+                free.copy_from_slice(part);
+            }
             taken = taken.saturating_add(count);
         }
         self.bytes.drain(..taken);
@@ -129,9 +133,16 @@ impl Port {
     }
 
     /// Sends bytes to the driver, as many as there is room for, and returns their number; none while the port is closed.
-    /// The caller then has the device [serve](super::device::Device::announce) the port.
+    /// If not all fit, something [arrives](super::device::Device::take_arrived) when the driver has taken some. The caller
+    /// then has the device [serve](super::device::Device::announce) the port.
     pub fn send(&self, from: &[u8]) -> usize {
-        if self.is_open() { self.to_guest.lock().put(from) } else { 0 }
+        if !self.is_open() {
+            return 0;
+        }
+        let mut bytes = self.to_guest.lock();
+        let sent = bytes.put(from);
+        bytes.awaited |= sent < from.len();
+        sent
     }
 
     /// [`send`](Port::send) for bytes that belong together: sends all, or none if there is no room for all. What is not
@@ -190,9 +201,11 @@ impl Port {
         self.arrived.store(bytes.bytes.len() as u32, Ordering::SeqCst);
     }
 
-    /// Takes bytes for the driver.
-    pub(super) fn fetch(&self, into: &mut [u8]) -> usize {
-        self.to_guest.lock().take(into)
+    /// Takes bytes for the driver. Returns their number, and whether the sender has waited for that.
+    pub(super) fn fetch(&self, into: &mut [u8]) -> (usize, bool) {
+        let mut bytes = self.to_guest.lock();
+        let taken = bytes.take(into);
+        (taken, taken > 0 && core::mem::take(&mut bytes.awaited))
     }
 
     /// The number of bytes that wait for the driver.
@@ -225,9 +238,10 @@ mod tests {
         port.set_open(Open::Yes);
         assert_eq!((port.send(b"abcdef"), port.send(b"ghij"), port.room_to_send()), (6, 2, 0));
         let mut got = [0; 5];
-        assert_eq!((port.fetch(&mut got), &got), (5, b"abcde"));
+        assert_eq!((port.fetch(&mut got), &got), ((5, true), b"abcde"));
         assert_eq!(port.send(b"XYZABC"), 5);
-        assert_eq!((port.fetch(&mut got), &got), (5, b"fghXY"), "across the end of the memory");
+        assert_eq!((port.fetch(&mut got), &got), ((5, true), b"fghXY"), "across the end of the memory");
+        assert_eq!(port.fetch(&mut got), (3, false), "nobody has waited since");
         port.pass(b"123456");
         assert_eq!((port.room(), port.has_arrived()), (0, true));
         assert_eq!((port.receive(&mut got[..3]), &got[..3], port.room()), (3, &b"123"[..], 3));

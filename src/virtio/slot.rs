@@ -112,10 +112,7 @@ impl Slot {
             Phase::Ready => Phase::Named,
             Phase::Named => Phase::Connected,
             Phase::Ending => Phase::Ended,
-            Phase::Leaving => {
-                self.port = None;
-                Phase::Free
-            }
+            Phase::Leaving => Phase::Free,
             other => other,
         };
     }
@@ -157,7 +154,7 @@ impl Slot {
 
     /// The port is removed, whether the driver has closed it or not.
     pub fn leave(&mut self) {
-        if let Some(port) = &self.port {
+        if let Some(port) = self.port.take() {
             port.set_open(Open::No);
         }
         self.phase = Phase::Leaving;

@@ -4,6 +4,7 @@
 //! number of commands (or stores), the time of the first store, and how long all took. vCPU 1 is started by the acts `cwriter` and
 //! `group1` only.
 
+use crate::console::Console;
 use core::sync::atomic::{AtomicU64, Ordering};
 use guest_rt::gic::{self, Redistributor};
 use guest_rt::its::{self, Its, LARGEST_RING, Table};
@@ -33,8 +34,8 @@ const ENABLED: u8 = 0xa1;
 const DISABLED: u8 = 0xa0;
 
 /// The acts, by seed.
-const ACTS: [fn(&Flood) -> !; 8] =
-    [move_all, map_collection, map_devices, unmap_full_device, invalidate, enable_lpis, cwriter, group1];
+const ACTS: [fn(&Flood) -> !; 9] =
+    [move_all, map_collection, map_devices, unmap_full_device, invalidate, enable_lpis, cwriter, group1, ports];
 
 /// The redistributors of the two vCPUs.
 struct Flood {
@@ -220,6 +221,23 @@ fn group1(_: &Flood) -> ! {
             write32(gic::GICD + CTLR, on);
         }
         2 * ROUNDS
+    })
+}
+
+/// Full transmit queues of the ports of the console device: buffers of 64 KiB, and chains of many buffers of one byte.
+fn ports(_: &Flood) -> ! {
+    let Some(device) = Console::find() else {
+        say!("GUEST FAIL flood: there is no console device");
+        off()
+    };
+    device.start();
+    let mut small = 0;
+    again(|| {
+        small ^= 1;
+        (0..Console::PORTS).for_each(|port| device.fill(port, small == 0));
+        (0..Console::PORTS).for_each(|port| device.notify(port));
+        (0..Console::PORTS).for_each(|port| device.wait(port));
+        Console::PORTS * Console::SIZE
     })
 }
 

@@ -6,6 +6,8 @@
 #![allow(unsafe_code, reason = "guest_main is called by name")]
 
 #[cfg(target_os = "none")]
+mod console;
+#[cfg(target_os = "none")]
 mod flood;
 
 #[cfg(not(target_os = "none"))]

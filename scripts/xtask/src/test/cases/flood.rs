@@ -62,6 +62,9 @@ pub fn cases() -> Vec<Case> {
             group1,
         ),
         case("sched-teardown", "a domain that ends is taken down though no CPU is idle or interrupted", teardown),
+        case("sched-ports", "full queues of the console device, with large buffers and with many: the same", |lab| {
+            act(lab, 8, 1)
+        }),
         case("sched-its-cwriter", "a second vCPU that keeps moving CWRITER: the same", |lab| act(lab, 6, 2)),
     ]
 }
