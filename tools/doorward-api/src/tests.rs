@@ -13,6 +13,7 @@ fn bytes_of(request: &Request, tag: u32) -> Vec<u8> {
 fn feed(parser: &mut Parser<Vec<u8>>, mut stream: &[u8], piece: usize, take: &mut dyn FnMut(Frame)) {
     while !stream.is_empty() {
         let space = parser.space();
+        assert!(!space.is_empty(), "there is always room for what is waited for");
         let count = space.len().min(piece).min(stream.len());
         space[..count].copy_from_slice(&stream[..count]);
         stream = &stream[count..];
@@ -351,6 +352,18 @@ fn a_stream_is_in_step_again_after_garbage() {
         let mut parser = parser();
         feed(&mut parser, &stream, 3, &mut |_| {});
         assert_eq!(parser.skipped(), 2 * garbage.len() as u64);
+    }
+}
+
+#[test]
+fn a_header_has_a_magic_and_a_length_that_is_allowed() {
+    let header = Header { version: 9, kind: 0x102, status: 3, tag: 4, length: MAX_BODY as u32 };
+    assert_eq!(Header::read(&header.bytes()), Some(header));
+    assert_eq!(Header::read(&Header { length: MAX_BODY as u32 + 1, ..header }.bytes()), None);
+    for at in 0..3 {
+        let mut bytes = header.bytes();
+        bytes[at] ^= 1;
+        assert_eq!(Header::read(&bytes), None);
     }
 }
 

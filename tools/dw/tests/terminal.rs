@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::process::Child;
 
 use common::{Fake, port};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
 
@@ -75,6 +76,22 @@ fn keys_go_to_the_console_as_they_are_and_one_leaves() {
 }
 
 #[test]
+fn the_console_of_a_new_domain_is_connected_at_once() {
+    let fake = Fake::new();
+    let kernel = fake.kernel(64);
+    let server = port(&fake.folder, "domain.new.console", |mut port| {
+        port.write_all(b"hello\r\n").unwrap();
+        assert_eq!(port.read(&mut [0]).unwrap(), 0);
+    });
+    let words = ["create", "-c", "-q", "--name", "new", "--memory", "32", "--kernel", &kernel];
+    let mut terminal = Terminal::new(&fake, &words);
+    terminal.read_until("Ctrl-] leaves\r\nhello\r\n");
+    terminal.type_in("\x1d");
+    assert_eq!(terminal.end(), Some(0));
+    server.join().unwrap();
+}
+
+#[test]
 fn a_console_that_takes_nothing_can_be_left() {
     let fake = Fake::new();
     let (done, wait) = std::sync::mpsc::channel::<()>();
@@ -93,11 +110,31 @@ fn a_console_that_takes_nothing_can_be_left() {
 
 #[test]
 fn top_is_ended_by_a_key_and_sets_the_terminal_back() {
+    for key in ["q", "\x03"] {
+        let fake = Fake::new();
+        let mut terminal = Terminal::new(&fake, &["top", "-d", "60"]);
+        terminal.read_until("exit irq");
+        assert!(terminal.seen.contains("\x1b[H") && terminal.seen.contains("dw top: up"));
+        assert!(!terminal.echoes());
+        terminal.type_in(key);
+        assert_eq!(terminal.end(), Some(0));
+    }
+}
+
+#[test]
+fn a_signal_ends_it_and_the_terminal_is_set_back() {
     let fake = Fake::new();
-    let mut terminal = Terminal::new(&fake, &["top", "-d", "60"]);
-    terminal.read_until("exit irq");
-    assert!(terminal.seen.contains("\x1b[H") && terminal.seen.contains("dw top: up"));
-    assert!(!terminal.echoes());
-    terminal.type_in("q");
-    assert_eq!(terminal.end(), Some(0));
+    let (done, wait) = std::sync::mpsc::channel::<()>();
+    let server = port(&fake.folder, "domain.web.console", move |_port| wait.recv().unwrap_or(()));
+    for (words, sign) in [(&["console", "web"][..], "Ctrl-] leaves"), (&["top", "-d", "60"], "exit irq")] {
+        let mut terminal = Terminal::new(&fake, words);
+        terminal.read_until(sign);
+        assert!(!terminal.echoes());
+        let child = Pid::from_raw(terminal.child.id().try_into().unwrap()).unwrap();
+        kill_process(child, Signal::TERM).unwrap();
+        terminal.read_until("dw: ended by a signal");
+        assert_eq!(terminal.end(), Some(5));
+    }
+    drop(done);
+    server.join().unwrap();
 }

@@ -97,6 +97,8 @@ fn answers_without_sense_are_errors() {
     let empty = |kind| Manners { empty: Some(kind), ..Manners::default() };
     fails(empty(Kind::Info), &["info"], 4, "the answer to `info` makes no sense");
     fails(empty(Kind::List), &["list"], 4, "the answer to `list` makes no sense");
+    let backwards = Manners { backwards: true, ..Manners::default() };
+    fails(backwards, &["counters"], 4, "the answer to `counters` makes no sense");
     fails(empty(Kind::PciList), &["pci", "list"], 4, "the answer to `pci-list` makes no sense");
 }
 
@@ -153,6 +155,20 @@ fn a_domain_whose_creation_fails_is_taken_back() {
             None => assert_eq!(asked.last().unwrap(), "Build(8)"),
         }
     }
+}
+
+#[test]
+fn the_console_of_a_new_domain_is_open_before_the_domain_runs() {
+    // The start is never answered, so what comes after it never happens.
+    let fake = Fake::with(Manners { silent: Some(Kind::Start), ..Manners::default() });
+    let kernel = fake.kernel(64);
+    let (opened, seen) = std::sync::mpsc::channel();
+    let _server = common::port(&fake.folder, "domain.a.console", move |_port| opened.send(()).unwrap());
+    let words = ["create", "--timeout", "0.3", "-c", "--name", "a", "--memory", "32", "--kernel", &kernel];
+    let (code, _, error) = fake.run(&words);
+    assert_eq!(code, 4, "{error}");
+    seen.recv_timeout(Duration::from_secs(5)).expect("the console was opened");
+    assert_eq!(fake.asked().last().unwrap(), "Destroy(8)");
 }
 
 #[test]

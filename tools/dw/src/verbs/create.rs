@@ -20,7 +20,11 @@ use crate::cli::Create;
 use crate::client::{Client, read};
 use crate::config::{Given, Spec};
 use crate::fail::{Failure, Outcome};
+use crate::port::Port;
 use crate::text;
+
+/// How long to wait for the console of a domain that has not been started. It is tried again when the domain runs.
+const EARLY: Duration = Duration::from_secs(1);
 
 /// How often the progress is shown.
 const PROGRESS: Duration = Duration::from_millis(200);
@@ -41,8 +45,8 @@ pub fn create(session: &mut Session, options: &Create) -> Outcome {
     let mut client = session.connect()?;
     let mut unbound = Vec::new();
     let made = passthrough::unbind_all(session, &spec.pci, &mut unbound)
-        .and_then(|()| make(&mut client, options, &spec, kernel, ramdisk));
-    let (id, built) = match made {
+        .and_then(|()| make(session, &mut client, options, &spec, kernel, ramdisk));
+    let Made { id, built, console } = match made {
         Ok(made) => made,
         Err(failure) => {
             // The functions go back before their drivers look at them.
@@ -67,16 +71,32 @@ pub fn create(session: &mut Session, options: &Create) -> Outcome {
             spec.name, built.time_us, built.steps, built.longest_step_us
         );
     }
-    if options.console { console::attach(session, &spec.name) } else { Ok(()) }
+    if !options.console {
+        return Ok(());
+    }
+    let port = match console {
+        Some(port) => port,
+        None => console::open(&session.ports, &spec.name, session.patience)?,
+    };
+    console::attach(session, port, &spec.name)
+}
+
+/// A domain that was created.
+struct Made {
+    id: u32,
+    built: Built,
+    /// Its console, if it was asked for and was there before the domain was started.
+    console: Option<Port>,
 }
 
 fn make(
+    session: &Session,
     client: &mut Client,
     options: &Create,
     spec: &Spec,
     kernel: Source<'_>,
     ramdisk: Option<Source<'_>>,
-) -> Outcome<(u32, Built)> {
+) -> Outcome<Made> {
     let request = CreateRequest {
         vcpus: spec.vcpus,
         memory: spec.memory,
@@ -103,19 +123,25 @@ fn make(
     // If this fails, the hypervisor takes the domain back.
     let body = client.get(&Request::Build(domain)).map_err(|failure| named(failure, &spec.name))?;
     let built = read::<Built>(&body, Kind::Build)?;
-    if let Err(failure) = finish(client, options, spec, domain) {
-        let _ = client.ask(&Request::Destroy(domain));
-        return Err(named(failure, &spec.name));
+    match finish(session, client, options, spec, domain) {
+        Ok(console) => Ok(Made { id: domain, built, console }),
+        Err(failure) => {
+            let _ = client.ask(&Request::Destroy(domain));
+            Err(named(failure, &spec.name))
+        }
     }
-    Ok((domain, built))
 }
 
-/// What is left to do for a domain that is built.
-fn finish(client: &mut Client, options: &Create, spec: &Spec, domain: u32) -> Outcome {
+/// What is left to do for a domain that is built. Opens its console before it runs, so that its first lines are not lost.
+fn finish(session: &Session, client: &mut Client, options: &Create, spec: &Spec, domain: u32) -> Outcome<Option<Port>> {
     for setting in [spec.cpus.map(Setting::Affinity), spec.vwfi.map(Setting::Vwfi)].into_iter().flatten() {
         client.run(&Request::Set(Set { domain, vcpu: ALL, setting }))?;
     }
-    if options.no_start { Ok(()) } else { client.run(&Request::Start(Start { domain, paused: options.paused })) }
+    let wants_console = options.console.then(|| console::open(&session.ports, &spec.name, EARLY));
+    if !options.no_start {
+        client.run(&Request::Start(Start { domain, paused: options.paused }))?;
+    }
+    Ok(wants_console.and_then(Result::ok))
 }
 
 fn named(failure: Failure, name: &str) -> Failure {

@@ -1,49 +1,68 @@
 //! The terminal on standard input, while keys go to a program as they are typed.
 
 use std::io::{IsTerminal, Read};
+use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::low_level::pipe;
 
 use crate::fail::{Failure, Outcome};
 
-/// What keys mean.
+/// What becomes of output.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// Nothing: all bytes are for the other side, Ctrl-C too.
+pub enum Output {
+    /// It goes to the terminal as it is.
     Raw,
-    /// As usual (Ctrl-C ends the program), but they need no Enter and are not shown.
-    Keys,
+    /// A line feed begins a new line, as usual.
+    Lines,
 }
 
-/// Sets the mode of the terminal, and sets it back when it is dropped.
-pub struct Terminal(Termios);
+/// Has keys delivered as they are typed, Ctrl-C too, and not shown. Sets the terminal back when it is dropped. So signals that
+/// end the program must not do so by themselves: they make [`Terminal::signals`] readable.
+pub struct Terminal {
+    before: Termios,
+    signals: UnixStream,
+}
 
 impl Terminal {
     /// `None` if standard input is no terminal.
-    pub fn set(mode: Mode) -> Outcome<Option<Terminal>> {
+    pub fn set(output: Output) -> Outcome<Option<Terminal>> {
         let stdin = std::io::stdin();
         if !stdin.is_terminal() {
             return Ok(None);
         }
-        let failed = |error| Failure::system(format_args!("setting the terminal: {error}"));
-        let before = tcgetattr(&stdin).map_err(failed)?;
-        let mut now = before.clone();
-        let output = now.output_modes;
-        now.make_raw();
-        if mode == Mode::Keys {
-            now.local_modes |= rustix::termios::LocalModes::ISIG;
-            now.output_modes = output;
+        let failed = |error: std::io::Error| Failure::system(format_args!("setting the terminal: {error}"));
+        let (signals, wakes) = UnixStream::pair().map_err(failed)?;
+        for signal in [SIGHUP, SIGINT, SIGTERM] {
+            pipe::register(signal, wakes.try_clone().map_err(failed)?).map_err(failed)?;
         }
-        tcsetattr(&stdin, OptionalActions::Now, &now).map_err(failed)?;
-        Ok(Some(Terminal(before)))
+        let before = tcgetattr(&stdin).map_err(|error| failed(error.into()))?;
+        let mut now = before.clone();
+        now.make_raw();
+        if output == Output::Lines {
+            now.output_modes = before.output_modes;
+        }
+        tcsetattr(&stdin, OptionalActions::Now, &now).map_err(|error| failed(error.into()))?;
+        Ok(Some(Terminal { before, signals }))
     }
+
+    /// Readable once a signal has come that ends the program.
+    pub fn signals(&self) -> PollFd<'_> {
+        PollFd::new(&self.signals, PollFlags::IN)
+    }
+}
+
+/// The error of a program that a signal has ended.
+pub fn ended() -> Failure {
+    Failure::system("ended by a signal")
 }
 
 impl Drop for Terminal {
     fn drop(&mut self) {
         // There is nothing else to do if the terminal is gone.
-        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.before);
     }
 }
 

@@ -8,7 +8,7 @@ use doorward_api::{ALL, Scope, Vcpu};
 use serde_json::{Value, json};
 
 use super::show::{counters_of, facts, vcpus_of};
-use super::terminal::{self, Mode, Terminal};
+use super::terminal::{self, Output, Terminal};
 use crate::Session;
 use crate::cli::Top;
 use crate::client::DomainInfo;
@@ -28,13 +28,13 @@ struct Sample {
 
 pub fn top(session: &mut Session, options: &Top) -> Outcome {
     let live = !options.batch && !session.json && std::io::stdout().is_terminal();
-    let terminal = if live { Terminal::set(Mode::Keys)? } else { None };
+    let terminal = if live { Terminal::set(Output::Lines)? } else { None };
     let mut before = sample(session)?;
     let mut views = 0;
     // The first view needs two samples; it should not take long.
     let mut pause = options.delay.min(Duration::from_millis(500));
     while options.iterations.is_none_or(|most| views < most) {
-        if waits_for_q(pause, terminal.is_some())? {
+        if waits_for_key(pause, terminal.as_ref())? {
             break;
         }
         pause = options.delay;
@@ -60,21 +60,28 @@ pub fn top(session: &mut Session, options: &Top) -> Outcome {
     Ok(())
 }
 
-/// Waits, and returns whether `q` was typed meanwhile.
-fn waits_for_q(pause: Duration, at_terminal: bool) -> Outcome<bool> {
-    if !at_terminal {
+/// Waits, and returns whether a key was typed meanwhile that ends the program.
+fn waits_for_key(pause: Duration, terminal: Option<&Terminal>) -> Outcome<bool> {
+    let Some(terminal) = terminal else {
         std::thread::sleep(pause);
         return Ok(false);
-    }
+    };
     let (stdin, deadline) = (std::io::stdin(), Instant::now() + pause);
     let mut keys = [0; 64];
-    while wait_any(&mut [terminal::keyboard(&stdin)], Some(deadline))? {
+    loop {
+        let mut fds = [terminal::keyboard(&stdin), terminal.signals()];
+        if !wait_any(&mut fds, Some(deadline))? {
+            return Ok(false);
+        }
+        if !fds[1].revents().is_empty() {
+            return Err(terminal::ended());
+        }
         let count = terminal::typed(&mut keys)?;
-        if count == 0 || keys.iter().take(count).any(|key| b"qQ\x1b".contains(key)) {
+        // Ctrl-C and Escape, too.
+        if count == 0 || keys.iter().take(count).any(|key| b"qQ\x03\x1b".contains(key)) {
             return Ok(true);
         }
     }
-    Ok(false)
 }
 
 fn sample(session: &Session) -> Outcome<Sample> {

@@ -67,6 +67,8 @@ pub struct Manners {
     pub empty: Option<Kind>,
     /// The length in headers is wrong by this.
     pub longer: u32,
+    /// Each page of counters says that the first one is next.
+    pub backwards: bool,
 }
 
 pub struct Fake {
@@ -215,6 +217,8 @@ fn serve(mut stream: UnixStream, state: &Mutex<State>, manners: &Manners) {
             frame.answer(Status::Busy, &Empty, &mut out)
         } else if let Some((_, status, text)) = manners.refuse.filter(|refuse| refuse.0 == kind) {
             frame.answer(status, &Detail { text }, &mut out)
+        } else if manners.backwards && kind == Kind::Counters {
+            frame.answer(Status::Ok, &CounterPage { next: 0, time_us: 0, counters: List::of(&[]) }, &mut out)
         } else if manners.empty == Some(kind) {
             frame.answer(Status::Ok, &Empty, &mut out)
         } else if let (Some(version), Request::Version(_)) = (manners.version, request) {
