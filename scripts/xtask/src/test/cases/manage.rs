@@ -73,8 +73,8 @@ fn failures(lab: &Lab) -> Verdict {
     let machine = machine(lab, "manage-failures", "", 256)?;
     let transcript = lab.linux_run(&machine, 60)?;
     let refusals = transcript.said("refused").count();
-    if refusals != 6 {
-        return Err(format!("{refusals} of 6 creations were refused"));
+    if refusals != 7 {
+        return Err(format!("{refusals} of 7 creations were refused"));
     }
     transcript.said("refused").for_each(|said| println!("   {said}"));
     println!("   {} clients were killed", transcript.said("killed").count());
