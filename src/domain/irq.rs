@@ -17,6 +17,8 @@ use crate::sched::Woken;
 use crate::trace::{Event, count};
 use crate::vcpu::Vcpu;
 use crate::vcpu::meter::Meter;
+use core::fmt;
+use doorward_api::EventKind;
 
 const KICK_INTID: Intid = Intid(KICK as u32);
 
@@ -69,7 +71,12 @@ fn take(domains: &Domains, cpu: CpuId, intid: Intid) {
             cpuif::deactivate(intid);
         }
         _ if host.iommu.has_interrupt(intid) => {
-            if host.iommu.handle_reports() {
+            let mut tell = |id, why: fmt::Arguments<'_>| {
+                if let Some(domain) = domains.get(id) {
+                    domain.record_because(EventKind::DeviceCutOff, why);
+                }
+            };
+            if host.iommu.handle_reports_telling(&mut tell) {
                 host.gic.spi_set_pending(intid, true);
             }
             cpuif::deactivate(intid);

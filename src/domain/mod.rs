@@ -36,6 +36,7 @@ use crate::console::ring::RING_LEN;
 use crate::dev::pl011::Vpl011;
 use crate::host::Host;
 use crate::host::cmdline::OnCrash;
+use crate::host::events;
 use crate::ids::{CpuId, DomId, DomainName, Intid, Mpidr, VcpuId};
 use crate::mm::guest_ram::GuestRam;
 use crate::mm::hw::El2;
@@ -51,6 +52,8 @@ use crate::vits::Vits;
 use crate::{log_each_second, log_limited};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use arrayvec::ArrayString;
+use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use doorward_api::EventKind;
 use images::{Images, Rams};
@@ -303,8 +306,13 @@ impl Domain {
     /// Ends a domU; if it has ended already, does nothing. Each vCPU goes off when its CPU notices the end. The last one
     /// begins the restart, or its CPU announces the domain to `control::teardown`.
     pub fn terminate(&self, end: End) {
+        self.terminate_because(end, format_args!(""));
+    }
+
+    /// [`terminate`](Self::terminate), with a reason for the tools of dom0.
+    pub fn terminate_because(&self, end: End, why: fmt::Arguments<'_>) {
         if self.lifecycle.record_end(end) {
-            self.say_end(end);
+            self.say_end(end, why);
             self.vcpus.iter().for_each(|vcpu| self.kick(vcpu));
         }
     }
@@ -316,7 +324,7 @@ impl Domain {
         if !self.lifecycle.record_destroyed() {
             return false;
         }
-        self.say_end(End::Destroyed);
+        self.say_end(End::Destroyed, format_args!(""));
         self.vcpus.iter().for_each(|vcpu| self.kick(vcpu));
         self.lifecycle.end_rest()
     }
@@ -412,15 +420,22 @@ impl Domain {
         self.host.events.record(kind, self.id, &self.name, text);
     }
 
+    /// [`record`](Self::record), with a reason. What does not fit into an event is cut.
+    pub fn record_because(&self, kind: EventKind, why: fmt::Arguments<'_>) {
+        let mut text = ArrayString::<{ events::TEXT }>::new_const();
+        let _ = fmt::write(&mut text, why);
+        self.record(kind, &text);
+    }
+
     /// Ends a domU that has been started as if it had crashed, also one that is about to be restarted after a reset.
     pub fn terminate_by_hand(&self) {
         if !self.rests() && self.lifecycle.record_crash_by_hand() {
-            self.say_end(End::Crash);
+            self.say_end(End::Crash, format_args!("ended by a debug key"));
             self.vcpus.iter().for_each(|vcpu| self.kick(vcpu));
         }
     }
 
-    fn say_end(&self, end: End) {
+    fn say_end(&self, end: End, why: fmt::Arguments<'_>) {
         let _logged = match end {
             End::Off => log_each_second!(Info, self.id; "{}: powered off", self.id),
             End::Reset => log_each_second!(Info, self.id; "{}: reset", self.id),
@@ -429,7 +444,7 @@ impl Domain {
         };
         match end {
             End::Off => self.record(EventKind::Shutdown, ""),
-            End::Crash => self.record(EventKind::Crashed, ""),
+            End::Crash => self.record_because(EventKind::Crashed, why),
             End::Reset | End::Destroyed => {}
         }
     }
@@ -456,7 +471,7 @@ impl Domain {
     pub fn count_power_off(&self) -> bool {
         let last = self.lifecycle.count_power_off() && !self.is_dom0();
         if last {
-            self.terminate(End::Crash);
+            self.terminate_because(End::Crash, format_args!("all its vCPUs are off"));
         }
         last
     }

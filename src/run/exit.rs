@@ -33,6 +33,7 @@ use crate::vcpu::{Again, Context, Vcpu, Work};
 use crate::vgic::SgiGroup;
 use crate::{log_each_second, log_limited};
 use arrayvec::ArrayVec;
+use core::fmt;
 
 /// The number of consecutive faults at one instruction of its exception handler after which a domU counts as crashed.
 const HANDLER_FAULTS: u32 = 1000;
@@ -109,7 +110,8 @@ impl Exit<'_> {
                         self.vcpu.id,
                         self.context.regs.pc
                     );
-                    return self.end(End::Crash);
+                    let why = format_args!("exception vectors at {:#x} are not in its memory", self.context.regs.pc);
+                    return self.crash(why);
                 }
                 self.count(Event::AbortInjected);
                 let entry = inject::instr_abort(&self.at(), exit.far, &esr.instr_abort());
@@ -142,9 +144,9 @@ impl Exit<'_> {
         answer.next
     }
 
-    /// Ends the domain; the vCPU goes off.
-    fn end(&self, end: End) -> Next {
-        self.domain.terminate(end);
+    /// Ends the domain, which cannot go on; the vCPU goes off.
+    fn crash(&self, why: fmt::Arguments<'_>) -> Next {
+        self.domain.terminate_because(End::Crash, why);
         Next::Off
     }
 
@@ -356,7 +358,7 @@ impl Exit<'_> {
                 self.vcpu.id,
                 entry.elr_el1
             );
-            return self.end(End::Crash);
+            return self.crash(format_args!("exception handler faults repeatedly at {:#x}", entry.elr_el1));
         }
         self.context.regs.pc = entry.pc;
         self.context.regs.pstate = entry.pstate;

@@ -98,7 +98,8 @@ fn psci(caller: &Caller<'_>, x: [u64; 4]) -> Answer {
         PsciAction::SystemReset if !domain.is_dom0() => end(domain, End::Reset),
         PsciAction::SystemCrash { cookie } if !domain.is_dom0() => {
             let _logged = log_each_second!(Warn, domain.id(); "{} {}: reported a crash by SYSTEM_RESET2: cookie {cookie:#x}", domain.id(), vcpu.id);
-            end(domain, End::Crash)
+            domain.terminate_because(End::Crash, format_args!("reported by SYSTEM_RESET2, cookie {cookie:#x}"));
+            Answer::stop(Next::Off)
         }
         PsciAction::SystemOff => {
             log::info!("{}: powered off: powering off the machine", domain.id());

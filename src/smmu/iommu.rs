@@ -234,6 +234,13 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
     /// again.
     #[must_use]
     pub fn handle_reports(&self) -> bool {
+        self.handle_reports_telling(&mut |_, _| ())
+    }
+
+    /// [`handle_reports`](Self::handle_reports), and calls `tell` with each domain of which a stream, or all, are cut off.
+    /// No lock is held then.
+    #[must_use]
+    pub fn handle_reports_telling(&self, tell: &mut dyn FnMut(DomId, fmt::Arguments<'_>)) -> bool {
         let mut left = BATCH;
         for front in &self.fronts {
             let Some(smmu) = &front.smmu else { continue };
@@ -242,13 +249,13 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
                 && let Some(event) = smmu.next_event()
             {
                 left = left.saturating_sub(1);
-                self.handle(front, smmu, &event);
+                self.handle(front, smmu, &event, tell);
             }
         }
         left == 0
     }
 
-    fn handle(&self, front: &Front<H>, smmu: &Smmu<H>, event: &Event) {
+    fn handle(&self, front: &Front<H>, smmu: &Smmu<H>, event: &Event, tell: &mut dyn FnMut(DomId, fmt::Arguments<'_>)) {
         front.events.fetch_add(1, Ordering::Relaxed);
         let id = front.id;
         let Event::Stream { stream, crowded, .. } = *event else {
@@ -267,7 +274,10 @@ impl<H: Hw + Clone + 'static> Iommu<H> {
         };
         let outcome = CutOffOutcome { what, done };
         match verdict.owner {
-            Some(domain) => log_limited!(Error, domain; "{id}: {domain}: {stream}: too many faults: {outcome}"),
+            Some(domain) => {
+                log_limited!(Error, domain; "{id}: {domain}: {stream}: too many faults: {outcome}");
+                tell(domain, format_args!("{id}: {stream}: too many faults: {outcome}"));
+            }
             None => log_limited!(Error; "{id}: no domain: {stream}: too many faults: {outcome}"),
         }
     }
