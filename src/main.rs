@@ -76,7 +76,7 @@ fn start(own: boot::BootInfo) -> ! {
     let boot_cpu = percpu::cpu();
     let gic = &machine.gic;
     let mut itss: Vec<ItsLayout> =
-        gic.itss.iter().map(|its| ItsLayout { base: its.control.base, coherent: !its.non_coherent }).collect();
+        gic.itss.iter().map(|its| ItsLayout::new(its.control.base, !its.non_coherent)).collect();
     let mut layout = Layout {
         dist: gic.dist.base,
         redists: &gic.redists.iter().map(|range| (range.base, range.size)).collect::<Vec<_>>(),

@@ -170,7 +170,7 @@ pub fn discover(generation: Generation) -> Gic<Instant> {
         cpus: &cpus,
         reserved: &[],
         boot_cpu: CpuId(0),
-        itss: &[ItsLayout { base: ITS, coherent: true }],
+        itss: &[ItsLayout::new(ITS, true)],
         coherent: true,
         virtual_lpis_wanted: true,
     };

@@ -2,12 +2,13 @@
 
 use super::machine::{self, set_console};
 use super::{BootInfo, MACHINE, STACKS, early, efi, image};
+use arrayvec::ArrayVec;
 use core::ptr;
 use doorward::arch::sysreg::{HCR_EL2, MPIDR_EL1, Readable};
 use doorward::arch::{mmu, percpu, psci, vectors};
 use doorward::console::{self, onpanic};
 use doorward::fatal;
-use doorward::gic;
+use doorward::gic::{self, errata};
 use doorward::ids::{CpuId, Mpidr, Pa};
 use doorward::mm::el2_map::{self, Stacks};
 use doorward::mm::hw::El2;
@@ -62,7 +63,7 @@ extern "C" fn boot_cpu(at: Pa, el: u64) -> ! {
     size_redistributors();
     let machine = adopt_machine();
     let image = image::range();
-    let pool = take_memory(machine, image, range_of(fdt));
+    let pool = take_memory(machine, image, fdt);
     console::unlock();
     // SAFETY: `take_memory` has mapped all RAM that is not reserved, and all boot modules. EL2 keeps its objects in the
     // image, the pool and the device tree.
@@ -114,7 +115,8 @@ fn adopt_machine() -> &'static Machine {
 }
 
 /// Takes memory for EL2, initializes frames and heap, and switches to the second stage 1 map. Returns the memory.
-fn take_memory(machine: &Machine, image: Range, fdt: Range) -> Range {
+fn take_memory(machine: &Machine, image: Range, tree: &[u8]) -> Range {
+    let fdt = range_of(tree);
     // Reservations, modules of all domains, image and tree.
     let mut avoid = [Range::default(); platform::RESERVATIONS + 64];
     let taken = machine.reserved.iter().copied().chain(machine.all_modules().map(|module| module.range));
@@ -125,7 +127,11 @@ fn take_memory(machine: &Machine, image: Range, fdt: Range) -> Range {
     }
     let stacks = Stacks::size(machine.cpus.len());
     let size = pool::wanted(machine.memory_size()) + stacks.next_multiple_of(pool::GRAIN);
-    let Some(pool) = pool::choose(&machine.memory, &avoid[..count], size) else {
+    // A GIC that does not reach all memory has its tables in the pool, too.
+    let end = errata::memory_end(|word| platform_fdt::is_compatible(tree, word)).unwrap_or(Pa(u64::MAX));
+    let reached = |bank: &Range| Range::between(bank.base.min(end), bank.end().min(end));
+    let banks: ArrayVec<Range, 64> = machine.memory.iter().map(reached).filter(|bank| !bank.is_empty()).collect();
+    let Some(pool) = pool::choose(&banks, &avoid[..count], size) else {
         fatal!("memory: no free range of {} MiB for the hypervisor", size >> 20);
     };
     early::map(pool.base, pool.size, Kind::Data);

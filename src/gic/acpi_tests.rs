@@ -33,7 +33,7 @@ fn guest(homes: &[u16]) -> Guest {
             .gic
             .itss
             .iter()
-            .map(|its| ItsLayout { base: its.control.base, coherent: !its.non_coherent })
+            .map(|its| ItsLayout::new(its.control.base, !its.non_coherent))
             .collect::<Vec<_>>(),
         coherent: !tables.gic.non_coherent,
         virtual_lpis_wanted: true,

@@ -70,6 +70,8 @@ impl<H: Hw + Clone> Gic<H> {
             let id = ItsId(n as u8);
             itss.push(match (&lpis, quiet) {
                 (None, _) => None,
+                // An erratum says why.
+                _ if !its.is_used => None,
                 (_, false) => {
                     log::error!("{id}: not used: {}", ItsError::NotQuiescent);
                     None

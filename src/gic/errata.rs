@@ -5,12 +5,15 @@
 //! machine: by its SoC (DEN 0028, SMCCC_ARCH_SOC_ID), by the vendor in its ACPI tables, or by its device tree's
 //! `compatible`.
 //!
-//! There are three remedies: direct injection is not used, caches are not assumed to be coherent, or nothing is done,
-//! because this hypervisor never does what triggers the erratum; the table then says why.
+//! The remedies: direct injection is not used, caches are not assumed to be coherent, entries of translation tables are
+//! larger, or all tables are in low memory. An ITS with an erratum that is not worked around is not used. Or nothing is
+//! done, because this hypervisor never does what triggers the erratum; the table then says why. docs/errata.md compares
+//! the table with that of Linux.
 
 use super::its::IIDR as GITS_IIDR;
 use super::layout::{ItsLayout, Layout};
 use super::regs::gicd;
+use crate::ids::Pa;
 use crate::mmio::Hw;
 use crate::platform::acpi::Oem;
 use core::fmt;
@@ -31,6 +34,8 @@ enum Only {
     Always,
     /// The SoC, and the least number of chips with redistributors.
     Soc(u32, u32),
+    /// A string in the `compatible` of the device tree's root.
+    Tree(&'static [&'static str]),
     /// A string in the `compatible` of the device tree's root, or the OEM ID and OEM table ID of the ACPI tables.
     Machine(&'static [&'static str], &'static [u8; 6], &'static [u8; 8]),
 }
@@ -42,6 +47,10 @@ pub enum Remedy {
     NoVirtualLpis,
     /// Tables are cleaned to memory and are not shareable.
     NonCoherent,
+    /// Entries of translation tables have at least 16 bytes.
+    LargeItes,
+    /// The ITS is not used.
+    ItsNotUsed,
     /// Nothing: `why` says why none is needed.
     None,
 }
@@ -68,6 +77,21 @@ impl fmt::Display for Erratum {
 }
 
 const ROCKCHIP: &[&str] = &["rockchip,rk3588", "rockchip,rk3588s"];
+
+/// Machines whose GIC reaches the first 4 GiB only, although it says otherwise.
+const NARROW: &[&str] =
+    &["rockchip,rk3566", "rockchip,rk3568", "renesas,r8a779f0", "renesas,r8a779g0", "renesas,r8a779h0"];
+
+/// The size in bytes of the largest known entry of a translation table.
+const LARGE_ITE: u64 = 16;
+
+/// Returns the end of the memory that the machine's GIC reaches, if it is less than the GIC says. `is_compatible` is
+/// whether the `compatible` of the device tree's root contains a string. All tables are in EL2's pool, so the pool has to
+/// be below.
+#[must_use]
+pub fn memory_end(is_compatible: impl Fn(&str) -> bool) -> Option<Pa> {
+    NARROW.iter().any(|word| is_compatible(word)).then_some(Pa(1 << 32))
+}
 
 /// All errata that are known.
 pub const TABLE: &[Erratum] = &[
@@ -106,6 +130,33 @@ pub const TABLE: &[Erratum] = &[
         only: Only::Always,
         remedy: Remedy::None,
         why: "GICD_TYPER2 cannot be read; it is read only on GICv4.1",
+    },
+    Erratum {
+        name: "Rockchip 3568002, Renesas R-Car generation 4",
+        part: Part::Its,
+        iidr: 0x0201_743b,
+        mask: 0xffff_ffff,
+        only: Only::Tree(NARROW),
+        remedy: Remedy::None,
+        why: "the GIC reaches the first 4 GiB only; the hypervisor's memory is there",
+    },
+    Erratum {
+        name: "Qualcomm QDF2400 0065",
+        part: Part::Its,
+        iidr: 0x0000_1070,
+        mask: 0xffff_ffff,
+        only: Only::Always,
+        remedy: Remedy::LargeItes,
+        why: "an entry of a translation table has 16 bytes, more than the ITS says",
+    },
+    Erratum {
+        name: "Cavium 22375, 24313, 23144",
+        part: Part::Its,
+        iidr: 0xa100_034c,
+        mask: 0xffff_0fff,
+        only: Only::Always,
+        remedy: Remedy::ItsNotUsed,
+        why: "device tables have other sizes than it says, and commands to the other node hang; this ITS is not used",
     },
     Erratum {
         name: "HiSilicon 161600802 (Hip07)",
@@ -169,6 +220,7 @@ pub fn of<'a>(
             && match line.only {
                 Only::Always => true,
                 Only::Soc(soc, least) => identity.soc == Some(soc) && chips(redists) >= least,
+                Only::Tree(words) => words.iter().any(|word| (identity.is_compatible)(word)),
                 Only::Machine(words, id, table) => {
                     words.iter().any(|word| (identity.is_compatible)(word))
                         || identity.oem == Some(Oem { id: *id, table: *table })
@@ -197,7 +249,7 @@ pub fn apply(
         match erratum.remedy {
             Remedy::NoVirtualLpis => layout.virtual_lpis_wanted = false,
             Remedy::NonCoherent => layout.coherent = false,
-            Remedy::None => {}
+            Remedy::LargeItes | Remedy::ItsNotUsed | Remedy::None => {}
         }
     }
     for (n, its) in itss.iter_mut().enumerate() {
@@ -206,6 +258,8 @@ pub fn apply(
             match erratum.remedy {
                 Remedy::NoVirtualLpis => layout.virtual_lpis_wanted = false,
                 Remedy::NonCoherent => its.coherent = false,
+                Remedy::LargeItes => its.least_ite = LARGE_ITE,
+                Remedy::ItsNotUsed => its.is_used = false,
                 Remedy::None => {}
             }
         }
@@ -318,6 +372,49 @@ mod tests {
             assert!(gic.v4().is_none());
             takes_physical_lpis(&machine, &gic);
         }
+    }
+
+    #[test]
+    fn tables_of_a_gic_that_reaches_4_gib_are_below() {
+        let end = |name: &str| memory_end(|word| word == name);
+        for name in ["rockchip,rk3566", "rockchip,rk3568", "renesas,r8a779f0", "renesas,r8a779g0", "renesas,r8a779h0"] {
+            assert_eq!(end(name), Some(Pa(1 << 32)), "{name}");
+            let is_it = |word: &str| word == name;
+            let identity = Identity { is_compatible: &is_it, ..UNKNOWN };
+            assert_eq!(names(Part::Its, 0x0201_743b, identity, &[]).len(), 1, "{name}");
+            assert!(names(Part::Its, 0x0300_043b, identity, &[]).is_empty());
+        }
+        assert_eq!((end("rockchip,rk3588"), end("linux,dummy-virt")), (None, None));
+    }
+
+    #[test]
+    fn translation_tables_of_a_qdf2400_have_entries_of_16_bytes() {
+        let reserved = |iidr: u32| {
+            let (machine, gic, known) = discovered(Config::gicv3(2).each_its(|_, its| its.iidr = iidr), UNKNOWN);
+            takes_physical_lpis(&machine, &gic);
+            (known, gic.itss[0].as_ref().map(|its| its.itt_entry()))
+        };
+        let (known, size) = reserved(0x0000_1070);
+        assert_eq!((known, size), (std::vec![(Some(0), "Qualcomm QDF2400 0065")], Some(16)));
+        let (known, size) = reserved(0x0000_1071);
+        assert!(known.is_empty() && size.is_some_and(|size| size < 16));
+    }
+
+    #[test]
+    fn an_its_whose_errata_are_not_worked_around_is_not_used_and_the_others_are() {
+        let config = Config::gicv3(2).each_its(|_, its| its.iidr = 0xa100_334c);
+        let described = Described::new(&config);
+        let machine = Machine::new(config);
+        let hw = ModelHw::new(machine.clone());
+        let mut layout = described.layout();
+        let mut itss = layout.itss.to_vec();
+        let mut known = Vec::new();
+        apply(&hw, &mut layout, &mut itss, UNKNOWN, |its, erratum| known.push((its, erratum.name)));
+        assert_eq!(known[0], (Some(0), "Cavium 22375, 24313, 23144"));
+        let gic = Gic::discover(hw, &Layout { itss: &itss, ..layout }).unwrap();
+        assert!(gic.facts().its(ItsId(0)).is_none());
+        // It was stopped, as any other.
+        machine.assert_clean();
     }
 
     #[test]

@@ -10,6 +10,18 @@ pub struct ItsLayout {
     pub base: Pa,
     /// The ITS snoops the CPUs' caches.
     pub coherent: bool,
+    /// The least size in bytes of an entry of a translation table, whatever the ITS says.
+    pub least_ite: u64,
+    /// Whether it is used. Otherwise it is only stopped.
+    pub is_used: bool,
+}
+
+impl ItsLayout {
+    /// An ITS without errata.
+    #[must_use]
+    pub const fn new(base: Pa, coherent: bool) -> ItsLayout {
+        ItsLayout { base, coherent, least_ite: 0, is_used: true }
+    }
 }
 
 /// The GIC as the platform describes it. Everything else is read from the hardware.

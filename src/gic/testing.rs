@@ -112,7 +112,7 @@ impl Described {
         Described {
             redists: config.cpus.iter().map(|c| (Pa(c.gicr), c.frames_size())).collect(),
             cpus: config.cpus.iter().map(|c| Mpidr::from_packed(c.affinity)).collect(),
-            itss: config.its.iter().map(|i| ItsLayout { base: Pa(i.base), coherent: true }).collect(),
+            itss: config.its.iter().map(|i| ItsLayout::new(Pa(i.base), true)).collect(),
             dist: Pa(config.gicd),
             reserved: Vec::new(),
         }

@@ -171,7 +171,7 @@ impl<H: Hw + Clone> Its<H> {
             base,
             facts,
             physical_targets: typer.is_set(GITS_TYPER::PTA),
-            itt_entry: typer.read(GITS_TYPER::ITT_ENTRY_SIZE) + 1,
+            itt_entry: (typer.read(GITS_TYPER::ITT_ENTRY_SIZE) + 1).max(layout.least_ite),
             coherence,
             state: Lock::new(Rank::ItsEvents, State::new(device_table, collection_table, hardware_collections)),
             vpe_table,
@@ -335,6 +335,12 @@ impl<H: Hw> Its<H> {
     /// Gives the memory of a device back that has been unmapped; `_complete` proves that the ITS is done with it.
     pub fn free_device(&self, state: &mut State, device: Device, _complete: &Synced) {
         state.give_back(&self.hw, device, self.coherence());
+    }
+
+    /// Bytes of an entry of a translation table.
+    #[cfg(test)]
+    pub fn itt_entry(&self) -> u64 {
+        self.itt_entry
     }
 
     /// Whether the ITS snoops the caches when it reads translation tables.

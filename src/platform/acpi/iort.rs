@@ -37,6 +37,8 @@ const COHACC: u32 = 1 << 0;
 const RMR_REVISION: u8 = 3;
 /// The length of a memory range descriptor of an RMR node.
 const RMR_DESCRIPTOR: usize = 20;
+/// The offset of the OEM revision in the header of a table.
+const OEM_REVISION: usize = 24;
 /// The longest path from a root complex to an ITS. One SMMU is usual, two are allowed.
 const LONGEST_PATH: usize = 3;
 
@@ -104,6 +106,17 @@ fn mapping(node: Fields<'_>, first: u32, index: u32) -> Result<Mapping, AcpiErro
     })
 }
 
+/// Returns what a mapping means. The tables of Huawei's HIP07 and HIP08 have the number of IDs where the specification
+/// has one less (in Linux: `iort_check_id_count_workaround`). A guest that gets these tables corrects them itself.
+fn corrected(iort: Fields<'_>, mapping: Mapping) -> Mapping {
+    let oem = iort.oem();
+    let is_known = oem.id == *b"HISI  " && (oem.table == *b"HIP07   " || oem.table == *b"HIP08   ");
+    if is_known && iort.u32(OEM_REVISION) == Ok(0) {
+        return Mapping { more: mapping.more.saturating_sub(1), ..mapping };
+    }
+    mapping
+}
+
 /// Returns all nodes in the order of the table. A node is at least as long as its header, so this terminates.
 pub(crate) fn nodes(iort: Fields<'_>) -> impl Iterator<Item = Result<Node<'_>, AcpiError>> {
     let count = iort.u32(NODES);
@@ -164,9 +177,14 @@ pub(super) fn read(iort: Fields<'_>, names: &ItsNames, machine: &mut Machine) ->
     for node in nodes(iort) {
         let node = node?;
         if node.kind == SMMU_V3 {
-            let full = MachineError::TooMany { part: Part::Smmu, limit: machine.smmus.capacity() };
-            machine.smmus.try_push(read_smmu(node.fields)?).map_err(|_| full)?;
-            places.try_push(node.at).map_err(|_| full)?;
+            let smmu = read_smmu(node.fields)?;
+            if machine.smmus.try_push(smmu).is_ok() {
+                let _ = places.try_push(node.at); // as large as the other
+            } else {
+                machine.leave_out(Part::Smmu);
+                // Nor may a domain use it.
+                machine.gic.add_unused(smmu.regs)?;
+            }
         }
     }
     for node in nodes(iort) {
@@ -225,7 +243,7 @@ fn follow(
 ) -> Result<(), AcpiError> {
     let Some(left) = left.checked_sub(1) else { return Ok(()) };
     for mapping in node.mappings() {
-        let mapping = mapping?;
+        let mapping = corrected(iort, mapping?);
         // This one is for the node's own MSIs.
         if mapping.flags & SINGLE != 0 && node.kind != NAMED_COMPONENT {
             continue;
@@ -269,7 +287,7 @@ fn streams(smmu: SmmuId, ids: Ids) -> Streams {
 /// say how an operating system may map the ranges, and do not matter to one that maps them at their own address.
 fn read_reserved(iort: Fields<'_>, node: Node<'_>, smmus: &SmmuPlaces, machine: &mut Machine) {
     let (Ok(count), Ok(first)) = (node.fields.u32(20), node.fields.u32(24)) else { return };
-    for mapping in node.mappings().map_while(Result::ok) {
+    for mapping in node.mappings().map_while(Result::ok).map(|mapping| corrected(iort, mapping)) {
         let is_smmu = Node::at(iort, mapping.to).is_ok_and(|next| next.kind == SMMU_V3);
         let Some(smmu) = smmus.iter().position(|&at| is_smmu && at == mapping.to) else { continue };
         // The input means nothing, since the node stands for no device.
@@ -291,8 +309,10 @@ fn add_device(machine: &mut Machine, ids: Ids, its: ItsId) -> Result<(), Machine
     if machine.msi_devices.contains(&devices) {
         return Ok(());
     }
-    let full = MachineError::TooMany { part: Part::MsiDevices, limit: machine.msi_devices.capacity() };
-    machine.msi_devices.try_push(devices).map_err(|_| full)
+    if machine.msi_devices.try_push(devices).is_err() {
+        machine.leave_out(Part::MsiDevices);
+    }
+    Ok(())
 }
 
 /// Appends an entry, or extends the last one if the new one continues it without a gap.

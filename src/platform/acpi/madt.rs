@@ -75,9 +75,14 @@ pub(super) fn read(madt: Fields<'_>, machine: &mut Machine) -> Result<ItsNames, 
                     control: Range::new(Pa(entry.u64(8)?), ITS_SIZE),
                     non_coherent: flagged && entry.u8(2)? & NON_COHERENT != 0,
                 };
-                let full = MachineError::TooMany { part: Part::Its, limit: machine.gic.itss.capacity() };
-                machine.gic.itss.try_push(its).map_err(|_| full)?;
-                names.try_push(entry.u32(4)?).map_err(|_| full)?;
+                let name = entry.u32(4)?;
+                if machine.gic.itss.try_push(its).is_ok() {
+                    let _ = names.try_push(name); // as large as the other
+                } else {
+                    machine.leave_out(Part::Its);
+                    // Nor may a domain use it.
+                    machine.gic.add_unused(its.control)?;
+                }
             }
             _ => {}
         }
@@ -131,11 +136,20 @@ fn read_cpu(entry: Fields<'_>, machine: &mut Machine, flagged: bool) -> Result<O
     }
     let register = entry.u64(68)?;
     let mpidr = Mpidr::from_register(register);
-    if mpidr.0 != register {
-        return Err(MachineError::BadMpidr(register).into());
+    let problem = if mpidr.0 != register {
+        Some("this is no affinity: this CPU is not used")
+    } else if machine.cpus.iter().any(|cpu| cpu.mpidr == mpidr) {
+        Some("another CPU has the same affinity: this one is not used")
+    } else if machine.cpus.is_full() {
+        Some("there are too many CPUs: this one is not used")
+    } else {
+        None
+    };
+    if let Some(problem) = problem {
+        machine.warn(format_args!("ACPI: CPU with MPIDR {register:#x}"), problem);
+        return Ok(None);
     }
-    let full = MachineError::TooMany { part: Part::Cpu, limit: machine.cpus.capacity() };
-    machine.cpus.try_push(Cpu { mpidr, enabled }).map_err(|_| full)?;
+    machine.cpus.push(Cpu { mpidr, enabled });
     if !enabled {
         return Ok(None);
     }

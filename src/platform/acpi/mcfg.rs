@@ -6,7 +6,7 @@
 
 use super::{AcpiError, Fields};
 use crate::ids::Pa;
-use crate::platform::{Machine, MachineError, Part, PciHost};
+use crate::platform::{Machine, Part, PciHost};
 use crate::util::range::Range;
 use arrayvec::ArrayVec;
 
@@ -25,7 +25,11 @@ pub(super) fn read(mcfg: Fields<'_>, machine: &mut Machine) -> Result<(), AcpiEr
             let buses = u64::from(last.saturating_sub(first)) + 1;
             Range::new(Pa(base), buses << 20)
         });
-        let ecam = ecam.ok_or(MachineError::Unreachable { part: Part::Ecam, range: Range::new(Pa(base), 1 << 20) })?;
+        let Some(ecam) = ecam.filter(|ecam| first <= last && ecam.base.0.checked_add(ecam.size).is_some()) else {
+            let object = format_args!("ACPI: MCFG: segment {segment} at {base:#x}");
+            machine.warn(object, "its buses or its address are invalid: this PCI host is not used");
+            continue;
+        };
         let host = PciHost {
             ecam,
             segment,
@@ -38,8 +42,9 @@ pub(super) fn read(mcfg: Fields<'_>, machine: &mut Machine) -> Result<(), AcpiEr
             // DMA on servers snoops caches (SBSA).
             coherent: true,
         };
-        let full = MachineError::TooMany { part: Part::PciHost, limit: machine.pci.capacity() };
-        machine.pci.try_push(host).map_err(|_| full)?;
+        if machine.pci.try_push(host).is_err() {
+            machine.leave_out(Part::PciHost);
+        }
     }
     Ok(())
 }

@@ -51,15 +51,30 @@ pub fn read_into(machine: &mut Machine, rsdp: Pa, memory: &dyn PhysicalMemory) -
     let names = madt::read(tables.require(Signature::MADT)?, machine)?;
     machine.psci = fadt::conduit(tables.require(Signature::FADT)?)?;
     machine.timer = gtdt::read(tables.require(Signature::GTDT)?)?;
-    if let Some(mcfg) = tables.find(Signature::MCFG)? {
-        mcfg::read(mcfg, machine)?;
-    }
-    if let Some(iort) = tables.find(Signature::IORT)? {
-        iort::read(iort, &names, machine)?;
-    }
-    if let Some(spcr) = tables.find(Signature::SPCR)? {
+    optional(tables, Signature::MCFG, machine, mcfg::read);
+    optional(tables, Signature::IORT, machine, |iort, machine| iort::read(iort, &names, machine));
+    optional(tables, Signature::SPCR, machine, |spcr, machine| {
         machine.uart = spcr::read(spcr)?;
-    }
+        Ok(())
+    });
     machine.rsdp = Some(rsdp);
     Ok(())
+}
+
+/// Reads a table that a machine can start without. What follows an error in it is not used.
+fn optional(
+    tables: Tables<'_>,
+    signature: Signature,
+    machine: &mut Machine,
+    read: impl FnOnce(Fields<'_>, &mut Machine) -> Result<(), AcpiError>,
+) {
+    match tables.find(signature) {
+        Ok(None) => {}
+        Ok(Some(table)) => {
+            if let Err(error) = read(table, machine) {
+                machine.warn(error, "the rest of this table is not used");
+            }
+        }
+        Err(error) => machine.warn(error, "this table is not used"),
+    }
 }

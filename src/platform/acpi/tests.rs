@@ -13,6 +13,7 @@ use crate::platform::{
 use crate::util::range::Range;
 use alloc::boxed::Box;
 use alloc::format;
+use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -202,9 +203,6 @@ fn a_missing_table_or_field_is_reported() {
     let error = |entries: &[Vec<u8>]| with(madt(5, entries)).unwrap_err();
     assert_eq!(error(&[gicd(0x800_0000, 3), gicc(0, 0, 1, 25, 0)]), MachineError::NoRedistributors.into());
     assert_eq!(error(&[gicd(0x800_0000, 3), gicc(0, 0, 1, 0, 0x1000_0000)]), MachineError::NoMaintenance.into());
-    assert_eq!(error(&[gicd(0x800_0000, 3), gicc(0, 1 << 31, 1, 25, 0x1000_0000)]), {
-        MachineError::BadMpidr(1 << 31).into()
-    });
     assert_eq!(with(gtdt(29, 30, 27, 0)).unwrap_err(), MachineError::NoTimer.into());
     for absent in [Signature::MADT, Signature::FADT, Signature::GTDT] {
         let tables: Vec<_> = small().into_iter().filter(|table| table[..4] != absent.0).collect();
@@ -237,9 +235,17 @@ fn mcfg_entries_may_share_segment_and_address_if_their_buses_differ() {
             (r(base + (0x44 << 20), 0x13 << 20), (0x44, 0x56)),
         ]
     );
-    assert_eq!(with(mcfg(&[(u64::MAX, 0, 1, 1)])).unwrap_err(), {
-        MachineError::Unreachable { part: crate::platform::Part::Ecam, range: r(u64::MAX, 1 << 20) }.into()
-    });
+    // Entries that cannot be used are skipped.
+    let machine = with(mcfg(&[(u64::MAX, 0, 1, 1), (base, 0, 2, 1), (base, 0, 0, 0)])).unwrap();
+    assert_eq!(machine.pci.iter().map(|host| host.buses).collect::<Vec<_>>(), [(0, 0)]);
+    let problem = "its buses or its address are invalid: this PCI host is not used";
+    assert_eq!(
+        warnings(&machine),
+        [
+            format!("ACPI: MCFG: segment 0 at {:#x}: {problem}", u64::MAX),
+            format!("ACPI: MCFG: segment 0 at {base:#x}: {problem}")
+        ]
+    );
 }
 
 #[test]
@@ -397,12 +403,87 @@ fn a_damaged_table_is_reported() {
     let error = memory.read().unwrap_err();
     assert_eq!(error, AcpiError::Damaged { table: Signature::MADT, at, damage: Damage::Checksum });
     assert_eq!(format!("{error}"), format!("ACPI: table APIC at {:#x}: wrong checksum", at.0));
-    // An optional table that is present but damaged is an error, too.
+}
+
+fn warnings(machine: &Machine) -> Vec<String> {
+    machine.warnings.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn an_optional_table_that_is_damaged_is_not_used_and_refuses_nothing() {
+    for (signature, name) in [(Signature::MCFG, "MCFG"), (Signature::IORT, "IORT"), (Signature::SPCR, "SPCR")] {
+        let mut memory = Memory::of(GICV4);
+        let at = memory.find(signature).unwrap();
+        let tables = memory.parts[1].0;
+        memory.parts[1].1[(at.0 - tables.0) as usize + 40] ^= 1;
+        let machine = memory.read().unwrap();
+        let text = format!("ACPI: table {name} at {:#x}: wrong checksum: this table is not used", at.0);
+        assert_eq!(warnings(&machine), [text]);
+        assert_eq!(machine.pci.is_empty(), signature == Signature::MCFG);
+        assert_eq!(machine.smmus.is_empty(), signature == Signature::IORT);
+        assert_eq!(machine.uart.is_none(), signature == Signature::SPCR);
+    }
+    // An entry that is damaged.
     let mut memory = Memory::of(GICV4);
     memory.edit(Signature::IORT, |iort| iort[48 + 1..48 + 3].copy_from_slice(&[3, 0]));
-    assert_eq!(memory.read().unwrap_err(), AcpiError::BadEntry(Signature::IORT));
+    let error = AcpiError::BadEntry(Signature::IORT);
+    assert_eq!(warnings(&memory.read().unwrap()), [format!("{error}: the rest of this table is not used")]);
     memory.edit(Signature::IORT, |iort| iort[48 + 1..48 + 3].copy_from_slice(&[0xff, 0xff]));
-    assert_eq!(memory.read().unwrap_err(), AcpiError::Short(Signature::IORT));
+    let error = AcpiError::Short(Signature::IORT);
+    assert_eq!(warnings(&memory.read().unwrap()), [format!("{error}: the rest of this table is not used")]);
+    assert!(warnings(&Memory::of(GICV4).read().unwrap()).is_empty());
+}
+
+#[test]
+fn a_cpu_with_an_affinity_that_is_none_or_anothers_is_not_used() {
+    let entries = [
+        gicd(0x800_0000, 3),
+        gicc(0, 0, 1, 25, 0x1000_0000),
+        gicc(1, 1 << 31, 1, 25, 0x1002_0000),
+        gicc(2, 0, 1, 25, 0x1004_0000),
+        gicc(3, 1, 8, 25, 0x1006_0000),
+    ];
+    let machine = with(madt(5, &entries)).unwrap();
+    let cpus: Vec<_> = machine.cpus.iter().map(|cpu| (cpu.mpidr.0, cpu.enabled)).collect();
+    assert_eq!(cpus, [(0, true), (1, false)]);
+    assert_eq!(machine.gic.redists[..], [r(0x1000_0000, 0x2_0000)]);
+    assert_eq!(
+        warnings(&machine),
+        [
+            "ACPI: CPU with MPIDR 0x80000000: this is no affinity: this CPU is not used",
+            "ACPI: CPU with MPIDR 0x0: another CPU has the same affinity: this one is not used",
+        ]
+    );
+    // Nobody else may use their redistributors.
+    for base in [0x1002_0000, 0x1004_0000] {
+        assert!(machine.gic.unused.iter().any(|range| range.base == Pa(base)), "{base:#x}");
+    }
+}
+
+#[test]
+fn huaweis_numbers_of_ids_are_one_too_large() {
+    // Two halves of a segment for two ITSs: where the numbers are one too large, the halves overlap.
+    let device_id = |id: &[u8; 6], table: &[u8; 8], revision: u8| {
+        let halves = [[0, 0x8000, 0, 48, 0], [0x8000, 0x8000, 0x1000, 72, 0]];
+        let mut iort = iort(&[its_group(7), its_group(9), root_complex(0, &halves)]);
+        iort[10..16].copy_from_slice(id);
+        iort[16..24].copy_from_slice(table);
+        iort[24] = revision;
+        testing::fix(&mut iort);
+        let mut tables = small();
+        let itss = [its(7, 0x2000_0000), its(9, 0x3000_0000)];
+        tables[1] = madt(5, &[&[gicd(0x800_0000, 3), gicc(0, 0, 1, 25, 0x80a_0000)][..], &itss].concat());
+        tables.extend([iort, mcfg(&[(0x4000_0000, 0, 0, 255)])]);
+        Memory::with(&tables).read().unwrap().pci[0].device_id(0x8000)
+    };
+    let right = Some((ItsId(1), DeviceId(0x1000)));
+    assert_eq!(device_id(b"HISI  ", b"HIP07   ", 0), right);
+    assert_eq!(device_id(b"HISI  ", b"HIP08   ", 0), right);
+    // Later revisions, and others, mean what the specification says.
+    let as_written = Some((ItsId(0), DeviceId(0x8000)));
+    assert_eq!(device_id(b"HISI  ", b"HIP08   ", 1), as_written);
+    assert_eq!(device_id(b"HISI  ", b"HIP09   ", 0), as_written);
+    assert_eq!(device_id(b"DOORWD", b"HIP08   ", 0), as_written);
 }
 
 #[test]

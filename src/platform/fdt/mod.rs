@@ -236,7 +236,8 @@ fn read_smmu(
     let aligned = place.reg(0).filter(|regs| regs.size >= SMMU_FRAME && regs.base.0.is_multiple_of(SMMU_FRAME));
     let Some(regs) = aligned else {
         machine.warn(place.path(), "its registers are missing, too small or misaligned: this SMMU is not used");
-        return Ok(());
+        // Nor may a domain use it.
+        return place.reg(0).filter(|regs| !regs.is_empty()).map_or(Ok(()), |regs| machine.gic.add_unused(regs));
     };
     let mut intids: ArrayVec<Intid, 4> = ArrayVec::new();
     tree.interrupts(place, &mut |intid, _| {
