@@ -16,7 +16,7 @@
 use super::Domain;
 use super::streams::{CONSOLE, Link, Ports, STREAM, Server, Stream};
 use super::table::Domains;
-use crate::ids::{DomId, Intid, Ipa};
+use crate::ids::{DomId, Intid, Ipa, PortId};
 use crate::log_limited;
 use crate::sync::set_once;
 use crate::vgic::Signal;
@@ -81,16 +81,19 @@ impl Domain {
     /// Calls `act` with the stream on which EL2 tells events, on any CPU, with no lock held. What is sent there while there
     /// is no room is lost: use [`send_whole`](Stream::send_whole). `None` if the domain has no console device.
     pub fn with_events<R>(&self, act: impl FnOnce(&Stream<'_>) -> R) -> Option<R> {
-        let ports = self.ports.as_ref()?;
-        let done = act(&Stream::new(&ports.device, ports.events)?);
-        ports.device.announce(&self.device_guest(ports), ports.events);
-        Some(done)
+        self.with_stream(|ports| ports.events, act)
     }
 
     /// The same with the stream of requests, for a server that answers on another CPU than that of dom0's vCPU.
     pub fn with_control<R>(&self, act: impl FnOnce(&Stream<'_>) -> R) -> Option<R> {
+        self.with_stream(|ports| ports.control, act)
+    }
+
+    fn with_stream<R>(&self, which: impl Fn(&Ports) -> PortId, act: impl FnOnce(&Stream<'_>) -> R) -> Option<R> {
         let ports = self.ports.as_ref()?;
-        Some(act(&Stream::new(&ports.device, &self.device_guest(ports), ports.control)?))
+        let done = act(&Stream::new(&ports.device, which(ports))?);
+        ports.device.announce(&self.device_guest(ports), which(ports));
+        Some(done)
     }
 
     /// Sets what serves `org.doorward.control`; the first one stays. Until there is one, what is
