@@ -205,6 +205,62 @@ fn bytes_are_collected_while_the_driver_has_not_read_what_it_got() {
     assert_eq!(driver.received[rx / 2].len(), 2102);
 }
 
+/// A guest in whose accesses to memory something else happens once, as another CPU may do it.
+struct Meanwhile<'a> {
+    memory: &'a Memory,
+    act: core::cell::RefCell<Option<std::boxed::Box<dyn FnOnce() + 'a>>>,
+}
+
+impl Guest for Meanwhile<'_> {
+    fn read(&self, at: Ipa, into: &mut [u8]) -> bool {
+        self.memory.read(at, into)
+    }
+
+    fn write(&self, at: Ipa, from: &[u8]) -> bool {
+        self.memory.write(at, from)
+    }
+
+    fn load16(&self, at: Ipa) -> Option<u16> {
+        if let Some(act) = self.act.take() {
+            act();
+        }
+        self.memory.load16(at)
+    }
+
+    fn store16(&self, at: Ipa, value: u16) -> bool {
+        self.memory.store16(at, value)
+    }
+
+    fn set_line(&self, high: bool) {
+        self.memory.set_line(high);
+    }
+}
+
+#[test]
+fn what_is_announced_while_the_interrupt_is_acknowledged_is_served() {
+    let (mut driver, id, port) = opened();
+    let other = driver.device.add(&driver.memory, self::port("q")).unwrap();
+    driver.settle();
+    port.send(b"1");
+    driver.device.announce(&driver.memory, id);
+    driver.poll();
+    assert!(driver.memory.line.get());
+    // The acknowledgement looks at the other port. The line is still high meanwhile, so another CPU leaves it to the driver.
+    driver.device.mark(other);
+    let announce = || {
+        port.send(b"2");
+        driver.device.announce(&driver.memory, id);
+    };
+    let guest =
+        Meanwhile { memory: &driver.memory, act: core::cell::RefCell::new(Some(std::boxed::Box::new(announce))) };
+    let _ = driver.device.write(&guest, INTERRUPT_ACK, 4, 3);
+    assert!(guest.act.take().is_none());
+    drop(guest);
+    assert!(driver.memory.line.get(), "for what was announced");
+    driver.interrupt();
+    assert_eq!(driver.received[Driver::rx(id) / 2], b"12");
+}
+
 #[test]
 fn a_driver_without_interrupts_gets_bytes_at_once_and_by_notifying() {
     let (mut driver, id, port) = opened();
