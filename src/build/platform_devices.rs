@@ -299,7 +299,8 @@ fn find<H: Hw + Clone>(host: &HostTree<'_, H>, path: &str) -> Result<Option<Foun
         };
         if device.path == path {
             found = Some(this);
-        } else if !is_within(device.path, path) && !is_within(path, device.path) {
+        } else if !is_within(device.path, path) {
+            // What is below it goes with it; a device above it that has registers of its own does not.
             others.push(this);
         }
     });
@@ -570,6 +571,23 @@ mod tests {
         let mut phandle = rtc();
         set(&mut phandle, "phandle", make::GIC);
         assert_eq!(reason(phandle), "/passthrough: phandle 0xfde8 is that of another node of the domain");
+    }
+
+    #[test]
+    fn a_part_of_a_device_is_not_given_away_if_the_device_has_something_in_its_page() {
+        let blob = edited(GICV4, |tree| {
+            set_at(tree, RTC, "#address-cells", 2u32);
+            set_at(tree, RTC, "#size-cells", 2u32);
+            set_at(tree, RTC, "ranges", [0u8; 0]);
+            let mut part = node("part@9010800");
+            set(&mut part, "reg", &[0u32, 0x901_0800, 0, 0x100][..]);
+            tree.find_node_mut(RTC).unwrap().add_child(part);
+        });
+        let part = device("part", "/pl031@9010000/part@9010800", &[0x901_0000, 0x1000, 0x901_0000]);
+        let reasons = |devices| World { blob: blob.clone(), ..World::of(devices) }.reasons();
+        let why = "/passthrough/part: xen,reg: [0x9010000, 0x9011000) has registers of /pl031@9010000, too";
+        assert_eq!(reasons(vec![part]), [why]);
+        assert_eq!(reasons(vec![rtc()]), [""], "with its part");
     }
 
     #[test]
