@@ -26,12 +26,17 @@ pub struct Options {
 
 #[derive(clap::Subcommand)]
 enum Benchmark {
-    /// Time to dom0's init against the same Linux without the hypervisor, as a ratio
-    #[command(after_help = "Prints each run in seconds, then the medians and their ratio. Use an idle host.")]
+    /// Time to dom0's init against the same Linux without the hypervisor, and with the SMMU off, as ratios
+    #[command(
+        after_help = "Prints each run in seconds, then the medians and their ratio. Use an idle host, or --instructions."
+    )]
     Boot {
         /// Runs of either
         #[arg(long, value_name = "N", default_value_t = 3)]
         runs: usize,
+        /// The uptime of Linux on QEMU's clock of instructions, which is valid on a busy host
+        #[arg(long)]
+        instructions: bool,
     },
     /// Instructions of the GIC driver's verbs with 1, 64 and 16384 vPEs, counted by valgrind on this machine
     #[command(after_help = "Exit code 1 if a verb takes more instructions with more vPEs. Installs valgrind by apt.")]
@@ -75,7 +80,7 @@ pub fn verb(options: Options) -> Outcome {
         image::build(Profile::Release)?;
     }
     match options.benchmark {
-        Benchmark::Boot { runs } => boot(runs).map(drop),
+        Benchmark::Boot { runs, instructions } => boot(runs, instructions),
         Benchmark::Gic => gic::run(),
         Benchmark::Cost { functions, cpu, hv } => instructions(functions, &cpu, &hv),
         Benchmark::Sched { runs, counts, latency } => {
@@ -89,25 +94,50 @@ pub fn verb(options: Options) -> Outcome {
     }
 }
 
-/// Measures the wall time from QEMU's start to the guest's first process, with and without the hypervisor by turns, so that
-/// other load of the host slows down both. Returns the ratio of the medians.
-pub fn boot(runs: usize) -> Outcome<f64> {
-    let mut times: [Vec<Duration>; 2] = Default::default();
-    for run in 1..=runs.max(1) {
-        for (boot, times) in [Boot::Bare, Boot::Doorward].into_iter().zip(&mut times) {
-            let name = if matches!(boot, Boot::Bare) { "bare Linux" } else { "Doorward" };
-            let time = to_init(boot)?;
-            println!("  run {run}, {name}: {:.2} s to init", time.as_secs_f64());
+/// How the machine of a measurement boots.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Variant {
+    Bare,
+    Smmu,
+    NoSmmu,
+}
+
+impl Variant {
+    const ALL: [Variant; 3] = [Variant::Bare, Variant::Smmu, Variant::NoSmmu];
+
+    fn name(self) -> &'static str {
+        match self {
+            Variant::Bare => "bare Linux",
+            Variant::Smmu => "Doorward",
+            Variant::NoSmmu => "Doorward, iommu=off",
+        }
+    }
+}
+
+/// Measures the time to the guest's first process, without the hypervisor, with it, and with it and `iommu=off`, by turns, so that
+/// other load of the host slows down all: the wall time from QEMU's start or, with `instructions`, the uptime of Linux on QEMU's
+/// clock of instructions.
+fn boot(runs: usize, instructions: bool) -> Outcome {
+    let runs = runs.max(1);
+    let mut times: [Vec<f64>; 3] = Default::default();
+    for run in 1..=runs {
+        for (variant, times) in Variant::ALL.into_iter().zip(&mut times) {
+            let time = to_init(variant, instructions)?;
+            println!("  run {run}, {}: {time:.2} s to init", variant.name());
             times.push(time);
         }
     }
-    let [bare, ours] = times.map(|mut times| {
-        times.sort();
-        times[times.len() / 2].as_secs_f64()
+    let [bare, smmu, without] = times.map(|mut times| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
     });
-    let ratio = ours / bare;
-    println!("boot to init, medians of {runs}: {bare:.2} s bare, {ours:.2} s under Doorward, ratio {ratio:.2}");
-    Ok(ratio)
+    println!(
+        "boot to init, medians of {runs}: {bare:.2} s bare, {smmu:.2} s under Doorward, ratio {:.2}; {without:.2} s with \
+         iommu=off, ratio of the SMMU on to off {:.2}",
+        smmu / bare,
+        smmu / without
+    );
+    Ok(())
 }
 
 /// Counts the instructions of a wake, a switch and a move, with more and more vCPUs on two CPUs.
@@ -122,15 +152,28 @@ fn instructions(functions: bool, cpu: &str, hv: &str) -> Outcome {
     Ok(())
 }
 
-fn to_init(boot: Boot) -> Outcome<Duration> {
+/// Seconds to init.
+fn to_init(variant: Variant, instructions: bool) -> Outcome<f64> {
+    let boot = if variant == Variant::Bare { Boot::Bare } else { Boot::Doorward };
     let mut machine = Machine { boot, ..Machine::default() };
     machine.append += " iommu.passthrough=1 dw.test=boot";
-    let limit = Some(Duration::from_secs(150));
+    if variant == Variant::NoSmmu {
+        machine.hv += " iommu=off";
+    }
+    if instructions {
+        machine.extra.extend(["-icount".to_owned(), "shift=0,sleep=off".to_owned()]);
+    }
+    let limit = Some(Duration::from_secs(if instructions { 600 } else { 150 }));
     let mut session = Session::start(machine.batch()?, Echo::Off, Input::Typed, None, limit)?;
     loop {
         match session.next() {
-            Event::Line(line) if line.starts_with("DW-TEST: init") => return Ok(session.started.elapsed()),
-            Event::Line(_) => {}
+            Event::Line(line) => {
+                let Some(uptime) = line.strip_prefix("DW-TEST: init at ") else { continue };
+                if !instructions {
+                    return Ok(session.started.elapsed().as_secs_f64());
+                }
+                return uptime.trim().parse().map_err(|_| Failure::new(format!("`{line}` has no time")));
+            }
             Event::Ended(End::Fatal(line)) => return Err(Failure::new(line)),
             Event::Ended(end) => return Err(Failure::new(format!("the machine did not reach init: {end:?}"))),
         }
