@@ -82,7 +82,9 @@ impl Domain {
     /// is no room is lost: use [`send_whole`](Stream::send_whole). `None` if the domain has no console device.
     pub fn with_events<R>(&self, act: impl FnOnce(&Stream<'_>) -> R) -> Option<R> {
         let ports = self.ports.as_ref()?;
-        Some(act(&Stream::new(&ports.device, &self.device_guest(ports), ports.events)?))
+        let done = act(&Stream::new(&ports.device, ports.events)?);
+        ports.device.announce(&self.device_guest(ports), ports.events);
+        Some(done)
     }
 
     /// The same with the stream of requests, for a server that answers on another CPU than that of dom0's vCPU.
@@ -163,14 +165,14 @@ pub fn step(domains: &Domains, dom0: &Domain) -> Served {
         if id == ports.control {
             ports.is_due.store(true, Ordering::SeqCst);
         } else if id == ports.events {
-            let _ = dom0.with_events(drop_all);
+            Stream::new(&ports.device, id).iter().for_each(drop_all);
         } else if let Some(domain) = domains.get(DomId(port.user())) {
             domain.take_input();
         }
         return Served::More;
     }
     if ports.is_due.swap(false, Ordering::SeqCst) {
-        if serve(dom0, ports) == Served::More {
+        if serve(ports) == Served::More {
             ports.is_due.store(true, Ordering::SeqCst);
         }
         return Served::More;
@@ -180,9 +182,8 @@ pub fn step(domains: &Domains, dom0: &Domain) -> Served {
     served
 }
 
-fn serve(dom0: &Domain, ports: &Ports) -> Served {
-    let guest = dom0.device_guest(ports);
-    let Some(stream) = Stream::new(&ports.device, &guest, ports.control) else { return Served::All };
+fn serve(ports: &Ports) -> Served {
+    let Some(stream) = Stream::new(&ports.device, ports.control) else { return Served::All };
     match ports.server.get() {
         Some(server) => server.step(&stream),
         None => {

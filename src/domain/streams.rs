@@ -64,15 +64,14 @@ pub trait Server: Sync {
 /// A stream of bytes between a program in dom0 and EL2.
 pub struct Stream<'a> {
     device: &'a Device,
-    guest: &'a dyn Guest,
     id: PortId,
     port: Arc<Port>,
 }
 
 impl<'a> Stream<'a> {
-    /// A port of `device`, whose driver is in `guest`.
-    pub(super) fn new(device: &'a Device, guest: &'a dyn Guest, id: PortId) -> Option<Stream<'a>> {
-        Some(Stream { device, guest, id, port: device.port(id)? })
+    /// A port of `device`. The caller has the device perform a step after it has been used.
+    pub(super) fn new(device: &'a Device, id: PortId) -> Option<Stream<'a>> {
+        Some(Stream { device, id, port: device.port(id)? })
     }
 
     /// Whether a program has opened the stream.
@@ -91,7 +90,7 @@ impl<'a> Stream<'a> {
     /// Takes bytes that the program has written, at most as many as fit `into`, and returns their number.
     pub fn receive(&self, into: &mut [u8]) -> usize {
         let count = self.port.receive(into);
-        self.announce(count > 0);
+        self.mark(count > 0);
         count
     }
 
@@ -99,14 +98,14 @@ impl<'a> Stream<'a> {
     /// fit, the [`Server`] is called again when the program has read some.
     pub fn send(&self, from: &[u8]) -> usize {
         let count = self.port.send(from);
-        self.announce(count > 0);
+        self.mark(count > 0);
         count
     }
 
     /// Sends all of `from`, or nothing if there is no room for all.
     pub fn send_whole(&self, from: &[u8]) -> bool {
         let sent = self.port.send_whole(from);
-        self.announce(sent);
+        self.mark(sent);
         sent
     }
 
@@ -116,9 +115,9 @@ impl<'a> Stream<'a> {
         self.port.room_to_send()
     }
 
-    fn announce(&self, changed: bool) {
+    fn mark(&self, changed: bool) {
         if changed {
-            self.device.announce(self.guest, self.id);
+            self.device.mark(self.id);
         }
     }
 }

@@ -29,7 +29,7 @@ pub const BUDGET: u32 = 16 << 10;
 
 /// The price of a chain, and of each of its descriptors.
 const CHAIN: u32 = 256;
-const DESCRIPTOR: u32 = 64;
+const DESCRIPTOR: u32 = 128;
 /// The price of looking at a port, or at a control message.
 const LOOK: u32 = 64;
 

@@ -78,6 +78,12 @@ impl Device {
         if missed && served == Served::All { self.step(guest) } else { served }
     }
 
+    /// Has a port served in the next step, when its other side has sent or received bytes. For those who know that there will
+    /// be one: [`announce`](Device::announce) sees to it.
+    pub fn mark(&self, port: PortId) {
+        self.attention.insert(port);
+    }
+
     /// Has a port served whose other side has sent or received bytes. Called on any CPU, with no lock held.
     pub fn announce(&self, guest: &dyn Guest, port: PortId) {
         self.attention.insert(port);

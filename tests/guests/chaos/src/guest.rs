@@ -366,7 +366,7 @@ fn chaos() {
         if ends {
             crate::calls::end(&mut dice);
         }
-        match dice.below(21) {
+        match dice.below(22) {
             0 | 1 => distributor(&mut dice),
             2 | 3 => redistributor(&mut dice),
             4..=7 if !HAS_ITS.load(Ordering::Relaxed) => elsewhere(&mut dice),
@@ -383,6 +383,7 @@ fn chaos() {
             17 => work::act(&mut dice),
             18 => crate::calls::architecture(&mut dice),
             19 => crate::narrow::act(&mut dice),
+            20 => crate::ports::act(&mut dice),
             _ => crate::console::act(&mut dice),
         }
         PROGRESS[index].store(act + 1, Ordering::Release);
@@ -430,6 +431,7 @@ extern "C" fn guest_main() -> ! {
     }
     crate::walk::prepare();
     crate::narrow::prepare();
+    crate::ports::prepare();
     gic::cpu_on(1 << 27 | 1 << 30);
     for index in 1..vcpus as usize {
         let answer = cpu::start(index, other);

@@ -1,8 +1,8 @@
 //! An EL1 guest that makes random accesses wherever it can, from all vCPUs at once.
 //!
-//! It uses the registers of the GIC, the ITS and the serial port in every size and alignment, ITS commands (half of them
-//! plausible), system registers by random encoding, random calls by HVC and SMC, SGIs, loads and stores without a syndrome,
-//! some from broken tables or from AArch32 at EL0, and memory that is not its own. It leaves out devices that access memory by
+//! It uses the registers of the GIC, the ITS, the serial port and dom0's console device in every size and alignment, with rings
+//! and descriptors that no driver would make, ITS commands (half of them plausible), system registers by random encoding, random calls by HVC and SMC, SGIs, loads and stores without a syndrome,
+//! some from broken tables or from AArch32 at EL0, and memory that is not its own. It leaves out other devices that access memory by
 //! themselves, and, unless it is a domU that is restarted, calls that legally end or stop the guest (SYSTEM_OFF, SYSTEM_RESET,
 //! SYSTEM_RESET2, CPU_OFF, CPU_SUSPEND).
 //!
@@ -28,5 +28,7 @@ mod devices;
 mod guest;
 #[cfg(target_os = "none")]
 mod narrow;
+#[cfg(target_os = "none")]
+mod ports;
 #[cfg(target_os = "none")]
 mod walk;
