@@ -90,7 +90,9 @@ impl Domain {
     /// The same with the stream of requests, for a server that answers on another CPU than that of dom0's vCPU.
     pub fn with_control<R>(&self, act: impl FnOnce(&Stream<'_>) -> R) -> Option<R> {
         let ports = self.ports.as_ref()?;
-        Some(act(&Stream::new(&ports.device, &self.device_guest(ports), ports.control)?))
+        let done = act(&Stream::new(&ports.device, ports.control)?);
+        ports.device.announce(&self.device_guest(ports), ports.control);
+        Some(done)
     }
 
     /// Sets what serves `org.doorward.control`; the first one stays. Until there is one, what is
@@ -166,6 +168,8 @@ pub fn step(domains: &Domains, dom0: &Domain) -> Served {
             ports.is_due.store(true, Ordering::SeqCst);
         } else if id == ports.events {
             Stream::new(&ports.device, id).iter().for_each(drop_all);
+            // A program may have opened it: it gets the events from now on.
+            dom0.host.events.announce();
         } else if let Some(domain) = domains.get(DomId(port.user())) {
             domain.take_input();
         }
