@@ -48,10 +48,9 @@ impl Control {
 
 impl Server for Control {
     fn step(&self, control: &Stream<'_>) -> Served {
-        let step = |events: &Stream<'_>| self.manage.step(&self.teardown, control, events);
-        match self.domains.dom0().and_then(|dom0| dom0.with_events(step)) {
-            Some(Progress::More) => Served::More,
-            Some(Progress::Done) | None => Served::All,
+        match self.manage.step(&self.teardown, control) {
+            Progress::More => Served::More,
+            Progress::Done => Served::All,
         }
     }
 }

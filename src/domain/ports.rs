@@ -169,6 +169,8 @@ pub fn step(domains: &Domains, dom0: &Domain) -> Served {
             ports.is_due.store(true, Ordering::SeqCst);
         } else if id == ports.events {
             Stream::new(&ports.device, id).iter().for_each(drop_all);
+            // A program may have opened it: it gets the events from now on.
+            dom0.host.events.announce();
         } else if let Some(domain) = domains.get(DomId(port.user())) {
             domain.take_input();
         }

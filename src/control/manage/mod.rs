@@ -34,16 +34,17 @@ impl Manage {
         Manage { domains, server: Exclusive::new(Server::new(Hypervisor::new(domains))) }
     }
 
-    /// Performs a step for what dom0 has sent by `control`, and passes an event on by `events`. Called by a vCPU of dom0.
-    pub fn step(&self, teardown: &Teardown, control: &dyn Stream, events: &dyn Stream) -> Progress {
-        match self.server.take().map(|mut server| server.step(teardown, control, events)) {
+    /// Performs a step for what dom0 has sent by `control`. Called by a vCPU of dom0.
+    pub fn step(&self, teardown: &Teardown, control: &dyn Stream) -> Progress {
+        match self.server.take().map(|mut server| server.step(teardown, control)) {
             // Another CPU performs a step.
             None | Some(Did::Something) => Progress::More,
             Some(Did::Nothing) => Progress::Done,
         }
     }
 
-    /// Sends what has become due: an event, or an answer to a request that had to wait. Called by any CPU after
+    /// Sends what has become due: an event, or an answer to a request that had to wait; and takes note that dom0 has opened
+    /// the stream of events, which counts as news, so that it gets what happens from then on. Called by any CPU after
     /// [`Events::has_news`](crate::host::events::Events::has_news).
     pub fn look(&self, teardown: &Teardown, control: &dyn Stream, events: &dyn Stream) {
         // If another CPU performs a step, the news stays for the next one that looks.

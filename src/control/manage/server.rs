@@ -168,12 +168,12 @@ impl<A: Acts> Server<A> {
     }
 
     /// Performs one step.
-    pub fn step(&mut self, with: &A::With, control: &dyn Stream, events: &dyn Stream) -> Did {
+    pub fn step(&mut self, with: &A::With, control: &dyn Stream) -> Did {
         if self.session != control.session() {
             return self.change_session(with, control.session());
         }
         if self.session & 1 == 0 {
-            return self.pass_event(events);
+            return Did::Nothing;
         }
         if !self.unsent.is_empty() {
             return self.send(control);
@@ -182,10 +182,7 @@ impl<A: Acts> Server<A> {
             let outcome = self.acts.proceed(with, Reply { header, out: &mut self.out });
             return self.take(header, outcome);
         }
-        match self.receive(with, control) {
-            Did::Nothing => self.pass_event(events),
-            did => did,
-        }
+        self.receive(with, control)
     }
 
     /// Performs a step that is not at the expense of dom0: sends an event, or the answer to a request that has waited.
@@ -251,7 +248,7 @@ impl<A: Acts> Server<A> {
         Did::Something
     }
 
-    /// Passes the next event on. A client sees those since it has opened the stream.
+    /// Passes the next event on. A client sees those since it has opened the stream, if this is called at that time.
     fn pass_event(&mut self, events: &dyn Stream) -> Did {
         let session = events.session();
         if session != self.events_session {

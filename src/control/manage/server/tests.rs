@@ -140,9 +140,9 @@ impl Acts for Counted {
 }
 
 /// Performs steps until there is nothing to do. Returns their number.
-pub fn serve(server: &mut Server<Counted>, control: &Pipe, events: &Pipe) -> usize {
+pub fn serve(server: &mut Server<Counted>, control: &Pipe) -> usize {
     let most = 10_000;
-    (0..most).find(|_| server.step(&(), control, events) == Did::Nothing).expect("it ends")
+    (0..most).find(|_| server.step(&(), control) == Did::Nothing).expect("it ends")
 }
 
 pub fn create() -> Request<'static> {
@@ -164,12 +164,12 @@ pub fn create() -> Request<'static> {
 
 #[test]
 fn requests_are_answered_one_by_one_in_order() {
-    let (control, events) = (Pipe::open(), Pipe::default());
+    let control = Pipe::open();
     let mut server = Server::new(Counted::default());
     control.ask(&Request::Version(Versions { min: 0, max: 9 }), 1);
     control.ask(&create(), 2);
     control.ask(&Request::Info, 3);
-    serve(&mut server, &control, &events);
+    serve(&mut server, &control);
     let answers = control.answers();
     assert_eq!(
         answers.iter().map(|&(kind, status, tag, _)| (kind, status, tag)).collect::<Vec<_>>(),
@@ -182,7 +182,7 @@ fn requests_are_answered_one_by_one_in_order() {
 
 #[test]
 fn what_is_not_understood_is_answered_and_nothing_is_begun() {
-    let (control, events) = (Pipe::open(), Pipe::default());
+    let control = Pipe::open();
     let mut server = Server::new(Counted::default());
     let send = |version: u8, kind: u16, body: &[u8]| {
         let header = Header { version, kind, status: 0, tag: 9, length: body.len() as u32 };
@@ -194,7 +194,7 @@ fn what_is_not_understood_is_answered_and_nothing_is_begun() {
     send(VERSION + 1, Kind::Info as u16, &[]);
     control.to_server.borrow_mut().extend(b"no frame at all");
     control.ask(&Request::Version(Versions { min: VERSION + 1, max: 9 }), 10);
-    serve(&mut server, &control, &events);
+    serve(&mut server, &control);
     let answers = control.answers();
     let statuses: Vec<u16> = answers.iter().map(|answer| answer.1).collect();
     let expected =
@@ -207,37 +207,37 @@ fn what_is_not_understood_is_answered_and_nothing_is_begun() {
 
 #[test]
 fn a_client_that_does_not_read_is_not_waited_for_and_loses_nothing() {
-    let (control, events) = (Pipe::open(), Pipe::default());
+    let control = Pipe::open();
     let mut server = Server::new(Counted::default());
     control.room.set(5);
     control.ask(&Request::Info, 1);
     control.ask(&Request::Info, 2);
-    serve(&mut server, &control, &events);
+    serve(&mut server, &control);
     assert_eq!(server.acts_mut().begun.len(), 1, "the next request waits until the answer is sent");
     control.room.set(usize::MAX);
-    serve(&mut server, &control, &events);
+    serve(&mut server, &control);
     assert_eq!(control.answers().len(), 2);
 }
 
 #[test]
 fn a_client_that_goes_is_undone_step_by_step_before_the_next_one_is_served() {
-    let (control, events) = (Pipe::open(), Pipe::default());
+    let control = Pipe::open();
     for steps in 0..5 {
         let mut server = Server::new(Counted::default());
         control.session.set(1);
         control.ask(&create(), 1);
         for _ in 0..steps {
-            let _ = server.step(&(), &control, &events);
+            let _ = server.step(&(), &control);
         }
         // A part of a frame is left of it, too.
         control.to_server.borrow_mut().clear();
         control.to_server.borrow_mut().extend(&doorward_api::MAGIC);
-        let _ = server.step(&(), &control, &events);
+        let _ = server.step(&(), &control);
         control.to_server.borrow_mut().clear();
         control.session.set(3);
         control.answers();
         control.ask(&Request::Info, 2);
-        serve(&mut server, &control, &events);
+        serve(&mut server, &control);
         let tags: Vec<u32> = control.answers().iter().map(|answer| answer.2).collect();
         assert_eq!(tags, [2], "after {steps} steps: nothing of the first client is answered");
         assert_eq!(server.acts_mut().begun.last(), Some(&Kind::Info));
@@ -249,7 +249,7 @@ fn a_request_that_waits_is_answered_by_whoever_looks() {
     let (control, events) = (Pipe::open(), Pipe::default());
     let mut server = Server::new(Counted::default());
     control.ask(&Request::Destroy(3), 1);
-    assert!(serve(&mut server, &control, &events) < 10, "the vCPU that has asked goes on");
+    assert!(serve(&mut server, &control) < 10, "the vCPU that has asked goes on");
     assert_eq!(server.look(&(), &control, &events), Did::Nothing);
     assert!(control.answers().is_empty());
     server.acts_mut().waits = false;
@@ -257,8 +257,8 @@ fn a_request_that_waits_is_answered_by_whoever_looks() {
     assert_eq!(control.answers().len(), 1);
     // Work that somebody does at the expense of dom0 is not done by others.
     control.ask(&create(), 2);
-    let _ = server.step(&(), &control, &events);
-    let _ = server.step(&(), &control, &events);
+    let _ = server.step(&(), &control);
+    let _ = server.step(&(), &control);
     assert_eq!(server.look(&(), &control, &events), Did::Nothing);
     assert!(control.answers().is_empty());
 }
@@ -293,11 +293,11 @@ fn events_come_since_the_stream_was_opened_and_stay_while_there_is_no_room() {
 
 #[test]
 fn an_answer_that_is_too_long_is_an_error_and_a_long_text_is_cut() {
-    let (control, events) = (Pipe::open(), Pipe::default());
+    let control = Pipe::open();
     let mut server = Server::new(Counted::default());
     control.ask(&Request::Log(0), 1);
     control.ask(&Request::Pause(5), 2);
-    serve(&mut server, &control, &events);
+    serve(&mut server, &control);
     let answers = control.answers();
     assert_eq!(answers[0].1, Status::Internal as u16);
     assert_eq!(Detail::read(&answers[1].3).unwrap().text.len(), 200);
