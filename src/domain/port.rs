@@ -1,7 +1,7 @@
 //! What the virtual GIC needs from its domain: vCPUs to kick, guest memory to read, physical SPIs and PPIs and virtual SGIs
 //! to program.
 
-use super::Domain;
+use super::{Domain, irq};
 use crate::arch::percpu;
 use crate::gic::v4::{SgiConfig, V4Error};
 use crate::gic::{self, V4};
@@ -107,6 +107,15 @@ impl Port for DomainPort<'_> {
             // The vCPU's state is in memory, and no physical PPI is active for it: there is nothing to deactivate.
             None => {}
         }
+    }
+
+    fn spi_is_pending(&self, intid: Intid) -> bool {
+        self.host.gic.spi_is_pending(intid)
+    }
+
+    fn ppi_line(&self, vcpu: VcpuId, intid: Intid) -> bool {
+        let runs_here = self.domain.vcpu(vcpu).and_then(|vcpu| vcpu.live_on()).is_some_and(is_here);
+        !runs_here || intid != self.host.machine.timer.virt || irq::virtual_timer_line()
     }
 
     fn group1_enabled(&self, _: bool) {

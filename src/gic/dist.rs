@@ -72,6 +72,10 @@ impl<H: Hw> Bank<H> {
         self.write_bit(if pending { gicd::ISPENDR } else { gicd::ICPENDR }, i);
     }
 
+    pub fn is_pending(&self, i: Intid) -> bool {
+        self.read_bit(gicd::ISPENDR, i)
+    }
+
     pub fn set_active(&self, i: Intid, active: bool) {
         self.write_bit(if active { gicd::ISACTIVER } else { gicd::ICACTIVER }, i);
     }

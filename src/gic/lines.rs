@@ -33,6 +33,11 @@ impl<H: Hw + Clone> Gic<H> {
         self.spi(i, |b| b.set_pending(i, pending));
     }
 
+    /// Whether an SPI is pending. If it is level-sensitive and active, that is the level of its line (IHI 0069, 4.1.2).
+    pub fn spi_is_pending(&self, i: Intid) -> bool {
+        self.dist.spi(i).is_some_and(|bank| bank.is_pending(i))
+    }
+
     /// Sets or clears the active state of an SPI.
     pub fn spi_set_active(&self, i: Intid, active: bool) {
         self.spi(i, |b| b.set_active(i, active));

@@ -315,7 +315,8 @@ impl VcpuRun<'_> {
             vgic.update_sgis(&self.domain.port(), vcpu.id, self.resident.is_some());
         }
         self.end_switch();
-        vgic.flush(vcpu.id, &mut context.lrs);
+        let port = self.domain.port();
+        vgic.flush(&port, vcpu.id, &mut context.lrs);
         list_regs::load(&context.lrs);
         HCR_EL2.set(self.hcr(context));
         if let (Some(v4), Some(resident)) = (self.host.gic.v4(), &mut self.resident) {
@@ -331,14 +332,9 @@ impl VcpuRun<'_> {
             count(self.cpu, Event::ExitSerror);
             context.serror = true;
         }
-        let port = self.domain.port();
-        let synced = vgic.sync(&port, vcpu.id, &mut context.lrs);
+        vgic.sync(&port, vcpu.id, &mut context.lrs);
         // A vCPU that has recalled this one goes on from here.
         vcpu.left();
-        let vtimer = self.host.machine.timer.virt;
-        if synced.hw_ppis_pending & 1 << vtimer.0 != 0 && !irq::virtual_timer_line() {
-            vgic.retract_hw_ppi(&port, vcpu.id, vtimer);
-        }
         self.handle(context, &exit)
     }
 

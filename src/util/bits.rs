@@ -35,6 +35,11 @@ impl Iterator for SetBits {
 
 impl ExactSizeIterator for SetBits {}
 
+/// A word in which these bits are set. Positions are taken modulo 32.
+pub fn to_bits(positions: impl Iterator<Item = u32>) -> u32 {
+    positions.fold(0, |word, bit| word | 1u32.wrapping_shl(bit))
+}
+
 /// Allocates the numbers below a limit. It takes no lock, so numbers can be allocated and freed with any lock held.
 pub struct IdAllocator {
     /// A bit for each number that is taken. Bits beyond the limit are set for ever.

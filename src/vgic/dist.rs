@@ -10,7 +10,7 @@ use super::state::Vgic;
 use super::vcpu::Work;
 use super::vcpu_set::VcpuSet;
 use crate::ids::{Intid, Mpidr, VcpuId};
-use crate::util::bits::set_bits;
+use crate::util::bits::{set_bits, to_bits};
 use core::sync::atomic::Ordering;
 
 const ENABLES: u32 = ENABLE_GROUP0 | ENABLE_GROUP1;
@@ -97,6 +97,9 @@ impl Vgic {
     }
 
     fn write_ctlr(&self, port: &dyn Port, from: VcpuId, value: u32) {
+        if value & ENABLES & !self.ctlr.load(Ordering::SeqCst) != 0 {
+            (SPI_FIRST..SPI_END).step_by(32).for_each(|first| self.drop_fallen_spis(port, first, u32::MAX));
+        }
         let (old, new) = {
             let _dist = self.dist.lock();
             let old = self.ctlr.load(Ordering::SeqCst);
@@ -133,11 +136,24 @@ impl Vgic {
             listed_on.remove(from);
             self.recall(port, &listed_on);
         }
+        let pending = matches!(register, BitReg::SetPending | BitReg::ClearPending);
+        if pending {
+            self.drop_fallen_spis(port, first, u32::MAX);
+        }
         let dist = self.dist.lock();
-        read_fields(first, 32, 1, |intid| dist.irq(intid).is_some_and(|irq| irq.read(register)).into())
+        let software = read_fields(first, 32, 1, |intid| dist.irq(intid).is_some_and(|irq| irq.read(register)).into());
+        let exists = |intid: u32| pending && dist.irq(intid).is_some() && port.owns_spi(Intid(intid));
+        let owned = read_fields(first, 32, 1, |intid| exists(intid).into()) as u32;
+        drop(dist);
+        // One that is disabled, or active, has not been acknowledged by EL2.
+        let physical = intids(first, owned).filter(|intid| port.spi_is_pending(*intid));
+        software | u64::from(to_bits(physical.map(|intid| intid.0.wrapping_sub(first))))
     }
 
     fn write_spi_bits(&self, port: &dyn Port, from: VcpuId, register: BitReg, first: u32, value: u32) {
+        if register == BitReg::SetEnable {
+            self.drop_fallen_spis(port, first, value);
+        }
         let mut notified = VcpuSet::new();
         let mut listed_on = VcpuSet::new();
         let (mut changed, mut to_deactivate) = (0u32, 0u32);
@@ -259,7 +275,7 @@ fn mirror<T: Copy + PartialEq>(state: impl Fn() -> T, act: impl Fn(T)) {
 }
 
 /// The INTIDs of the bits in `mask`, of which bit 0 is `first`.
-fn intids(first: u32, mask: u32) -> impl Iterator<Item = Intid> {
+pub(super) fn intids(first: u32, mask: u32) -> impl Iterator<Item = Intid> {
     set_bits(mask).map(move |bit| Intid(first.wrapping_add(bit)))
 }
 

@@ -14,6 +14,7 @@
 
 use super::irq::Irq;
 use super::lr::{self, LrImage};
+use super::port::Port;
 use super::private::Private;
 use super::regs::{ENABLE_GROUP0, ENABLE_GROUP1, SPI_FIRST};
 use super::spi::Dist;
@@ -71,17 +72,17 @@ impl Vgic {
     /// Each flush has to be followed by a [`sync`](Vgic::sync) of the same image, even if the vCPU does not enter. A
     /// second flush before the sync changes nothing.
     #[inline]
-    pub fn flush(&self, vcpu: VcpuId, image: &mut LrImage) {
+    pub fn flush(&self, port: &dyn Port, vcpu: VcpuId, image: &mut LrImage) {
         let Some(cpu) = self.vcpus.get(vcpu.index()) else { return };
         if cpu.work.load(Ordering::SeqCst) == 0 && image.stale == 0 {
             image.write = if image.used == 0 { 0 } else { image.write };
             return;
         }
-        self.flush_lrs(cpu, vcpu, image);
+        self.flush_lrs(port, cpu, vcpu, image);
     }
 
     #[cold]
-    fn flush_lrs(&self, cpu: &Vcpu, vcpu: VcpuId, image: &mut LrImage) {
+    fn flush_lrs(&self, port: &dyn Port, cpu: &Vcpu, vcpu: VcpuId, image: &mut LrImage) {
         if image.used != 0 {
             return;
         }
@@ -92,6 +93,9 @@ impl Vgic {
         }
         image.clear();
         if !work.is_empty() {
+            if work.contains(Work::PRIVATE) {
+                self.drop_fallen_ppis(port, vcpu);
+            }
             self.fill(cpu, vcpu, work, image);
         }
         image.seal();
@@ -240,7 +244,7 @@ mod tests {
     fn a_flush_without_interrupts_writes_no_list_register() {
         let machine = Machine::new(1);
         machine.enter(BOOT);
-        let _ = machine.exit(BOOT);
+        machine.exit(BOOT);
         assert!(machine.enter(BOOT).is_empty());
         assert_eq!(machine.images[0].borrow().write, 0);
         assert_eq!(machine.hcr(BOOT), lr::HCR_EN);
@@ -252,10 +256,10 @@ mod tests {
         send(&machine, 5, ONE);
         assert_eq!(machine.enter(ONE), [(5, 1, 0)]);
         machine.acknowledge(ONE, 5);
-        let _ = machine.exit(ONE);
+        machine.exit(ONE);
         assert_eq!(machine.enter(ONE), [(5, 2, 0)], "active until its end");
         machine.end(ONE, 5);
-        let _ = machine.exit(ONE);
+        machine.exit(ONE);
         assert!(machine.enter(ONE).is_empty());
     }
 
@@ -272,7 +276,7 @@ mod tests {
             machine.acknowledge(ONE, intid);
             machine.end(ONE, intid);
         }
-        let _ = machine.exit(ONE);
+        machine.exit(ONE);
         assert_eq!(numbers(&machine.enter(ONE)), [1, 3]);
         assert_eq!(machine.hcr(ONE), lr::HCR_EN);
     }
@@ -293,7 +297,7 @@ mod tests {
         }
         machine.enter(ONE);
         [1, 2, 3, 4].iter().for_each(|i| machine.acknowledge(ONE, *i));
-        let _ = machine.exit(ONE);
+        machine.exit(ONE);
         set_private_priority(&machine, ONE, 5, 0x10);
         send(&machine, 5, ONE);
         let listed = machine.enter(ONE);
@@ -308,7 +312,7 @@ mod tests {
         send(&machine, 5, ONE);
         assert!(machine.enter(ONE).is_empty());
         assert!(!machine.vgic.has_pending(ONE, Machine::OPEN));
-        let _ = machine.exit(ONE);
+        machine.exit(ONE);
         machine.dist_write(0, 2);
         assert_eq!(numbers(&machine.enter(ONE)), [5]);
     }
@@ -359,7 +363,7 @@ mod tests {
             machine.acknowledge(BOOT, first);
             machine.end(BOOT, first);
             machine.vgic.set_ppi_level(&machine, BOOT, Intid(30), first != 30 && !order.contains(&30));
-            let _ = machine.exit(BOOT);
+            machine.exit(BOOT);
         }
         assert_eq!(order, [95, 8193, 32, 8192, 16383, 30]);
     }
@@ -373,7 +377,7 @@ mod tests {
         machine.kicked();
         machine.obey_kicks.set(false);
         assert_eq!(numbers(&first), [5]);
-        let _ = machine.exit(ONE);
+        machine.exit(ONE);
         let listed = machine.enter(ONE);
         assert_eq!(machine.enter(ONE), listed);
     }
@@ -396,7 +400,7 @@ mod tests {
                 machine.acknowledge(BOOT, *intid);
                 machine.end(BOOT, *intid);
             }
-            let _ = machine.exit(BOOT);
+            machine.exit(BOOT);
             if listed.is_empty() {
                 break;
             }

@@ -107,19 +107,6 @@ impl Vgic {
         (16..SPI_FIRST).contains(&intid.0) && self.change_ppi(port, vcpu, intid, Irq::hold)
     }
 
-    /// Makes a hardware-linked PPI not pending whose line has fallen before the guest acknowledged it, and has the
-    /// physical one deactivated so that it can become pending again. Does nothing if the guest has acknowledged it.
-    pub fn retract_hw_ppi(&self, port: &dyn Port, vcpu: VcpuId, intid: Intid) {
-        let Some(cpu) = self.vcpu(vcpu) else { return };
-        let mut state = cpu.state.lock();
-        let deactivate = state.irq_mut(intid.0).is_some_and(|irq| irq.is_held_pending() && irq.clear_pending());
-        state.requeue(intid.0);
-        drop(state);
-        if deactivate {
-            port.ppi_deactivate(vcpu, intid);
-        }
-    }
-
     /// The PPIs whose physical interrupt is active on behalf of this vCPU, a bit for each. They have to be made active
     /// on the CPU that it moves to.
     #[must_use]
@@ -260,7 +247,7 @@ mod tests {
         machine.enter(ONE);
         machine.acknowledge(ONE, 33);
         machine.vgic.inject_spi(&machine, Intid(33), Signal::Level(false));
-        let _ = machine.exit(ONE);
+        machine.exit(ONE);
         machine.enter(ONE);
         machine.forget();
         machine.vgic.inject_spi(&machine, Intid(33), Signal::Level(true));
@@ -288,7 +275,7 @@ mod tests {
         assert!(machine.vgic.inject_hw_ppi(&machine, ONE, Intid(27)));
         machine.enter(ONE);
         machine.acknowledge(ONE, 40);
-        let _ = machine.exit(ONE);
+        machine.exit(ONE);
         machine.forget();
         machine.vgic.reset_vcpu(&machine, ONE);
         assert_eq!(machine.asked(), [Asked::PpiDeactivate(1, 27), Asked::Deactivate(40)]);
@@ -306,7 +293,7 @@ mod tests {
         machine.vgic.inject_spi(&machine, Intid(40), Signal::Edge);
         machine.enter(ONE);
         machine.acknowledge(ONE, 40);
-        let _ = machine.exit(ONE);
+        machine.exit(ONE);
         machine.vgic.dist_write(&machine, BOOT, 0x6000 + 40 * 8, 8, 0);
         machine.vgic.inject_spi(&machine, Intid(40), Signal::Edge);
         machine.forget();

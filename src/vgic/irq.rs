@@ -53,6 +53,8 @@ bitflags! {
         const HELD_AGAIN = 1 << 12;
         /// Its list register is linked to the physical interrupt.
         const LINKED = 1 << 13;
+        /// A write has made it pending, so it stays pending whatever its line does, until it is acknowledged.
+        const WRITTEN = 1 << 14;
         /// The flags that are cleared when it is unlisted.
         const WHILE_LISTED = Self::LISTED.bits()
             | Self::LISTED_PENDING.bits()
@@ -126,6 +128,12 @@ impl Irq {
         self.has(Flags::HELD | Flags::LATCH) && !of_an_earlier_one
     }
 
+    /// Whether it is pending because of a physical interrupt that signals by level, and which the guest has not
+    /// acknowledged: it is pending as long as the line is high.
+    pub fn follows_line(&self) -> bool {
+        self.is_held_pending() && !self.flags.intersects(Flags::EDGE | Flags::WRITTEN)
+    }
+
     /// Whether it is pending, without regard to the list register.
     fn waits(&self) -> bool {
         self.has(Flags::LATCH) || (self.has(Flags::LINE) && !self.has(Flags::EDGE))
@@ -165,7 +173,7 @@ impl Irq {
             _ if !bit => {}
             BitReg::SetEnable => self.flags.insert(Flags::ENABLED),
             BitReg::ClearEnable => self.flags.remove(Flags::ENABLED),
-            BitReg::SetPending => self.flags.insert(Flags::LATCH),
+            BitReg::SetPending => self.flags.insert(Flags::LATCH | Flags::WRITTEN),
             BitReg::ClearPending => deactivate = self.clear_pending(),
             BitReg::SetActive => self.set_active(),
             BitReg::ClearActive => deactivate = self.clear_active(),
@@ -179,7 +187,7 @@ impl Irq {
         if deactivate {
             self.flags.remove(Flags::HELD | Flags::HELD_AGAIN);
         }
-        self.flags.remove(Flags::LATCH | Flags::LISTED_PENDING | Flags::LISTED_LATCH);
+        self.flags.remove(Flags::LATCH | Flags::WRITTEN | Flags::LISTED_PENDING | Flags::LISTED_LATCH);
         deactivate
     }
 
@@ -292,6 +300,8 @@ impl Irq {
         let mut deactivate = false;
         if pending && self.has(Flags::LISTED_LATCH) {
             self.flags.insert(Flags::LATCH);
+        } else if self.has(Flags::LISTED_LATCH) && !self.has(Flags::LATCH) {
+            self.flags.remove(Flags::WRITTEN);
         }
         if value & lr::HW != 0 && self.is_held() {
             let pending_was_cleared = pending && !self.has(Flags::LISTED_LATCH);

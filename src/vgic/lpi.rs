@@ -303,7 +303,7 @@ mod tests {
         assert!(machine.vgic.clear_lpi(&machine, BOOT, VIntid(8192)));
         assert!(!machine.is_settled());
         assert!(pend(&machine, BOOT, 8192));
-        let _ = machine.exit(BOOT);
+        machine.exit(BOOT);
         assert_eq!(machine.enter(BOOT), [(8192, 1, 0xa0)]);
     }
 
@@ -375,7 +375,7 @@ mod tests {
         for vintid in [8192, 8193] {
             assert!(machine.vgic.set_lpi_owner(&machine, BOOT, VIntid(vintid), Owner::Direct));
         }
-        let _ = machine.exit(BOOT);
+        machine.exit(BOOT);
         assert!(machine.enter(BOOT).is_empty());
     }
 

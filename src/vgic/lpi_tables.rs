@@ -341,7 +341,7 @@ mod tests {
         assert_eq!(machine.vgic.pending_lpis(BOOT), 1);
         machine.redist_write(BOOT, 0, 1);
         assert_eq!(machine.enter(BOOT), [(8192, 1, 0xa0)]);
-        let _ = machine.exit(BOOT);
+        machine.exit(BOOT);
         machine.redist_write(BOOT, 0, 0);
         machine.enable_lpis(BOOT, &[]);
         assert_eq!(machine.vgic.pending_lpis(BOOT), 0);
@@ -355,7 +355,7 @@ mod tests {
         assert!(pend(&machine, BOOT, 8192));
         machine.redist_write(BOOT, 0, 0);
         assert!(machine.enter(BOOT).is_empty());
-        let _ = machine.exit(BOOT);
+        machine.exit(BOOT);
         machine.vgic.redist_write(&machine, BOOT, BOOT, 0x78, 8, 1 << 41);
         machine.redist_write(BOOT, 0, 1);
         assert_eq!(machine.enter(BOOT), [(8192, 1, 0xa0)]);
@@ -384,7 +384,7 @@ mod tests {
         }
         enable_lpis_with_table(&machine, BOOT);
         assert_eq!(machine.enter(BOOT), [(8193, 1, 0xa0)]);
-        let _ = machine.exit(BOOT);
+        machine.exit(BOOT);
         let take = |vintid| machine.vgic.take_direct_pending(BOOT, VIntid(vintid));
         assert_eq!([8191, 8192, 8193, 8194, 8195].map(take), [false, true, false, true, false]);
         assert!(!take(8192) && !take(8194), "each is taken once");

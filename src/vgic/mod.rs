@@ -13,6 +13,7 @@
 //! | `direct_sgis` | SGIs that GICv4.1 delivers |
 //! | `lr` | images of the list registers |
 //! | `flush_lrs`, `sync_lrs` | fill the list registers before an entry and empty them after an exit |
+//! | `fallen` | level-sensitive physical interrupts whose lines fall before the guest acknowledges them |
 //! | `inject` | interrupts of emulated devices and of hardware that the domain owns |
 //! | `reset` | the reset of the whole, when its domain begins anew |
 //! | `lpi`, `lpi_state`, `lpi_set`, `lpi_tables` | LPIs: delivery; configuration, owner; pending; tables in memory |
@@ -38,10 +39,8 @@
 //! physical SPI follows the virtual one, the virtual state is read again after each change of the physical one, so that
 //! two vCPUs that race cannot leave the two different.
 //!
-//! **Known differences from hardware.** A hardware-linked SPI that is pending in the physical GIC but was not
-//! acknowledged there (because it is disabled) does not read as pending. One that signals by level and whose line falls
-//! after EL2 has acknowledged it is delivered all the same; for PPIs the caller resolves this ([`Synced`]). A write to
-//! GICD_ISPENDR makes a hardware-linked SPI pending in software only.
+//! **Known differences from hardware.** A write to GICD_ISPENDR makes a hardware-linked SPI pending in software only. If the
+//! line of a hardware-linked interrupt falls while it is in a list register, it can be acknowledged until the next exit.
 //!
 //! Not implemented, and advertised as absent: GICv2 compatibility, 1-of-N routing, extended INTID ranges, message-based
 //! SPIs, NMIs. GICR_WAKER is storage only: a sleeping redistributor still delivers, as it does for vLPIs in hardware.
@@ -67,6 +66,7 @@
 mod config;
 mod direct_sgis;
 mod dist;
+mod fallen;
 mod flush_lrs;
 mod inject;
 mod irq;
@@ -103,7 +103,6 @@ pub use port::Port;
 pub use regs::VGICR_SIZE;
 pub use sgi::SgiGroup;
 pub use state::Vgic;
-pub use sync_lrs::Synced;
 
 #[cfg(test)]
 use crate::ids;

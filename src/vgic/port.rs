@@ -26,6 +26,14 @@ pub trait Port {
     /// A physical PPI that is active on behalf of `vcpu` has to be deactivated, on the CPU where `vcpu` runs or will
     /// run next.
     fn ppi_deactivate(&self, vcpu: VcpuId, intid: Intid);
+    /// Whether the physical SPI of this number, which the domain owns, is pending. If it is level-sensitive and active,
+    /// that is the level of its line.
+    fn spi_is_pending(&self, intid: Intid) -> bool;
+    /// The level of the line of a physical PPI that is active on behalf of `vcpu`. `true` if `vcpu` does not run on this
+    /// CPU: the line cannot be read then.
+    ///
+    /// This may be called with the vCPU's lock held.
+    fn ppi_line(&self, vcpu: VcpuId, intid: Intid) -> bool;
     /// The guest has set GICD_CTLR.EnableGrp1 to `on`. On GICv4.0, residency depends on it. May recall vCPUs.
     fn group1_enabled(&self, on: bool);
     /// The guest has set GICR_CTLR.EnableLPIs of this vCPU to `on`. When it is on, the guest's configuration and

@@ -4,7 +4,7 @@ use super::irq::{Irq, Trigger};
 use super::lr::MAX_LIST_REGISTERS;
 use super::regs::SPI_FIRST;
 use crate::ids::VcpuId;
-use crate::util::bits::set_bits;
+use crate::util::bits::{set_bits, to_bits};
 use arrayvec::ArrayVec;
 
 /// What a sync does with an LPI that comes back from a list register unacknowledged.
@@ -75,7 +75,7 @@ impl Private {
     /// Those of the interrupts `which` for which `what` is true.
     fn these(&self, which: u32, what: impl Fn(&Irq) -> bool) -> u32 {
         let has = |intid: &u32| self.irq(*intid).is_some_and(&what);
-        set_bits(which).filter(has).fold(0, |mask, intid| mask | 1u32.wrapping_shl(intid))
+        to_bits(set_bits(which).filter(has))
     }
 
     /// The PPIs whose physical interrupt is active, a bit for each. Called at each switch.
@@ -84,9 +84,9 @@ impl Private {
         self.held
     }
 
-    /// Those of [`held`](Self::held) that the guest has not acknowledged.
-    pub fn held_pending(&self) -> u32 {
-        self.these(self.held(), Irq::is_held_pending)
+    /// Those of [`held`](Self::held) that are pending as long as their lines are high.
+    pub fn following_lines(&self) -> u32 {
+        self.these(self.held(), Irq::follows_line)
     }
 
     /// Whether an SGI or PPI is in a list register.

@@ -61,7 +61,7 @@ impl Threads {
     fn run(&self, vcpu: VcpuId) {
         let mut image = LrImage::new(4);
         while self.running() {
-            self.vgic.flush(vcpu, &mut image);
+            self.vgic.flush(self, vcpu, &mut image);
             while self.running() && !self.kicked[vcpu.index()].swap(false, Ordering::SeqCst) {
                 let used = usize::from(image.used);
                 for value in image.lr[..used].iter_mut().filter(|v| **v & lr::PENDING != 0) {
@@ -79,7 +79,7 @@ impl Threads {
                 }
                 self.yield_now();
             }
-            let _ = self.vgic.sync(self, vcpu, &mut image);
+            self.vgic.sync(self, vcpu, &mut image);
         }
     }
 
@@ -104,6 +104,12 @@ impl Port for Threads {
     fn spi_route(&self, _: Intid, _: VcpuId) {}
     fn spi_set_pending(&self, _: Intid, _: bool) {}
     fn spi_deactivate(&self, _: Intid) {}
+    fn spi_is_pending(&self, _: Intid) -> bool {
+        false
+    }
+    fn ppi_line(&self, _: VcpuId, _: Intid) -> bool {
+        true
+    }
     fn ppi_deactivate(&self, _: VcpuId, _: Intid) {}
     fn group1_enabled(&self, _: bool) {}
     fn lpis_enabled(&self, _: VcpuId, _: bool, _: u64, _: u64) {}

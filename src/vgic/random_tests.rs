@@ -88,11 +88,7 @@ impl World<'_> {
         let cpu = self.cpu(vcpu);
         if cpu.at.replace(At::El2) == At::Guest {
             let mut image = cpu.image.borrow_mut();
-            let synced = self.vgic.sync(self, vcpu, &mut image);
-            drop(image);
-            if synced.hw_ppis_pending & 1 << TIMER != 0 && self.byte() & 1 != 0 {
-                self.vgic.retract_hw_ppi(self, vcpu, Intid(TIMER));
-            }
+            self.vgic.sync(self, vcpu, &mut image);
         }
     }
 
@@ -101,7 +97,7 @@ impl World<'_> {
         let cpu = self.cpu(vcpu);
         cpu.at.set(At::Guest);
         cpu.kicked.set(false);
-        self.vgic.flush(vcpu, &mut cpu.image.borrow_mut());
+        self.vgic.flush(self, vcpu, &mut cpu.image.borrow_mut());
         self.check(vcpu);
     }
 
@@ -204,7 +200,7 @@ impl World<'_> {
                     // The sync may move interrupts to other vCPUs; one that is left for this vCPU has been missed.
                     let mut image = cpu.image.borrow_mut();
                     cpu.at.set(At::El2);
-                    let _ = self.vgic.sync(self, vcpu, &mut image);
+                    self.vgic.sync(self, vcpu, &mut image);
                     assert!(
                         cpu.kicked.get() || !self.vgic.has_pending(vcpu, OPEN),
                         "{vcpu} missed an interrupt in its guest"
@@ -417,6 +413,15 @@ impl Port for World<'_> {
     }
     fn spi_set_pending(&self, intid: Intid, _: bool) {
         assert!(self.owns_spi(intid));
+    }
+    /// When the input is at its end, all lines are high.
+    fn spi_is_pending(&self, intid: Intid) -> bool {
+        assert!(self.owns_spi(intid));
+        self.byte() & 1 == 0
+    }
+    fn ppi_line(&self, _: VcpuId, intid: Intid) -> bool {
+        assert_eq!(intid.0, TIMER);
+        self.byte() & 1 == 0
     }
     fn spi_deactivate(&self, intid: Intid) {
         self.deactivate(VcpuId(0), intid.0);

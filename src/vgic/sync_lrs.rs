@@ -26,34 +26,25 @@ use crate::util::bits::set_bits;
 use arrayvec::ArrayVec;
 use core::sync::atomic::Ordering;
 
-/// The result of a sync.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[must_use]
-pub struct Synced {
-    /// The hardware-linked PPIs that are pending and not acknowledged, a bit for each. If the line of one is low by
-    /// now, call [`Vgic::retract_hw_ppi`]; otherwise the guest gets a spurious interrupt.
-    pub hw_ppis_pending: u32,
-}
-
 impl Vgic {
     /// Moves the interrupts in the list registers of a vCPU back into software, right after it has left its guest.
     #[inline]
-    pub fn sync(&self, port: &dyn Port, vcpu: VcpuId, image: &mut LrImage) -> Synced {
-        if image.used == 0 {
-            return Synced::default();
+    pub fn sync(&self, port: &dyn Port, vcpu: VcpuId, image: &mut LrImage) {
+        if image.used != 0 {
+            self.sync_lrs(port, vcpu, image);
         }
-        self.sync_lrs(port, vcpu, image)
     }
 
     #[cold]
-    fn sync_lrs(&self, port: &dyn Port, vcpu: VcpuId, image: &mut LrImage) -> Synced {
+    fn sync_lrs(&self, port: &dyn Port, vcpu: VcpuId, image: &mut LrImage) {
         let (values, ends) = image.take();
-        let Some(cpu) = self.vcpus.get(vcpu.index()) else { return Synced::default() };
+        let Some(cpu) = self.vcpus.get(vcpu.index()) else { return };
         let is_spi = |value: &u64| (SPI_FIRST..SPI_END).contains(&lr::intid(*value));
         let mut dist = (ends != 0 || values.iter().any(is_spi)).then(|| self.dist.lock());
         let mut state = cpu.state.lock();
 
         let mut to_deactivate: ArrayVec<u32, 64> = ArrayVec::new();
+        let mut waiting: ArrayVec<u32, { lr::MAX_LIST_REGISTERS }> = ArrayVec::new();
         let mut moved: ArrayVec<(VcpuId, u32), { lr::MAX_LIST_REGISTERS }> = ArrayVec::new();
         let mut others = VcpuSet::new();
         for value in values {
@@ -84,6 +75,9 @@ impl Vgic {
                 deactivate
             } else if let Some(dist) = dist.as_deref_mut() {
                 let deactivate = dist.irq_mut(intid).is_some_and(|irq| irq.unlist(*value));
+                if dist.irq(intid).is_some_and(Irq::follows_line) {
+                    let _ = waiting.try_push(intid);
+                }
                 match dist.place(intid) {
                     Some(home) if home == vcpu => cpu.add_work(Work::SPI),
                     Some(home) => others.insert(home),
@@ -113,7 +107,7 @@ impl Vgic {
         if state.queued != 0 {
             cpu.add_work(Work::PRIVATE);
         }
-        let hw_ppis_pending = state.held_pending();
+        let ppis_wait = state.held() != 0 && state.following_lines() != 0;
         for (to, index) in &moved {
             if let Some(to) = self.vcpu(*to) {
                 let _ = to.lpis.insert(*index);
@@ -131,7 +125,12 @@ impl Vgic {
         for (to, _) in &moved {
             self.notify_one(port, Some(vcpu), *to, Work::LPI);
         }
-        Synced { hw_ppis_pending }
+        if ppis_wait {
+            self.drop_fallen_ppis(port, vcpu);
+        }
+        for intid in &waiting {
+            self.drop_fallen_spis(port, *intid, 1);
+        }
     }
 
     /// Deactivates the physical interrupt of `intid`, which the guest will not deactivate any more.
@@ -227,13 +226,13 @@ mod tests {
             send(&machine, intid, ONE);
             machine.enter(ONE);
             machine.acknowledge(ONE, intid);
-            let _ = machine.exit(ONE);
+            machine.exit(ONE);
         }
         assert_eq!(numbers(&machine.enter(ONE)), [6, 5, 4, 3]);
         // The guest ends all but the first; the end of 2 matches no list register.
         [6, 5, 4, 3].iter().for_each(|i| machine.end(ONE, *i));
         machine.set_hcr(ONE, machine.hcr(ONE) | 1 << 27);
-        let _ = machine.exit(ONE);
+        machine.exit(ONE);
         assert_eq!(machine.enter(ONE), [(1, 2, 0xa0)], "2 was ended by the count, 1 was not");
     }
 
@@ -245,11 +244,11 @@ mod tests {
             send(&machine, intid, ONE);
             machine.enter(ONE);
             machine.acknowledge(ONE, intid);
-            let _ = machine.exit(ONE);
+            machine.exit(ONE);
         }
         assert_eq!(numbers(&machine.enter(ONE)), [5, 4, 3, 2]);
         machine.set_hcr(ONE, machine.hcr(ONE) | 3 << 27);
-        let _ = machine.exit(ONE);
+        machine.exit(ONE);
         assert_eq!(numbers(&machine.enter(ONE)), [5, 4, 3, 2]);
     }
 
@@ -261,7 +260,7 @@ mod tests {
         assert!(machine.vgic.inject_hw_spi(&machine, Intid(32)));
         machine.enter(ONE);
         machine.acknowledge(ONE, 32);
-        let _ = machine.exit(ONE);
+        machine.exit(ONE);
         machine.vgic.deactivate(&machine, BOOT, Intid(32));
         assert!(machine.view(32).active, "only the vCPU where it is active can deactivate it");
         machine.vgic.deactivate(&machine, ONE, Intid(32));
@@ -281,21 +280,23 @@ mod tests {
             assert_ne!(machine.images[0].borrow().lr[0] & lr::EOI, 0);
             machine.acknowledge(BOOT, 33);
             machine.end(BOOT, 33);
-            let _ = machine.exit(BOOT);
+            machine.exit(BOOT);
         }
         machine.vgic.inject_spi(&machine, Intid(33), Signal::Level(false));
         assert!(machine.enter(BOOT).is_empty());
     }
 
     #[test]
-    fn a_timer_interrupt_that_is_not_acknowledged_is_reported_and_can_be_retracted() {
+    fn a_timer_interrupt_whose_line_falls_before_it_is_acknowledged_is_retracted() {
         let machine = Machine::new(1);
         assert!(machine.vgic.inject_hw_ppi(&machine, BOOT, Intid(27)));
         machine.enter(BOOT);
         assert_eq!(machine.images[0].borrow().lr[0] & (lr::HW | 0x1fff << 32), lr::HW | 27 << 32);
-        assert_eq!(machine.exit(BOOT).hw_ppis_pending, 1 << 27);
+        machine.exit(BOOT);
         assert_eq!(machine.vgic.held_ppis(BOOT), 1 << 27);
-        machine.vgic.retract_hw_ppi(&machine, BOOT, Intid(27));
+        machine.enter(BOOT);
+        machine.low.borrow_mut().push(27);
+        machine.exit(BOOT);
         assert_eq!(machine.asked(), [Asked::PpiDeactivate(0, 27)]);
         assert!(machine.enter(BOOT).is_empty());
         assert_eq!(machine.vgic.held_ppis(BOOT), 0);
@@ -307,8 +308,8 @@ mod tests {
         assert!(machine.vgic.inject_hw_ppi(&machine, BOOT, Intid(27)));
         machine.enter(BOOT);
         machine.acknowledge(BOOT, 27);
-        assert_eq!(machine.exit(BOOT).hw_ppis_pending, 0);
-        machine.vgic.retract_hw_ppi(&machine, BOOT, Intid(27));
+        machine.low.borrow_mut().push(27);
+        machine.exit(BOOT);
         assert!(machine.asked().is_empty());
         assert_eq!(machine.enter(BOOT), [(27, 2, 0)]);
     }
@@ -322,7 +323,7 @@ mod tests {
         assert_eq!(machine.images[0].borrow().lr[0], 0x50a0_0000_0000_2008, "group 1, no link, no maintenance");
         machine.acknowledge(BOOT, 8200);
         assert!(machine.vgic.inject_lpi(&machine, BOOT, VIntid(8200)));
-        let _ = machine.exit(BOOT);
+        machine.exit(BOOT);
         assert_eq!(machine.enter(BOOT), [(8200, 1, 0xa0)], "again, and only once");
     }
 
@@ -336,7 +337,7 @@ mod tests {
         machine.forget();
         // The recall makes vCPU 1 sync, which moves the interrupt to the queue of vCPU 0.
         machine.vgic.dist_write(&machine, ONE, 0x6000 + 50 * 8, 8, 0);
-        let _ = machine.exit(ONE);
+        machine.exit(ONE);
         assert!(machine.kicked().contains(&BOOT));
         assert!(machine.enter(ONE).is_empty());
         assert_eq!(numbers(&machine.enter(BOOT)), [50]);
@@ -350,14 +351,14 @@ mod tests {
         machine.vgic.inject_spi(&machine, Intid(50), Signal::Edge);
         machine.enter(ONE);
         machine.acknowledge(ONE, 50);
-        let _ = machine.exit(ONE);
+        machine.exit(ONE);
         machine.vgic.dist_write(&machine, BOOT, 0x6000 + 50 * 8, 8, 0);
         assert_eq!(machine.enter(ONE), [(50, 2, 0xa0)]);
         machine.vgic.inject_spi(&machine, Intid(50), Signal::Edge);
-        let _ = machine.exit(ONE);
+        machine.exit(ONE);
         assert_eq!(machine.enter(ONE), [(50, 3, 0xa0)], "active and pending on the vCPU where it is active");
         machine.end(ONE, 50);
-        let _ = machine.exit(ONE);
+        machine.exit(ONE);
         assert!(machine.enter(ONE).is_empty());
         assert_eq!(machine.enter(BOOT), [(50, 1, 0xa0)]);
     }

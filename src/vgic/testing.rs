@@ -35,6 +35,8 @@ pub struct Machine {
     pub vpes_answer: Cell<bool>,
     /// Whether a vCPU that is in its guest leaves it when it is kicked.
     pub obey_kicks: Cell<bool>,
+    /// The physical interrupts whose lines are low; those of all others are high.
+    pub low: RefCell<Vec<u32>>,
     /// How many recalls were not obeyed.
     pub unsettled: Cell<u32>,
 }
@@ -101,6 +103,7 @@ impl Machine {
             images,
             memory: RefCell::default(),
             obey_kicks: Cell::new(true),
+            low: RefCell::default(),
             unsettled: Cell::new(0),
         }
     }
@@ -177,14 +180,14 @@ impl Machine {
     /// Flushes the list registers of a vCPU. Returns what is listed, as (INTID, state, priority).
     pub fn enter(&self, vcpu: VcpuId) -> Vec<(u32, u64, u8)> {
         let mut image = self.images[vcpu.index()].borrow_mut();
-        self.vgic.flush(vcpu, &mut image);
+        self.vgic.flush(self, vcpu, &mut image);
         image.lr[..image.used.into()].iter().map(|v| (lr::intid(*v), (v & lr::STATE) >> 62, (v >> 48) as u8)).collect()
     }
 
     /// Syncs the list registers of a vCPU.
-    pub fn exit(&self, vcpu: VcpuId) -> Synced {
+    pub fn exit(&self, vcpu: VcpuId) {
         let mut image = self.images[vcpu.index()].borrow_mut();
-        self.vgic.sync(self, vcpu, &mut image)
+        self.vgic.sync(self, vcpu, &mut image);
     }
 
     fn change(&self, vcpu: VcpuId, intid: u32, change: impl Fn(&mut u64)) {
@@ -223,7 +226,7 @@ impl Port for Machine {
         if self.obey_kicks.get()
             && let Ok(mut image) = self.images[vcpu.index()].try_borrow_mut()
         {
-            let _ = self.vgic.sync(self, vcpu, &mut image);
+            self.vgic.sync(self, vcpu, &mut image);
         }
     }
     fn read_guest(&self, ipa: Ipa, buf: &mut [u8]) -> bool {
@@ -247,6 +250,12 @@ impl Port for Machine {
     }
     fn spi_set_pending(&self, intid: Intid, on: bool) {
         self.asked.borrow_mut().push(Asked::Pending(intid.0, on));
+    }
+    fn spi_is_pending(&self, intid: Intid) -> bool {
+        !self.low.borrow().contains(&intid.0)
+    }
+    fn ppi_line(&self, _: VcpuId, intid: Intid) -> bool {
+        !self.low.borrow().contains(&intid.0)
     }
     fn spi_deactivate(&self, intid: Intid) {
         self.asked.borrow_mut().push(Asked::Deactivate(intid.0));

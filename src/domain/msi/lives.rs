@@ -205,7 +205,7 @@ impl Dom<'_> {
                     self.guest.end(VcpuId(n), lpi);
                     taken.insert((n, lpi - Lpi::FIRST));
                 }
-                let _ = self.guest.exit(VcpuId(n));
+                self.guest.exit(VcpuId(n));
                 if listed.is_empty() {
                     break;
                 }

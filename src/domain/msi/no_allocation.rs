@@ -53,6 +53,12 @@ impl Port for Outside<'_> {
     fn spi_set_pending(&self, intid: Intid, on: bool) {
         outside(|| self.0.spi_set_pending(intid, on));
     }
+    fn spi_is_pending(&self, intid: Intid) -> bool {
+        outside(|| self.0.spi_is_pending(intid))
+    }
+    fn ppi_line(&self, vcpu: VcpuId, intid: Intid) -> bool {
+        outside(|| self.0.ppi_line(vcpu, intid))
+    }
     fn spi_deactivate(&self, intid: Intid) {
         outside(|| self.0.spi_deactivate(intid));
     }

@@ -108,7 +108,7 @@ impl World {
                     self.guest.end(VcpuId(n), intid);
                     taken.insert((n, intid - Lpi::FIRST));
                 }
-                let _ = self.guest.exit(VcpuId(n));
+                self.guest.exit(VcpuId(n));
                 if listed.is_empty() {
                     break;
                 }

@@ -49,6 +49,12 @@ impl Port for Hardware {
     fn spi_route(&self, _: Intid, _: VcpuId) {}
     fn spi_set_pending(&self, _: Intid, _: bool) {}
     fn spi_deactivate(&self, _: Intid) {}
+    fn spi_is_pending(&self, _: Intid) -> bool {
+        false
+    }
+    fn ppi_line(&self, _: VcpuId, _: Intid) -> bool {
+        true
+    }
     fn ppi_deactivate(&self, _: VcpuId, _: Intid) {}
     fn group1_enabled(&self, _: bool) {}
     fn lpis_enabled(&self, _: VcpuId, _: bool, _: u64, _: u64) {}
@@ -196,7 +202,7 @@ impl World {
             taken.push(lr::intid(*value));
             *value &= !lr::STATE;
         }
-        let _ = self.vgic.sync(&self.hardware, VcpuId(n), &mut v.image);
+        self.vgic.sync(&self.hardware, VcpuId(n), &mut v.image);
         for intid in taken {
             let bit = 1u16 << intid;
             assert_ne!(v.sent & bit, 0, "vCPU {n} takes SGI {intid}, which was not sent");
@@ -221,7 +227,7 @@ impl World {
             v.resident = Some(v4.enter(self.hardware.guest.vpes[usize::from(n)], CpuId(cpu), groups).unwrap());
         }
         self.vgic.update_sgis(&self.hardware, vcpu, v.resident.is_some());
-        self.vgic.flush(vcpu, &mut v.image);
+        self.vgic.flush(&self.hardware, vcpu, &mut v.image);
         if let Some(resident) = &mut v.resident {
             v4.before_eret(resident);
         }

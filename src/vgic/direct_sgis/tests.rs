@@ -156,12 +156,12 @@ fn an_sgi_in_a_list_register_has_no_active_state_either_if_the_guest_has_asked()
     assert_eq!(machine.enter(ONE), [(4, 1, 0)]);
     assert_eq!(machine.hcr(ONE) & lr::HCR_VSGI_EOI_COUNT, lr::HCR_VSGI_EOI_COUNT, "its end is not counted");
     machine.acknowledge(ONE, 4);
-    let _ = machine.exit(ONE);
+    machine.exit(ONE);
     assert_eq!(machine.hcr(ONE) & lr::HCR_VSGI_EOI_COUNT, lr::HCR_VSGI_EOI_COUNT);
     assert!(listed(&machine).is_empty());
     send(&machine, 4, SgiGroup::One);
     assert_eq!(machine.enter(ONE), [(4, 1, 0)]);
-    let _ = machine.exit(ONE);
+    machine.exit(ONE);
     write_one(&machine, 0x300, 0x1_0010);
     assert_eq!(machine.vgic.redist_read(&machine, BOOT, ONE, REDIST + 0x300, 4), 0x1_0000);
 }
@@ -173,11 +173,11 @@ fn active_sgis_are_inactive_once_the_guest_has_asked_and_ends_are_counted_again_
     send(&machine, 4, SgiGroup::One);
     machine.enter(ONE);
     machine.acknowledge(ONE, 4);
-    let _ = machine.exit(ONE);
+    machine.exit(ONE);
     machine.dist_write(CTLR, 0);
     machine.dist_write(CTLR, 0x103);
     assert!(listed(&machine).is_empty());
-    let _ = machine.exit(ONE);
+    machine.exit(ONE);
     assert_ne!(machine.hcr(ONE) & lr::HCR_VSGI_EOI_COUNT, 0);
     machine.dist_write(CTLR, 0);
     machine.dist_write(CTLR, 3);

@@ -155,7 +155,7 @@ pub struct Options {
     /// Build QEMU with a GICv4.1 if it is missing, for the tests that need it (otherwise they are skipped)
     #[arg(long)]
     gicv41: bool,
-    /// Longer runs: ten minutes of moved vCPUs, ten million random accesses, all cases with a GICv4.1
+    /// Longer runs: ten minutes of moved vCPUs, a million random accesses, all cases with a GICv4.1
     #[arg(long)]
     long: bool,
     /// Random steps of the GIC driver's property tests [default: 100000]

@@ -58,6 +58,17 @@ pub fn cases() -> Vec<Case> {
             "EL2 survives a guest that breaks its tables before an access without a syndrome; AArch32",
             |lab| walk(lab, machine(lab, "guest-walk")?),
         ),
+        anywhere(
+            "lines",
+            "a level-sensitive interrupt comes if its line is high when it may, and not if it has fallen",
+            |lab| lines(lab, machine(lab, "guest-lines")?),
+        ),
+        case("lines-v3", "the same on a GICv3", |lab| {
+            let machine = machine(lab, "guest-lines")?;
+            let properties = machine.properties.replace("gic-version=4", "gic-version=3");
+            lines(lab, Machine { properties, ..machine })
+        }),
+        case("gicv41-lines", "the same on a GICv4.1", |lab| lines(lab, lab.gicv41(machine(lab, "guest-lines")?)?)),
         case("twins", "two vCPUs on one CPU map one address to two pages, and each sees its own", twins),
         anywhere("wake-1", "10,000 MSIs at random moments, one sleeping vCPU, none lost", |lab| {
             wake(lab, 1, "vwfi=trap")
@@ -148,6 +159,21 @@ pub(super) fn walk(lab: &Lab, machine: Machine) -> Verdict {
     match lines().find(|line| line.starts_with("GUEST PASS walk tables=9 aarch32=3")) {
         Some(line) if transcript.end == End::Off => println!("   {line}"),
         _ => return Err(format!("{:?} ({})", transcript.end, lab.dir.join("console.log").display())),
+    }
+    lab.complaints()
+}
+
+/// Runs the guest `lines` on `machine`.
+fn lines(lab: &Lab, machine: Machine) -> Verdict {
+    let transcript = lab.watch(&Machine { smp: 1, ..machine }, 60, |_, _| Ok(()))?;
+    let said = || transcript.lines.iter().map(|(_, line)| line.trim());
+    let failures: Vec<&str> = said().filter_map(|line| line.strip_prefix("GUEST FAIL ")).collect();
+    if !failures.is_empty() {
+        return Err(failures.join("; "));
+    }
+    match said().find_map(|line| line.strip_prefix("GUEST DONE lines ")) {
+        Some("pass=51 fail=0") if transcript.end == End::Off => {}
+        other => return Err(format!("{other:?}, {:?} ({})", transcript.end, lab.dir.join("console.log").display())),
     }
     lab.complaints()
 }
