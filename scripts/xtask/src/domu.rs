@@ -155,7 +155,13 @@ pub enum TreeEdit {
     Device0(u16),
     /// The PCI function with this requester ID has no StreamID.
     NoStream(u16),
+    /// What boards have and QEMU has not: a region for each of so many redistributors, long names, a device in the console's
+    /// page, fewer buses than it says, and a GIC that is said to reach 4 GiB only.
+    Odd(u32),
 }
+
+/// The distance of redistributors on `virt` with a GICv4.
+const REDISTRIBUTOR: u64 = 0x4_0000;
 
 /// The node of the GIC.
 const GIC: &str = "/intc@8000000";
@@ -176,10 +182,42 @@ impl TreeEdit {
                 tree.memory_reservations.push(MemoryReservation::new(address, bytes));
             }
             TreeEdit::Device0(rid) => set_map(tree, "msi-map", &with_device0(&map(host, "msi-map")?, rid)?)?,
+            TreeEdit::Odd(cpus) => odd(host, tree, cpus)?,
             TreeEdit::NoStream(rid) => set_map(tree, "iommu-map", &without(&map(host, "iommu-map")?, rid))?,
         }
         Ok(())
     }
+}
+
+/// Carries out [`TreeEdit::Odd`].
+fn odd(host: &Fdt, tree: &mut DeviceTree, cpus: u32) -> Result<(), String> {
+    let reg = |path: &str| {
+        let reg = host.find_node(path).and_then(|node| node.property("reg")).map(|reg| reg.value().to_vec());
+        reg.ok_or_else(|| format!("QEMU's device tree has no reg at {path}"))
+    };
+    let number = |bytes: &[u8]| bytes.iter().fold(0u64, |number, &byte| number << 8 | u64::from(byte));
+    let old = reg(GIC)?;
+    let first = number(old.get(16..24).ok_or("QEMU's GIC has no redistributors")?);
+    let mut regions = old.get(..16).unwrap_or_default().to_vec();
+    for cpu in 0..u64::from(cpus) {
+        regions.extend((first + cpu * REDISTRIBUTOR).to_be_bytes());
+        regions.extend(REDISTRIBUTOR.to_be_bytes());
+    }
+    let gic = tree.find_node_mut(GIC).ok_or("QEMU's device tree has no GIC")?;
+    set(gic, "reg", regions.as_slice());
+    set(gic, "#redistributor-regions", cpus);
+    let pci = tree.find_node_mut(PCI).ok_or("QEMU's device tree has no PCI host")?;
+    let mut ecam = reg(PCI)?;
+    ecam.splice(8.., (64u64 << 20).to_be_bytes());
+    set(pci, "reg", ecam.as_slice());
+    set(&mut tree.root, "linux,a-property-whose-name-is-longer-than-31-characters", "x");
+    let mut neighbour = DeviceTreeNode::new_unchecked("a-node-whose-name-is-longer-than-31-characters@9000800");
+    set(&mut neighbour, "compatible", "arm,sbsa-uart");
+    set(&mut neighbour, "reg", &[0u32, 0x900_0800, 0, 0x100][..]);
+    tree.root.add_child(neighbour);
+    let compatible = tree.root.property_mut("compatible").ok_or("QEMU's device tree has no compatible")?;
+    compatible.set_value(&["linux,dummy-virt", "rockchip,rk3568"][..]);
+    Ok(())
 }
 
 /// What the device tree has in addition to QEMU's.

@@ -144,7 +144,8 @@ fn read_gic(tree: Tree<'_>, place: &Place<'_, '_>, machine: &mut Machine) -> Res
                 machine.warn(place.path(), "a redistributor region is too small or misaligned: ignored");
             }
             Some(region) => {
-                if machine.gic.redists.try_push(region).is_err() {
+                let added = machine.gic.redists.try_push(region);
+                if added.is_err() {
                     machine.leave_out(Part::Redistributors);
                 }
             }

@@ -21,6 +21,12 @@ pub fn cases() -> Vec<Case> {
             bare: false,
             run: redistributors,
         },
+        Case {
+            name: "boot-odd-tree",
+            shows: "dom0 on a machine that is described as boards are: long names, a region for each redistributor, ...",
+            bare: false,
+            run: odd_tree,
+        },
         case("boot-limits", "dom0_mem= and dom0_max_vcpus= are kept", limits),
     ]
 }
@@ -57,6 +63,28 @@ fn redistributors(lab: &Lab) -> Verdict {
     match transcript.said("job").count() {
         5 => Ok(()),
         jobs => Err(format!("{jobs} jobs ended, not 5")),
+    }
+}
+
+/// Boots with a tree that has what QEMU's has not, and boards have.
+fn odd_tree(lab: &Lab) -> Verdict {
+    let edits = vec![TreeEdit::Odd(4)];
+    let transcript = lab.linux_run(&Machine { edits, mem: "6G".into(), ..lab.linux("boot", "") }, 150)?;
+    let line = |says: &str| {
+        let found = transcript.lines.iter().find(|(_, line)| line.contains(says)).map(|(_, line)| line.as_str());
+        found.ok_or_else(|| format!("no line `{says}`"))
+    };
+    line("/pcie@10000000: its configuration space has room for fewer buses: the others are not used")?;
+    line("characters@9000800: disabled: its registers share a page with registers that the hypervisor keeps")?;
+    // The machine says that its GIC reaches 4 GiB only, so the start of the pool has at most 8 hexadecimal digits.
+    let pool = line("pool at [0x")?.split("pool at [0x").nth(1).and_then(|range| range.split(',').next());
+    if pool.is_none_or(|start| start.len() > 8) {
+        return Err(format!("the hypervisor's memory is at 0x{}, above 4 GiB", pool.unwrap_or_default()));
+    }
+    // dom0's redistributors are in no region, since none has room for two.
+    match transcript.number("cpus")? {
+        4 => Ok(()),
+        cpus => Err(format!("dom0 has {cpus} CPUs, the machine 4")),
     }
 }
 
