@@ -68,6 +68,8 @@ fn build(loaded: &[u8], machine: &Machine, verdict: &mut Verdict) -> Result<(), 
         gicr,
         absent_itss: &[],
         given_bars: &[],
+        given_devices: &[],
+        ports: None,
         bootargs: "quiet",
         initrd: None,
     };
