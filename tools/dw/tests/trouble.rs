@@ -4,20 +4,24 @@ mod common;
 
 use std::fs;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Fake, Manners};
 use doorward_api::{DomainState, Kind, Status};
 
+/// The time limit is short only where it is waited for: an answer may come late on a busy machine.
 fn fails(manners: Manners, words: &[&str], code: i32, part: &str) -> Fake {
+    let busy =
+        manners.busy.load(Ordering::Relaxed) > 1000 || manners.refuse.is_some_and(|(_, how, _)| how == Status::Busy);
+    let timeout = if manners.silent.is_some() || manners.longer > 0 || busy { "1" } else { "10" };
     let fake = Fake::with(manners);
     let start = Instant::now();
-    let (found, out, error) = fake.run(&[&["--timeout", "0.3"], words].concat());
+    let (found, out, error) = fake.run(&[&["--timeout", timeout], words].concat());
     assert_eq!((found, out.as_str()), (code, ""), "{words:?}: {error}");
     assert!(error.contains(part), "{words:?}: {error}");
     // Twelve times the timeout at most, and a busy machine.
-    assert!(start.elapsed() < Duration::from_secs(20));
+    assert!(start.elapsed() < Duration::from_secs(40));
     fake
 }
 
@@ -54,9 +58,9 @@ fn each_status_has_a_sentence() {
 #[test]
 fn silence_ends_at_the_deadline() {
     let silent = |kind| Manners { silent: Some(kind), ..Manners::default() };
-    fails(silent(Kind::Version), &["list"], 4, "did not answer `version` in 0.3 s\n    --timeout SECONDS");
+    fails(silent(Kind::Version), &["list"], 4, "did not answer `version` in 1 s\n    --timeout SECONDS");
     fails(silent(Kind::List), &["list"], 4, "did not answer `list`");
-    fails(silent(Kind::Destroy), &["destroy", "web"], 4, "did not answer `destroy` in 3.6 s");
+    fails(silent(Kind::Destroy), &["destroy", "web"], 4, "did not answer `destroy` in 12 s");
 }
 
 #[test]
@@ -164,7 +168,7 @@ fn the_console_of_a_new_domain_is_open_before_the_domain_runs() {
     let kernel = fake.kernel(64);
     let (opened, seen) = std::sync::mpsc::channel();
     let _server = common::port(&fake.folder, "domain.a.console", move |_port| opened.send(()).unwrap());
-    let words = ["create", "--timeout", "0.3", "-c", "--name", "a", "--memory", "32", "--kernel", &kernel];
+    let words = ["create", "--timeout", "1", "-c", "--name", "a", "--memory", "32", "--kernel", &kernel];
     let (code, _, error) = fake.run(&words);
     assert_eq!(code, 4, "{error}");
     seen.recv_timeout(Duration::from_secs(5)).expect("the console was opened");
