@@ -6,8 +6,8 @@ use std::fs;
 use std::io::{Read, Write};
 use std::time::Duration;
 
-use common::{Fake, image, port};
-use doorward_api::{Body, DomainState, Event, EventKind};
+use common::{Fake, Manners, image, port};
+use doorward_api::{Body, DomainState, Event, EventKind, Kind, Status};
 
 #[test]
 fn list_has_the_columns_of_xl() {
@@ -128,7 +128,11 @@ fn verbs_about_a_domain_ask_for_it_by_id() {
         (&["cpu", "online", "2"], &["CpuOnline(2)"]),
         (
             &["pci", "assign", "web", "00:03.0"],
-            &["PciAssign(Assign { domain: 3, function: 0000:00:03.0, allow_no_reset: false })"],
+            &[
+                "PciList(0)",
+                "PciList(1)",
+                "PciAssign(Assign { domain: 3, function: 0000:00:03.0, allow_no_reset: false })",
+            ],
         ),
         (&["pci", "release", "0000:00:03.0"], &["PciRelease(0000:00:03.0)"]),
     ] {
@@ -240,6 +244,32 @@ fn a_driver_of_dom0_is_unbound_and_bound_again() {
     fake.ok(&["pci", "release", "00:03.0"]);
     assert_eq!(read("devices/0000:00:03.0/driver_override"), "\n");
     assert_eq!(read("drivers_probe"), "0000:00:03.0");
+}
+
+#[test]
+fn a_driver_stays_bound_if_the_function_cannot_be_given_away() {
+    let refuses = Manners { refuse: Some((Kind::PciList, Status::NotSupported, "")), ..Manners::default() };
+    for (manners, function, why) in [
+        (Manners::default(), "00:01.0", "no SMMU limits its DMA"),
+        (Manners::default(), "00:09.0", "there is no such PCI function"),
+        (refuses, "00:03.0", "this is not supported here"),
+    ] {
+        let fake = Fake::with(manners);
+        let device = fake.folder.join("sys/bus/pci/devices").join(format!("0000:{function}"));
+        let driver = fake.folder.join("sys/bus/pci/drivers/nvme");
+        fs::create_dir_all(&device).unwrap();
+        fs::create_dir_all(&driver).unwrap();
+        std::os::unix::fs::symlink(&driver, device.join("driver")).unwrap();
+        let kernel = fake.kernel(64);
+        for words in [
+            &["pci", "assign", "web", function][..],
+            &["create", "--name", "a", "--memory", "32", "--kernel", &kernel, "--pci", function],
+        ] {
+            let (code, _, error) = fake.run(words);
+            assert!(code == 1 && error.contains(why), "{error}");
+            assert!(!driver.join("unbind").exists() && !device.join("driver_override").exists(), "{error}");
+        }
+    }
 }
 
 #[test]

@@ -44,7 +44,7 @@ pub fn create(session: &mut Session, options: &Create) -> Outcome {
     }
     let mut client = session.connect()?;
     let mut unbound = Vec::new();
-    let made = passthrough::unbind_all(session, &spec.pci, &mut unbound)
+    let made = passthrough::unbind_all(session, &mut client, &spec.pci, &mut unbound)
         .and_then(|()| make(session, &mut client, options, &spec, kernel, ramdisk));
     let Made { id, built, console } = match made {
         Ok(made) => made,
