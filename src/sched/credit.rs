@@ -467,6 +467,10 @@ impl<V: Scheduled + Send + Sync> Scheduler<V> for Credit<V> {
         self.cpu(cpu).queue.lock().exclude(ticks);
     }
 
+    fn uncharged(&self, cpu: CpuId, vcpu: &V, now: u64) -> u64 {
+        self.cpu(cpu).queue.lock().uncharged(vcpu, now)
+    }
+
     fn should_resched(&self, cpu: CpuId, now: u64) -> Verdict {
         let this = self.cpu(cpu);
         this.resched.store(false, Ordering::SeqCst);

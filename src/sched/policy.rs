@@ -115,6 +115,12 @@ pub trait Scheduler<V>: Send + Sync {
     /// The vCPU that runs on a CPU.
     fn current(&self, cpu: CpuId) -> Option<Arc<V>>;
 
+    /// Ticks that a vCPU runs on this CPU by now and has not been charged for: [`Entity::ran`] does not have them yet. 0 if
+    /// it does not run there, or if nothing is charged.
+    fn uncharged(&self, _cpu: CpuId, _vcpu: &V, _now: u64) -> u64 {
+        0
+    }
+
     /// Whether [`Scheduler::should_resched`] has to be called. Cheap: the run loop asks after each exit.
     fn needs_resched(&self, cpu: CpuId) -> bool;
 

@@ -114,6 +114,12 @@ impl<V: Scheduled> Queue<V> {
         self.clock = self.clock.max(least.unwrap_or(0));
     }
 
+    /// Ticks until `now` that the current vCPU has not been charged for; 0 for another one.
+    pub fn uncharged(&self, vcpu: &V, now: u64) -> u64 {
+        let runs = self.current.as_ref().is_some_and(|current| core::ptr::eq(&raw const **current, vcpu));
+        if runs { now.saturating_sub(self.charged) } else { 0 }
+    }
+
     /// The vtime of the vCPU that runs next.
     pub fn next_vtime(&self, now: u64) -> Option<u64> {
         let next = match self.parked {
@@ -299,6 +305,19 @@ mod tests {
         queue.charge(800, &SLICES);
         assert_eq!(vcpus[0].entity().ran(), 500);
         assert!(!queue.slice_is_over(999, &SLICES) && queue.slice_is_over(1000, &SLICES));
+    }
+
+    #[test]
+    fn what_a_vcpu_has_not_been_charged_for_is_what_it_has_run_since() {
+        let (mut queue, vcpus) = queue(&["one", "two"]);
+        let one = queue.take(0, |_| true).unwrap();
+        queue.start(one, 100);
+        let uncharged = |queue: &Queue<TestVcpu>, now| [0, 1].map(|which| queue.uncharged(&vcpus[which], now));
+        assert_eq!(uncharged(&queue, 500), [400, 0]);
+        queue.charge(500, &SLICES);
+        assert_eq!((vcpus[0].entity().ran(), uncharged(&queue, 700)), (400, [200, 0]));
+        queue.stop(800, &SLICES);
+        assert_eq!((vcpus[0].entity().ran(), uncharged(&queue, 900)), (700, [0, 0]));
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub fn answer(
         Request::Info => info(domains, reply),
         Request::List(from) => list(domains, draft, from, reply),
         Request::Lookup(name) => match (domains.named(name.as_str()), draft) {
-            (Some(domain), _) => one(&domain, reply),
+            (Some(domain), _) => one(domains.host, &domain, reply),
             (None, Some(draft)) if draft.name() == name.as_str() => drafted(draft, reply),
             _ => reply.refused(Status::NoSuchDomain, ""),
         },
@@ -53,6 +53,12 @@ pub fn answer(
 
 fn ns(ticks: u64) -> u64 {
     timer::ticks_to_us(ticks, timer::frequency()).saturating_mul(1000)
+}
+
+/// The ticks that a vCPU has run, with those of its present slice.
+fn ran(host: &Host, vcpu: &Vcpu) -> u64 {
+    let since = host.sched.uncharged(vcpu.cpu(), vcpu, timer::now());
+    vcpu.entity.ran().saturating_add(since)
 }
 
 const fn vwfi(vwfi: Vwfi) -> doorward_api::Vwfi {
@@ -119,7 +125,7 @@ fn list(domains: &Domains, draft: Option<&Draft>, from: u32, reply: Reply<'_>) -
     let ids = domains.iter().map(|domain| domain.id()).chain(draft.map(Draft::id));
     let Some(id) = ids.filter(|id| u32::from(id.0) >= from).min() else { return reply.refused(Status::End, "") };
     match (domains.get(id), draft) {
-        (Some(domain), _) => one(&domain, reply),
+        (Some(domain), _) => one(domains.host, &domain, reply),
         (None, Some(draft)) if draft.id() == id => drafted(draft, reply),
         _ => reply.refused(Status::DomainEnded, ""),
     }
@@ -149,14 +155,14 @@ fn named<'a>(name: &'a str, reply: Reply<'a>) -> Result<(Name<'a>, Reply<'a>), O
     }
 }
 
-fn one(domain: &Domain, reply: Reply<'_>) -> Outcome {
+fn one(host: &Host, domain: &Domain, reply: Reply<'_>) -> Outcome {
     let (name, reply) = match named(domain.name(), reply) {
         Ok(named) => named,
         Err(outcome) => return outcome,
     };
     let vcpus = domain.vcpus();
     let first = vcpus.first();
-    let ticks = vcpus.iter().map(|vcpu| vcpu.entity.ran()).fold(0, u64::saturating_add);
+    let ticks = vcpus.iter().map(|vcpu| ran(host, vcpu)).fold(0, u64::saturating_add);
     let begun = domain.begun_us();
     reply.done(&doorward_api::Domain {
         id: domain.id().0.into(),
@@ -228,7 +234,7 @@ fn vcpus(domains: &Domains, wanted: VcpusFrom, reply: Reply<'_>) -> Outcome {
                 State::Blocked => VcpuState::Blocked,
             },
             cpu: vcpu.cpu().0.into(),
-            cpu_time_ns: ns(vcpu.entity.ran()),
+            cpu_time_ns: ns(ran(domains.host, vcpu)),
             exits: vcpu.exits(),
             moves: vcpu.entity.moves(),
             weight: vcpu.entity.weight(),
@@ -262,7 +268,6 @@ fn cpus(host: &Host, from: u32, reply: Reply<'_>) -> Outcome {
                 _ => CpuState::Offline,
             },
             mpidr: host.mpidr(id).unwrap_or_default().0,
-            guest_ns: 0,
             domain: current.as_ref().map_or(ALL, |vcpu| vcpu.domain.0.into()),
             vcpu: current.as_ref().map_or(ALL, |vcpu| vcpu.id.0.into()),
         }

@@ -193,8 +193,6 @@ bodies! {
         state: CpuState,
         /// MPIDR_EL1.
         mpidr: u64,
-        /// Time in guests, in nanoseconds since it was started.
-        guest_ns: u64,
         /// The domain whose vCPU it runs; [`crate::ALL`] if it is idle.
         domain: u32,
         /// That vCPU; [`crate::ALL`] if it is idle.

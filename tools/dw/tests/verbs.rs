@@ -56,10 +56,10 @@ web                          3     1     - -b-        30.9 yes    2
     );
     assert_eq!(
         fake.ok(&["cpu", "list"]),
-        " CPU MPIDR      State     Time(s) Runs
-   0 0x0        online        9.6 web vCPU1
-   1 0x1        online        9.6 idle
-   2 0x2        offline       9.6 -
+        " CPU MPIDR      State   Runs
+   0 0x0        online  web vCPU1
+   1 0x1        online  idle
+   2 0x2        offline -
 "
     );
     assert_eq!(

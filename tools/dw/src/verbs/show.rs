@@ -323,7 +323,6 @@ pub fn cpus(session: &mut Session) -> Outcome {
         ("CPU", Align::Right, 4),
         ("MPIDR", Align::Left, 10),
         ("State", Align::Left, 7),
-        ("Time(s)", Align::Right, 9),
         ("Runs", Align::Left, 0),
     ]);
     let mut values = Vec::new();
@@ -335,18 +334,11 @@ pub fn cpus(session: &mut Session) -> Outcome {
                 (CpuState::Online, domain) => format!("{} vCPU{}", owner(&domains, domain), cpu.vcpu),
                 _ => "-".to_owned(),
             };
-            table.row(vec![
-                cpu.cpu.to_string(),
-                format!("{:#x}", cpu.mpidr),
-                cpu.state.label().to_owned(),
-                seconds(cpu.guest_ns),
-                runs,
-            ]);
+            table.row(vec![cpu.cpu.to_string(), format!("{:#x}", cpu.mpidr), cpu.state.label().to_owned(), runs]);
             values.push(json!({
                 "cpu": cpu.cpu,
                 "mpidr": cpu.mpidr,
                 "state": cpu.state.label(),
-                "guest_ns": cpu.guest_ns,
                 "domain": some(cpu.domain),
                 "vcpu": some(cpu.vcpu),
             }));

@@ -423,7 +423,7 @@ fn answer(frame: &Frame, request: &Request, state: &mut State, out: &mut [u8]) -
             frame.answer(Status::Ok, &page, out)
         }
         Request::Cpus(_) => {
-            let cpu = |cpu, state, domain, vcpu| Cpu { cpu, state, mpidr: cpu.into(), guest_ns: 9 << 30, domain, vcpu };
+            let cpu = |cpu, state, domain, vcpu| Cpu { cpu, state, mpidr: cpu.into(), domain, vcpu };
             let cpus = [
                 cpu(0, CpuState::Online, 3, 1),
                 cpu(1, CpuState::Online, ALL, ALL),
