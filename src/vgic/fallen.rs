@@ -9,26 +9,35 @@
 use super::dist::intids;
 use super::irq::Irq;
 use super::port::Port;
+use super::private::Private;
 use super::state::Vgic;
 use crate::ids::{Intid, VcpuId};
 use crate::util::bits::set_bits;
+
+impl Private {
+    /// Makes those PPIs of `vcpu`, which runs on this CPU, not pending whose lines have fallen. Returns them, a bit for each:
+    /// the caller has the physical ones deactivated, without a lock held.
+    #[must_use]
+    pub(super) fn take_fallen(&mut self, port: &dyn Port, vcpu: VcpuId) -> u32 {
+        let mut fallen = 0u32;
+        if self.held() == 0 {
+            return fallen;
+        }
+        for ppi in set_bits(self.following_lines()) {
+            if !port.ppi_line(vcpu, Intid(ppi)) && self.irq_mut(ppi).is_some_and(Irq::clear_pending) {
+                fallen |= 1u32.wrapping_shl(ppi);
+                self.requeue(ppi);
+            }
+        }
+        fallen
+    }
+}
 
 impl Vgic {
     /// Makes those PPIs of `vcpu`, which runs on this CPU, not pending whose lines have fallen.
     pub(super) fn drop_fallen_ppis(&self, port: &dyn Port, vcpu: VcpuId) {
         let Some(cpu) = self.vcpu(vcpu) else { return };
-        let mut state = cpu.state.lock();
-        if state.held() == 0 {
-            return;
-        }
-        let mut fallen = 0u32;
-        for ppi in set_bits(state.following_lines()) {
-            if !port.ppi_line(vcpu, Intid(ppi)) && state.irq_mut(ppi).is_some_and(Irq::clear_pending) {
-                fallen |= 1u32.wrapping_shl(ppi);
-                state.requeue(ppi);
-            }
-        }
-        drop(state);
+        let fallen = cpu.state.lock().take_fallen(port, vcpu);
         set_bits(fallen).for_each(|ppi| port.ppi_deactivate(vcpu, Intid(ppi)));
     }
 

@@ -20,7 +20,7 @@ use super::regs::{ENABLE_GROUP0, ENABLE_GROUP1, SPI_FIRST};
 use super::spi::Dist;
 use super::state::Vgic;
 use super::vcpu::{Vcpu, Work};
-use crate::ids::{Lpi, VcpuId};
+use crate::ids::{Intid, Lpi, VcpuId};
 use crate::util::bits::set_bits;
 use arrayvec::ArrayVec;
 use core::sync::atomic::Ordering;
@@ -93,17 +93,17 @@ impl Vgic {
         }
         image.clear();
         if !work.is_empty() {
-            if work.contains(Work::PRIVATE) {
-                self.drop_fallen_ppis(port, vcpu);
-            }
-            self.fill(cpu, vcpu, work, image);
+            let fallen = self.fill(port, cpu, vcpu, work, image);
+            set_bits(fallen).for_each(|ppi| port.ppi_deactivate(vcpu, Intid(ppi)));
         }
         image.seal();
     }
 
-    fn fill(&self, cpu: &Vcpu, vcpu: VcpuId, work: Work, image: &mut LrImage) {
+    /// Lists what there is. Returns the PPIs that have to be deactivated, a bit for each, because their lines have fallen.
+    fn fill(&self, port: &dyn Port, cpu: &Vcpu, vcpu: VcpuId, work: Work, image: &mut LrImage) -> u32 {
         let mut dist = work.contains(Work::SPI).then(|| self.dist.lock());
         let mut state = cpu.state.lock();
+        let fallen = state.take_fallen(port, vcpu);
         let ctlr = self.ctlr.load(Ordering::SeqCst);
         let mut waiting = Best::new(self.list_registers);
         let mut active = Best::new(self.list_registers);
@@ -158,6 +158,7 @@ impl Vgic {
             // use.
             cpu.epoch.fetch_add(1, Ordering::AcqRel);
         }
+        fallen
     }
 
     /// Moves the interrupt of `key` into a list register and returns the value of that register.
@@ -222,7 +223,7 @@ mod tests {
     use super::super::testing::{BOOT, Machine, sgi1r};
     use super::super::{SgiGroup, Signal};
     use super::*;
-    use crate::ids::{Intid, Mpidr, VIntid};
+    use crate::ids::{Mpidr, VIntid};
     use std::vec::Vec;
 
     const ONE: VcpuId = VcpuId(1);
