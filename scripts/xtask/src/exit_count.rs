@@ -218,6 +218,14 @@ impl Counts {
         self.taken.get(&source).copied().unwrap_or(0)
     }
 
+    /// The exits per I/O that neither timer interrupts nor SGIs explain. An SGI is an exit of the CPU that sends it and an
+    /// interrupt of the one that receives it, unless GICv4.1 delivers it.
+    pub fn unexplained(&self) -> f64 {
+        let sent = self.exits.get(SENT).copied().unwrap_or(0);
+        let explained = self.of(Source::Timer) + self.of(Source::Sgi) + sent;
+        self.total().saturating_sub(explained) as f64 / self.ios.max(1) as f64
+    }
+
     /// The counts as a table.
     pub fn table(&self) -> String {
         let mut text = String::new();

@@ -178,9 +178,7 @@ fn direct(lab: &Lab, cell: usize) -> Verdict {
         if direct > irqs || irqs - direct > 5 {
             return Err(format!("{direct} LPIs acknowledged directly, {irqs} in /proc/interrupts"));
         }
-        // An SGI is a trap on the sending CPU and an interrupt on the receiving CPU.
-        let explained = counts.of(Source::Timer) + 2 * counts.of(Source::Sgi);
-        let rest = counts.total().saturating_sub(explained) as f64 / counts.ios as f64;
+        let rest = counts.unexplained();
         if rest > SLACK {
             return Err(format!("{rest:.3} exits per I/O that neither a timer nor an SGI explains"));
         }

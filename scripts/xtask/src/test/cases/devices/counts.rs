@@ -45,8 +45,7 @@ fn check(counts: &Counts, irqs: u64) -> Verdict {
     if direct > irqs || irqs - direct > 5 {
         return Err(format!("{direct} LPIs acknowledged directly, {irqs} in /proc/interrupts"));
     }
-    let explained = counts.of(Source::Timer) + 2 * counts.of(Source::Sgi);
-    let rest = counts.total().saturating_sub(explained) as f64 / counts.ios as f64;
+    let rest = counts.unexplained();
     if rest > SLACK { Err(format!("{rest:.3} exits per I/O that neither a timer nor an SGI explains")) } else { Ok(()) }
 }
 
