@@ -1,10 +1,10 @@
 //! Exceptions to EL2 for each I/O of a domU on its own NVMe disk, counted as for dom0 (see `cases/exits.rs`). dom0 is idle.
 
 use super::{NULL, linux, not_built, typed};
-use crate::exit_count::{self, Clock, Counts, Hypervisor, Source};
+use crate::exit_count::{self, Clock, Counts, Hypervisor};
 use crate::qemu::{Disk, Machine};
 use crate::session::NEXT;
-use crate::test::cases::exits::{ATTEMPTS, SLACK, native_on};
+use crate::test::cases::exits::{ATTEMPTS, SLACK, check_direct, native_on};
 use crate::test::{Case, Lab, Verdict};
 
 /// vCPUs of the domU.
@@ -25,7 +25,7 @@ fn counts(lab: &Lab, arg: &str) -> Verdict {
     for _ in 0..ATTEMPTS {
         bare = bare.min(native_on(lab, arg, CPUS)?);
         let (counts, irqs) = run(lab, arg)?;
-        check(&counts, irqs)?;
+        check_direct(&counts, irqs)?;
         ours = ours.min(counts.total() as f64 / counts.ios as f64);
         println!("   {arg}: {ours:.3} exits per I/O; bare Linux takes {bare:.3} timer interrupts and twice its SGIs");
         if ours <= bare + SLACK {
@@ -33,20 +33,6 @@ fn counts(lab: &Lab, arg: &str) -> Verdict {
         }
     }
     Err(format!("{ours:.3} exits per I/O, at most {:.3} expected", bare + SLACK))
-}
-
-/// Checks that all LPIs were direct, and that timers and SGIs explain the exits. `irqs` is what the domU has counted.
-fn check(counts: &Counts, irqs: u64) -> Verdict {
-    let (lpis, listed, direct) = (counts.of(Source::Lpi), counts.listed, counts.direct);
-    if (lpis, listed) != (0, 0) {
-        return Err(format!("{lpis} LPIs were taken at EL2, {listed} came through a list register"));
-    }
-    // The kernel also counts those in flight at the last read, which are not in the window.
-    if direct > irqs || irqs - direct > 5 {
-        return Err(format!("{direct} LPIs acknowledged directly, {irqs} in /proc/interrupts"));
-    }
-    let rest = counts.unexplained();
-    if rest > SLACK { Err(format!("{rest:.3} exits per I/O that neither a timer nor an SGI explains")) } else { Ok(()) }
 }
 
 /// One run; returns the counts, and the number of interrupts in the domU's /proc/interrupts.

@@ -173,6 +173,6 @@ fn refused(lab: &Lab) -> Verdict {
     }
     match transcript.said("clocks").next() {
         Some("1") => Ok(()),
-        other => Err(format!("dom0 has not the clock that nobody got: {other:?}")),
+        other => Err(format!("the clock is given to no domU, but dom0 does not have it: {other:?}")),
     }
 }
