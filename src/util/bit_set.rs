@@ -3,7 +3,7 @@
 use super::bits::set_bits;
 
 /// A set of the numbers below 64 * `WORDS`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BitSet<const WORDS: usize>([u64; WORDS]);
 
 impl<const WORDS: usize> BitSet<WORDS> {
@@ -31,6 +31,23 @@ impl<const WORDS: usize> BitSet<WORDS> {
         if let Some(word) = self.0.get_mut(number / 64) {
             *word &= !(1 << (number % 64));
         }
+    }
+
+    /// The set whose words these are, with the lowest numbers first.
+    #[must_use]
+    pub const fn from_words(words: [u64; WORDS]) -> BitSet<WORDS> {
+        BitSet(words)
+    }
+
+    /// Adds all numbers of `other`.
+    pub fn join(&mut self, other: &BitSet<WORDS>) {
+        self.0.iter_mut().zip(other.0).for_each(|(word, more)| *word |= more);
+    }
+
+    /// Whether it has no number.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0 == [0; WORDS]
     }
 
     /// The words, with the lowest numbers first.

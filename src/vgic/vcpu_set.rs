@@ -2,13 +2,13 @@
 
 use super::config::MAX_VCPUS;
 use crate::ids::VcpuId;
-use crate::util::bits::set_bits;
+use crate::util::bit_set::BitSet;
 
 const WORDS: usize = MAX_VCPUS / 64;
 
 /// A set of vCPUs of one domain.
 #[derive(Clone, Default)]
-pub(super) struct VcpuSet([u64; WORDS]);
+pub(super) struct VcpuSet(BitSet<WORDS>);
 
 impl VcpuSet {
     pub fn new() -> VcpuSet {
@@ -25,22 +25,15 @@ impl VcpuSet {
     }
 
     pub fn insert(&mut self, vcpu: VcpuId) {
-        if let Some(word) = self.0.get_mut(vcpu.index() / 64) {
-            *word |= 1u64.wrapping_shl(u32::from(vcpu.0));
-        }
+        self.0.add(vcpu.index());
     }
 
     pub fn remove(&mut self, vcpu: VcpuId) {
-        if let Some(word) = self.0.get_mut(vcpu.index() / 64) {
-            *word &= !1u64.wrapping_shl(u32::from(vcpu.0));
-        }
+        self.0.remove(vcpu.index());
     }
 
     pub fn iter(&self) -> impl Iterator<Item = VcpuId> + '_ {
-        self.0
-            .iter()
-            .zip(0u32..)
-            .flat_map(|(word, at)| set_bits(*word).map(move |bit| VcpuId((at.wrapping_mul(64) | bit) as u16)))
+        self.0.iter().map(|vcpu| VcpuId(vcpu as u16))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Sets of ports.
 
 use crate::ids::PortId;
+use crate::util::bit_set::BitSet;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// The number of ports, port 0 included, which is not used: a driver without VIRTIO_CONSOLE_F_MULTIPORT would take it for
@@ -16,47 +17,34 @@ const fn place(port: PortId) -> (usize, u64) {
 
 /// A set of ports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PortSet([u64; WORDS]);
+pub struct PortSet(BitSet<WORDS>);
 
 impl PortSet {
     /// Adds a port. One that no device has is ignored.
     pub fn insert(&mut self, port: PortId) {
-        let (word, bit) = place(port);
-        if let Some(word) = self.0.get_mut(word) {
-            *word |= bit;
-        }
+        self.0.add(port.0.into());
     }
 
     /// Removes a port.
     pub fn remove(&mut self, port: PortId) {
-        let (word, bit) = place(port);
-        if let Some(word) = self.0.get_mut(word) {
-            *word &= !bit;
-        }
+        self.0.remove(port.0.into());
     }
 
     /// Adds all ports of `other`.
     pub fn join(&mut self, other: PortSet) {
-        self.0.iter_mut().zip(other.0).for_each(|(word, more)| *word |= more);
+        self.0.join(&other.0);
     }
 
     /// Whether it has no port.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0 == [0; WORDS]
+        self.0.is_empty()
     }
 
     /// The first port at or behind `from`; if there is none, the first of all.
     #[must_use]
     pub fn next(&self, from: PortId) -> Option<PortId> {
-        let (first, bit) = place(from);
-        let behind = self.0.iter().enumerate().skip(first).map(|(index, &word)| {
-            // `bit` has no bit below it set in `bit - 1`, so the mask has it and all above.
-            (index, if index == first { word & !bit.saturating_sub(1) } else { word })
-        });
-        let all = self.0.iter().enumerate().map(|(index, &word)| (index, word));
-        let (index, word) = behind.chain(all).find(|&(_, word)| word != 0)?;
-        Some(PortId((index as u16).saturating_mul(64).saturating_add(word.trailing_zeros() as u16)))
+        self.0.iter_from(from.0.into()).next().map(|port| PortId(port as u16))
     }
 }
 
@@ -76,14 +64,14 @@ impl AtomicPortSet {
     /// Empties the set, and returns what was in it.
     #[must_use]
     pub fn take(&self) -> PortSet {
-        let mut all = PortSet::default();
-        for (word, taken) in self.0.iter().zip(&mut all.0) {
+        let mut all = [0; WORDS];
+        for (word, taken) in self.0.iter().zip(&mut all) {
             // Nearly all words are empty, which a load finds out.
             if word.load(Ordering::SeqCst) != 0 {
                 *taken = word.swap(0, Ordering::SeqCst);
             }
         }
-        all
+        PortSet(BitSet::from_words(all))
     }
 
     /// Whether it has no port.
