@@ -39,7 +39,7 @@ bodies! {
         memory_free: u64,
         /// Bytes that the hypervisor's heap has free.
         heap_free: u64,
-        /// Bytes that are given to nobody because hardware may still use them.
+        /// Bytes that are not used again because hardware may still access them.
         memory_quarantined: u64,
         /// Domains, dom0 and those being built included.
         domains: u32,

@@ -96,8 +96,8 @@ statuses! {
     NotAssignable = 50, "this PCI function cannot be given to a domain";
     /// No SMMU limits the DMA of the function.
     NoSmmu = 51, "no SMMU limits the DMA of this PCI function";
-    /// The function could not be reset, and belongs to nobody now.
-    ResetFailed = 52, "the PCI function could not be reset, and belongs to nobody now";
+    /// The function could not be reset, and no domain gets it any more.
+    ResetFailed = 52, "the PCI function could not be reset, and no domain gets it any more";
     /// There is no physical CPU with this number.
     NoSuchCpu = 56, "there is no such CPU";
     /// It is the last CPU in service, or the last on which a vCPU may run.
