@@ -5,12 +5,13 @@
 //! `cargo +nightly fuzz run management -- -max_total_time=60`
 #![cfg_attr(fuzzing, no_main)]
 
-use doorward::control::manage::server::{Acts, Did, Outcome, Reply, Server, Stream};
+use doorward::control::manage::server::fake::Pipe;
+use doorward::control::manage::server::{Acts, Did, Outcome, Reply, Server};
 use doorward::host::events::{Events, Recorded};
 use doorward::ids::{DomId, DomainName};
-use doorward::vits::Progress;
-use doorward_api::{Empty, EventKind, FRAME_MAX, HEADER_LEN, Header, Kind, MAGIC, Request, Status, VERSION};
-use std::cell::{Cell, RefCell};
+use doorward::util::progress::Progress;
+use doorward_api::{Empty, EventKind, FRAME_MAX, Header, Kind, MAGIC, Request, Status, VERSION};
+use std::cell::Cell;
 use std::collections::VecDeque;
 
 #[path = "../input.rs"]
@@ -19,53 +20,6 @@ use input::Input;
 
 #[cfg(fuzzing)]
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| run(bytes));
-
-#[derive(Default)]
-struct Pipe {
-    session: Cell<u32>,
-    to_server: RefCell<VecDeque<u8>>,
-    to_client: RefCell<VecDeque<u8>>,
-    room: Cell<usize>,
-}
-
-impl Pipe {
-    fn left(&self) -> usize {
-        self.room.get().saturating_sub(self.to_client.borrow().len())
-    }
-
-    /// Takes the next whole frame.
-    fn frame(&self) -> Option<Header> {
-        let mut bytes = self.to_client.borrow_mut();
-        let head: Vec<u8> = bytes.iter().take(HEADER_LEN).copied().collect();
-        let header = Header::read(&head.try_into().ok()?).expect("the server sends frames");
-        let whole = HEADER_LEN + header.length as usize;
-        (bytes.len() >= whole).then(|| drop(bytes.drain(..whole)))?;
-        Some(header)
-    }
-}
-
-impl Stream for Pipe {
-    fn session(&self) -> u32 {
-        self.session.get()
-    }
-
-    fn receive(&self, into: &mut [u8]) -> usize {
-        let mut bytes = self.to_server.borrow_mut();
-        let count = into.len().min(bytes.len());
-        into.iter_mut().zip(bytes.drain(..count)).for_each(|(to, from)| *to = from);
-        count
-    }
-
-    fn send(&self, from: &[u8]) -> usize {
-        let count = from.len().min(self.left());
-        self.to_client.borrow_mut().extend(&from[..count]);
-        count
-    }
-
-    fn send_whole(&self, from: &[u8]) -> bool {
-        from.len() <= self.left() && self.send(from) == from.len()
-    }
-}
 
 /// Acts that take steps or wait, and leave something to undo.
 struct World {
@@ -189,12 +143,12 @@ pub fn run(bytes: &[u8]) {
         assert!(steps.is_some(), "it never ends");
         let _ = server.look(&(), &control, &events);
         assert!(control.to_client.borrow().len() <= control.room.get().max(FRAME_MAX));
-        while let Some(header) = control.frame() {
+        while let Some((header, _)) = control.frame() {
             if let Some(asked) = &mut asked {
                 assert_eq!(asked.pop_front(), Some(header.tag), "answers come in the order of the requests");
             }
         }
-        while let Some(header) = events.frame() {
+        while let Some((header, _)) = events.frame() {
             assert_eq!(header.kind, doorward_api::EVENT);
         }
     }

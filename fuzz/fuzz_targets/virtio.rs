@@ -6,7 +6,7 @@
 #![cfg_attr(fuzzing, no_main)]
 
 use doorward::ids::{Ipa, PortId};
-use doorward::virtio::Served;
+use doorward::util::progress::Progress;
 use doorward::virtio::device::Device;
 use doorward::virtio::fake::{Driver, Memory, USED_QUEUES};
 use doorward::virtio::port::{Capacity, Port};
@@ -208,7 +208,7 @@ fn honest(input: &mut Input<'_>) {
     }
     // In the end, everything has arrived.
     driver.settle();
-    while driver.device.step(&driver.memory) == Served::More {
+    while driver.device.step(&driver.memory) == Progress::More {
         while driver.device.take_arrived().is_some() {}
     }
     for round in 0.. {

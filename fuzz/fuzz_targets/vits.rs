@@ -9,7 +9,8 @@
 #![cfg_attr(fuzzing, no_main)]
 
 use doorward::ids::{DeviceId, DomId, EventKey, Ipa, ItsId, VIntid, VcpuId};
-use doorward::vits::{Backend, BackendError, OnError, Progress, Quota, Vits, VitsConfig};
+use doorward::util::progress::Progress;
+use doorward::vits::{Backend, BackendError, OnError, Quota, Vits, VitsConfig};
 use std::collections::BTreeMap;
 
 #[path = "../../src/vits/fake.rs"]

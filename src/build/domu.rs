@@ -112,7 +112,8 @@ pub(super) struct GivenDevices {
 }
 
 /// What a domU is to be.
-pub(super) struct Wanted<'a> {
+pub struct Wanted {
+    /// Its name.
     pub name: DomainName,
     /// The number of its vCPUs.
     pub vcpus: usize,
@@ -120,11 +121,14 @@ pub(super) struct Wanted<'a> {
     pub memory: u64,
     /// Whether it has a console.
     pub console: bool,
+    /// The scheduler's weight for each vCPU; the default if `None`.
     pub weight: Option<u32>,
+    /// The most CPU time of each vCPU, in percent of a CPU; no limit if `None`.
     pub cap: Option<u32>,
+    /// What happens if it crashes.
     pub on_crash: OnCrash,
     /// The kernel's command line.
-    pub bootargs: &'a str,
+    pub bootargs: String,
 }
 
 /// A domU that cannot be built: why, for programs and for people.
@@ -141,7 +145,7 @@ impl Refused {
     }
 }
 
-impl Wanted<'_> {
+impl Wanted {
     /// Checks whether there can be such a domain, and returns the size of its RAM in bytes. Heap that was free at the time
     /// of this call suffices for its assembly.
     pub(super) fn check(&self) -> Result<u64, Refused> {
@@ -179,7 +183,7 @@ pub(super) struct Planned {
 pub(super) fn plan(
     host: &Host,
     id: DomId,
-    wanted: &Wanted<'_>,
+    wanted: &Wanted,
     header: &Image,
     kernel: u64,
     ramdisk: Option<u64>,
@@ -195,7 +199,7 @@ pub(super) fn plan(
     let description = build_domu_fdt(&DomuTree {
         vcpus: &affinities,
         ram: size,
-        bootargs: wanted.bootargs,
+        bootargs: &wanted.bootargs,
         initrd: place.initrd,
         uart: wanted.console,
         timers: (CNTP_PPI, host.machine.timer.virt),
@@ -254,7 +258,7 @@ fn build(domains: &'static Domains, id: DomId, config: &DomainConfig, given: Giv
         weight: config.weight,
         cap: config.cap,
         on_crash: host.options.on_crash,
-        bootargs: &kernel.bootargs,
+        bootargs: String::from(kernel.bootargs.as_str()),
     };
     let header = kernel_header(kernel)?;
     let sizes = (kernel.range.size, ramdisk.map(|module| module.range.size));

@@ -13,7 +13,6 @@ use super::layout::domu::RAM;
 use crate::domain::images::{From, Kept, Rams};
 use crate::domain::table::{Domains, NotReserved};
 use crate::host::Host;
-use crate::host::cmdline::OnCrash;
 use crate::ids::{DomId, DomainName, Ipa, Pa};
 use crate::mm::guest_ram::GuestRam;
 use alloc::boxed::Box;
@@ -23,14 +22,7 @@ use doorward_api::{Create, ImageKind, Status};
 /// A domU whose images are sent.
 pub struct Draft {
     id: DomId,
-    name: DomainName,
-    vcpus: usize,
-    memory: u64,
-    console: bool,
-    weight: Option<u32>,
-    cap: Option<u32>,
-    on_crash: OnCrash,
-    bootargs: String,
+    wanted: Wanted,
     ram: GuestRam,
     kernel: Option<Upload>,
     ramdisk: Option<Upload>,
@@ -61,16 +53,6 @@ fn refused(status: Status, text: &str) -> Refused {
     Refused { status, error: BuildError::new(text) }
 }
 
-/// The setting as the protocol has it.
-#[must_use]
-pub const fn on_crash(wanted: doorward_api::OnCrash) -> OnCrash {
-    match wanted {
-        doorward_api::OnCrash::Destroy => OnCrash::Destroy,
-        doorward_api::OnCrash::Restart => OnCrash::Restart,
-        doorward_api::OnCrash::Preserve => OnCrash::Preserve,
-    }
-}
-
 impl Draft {
     /// Reserves number, name and RAM for a domain.
     ///
@@ -87,17 +69,17 @@ impl Draft {
         if create.weight > 0xffff {
             return Err(refused(Status::InvalidValue, "the weight is not 1 to 65535"));
         }
-        let wanted = Wanted {
+        let mut wanted = Wanted {
             name: DomainName::from(create.name.as_str()).unwrap_or_default(),
             vcpus: usize::try_from(create.vcpus).unwrap_or(usize::MAX),
             memory: create.memory,
             console: create.console,
             weight: Some(create.weight).filter(|&weight| weight > 0),
             cap: Some(create.cap).filter(|&cap| cap > 0),
-            on_crash: on_crash(create.on_crash),
-            bootargs: create.cmdline,
+            on_crash: create.on_crash,
+            bootargs: String::from(create.cmdline),
         };
-        let size = wanted.check()?;
+        wanted.memory = wanted.check()?;
         let id = domains.reserve(&wanted.name).map_err(|error| {
             let status = match error {
                 NotReserved::NameTaken(_) => Status::NameTaken,
@@ -106,25 +88,12 @@ impl Draft {
             };
             Refused { status, error: BuildError::because("name", error) }
         })?;
-        match take_ram(domains.host, RAM, size) {
+        match take_ram(domains.host, RAM, wanted.memory) {
             Err(error) => {
                 domains.give_back(id);
                 Err(Refused { status: Status::NoMemory, error })
             }
-            Ok(ram) => Ok(Draft {
-                id,
-                name: wanted.name,
-                vcpus: wanted.vcpus,
-                memory: size,
-                console: wanted.console,
-                weight: wanted.weight,
-                cap: wanted.cap,
-                on_crash: wanted.on_crash,
-                bootargs: String::from(wanted.bootargs),
-                ram,
-                kernel: None,
-                ramdisk: None,
-            }),
+            Ok(ram) => Ok(Draft { id, wanted, ram, kernel: None, ramdisk: None }),
         }
     }
 
@@ -134,47 +103,17 @@ impl Draft {
         self.id
     }
 
-    /// The name that the domain is going to have.
+    /// What the domain is going to be.
     #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
+    pub fn wanted(&self) -> &Wanted {
+        &self.wanted
     }
 
-    /// The number of its vCPUs.
+    /// The RAM in which its images are kept, in bytes.
     #[must_use]
-    pub fn vcpus(&self) -> usize {
-        self.vcpus
-    }
-
-    /// The weight of each of its vCPUs, unless it is the default.
-    #[must_use]
-    pub fn weight(&self) -> Option<u32> {
-        self.weight
-    }
-
-    /// The cap of each of its vCPUs.
-    #[must_use]
-    pub fn cap(&self) -> Option<u32> {
-        self.cap
-    }
-
-    /// Whether it will have a console.
-    #[must_use]
-    pub fn has_console(&self) -> bool {
-        self.console
-    }
-
-    /// What will happen if it crashes.
-    #[must_use]
-    pub fn on_crash(&self) -> OnCrash {
-        self.on_crash
-    }
-
-    /// Its RAM in bytes, and that in which its images are kept.
-    #[must_use]
-    pub fn memory(&self) -> (u64, u64) {
+    pub fn images_size(&self) -> u64 {
         let uploads = self.kernel.iter().chain(&self.ramdisk);
-        (self.memory, uploads.map(|upload| upload.kept.ram.size()).sum())
+        uploads.map(|upload| upload.kept.ram.size()).sum()
     }
 
     fn upload(&mut self, kind: ImageKind) -> &mut Option<Upload> {
@@ -190,7 +129,7 @@ impl Draft {
     ///
     /// [`Refused`]; nothing has changed.
     pub fn expect(&mut self, host: &Host, kind: ImageKind, size: u64) -> Result<(), Refused> {
-        let memory = self.memory;
+        let memory = self.wanted.memory;
         let upload = self.upload(kind);
         if upload.is_some() {
             return Err(refused(Status::WrongState, "this image is being sent already"));
@@ -257,18 +196,8 @@ impl Draft {
         let head = header.get_mut(..length).unwrap_or_default();
         kernel.kept.ram.read(Ipa(0), head).map_err(|_| refused(Status::Internal, "the kernel cannot be read"))?;
         let image = Image::parse(head).map_err(|error| bad(&error))?;
-        let wanted = Wanted {
-            name: self.name,
-            vcpus: self.vcpus,
-            memory: self.memory,
-            console: self.console,
-            weight: self.weight,
-            cap: self.cap,
-            on_crash: self.on_crash,
-            bootargs: &self.bootargs,
-        };
         let ramdisk = self.ramdisk.as_ref().map(|upload| upload.kept.size);
-        plan(host, self.id, &wanted, &image, kernel.kept.size, ramdisk, GivenDevices::default())
+        plan(host, self.id, &self.wanted, &image, kernel.kept.size, ramdisk, GivenDevices::default())
     }
 
     /// Gives the draft up. What it leaves has to be zeroed.

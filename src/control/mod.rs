@@ -7,8 +7,7 @@ pub mod teardown;
 
 use crate::domain::streams::{Server, Stream};
 use crate::domain::table::Domains;
-use crate::virtio::Served;
-use crate::vits::Progress;
+use crate::util::progress::Progress;
 use manage::Manage;
 use teardown::Teardown;
 
@@ -47,10 +46,7 @@ impl Control {
 }
 
 impl Server for Control {
-    fn step(&self, control: &Stream<'_>) -> Served {
-        match self.manage.step(&self.teardown, control) {
-            Progress::More => Served::More,
-            Progress::Done => Served::All,
-        }
+    fn step(&self, control: &Stream<'_>) -> Progress {
+        self.manage.step(&self.teardown, control)
     }
 }

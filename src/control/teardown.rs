@@ -24,7 +24,7 @@ use crate::host::Host;
 use crate::host::background::{Background, Step};
 use crate::ids::{CpuId, DomId, DomainName};
 use crate::mm::guest_ram::PIECE;
-use crate::vits::Progress;
+use crate::util::progress::Progress;
 use alloc::sync::Arc;
 use doorward_api::EventKind;
 

@@ -12,8 +12,8 @@ use super::port::DomainPort;
 use crate::arch::timer;
 use crate::ids::{DeviceId, EventId, EventKey, ItsId, VcpuId};
 use crate::mm::hw::El2;
+use crate::util::progress::Progress;
 use crate::vcpu::ItsWork;
-use crate::vits::Progress;
 
 /// How long a step may take, in microseconds. An operation that has begun is finished: an operation of the host's ITSs
 /// takes up to 4500 instructions of EL2, and as long as the ITS takes for its commands.

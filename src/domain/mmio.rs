@@ -7,10 +7,9 @@ use crate::console;
 use crate::ids::{Ipa, Pa, VcpuId};
 use crate::pci::Ecam;
 use crate::trace::{Event, count};
+use crate::util::progress::Progress;
 use crate::vcpu::{ItsWork, Work};
 use crate::vgic::VGICR_SIZE;
-use crate::virtio::Served;
-use crate::vits::Progress;
 
 /// The offset of an ITS's second frame, which holds GITS_TRANSLATER (IHI 0069, 12.18).
 pub const TRANSLATION_FRAME: u64 = 0x1_0000;
@@ -128,7 +127,7 @@ impl Domain {
                 self.drain_output();
             }
             Emulated::Ports(offset) => {
-                return (self.ports_write(offset, bytes, value) == Served::More).then_some(Work::Ports);
+                return (self.ports_write(offset, bytes, value) == Progress::More).then_some(Work::Ports);
             }
         }
         None

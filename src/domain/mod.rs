@@ -371,7 +371,7 @@ impl Domain {
     /// What happens if the domain crashes.
     #[must_use]
     pub fn on_crash(&self) -> OnCrash {
-        OnCrash::from_raw(self.on_crash.load(Ordering::Relaxed))
+        OnCrash::from_number(self.on_crash.load(Ordering::Relaxed)).unwrap_or(OnCrash::Destroy)
     }
 
     /// Sets what happens if the domain crashes.

@@ -19,9 +19,10 @@ use super::table::Domains;
 use crate::ids::{DomId, Intid, Ipa, PortId};
 use crate::log_limited;
 use crate::sync::set_once;
+use crate::util::progress::Progress;
 use crate::vgic::Signal;
+use crate::virtio::Guest;
 use crate::virtio::port::Port;
-use crate::virtio::{Guest, Served};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
@@ -64,9 +65,9 @@ impl Domain {
         self.ports.as_ref().map_or(0, |ports| ports.device.read(offset, bytes))
     }
 
-    /// Emulates a store to the device's registers. After [`Served::More`], [`step`] is called.
-    pub(super) fn ports_write(&self, offset: u64, bytes: u8, value: u64) -> Served {
-        let Some(ports) = &self.ports else { return Served::All };
+    /// Emulates a store to the device's registers. After [`Progress::More`], [`step`] is called.
+    pub(super) fn ports_write(&self, offset: u64, bytes: u8, value: u64) -> Progress {
+        let Some(ports) = &self.ports else { return Progress::Done };
         let served = ports.device.write(&self.device_guest(ports), offset, bytes, value);
         self.report_broken(ports);
         served
@@ -161,9 +162,9 @@ impl Domain {
 }
 
 /// Performs one step of what dom0 has asked of its console device: passes on what has arrived at one port, has the server do a
-/// piece of its work, or moves bytes. Called by dom0's vCPU, with no lock held, until it returns [`Served::All`].
-pub fn step(domains: &Domains, dom0: &Domain) -> Served {
-    let Some(ports) = &dom0.ports else { return Served::All };
+/// piece of its work, or moves bytes. Called by dom0's vCPU, with no lock held, until it returns [`Progress::Done`].
+pub fn step(domains: &Domains, dom0: &Domain) -> Progress {
+    let Some(ports) = &dom0.ports else { return Progress::Done };
     if let Some((id, port)) = ports.device.take_arrived() {
         if id == ports.control {
             ports.is_due.store(true, Ordering::SeqCst);
@@ -174,26 +175,26 @@ pub fn step(domains: &Domains, dom0: &Domain) -> Served {
         } else if let Some(domain) = domains.get(DomId(port.user())) {
             domain.take_input();
         }
-        return Served::More;
+        return Progress::More;
     }
     if ports.is_due.swap(false, Ordering::SeqCst) {
-        if serve(ports) == Served::More {
+        if serve(ports) == Progress::More {
             ports.is_due.store(true, Ordering::SeqCst);
         }
-        return Served::More;
+        return Progress::More;
     }
     let served = ports.device.step(&dom0.device_guest(ports));
     dom0.report_broken(ports);
     served
 }
 
-fn serve(ports: &Ports) -> Served {
-    let Some(stream) = Stream::new(&ports.device, ports.control) else { return Served::All };
+fn serve(ports: &Ports) -> Progress {
+    let Some(stream) = Stream::new(&ports.device, ports.control) else { return Progress::Done };
     match ports.server.get() {
         Some(server) => server.step(&stream),
         None => {
             drop_all(&stream);
-            Served::All
+            Progress::Done
         }
     }
 }

@@ -6,10 +6,11 @@ use crate::console::ring::Ring;
 use crate::dev::pl011;
 use crate::ids::{Intid, PortId};
 use crate::sync::Once;
+use crate::util::progress::Progress;
 use crate::util::range::Range;
+use crate::virtio::Guest;
 use crate::virtio::device::Device;
 use crate::virtio::port::{Capacity, Port};
-use crate::virtio::{Guest, Served};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::sync::atomic::AtomicBool;
@@ -56,9 +57,9 @@ impl Ports {
 pub trait Server: Sync {
     /// Does a piece of what was asked for, which keeps a CPU no longer than 100 us. Called on dom0's vCPU that has sent
     /// something, with no lock held, after bytes have come or the driver has opened or closed the port, and then again
-    /// until it returns [`Served::All`]: nothing is left to do before more bytes come, or before there is room for what did not
+    /// until it returns [`Progress::Done`]: nothing is left to do before more bytes come, or before there is room for what did not
     /// fit.
-    fn step(&self, stream: &Stream<'_>) -> Served;
+    fn step(&self, stream: &Stream<'_>) -> Progress;
 }
 
 /// A stream of bytes between a program in dom0 and EL2.

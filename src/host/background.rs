@@ -8,7 +8,7 @@
 use crate::ids::{CpuId, DOMAINS, DomId};
 use crate::sync::Exclusive;
 use crate::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering, fence};
-use crate::vits::Progress;
+use crate::util::progress::Progress;
 use alloc::vec::Vec;
 
 /// "Not announced", in atomics that hold a domain number.

@@ -8,20 +8,10 @@
 use crate::arch::speculation::{Ssbd, Wanted};
 use crate::util::values::{boolean, size};
 use core::fmt;
+pub use doorward_api::{OnCrash, Vwfi};
 
 /// Names the PCI functions that dom0 does not see; parsed by `build::pci_hide`.
 pub const DOM0_PCI_HIDE: &str = "dom0_pci_hide";
-
-/// What to do with a guest's WFI and WFE.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Vwfi {
-    /// They are not trapped: the CPU waits in the guest.
-    Native,
-    /// They trap: WFI blocks the vCPU, WFE yields.
-    Trap,
-    /// They trap while another vCPU waits for the CPU.
-    Auto,
-}
 
 /// The scheduler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,30 +51,6 @@ pub enum OnPanic {
 
 /// The longest delay before a restart, in milliseconds, unless `restart-delay=` gives another.
 const RESTART_DELAY_MS: u32 = 5_000;
-
-/// What happens to a domU that has crashed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum OnCrash {
-    /// It is destroyed.
-    Destroy,
-    /// It is restarted from its images.
-    Restart,
-    /// It stays as it is, with its vCPUs off, until it is destroyed.
-    Preserve,
-}
-
-impl OnCrash {
-    /// The setting with this number.
-    #[must_use]
-    pub const fn from_raw(raw: u8) -> OnCrash {
-        match raw {
-            1 => OnCrash::Restart,
-            2 => OnCrash::Preserve,
-            _ => OnCrash::Destroy,
-        }
-    }
-}
 
 /// The parsed command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

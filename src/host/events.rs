@@ -77,18 +77,14 @@ impl Events {
     }
 
     fn push(&self, kind: EventKind, domain: u32, name: DomainName, text: &str) {
-        let mut cut = ArrayString::new_const();
-        for letter in text.chars() {
-            if cut.try_push(letter).is_err() {
-                break;
-            }
-        }
+        let cut = text.get(..text.floor_char_boundary(TEXT)).unwrap_or_default();
+        let text = ArrayString::from(cut).unwrap_or_default();
         let mut ring = self.ring.lock();
         if ring.events.len() == KEPT {
             ring.events.pop_front();
         }
         ring.last = ring.last.saturating_add(1);
-        let event = Recorded { sequence: ring.last, time_us: now_us(), kind, domain, name, text: cut };
+        let event = Recorded { sequence: ring.last, time_us: now_us(), kind, domain, name, text };
         ring.events.push_back(event);
         drop(ring);
         self.announce();

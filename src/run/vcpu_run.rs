@@ -26,8 +26,8 @@ use crate::sched::{Found, Schedulable, Verdict, Why};
 use crate::sync::ExclusiveGuard;
 use crate::trace::{self, Event, count};
 use crate::util::bits::set_bits;
+use crate::util::progress::Progress;
 use crate::vcpu::{Again, Context, Restart, Start, Vcpu, Work, list_regs};
-use crate::virtio::Served;
 use alloc::sync::Arc;
 
 /// CNTP_CTL_EL0.ENABLE.
@@ -163,8 +163,8 @@ impl VcpuRun<'_> {
             }
             Work::Ports => {
                 context.work = match ports::step(self.control.domains, self.domain) {
-                    Served::More => Some(Work::Ports),
-                    Served::All => recall_to_await(self.domain),
+                    Progress::More => Some(Work::Ports),
+                    Progress::Done => recall_to_await(self.domain),
                 };
                 Next::Resume
             }

@@ -3,6 +3,7 @@
 pub mod bit_set;
 pub mod bits;
 pub mod id_ranges;
+pub mod progress;
 pub mod range;
 pub mod runs;
 pub mod values;

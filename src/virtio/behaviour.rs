@@ -1,13 +1,14 @@
 //! Tests of the whole device: one rule each, as a driver sees it.
 
+use super::Guest;
 use super::console::NoPort;
 use super::device::Device;
 use super::fake::{Driver, Memory};
 use super::port::{Capacity, Port};
 use super::queue::Broken;
 use super::set::PORTS;
-use super::{Guest, Served};
 use crate::ids::{Ipa, PortId};
+use crate::util::progress::Progress;
 use alloc::sync::Arc;
 use std::vec::Vec;
 
@@ -388,7 +389,7 @@ fn features_that_are_not_offered_or_missing_are_not_accepted() {
         assert_eq!(driver.get(STATUS) & 8 != 0, accepted, "{low:#x} {high:#x}");
         let _ = driver.set(STATUS, 15);
         // Without what was negotiated, nothing happens.
-        assert_eq!(driver.set(QUEUE_NOTIFY, 3), Served::All);
+        assert_eq!(driver.set(QUEUE_NOTIFY, 3), Progress::Done);
     }
 }
 
@@ -438,7 +439,7 @@ fn one_port_that_always_has_something_does_not_keep_the_others_from_their_turn()
     driver.memory.put(Ipa(at.0 + 0x8_0000 + 0x8000 * other_tx as u64), b"hello");
     driver.rings[other_tx].offer(&driver.memory, &[(Ipa(at.0 + 0x8_0000 + 0x8000 * other_tx as u64), 5, false)]);
     let _ = driver.set(QUEUE_NOTIFY, tx as u32);
-    assert_eq!(driver.set(QUEUE_NOTIFY, other_tx as u32), Served::More);
+    assert_eq!(driver.set(QUEUE_NOTIFY, other_tx as u32), Progress::More);
     let mut steps = 0;
     while !other.has_arrived() {
         let _ = driver.device.step(&driver.memory);
@@ -456,7 +457,7 @@ fn a_device_that_nobody_drives_does_nothing() {
     let port = port("p");
     let id = device.add(&memory, port).unwrap();
     device.announce(&memory, id);
-    assert_eq!(device.step(&memory), Served::All);
+    assert_eq!(device.step(&memory), Progress::Done);
     device.remove(&memory, id);
     assert!(memory.write(memory.base(), &[1]) && !memory.line.get());
 }

@@ -8,12 +8,13 @@
 //! Emergency writes, sizes of terminals and the resize message are not offered, and no port is a console of the guest's
 //! (`PORT_CONSOLE`): programs open the ports by their names.
 
+use super::Guest;
 use super::port::{Open, Port};
 use super::queue::{Broken, Chain, Queue};
 use super::set::{PORTS, PortSet};
 use super::slot::{MESSAGE, Message, Phase, Slot, event};
-use super::{Guest, Served};
 use crate::ids::PortId;
+use crate::util::progress::Progress;
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 
@@ -227,19 +228,19 @@ impl Console {
     /// # Errors
     ///
     /// [`Broken`]; the device may not be used before it is reset.
-    pub fn step(&mut self, guest: &dyn Guest) -> Result<Served, Broken> {
+    pub fn step(&mut self, guest: &dyn Guest) -> Result<Progress, Broken> {
         let mut budget = Budget(BUDGET);
         while self.hears {
             if budget.is_spent() {
-                return Ok(Served::More);
+                return Ok(Progress::More);
             }
             self.hear(guest, &mut budget)?;
         }
         while let Some(id) = self.serves.next(self.next) {
             // The queues of all ports have their turns, even if one of them always has something.
             self.next = PortId(id.0.saturating_add(1));
-            if budget.is_spent() || self.serve_port(guest, id, &mut budget)? == Served::More {
-                return Ok(Served::More);
+            if budget.is_spent() || self.serve_port(guest, id, &mut budget)? == Progress::More {
+                return Ok(Progress::More);
             }
             self.serves.remove(id);
         }
@@ -306,7 +307,7 @@ impl Console {
     }
 
     /// Moves bytes between a port and its queues.
-    fn serve_port(&mut self, guest: &dyn Guest, id: PortId, budget: &mut Budget) -> Result<Served, Broken> {
+    fn serve_port(&mut self, guest: &dyn Guest, id: PortId, budget: &mut Budget) -> Result<Progress, Broken> {
         budget.spend(LOOK);
         let port = self.slots.get(usize::from(id.0)).and_then(Slot::active).cloned();
         let (rx, tx) = queues_of(id);
@@ -315,13 +316,13 @@ impl Console {
             None => {
                 // The driver gets its buffers back, so that it can free them.
                 self.discard(guest, id, budget)?;
-                return Ok(Served::All);
+                return Ok(Progress::Done);
             }
         };
         while port.to_fetch() > 0 && (self.is_read(guest, rx)? || port.to_fetch() >= MANY || self.ends(id)) {
             let Some(chain) = self.front(guest, rx)? else { break };
             if budget.is_spent() {
-                return Ok(Served::More);
+                return Ok(Progress::More);
             }
             budget.spend_on(&chain);
             let mut written = 0u32;
@@ -343,7 +344,7 @@ impl Console {
         }
         while let Some(chain) = self.front(guest, tx)? {
             if budget.is_spent() {
-                return Ok(Served::More);
+                return Ok(Progress::More);
             }
             budget.spend_on(&chain);
             let (mut done, length) = (self.queues.get(tx).map_or(0, |queue| queue.done), chain.readable());
@@ -375,7 +376,7 @@ impl Console {
         if self.ends(id) {
             self.mark(id);
         }
-        Ok(Served::All)
+        Ok(Progress::Done)
     }
 
     /// Whether the driver has read all that it got in a receive queue. While it has not, bytes are collected, so that many
@@ -390,9 +391,9 @@ impl Console {
     }
 
     /// Sends control messages, those that remove a port first: its name may be that of another one.
-    fn tell(&mut self, guest: &dyn Guest, budget: &mut Budget) -> Result<Served, Broken> {
+    fn tell(&mut self, guest: &dyn Guest, budget: &mut Budget) -> Result<Progress, Broken> {
         if !self.ready {
-            return Ok(Served::All);
+            return Ok(Progress::Done);
         }
         while let Some(id) = self.removes.next(PortId(0)).or_else(|| self.tells.next(PortId(0))) {
             let Some(message) = self.slots.get(usize::from(id.0)).and_then(|slot| slot.message(id)) else {
@@ -401,7 +402,7 @@ impl Console {
                 continue;
             };
             if budget.is_spent() {
-                return Ok(Served::More);
+                return Ok(Progress::More);
             }
             if !self.send(guest, &message, budget)? {
                 // The driver notifies when it has given a buffer.
@@ -411,7 +412,7 @@ impl Console {
                 slot.sent();
             }
         }
-        Ok(Served::All)
+        Ok(Progress::Done)
     }
 
     /// A port may have a control message for the driver.

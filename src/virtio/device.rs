@@ -9,14 +9,15 @@
 //! No announcement is lost: the port is in `attention` before the line is looked at, and the line is
 //! known to be low before `attention` is looked at.
 
+use super::Guest;
 use super::console::NoPort;
 use super::mmio::Mmio;
 use super::port::Port;
 use super::queue::Broken;
 use super::set::AtomicPortSet;
-use super::{Guest, Served};
 use crate::ids::PortId;
 use crate::sync::{Lock, Rank};
+use crate::util::progress::Progress;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -41,9 +42,9 @@ impl Device {
         }
     }
 
-    /// Accesses the device, and reports the level of its line if that changes. Returns [`Served::More`] as well if
+    /// Accesses the device, and reports the level of its line if that changes. Returns [`Progress::More`] as well if
     /// something has arrived for the other side of a port.
-    fn with(&self, guest: &dyn Guest, access: impl FnOnce(&mut Mmio) -> Served) -> Served {
+    fn with(&self, guest: &dyn Guest, access: impl FnOnce(&mut Mmio) -> Progress) -> Progress {
         let mut state = self.state.lock();
         state.console_mut().serve(self.attention.take());
         let served = access(&mut state);
@@ -51,7 +52,7 @@ impl Device {
         if self.line.swap(line, Ordering::SeqCst) != line {
             guest.set_line(line);
         }
-        if state.console().has_arrived() { Served::More } else { served }
+        if state.console().has_arrived() { Progress::More } else { served }
     }
 
     /// Emulates a load of `bytes` bytes at `offset`.
@@ -60,22 +61,22 @@ impl Device {
         self.state.lock().read(offset, bytes)
     }
 
-    /// Emulates a store of `bytes` bytes at `offset`. After [`Served::More`], the vCPU calls [`step`](Device::step) and
+    /// Emulates a store of `bytes` bytes at `offset`. After [`Progress::More`], the vCPU calls [`step`](Device::step) and
     /// [`take_arrived`](Device::take_arrived) before it enters its guest.
-    pub fn write(&self, guest: &dyn Guest, offset: u64, bytes: u8, value: u64) -> Served {
+    pub fn write(&self, guest: &dyn Guest, offset: u64, bytes: u8, value: u64) -> Progress {
         let served = self.with(guest, |state| state.write(guest, offset, bytes, value));
         self.again(guest, served)
     }
 
     /// Does what there is to do, in a step of bounded length. Called by a vCPU of the driver's.
-    pub fn step(&self, guest: &dyn Guest) -> Served {
+    pub fn step(&self, guest: &dyn Guest) -> Progress {
         self.with(guest, |state| state.step(guest))
     }
 
     /// A port was announced while its line was high, and has become low in this access.
-    fn again(&self, guest: &dyn Guest, served: Served) -> Served {
+    fn again(&self, guest: &dyn Guest, served: Progress) -> Progress {
         let missed = !self.line.load(Ordering::SeqCst) && !self.attention.is_empty();
-        if missed && served == Served::All { self.step(guest) } else { served }
+        if missed && served == Progress::Done { self.step(guest) } else { served }
     }
 
     /// Has a port served in the next step, when its other side has sent or received bytes. For those who know that there will
@@ -90,7 +91,7 @@ impl Device {
         if self.line.load(Ordering::SeqCst) {
             return;
         }
-        let _ = self.with(guest, |state| if state.line() { Served::All } else { state.step(guest) });
+        let _ = self.with(guest, |state| if state.line() { Progress::Done } else { state.step(guest) });
     }
 
     /// Adds a port before any driver is there. A new device has room for it.

@@ -8,11 +8,12 @@
     reason = "tests"
 )]
 
+use super::Guest;
 use super::console::QUEUES;
 use super::device::Device;
 use super::queue::{Queue, SIZE};
-use super::{Guest, Served};
 use crate::ids::{Ipa, PortId};
+use crate::util::progress::Progress;
 use std::cell::{Cell, RefCell};
 use std::vec::Vec;
 
@@ -285,14 +286,14 @@ impl Driver {
         self.device.read(register, 4) as u32
     }
 
-    pub fn set(&self, register: u64, value: u32) -> Served {
+    pub fn set(&self, register: u64, value: u32) -> Progress {
         self.device.write(&self.memory, register, 4, value.into())
     }
 
     /// The vCPU goes on with what an access has begun, until it may enter the guest. Returns the number of steps.
     pub fn finish(&self) -> usize {
         let mut steps = 0;
-        while self.device.step(&self.memory) == Served::More {
+        while self.device.step(&self.memory) == Progress::More {
             while self.device.take_arrived().is_some() {}
             steps += 1;
             assert!(steps < 1000, "it never ends");
@@ -301,7 +302,7 @@ impl Driver {
     }
 
     pub fn act(&self, register: u64, value: u32) {
-        if self.set(register, value) == Served::More {
+        if self.set(register, value) == Progress::More {
             self.finish();
         }
     }

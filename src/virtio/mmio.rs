@@ -1,10 +1,11 @@
 //! The registers of a virtio device over MMIO, version 2 (virtio 1.2, 4.2.2).
 
+use super::Guest;
 use super::console::Console;
 use super::queue::{Broken, SIZE};
 use super::set::PORTS;
-use super::{Guest, Served};
 use crate::ids::Ipa;
+use crate::util::progress::Progress;
 
 /// Size of the registers and the configuration space in bytes.
 pub const REGISTERS: u64 = 0x1000;
@@ -156,9 +157,9 @@ impl Mmio {
     }
 
     /// Emulates a store of `bytes` bytes at `offset`. Everything but a word to a register that can be written is ignored.
-    pub fn write(&mut self, guest: &dyn Guest, offset: u64, bytes: u8, value: u64) -> Served {
+    pub fn write(&mut self, guest: &dyn Guest, offset: u64, bytes: u8, value: u64) -> Progress {
         if offset & 3 != 0 || bytes != 4 {
-            return Served::All;
+            return Progress::Done;
         }
         let value = value as u32;
         match offset {
@@ -184,7 +185,7 @@ impl Mmio {
             }
             _ => self.write_queue(offset, value),
         }
-        Served::All
+        Progress::Done
     }
 
     fn write_queue(&mut self, offset: u64, value: u32) {
@@ -227,9 +228,9 @@ impl Mmio {
     }
 
     /// Does what there is to do, in a step of bounded length.
-    pub fn step(&mut self, guest: &dyn Guest) -> Served {
+    pub fn step(&mut self, guest: &dyn Guest) -> Progress {
         if !self.is_live() {
-            return Served::All;
+            return Progress::Done;
         }
         let served = self.console.step(guest);
         if self.console.take_interrupt() {
@@ -239,7 +240,7 @@ impl Mmio {
             self.status |= NEEDS_RESET;
             self.interrupts |= CONFIG_CHANGE;
             self.broken = Some(broken);
-            Served::All
+            Progress::Done
         })
     }
 }

@@ -72,13 +72,3 @@ pub trait Guest {
     /// Sets the level of the device's interrupt line.
     fn set_line(&self, high: bool);
 }
-
-/// Whether a step has done all that there was to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Served {
-    /// Nothing is left until the driver or the other side of a port acts.
-    All,
-    /// There is more to do.
-    More,
-}

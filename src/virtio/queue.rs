@@ -86,6 +86,18 @@ fn add(at: Ipa, offset: u64) -> Result<Ipa, Broken> {
     at.0.checked_add(offset).map(Ipa).ok_or(Broken::Memory(at))
 }
 
+/// The parts of buffers that hold the `wanted` bytes from `offset` on, as far as the buffers reach: address and length.
+fn pieces(buffers: &[Buffer], offset: u64, wanted: u64) -> impl Iterator<Item = Result<(Ipa, usize), Broken>> {
+    let (mut skip, mut left) = (offset, wanted);
+    buffers.iter().filter_map(move |buffer| {
+        let size = u64::from(buffer.size);
+        let (first, here) = (skip, size.saturating_sub(skip).min(left));
+        skip = skip.saturating_sub(size);
+        left = left.saturating_sub(here);
+        (here > 0).then(|| Ok((add(buffer.at, first)?, usize::try_from(here).unwrap_or(usize::MAX))))
+    })
+}
+
 impl Chain {
     /// The number of descriptors.
     #[must_use]
@@ -111,22 +123,17 @@ impl Chain {
     ///
     /// [`Broken::Memory`].
     pub fn read(&self, guest: &dyn Guest, offset: u64, into: &mut [u8]) -> Result<usize, Broken> {
-        let (mut left, mut skip, length) = (into, offset, self.readable());
-        let wanted = left.len();
-        for buffer in &self.readable {
-            let size = u64::from(buffer.size);
-            if skip < size && !left.is_empty() {
-                let here = usize::try_from(size.saturating_sub(skip)).unwrap_or(usize::MAX).min(left.len());
-                let Some((part, rest)) = left.split_at_mut_checked(here) else { break };
-                let at = add(buffer.at, skip)?;
-                if !guest.read(at, part) {
-                    return Err(Broken::Memory(at));
-                }
-                left = rest;
+        let wanted = u64::try_from(into.len()).unwrap_or(u64::MAX);
+        let mut left = into;
+        for piece in pieces(&self.readable, offset, wanted) {
+            let (at, here) = piece?;
+            let Some((part, rest)) = left.split_at_mut_checked(here) else { break };
+            if !guest.read(at, part) {
+                return Err(Broken::Memory(at));
             }
-            skip = skip.saturating_sub(size);
+            left = rest;
         }
-        Ok(usize::try_from(length.saturating_sub(offset)).unwrap_or(usize::MAX).min(wanted))
+        Ok(usize::try_from(self.readable().saturating_sub(offset).min(wanted)).unwrap_or(usize::MAX))
     }
 
     /// Copies `from` to the bytes from `offset` on. What does not fit is left out.
@@ -135,19 +142,14 @@ impl Chain {
     ///
     /// [`Broken::Memory`].
     pub fn write(&self, guest: &dyn Guest, offset: u64, from: &[u8]) -> Result<(), Broken> {
-        let (mut left, mut skip) = (from, offset);
-        for buffer in &self.writable {
-            let size = u64::from(buffer.size);
-            if skip < size && !left.is_empty() {
-                let here = usize::try_from(size.saturating_sub(skip)).unwrap_or(usize::MAX).min(left.len());
-                let Some((part, rest)) = left.split_at_checked(here) else { break };
-                let at = add(buffer.at, skip)?;
-                if !guest.write(at, part) {
-                    return Err(Broken::Memory(at));
-                }
-                left = rest;
+        let mut left = from;
+        for piece in pieces(&self.writable, offset, u64::try_from(from.len()).unwrap_or(u64::MAX)) {
+            let (at, here) = piece?;
+            let Some((part, rest)) = left.split_at_checked(here) else { break };
+            if !guest.write(at, part) {
+                return Err(Broken::Memory(at));
             }
-            skip = skip.saturating_sub(size);
+            left = rest;
         }
         Ok(())
     }

@@ -66,13 +66,3 @@ pub enum ConfigError {
     /// There is no memory for the shadow state.
     NoMemory,
 }
-
-/// Whether all that the guest requested is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "a vCPU must not run before the work is done"]
-pub enum Progress {
-    /// Everything is done.
-    Done,
-    /// [`Vits::run`](super::Vits::run) has to be called again.
-    More,
-}

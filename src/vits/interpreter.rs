@@ -8,13 +8,14 @@
 use super::command::Command;
 #[cfg(any(test, fuzzing))]
 use super::config::Usage;
-use super::config::{ConfigError, OnError, Progress, VitsConfig};
+use super::config::{ConfigError, OnError, VitsConfig};
 use super::refusal::{Counters, Refusal};
 use super::regs::{self, Effect, Registers};
 use super::shadow::{Collections, Cursor, Device, Event, Shadow, Step};
 use super::{Backend, BackendError};
 use crate::ids::{CollectionId, DeviceId, EventId, EventKey, Lpi, VIntid, VcpuId};
 use crate::log_limited;
+use crate::util::progress::Progress;
 
 /// How much work may still be done before the interpreter returns.
 pub(super) struct Budget(usize);

@@ -3,12 +3,13 @@
 use super::Backend;
 #[cfg(any(test, fuzzing))]
 use super::config::Usage;
-use super::config::{ConfigError, Progress, VitsConfig};
+use super::config::{ConfigError, VitsConfig};
 use super::interpreter::{Budget, State};
 use super::refusal::Counters;
 use super::regs;
 use crate::ids::{CollectionId, DeviceId, EventId, ItsId, VIntid, VcpuId};
 use crate::sync::{Lock, Rank};
+use crate::util::progress::Progress;
 
 /// Number of host operations that a register write does itself: those of one command. Another vCPU that accesses the
 /// registers meanwhile waits for the lock.

@@ -26,7 +26,7 @@
 //! One command of a guest may need thousands of operations on the host: MAPC of a full collection, MAPD with V = 0 for
 //! a large device, INVALL, MOVALL, and a change of GITS_CTLR.Enabled. Such work is a task with a cursor. [`Vits::run`]
 //! does as much of it as its budget and its time allow, and GITS_CREADR advances past a command only when its work is
-//! done and is in effect on all vCPUs. The vCPU that wrote the register must not run before [`Progress::Done`].
+//! done and is in effect on all vCPUs. The vCPU that wrote the register must not run before [`Done`](crate::util::progress::Progress::Done).
 //!
 //! Commands and registers are described in IHI 0069, chapter 5 and 12.19. Not here: the LPI tables of the virtual
 //! redistributors, MSIs (devices write to the physical ITS), saving and restoring, and the guest's ITS tables.
@@ -66,13 +66,15 @@ mod stream;
 
 #[cfg(any(test, fuzzing))]
 pub use config::Usage;
-pub use config::{ConfigError, OnError, Progress, Quota, VitsConfig};
+pub use config::{ConfigError, OnError, Quota, VitsConfig};
 pub use its::Vits;
 pub use refusal::{Counters, Refusal};
 
 use crate::ids::{DeviceId, EventKey, Ipa, ItsId, VIntid, VcpuId};
 #[cfg(test)]
 use crate::ids::{DomId, EventId};
+#[cfg(test)]
+use crate::util::progress::Progress;
 
 /// Why the host could not carry out an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

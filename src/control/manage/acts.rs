@@ -9,7 +9,7 @@ use super::server::{Acts, Outcome, Reply};
 use crate::arch::{percpu, timer};
 use crate::build::assembly::{Assembly, Stage};
 use crate::build::domu::{Refused, add};
-use crate::build::draft::{Draft, Leftover, on_crash};
+use crate::build::draft::{Draft, Leftover};
 use crate::control::hotplug;
 use crate::control::teardown::Teardown;
 use crate::domain::lifecycle::End;
@@ -19,8 +19,8 @@ use crate::host::cpu_state::Hotplug;
 use crate::host::events::Recorded;
 use crate::ids::{CpuId, DomId, VcpuId};
 use crate::log_limited;
+use crate::util::progress::Progress;
 use crate::vcpu::Vcpu;
-use crate::vits::Progress;
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -109,7 +109,7 @@ impl Hypervisor {
 
     fn create(&mut self, create: &Create<'_>, reply: Reply<'_>) -> Outcome {
         if let Some(draft) = &self.draft {
-            return reply.refused(Status::Busy, &alloc::format!("`{}` is not built yet", draft.name()));
+            return reply.refused(Status::Busy, &alloc::format!("`{}` is not built yet", draft.wanted().name));
         }
         match Draft::new(self.domains, create) {
             Ok(draft) => {
@@ -332,7 +332,7 @@ impl Hypervisor {
                 return Err(Refusal(Status::InvalidValue, "this is a setting of all vCPUs"));
             }
             Setting::OnCrash(_) if domain.is_dom0() => return Err(Refusal(Status::NotToDom0, "")),
-            Setting::OnCrash(wanted) => domain.set_on_crash(on_crash(wanted)),
+            Setting::OnCrash(wanted) => domain.set_on_crash(wanted),
             Setting::Vwfi(_) => return Err(Refusal(Status::NotSupported, "vwfi= is a setting of the machine")),
             Setting::Direct(_) => {
                 return Err(Refusal(Status::NotSupported, "it cannot be changed while the domain exists"));

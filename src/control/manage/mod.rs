@@ -17,7 +17,7 @@ pub mod server;
 use super::teardown::Teardown;
 use crate::domain::table::Domains;
 use crate::sync::Exclusive;
-use crate::vits::Progress;
+use crate::util::progress::Progress;
 use acts::Hypervisor;
 use server::{Did, Server, Stream};
 

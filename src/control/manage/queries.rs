@@ -8,7 +8,7 @@ use crate::domain::Domain;
 use crate::domain::lifecycle::End;
 use crate::domain::table::Domains;
 use crate::host::Host;
-use crate::host::cmdline::{Direct, OnCrash, Vwfi};
+use crate::host::cmdline::Direct;
 use crate::host::cpu_state::Hotplug;
 use crate::ids::{CpuId, DOMAINS, DomId};
 use crate::mm::{frames, heap};
@@ -40,7 +40,7 @@ pub fn answer(
         Request::List(from) => list(domains, draft, from, reply),
         Request::Lookup(name) => match (domains.named(name.as_str()), draft) {
             (Some(domain), _) => one(domains.host, &domain, reply),
-            (None, Some(draft)) if draft.name() == name.as_str() => drafted(draft, reply),
+            (None, Some(draft)) if draft.wanted().name == *name.as_str() => drafted(draft, reply),
             _ => reply.refused(Status::NoSuchDomain, ""),
         },
         Request::Vcpus(wanted) => vcpus(domains, wanted, reply),
@@ -61,22 +61,6 @@ fn ran(host: &Host, vcpu: &Vcpu) -> u64 {
     vcpu.entity.ran().saturating_add(since)
 }
 
-const fn vwfi(vwfi: Vwfi) -> doorward_api::Vwfi {
-    match vwfi {
-        Vwfi::Native => doorward_api::Vwfi::Native,
-        Vwfi::Trap => doorward_api::Vwfi::Trap,
-        Vwfi::Auto => doorward_api::Vwfi::Auto,
-    }
-}
-
-const fn on_crash(on_crash: OnCrash) -> doorward_api::OnCrash {
-    match on_crash {
-        OnCrash::Destroy => doorward_api::OnCrash::Destroy,
-        OnCrash::Restart => doorward_api::OnCrash::Restart,
-        OnCrash::Preserve => doorward_api::OnCrash::Preserve,
-    }
-}
-
 fn number(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
@@ -88,7 +72,8 @@ fn info(domains: &Domains, reply: Reply<'_>) -> Outcome {
     let vpes = domains.iter().map(|domain| domain.vcpus().iter().filter(|vcpu| vcpu.vpe.is_some()).count()).sum();
     let direct = host.gic.v4().is_some() && host.options.direct == Direct::On;
     // A command line that does not fit into an answer is cut.
-    let cmdline = host.machine.bootargs.get(..2048).unwrap_or(&host.machine.bootargs);
+    let cmdline = &host.machine.bootargs;
+    let cmdline = cmdline.get(..cmdline.floor_char_boundary(2048)).unwrap_or_default();
     reply.done(&Info {
         uptime_us: timer::now_us(),
         cpus: number(host.cpus.ids().len()),
@@ -112,7 +97,7 @@ fn info(domains: &Domains, reply: Reply<'_>) -> Outcome {
         },
         itss: u8::try_from(facts.itss().count()).unwrap_or(u8::MAX),
         direct,
-        vwfi: vwfi(host.options.vwfi),
+        vwfi: host.options.vwfi,
         smmus: number(host.iommu.translating_count()),
         scheduler: host.sched.name(),
         machine: "",
@@ -178,7 +163,7 @@ fn one(host: &Host, domain: &Domain, reply: Reply<'_>) -> Outcome {
         cap: first.map_or(0, |vcpu| vcpu.entity.cap()),
         direct: vcpus.iter().all(|vcpu| vcpu.vpe.is_some()),
         console: domain.has_console(),
-        on_crash: on_crash(domain.on_crash()),
+        on_crash: domain.on_crash(),
         watchdog_s: 0,
         restarts: domain.restarts(),
         functions: number(domain.function_count()),
@@ -187,26 +172,26 @@ fn one(host: &Host, domain: &Domain, reply: Reply<'_>) -> Outcome {
 }
 
 fn drafted(draft: &Draft, reply: Reply<'_>) -> Outcome {
-    let (name, reply) = match named(draft.name(), reply) {
+    let (name, reply) = match named(&draft.wanted().name, reply) {
         Ok(named) => named,
         Err(outcome) => return outcome,
     };
-    let (memory, memory_images) = draft.memory();
+    let wanted = draft.wanted();
     reply.done(&doorward_api::Domain {
         id: draft.id().0.into(),
         state: DomainState::Building,
-        vcpus: number(draft.vcpus()),
+        vcpus: number(wanted.vcpus),
         vcpus_on: 0,
-        memory,
-        memory_images,
+        memory: wanted.memory,
+        memory_images: draft.images_size(),
         cpu_time_ns: 0,
         age_us: 0,
         exits: 0,
-        weight: draft.weight().unwrap_or(DEFAULT_WEIGHT),
-        cap: draft.cap().unwrap_or(0),
+        weight: wanted.weight.unwrap_or(DEFAULT_WEIGHT),
+        cap: wanted.cap.unwrap_or(0),
         direct: false,
-        console: draft.has_console(),
-        on_crash: on_crash(draft.on_crash()),
+        console: wanted.console,
+        on_crash: wanted.on_crash,
         watchdog_s: 0,
         restarts: 0,
         functions: 0,
@@ -219,7 +204,7 @@ fn vcpus(domains: &Domains, wanted: VcpusFrom, reply: Reply<'_>) -> Outcome {
     let Some(domain) = domain else { return reply.refused(Status::NoSuchDomain, "") };
     let from = usize::try_from(wanted.from).unwrap_or(usize::MAX);
     let cpus = domains.host.cpus.ids();
-    let vwfi = vwfi(domains.host.options.vwfi);
+    let vwfi = domains.host.options.vwfi;
     let describe = |vcpu: &Vcpu| {
         let mut affinity = CpuSet::EMPTY;
         let may_run = cpus.clone().filter(|&cpu| vcpu.entity.affinity.has(cpu));

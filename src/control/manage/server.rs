@@ -16,7 +16,7 @@
     clippy::arithmetic_side_effects
 )]
 #![cfg_attr(
-    test,
+    any(test, fuzzing),
     allow(
         clippy::panic,
         clippy::unwrap_used,
@@ -28,7 +28,7 @@
 
 use crate::domain::streams;
 use crate::host::events::Recorded;
-use crate::vits::Progress;
+use crate::util::progress::Progress;
 use alloc::boxed::Box;
 use alloc::vec;
 use doorward_api::{Body, Chosen, Detail, Empty, FRAME_MAX, Frame, Header, Parser, Request, Status, VERSION, Versions};
@@ -99,9 +99,8 @@ impl Reply<'_> {
 
     /// It is not done; `text` says more than the status.
     pub fn refused(self, status: Status, text: &str) -> Outcome {
-        let end = text.char_indices().map(|(at, letter)| at.saturating_add(letter.len_utf8()));
-        let end = end.take_while(|&end| end <= 200).last().unwrap_or(0);
-        self.write(status, &Detail { text: text.get(..end).unwrap_or_default() })
+        let text = text.get(..text.floor_char_boundary(200)).unwrap_or_default();
+        self.write(status, &Detail { text })
     }
 }
 
@@ -284,5 +283,7 @@ fn version(versions: Versions, reply: Reply<'_>) -> Outcome {
     reply.done(&chosen(if common { VERSION } else { 0 }))
 }
 
+#[cfg(any(test, fuzzing))]
+pub mod fake;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod tests;

@@ -8,9 +8,10 @@ use crate::gic::testing::{Bench, ITS0};
 use crate::gic::{DeviceQuota, MIN_EVENT_BITS};
 use crate::ids::{DeviceIds, Intid, Mpidr};
 use crate::mm::counting::{allocations, outside};
+use crate::util::progress::Progress;
 use crate::vgic::{Trigger, testing as guest};
 use crate::vits::fake::encode::{self, Words};
-use crate::vits::{OnError, Progress, Quota, Vits, VitsConfig};
+use crate::vits::{OnError, Quota, Vits, VitsConfig};
 use gic_model::Config;
 
 const VCPUS: u16 = 3;

@@ -370,6 +370,15 @@ macro_rules! bytes {
                 /// All values.
                 pub const EVERY: &'static [$name] = &[$($name::$variant,)*];
 
+                /// The value with this number, if there is one.
+                #[must_use]
+                pub const fn from_number(number: u8) -> Option<$name> {
+                    match number {
+                        $($value => Some($name::$variant),)*
+                        _ => None,
+                    }
+                }
+
                 /// The word for it in output and in files.
                 #[must_use]
                 pub const fn label(self) -> &'static str {
@@ -385,10 +394,7 @@ macro_rules! bytes {
                 }
 
                 fn take(from: &mut $crate::wire::Reader<'_>) -> Result<$name, $crate::wire::Malformed> {
-                    match <u8 as $crate::wire::Body>::take(from)? {
-                        $($value => Ok($name::$variant),)*
-                        _ => Err($crate::wire::Malformed),
-                    }
+                    $name::from_number(<u8 as $crate::wire::Body>::take(from)?).ok_or($crate::wire::Malformed)
                 }
             }
         )*

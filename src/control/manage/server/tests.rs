@@ -1,80 +1,32 @@
 //! The server against a client that sends what it likes, with acts that are counted.
 
+use super::fake::Pipe;
 use super::*;
 use crate::host::events::Events;
 use crate::ids::{DomId, DomainName};
-use doorward_api::{Created, Event, EventKind, HEADER_LEN, Kind};
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use doorward_api::{Created, Event, EventKind, Kind};
 use std::vec::Vec;
 
-/// A stream whose other end is the test.
-#[derive(Default)]
-pub struct Pipe {
-    pub session: Cell<u32>,
-    pub to_server: RefCell<VecDeque<u8>>,
-    pub to_client: RefCell<Vec<u8>>,
-    /// How many bytes the client leaves unread at most.
-    pub room: Cell<usize>,
-}
-
 impl Pipe {
-    pub fn open() -> Pipe {
+    fn open() -> Pipe {
         let pipe = Pipe::default();
         pipe.session.set(1);
         pipe.room.set(usize::MAX);
         pipe
     }
 
-    pub fn ask(&self, request: &Request<'_>, tag: u32) {
+    fn ask(&self, request: &Request<'_>, tag: u32) {
         let mut bytes = [0; FRAME_MAX];
         let length = request.encode(tag, &mut bytes).unwrap();
         self.to_server.borrow_mut().extend(&bytes[..length]);
     }
 
     /// The frames that have come: kind, status, tag and body.
-    pub fn answers(&self) -> Vec<(u16, u16, u32, Vec<u8>)> {
-        let bytes = std::mem::take(&mut *self.to_client.borrow_mut());
-        let (mut rest, mut all) = (&bytes[..], Vec::new());
-        while let Some((head, after)) = rest.split_first_chunk::<HEADER_LEN>() {
-            let header = Header::read(head).expect("the server sends whole frames");
-            let (body, after) = after.split_at(header.length as usize);
-            all.push((header.kind, header.status, header.tag, body.to_vec()));
-            rest = after;
-        }
-        assert!(rest.is_empty());
+    fn answers(&self) -> Vec<(u16, u16, u32, Vec<u8>)> {
+        let all = core::iter::from_fn(|| self.frame());
+        let all = all.map(|(header, body)| (header.kind, header.status, header.tag, body)).collect();
+        assert!(self.to_client.borrow().is_empty(), "the server sends whole frames");
         all
-    }
-
-    fn left(&self) -> usize {
-        self.room.get().saturating_sub(self.to_client.borrow().len())
-    }
-}
-
-impl Stream for Pipe {
-    fn session(&self) -> u32 {
-        self.session.get()
-    }
-
-    fn receive(&self, into: &mut [u8]) -> usize {
-        let mut bytes = self.to_server.borrow_mut();
-        let count = into.len().min(bytes.len());
-        into.iter_mut().zip(bytes.drain(..count)).for_each(|(to, from)| *to = from);
-        count
-    }
-
-    fn send(&self, from: &[u8]) -> usize {
-        let count = from.len().min(self.left());
-        self.to_client.borrow_mut().extend(&from[..count]);
-        count
-    }
-
-    fn send_whole(&self, from: &[u8]) -> bool {
-        let fits = from.len() <= self.left();
-        if fits {
-            self.to_client.borrow_mut().extend(from);
-        }
-        fits
     }
 }
 
