@@ -7,7 +7,7 @@
 
 use crate::ids::{CpuId, DOMAINS, DomId};
 use crate::sync::Exclusive;
-use crate::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering, fence};
+use crate::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering, fence, spin_loop};
 use crate::util::progress::Progress;
 use alloc::vec::Vec;
 
@@ -82,7 +82,12 @@ impl<W> Background<W> {
                 // So this CPU looks again after it has released `work`.
                 drop(work);
                 fence(Ordering::SeqCst);
-                return if self.is_empty() { Step::Nothing } else { Step::More };
+                if self.is_empty() {
+                    return Step::Nothing;
+                }
+                // A CPU has counted its domain and is about to announce it.
+                spin_loop();
+                return Step::More;
             };
             *work = begin(id);
         }
